@@ -42,6 +42,7 @@ _SIMPLE_KEYWORDS: Final = frozenset(
     ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
 )
 _TYPES: Final = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
+_SIMPLE_TYPES: Final = frozenset(("string", "number", "integer", "boolean"))
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "$defs", "definitions")
 _SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAX_DEPTH: Final = 64
@@ -125,22 +126,34 @@ def prepare_tools(
         )  # fmt: skip
 
         def make_grammar(enforced_tools: list[Tool]) -> ToolGrammar | str | None:
-            template_tools = make_template_tools(make_tool_definitions(enforced_tools))
-            enforced_options = options._replace(enforced_tools=template_tools)
+            enforced_options = _enforce(options, enforced_tools)
             return _choose_grammar(builder, enforced_options, output_format, must_call=must_call)
 
-    return PreparedTools(options, list(_iterate_grammars(tools, make_grammar)))
+    enforced_tools = _find_enforced_tools(tools, make_grammar)
+    if builder.has_native_tools and enforced_tools != tools:
+        options = _enforce(options, enforced_tools)
+    return PreparedTools(options, list(_iterate_grammars(enforced_tools, make_grammar)))
 
 
-def _iterate_grammars(
-    tools: list[Tool], make_grammar: Callable[[list[Tool]], ToolGrammar | str | None]
-) -> Iterator[ToolGrammar | str]:
-    """Yield the grammar of the tools, and weaker ones if the engine may be unable to compile it."""
+def _enforce(options: PromptOptions, tools: list[Tool]) -> PromptOptions:
+    return options._replace(enforced_tools=make_template_tools(make_tool_definitions(tools)))
+
+
+_MakeGrammar = Callable[[list[Tool]], "ToolGrammar | str | None"]
+
+
+def _find_enforced_tools(tools: list[Tool], make_grammar: _MakeGrammar) -> list[Tool]:
+    """Return `tools` with the strongest schemas for which a grammar can be made."""
     try:
-        grammar = make_grammar(tools)
+        make_grammar(tools)
     except (TemplateError, GrammarError):
-        tools = [_weaken_until(tool, lambda weaker: make_grammar([weaker])) for tool in tools]
-        grammar = make_grammar(tools)
+        return [_weaken_until(tool, lambda weaker: make_grammar([weaker])) for tool in tools]
+    return tools
+
+
+def _iterate_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> Iterator[ToolGrammar | str]:
+    """Yield the grammar of the tools, and weaker ones if the engine may be unable to compile it."""
+    grammar = make_grammar(tools)
     if grammar is None:
         return
     yield grammar
@@ -235,9 +248,12 @@ def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _weaken_until(tool: Tool, check: Callable[[Tool], object]) -> Tool:
-    """Return `tool` with the strongest schema that `check` accepts: its own, one of basic keywords, or any object."""
+    """Return `tool` with the strongest schema that `check` accepts.
+
+    These are its own schema, the basic keywords of it, the simple types of its properties, and any object.
+    """
     function, weaker = tool.function, tool
-    for weaken in (None, _keep_basic_keywords, _allow_any_object):
+    for weaken in (None, _keep_basic_keywords, _keep_simple_types, _allow_any_object):
         weaker = tool if weaken is None else _replace_schema(tool, weaken)
         try:
             check(weaker)
@@ -252,6 +268,23 @@ def _weaken_until(tool: Tool, check: Callable[[Tool], object]) -> Tool:
 
 def _allow_any_object(_schema: Any) -> dict[str, Any]:
     return {"type": "object"}
+
+
+def _keep_simple_types(schema: Any) -> dict[str, Any]:
+    """Return a JSON schema of an object with the same properties, which have a simple type or any value."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    if not isinstance(properties, Mapping):
+        return _allow_any_object(schema)
+    types = {name: item.get("type") if isinstance(item, Mapping) else None for name, item in properties.items()}
+    required = schema.get("required")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return {
+        "type": "object",
+        "properties": {
+            name: {"type": t} if isinstance(t, str) and t in _SIMPLE_TYPES else {} for name, t in types.items()
+        },
+        "required": sorted(names & types.keys()),
+    }
 
 
 def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
