@@ -109,7 +109,7 @@ def make_reply_format(applied: Mapping[str, Any], request: FormatRequest, *, has
         tool_grammar = ToolGrammar(
             gbnf=applied["grammar"], delimiters=applied["delimiters"], triggers=triggers if is_lazy else [],
             prompt_end=applied["generation_prompt"], thinking_start=applied["thinking_start"] if is_lazy else "",
-            thinking_ends=applied["thinking_ends"] if is_lazy else [],
+            thinking_ends=applied["thinking_ends"] if is_lazy else [], allow_parallel=request.allow_parallel,
         )  # fmt: skip
     tags = [applied["thinking_start"], *applied["thinking_ends"]]
     return ReplyFormat(

@@ -26,6 +26,7 @@ from llguidance.gbnf_to_lark import (
 )
 
 from edgechat.errors import GrammarError
+from edgechat.runtime.gbnf_derivative import Derivative
 
 # Rules of llama.cpp's JSON grammars that no other rule of the same position is a prefix of.
 _TERMINAL_RULES: Final = frozenset((
@@ -37,22 +38,29 @@ _AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
 _ANY_TEXT: Final = r"/(.|\n)*/"
 
 
-def convert_to_lark(gbnf: str, delimiters: Mapping[str, Sequence[str]]) -> str:
+def convert_to_lark(
+    gbnf: str, delimiters: Mapping[str, Sequence[str]], *, call_starts: Sequence[str] = (), allow_parallel: bool = True
+) -> str:
     """Convert a grammar in GBNF to Lark.
 
-    `delimiters` are the delimiters of the automata by the name of their first rule, such as "until-3". Raises
-    GrammarError if the grammar is not valid GBNF.
+    `delimiters` are the delimiters of the automata by the name of their first rule, such as "until-3". For the text
+    `call_starts[i]`, the rule "after_i" describes what the grammar allows after it; the rule is missing if the grammar
+    allows no text that begins so. Without `allow_parallel`, the rule "tool-call" is not repeated. Raises GrammarError
+    if the grammar is not valid GBNF.
     """
     try:
         rules = GrammarParser().parse(gbnf)
     except Exception as error:  # the parser raises its own errors, IndexError and ValueError
         raise GrammarError(f"The grammar of the tool calls cannot be read: {error}.") from error
-    return _Converter(rules, delimiters).convert()
+    return _Converter(rules, delimiters, allow_parallel=allow_parallel).convert(call_starts)
 
 
 class _Converter:
-    def __init__(self, rules: dict[str, RuleNode], delimiters: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, rules: dict[str, RuleNode], delimiters: Mapping[str, Sequence[str]], *, allow_parallel: bool
+    ) -> None:
         self._rules = rules
+        self._allow_parallel = allow_parallel
         self._delimiters = delimiters
         for rule in rules.values():
             rule.alternatives = rule.alternatives.simplify()
@@ -62,8 +70,8 @@ class _Converter:
         self._used_automata: set[str] = set()
         self._terminal_definitions: dict[str, str] = {}
 
-    def convert(self) -> str:
-        """Return the grammar in Lark."""
+    def convert(self, call_starts: Sequence[str]) -> str:
+        """Return the grammar in Lark; see `convert_to_lark`."""
         lines, states = [], []
         for name, rule in self._rules.items():
             match = _AUTOMATON_RULE.fullmatch(name)
@@ -71,6 +79,11 @@ class _Converter:
                 states.append((match[1], name, rule))
             else:
                 lines.append(f"{self._lark_name(name)}: {self._rewrite(rule.alternatives).top_str()}")
+        derivative = Derivative(self._rules) if call_starts else None
+        for i, start in enumerate(call_starts):
+            rest = derivative.find_rest(start) if derivative is not None else None
+            if rest is not None:
+                lines.append(f"after_{i}: {self._rewrite(rest).top_str()}")
         for automaton, name, rule in states:
             if automaton in self._used_automata:
                 lines.append(f"{_identifier(name)}: {self._rewrite(rule.alternatives).top_str()}")
@@ -94,7 +107,9 @@ class _Converter:
         if isinstance(node, AlternativeNode):
             return AlternativeNode([self._rewrite(n) for n in node.alternatives])
         if isinstance(node, RepetitionNode):
-            return RepetitionNode(self._rewrite(node.node), node.min_times, node.max_times)
+            is_call = any(isinstance(n, RuleRefNode) and n.name == "tool-call" for n in (node.node, *_iterate(node)))
+            max_times = 1 if is_call and not self._allow_parallel else node.max_times
+            return RepetitionNode(self._rewrite(node.node), min(node.min_times, max_times or node.min_times), max_times)
         return node
 
     def _rewrite_sequence(self, sequence: SequenceNode) -> list[ASTNode]:

@@ -30,6 +30,10 @@ class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
     triggers: list[Trigger] = []
     """Texts that activate the grammar, which then applies from the beginning of the text. Without triggers, the output
     must be a tool call: the grammar applies to the whole output, or to the output after the reasoning."""
+    call_starts: list[str] = []
+    """Texts of which each call begins with one, if there are no triggers; empty if they are unknown."""
+    allow_parallel: bool = True
+    """Whether an output may have several calls. Some of the grammars of llama.cpp always allow them."""
     prompt_end: str = ""
     """End of the prompt that belongs to the reply, such as the start tag of the reasoning."""
     thinking_start: str = ""

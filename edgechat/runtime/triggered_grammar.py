@@ -25,8 +25,10 @@ def convert_tool_grammar(grammar: ToolGrammar) -> str:
     """
     from edgechat.runtime.gbnf import convert_to_lark  # imports llguidance, which is optional
 
-    lark = convert_to_lark(grammar.gbnf, grammar.delimiters)
-    if grammar.triggers or not (grammar.thinking_ends or grammar.content_rule):
+    lark = convert_to_lark(
+        grammar.gbnf, grammar.delimiters, call_starts=grammar.call_starts, allow_parallel=grammar.allow_parallel
+    )
+    if grammar.triggers or not (grammar.thinking_ends or grammar.content_rule or grammar.call_starts):
         return lark
     return _add_output_rules(lark, grammar)
 
@@ -41,7 +43,7 @@ def start_tool_grammar(
     """
     if grammar.triggers:
         return TriggeredGrammar(model, compiled, grammar, text_tokens)
-    if not grammar.thinking_ends:
+    if not (grammar.thinking_ends or grammar.call_starts):
         compiled.accept_text(grammar.prompt_end)
     return compiled
 
@@ -58,7 +60,9 @@ def compile_tool_grammar(model: Model, grammar: ToolGrammar, text_tokens: Sequen
 
 def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:
     """Return a grammar for reasoning, which is free text, and then calls as `lark` describes, or content."""
-    rules = [re.sub(r"(?m)^start:", "calls:", lark, count=1)]
+    # The grammars of several families also allow an empty text, or white space.
+    calls = [f"{json.dumps(text)} after_{i}" for i, text in enumerate(grammar.call_starts) if f"\nafter_{i}:" in lark]
+    rules = [re.sub(r"(?m)^start:", "root:", lark, count=1), f"calls: {' | '.join(calls) or 'root'}\n"]
     thoughts = ""
     if grammar.thinking_ends:
         is_open = TriggerDetector(grammar).is_thinking

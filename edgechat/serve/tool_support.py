@@ -196,8 +196,10 @@ def _choose_grammar(
     if not must_call and not output_format.rule:
         return grammar
     if grammar is not None and not any(trigger.is_pattern for trigger in grammar.triggers):
-        content_rule = "" if must_call else output_format.rule
-        return msgspec.structs.replace(grammar, triggers=[], content_rule=content_rule)
+        return msgspec.structs.replace(
+            grammar, triggers=[], call_starts=[trigger.value for trigger in grammar.triggers],
+            content_rule="" if must_call else output_format.rule,
+        )  # fmt: skip
     if not must_call:
         message = (
             f"{output_format.param}: this model's tool calls cannot be combined with an output format. "
