@@ -35,6 +35,9 @@ _TERMINAL_RULES: Final = frozenset((
 ))  # fmt: skip
 # States of the automata for the texts without a delimiter ("until") and up to a delimiter ("ac").
 _AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
+# Rules of one or more calls, and the rules of a call that they repeat.
+_CALLS_RULE: Final = re.compile(r"tools|tool-calls|(.*-)?tool-call(-root)?")
+_CALL_RULE: Final = re.compile(r"(.*-)?tool-(?!.*-arg).*")
 _ANY_TEXT: Final = r"/(.|\n)*/"
 
 
@@ -45,8 +48,8 @@ def convert_to_lark(
 
     `delimiters` are the delimiters of the automata by the name of their first rule, such as "until-3". For the text
     `call_starts[i]`, the rule "after_i" describes what the grammar allows after it; the rule is missing if the grammar
-    allows no text that begins so. Without `allow_parallel`, the rule "tool-call" is not repeated. Raises GrammarError
-    if the grammar is not valid GBNF.
+    allows no text that begins so. Without `allow_parallel`, calls are not repeated. Raises GrammarError if the grammar
+    is not valid GBNF.
     """
     try:
         rules = GrammarParser().parse(gbnf)
@@ -61,6 +64,8 @@ class _Converter:
     ) -> None:
         self._rules = rules
         self._allow_parallel = allow_parallel
+        self._is_single_call = False
+        """True while a rule is rewritten that must not allow several calls, but may."""
         self._delimiters = delimiters
         for rule in rules.values():
             rule.alternatives = rule.alternatives.simplify()
@@ -74,11 +79,13 @@ class _Converter:
         """Return the grammar in Lark; see `convert_to_lark`."""
         lines, states = [], []
         for name, rule in self._rules.items():
+            self._is_single_call = not self._allow_parallel and _CALLS_RULE.fullmatch(name) is not None
             match = _AUTOMATON_RULE.fullmatch(name)
             if match is not None and match[1] in self._delimiters:
                 states.append((match[1], name, rule))
             else:
                 lines.append(f"{self._lark_name(name)}: {self._rewrite(rule.alternatives).top_str()}")
+        self._is_single_call = not self._allow_parallel
         derivative = Derivative(self._rules) if call_starts else None
         for i, start in enumerate(call_starts):
             rest = derivative.find_rest(start) if derivative is not None else None
@@ -107,9 +114,8 @@ class _Converter:
         if isinstance(node, AlternativeNode):
             return AlternativeNode([self._rewrite(n) for n in node.alternatives])
         if isinstance(node, RepetitionNode):
-            is_call = any(isinstance(n, RuleRefNode) and n.name == "tool-call" for n in (node.node, *_iterate(node)))
-            max_times = 1 if is_call and not self._allow_parallel else node.max_times
-            return RepetitionNode(self._rewrite(node.node), min(node.min_times, max_times or node.min_times), max_times)
+            max_times = 1 if self._is_single_call and _repeats_calls(node) else node.max_times
+            return RepetitionNode(self._rewrite(node.node), node.min_times, max_times)
         return node
 
     def _rewrite_sequence(self, sequence: SequenceNode) -> list[ASTNode]:
@@ -131,7 +137,9 @@ class _Converter:
                 i += 2
                 continue
             if text and isinstance(following, RepetitionNode) and following.min_times == 0:
-                joined = [*map(self._rewrite, inner[:-1]), RuleRefNode(self._without(text))]
+                # Text after the call may be another call.
+                terminal = [] if self._is_single_call else [RuleRefNode(self._without(text))]
+                joined = [*map(self._rewrite, inner[:-1]), *terminal]
                 rewritten += [RepetitionNode(SequenceNode(joined), 0, 1)] if is_optional else joined
             else:
                 rewritten.append(self._rewrite(node))
@@ -187,6 +195,12 @@ def _escape_regex(text: str) -> str:
 def _find_references(node: ASTNode) -> set[str]:
     """Return the names of all rules that a node refers to."""
     return {child.name for child in _iterate(node) if isinstance(child, RuleRefNode)}
+
+
+def _repeats_calls(node: RepetitionNode) -> bool:
+    """Return whether the repeated node is a call, or one of several calls, with optional white space."""
+    names = _find_references(SequenceNode([node.node])) - {"space"}
+    return node.max_times is None and bool(names) and all(map(_CALL_RULE.fullmatch, names))
 
 
 def _iterate(node: ASTNode) -> Iterator[ASTNode]:

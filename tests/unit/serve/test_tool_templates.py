@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os.path
 from collections.abc import Iterator
 from typing import Any
 
 import llguidance
 import pytest
 
+from edgechat.errors import TemplateError
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, Renderer
-from edgechat.runtime.tool_grammar import ToolGrammar
+from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import OutputFormat
@@ -35,7 +39,7 @@ def start(grammar: ToolGrammar | str) -> llguidance.LLMatcher:
     """Return a matcher of the grammar at the beginning of an output."""
     matcher = llguidance.LLMatcher(TOKENIZER, to_lark(grammar), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
-    if isinstance(grammar, ToolGrammar) and not (grammar.thinking_ends or grammar.call_starts):
+    if isinstance(grammar, ToolGrammar) and not (grammar.triggers or grammar.thinking_ends or grammar.call_starts):
         prompt_end = list(grammar.prompt_end.encode())
         assert matcher.try_consume_tokens(prompt_end) == len(prompt_end)
     return matcher
@@ -89,3 +93,66 @@ def test_required_call_cannot_be_left_out(renderer: Renderer, template: str) -> 
             end_tags = grammar.thinking_ends[:1] if isinstance(grammar, ToolGrammar) else []
             for text in ("", " ", "\n\n", *(f"{tag}{space}" for tag in end_tags for space in ("", "\n\n", " \n" * 20))):
                 assert not is_complete(matcher, text), (fields, text)
+
+
+def make_call(index: int, name: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": {"city": "Paris"}}
+    return {"id": f"abcdefgh{index}", "type": "function", "function": function}
+
+
+def write_calls(builder: PromptBuilder, engine: RecordingEngine, names: list[str]) -> str:
+    """Return how the template writes a reply that calls functions, and the text after it. Raises TemplateError."""
+    options = prepare_request(builder, {"get_weather": CITY, "get_time": CITY}).options
+    builder.build([PromptMessage("user", "Hi")], options)
+    prompt = engine.text
+    calls = [make_call(i, name) for i, name in enumerate(names)]
+    results = [PromptMessage("tool", "sunny", extra_fields={"tool_call_id": call["id"]}) for call in calls]
+    reply = PromptMessage("assistant", "", extra_fields={"tool_calls": calls})
+    builder.build([PromptMessage("user", "Hi"), reply, *results], options)
+    prefix = os.path.commonprefix([prompt, engine.text])
+    if prefix.rfind("<") > prefix.rfind(">"):  # the calls and the reasoning begin with tags
+        prefix = prefix[: prefix.rfind("<")]
+    return engine.text[len(prefix) :]
+
+
+def find_accepted(grammar: ToolGrammar, output: str) -> str:
+    """Return the part of an output from the beginning of its call that the grammar accepts."""
+    detector = TriggerDetector(grammar)
+    for position, letter in enumerate(output):
+        call_start = detector.feed(letter)
+        if call_start is not None:
+            text = (call_start + output[position + 1 :]).encode()
+            matcher = start(grammar)
+            n_accepted = matcher.try_consume_tokens(list(text))
+            return text[:n_accepted].decode("utf-8", "ignore")
+    return ""
+
+
+def test_several_calls_are_refused_if_the_request_allows_one(renderer: Renderer) -> None:
+    functions = {"get_weather": CITY, "get_time": CITY}
+    n_single, n_several = 0, 0
+    for template in TEMPLATES:
+        engine = RecordingEngine()
+        builder = make_builder(renderer, template, engine)
+        if not builder.has_native_tools:
+            continue
+        single, several = (
+            prepare_request(builder, functions, parallel_tool_calls=allow_parallel).grammars
+            for allow_parallel in (False, True)
+        )
+        if not single or not isinstance(single[0], ToolGrammar) or not isinstance(several[0], ToolGrammar):
+            continue
+        outputs = []
+        with contextlib.suppress(TemplateError):
+            call = find_accepted(single[0], write_calls(builder, engine, ["get_weather"]))
+            if "Paris" in call:
+                n_single += 1
+                outputs += [f"{call.rstrip()}{space}{call}" for space in ("", "\n", " ", "\n\n")]
+        with contextlib.suppress(TemplateError):
+            output = write_calls(builder, engine, ["get_weather", "get_time"])
+            outputs.append(output)
+            n_several += find_accepted(several[0], output).count("Paris") == 2
+        for output in outputs:
+            assert find_accepted(single[0], output).count("Paris") <= 1, (template, output)
+    assert n_single >= 50  # a few templates do not begin a call with the text that llama.cpp waits for
+    assert n_several >= 45
