@@ -62,9 +62,7 @@ class Derivative:
             text = _read_literal(node)
             rest: _Sequence = [LiteralNode(json.dumps(text[1:])[1:-1])] if text[1:] else []
             return [rest] if text[:1] == character else []
-        if isinstance(node, RuleRefNode):
-            if node.name in open_rules or node.name not in self._rules:
-                return []
+        if isinstance(node, RuleRefNode) and node.name in self._rules.keys() - open_rules:
             return self._derive(self._rules[node.name].alternatives, character, open_rules | {node.name})
         if isinstance(node, SequenceNode):
             return self._derive_all(node.nodes, character, open_rules)
@@ -76,7 +74,7 @@ class Derivative:
                 RepetitionNode(node.node, max(0, node.min_times - 1), max_times)
             ]  # fmt: skip
             return [[*rest, *more] for rest in self._derive(node.node, character, open_rules)]
-        return []  # a character class
+        return []  # a character class, or a rule that begins with itself
 
 
 def _read_literal(node: LiteralNode) -> str:

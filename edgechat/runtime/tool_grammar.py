@@ -38,7 +38,8 @@ class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
     """End of the prompt that belongs to the reply, such as the start tag of the reasoning."""
     thinking_start: str = ""
     thinking_ends: list[str] = []
-    """Tags of the reasoning, in which triggers are ignored; empty if `gbnf` describes the reasoning too."""
+    """Tags of the reasoning, in which triggers are ignored; empty if `gbnf` describes the reasoning too. A trigger that
+    begins with an end tag also ends the reasoning."""
     content_rule: str = ""
     """Rule in llguidance's variant of Lark for outputs without a call; "" if each output must be a call. Only without
     triggers."""
@@ -89,12 +90,17 @@ class TriggerDetector:
         return min(starts, default=None)
 
     def _skip_to(self, tags: Sequence[str]) -> bool:
-        """Remove the text up to the end of the first of `tags`; return False if the text has none of them."""
-        ends = [start + len(tag) for tag in tags if (start := self._text.find(tag)) >= 0]
+        """Remove the text up to the end of the first of `tags`; return False if the text has none of them.
+
+        An end tag that begins a trigger stays in the text.
+        """
+        ends = [(start + len(tag), tag) for tag in tags if (start := self._text.find(tag)) >= 0]
         if not ends:
             self._truncate()
             return False
-        self._text = self._text[min(ends) :]
+        end, tag = min(ends)
+        begins_call = self.is_thinking and any(word.startswith(tag) for word in self._words)
+        self._text = self._text[end - len(tag) if begins_call else end :]
         self._is_whole_output = False
         return True
 

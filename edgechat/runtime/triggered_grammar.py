@@ -61,18 +61,24 @@ def compile_tool_grammar(model: Model, grammar: ToolGrammar, text_tokens: Sequen
 def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:
     """Return a grammar for reasoning, which is free text, and then calls as `lark` describes, or content."""
     # The grammars of several families also allow an empty text, or white space.
-    calls = [f"{json.dumps(text)} after_{i}" for i, text in enumerate(grammar.call_starts) if f"\nafter_{i}:" in lark]
-    rules = [re.sub(r"(?m)^start:", "root:", lark, count=1), f"calls: {' | '.join(calls) or 'root'}\n"]
-    thoughts = ""
+    starts = [(text, f"after_{i}") for i, text in enumerate(grammar.call_starts) if f"\nafter_{i}:" in lark]
+    calls = " | ".join(f"{json.dumps(text)} {rest}" for text, rest in starts) or "root"
+    rules = [re.sub(r"(?m)^start:", "root:", lark, count=1), f"calls: {calls}\n"]
+    thoughts, calls_in_thoughts = "", ""
     if grammar.thinking_ends:
         is_open = TriggerDetector(grammar).is_thinking
-        start_tag = json.dumps(grammar.thinking_start)
+        start_tag = "" if is_open else json.dumps(grammar.thinking_start)
         thoughts = "thoughts" if is_open else f"({start_tag} thoughts)?" if grammar.thinking_start else ""
-        rules.append(f"thoughts[lazy]: /(.|\\n)*/ ({' | '.join(map(json.dumps, grammar.thinking_ends))})\n")
+        for text, rest in starts:  # the beginning of a call can be an end tag
+            if any(map(text.startswith, grammar.thinking_ends)):
+                calls_in_thoughts += f" | {start_tag} up_to_{rest} {rest}"
+                rules.append(f"up_to_{rest}[lazy]: /(.|\\n)*/ {json.dumps(text)}\n")
+        tags = [tag for tag in grammar.thinking_ends if not any(text.startswith(tag) for text, _ in starts)]
+        rules.append(f"thoughts[lazy]: /(.|\\n)*/ ({' | '.join(map(json.dumps, tags))})\n")
     if grammar.content_rule:
         rules.append(f"content: {grammar.content_rule}\n")
     output = "(calls | content)" if grammar.content_rule else "calls"
-    return f"start: {thoughts} /\\s{{0,4}}/ {output}\n" + "".join(rules)
+    return f"start: {thoughts} /\\s{{0,4}}/ {output}{calls_in_thoughts}\n" + "".join(rules)
 
 
 class TriggeredGrammar:
