@@ -210,7 +210,7 @@ def test_hostile_template_is_one_error_and_keeps_the_render_process_alive(
         apply_template(renderer, TemplateInfo(template, "", ""), PLAIN_REQUEST, MESSAGES)
     assert "\n" not in str(caught.value)
     assert child_of(renderer) == child
-    assert find_reply_format(renderer, TemplateInfo(template, "", ""), PLAIN_REQUEST) == ReplyFormat()
+    assert find_reply_format(renderer, TemplateInfo(template, "", ""), PLAIN_REQUEST) == ReplyFormat(is_fallback=True)
 
 
 def test_crash_of_a_template_is_one_error_and_the_next_template_is_applied(
@@ -218,7 +218,7 @@ def test_crash_of_a_template_is_one_error_and_the_next_template_is_applied(
 ) -> None:
     with pytest.raises(TemplateError, match="crashed 2 render processes"):
         apply_template(renderer, TemplateInfo(CYCLE, "", ""), PLAIN_REQUEST, MESSAGES)
-    assert find_reply_format(renderer, TemplateInfo(CYCLE, "", ""), PLAIN_REQUEST) == ReplyFormat()
+    assert find_reply_format(renderer, TemplateInfo(CYCLE, "", ""), PLAIN_REQUEST) == ReplyFormat(is_fallback=True)
     check_output(renderer, qwen)
 
 

@@ -168,7 +168,7 @@ def test_call_in_open_reasoning_is_constrained(renderer: Renderer) -> None:
         builder = make_builder(renderer, template, engine)
         if not builder.has_native_tools:
             continue
-        fields = {"think": True, "parallel_tool_calls": False}
+        fields: dict[str, Any] = {"think": True, "parallel_tool_calls": False}
         auto = prepare_request(builder, {"get_weather": CITY}, **fields)
         required = prepare_request(builder, {"get_weather": CITY}, **fields, tool_choice="required").grammars[0]
         auto_grammar = auto.grammars[0] if auto.grammars else None
