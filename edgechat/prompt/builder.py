@@ -8,7 +8,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,14 +20,13 @@ from edgechat.errors import ContextOverflowError, TemplateError
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
 from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning, split_reply_start
-from edgechat.prompt.omissions import find_omitted
+from edgechat.prompt.omissions import OmissionFinder
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
 from edgechat.prompt.reply_parser import ReplyParser
-from edgechat.prompt.roles import order_roles
 from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
-from edgechat.prompt.variants import iterate_variants
+from edgechat.prompt.variants import iterate_orders, iterate_variants
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
 _MAX_TOKEN_BYTES: Final = 1024
@@ -90,6 +89,7 @@ class PromptBuilder:
         # Texts in messages that neither the tokeniser nor the template may take for its own.
         self._guarded_texts = [*model_properties.control_tokens, *find_searched_tags(self._template)]
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
+        self._omissions = OmissionFinder()
         self._reply_formats: dict[bytes, tuple[ReplyFormat, float]] = {}
         """Formats by request, and when they expire (on the monotonic clock)."""
         self._lock = threading.Lock()
@@ -261,7 +261,7 @@ class PromptBuilder:
         renderings = itertools.chain(
             ((self._render, variant) for variant in iterate_variants(messages)),
             # A few templates fail in Jinja, as in transformers, but not in llama.cpp, which is more lenient.
-            ((self._render_with_library, variant) for variant in (messages, order_roles(messages)) if variant),
+            ((self._render_with_library, variant) for variant in iterate_orders(messages) if variant),
         )
         deadline = time.monotonic() + renderer.TIMEOUT_S
         for render, variant in renderings:
@@ -272,7 +272,7 @@ class PromptBuilder:
             except TemplateError as template_error:
                 error = error or template_error
                 continue
-            omitted = find_omitted(variant, _remove_guard(prompt))
+            omitted = self._find_omitted(render, variant, prompt, options, cancellation)
             if omitted is None:
                 return prompt
             error = error or TemplateError(
@@ -280,6 +280,16 @@ class PromptBuilder:
                 f"{omitted.content.strip()[:60]!r}. Choose another model or template."
             )
         raise error or TemplateError("The conversation has no messages.")
+
+    def _find_omitted(
+        self, render: Callable[..., RenderedPrompt], messages: Sequence[PromptMessage], prompt: RenderedPrompt,
+        options: PromptOptions, cancellation: Cancellation | None,
+    ) -> PromptMessage | None:  # fmt: skip
+        """Return the first message that is not in a rendered prompt; `render` is the method that rendered it."""
+        key = render.__name__, options.think, bool(options.tools)
+        return self._omissions.find(
+            messages, _remove_guard(prompt), lambda probes: render(probes, None, options, cancellation).text, key
+        )
 
     def _render_with_library(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,

@@ -17,29 +17,32 @@ _INTERRUPTED: Final = "(interrupted)"
 
 def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
     """Yield `messages`, and then the variants to try if the chat template rejects them, the smallest change first."""
-    yield messages
-    tried: list[Sequence[PromptMessage]] = [messages]
-    for variant in _iterate_orders(messages):
-        if variant not in tried:
-            tried.append(variant)
-            yield variant
+    tried: list[Sequence[PromptMessage]] = []
+    for variant in iterate_orders(messages):
+        tried.append(variant)
+        yield variant
     for variant in tried:
         yield [msgspec.structs.replace(message, has_text_parts=True) for message in variant]
 
 
-def _iterate_orders(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
-    """Yield the orders of the messages to try, some of them more than once."""
-    variants = [messages]
+def iterate_orders(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
+    """Yield `messages`, and then other orders of roles, each of them once."""
+    tried: list[Sequence[PromptMessage]] = [messages]
+    yield messages
+    for order in _list_orders(messages):
+        for variant in (order, fold_system_prompt(order)):
+            if variant is not None and variant not in tried:
+                tried.append(variant)
+                yield variant
+
+
+def _list_orders(messages: Sequence[PromptMessage]) -> list[Sequence[PromptMessage]]:
+    variants: list[Sequence[PromptMessage]] = [messages]
     if any(message.role == "tool" or "tool_calls" in message.extra_fields for message in messages):
         moved = move_results(messages)
         variants += [split_texts(messages), split_calls(messages), moved, split_calls(split_texts(moved))]
-    orders: list[Sequence[PromptMessage]] = [*variants, *map(order_roles, variants)]
-    orders += [alternate_roles(order_roles(variants[i])) for i in (0, -1)]
-    for order in orders:
-        yield order
-        folded = fold_system_prompt(order)
-        if folded is not None:
-            yield folded
+    ordered = [*map(order_roles, variants)]
+    return [*variants, *ordered, *(alternate_roles(ordered[i]) for i in (0, -1))]
 
 
 def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -52,8 +55,11 @@ def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
     for message in messages:
         last_group = groups[-1] if groups else [message]
         group = groups_by_id.get(message.extra_fields.get("tool_call_id", ""), last_group)
-        n_results = len(group) - 1
-        if message.role == "tool" and n_results < len(group[0].extra_fields.get("tool_calls", [])):
+        calls, n_results = group[0].extra_fields.get("tool_calls", []), len(group) - 1
+        if message.role == "tool" and n_results < len(calls):
+            if group is last_group and message.extra_fields.get("tool_call_id", "") not in groups_by_id:
+                fields = message.extra_fields | {"tool_call_id": calls[n_results].get("id", "")}
+                message = msgspec.structs.replace(message, extra_fields=fields)  # noqa: PLW2901
             group.append(message)
         elif message.role == "tool":
             groups.append([PromptMessage("user", f"<tool_response>\n{message.content}\n</tool_response>")])

@@ -28,12 +28,18 @@ SHAPES = (
     "u", "su", "uau", "suau", "uasu", "suasu", "us", "uas", "au", "sau", "uaau", "uu", "s", "ssu", "ua", "sua", "a",
 )  # fmt: skip
 THINK = PromptOptions(think=True)
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
 # Conversations with tools, see `make_messages`.
 TOOL_SHAPES = (
     "ucr", "ucru", "ucu", "ucua", "ucrau", "ucrcr", "ucrcru", "uprr", "uprru", "uprrau", "upr", "tprr", "utr", "utru",
-    "sutru", "uautr", "ucrautr", "utrau", "utrtr", "utrtru", "ucrs", "ucrsu", "uccrr", "ucrraau", "ur",
-    "rau", "cr", "scru",
+    "sutru", "uautr", "ucrautr", "utrau", "utrtr", "utrtru", "ucrs", "ucrsu", "ucsr", "ucur", "uccrr", "ucrraau", "ur",
+    "sraucr", "rau", "cr", "scru", "uprrtrrapu",
 )  # fmt: skip
+# Templates that know tools, but do not render the calls of earlier replies.
+WITHOUT_CALLS = {
+    "HuggingFaceTB-SmolLM3-3B", "LFM2-8B-A1B", "LFM2.5-Instruct", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+    "ibm-granite-granite-3.3-2B-Instruct",
+}  # fmt: skip
 QUESTION = [PromptMessage("user", "What is one?")]
 LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
 # Templates that fail without tools, but not in llama.cpp.
@@ -179,26 +185,42 @@ def read_native_templates(renderer: Renderer) -> dict[str, str]:
     return {name: text for name, text in templates.items() if make_builder(text, renderer)[0].has_native_tools}
 
 
-def check_texts(name: str, template: str, renderer: Renderer, messages: list[PromptMessage]) -> str:
-    """Check that the template accepts a conversation with tools and keeps all its texts. Return the prompt."""
+def check_texts(name: str, template: str, renderer: Renderer, messages: list[PromptMessage]) -> None:
+    """Check that the template accepts a conversation with tools, and that the prompt has all texts and calls."""
     try:
         text = build(template, renderer, messages, with_tools=True)
     except TemplateError as error:
         pytest.fail(f"{name}, {messages}: {error}")
     assert all(message.content in text for message in messages), (name, messages, text)
-    return text
+    calls = [call for message in messages for call in message.extra_fields.get("tool_calls", [])]
+    is_rendered = [call["function"]["arguments"]["city"] in text for call in calls]
+    assert all(is_rendered) if name not in WITHOUT_CALLS else not any(is_rendered), (name, messages, text)
 
 
 def test_every_template_takes_every_shape_of_conversation_with_all_its_texts(renderer: Renderer) -> None:
-    roles = {"s": "system", "u": "user", "a": "assistant"}
     for name, template in read_templates().items():
         for shape in SHAPES:
-            messages = [PromptMessage(roles[letter], f"text {i} of {letter}") for i, letter in enumerate(shape)]
+            messages = [PromptMessage(ROLES[letter], f"text {i} of {letter}") for i, letter in enumerate(shape)]
             try:
                 text = build(template, renderer, messages)
             except TemplateError as error:
                 pytest.fail(f"{name}, {shape}: {error}")
             assert all(message.content in text for message in messages), (name, shape, text)
+
+
+def test_no_template_leaves_out_a_short_or_repeated_text(renderer: Renderer) -> None:
+    contents = {
+        "uasu": [*"bcde"], "suasu": ["Be brief.", "One?", "Yes", "Be brief.", "Two?"], "us": ["Hi", "user"],
+        "suas": ["You are a bot. Answer in English.", "Hi", "Hello.", "Answer in English."], "uaau": ["a"] * 4,
+        "ssu": ["system", "system", "Hi"],
+    }  # fmt: skip
+    for name, template in read_templates().items():
+        for shape, texts in contents.items():
+            messages = [PromptMessage(ROLES[letter], text) for letter, text in zip(shape, texts, strict=True)]
+            prompt = build(template, renderer, messages)
+            for i, message in enumerate(messages):
+                other = [*messages[:i], PromptMessage(message.role, "q"), *messages[i + 1 :]]
+                assert build(template, renderer, other) != prompt, (name, shape, i, prompt)
 
 
 @pytest.mark.parametrize("tags", [("<think>", "</think>"), ("<think>\n", "\n</think>\n\n"), ("[THINK]", "[/THINK]")])
