@@ -25,8 +25,14 @@ from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.backends.probe import describe_exit
-from edgechat.runtime.grammar import Grammar, check_length, require_llguidance
-from edgechat.runtime.tool_grammar import ToolGrammar
+from edgechat.runtime.grammar import (
+    MAX_GRAMMAR_CHARS,
+    MAX_TOOL_GRAMMAR_CHARS,
+    Grammar,
+    check_length,
+    require_llguidance,
+)
+from edgechat.runtime.tool_grammar import MAX_GBNF_CHARS, ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 
 # The slowest of the schemas of 12 public MCP servers takes 0.05 s on a server core and grows the process by 2 MB. A
@@ -56,13 +62,13 @@ class GrammarChecker:
         self._replies: OrderedDict[bytes, CheckReply] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, grammar: str) -> None:
-        """Compile `grammar` in the child process.
+    def check(self, grammar: str, max_chars: int = MAX_GRAMMAR_CHARS) -> None:
+        """Compile `grammar`, which has at most `max_chars` characters, in the child process.
 
         Raises GrammarError if the grammar is invalid or exceeds a limit, and EngineError if the check fails for another
         reason, for example because `stop` was called.
         """
-        check_length(grammar)
+        check_length(grammar, max_chars)
         key = hashlib.sha256(grammar.encode("utf-8")).digest()
         reply = self._replies.get(key)
         if reply is None:
@@ -211,11 +217,19 @@ class GrammarCompiler:
         first_error: GrammarError | None = None
         for source in job.sources:
             try:
-                lark = source if isinstance(source, str) else convert_tool_grammar(source)
-                self._checker.check(lark)
+                lark, max_chars = _convert(source)
+                self._checker.check(lark, max_chars)
                 with activity.during(Activity.COMPILING_GRAMMAR):
                     return CompiledGrammar(source, self._compile(lark, job.text_tokens))
-            except GrammarError as error:  # noqa: PERF203  (the errors of at most three grammars)
+            except GrammarError as error:  # noqa: PERF203  (the errors of at most four grammars)
                 first_error = first_error or error
                 print(error, file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
         raise first_error or GrammarError("The request has no grammar.")
+
+
+def _convert(source: str | ToolGrammar) -> tuple[str, int]:
+    """Return a grammar in Lark and the maximum length of this kind of grammar. Raises GrammarError."""
+    if isinstance(source, str):
+        return source, MAX_GRAMMAR_CHARS
+    check_length(source.gbnf, MAX_GBNF_CHARS)
+    return convert_tool_grammar(source), MAX_TOOL_GRAMMAR_CHARS

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS: Final = 1 << 18
 """Maximum characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
+MAX_TOOL_GRAMMAR_CHARS: Final = 1 << 19
+"""Maximum characters in a model's own grammar of tool calls, which is up to 3.5 times as long as the tools."""
 # Maximum states of the automaton that llguidance builds while a reply is generated. A state takes up to 2 kB. Schemas
 # of tools need hundreds of states; patterns that search for several texts at once need millions.
 _MAX_LEXER_STATES: Final = 50_000
@@ -30,10 +32,13 @@ _ERROR_PREFIX: Final = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON s
 _ERROR_DETAILS: Final = re.compile(r"<state>|<grammar>|<non-verbose/>|<backtrace>|\. Enable '|\n *\d+ \| ")
 # Error messages about a fault of llguidance or edgechat.
 _INTERNAL_ERROR: Final = re.compile(
-    r"(?i)(lexer error: |parser error: )?(panic|internal error|unexpected backtracking|token .* doesn't satisfy)"
+    r"(?i)(lexer error: |parser error: )?"
+    r"(panic(?!.*symbols\.len)|internal error|unexpected backtracking|token .* doesn't satisfy)"
 )
 # Error messages about a limit on the work.
-_LIMIT_ERROR: Final = re.compile(r"(?i)\btoo (many|large)|\bfuel\b|row has \d|unable to determine|level exceeded")
+_LIMIT_ERROR: Final = re.compile(
+    r"(?i)\btoo (many|large)|symbols\.len\(\) <|\bfuel\b|row has \d|unable to determine|level exceeded"
+)
 _CONTINUATION: Final = "\x01"
 """Control character that precedes a text which is tokenised as the continuation of another."""
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
@@ -181,10 +186,10 @@ def require_llguidance() -> None:
         raise GrammarError("Grammars need the package llguidance. Run `pip install edgechat[serve]`.")
 
 
-def check_length(grammar: str) -> None:
-    """Raise GrammarError if a grammar is longer than `MAX_GRAMMAR_CHARS`."""
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        raise GrammarError(f"The grammar has {len(grammar)} characters; the limit is {MAX_GRAMMAR_CHARS}. Simplify it.")
+def check_length(grammar: str, max_chars: int = MAX_GRAMMAR_CHARS) -> None:
+    """Raise GrammarError if a grammar is longer than `max_chars`."""
+    if len(grammar) > max_chars:
+        raise GrammarError(f"The grammar has {len(grammar)} characters; the limit is {max_chars}. Simplify it.")
 
 
 def _create_matcher(tokenizer: Any, grammar: str) -> LLMatcher:

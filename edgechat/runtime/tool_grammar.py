@@ -12,6 +12,10 @@ import msgspec
 # formats have some 100 characters.
 _MAX_TRIGGER_CHARS: Final = 512
 
+MAX_GBNF_CHARS: Final = 1 << 21
+"""Maximum characters in a grammar before its conversion, which takes 4 s for the longest ones and removes most of the
+automata."""
+
 
 class Trigger(msgspec.Struct, frozen=True):
     """Text with which a tool call begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import msgspec
 from edgechat.errors import GrammarError, TemplateError
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.tool_formats import make_template_tools
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_tool_definitions
@@ -46,6 +48,11 @@ _SIMPLE_TYPES: Final = frozenset(("string", "number", "integer", "boolean"))
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "$defs", "definitions")
 _SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAX_DEPTH: Final = 64
+# Characters in the grammar of simple tools that the engine can certainly compile.
+_MAX_SAFE_GRAMMAR_CHARS: Final = MAX_GRAMMAR_CHARS // 2
+# Maximum number of attempts to find the tools whose schemas cannot be enforced. An attempt takes up to 0.1 s.
+_MAX_ATTEMPTS: Final = 12
+_MAX_LOGGED_NAMES: Final = 8
 MAX_TOOLS_BYTES: Final = 1 << 20
 """Maximum bytes of JSON in the schemas of all tools; the 218 tools of 12 public MCP servers have 114,000."""
 
@@ -143,12 +150,38 @@ _MakeGrammar = Callable[[list[Tool]], "ToolGrammar | str | None"]
 
 
 def _find_enforced_tools(tools: list[Tool], make_grammar: _MakeGrammar) -> list[Tool]:
-    """Return `tools` with the strongest schemas for which a grammar can be made."""
-    try:
-        make_grammar(tools)
-    except (TemplateError, GrammarError):
-        return [_weaken_until(tool, lambda weaker: make_grammar([weaker])) for tool in tools]
-    return tools
+    """Return `tools` with the strongest schemas for which a grammar can be made.
+
+    The first attempts find the tools whose schemas are the cause; later ones weaken the schemas of several tools.
+    Raises ApiError if one of these tools is strict.
+    """
+    attempts = itertools.count()
+
+    def enforce(group: list[Tool], level: int) -> list[Tool]:
+        weaker = group
+        for weaken in _WEAKENINGS[level:]:
+            weaker = [t if weaken is None or t.function.strict else _replace_schema(t, weaken) for t in group]
+            try:
+                make_grammar(weaker)
+            except (TemplateError, GrammarError) as error:
+                if len(group) > 1 and next(attempts) < _MAX_ATTEMPTS:
+                    level, middle = _WEAKENINGS.index(weaken), len(group) // 2
+                    return enforce(group[:middle], level) + enforce(group[middle:], level)
+                _report_weaker_schema(group, error)
+            else:
+                return weaker
+        return weaker
+
+    return enforce(tools, 0)
+
+
+def _report_weaker_schema(tools: list[Tool], error: Exception) -> None:
+    """Log that schemas cannot be enforced as they are. Raises ApiError if a tool is strict."""
+    strict_name = next((tool.function.name for tool in tools if tool.function.strict), None)
+    if strict_name is not None:
+        raise ApiError(400, f"tools: the function {strict_name} is strict: {error}", param="tools") from error
+    names = ", ".join(tool.function.name for tool in tools[:_MAX_LOGGED_NAMES])
+    _log.warning("the arguments of %d functions (%s) are enforced only in part: %s", len(tools), names, error)
 
 
 def _iterate_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> Iterator[ToolGrammar | str]:
@@ -157,17 +190,19 @@ def _iterate_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> Iterator
     if grammar is None:
         return
     yield grammar
-    for weaken in (_keep_basic_keywords, _allow_any_object):
-        weaker_tools = [tool if _is_safe(tool) else _replace_schema(tool, weaken) for tool in tools]
+    n_chars = len(grammar.gbnf if isinstance(grammar, ToolGrammar) else grammar)
+    is_large = n_chars > _MAX_SAFE_GRAMMAR_CHARS
+    for weaken in filter(None, _WEAKENINGS):
+        weaker_tools = [tool if _is_safe(tool, is_large=is_large) else _replace_schema(tool, weaken) for tool in tools]
         with contextlib.suppress(TemplateError, GrammarError):
             weaker = make_grammar(weaker_tools) if weaker_tools != tools else None
             if weaker is not None:
                 yield weaker
 
 
-def _is_safe(tool: Tool) -> bool:
+def _is_safe(tool: Tool, *, is_large: bool) -> bool:
     """Return whether a weaker schema may not take the place of the tool's, or need not because it is simple."""
-    return bool(tool.function.strict) or _is_simple(tool.function.parameters or {}, 0)
+    return bool(tool.function.strict) or (not is_large and _is_simple(tool.function.parameters or {}, 0))
 
 
 def _is_simple(schema: object, depth: int) -> bool:
@@ -249,25 +284,6 @@ def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:
             yield value
 
 
-def _weaken_until(tool: Tool, check: Callable[[Tool], object]) -> Tool:
-    """Return `tool` with the strongest schema that `check` accepts.
-
-    These are its own schema, the basic keywords of it, the simple types of its properties, and any object.
-    """
-    function, weaker = tool.function, tool
-    for weaken in (None, _keep_basic_keywords, _keep_simple_types, _allow_any_object):
-        weaker = tool if weaken is None else _replace_schema(tool, weaken)
-        try:
-            check(weaker)
-        except (TemplateError, GrammarError) as error:
-            if function.strict:
-                raise ApiError(400, f"tools: the function {function.name} is strict: {error}", param="tools") from error
-            _log.warning("the arguments of the function %s are enforced only in part: %s", function.name, error)
-            continue
-        break
-    return weaker
-
-
 def _allow_any_object(_schema: Any) -> dict[str, Any]:
     return {"type": "object"}
 
@@ -304,3 +320,9 @@ def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
         elif keyword in _BASIC_KEYWORDS:
             basic[keyword] = value
     return basic
+
+
+# Ways to weaken a schema, from its own to any object.
+_WEAKENINGS: Final[Sequence[Callable[[Any], Any] | None]] = (
+    None, _keep_basic_keywords, _keep_simple_types, _allow_any_object
+)  # fmt: skip

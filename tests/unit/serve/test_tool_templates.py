@@ -11,8 +11,10 @@ import llguidance
 import pytest
 
 from edgechat.errors import TemplateError
-from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, Renderer
+from edgechat.prompt.reply_format import ReplyFormat
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, MAX_TOOL_GRAMMAR_CHARS, check_grammar
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
@@ -187,3 +189,47 @@ def test_call_in_open_reasoning_is_constrained(renderer: Renderer) -> None:
             start_tag = auto_grammar.triggers[0].value
             assert not is_complete(start(required), f"{prefix}{reasoning}{start_tag}{call}"), template
     assert len(templates) >= 7
+
+
+SMALL = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"}, "depth": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "mode": {"enum": ["r", "w"]},
+    },
+    "required": ["path"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_tools_have_a_grammar_within_the_limit(
+    renderer: Renderer, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is meant for the 218 tools of 12 public MCP servers; half of them are half as long."""
+    builder = make_builder(renderer, template)
+    n_attempts, find_reply_format = itertools.count(), builder.find_reply_format
+
+    def find_counted(options: PromptOptions) -> ReplyFormat:
+        next(n_attempts)
+        return find_reply_format(options)
+
+    monkeypatch.setattr(builder, "find_reply_format", find_counted)
+    grammars = prepare_request(builder, {f"tool_{i}": SMALL for i in range(109)}).grammars
+    assert next(n_attempts) < 100
+    for grammar in grammars[:1]:
+        limit = (MAX_TOOL_GRAMMAR_CHARS if isinstance(grammar, ToolGrammar) else MAX_GRAMMAR_CHARS) // 2
+        is_short = isinstance(grammar, ToolGrammar) and len(grammar.gbnf) * 1.1 < limit
+        assert is_short or len(to_lark(grammar)) < limit
+
+
+@pytest.mark.parametrize("template", ["Qwen-Qwen3-0.6B", "openai-gpt-oss-120b"])
+def test_too_many_tools_have_weaker_grammars_that_can_be_compiled(renderer: Renderer, template: str) -> None:
+    builder = make_builder(renderer, template)
+    first, *_, last = prepare_request(builder, {f"tool_{i}": SMALL for i in range(700)}).grammars
+    assert isinstance(first, ToolGrammar)
+    assert isinstance(last, ToolGrammar)
+    assert len(first.gbnf) > MAX_TOOL_GRAMMAR_CHARS
+    lark = to_lark(last)
+    assert len(lark) < MAX_TOOL_GRAMMAR_CHARS
+    check_grammar(lark)
