@@ -210,11 +210,14 @@ class PromptBuilder:
             described_options = options._replace(tools=options.enforced_tools)
             prompt = self._render_any_order(messages, reply_start, described_options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
+        reply_format = self.find_reply_format(options)
+        if reply_start is None and reply_format.is_reasoning_open(prompt.text):
+            phase = "reasoning"
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
         tokens = self.tokenize_text(prompt.text.removesuffix(placeholder), prompt.guard, cancellation)
         reply_prefix = prompt.reply_prefix and prompt.reply_prefix.removesuffix(placeholder)
-        return BuiltPrompt(tokens, phase, self.find_reply_format(options), reply_prefix, [])
+        return BuiltPrompt(tokens, phase, reply_format, reply_prefix, [])
 
     def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
         """Return the tokens of a rendered prompt; `guard` is described in `protocol.Generate`.

@@ -51,6 +51,12 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
     is_fallback: bool = False
     """True if the chat library failed, perhaps only this time, so that the whole output is content."""
 
+    def is_reasoning_open(self, prompt: str) -> bool:
+        """Return whether the end of a prompt begins the reasoning, and does not end it."""
+        tail = prompt[-len(self.thinking_start) - len(self.generation_prompt) :]
+        start = tail.rfind(self.thinking_start) if self.thinking_start else -1
+        return start > max((tail.rfind(end) for end in self.thinking_ends), default=-1)
+
 
 class FormatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Properties of a prompt that determine the format of the reply."""
