@@ -55,8 +55,9 @@ class ChatResponseBuilder(ResponseBuilder):
         if output_grammars and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
+        reasoning_format = grammars.choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
         add_reasoning = functools.partial(
-            grammars.add_reasoning_rules, reasoning_format=builder.reasoning_format, phase=prompt.phase, think=think
+            grammars.add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think
         )
         request = queue.build_generate_request(
             prompt.tokens, body, turn_starts=prompt.turn_starts,

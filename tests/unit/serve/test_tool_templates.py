@@ -18,8 +18,9 @@ from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, MAX_TOOL_GRAMMAR_CHARS, 
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
+from edgechat.serve.grammars import add_reasoning_rules, choose_reasoning_format
 from edgechat.serve.output_format import OutputFormat
-from tests.unit.serve.test_grammars import TOKENIZER
+from tests.unit.serve.test_grammars import TOKENIZER, allows
 from tests.unit.serve.tool_requests import TEMPLATES, RecordingEngine, make_builder, prepare_request
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -233,3 +234,21 @@ def test_too_many_tools_have_weaker_grammars_that_can_be_compiled(renderer: Rend
     lark = to_lark(last)
     assert len(lark) < MAX_TOOL_GRAMMAR_CHARS
     check_grammar(lark)
+
+
+def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> None:
+    open_templates = []
+    for template in TEMPLATES:
+        engine = RecordingEngine()
+        builder = make_builder(renderer, template, engine)
+        prompt = builder.build([PromptMessage("user", "Hi")], PromptOptions(think=True))
+        reply_format = prompt.reply_format
+        if not reply_format.is_reasoning_open(engine.text):
+            continue
+        open_templates.append(template)
+        reasoning_format = choose_reasoning_format(builder.reasoning_format, reply_format)
+        lark = add_reasoning_rules("/[0-9]+/", reasoning_format, prompt.phase, think=True)
+        assert not allows(lark, "7"), template
+        assert any(allows(lark, f"Hm.{end}7") for end in reply_format.thinking_ends), template
+    assert {"Kimi-K3", "tencent-Hy3", "Apriel-1.6-15b-Thinker-fixed"} <= set(open_templates)
+    assert len(open_templates) >= 20
