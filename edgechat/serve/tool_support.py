@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,9 @@ _KNOWN_KEYWORDS: Final = _ENFORCED_KEYWORDS | _ANNOTATIONS
 _BASIC_KEYWORDS: Final = frozenset((
     "type", "properties", "required", "enum", "const", "items", "anyOf", "oneOf", "$ref", "$defs", "definitions"
 ))  # fmt: skip
+_NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+# STRING_FORMAT_RULES and "uuid" in llama.cpp's json-schema-to-grammar.cpp.
+_ENFORCED_FORMATS: Final = re.compile("date|time|date-time|uuid")
 # Keywords that every grammar can enforce.
 _SIMPLE_KEYWORDS: Final = frozenset(
     ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
@@ -117,7 +121,7 @@ def prepare_tools(
     out of the grammar, and logged. Raises EngineDiedError, and ApiError if the schema of a strict tool cannot be
     enforced, or if the tool calls of this model cannot be combined with an output format.
     """
-    _check_strict_tools(tools)
+    _check_strict_tools(tools, has_native_tools=builder.has_native_tools)
     may_call_several = body.parallel_tool_calls in {None, True} and find_tool_choice(body).name is None
     if not builder.has_native_tools:
         options = PromptOptions(think)
@@ -249,10 +253,11 @@ def check_tools_size(tools: Sequence[Tool]) -> None:
     grammars.check_schema_size([tool.function.parameters for tool in tools], "tools", MAX_TOOLS_BYTES)
 
 
-def _check_strict_tools(tools: list[Tool]) -> None:
+def _check_strict_tools(tools: list[Tool], *, has_native_tools: bool) -> None:
     for i, tool in enumerate(tools):
         if tool.function.strict:
-            keyword = next(_find_other_keywords(tool.function.parameters or {}, 0), None)
+            parameters = tool.function.parameters or {}
+            keyword = next(_find_other_keywords(parameters, 0, has_native_tools=has_native_tools), None)
             if keyword is not None:
                 param = f"tools[{i}].function.parameters"
                 message = (
@@ -262,7 +267,7 @@ def _check_strict_tools(tools: list[Tool]) -> None:
                 raise ApiError(400, message, param=param, code="unsupported_schema")
 
 
-def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
+def _find_other_keywords(schema: object, depth: int, *, has_native_tools: bool) -> Iterator[str]:
     """Yield the keywords in a JSON schema that grammars do not enforce."""
     if not isinstance(schema, Mapping):
         return
@@ -270,8 +275,22 @@ def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
         yield f"a nesting of more than {_MAX_DEPTH} levels"
         return
     yield from (keyword for keyword in schema if keyword not in _KNOWN_KEYWORDS)
+    if has_native_tools:
+        yield from _find_ignored_keywords(schema)
     for subschema in _iterate_subschemas(schema):
-        yield from _find_other_keywords(subschema, depth + 1)
+        yield from _find_other_keywords(subschema, depth + 1, has_native_tools=has_native_tools)
+
+
+def _find_ignored_keywords(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keywords of a JSON schema itself that only llguidance enforces, not llama.cpp."""
+    types = schema.get("type")
+    allowed_types = types if isinstance(types, list) else [types]
+    if "integer" not in allowed_types or "number" in allowed_types:
+        yield from (keyword for keyword in _NUMERIC_LIMITS if keyword in schema)
+    if "oneOf" in schema:
+        yield "oneOf"
+    if "format" in schema and not _ENFORCED_FORMATS.fullmatch(str(schema["format"])):
+        yield f"format {schema['format']}"
 
 
 def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:

@@ -252,3 +252,22 @@ def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> No
         assert any(allows(lark, f"Hm.{end}7") for end in reply_format.thinking_ends), template
     assert {"Kimi-K3", "tencent-Hy3", "Apriel-1.6-15b-Thinker-fixed"} <= set(open_templates)
     assert len(open_templates) >= 20
+
+
+def test_strict_tool_with_a_keyword_that_llama_cpp_ignores_is_refused(renderer: Renderer) -> None:
+    schemas: list[dict[str, Any]] = [
+        {"type": "number", "minimum": 0}, {"maximum": 5}, {"type": ["number", "null"], "exclusiveMinimum": 0},
+        {"type": "string", "format": "email"}, {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    ]  # fmt: skip
+    enforced: list[dict[str, Any]] = [{"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "number"}]
+    for template in TEMPLATES:
+        builder = make_builder(renderer, template)
+        if not builder.has_native_tools:
+            continue
+        for schema in schemas:
+            parameters = {"type": "object", "properties": {"x": schema}}
+            with pytest.raises(ApiError, match="cannot be enforced, and the function f is strict"):
+                prepare_request(builder, {"f": parameters}, strict=True)
+        for schema in enforced:
+            parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+            prepare_request(builder, {"f": parameters}, strict=True)
