@@ -38,6 +38,8 @@ _AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
 # Rules of one or more calls, and the rules of a call that they repeat.
 _CALLS_RULE: Final = re.compile(r"tools|tool-calls|(.*-)?tool-call(-root)?")
 _CALL_RULE: Final = re.compile(r"(.*-)?tool-(?!.*-arg).*")
+# Shorter texts, such as quotes, are also the beginning of terminals.
+_MIN_SPLIT_CHARS: Final = 4
 _ANY_TEXT: Final = r"/(.|\n)*/"
 
 
@@ -72,6 +74,8 @@ class _Converter:
         self._terminals = {
             name for name in _TERMINAL_RULES & rules.keys() if _find_references(rules[name]) <= _TERMINAL_RULES
         }  # fmt: skip
+        texts = {n.value for rule in rules.values() for n in _iterate(rule) if isinstance(n, LiteralNode)}
+        self._texts = sorted((text for text in texts if len(text) >= _MIN_SPLIT_CHARS), key=len)
         self._used_automata: set[str] = set()
         self._terminal_definitions: dict[str, str] = {}
 
@@ -116,7 +120,20 @@ class _Converter:
         if isinstance(node, RepetitionNode):
             max_times = 1 if self._is_single_call and _repeats_calls(node) else node.max_times
             return RepetitionNode(self._rewrite(node.node), node.min_times, max_times)
+        if isinstance(node, LiteralNode) and node.value.startswith("<"):
+            return SequenceNode([LiteralNode(part) for part in self._split(node.value)]).simplify()
         return node
+
+    def _split(self, text: str) -> list[str]:
+        """Split the text of a tag after each part that is a text of its own.
+
+        llguidance matches the longest text. After "<|channel|>commentary", it does not return to "<|channel|>".
+        """
+        parts = []
+        while prefix := next((t for t in self._texts if text.startswith(t) and t != text), None):
+            parts.append(prefix)
+            text = text.removeprefix(prefix)
+        return [*parts, text]
 
     def _rewrite_sequence(self, sequence: SequenceNode) -> list[ASTNode]:
         """Rewrite a sequence of nodes, and join each text without a delimiter with the delimiter that follows.

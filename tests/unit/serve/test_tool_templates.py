@@ -271,3 +271,22 @@ def test_strict_tool_with_a_keyword_that_llama_cpp_ignores_is_refused(renderer: 
         for schema in enforced:
             parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
             prepare_request(builder, {"f": parameters}, strict=True)
+
+
+def test_every_trained_form_of_a_call_of_gpt_oss_is_allowed(renderer: Renderer) -> None:
+    grammars = prepare_request(
+        make_builder(renderer, "openai-gpt-oss-120b"), {"f": CITY}, think=True, tool_choice="required"
+    ).grammars
+    for call in (
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
+        "<|channel|>commentary to=functions.f<|message|>",
+        " to=functions.f<|channel|>commentary <|constrain|>json<|message|>",
+        "<|channel|>analysis to=functions.f code<|message|>",
+    ):
+        for prefix in (
+            "",
+            "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant",
+            "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant",
+        ):
+            assert is_complete(start(grammars[0]), prefix + call + '{"city": "Paris"}'), (prefix, call)
+    assert not is_complete(start(grammars[0]), '<|channel|>commentary<|message|>{"city": "Paris"}')
