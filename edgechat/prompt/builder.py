@@ -291,7 +291,7 @@ class PromptBuilder:
         """Return the first message that is not in a rendered prompt; `render` is the method that rendered it."""
         key = render.__name__, options.think, bool(options.tools)
         return self._omissions.find(
-            messages, _remove_guard(prompt), lambda probes: render(probes, None, options, cancellation).text, key
+            messages, prompt.unguarded_text, lambda probes: render(probes, None, options, cancellation).text, key
         )
 
     def _render_with_library(
@@ -332,14 +332,10 @@ class PromptBuilder:
             continued = self._render_with_library(messages, reply_start, options, cancellation)
             text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")
             reply_end = (reply_start.content or reply_start.reasoning).rstrip()
-            has_reply = _remove_guard(continued).rstrip().endswith(reply_end)
+            has_reply = continued.unguarded_text.rstrip().endswith(reply_end)
             if has_reply and text_before_reply == prompt.text.removesuffix(generation_prompt):
                 return continued
         return render(reply_start=reply_start)
-
-
-def _remove_guard(prompt: RenderedPrompt) -> str:
-    return prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:

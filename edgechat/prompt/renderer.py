@@ -66,6 +66,11 @@ class RenderedPrompt(msgspec.Struct, frozen=True):
     reply_prefix: str | None = None
     """End of `text` that belongs to the reply, if the reply has begun; None for a new reply."""
 
+    @property
+    def unguarded_text(self) -> str:
+        """Text of the prompt without the guard."""
+        return self.text.replace(self.guard, "") if self.guard else self.text
+
 
 class Renderer:
     """Renders chat templates in a child process, which is restarted after a crash or timeout. Thread-safe."""
