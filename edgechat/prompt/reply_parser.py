@@ -158,16 +158,27 @@ class ReplyParser:
 
     def _call_parser(self, text: str, *, is_final: bool) -> dict[str, Any]:
         """Parse a text with the chat library. Raises TemplateError, EngineDiedError."""
-        result: dict[str, Any] = self._call_chat_library(
-            op="parse", parser=self._format.parser, format=self._format.parser_format, is_partial=not is_final,
-            generation_prompt=self._generation_prompt, text=text + _END if is_final else text,
-        )  # fmt: skip
-        if is_final:
-            for name in ("reasoning", "content", "unparsed"):
-                result[name] = result[name].replace(_END, "")
-            for call in result["tool_calls"]:
-                call["arguments"] = call["arguments"].replace(_END, "")
-        return result
+
+        def parse(text: str) -> dict[str, Any]:
+            result: dict[str, Any] = self._call_chat_library(
+                op="parse", parser=self._format.parser, format=self._format.parser_format, is_partial=not is_final,
+                generation_prompt=self._generation_prompt, text=text,
+            )  # fmt: skip
+            return result
+
+        result = parse(text)
+        if not is_final:
+            return result
+        ended = parse(text + _END)
+        for name in ("reasoning", "content", "unparsed"):
+            ended[name] = ended[name].replace(_END, "")
+        # In a call that a length limit cut, `_END` is an error, after which the parser takes the call for text.
+        return (
+            ended
+            if list(map(_name_and_arguments, ended["tool_calls"]))
+            == list(map(_name_and_arguments, result["tool_calls"]))
+            else result
+        )
 
     def _find_call_in_reasoning(self, parsed: ParsedReply) -> ParsedReply:
         """Return the reply with the tool call at the end of its open reasoning, if it has one.
@@ -225,6 +236,10 @@ class ReplyParser:
                 deltas.append(ToolCallDelta(i, name, call.id, arguments))
         self.reply = ParsedReply(old.reasoning + reasoning, old.content + content, tuple(calls))
         return ReplyDelta(reasoning, content, tuple(deltas))
+
+
+def _name_and_arguments(call: dict[str, str]) -> tuple[str, str]:
+    return call["name"], call["arguments"]
 
 
 def _new_part(old: str, new: str) -> str:

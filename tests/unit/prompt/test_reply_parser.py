@@ -93,6 +93,26 @@ def test_call_in_open_reasoning_is_found(renderer: Renderer, name: str) -> None:
     assert parser.reply.reasoning == "I need the weather."
 
 
+@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "GLM-4.6", "Qwen3-Coder", "mistralai-Mistral-Nemo-Instruct-2407"])
+def test_call_that_is_cut_is_a_call_from_its_name_on(renderer: Renderer, name: str) -> None:
+    calls = {
+        "GLM-4.6": "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
+        "Qwen3-Coder": (
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>"
+        ),
+        "mistralai-Mistral-Nemo-Instruct-2407": f'[TOOL_CALLS][{CALL[:-1]}, "id": "abcdefghi"}}]',
+    }
+    output = calls.get(name, f"<tool_call>\n{CALL}\n</tool_call>")
+    for length in range(output.index("get_weather") + len("get_weather") + 2, len(output) + 1):
+        parser = make_parser(renderer, name)
+        deltas = [*map(parser.feed, output[:length]), parser.finish()]
+        reply = parser.reply
+        assert "get_weather" not in reply.content + "".join(d.content for d in deltas), (output[:length], reply)
+        started = [c.name for d in deltas for c in d.calls if c.name]
+        assert started == [c.name for c in reply.calls]
+        assert len(reply.calls) <= 1
+
+
 def test_code_and_other_json_are_streamed_at_once(renderer: Renderer) -> None:
     for output in ("```python\nprint(1)\n```", "[1] A source says so.", '{"sum": 5, "b": 6}'):
         parser = make_parser(renderer, "Qwen-Qwen3-0.6B")
