@@ -239,8 +239,10 @@ def _count_path_bytes(path: Path) -> int:
 def _describe_refusal(path: Path, error: BaseException) -> str:
     """Return the reason why the database at `path` cannot be opened for writing."""
     folder, path_bytes = path.parent, _count_path_bytes(path)
-    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  (Path raises for some names)
-        return f"Cannot write to {folder}: it is not a folder. Move that file to another folder."
+    ancestor = _find_existing_ancestor(path)
+    if not os.path.isdir(ancestor):  # noqa: PTH112  (Path raises for some names)
+        subject = "it" if ancestor == folder else str(ancestor)
+        return f"Cannot write to {folder}: {subject} is not a folder. Move that file, or set another folder."
     if path_bytes > _MAX_PATH_BYTES:
         return f"Cannot open {path}: the path has {path_bytes} bytes, but SQLite accepts at most {_MAX_PATH_BYTES}."
     return f"Cannot write to {folder}: {describe_error(error)}. Check the permissions of the folder and of its files."
@@ -252,7 +254,11 @@ def _has_no_database(path: Path) -> bool:
         return False
     if os.path.lexists(path):
         return path.is_file() and not path.stat().st_size
-    return path.parent.is_dir() or not os.path.lexists(path.parent)
+    return os.path.isdir(_find_existing_ancestor(path))  # noqa: PTH112
+
+
+def _find_existing_ancestor(path: Path) -> Path:
+    return next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
 
 
 def _check_files(path: Path) -> None:

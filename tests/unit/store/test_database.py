@@ -166,6 +166,14 @@ def test_path_that_is_too_long_makes_an_unreadable_store(tmp_path: Path, name: s
     store.close()
 
 
+def test_folder_below_a_file_makes_an_unreadable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = open_store(tmp_path / "file" / "data" / "history.db")
+    assert not store.is_readable  # an export of it would be an empty backup
+    assert f"{tmp_path / 'file'} is not a folder" in store.read_only_reason
+    store.close()
+
+
 def test_database_that_cannot_be_read_makes_an_empty_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(path)
     fill(store, 2)
