@@ -23,6 +23,8 @@ _UNSUPPORTED_FIELDS: Final = {
     "audio": "",
     "web_search_options": "",
 }
+# Fields of `_UNSUPPORTED_FIELDS` that ask for something even if they are empty.
+_OBJECT_FIELDS: Final = ("audio", "web_search_options")
 _MAX_CHOICES: Final = 1000
 _SLASH_OR_ESCAPE: Final = re.compile(r"\\.|/", re.DOTALL)
 
@@ -41,8 +43,11 @@ FREE_TEXT: Final = OutputFormat()
 def check_supported(body: GenerationParams) -> None:
     """Raise ApiError if the request asks for something that edgechat cannot do."""
     for name, hint in _UNSUPPORTED_FIELDS.items():
-        if getattr(body, name, None):
+        if getattr(body, name, None) or (name in _OBJECT_FIELDS and getattr(body, name, None) is not None):
             raise ApiError(400, f"{name}: not supported. {hint}".strip(), param=name)
+    modalities = getattr(body, "modalities", None)
+    if isinstance(modalities, list) and any(modality != "text" for modality in modalities):
+        raise ApiError(400, "modalities: only text is supported.", param="modalities")
 
 
 def make_output_format(body: GenerationParams) -> OutputFormat:

@@ -216,6 +216,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     # Not supported, and refused.
     functions: Any = None
     audio: Any = None
+    modalities: Any = None
     web_search_options: Any = None
 
 

@@ -79,7 +79,11 @@ def test_request_that_cannot_be_answered_as_asked_is_refused(options: dict[str, 
     with pytest.raises(ApiError, match="not supported") as caught:
         check_supported(chat_request(**options))
     assert caught.value.param == next(iter(options))
-    check_supported(chat_request(functions=[], audio=None, grammar=""))
+    check_supported(chat_request(functions=[], audio=None, grammar="", modalities=["text"]))
+    with pytest.raises(ApiError, match="only text"):
+        check_supported(chat_request(modalities=["text", "audio"]))
+    with pytest.raises(ApiError, match="not supported"):
+        check_supported(chat_request(web_search_options={}))
 
 
 @pytest.mark.parametrize(
