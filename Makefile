@@ -12,7 +12,7 @@ VARIANTS ?= dev
 help:
 	@echo "make chat         set up, then chat with the starter model"
 	@echo "make serve        set up, then serve the starter model over the OpenAI API"
-	@echo "make test         set up, then run the tests (under 15 minutes)"
+	@echo "make test         set up, then run the tests (under 30 minutes)"
 	@echo "make test-fast    set up, then run lint, types and unit tests (under 2 minutes)"
 	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
