@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_header(path: Path) -> ModelHeader:
 
     Raises ModelFileError, which contains the path and the reason, or the names of missing parts.
     """
-    problem = describe_download(path) if path.is_file() else ""
+    problem = describe_download(path) if os.path.isfile(path) else ""  # noqa: PTH113  (Path raises for some names)
     if problem:
         raise ModelFileError(f"{path} {problem}")
     first_header = read_gguf_header(path)

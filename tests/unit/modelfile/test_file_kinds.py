@@ -178,4 +178,7 @@ def test_names_of_parts() -> None:
 
 
 def test_name_that_is_too_long_is_no_incomplete_download() -> None:
-    assert describe_download(Path("x" * 300 + ".gguf")) == ""
+    path = Path("x" * 300 + ".gguf")
+    assert describe_download(path) == ""
+    with pytest.raises(ModelFileError, match="name too long"):
+        read_header(path)
