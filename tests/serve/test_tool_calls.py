@@ -95,8 +95,10 @@ def test_every_required_call_is_valid(qwen: ServerProcess) -> None:
 
 
 def test_reply_beside_tools_has_the_output_format(qwen: ServerProcess) -> None:
-    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
-    schema["additionalProperties"] = False  # type: ignore[assignment]
+    schema = {
+        "type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["sum"], "additionalProperties": False,
+    }  # fmt: skip
     response_format = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
     for prompt in ("What is 2 + 3? Do not use a tool.", "What is the weather in Paris?"):
         message = ask(qwen, prompt, response_format=response_format)
