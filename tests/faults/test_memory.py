@@ -193,10 +193,10 @@ import sys
 import msgspec
 from edgechat.cli.main import main
 from edgechat.models import loading
-read_machine = loading.current_machine
+read_machine, n_bytes = loading.current_machine, int(sys.argv[1])
 def read_too_much(*arguments):
     machine = read_machine(*arguments)
-    return msgspec.structs.replace(machine, available_bytes=machine.available_bytes + int(sys.argv[1]))
+    return msgspec.structs.replace(machine, available_bytes=machine.available_bytes + n_bytes)
 loading.current_machine = read_too_much
 sys.argv = ["edgechat", "ask", "--max-tokens", "4", "-m", sys.argv[2], "word " * 600]
 main()
