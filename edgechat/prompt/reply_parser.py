@@ -145,9 +145,12 @@ class ReplyParser:
         inner_reasoning, content = self._thoughts.split(content, is_final=is_final)
         reasoning = "\n\n".join(filter(None, (reasoning.strip("\n"), inner_reasoning)))
         content = content.lstrip("\n") if reasoning else content
-        parsed_calls = (ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
-        self._last_parse, self._n_parsed_chars = ParsedReply(reasoning, content, tuple(parsed_calls)), len(self._text)
+        self._last_parse = ParsedReply(reasoning, content, self._make_calls(calls))
+        self._n_parsed_chars = len(self._text)
         return self._last_parse
+
+    def _make_calls(self, calls: list[dict[str, str]]) -> tuple[ToolCall, ...]:
+        return tuple(ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
 
     def _call_id(self, index: int, id_in_output: str) -> str:
         if index == len(self._call_ids):
@@ -173,12 +176,8 @@ class ReplyParser:
         for name in ("reasoning", "content", "unparsed"):
             ended[name] = ended[name].replace(_END, "")
         # In a call that a length limit cut, `_END` is an error, after which the parser takes the call for text.
-        return (
-            ended
-            if list(map(_name_and_arguments, ended["tool_calls"]))
-            == list(map(_name_and_arguments, result["tool_calls"]))
-            else result
-        )
+        has_same_calls = _names_and_arguments(ended) == _names_and_arguments(result)
+        return ended if has_same_calls else result
 
     def _find_call_in_reasoning(self, parsed: ParsedReply) -> ParsedReply:
         """Return the reply with the tool call at the end of its open reasoning, if it has one.
@@ -196,12 +195,10 @@ class ReplyParser:
             result = self._call_parser(text, is_final=True)
         except (TemplateError, EngineDiedError):
             return parsed
-        calls = [
-            ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(result["tool_calls"])
-        ]
+        calls = self._make_calls(result["tool_calls"])
         if not calls or (result["content"] + result["unparsed"]).strip():
             return parsed
-        return ParsedReply(result["reasoning"].strip("\n"), parsed.content, tuple(calls))
+        return ParsedReply(result["reasoning"].strip("\n"), parsed.content, calls)
 
     def _find_bare_call(self, parsed: ParsedReply) -> ParsedReply:
         """Return the reply with its content as tool calls, if the content is calls in JSON without the usual marks."""
@@ -238,8 +235,8 @@ class ReplyParser:
         return ReplyDelta(reasoning, content, tuple(deltas))
 
 
-def _name_and_arguments(call: dict[str, str]) -> tuple[str, str]:
-    return call["name"], call["arguments"]
+def _names_and_arguments(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(call["name"], call["arguments"]) for call in result["tool_calls"]]
 
 
 def _new_part(old: str, new: str) -> str:

@@ -1,4 +1,4 @@
-"""Tools of a chat request: how the model is told about them, and how its calls are constrained."""
+"""Tools of a chat request: the options of the prompt that describes them, and the grammars of the calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls of a real model over HTTP: it is told about tools by its own template, and its calls are understood."""
+"""Tool calls of a real model over HTTP: its own template describes the tools, and its calls are understood."""
 
 from __future__ import annotations
 
