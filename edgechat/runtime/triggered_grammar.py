@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgechat.runtime.grammar import Grammar, compile_grammar, require_llguidance
+from edgechat.runtime.grammar import Grammar
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 
 if TYPE_CHECKING:
@@ -46,16 +46,6 @@ def start_tool_grammar(
     if not (grammar.thinking_ends or grammar.call_starts):
         compiled.accept_text(grammar.prompt_end)
     return compiled
-
-
-def compile_tool_grammar(model: Model, grammar: ToolGrammar, text_tokens: Sequence[str]) -> Grammar | TriggeredGrammar:
-    """Compile the grammar of tool calls and return the state of a new output. Raises GrammarError.
-
-    The work is not limited; see `compile_grammar`.
-    """
-    require_llguidance()
-    compiled = compile_grammar(model, convert_tool_grammar(grammar), text_tokens)
-    return start_tool_grammar(model, compiled, grammar, text_tokens)
 
 
 def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:

@@ -22,7 +22,7 @@ from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, Grammar, compile_grammar
 from edgechat.runtime.model import Model
 from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
-from edgechat.runtime.triggered_grammar import TriggeredGrammar, compile_tool_grammar
+from edgechat.runtime.triggered_grammar import TriggeredGrammar, convert_tool_grammar, start_tool_grammar
 from tests.fuzzing import scale
 from tests.models import write_tiny_llama
 from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
@@ -237,6 +237,11 @@ def allowed_texts(grammar: Grammar | TriggeredGrammar, model: Model) -> set[byte
         return {model.token_to_piece(t) for t in np.flatnonzero(logits == 0).tolist()}
 
 
+def compile_tool_grammar(model: Model, grammar: ToolGrammar) -> Grammar | TriggeredGrammar:
+    """Compile the grammar of tool calls and return the state of a new output."""
+    return start_tool_grammar(model, compile_grammar(model, convert_tool_grammar(grammar)), grammar, ())
+
+
 def tokenize_continuation(model: Model, text: str) -> list[int]:
     """Return the tokens of a text in the middle of an output, which gets no space before its first word."""
     tokens = model.tokenize(f"\x01{text}", add_special=False, parse_special=False)
@@ -246,7 +251,7 @@ def tokenize_continuation(model: Model, text: str) -> list[int]:
 def test_tool_grammar_begins_with_the_call(native: Bindings, tmp_path: Path) -> None:
     with contextlib.closing(Model(native, write_tiny_llama(tmp_path / "tiny.gguf"))) as model:
         tokenize = functools.partial(tokenize_continuation, model)
-        grammar = compile_tool_grammar(model, CALL, ())
+        grammar = compile_tool_grammar(model, CALL)
         for token in tokenize("Hello <cal"):
             assert len(allowed_texts(grammar, model)) > 100
             grammar.accept(token)
@@ -275,7 +280,7 @@ def test_required_call_follows_the_reasoning(native: Bindings, tmp_path: Path) -
             required = ToolGrammar(
                 gbnf=CALL.gbnf, prompt_end=prompt_end, thinking_start="<think>", thinking_ends=["</think>"]
             )
-            grammar = compile_tool_grammar(model, required, ())
+            grammar = compile_tool_grammar(model, required)
             tokens = tokenize_continuation(model, output)
             assert grammar.count_allowed(tokens) == len(tokens), output
             text = tokenize_continuation(model, "Hello")
