@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat import files, humanize
+from edgechat.chat import file_formats
 from edgechat.chat.messages import Attachment
 from edgechat.errors import AttachmentError, StoreError
 
@@ -60,29 +62,24 @@ def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
                 else f"Cannot attach {path}: the attachments of a message can have at most {limit} together."
             ) from error
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
-    return data, detect_media_type(data, path.name)
+    return convert_file(data, path.name)
 
 
-def detect_media_type(data: bytes, name: str) -> str:
-    """Return the media type of a text or image file with the content `data`.
+def convert_file(data: bytes, name: str) -> tuple[bytes, str]:
+    """Return the content of a text or image file with the content `data`, and its media type. Text becomes UTF-8.
 
     `name` is the file name for the error message. Raises AttachmentError for other kinds of files.
     """
-    image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        image_type = "image/webp"
-    if image_type:
-        return image_type
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AttachmentError(
-            f"{name} is neither UTF-8 text nor an image (byte {error.start} is 0x{data[error.start]:02x}). "
-            "Convert the file to text first."
-        ) from error
-    if "\0" in text:
-        raise AttachmentError(f"{name} is not a text file: it contains NUL bytes (the first at offset {data.index(0)})")
-    return "text/plain"
+        text = file_formats.decode_text(data)
+    except file_formats.NotTextError as error:
+        image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            image_type = "image/webp"
+        if not image_type:
+            raise AttachmentError(f"{name} {error}") from error
+        return data, image_type
+    return (data if data.startswith(codecs.BOM_UTF8) else text.encode()), "text/plain"
 
 
 def reject_images(attachments: Sequence[Attachment], model: str) -> None:

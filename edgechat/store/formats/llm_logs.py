@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.chat.attachments import detect_media_type
+from edgechat.chat.attachments import convert_file
 from edgechat.chat.messages import Attachment, Conversation, Message, Role
 from edgechat.errors import AttachmentError, ImportRefusedError
 from edgechat.humanize import shorten
@@ -163,7 +163,7 @@ class _LogsReader:
             self.problems.append(f"The attachment {name} is not in the database and was left out.")
             return None
         try:
-            media_type = detect_media_type(content, name)
+            content, media_type = convert_file(content, name)
         except AttachmentError as error:
             self.problems.append(f"{str(error).rstrip('.')}. The attachment was left out.")
             return None
