@@ -105,16 +105,24 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     """Import conversations from files.
 
     Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
-    that are already in the database are not imported again.
+    that are already in the database are not imported again. A file that cannot be imported is reported, and the others
+    are imported; the exit code is then 2.
     """
+    from edgechat.errors import ImportRefusedError
     from edgechat.store import import_process
     from edgechat.store.formats import edgechat_json
 
     status = StderrStatus()
+    has_failed = False
     with open_readable_store() as store:
         for file in files:
             meter = _ImportMeter(status, file)
-            data = import_process.read_file(file, meter.show_reading)
+            try:
+                data = import_process.read_file(file, meter.show_reading)
+            except ImportRefusedError as error:
+                has_failed = True
+                status.note(str(error))
+                continue
             result = edgechat_json.merge(store, data, dry_run=dry_run, on_progress=meter.show_saving)
             status.clear()
             if as_json:
@@ -128,6 +136,8 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 f"{format_count(result.n_messages, 'message')} {verb}; "
                 f"{format_count(result.n_existing, 'message')} already in the database"
             )
+    if has_failed:
+        click.get_current_context().exit(ImportRefusedError.exit_code)
 
 
 class _ImportMeter:

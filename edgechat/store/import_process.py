@@ -31,6 +31,8 @@ _MEMORY_PER_FILE_BYTE: Final = 10
 # Real exports take 0.03 s per megabyte on a computer, and a second on a small board.
 _MIN_TIMEOUT_S: Final = 30.0
 _TIMEOUT_S_PER_BYTE: Final = 1e-6
+# Bytes that are read of a file whose status says that it is empty, such as those in /proc.
+_UNKNOWN_SIZE_BYTES: Final = 64 << 20
 _POLL_INTERVAL_S: Final = 0.1
 
 OnWait = Callable[[float], None]
@@ -45,8 +47,9 @@ class ImportReply(msgspec.Struct):
 
 
 class _Limits(msgspec.Struct, frozen=True):
-    """Memory and time that the child process may use."""
+    """Bytes that the child process may read, and memory and time that it may use."""
 
+    file_bytes: int
     memory_bytes: int
     timeout_s: float
 
@@ -101,16 +104,17 @@ def _read_all(child: subprocess.Popen[bytes], max_bytes: int) -> bytes:
 
 def _compute_limits(path: Path) -> _Limits:
     try:
-        size_bytes = path.stat().st_size
         with files.open_regular(path) as file:
+            file_bytes = os.fstat(file.fileno()).st_size or _UNKNOWN_SIZE_BYTES
             is_zip_file = file.read(2) == b"PK"
     except OSError:
-        size_bytes, is_zip_file = 0, False  # the child process reports the error
-    size_bytes = min(size_bytes, chatgpt.MAX_BYTES)
-    if is_zip_file:
-        size_bytes = chatgpt.max_unpacked_bytes(size_bytes)
+        file_bytes, is_zip_file = _UNKNOWN_SIZE_BYTES, False  # the child process reports the error
+    file_bytes = min(file_bytes, chatgpt.MAX_BYTES)
+    size_bytes = chatgpt.max_unpacked_bytes(file_bytes) if is_zip_file else file_bytes
     return _Limits(
-        _MIN_MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * size_bytes, _MIN_TIMEOUT_S + _TIMEOUT_S_PER_BYTE * size_bytes
+        file_bytes,
+        _MIN_MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * size_bytes,
+        _MIN_TIMEOUT_S + _TIMEOUT_S_PER_BYTE * size_bytes,
     )
 
 
@@ -127,7 +131,7 @@ def main(arguments: list[str]) -> int:
     limits = _compute_limits(path)
     _limit_process(limits)
     try:
-        reply = ImportReply(data=importing.read_file(path))
+        reply = ImportReply(data=importing.read_file(path, limits.file_bytes))
         encoded_reply = msgspec.msgpack.encode(reply)
     except ImportRefusedError as error:
         encoded_reply = msgspec.msgpack.encode(ImportReply(error=str(error)))

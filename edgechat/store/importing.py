@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -9,22 +10,32 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import files
+from edgechat.chat.file_formats import NotTextError, decode_text
 from edgechat.errors import ImportRefusedError
+from edgechat.humanize import format_size
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
 from edgechat.store.formats.edgechat_json import ImportedData
 
 # Maximum file size. An import holds several copies of the file in memory.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
+_JSON_STARTS: Final = (b"{", b"[")
 
 
-def read_file(path: Path) -> ImportedData:
+def read_file(path: Path, max_bytes: int = MAX_BYTES) -> ImportedData:
     """Read the conversations of an edgechat export (JSON, Markdown), a ChatGPT export (JSON, ZIP), or an llm database.
 
-    Raises ImportRefusedError if the file has another format, is damaged, or is too large.
+    Raises ImportRefusedError if the file has another format, is damaged, or has more than `max_bytes`.
     """
     try:
-        data = files.read_bytes(path, MAX_BYTES)
+        data = files.read_bytes(path, max_bytes)
     except OSError as error:
+        if path.is_dir():
+            raise ImportRefusedError(f"Cannot import {path}: it is a folder. Give the files in it.") from error
+        if error.errno == errno.EFBIG:
+            advice = "" if max_bytes == MAX_BYTES else " when the import began. Import it when it is complete"
+            raise ImportRefusedError(
+                f"Cannot import {path}: it is larger than {format_size(max_bytes)}{advice}."
+            ) from error
         raise ImportRefusedError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data.startswith(b"SQLite format 3\0"):
         return llm_logs.read_database(path)
@@ -35,18 +46,21 @@ def read_file(path: Path) -> ImportedData:
 
 
 def _parse(data: bytes) -> ImportedData:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if data[:1] in (b"{", b"["):
+    if not data.strip():
+        raise ImportRefusedError("the file is empty.")
+    try:
+        if data[:1] not in _JSON_STARTS:
+            data = decode_text(data).encode()  # PowerShell saves output in UTF-16
+    except NotTextError as error:
+        raise ImportRefusedError(f"the file {error}") from error
+    if data[:1] in _JSON_STARTS:
         data, value = _decode_json(data)
         if isinstance(value, list):
             return chatgpt.parse(value)
         if "mapping" in value:  # a single conversation of a ChatGPT export
             return chatgpt.parse([value])
         return edgechat_json.decode(data)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ImportRefusedError(f"the file is not UTF-8 text (invalid byte at position {error.start}).") from error
+    text = data.decode()
     if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
         raise ImportRefusedError("HTML pages cannot be imported. Export the conversation as JSON or Markdown.")
     record, problems = markdown.parse(text)
@@ -64,4 +78,10 @@ def _decode_json(data: bytes) -> tuple[bytes, Any]:
         data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
         return data, msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        position = data.find(b"\0")
+        if position >= 0:
+            raise ImportRefusedError(
+                f"the file is damaged: from byte {position} of {len(data)} on it has zeros instead of text, as after a "
+                "crash of the system."
+            ) from error
         raise ImportRefusedError(f"the file is not valid JSON ({error}).") from error

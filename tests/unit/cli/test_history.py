@@ -100,6 +100,25 @@ def test_export_and_import_round_trip(
     assert (again["messages"], again["known"]) == (0, 9)
 
 
+def test_import_names_bad_files_and_continues(
+    cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, empty, folder = tmp_path / "good.json", tmp_path / "empty.json", tmp_path / "folder"
+    assert cli("history", "export", "--all", "-o", str(good)).returncode == 0
+    empty.touch()
+    folder.mkdir()
+    monkeypatch.setenv("EDGECHAT_HOME", str(tmp_path / "other"))
+    result = cli("history", "import", str(empty), str(folder), str(good), str(tmp_path / "missing"))
+    assert result.returncode == 2
+    assert "good.json: 3 conversations and 9 messages added" in result.stdout
+    assert result.stderr.splitlines() == [
+        f"edgechat: Cannot import {empty}: the file is empty.",
+        f"edgechat: Cannot import {folder}: it is a folder. Give the files in it.",
+        f"edgechat: Cannot read {tmp_path / 'missing'}: No such file or directory.",
+    ]
+    assert ids
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

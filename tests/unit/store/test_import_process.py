@@ -113,6 +113,24 @@ def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> N
         import_process.read_file(tmp_path / "pipe")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+@pytest.mark.parametrize("size", [0, 10])
+def test_file_is_read_only_to_the_size_that_its_limits_are_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The size of a file in /proc is 0, and a file can grow after its size was read."""
+    file = tmp_path / "file"
+    file.write_bytes(archive_json({"id": "a", "text": "x" * 1000}))
+    monkeypatch.setattr(import_process, "_UNKNOWN_SIZE_BYTES", 500)
+    status = os.stat_result((0o100600, 0, 0, 0, 0, 0, size, 0, 0, 0))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: status)
+    limits = import_process._compute_limits(file)
+    monkeypatch.undo()
+    assert limits.file_bytes == (size or 500)
+    with pytest.raises(ImportRefusedError, match=r"larger than .* when the import began"):
+        importing.read_file(file, limits.file_bytes)
+
+
 def test_slow_import_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"{}")

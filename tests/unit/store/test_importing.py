@@ -32,8 +32,10 @@ def test_message_of_50_mb_and_control_characters_are_imported(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a Markdown file exported by edgechat"), (b"hello", "not a Markdown file exported by edgechat"),
-            (b"\xff\xfe", "not UTF-8"),
+        (b"", "the file is empty"), (b" \n", "the file is empty"), (b"\xff\xfe", "not a Markdown file"),
+        (b"hello", "not a Markdown file exported by edgechat"), (b"h\xe9llo", "the file is not UTF-8 text"),
+        (bytes(5000), "the file contains only zeros"), (b"[1, " + bytes(9), "zeros instead of text, as after a crash"),
+        (b"\x1f\x8b\x08\x00", "the file is compressed with gzip. Decompress it with `gunzip` first"),
         (b"{", "not valid JSON"), (b"[]", "no ChatGPT conversations"), (b"{}", "not an edgechat export"),
         (b'[{"mapping": 3}]', "no ChatGPT conversations"),
         (b'{"format": "edgechat", "version": 99, "conversations": []}', "Update edgechat"),
@@ -55,6 +57,21 @@ def test_invalid_file_is_one_clear_error(tmp_path: Path, content: bytes, message
     file.write_bytes(content)
     with pytest.raises(ImportRefusedError, match=message):
         importing.read_file(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+def test_export_with_a_byte_order_mark_is_imported(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "file"
+    data = archive_json({"id": "a", "text": "é"})
+    file.write_bytes(data.decode().encode(encoding))
+    expected = tmp_path / "expected"
+    expected.write_bytes(data)
+    assert importing.read_file(file) == importing.read_file(expected)
+
+
+def test_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefusedError, match=r"it is a folder. Give the files in it"):
+        importing.read_file(tmp_path)
 
 
 @given(st.binary(max_size=80))
