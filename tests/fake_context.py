@@ -26,6 +26,7 @@ class FakeModel:
         self.flatness = flatness
         self.end_logit = end_logit
         self.control_tokens: dict[str, int] = {}
+        self.n_ctx_train = 0
 
     def is_eog(self, token: int) -> bool:
         return token == END

@@ -67,7 +67,7 @@ class ConversationPromptBuilder:
 
         start = choose_window_start(
             path, n_ctx=self._builder.n_ctx, max_tokens=self._settings.max_tokens, previous_start=previous_start,
-            count_tokens=count_tokens,
+            count_tokens=count_tokens, n_ctx_train=self._builder.n_ctx_train,
         )  # fmt: skip
         count_tokens(start)  # ensures that `prompts` contains the prompt from `start`
         messages, prompt = prompts[start]

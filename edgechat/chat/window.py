@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from edgechat.chat.messages import Message
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.errors import ContextOverflowError
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ def choose_window_start(
     max_tokens: int | None,
     previous_start: int,
     count_tokens: Callable[[int], int],
+    n_ctx_train: int = 0,
 ) -> int:
     """Return the index of the first message of `path` to put in the prompt.
 
@@ -54,9 +56,8 @@ def choose_window_start(
     start = _find_first_match(later_starts, lambda s: fits(s, int(n_ctx * _FILL_AFTER_DROP)))
     n_prompt_tokens = count_tokens(start)
     if n_prompt_tokens >= n_ctx:
-        raise ContextOverflowError(
-            f"The prompt has {n_prompt_tokens} tokens, but the context holds {n_ctx}. "
-            "Shorten the message, or set a larger context with --ctx."
+        raise make_overflow_error(
+            f"The message and the system prompt have {n_prompt_tokens} tokens", n_ctx, n_ctx_train, "Shorten them"
         )
     return start
 

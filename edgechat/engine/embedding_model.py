@@ -34,7 +34,7 @@ class EmbeddingModel(EngineModel):
         self._on_finished = on_finished
         self.n_ctx = self._embedder.n_ctx
         self.n_embd = self._embedder.n_embd
-        self._tokenizations = TokenizationQueue(self.n_ctx)
+        self._tokenizations = TokenizationQueue(self.n_ctx, model.n_ctx_train)
         self._embed_id: int | None = None
         """ID of the Embed request that is being executed."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import (
     FinishReason,
     Generate,
@@ -18,7 +19,7 @@ from edgechat.engine.protocol import (
     TokensGenerated,
 )
 from edgechat.engine.sequence import OutputSequence, compute_logprobs
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
+from edgechat.errors import EdgechatError, EngineError
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
@@ -65,10 +66,7 @@ class ActiveRequest:
         if not prompt:
             raise EngineError("The prompt is empty. Send at least one token.")
         if len(prompt) >= context.n_ctx:
-            raise ContextOverflowError(
-                f"The prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}. "
-                "Shorten the prompt, or set a larger context with --ctx."
-            )
+            raise make_overflow_error(f"The prompt has {len(prompt)} tokens", context.n_ctx, context.model.n_ctx_train)
         if not 1 <= params.n_sequences <= context.n_seqs:
             raise EngineError(
                 f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs} replies."

@@ -68,7 +68,7 @@ class TextModel(EngineModel):
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
-        self._tokenizations = TokenizationQueue(context.n_ctx)
+        self._tokenizations = TokenizationQueue(context.n_ctx, model.n_ctx_train)
         self.n_ctx = context.n_ctx
         self.can_truncate = context.can_truncate
         self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0

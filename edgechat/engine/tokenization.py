@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import Event, Tokenize, Tokenized, create_failure_event
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineError, RequestCancelledError
+from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 
 # Time that the tokenisation of one text takes before the engine does other work, in seconds. A part of a text can take
 # longer.
@@ -65,9 +66,10 @@ class _PendingText(NamedTuple):
 class TokenizationQueue:
     """Texts that are being tokenised, each for a short time in turn, so that a long text delays no other request."""
 
-    def __init__(self, n_ctx: int) -> None:
-        """`n_ctx` is the length of the context for messages about texts that are too long."""
+    def __init__(self, n_ctx: int, n_ctx_train: int) -> None:
+        """Set the context length, and that of the model's training, for the error about a text that is too long."""
         self._n_ctx = n_ctx
+        self._n_ctx_train = n_ctx_train
         self._texts: deque[_PendingText] = deque()
 
     @property
@@ -124,10 +126,8 @@ class TokenizationQueue:
         for part in text.parts:
             text.tokens.extend(part)
             if text.max_tokens is not None and len(text.tokens) > text.max_tokens:
-                raise ContextOverflowError(
-                    f"The text has more than {text.max_tokens} tokens, but the context holds {self._n_ctx}. "
-                    "Shorten the text, or set a larger context with --ctx."
-                )
+                subject = f"The text has more than {text.max_tokens} tokens"
+                raise make_overflow_error(subject, self._n_ctx, self._n_ctx_train)
             if time.monotonic() > deadline:
                 return False
         return True

@@ -15,6 +15,7 @@ import msgspec
 
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
 from edgechat.prefix.common_prefix import common_prefix_length
@@ -94,6 +95,11 @@ class PromptBuilder:
         """Formats by request, and when they expire (on the monotonic clock)."""
         self._lock = threading.Lock()
         self._can_call_several_tools: bool | None = None
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Context length in tokens that the model was trained with; 0 if it is unknown."""
+        return self._model_properties.n_ctx_train
 
     @property
     def n_ctx(self) -> int:
@@ -181,7 +187,7 @@ class PromptBuilder:
         Raises TemplateError, EngineError, RequestCancelledError after `cancellation`, and ContextOverflowError if the
         prompt is several times longer than the context.
         """
-        check_prompt_bytes("".join(m.content for m in messages), self.n_ctx)
+        check_prompt_bytes("".join(m.content for m in messages), self._model_properties)
         reply_start = None
         if messages and messages[-1].role == "assistant" and not messages[-1].extra_fields:
             *messages, reply_start = messages
@@ -225,7 +231,7 @@ class PromptBuilder:
         Raises EngineError, RequestCancelledError, and ContextOverflowError if the text is several times longer than the
         context.
         """
-        check_prompt_bytes(text, self.n_ctx)
+        check_prompt_bytes(text, self._model_properties)
         max_tokens = _MAX_COUNTED_CONTEXTS * self.n_ctx
         return self._engine.tokenize(text, guard, max_tokens=max_tokens, cancellation=cancellation)
 
@@ -338,10 +344,10 @@ class PromptBuilder:
         return render(reply_start=reply_start)
 
 
-def check_prompt_bytes(text: str, n_ctx: int) -> None:
-    """Raise ContextOverflowError if `text` has more bytes than `n_ctx` tokens can have; avoids a slow tokenisation."""
+def check_prompt_bytes(text: str, model_properties: Loaded) -> None:
+    """Raise ContextOverflowError if `text` has more bytes than tokens of the context can have, before tokenisation."""
+    n_ctx = model_properties.n_ctx
     n_bytes = len(text.encode("utf-8", "replace"))
     if n_bytes > n_ctx * _MAX_TOKEN_BYTES:
-        raise ContextOverflowError(
-            f"The prompt has {n_bytes} bytes, which cannot fit in the context of {n_ctx} tokens. Shorten the prompt."
-        )
+        subject = f"The prompt has {n_bytes} bytes, more than {n_bytes // _MAX_TOKEN_BYTES} tokens"
+        raise make_overflow_error(subject, n_ctx, model_properties.n_ctx_train)

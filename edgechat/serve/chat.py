@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgechat.engine import protocol
-from edgechat.errors import ContextOverflowError
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.prompt.builder import PromptOptions
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
@@ -74,12 +74,10 @@ class ChatResponseBuilder(ResponseBuilder):
     def _check_length(self) -> None:
         """Raise ContextOverflowError if the context has fewer tokens than the request has messages and tools."""
         n_messages, n_tools = len(self._body.messages), len(self._body.tools or ())
-        n_ctx = self.queue.model_properties.n_ctx
-        if n_messages + n_tools > n_ctx:
-            raise ContextOverflowError(
-                f"The request has {n_messages} messages and {n_tools} tools, but the context holds {n_ctx} tokens. "
-                "Send fewer of them, or set a larger context with --ctx."
-            )
+        properties = self.queue.model_properties
+        if n_messages + n_tools > properties.n_ctx:
+            subject = f"The request has {n_messages} messages and {n_tools} tools"
+            raise make_overflow_error(subject, properties.n_ctx, properties.n_ctx_train, "Send fewer of them")
 
     @property
     def grammar_param(self) -> str | None:

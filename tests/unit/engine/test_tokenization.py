@@ -62,7 +62,7 @@ class Outcomes:
     """Adds texts to a queue, and records what becomes of them."""
 
     def __init__(self) -> None:
-        self.queue = TokenizationQueue(n_ctx=100)
+        self.queue = TokenizationQueue(n_ctx=100, n_ctx_train=100)
         self.steps: list[int] = []
         """Request ids in the order of the parts that were tokenised."""
         self.tokens: dict[int, list[int]] = {}
@@ -115,7 +115,7 @@ def test_text_with_too_many_tokens_is_not_read_to_its_end() -> None:
     outcomes.run()
     assert outcomes.steps == [1, 1, 1, 1, 2, 2, 2]
     assert outcomes.tokens == {2: [0, 0, 1, 1, 2, 2]}
-    assert str(outcomes.errors[1]).startswith("The text has more than 6 tokens, but the context holds 100.")
+    assert str(outcomes.errors[1]).startswith("The text has more than 6 tokens, but the context holds 100 tokens.")
 
 
 def test_error_of_one_text_leaves_the_others() -> None:

@@ -1,0 +1,20 @@
+"""The error about a prompt that is longer than the context."""
+
+from __future__ import annotations
+
+from edgechat.errors import ContextOverflowError
+
+
+def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str = "Shorten it") -> ContextOverflowError:
+    """Return the error that `subject` ("The prompt has 5000 tokens") does not fit in a context of `n_ctx` tokens.
+
+    `n_ctx_train` is the context length that the model was trained with, 0 if it is unknown. A longer context is
+    recommended only up to that length: beyond it, replies get worse.
+    """
+    if not n_ctx_train:
+        advice = f"{remedy}, or set a larger context with --ctx."
+    elif n_ctx < n_ctx_train:
+        advice = f"{remedy}, or set a larger context with --ctx (the model was trained with {n_ctx_train} tokens)."
+    else:
+        advice = f"{remedy}: the model was trained with {n_ctx_train} tokens, so a larger context does not help."
+    return ContextOverflowError(f"{subject}, but the context holds {n_ctx} tokens. {advice}")
