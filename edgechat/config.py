@@ -52,7 +52,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     min_speed: float = 5.0
     """Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum."""
     n_ctx: int | None = None
-    """Context length in tokens; unset: the longest that fits in memory, up to 8192."""
+    """Context length in tokens, rounded up to a multiple of 256; unset: the longest that fits in memory, up to 8192."""
     budget: str | None = None
     """Memory budget, such as `4GB` or `1500MiB`; unset: the available memory."""
     n_threads: int | None = None

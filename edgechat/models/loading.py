@@ -22,6 +22,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.resources import current_machine, load_saved_gpus, save_gpus
+from edgechat.planner.kv_memory import CELL_MULTIPLE
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import BufferSizes, LoadOptions, convert_reported_buffers, estimate_buffers
@@ -138,9 +139,14 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
 
 
 def find_load_warnings(settings: Settings, model_path: Path, model_properties: protocol.Loaded) -> list[str]:
-    """Return warnings about a loaded model that uses fewer threads than configured, or has no chat template."""
+    """Return warnings about a context or threads other than configured, and about a missing chat template."""
     warnings = []
     n_cpus = os.cpu_count() or 1
+    if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx:
+        warnings.append(
+            f"The context has {model_properties.n_ctx} tokens, not {settings.n_ctx}: llama.cpp rounds its length up to "
+            f"a multiple of {CELL_MULTIPLE}."
+        )
     if settings.n_threads is not None and settings.n_threads > n_cpus:
         warnings.append(
             f"This machine has {n_cpus} hardware threads; edgechat uses {n_cpus} instead of {settings.n_threads}."

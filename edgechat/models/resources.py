@@ -45,6 +45,7 @@ def current_machine(
     n_threads, n_threads_batch, threads_reason = _choose_thread_counts(settings, load_measured_speeds())
     return Machine(
         available_bytes=available_bytes if budget_bytes is None else min(available_bytes, budget_bytes),
+        is_budget_set=budget_bytes is not None and budget_bytes < available_bytes,
         n_threads=n_threads, n_threads_batch=n_threads_batch, threads_reason=threads_reason,
         disk_free_bytes=_read_prefix_disk_free_bytes(settings), gpu_name=gpu.name if gpu else "",
         gpu_is_unified=bool(gpu and gpu.is_unified),

@@ -59,11 +59,15 @@ def make_does_not_fit_message(
     context = f"a context of {n_ctx} tokens" if n_ctx else "its shortest context"
     weight_bytes = memory.weights + memory.repacked_weights
     other_bytes = memory.total - weight_bytes - memory.kv_cache
+    limit = format_size(machine.available_bytes)
+    if machine.is_budget_set:
+        limit_text, remedy = f"the memory budget is {limit}", "Set a larger budget"
+    else:
+        limit_text, remedy = f"{limit} are available{machine.other_instances_text}", "Close other programs"
     return (
         f"{profile.path} needs about {format_size(memory.total)} with {context} "
         f"(weights {format_size(weight_bytes)}, KV cache {format_size(memory.kv_cache)}, "
-        f"other buffers {format_size(other_bytes)}), but {format_size(machine.available_bytes)} are available"
-        f"{machine.other_instances_text}. Close other programs, "
+        f"other buffers {format_size(other_bytes)}), but {limit_text}. {remedy}, "
         f"{'set a shorter context with --ctx, ' if n_ctx else ''}or choose a smaller model "
         "(`edgechat plan` shows which models fit)."
     )

@@ -15,6 +15,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     available_bytes: int
     """Memory budget in bytes."""
+    is_budget_set: bool = False
+    """True if the user set the budget to less than the available memory."""
     n_threads: int = 1
     """Number of threads for decoding."""
     n_threads_batch: int = 0

@@ -39,6 +39,9 @@ def test_concessions_are_made_in_the_documented_order() -> None:
         assert bool(load_plan.concessions) == (step is not best)
     with pytest.raises(PlanError, match=r"needs about [\d.]+ [MG]B .* but [\d.]+ [MG]B are available"):
         plan(profile, machine(totals[-1] - 1))
+    budget = msgspec.structs.replace(machine(1_000_000), is_budget_set=True)
+    with pytest.raises(PlanError, match=r"but the memory budget is 1 MB. Set a larger budget, or choose a smaller"):
+        plan(profile, budget)
 
 
 def test_context_length_set_by_the_user_is_kept_or_refused() -> None:
