@@ -28,6 +28,7 @@ def show(as_json: bool) -> None:
     """Print the settings in effect, from file and environment."""
     import msgspec
 
+    from edgechat.cli.session_factory import report_problems
     from edgechat.config import load
 
     settings, problems = load()
@@ -36,8 +37,7 @@ def show(as_json: bool) -> None:
     else:
         for name, value in msgspec.structs.asdict(settings).items():
             click.echo(f"# {name} is not set" if value is None else f"{name} = {_format_toml(value)}")
-    for problem in problems:
-        click.echo(f"edgechat: {problem} (ignored)", err=True)
+    report_problems(problems)
 
 
 @config.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.progress import StderrStatus
 from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
@@ -92,14 +92,14 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     except EdgechatError as error:
         return [], None, str(error)
 
-    def on_progress(text: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(text, err=True)
-
-    results = list(check_cpu_modules(bundle, on_progress))
-    cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
-    if cpu_module is not None:
-        results += check_gpu_modules(bundle, cpu_module, on_progress)
+    status = StderrStatus(prints_lines=True)
+    try:
+        results = list(check_cpu_modules(bundle, status.show))
+        cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
+        if cpu_module is not None:
+            results += check_gpu_modules(bundle, cpu_module, status.show)
+    finally:
+        status.clear()
     backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in results]
     bundle_info = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
     bundle_info["left_out"] = bundle.warnings

@@ -266,10 +266,10 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
         if model is not None
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
-    status = StderrStatus()
+    status = StderrStatus(prints_lines=True)
     results = []
     for entry in entries:
-        for result in verify.verify_files(entry, status.show if status.is_active else None):
+        for result in verify.verify_files(entry, status.show):
             results.append(result)
             status.clear()
             if not as_json:

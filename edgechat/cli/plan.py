@@ -53,10 +53,10 @@ _MAX_EXACT_MODELS: Final = 8
     metavar="FILE",
     help="Plan for another machine; FILE is the output of its `edgechat doctor --json`.",
 )
-@click.option("--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), metavar="N", help="Context length in tokens.")
+@click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens.")
 @click.option(
     "--min-speed",
-    type=click.FloatRange(0, 1e6),
+    type=float,
     metavar="T",
     help="Minimum decode speed in tokens per second; 0 for no minimum.",
 )
@@ -73,11 +73,12 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
     from edgechat.engine.client import EngineClient
 
     models += names
-    engine = EngineClient()
+    engine, status = EngineClient(), StderrStatus(prints_lines=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-") as scratch_dir:
         try:
-            evaluations, choice, json_facts = _evaluate_candidates(engine, models, Path(scratch_dir), **options)
+            evaluations, choice, json_facts = _evaluate_candidates(engine, status, models, Path(scratch_dir), **options)
         finally:
+            status.clear()
             engine.close()
     from edgechat.planner.report import make_plan_row, select_best_quants, sort_key
 
@@ -92,6 +93,7 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
 
 def _evaluate_candidates(
     engine: EngineClient,
+    status: StderrStatus,
     models: tuple[str, ...],
     scratch_dir: Path,
     *,
@@ -105,25 +107,29 @@ def _evaluate_candidates(
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
     """Evaluate all candidates. Return the evaluations, the automatic choice, and more fields for the JSON output."""
     from edgechat import config
+    from edgechat.cli.session_factory import load_settings, settings_from_flags
     from edgechat.models import selection
     from edgechat.models.resources import save_gpus
     from edgechat.planner.ranking import choose_evaluation
 
-    settings, _ = config.load()
-    flags = {"n_ctx": n_ctx, "min_speed": min_speed}
-    settings = config.with_overrides(settings, {name: value for name, value in flags.items() if value is not None})
+    settings_from_flags(budget=budget)
+    settings = config.with_overrides(load_settings(), settings_from_flags(n_ctx=n_ctx, min_speed=min_speed))
     if machine_file is None and settings.gpu and _has_gpu_modules():
         save_gpus(engine.list_devices(benchmark=False).gpus)
     machine = _make_target_machine(settings, budget, machine_file)
     if models:
+        status.show("Reading the headers of the models ...")
         candidates = selection.make_named_candidates(engine, models, scratch_dir, with_quants=with_quants)
     else:
         candidates = selection.list_installed_candidates()
     if with_catalogue:
         candidates += selection.list_catalogue_candidates()
-    speeds = _load_or_measure_speeds(engine, measure=measure) if machine_file is None else None
+    speeds = _load_or_measure_speeds(engine, status, measure=measure) if machine_file is None else None
     is_exact = machine_file is None and (bool(models) or len(candidates) <= _MAX_EXACT_MODELS)
-    evaluations = selection.evaluate_for_machine(candidates, machine, settings, speeds, engine if is_exact else None)
+    evaluations = selection.evaluate_for_machine(
+        candidates, machine, settings, speeds, engine if is_exact else None,
+        on_candidate=lambda name: status.show(f"Computing the memory of {name} ..."),
+    )  # fmt: skip
     choice = choose_evaluation(evaluations, defaults_only=not models)
     json_facts = {
         "available_bytes": machine.available_bytes, "backend": speeds.backend if speeds else None,
@@ -149,12 +155,11 @@ def _make_target_machine(settings: Settings, budget: str | None, machine_file: P
     from edgechat.models.resources import current_machine
 
     machine = current_machine(settings) if machine_file is None else _read_machine(machine_file)
-    if not budget:
+    # The budget may exceed this machine's memory, to plan for a larger machine.
+    budget_bytes = config.parse_size(budget) if budget is not None else None
+    if budget_bytes is None:
         return machine
-    available_bytes = config.parse_size(budget)  # may exceed this machine's memory, to plan for a larger machine
-    if available_bytes is None:
-        raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
-    return msgspec.structs.replace(machine, available_bytes=available_bytes)
+    return msgspec.structs.replace(machine, available_bytes=budget_bytes, is_budget_set=True)
 
 
 def _read_machine(file: Path) -> Machine:
@@ -176,7 +181,7 @@ def _read_machine(file: Path) -> Machine:
         ) from None
 
 
-def _load_or_measure_speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
+def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measure: bool) -> KernelSpeeds | None:
     from edgechat.engine import protocol
     from edgechat.errors import EdgechatError
     from edgechat.models import selection
@@ -184,8 +189,6 @@ def _load_or_measure_speeds(engine: EngineClient, *, measure: bool) -> KernelSpe
 
     if not measure:
         return load_measured_speeds()
-
-    status = StderrStatus()
 
     def on_event(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting):

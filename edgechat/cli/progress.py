@@ -20,10 +20,16 @@ _LINE_INTERVAL_S: Final = 10.0
 
 
 class StderrStatus:
-    """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output."""
+    """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output.
 
-    def __init__(self) -> None:
+    Elsewhere, such as in a log, a command that can take long prints the status as a line every 10 seconds.
+    """
+
+    def __init__(self, *, prints_lines: bool = False) -> None:
+        """If `prints_lines`, print the status as lines if standard error is not a terminal."""
         self.is_active = supports_escapes(sys.stderr)
+        self._prints_lines = prints_lines and not self.is_active
+        self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
         self._is_shown = False
 
     def show(self, text: str) -> None:
@@ -31,6 +37,9 @@ class StderrStatus:
         if self.is_active and text:
             click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True)
             self._is_shown = True
+        elif self._prints_lines and text and time.monotonic() >= self._next_line_at:
+            self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
+            click.echo(escape_controls(text), err=True)
 
     def note(self, text: str) -> None:
         """Print `text` as a permanent line; "" prints nothing."""
@@ -49,17 +58,12 @@ class DownloadMeter:
 
     def __init__(self, n_files: int) -> None:
         self._n_files = n_files
-        self._status = StderrStatus()
-        self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
+        self._status = StderrStatus(prints_lines=True)
 
     def show(self, index: int, progress: DownloadProgress) -> None:
         """Show the progress of one file; `index` is its zero-based index among the files to download."""
         prefix = f"{index + 1} of {self._n_files}: " if self._n_files > 1 else ""
-        if self._status.is_active:
-            self._status.show(prefix + progress.text)
-        elif time.monotonic() >= self._next_line_at:
-            self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
-            click.echo(prefix + progress.text, err=True)
+        self._status.show(prefix + progress.text)
 
     def clear(self) -> None:
         self._status.clear()

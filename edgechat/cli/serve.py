@@ -120,15 +120,12 @@ def _load_models(
 
     from edgechat import config
     from edgechat.cli.progress import StderrStatus
-    from edgechat.cli.session_factory import choose_model, settings_from_flags
+    from edgechat.cli.session_factory import choose_model, load_settings, settings_from_flags
     from edgechat.serve.model_lease import ModelLease
     from edgechat.serve.model_queue import ModelQueue
 
-    settings, problems = config.load()
-    settings = config.with_overrides(settings, settings_from_flags(**flags))
+    settings = config.with_overrides(load_settings(), settings_from_flags(**flags))
     status = StderrStatus()
-    for problem in problems:
-        status.note(f"{problem} (ignored)")
     queues: dict[str, ModelQueue] = {}
     lease = ModelLease()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import StoreError, UsageError
@@ -88,13 +88,26 @@ def create_session(**options: Any) -> Session:
 
     The options and exceptions are those of `prepare_session` and of the function that it returns.
     """
-    import click
-
     make_session, problems = prepare_session(**options)
-    session = make_session()
+    report_problems(problems)
+    return make_session()
+
+
+def load_settings() -> Settings:
+    """Load the settings of a command without a screen, and print the problems in them."""
+    from edgechat import config
+
+    settings, problems = config.load()
+    report_problems(problems)
+    return settings
+
+
+def report_problems(problems: Sequence[SettingsProblem]) -> None:
+    """Print the invalid settings, which are ignored, on standard error."""
+    from edgechat.cli.progress import StderrStatus
+
     for problem in problems:
-        click.echo(f"edgechat: {problem} (ignored)", err=True)
-    return session
+        StderrStatus().note(f"{problem} (ignored)")
 
 
 def open_session(session: Session, status: StderrStatus) -> None:

@@ -172,11 +172,15 @@ def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Ev
 
 def evaluate_for_machine(
     candidates: Sequence[Candidate], machine: Machine, settings: Settings, speeds: KernelSpeeds | None,
-    engine: EngineClient | None = None,
+    engine: EngineClient | None = None, on_candidate: Callable[[str], None] = lambda name: None,
 ) -> list[Evaluation]:  # fmt: skip
-    """Evaluate candidates on `machine`. If `engine` is given, llama.cpp computes the memory of models on disk."""
+    """Evaluate candidates on `machine`. If `engine` is given, llama.cpp computes the memory of models on disk.
+
+    `on_candidate` receives the name of each candidate before its evaluation.
+    """
 
     def make_estimator(candidate: Candidate) -> Estimator | None:
+        on_candidate(candidate.name)
         if engine is None or not Path(candidate.profile.path).exists():
             return None
         return make_exact_estimator(engine, candidate.profile)
