@@ -18,6 +18,7 @@
     |  |- DamagedDatabaseError (4)
     |  `- NotFoundError        (2)
     |- AttachmentError         (2)
+    |  `- AttachmentTooLargeError (5)
     |- ImportRefusedError      (2)
     |- CatalogueError          (2)
     |- DownloadError           (4)
@@ -145,6 +146,12 @@ class AttachmentError(EdgechatError):
     """Raised when a file cannot be attached to a message."""
 
     exit_code = 2
+
+
+class AttachmentTooLargeError(AttachmentError):
+    """Raised when the attachments of a message are larger than any context."""
+
+    exit_code = 5
 
 
 class ImportRefusedError(EdgechatError):

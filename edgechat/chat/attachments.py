@@ -13,7 +13,7 @@ from typing import Final
 from edgechat import files, humanize
 from edgechat.chat import file_formats
 from edgechat.chat.messages import Attachment
-from edgechat.errors import AttachmentError, StoreError
+from edgechat.errors import AttachmentError, AttachmentTooLargeError, StoreError
 
 # Maximum size of the attachments of a message. A context of 256k tokens has at most this number of bytes, with the 128
 # bytes of the longest tokens.
@@ -56,7 +56,7 @@ def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
     except OSError as error:
         if error.errno == errno.EFBIG:
             limit = humanize.format_size(MAX_BYTES)
-            raise AttachmentError(
+            raise AttachmentTooLargeError(
                 f"Cannot attach {path}: the file is larger than {limit}."
                 if max_bytes == MAX_BYTES
                 else f"Cannot attach {path}: the attachments of a message can have at most {limit} together."

@@ -15,7 +15,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import create_session, open_session
-from edgechat.errors import EdgechatError, EngineDiedError, StoreError, UsageError
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
 from edgechat.humanize import format_size
 from edgechat.terminal import TextEscaper, escape_controls
 
@@ -90,28 +90,36 @@ def ask_stdin(**options: Any) -> None:
 def read_question(prompt: str | None, *, no_stdin: bool = False) -> str:
     """Return `prompt`, followed by the text of standard input if it is not a terminal and `no_stdin` is false.
 
-    Raises UsageError if both are empty, or if standard input is too long or not UTF-8.
+    Raises UsageError if both are empty or standard input is not Unicode text, and ContextOverflowError if it is too
+    long.
     """
     parts = [prompt] if prompt else []
     if prompt:
         prompt.encode()  # raises UnicodeEncodeError if the argument is not UTF-8
     if not no_stdin and not sys.stdin.isatty():
         data = _read_stdin()
-        try:
-            parts.append(data.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"Standard input is not UTF-8 text (byte {error.start} of {len(data)} is 0x{data[error.start]:02x}). "
-                "Convert it first, for example with iconv."
-            ) from error
+        parts.append(_decode_stdin(data))
     text = "\n\n".join(p for p in parts if p.strip())
     if not text.strip():
         raise UsageError('The question is empty. Example: edgechat ask "What is a GGUF file?"')
     return text
 
 
+def _decode_stdin(data: bytes) -> str:
+    """Decode text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises UsageError."""
+    from edgechat.chat import file_formats
+
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        try:
+            return file_formats.decode_text(data)
+        except file_formats.NotTextError as error:
+            raise UsageError(f"Standard input {error}") from error
+
+
 def _read_stdin() -> bytes:
-    """Read standard input to its end. Prints a notice if that takes seconds. Raises UsageError if it is too long."""
+    """Read standard input to its end. Prints a notice if that takes seconds. Raises ContextOverflowError."""
     notice = threading.Timer(_STDIN_NOTICE_S, click.echo, [_STDIN_NOTICE], {"err": True})
     notice.daemon = True
     notice.start()
@@ -120,7 +128,7 @@ def _read_stdin() -> bytes:
     finally:
         notice.cancel()
     if len(data) > MAX_STDIN_BYTES:
-        raise UsageError(
+        raise ContextOverflowError(
             f"Standard input is larger than {format_size(MAX_STDIN_BYTES)}, which is more than a context holds. "
             "Send a part of it."
         )
@@ -147,8 +155,10 @@ def print_reply(
             status.clear()
             if as_json:
                 _print_json(session, final_event)
-            elif n_replies > 1:
-                _print_alternatives(final_event)
+            else:
+                if n_replies > 1:
+                    _print_alternatives(final_event)
+                _report_cut_replies(session, final_event, status)
         except EdgechatError as error:
             interruption.raise_exit()  # the engine was closed because of a signal
             if interruption.n_stops and isinstance(error, EngineDiedError):
@@ -176,23 +186,45 @@ def stream_reply(
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     escaper = TextEscaper() if sys.stdout.isatty() else None
-    has_printed = False
+    last_text = ""
     final_event: TurnFinished | TurnInterrupted | None = None
     # Closing the generator saves the reply.
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
-        stack.callback(lambda: click.echo(escaper.finish() if escaper is not None else "") if has_printed else None)
+        stack.callback(lambda: _end_line(last_text, escaper))
         for event in events:
             status.note(format_notice(event))
             status.show(format_progress(event))
             if isinstance(event, ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
-                has_printed = True
+                last_text = event.text
                 click.echo(escaper.feed(event.text) if escaper is not None else event.text, nl=False)
             elif isinstance(event, (TurnFinished, TurnInterrupted)):
                 final_event = event
     if final_event is None:
         raise EngineError("The reply ended without a final event from the engine. Ask again.")
     return final_event
+
+
+def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
+    """Print the text that `escaper` held back, and end the last line of a reply that ends with `last_text`."""
+    rest = escaper.finish() if escaper is not None else ""
+    if rest or last_text:
+        click.echo(rest, nl=bool(rest) or not last_text.endswith("\n"))
+
+
+def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:
+    """Say on standard error which replies end early because of the length limit or of the context."""
+    replies = [final_event.reply, *final_event.alternatives]
+    max_tokens, properties = session.settings.max_tokens, session.model_properties
+    for number, reply in enumerate(replies, start=1):
+        if reply.finish_reason == "length":
+            name = f"Reply {number}" if len(replies) > 1 else "The reply"
+            if max_tokens is not None and (reply.n_tokens or 0) >= max_tokens:
+                status.note(f"{name} was cut after {max_tokens} tokens, the limit of --max-tokens.")
+            else:
+                n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)
+                advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""
+                status.note(f"{name} was cut, because the context of {n_ctx} tokens is full.{advice}")
 
 
 def _print_alternatives(final_event: TurnFinished | TurnInterrupted) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -30,6 +30,10 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
         )
     except EdgechatError:
         return []
+
+
+MAX_ROWS: Final = 10**9
+"""Largest number of rows to show or skip. SQLite refuses numbers from 2**63 on."""
 
 
 class FilePath(click.Path):
@@ -59,7 +63,9 @@ _GENERATION_OPTIONS = (
     click.option("--temperature", type=float, metavar="T", help="Sampling temperature; 0 is greedy."),
     click.option("--top-p", type=float, metavar="P", help="Nucleus sampling: total probability of the tokens to keep."),
     click.option("--seed", type=int, metavar="N", help="Random seed of the sampler."),
-    click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens."),
+    click.option(
+        "--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens, rounded up to a multiple of 256."
+    ),
     click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB."),
     click.option("--threads", "n_threads", type=int, metavar="N", help="Number of compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Turn reasoning before the reply on or off."),

@@ -19,7 +19,7 @@ from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import create_session, open_session
 from edgechat.cli.unsent_line import UnsentLine
-from edgechat.errors import EdgechatError, StoreError, UsageError
+from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class PlainChat:
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
             if sum(map(len, lines)) > MAX_STDIN_BYTES:
-                raise UsageError(_TOO_LONG)
+                raise ContextOverflowError(_TOO_LONG)
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message and print the reply. An EdgechatError is printed, not raised."""
@@ -273,12 +273,12 @@ class PlainChat:
 
 
 def _read_line() -> str:
-    """Return a line of standard input without its end. Raises EOFError, and UsageError if the line is too long."""
+    """Return a line of standard input without its end. Raises EOFError, and ContextOverflowError for a long line."""
     line = sys.stdin.readline(MAX_STDIN_BYTES + 1)
     if not line:
         raise EOFError
     if len(line) > MAX_STDIN_BYTES:
-        raise UsageError(_TOO_LONG)
+        raise ContextOverflowError(_TOO_LONG)
     return line.removesuffix("\n")
 
 

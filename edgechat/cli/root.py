@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -22,10 +22,11 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    success
-  2    usage: invalid option, setting, conversation or standard input
+  1    a confirmation was declined, or an error in edgechat itself, with a traceback
+  2    usage: invalid option, setting, conversation, attachment, import or standard input
   3    model file: missing or damaged, or an error in its chat template
   4    runtime: no working backend, the engine died, or the history or a download failed
-  5    size: the model is too large for the memory, or the prompt for the context
+  5    size: the model is too large for the memory, or the input for the context
   6    network: the hub or another server is unreachable, or refused the request
   129  the terminal was closed (SIGHUP)
   130  interrupted with Ctrl-C
@@ -52,6 +53,12 @@ class _RootGroup(click.Group):
         module = importlib.import_module(f"edgechat.cli.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # prints the help or the version
+        except BrokenPipeError:
+            ctx.exit(141)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -105,28 +112,46 @@ def run() -> int:
     try:
         # Standalone mode would replace edgechat's exit codes with click's.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
-    except (OSError, MemoryError) as error:
-        return _report_os_error(error)
-    except (EdgechatError, UnicodeError) as error:
-        message, exit_code = describe_failure(error)
-        _print_error(message)
-        return exit_code
+    except (EdgechatError, OSError, UnicodeError, MemoryError) as error:
+        return _report_failure(error)
     except click.ClickException as error:
-        output = io.StringIO()
-        error.show(output)
-        click.echo(shorten(output.getvalue(), 2 * MAX_MESSAGE_CHARS), nl=False, err=True)
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()  # the help text of a group of commands
+        else:
+            _print_error(shorten(_describe_usage_error(error), 2 * MAX_MESSAGE_CHARS))
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return 130
+        _print_error("Nothing was deleted, because the question was not answered with y.")
+        return 1
+    except KeyboardInterrupt:
         return 130
     return result if isinstance(result, int) else 0
 
 
-def _report_os_error(error: OSError | MemoryError) -> int:
-    """Print an error of the operating system, unless the terminal is gone, and return the exit code."""
-    if is_gone(sys.stdout) or is_gone(sys.stderr):
+def _describe_usage_error(error: click.ClickException) -> str:
+    """Return click's message as one line, with the command that shows the help."""
+    text = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{text.rstrip('.')}. See `{context.command_path} --help`." if context is not None else text
+
+
+def _report_failure(error: EdgechatError | OSError | UnicodeError | MemoryError) -> int:
+    """Print the error of a command, unless the terminal is gone, and return the exit code."""
+    if isinstance(error, (OSError, MemoryError)) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
         return HANGUP_EXIT_CODE
-    _print_error(describe_failure(error)[0])
-    return EdgechatError.exit_code
+    message, exit_code = describe_failure(error)
+    if isinstance(error, OSError) and _failed_in_click(error):
+        message = f"Cannot write to standard output: {message}."  # a full disk, for example
+    _print_error(message)
+    return exit_code
+
+
+def _failed_in_click(error: OSError) -> bool:
+    """Return whether click raised the error, which accesses no files but the standard streams."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("click.")
 
 
 def _print_error(text: str) -> None:

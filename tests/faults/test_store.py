@@ -209,7 +209,7 @@ def test_deleted_conversation_is_in_no_file(cli: Cli, home: Path) -> None:
     phrase = "xqzzyplugh"
     cli("ask", f"say {phrase}", "--max-tokens", "5")
     [summary] = json.loads(cli("history", "list", "--json").stdout)
-    assert cli("history", "delete", summary["conversation"]["id"], input="n\n").returncode == 130
+    assert cli("history", "delete", summary["conversation"]["id"], input="n\n").returncode == 1
     assert cli("history", "delete", "--yes", summary["conversation"]["id"]).returncode == 0
     for path in (home / "data").rglob("*"):
         assert phrase.encode() not in path.read_bytes()

@@ -12,7 +12,7 @@ import pytest
 from edgechat.chat import attachments
 from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.messages import Attachment
-from edgechat.errors import AttachmentError
+from edgechat.errors import AttachmentError, ContextOverflowError
 
 
 def prompt_with(data: bytes) -> str:
@@ -51,8 +51,9 @@ def test_files_of_the_system_without_a_size_are_limited(monkeypatch: pytest.Monk
     [attachment], contents = load_attachments([Path("/proc/cpuinfo")], "model")
     assert attachment.size_bytes == len(contents[attachment.sha256]) > 0
     monkeypatch.setattr(attachments, "MAX_BYTES", 100)
-    with pytest.raises(AttachmentError, match="larger than 100 B"):
+    with pytest.raises(AttachmentError, match="larger than 100 B") as caught:
         load_attachments([Path("/proc/cpuinfo")], "model")
+    assert caught.value.exit_code == ContextOverflowError.exit_code
 
 
 def test_attachments_of_a_message_are_limited_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

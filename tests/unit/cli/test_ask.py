@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from edgechat.chat.events import ReplyTextGenerated, SessionEvent, TurnFinished
+from edgechat.chat.messages import Message
 from edgechat.cli import ask, plain_chat
-from edgechat.errors import UsageError
+from edgechat.cli.progress import StderrStatus
+from edgechat.config import Settings
+from edgechat.errors import ContextOverflowError, UsageError
 from tests.conftest import ROOT, edgechat_command
 from tests.waiting import until
 
@@ -92,7 +98,7 @@ def test_endless_input_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     started = time.monotonic()
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr(sys, "stdin", endless)
-        with pytest.raises(UsageError, match="larger than 34 MB"):
+        with pytest.raises(ContextOverflowError, match="larger than 34 MB"):
             ask.read_question("hi")
     assert time.monotonic() - started < 10
 
@@ -105,7 +111,7 @@ def test_endless_input_of_the_command_is_one_line() -> None:
             edgechat_command("ask", "hi"), stdin=endless.stdout, capture_output=True, text=True, check=False
         )
         endless.kill()
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (5, "")
     assert result.stderr.count("\n") == 1
     assert "larger than" in result.stderr
 
@@ -118,7 +124,7 @@ def test_line_of_the_plain_chat_is_limited(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EOFError):
         plain_chat._read_line()
     monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 1002))
-    with pytest.raises(UsageError, match="more than"):
+    with pytest.raises(ContextOverflowError, match="more than"):
         plain_chat._read_line()
 
 
@@ -133,3 +139,60 @@ def test_lack_of_memory_is_one_line(tmp_path: Path) -> None:
         cwd=ROOT,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (4, "edgechat: There is not enough memory.\n")
+
+
+def finished(*replies: Message) -> TurnFinished:
+    return TurnFinished(reply=replies[0], context_tokens=9, alternatives=replies[1:])
+
+
+@pytest.mark.parametrize("parts", [["first", " last"], ["first ", "last\n"], ["last", "\n", "\n"], ["\n"]])
+def test_reply_ends_with_one_newline_at_least(parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[SessionEvent] = [ReplyTextGenerated(text=text, reasoning="", n_tokens=1) for text in parts]
+    events.append(finished(Message(id="a", role="assistant")))
+    ask.stream_reply((event for event in events), StderrStatus(), quiet=False)
+    text = "".join(parts)
+    assert capsys.readouterr().out == (text if text.endswith("\n") else f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "n_tokens", "notes"),
+    [
+        (3, [3], ["The reply was cut after 3 tokens, the limit of --max-tokens."]),
+        (9, [3], ["The reply was cut, because the context of 256 tokens is full. --ctx sets its length."]),
+        (None, [3], ["The reply was cut, because the context of 256 tokens is full. --ctx sets its length."]),
+        (None, [4], ["The reply was cut, because the context of 256 tokens is full."]),
+        (3, [2, 3], ["Reply 2 was cut after 3 tokens, the limit of --max-tokens."]),
+        (3, [2], []),
+    ],
+)
+def test_cut_reply_is_reported(
+    max_tokens: int | None, n_tokens: list[int], notes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = [
+        Message(id=str(n), role="assistant", n_tokens=n, finish_reason="stop" if n == 2 else "length") for n in n_tokens
+    ]
+    properties = SimpleNamespace(n_ctx=256, n_ctx_train=512 if n_tokens != [4] else 256)
+    session = SimpleNamespace(settings=Settings(max_tokens=max_tokens), model_properties=properties)
+    ask._report_cut_replies(session, finished(*replies), StderrStatus())  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == [f"edgechat: {note}" for note in notes]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_unicode_on_standard_input_is_decoded(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Grüße\n".encode(encoding))))
+    assert ask.read_question(None) == "Grüße\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Grüße".encode("cp1252"), "Standard input is not UTF-8 text (byte 2 of 5 is 0xfc), but perhaps"),
+        (gzip.compress(b"x"), "Standard input is compressed with gzip. Decompress it with `gunzip` first."),
+        (b"\x89PNG\r\n\x1a\n", "Standard input is an image. edgechat does not read images."),
+    ],
+)
+def test_other_data_on_standard_input_is_named(data: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with pytest.raises(UsageError) as caught:
+        ask.read_question("hi")
+    assert str(caught.value).startswith(message)

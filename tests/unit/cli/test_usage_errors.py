@@ -66,6 +66,47 @@ def test_empty_or_unknown_name_is_refused(run: Run, command: tuple[str, ...], me
     assert registry.read_records() == registry.ModelRecords()
 
 
+@pytest.mark.parametrize(
+    ("command", "value", "message"),
+    [
+        *((("ask", "hi", "--max-tokens"), value, "") for value in ("-1", "0", "nan", "x", "", "1e3", "9" * 400)),
+        *((("ask", "hi", "--temperature"), value, "") for value in ("-1", "nan", "inf", "-inf", "x", "", "1e999")),
+        *((("ask", "hi", "--top-p"), value, "") for value in ("-1", "nan", "2", "x", "")),
+        *((("ask", "hi", "--seed"), value, "") for value in ("-1", "nan", "9" * 30, "")),
+        *((("ask", "hi", "--ctx"), value, "") for value in ("-1", "0", "15", "nan", "8k", "9" * 30, "")),
+        *((("ask", "hi", "--threads"), value, "") for value in ("-1", "0", "nan", "9" * 30, "")),
+        *((("ask", "hi", "--budget"), value, "is not a size") for value in ("-1", "0", "nan", "inf", "lots", "", "0B")),
+        *((("ask", "hi", "--answers"), value, "") for value in ("-1", "0", "nan", "x", "")),
+        *((("plan", "--ctx"), value, "") for value in ("-1", "0", "nan", "9" * 30, "")),
+        *((("plan", "--min-speed"), value, "") for value in ("-1", "nan", "inf", "x", "")),
+        *((("plan", "--budget"), value, "is not a size") for value in ("-1", "0", "nan", "lots", "", "1e300GB")),
+        *((("serve", "--port"), value, "") for value in ("-1", "65536", "nan", "")),
+        *((("serve", "--max-requests"), value, "") for value in ("-1", "0", "nan", "9" * 30)),
+        *((("history", "list", "--limit"), value, "") for value in ("-1", "0", "nan", "9" * 30, "")),
+        *((("history", "list", "--offset"), value, "") for value in ("-1", "nan", "9" * 30, "")),
+        *((("history", "search", "x", "--limit"), value, "") for value in ("-1", "0", "9" * 30)),
+        (("models", "search", "x", "--limit"), "101", ""),
+        (("ask", "hi", "--nope"), "1", "No such option"),
+        (("history", "export", "--all", "--format"), "pdf", ""),
+        (("completion",), "tcsh", ""),
+        (("nope",), "x", "No such command"),
+        (("config", "set"), "x", "No such command"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_a_usage_error_of_one_line(run: Run, command: tuple[str, ...], value: str, message: str) -> None:
+    code, error = run(*command, value)
+    assert code == 2
+    assert error.startswith("edgechat: ")
+    assert (message or command[-1]) in error
+    assert error.count("\n") == 1
+    assert len(error) < 700
+
+
+def test_group_without_a_command_prints_its_help(run: Run) -> None:
+    code, error = run("models")
+    assert (code, error.startswith("Usage: edgechat models")) == (2, True)
+
+
 @pytest.mark.parametrize("quant", ["", ":q4_k_m", ":Q8_0"])
 def test_quant_of_the_catalogue_is_shown(run: Run, quant: str) -> None:
     assert run("models", "info", f"qwen3.5-4b{quant}") == (0, "")

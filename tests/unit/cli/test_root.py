@@ -1,0 +1,121 @@
+"""What all commands share: a standard output that cannot be written, settings with errors, and exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgechat import errors, paths, signals
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.store import open_store
+from tests.cli.test_ends import ASK, saved_texts
+from tests.conftest import ROOT, Cli, edgechat_command
+
+FULL = Path("/dev/full")
+NO_SPACE = "edgechat: Cannot write to standard output: No space left on device.\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="exists on Linux only")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["--version"], ["ask", "--help"], ["models", "list"], ["models", "list", "--json"],
+        ["history", "export", "--all"], ["history", "path"], ["config", "show"], ["completion", "bash"],
+    ],
+)  # fmt: skip
+def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    with FULL.open("w") as full:
+        result = subprocess.run(
+            edgechat_command(*arguments), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (4, NO_SPACE)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="exists on Linux only")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_reply_that_cannot_be_printed_is_saved(options: list[str]) -> None:
+    environment = os.environ | {"REPLY": "first\nand last", "TOKEN_INTERVAL_S": "0"}
+    with FULL.open("w") as full:
+        result = subprocess.run(
+            [*ASK, *options], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env=environment,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (4, NO_SPACE)
+    question, reply = saved_texts()
+    assert question == "Question"
+    assert reply == "first\nand last" if options else reply
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_reports"),
+    [
+        (["--version"], 0), (["--help"], 0), (["ask", "--help"], 0), (["models", "list"], 0), (["history", "list"], 0),
+        (["config", "path"], 0), (["completion", "bash"], 0), (["config", "show"], 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ['temperature = "hot"\n', "temperature = = 3\n"])
+def test_settings_with_errors_are_reported_once_by_commands_that_use_them(
+    cli: Cli, arguments: list[str], n_reports: int, text: str
+) -> None:
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text(text)
+    result = cli(*arguments)
+    assert result.returncode == 0
+    assert [line.endswith("(ignored)") for line in result.stderr.splitlines()] == [True] * n_reports
+
+
+def test_plan_reports_settings_with_errors(cli: Cli, tmp_path: Path) -> None:
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text('n_ctx = "long"\n')
+    (tmp_path / "machine.json").write_text("{}")
+    first, last = cli("plan", "--machine", str(tmp_path / "machine.json")).stderr.splitlines()
+    assert "n_ctx: must be a whole number, not text (ignored)" in first
+    assert "is not a hardware profile" in last
+
+
+def test_settings_with_errors_are_reported_before_the_conversation_opens(cli: Cli) -> None:
+    open_store().close()
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text('n_ctx = "long"\n')
+    result = cli("ask", "--continue", "Hi")
+    assert result.returncode == 2
+    assert [line.split(": ")[0] for line in result.stderr.splitlines()] == ["edgechat"] * 2
+    assert "n_ctx: must be a whole number, not text (ignored)" in result.stderr.splitlines()[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX exit code")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["ask", "--help"], ["models", "list"]])
+def test_closed_pipe_behind_standard_output_is_141(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        edgechat_command(*arguments), stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("answer", ["n\n", "", "maybe\n"])
+def test_question_without_consent_ends_with_1(cli: Cli, answer: str) -> None:
+    store = open_store()
+    store.append(Conversation(id="a" * 16, created_at_ms=1), [Message(id=new_id(), role="user", text="x")])
+    store.close()
+    result = cli("history", "delete", "a", input=answer)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("Nothing was deleted, because the question was not answered with y.")
+    assert len(cli("history", "list").stdout.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other signals")
+def test_every_exit_code_is_documented() -> None:
+    page = (ROOT / "docs" / "scripting.md").read_text()
+    documented = {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for code in cell.split(",")}
+    raised = {error.exit_code for error in vars(errors).values() if hasattr(error, "exit_code")}
+    raised |= {signals.exit_code(number) for number in (*signals.ENDING_SIGNALS, signal.SIGINT)}
+    assert documented == raised | {0, 1, 141}
