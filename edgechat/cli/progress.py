@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -35,22 +36,28 @@ class StderrStatus:
     def show(self, text: str) -> None:
         """Show `text` as the status line; "" leaves the line unchanged."""
         if self.is_active and text:
-            click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True)
+            _echo(f"\r\x1b[2K{escape_controls(text)}", nl=False)
             self._is_shown = True
         elif self._prints_lines and text and time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
-            click.echo(escape_controls(text), err=True)
+            _echo(escape_controls(text))
 
     def note(self, text: str) -> None:
         """Print `text` as a permanent line; "" prints nothing."""
         if text:
             self.clear()
-            click.echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}", err=True)
+            _echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")
 
     def clear(self) -> None:
         if self._is_shown:
-            click.echo("\r\x1b[2K", nl=False, err=True)
+            _echo("\r\x1b[2K", nl=False)
             self._is_shown = False
+
+
+def _echo(text: str, *, nl: bool = True) -> None:
+    """Print on standard error. A command does its work even if nobody can read its notes, as on a full disk."""
+    with contextlib.suppress(OSError):
+        click.echo(text, nl=nl, err=True)
 
 
 class DownloadMeter:

@@ -52,6 +52,18 @@ def test_reply_that_cannot_be_printed_is_saved(options: list[str]) -> None:
     assert reply == "first\nand last" if options else reply
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="exists on Linux only")
+def test_command_works_although_its_notes_cannot_be_written() -> None:
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text('n_ctx = "long"\n')
+    with FULL.open("w") as full:
+        result = subprocess.run(
+            edgechat_command("config", "show"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=full,
+            text=True, check=False,
+        )  # fmt: skip
+    assert (result.returncode, "temperature = 0.8" in result.stdout) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "n_reports"),
     [
