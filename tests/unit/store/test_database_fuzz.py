@@ -216,19 +216,19 @@ def check(home: Path, samples: Samples, seed: int) -> tuple[int, int, str]:
     return len(expected), len(expected & set(TOKEN.findall(exported))), damage
 
 
-def check_range(folder: Path, first_seed: int, step: int) -> list[tuple[int, int, str]]:
-    """Check every `step`-th seed in a process of its own."""
-    home = folder / f"home{first_seed}"
+def check_range(folder: Path, seeds: range) -> list[tuple[int, int, str]]:
+    """Check the seeds in a process of its own."""
+    home = folder / f"home{seeds.start}"
     os.environ["EDGECHAT_HOME"] = str(home)
-    samples = Samples(folder / f"samples{first_seed}")
-    return [check(home, samples, seed) for seed in range(first_seed, N_MUTATIONS, step)]
+    samples = Samples(folder / f"samples{seeds.start}")
+    return [check(home, samples, seed) for seed in seeds]
 
 
 @pytest.mark.long
 def test_damaged_databases_are_used_and_recovered(tmp_path: Path) -> None:
     n_processes = os.cpu_count() or 1
     with ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(check_range, tmp_path, i, n_processes) for i in range(n_processes)]
+        jobs = [pool.submit(check_range, tmp_path, range(i, N_MUTATIONS, n_processes)) for i in range(n_processes)]
         results = [result for job in jobs for result in job.result()]
     n_expected, n_recovered = sum(r[0] for r in results), sum(r[1] for r in results)
     assert len(results) == N_MUTATIONS
