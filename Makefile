@@ -35,10 +35,11 @@ serve: setup
 	@exec $(BIN)/edgechat serve -m starter
 
 test: setup-dev check
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
+	@$(BIN)/python -m pytest -m "not long" --ignore tests/unit
 
 test-fast: setup-dev check
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
 
 test-long: setup-dev
 	@$(BIN)/python -m pytest -m long

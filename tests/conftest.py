@@ -40,10 +40,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         monkeypatch.delenv(name)
     monkeypatch.setenv("EDGECHAT_HOME", str(directory))
     if request.node.get_closest_marker("cold") is None and "unit" not in request.node.path.parts:
-        verdicts = request.getfixturevalue("warm_verdicts")
-        (directory / "cache").mkdir(parents=True)
-        shutil.copy(verdicts, directory / "cache")
+        request.getfixturevalue("warm")
     return directory
+
+
+@pytest.fixture
+def warm(tmp_path: Path, warm_verdicts: Path) -> None:
+    """Put the results of backend self-tests into the cache of this test; unit tests have none by default."""
+    cache = tmp_path / "home" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    shutil.copy(warm_verdicts, cache)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Cli
 from tests.hub import FakeRepo, local_hub
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.json"))
 
 
