@@ -13,6 +13,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from edgechat import files, paths
+from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import InvalidFileError, SettingsError, format_reason
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
@@ -176,7 +177,7 @@ def check(name: str, value: object) -> str:
     try:
         parsed_value = msgspec.convert(value, types[name])
     except msgspec.ValidationError as error:
-        return files.describe_decode_error(error)
+        return describe_decode_error(error)
     if name == "budget" and isinstance(parsed_value, str):
         return "" if parse_size(parsed_value) else f"{parsed_value!r} is not a size. Examples: 4GB, 1500MiB, 900000000."
     low, high = _BOUNDS.get(name, (None, None))

@@ -19,6 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import InvalidFileError
 
 T = TypeVar("T")
@@ -29,11 +30,6 @@ MAX_TOML_BYTES: Final = 4 << 20
 
 # Size of the parts in which a file is read that is larger than its status says.
 _PART_BYTES: Final = 1 << 20
-# Names of msgspec's types in error messages for users.
-_TYPE_NAMES: Final = {
-    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "empty",
-    "array": "a list", "object": "a table", "bytes": "text",
-}  # fmt: skip
 
 
 class JsonFile(Generic[T]):
@@ -82,30 +78,6 @@ class JsonFile(Generic[T]):
         """Write `value` to the file. After a write error, the old file remains; `edgechat doctor` reports the error."""
         with contextlib.suppress(OSError, UnicodeError):  # UnicodeError: the path is not valid UTF-8
             self.write(value)
-
-
-def describe_decode_error(error: Exception) -> str:
-    """Return the text of a msgspec error in a user's words: `must be a number, not text (at model[3].id)`."""
-    text, _, location = str(error).partition(" - at `$")
-    for pattern, replacement in _ERROR_PATTERNS.items():
-        text = re.sub(pattern, replacement, text)
-    location = location.rstrip("`").replace("[...]", "").lstrip(".")
-    return f"{text} (at {location})" if location else text
-
-
-def _name_types(types: str) -> str:
-    """Return the names of msgspec's types, such as `int | null`, for users. Null means that a value may be absent."""
-    names = [_TYPE_NAMES.get(name, name) for name in types.split(" | ")]
-    return " or ".join(dict.fromkeys(name for name in names if name != "empty" or len(names) == 1))
-
-
-_ERROR_PATTERNS: Final[dict[str, Callable[[re.Match[str]], str]]] = {
-    r"Expected `([^`]*)`, got `float`": lambda m: f"must be {_name_types(m[1])}, not a decimal number",
-    r"Expected `([^`]*)`, got `([^`]*)`": lambda m: f"must be {_name_types(m[1])}, not {_name_types(m[2])}",
-    r"Expected `([^`]*)`": lambda m: f"must be {_name_types(m[1])}",
-    r"Object missing required field `([^`]*)`": lambda m: f"lacks the field {m[1]}",
-    r"Object contains unknown field `([^`]*)`": lambda m: f"has the unknown field {m[1]}",
-}
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import InvalidFileError, UsageError
-from edgechat.files import describe_decode_error, read_toml
+from edgechat.files import read_toml
 
 
 class WorkloadCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,8 +12,9 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
+from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import CatalogueError, InvalidFileError
-from edgechat.files import describe_decode_error, read_toml
+from edgechat.files import read_toml
 
 _FILE_NAME: Final = "models.toml"
 _ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")

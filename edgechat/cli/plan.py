@@ -12,6 +12,7 @@ import click
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, complete_model
 from edgechat.cli.progress import StderrStatus
+from edgechat.decode_errors import describe_decode_error
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
@@ -175,7 +176,7 @@ def _read_machine(file: Path) -> Machine:
         content = msgspec.json.decode(files.read_bytes(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
         return machine_from_profile(msgspec.convert(content.get("profile", content), HardwareProfile))
     except msgspec.MsgspecError as error:
-        reason = files.describe_decode_error(error)
+        reason = describe_decode_error(error)
         raise UsageError(
             f"{file} is not a hardware profile: {reason}. `edgechat doctor --json` prints a hardware profile."
         ) from None

@@ -24,6 +24,7 @@ import jinja2.sandbox
 import jinja2.utils
 import msgspec
 
+from edgechat.decode_errors import replace_type_names
 from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.errors import MAX_MESSAGE_CHARS, RuntimeLoadError
 from edgechat.humanize import shorten
@@ -247,8 +248,10 @@ def _describe_error(error: Exception) -> str:
         return "it exceeds the recursion limit"
     if isinstance(error, jinja2.exceptions.SecurityError):
         return f"the sandbox forbids an operation in it: {error}"
-    if isinstance(error, jinja2.TemplateError):
-        return str(error) or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
+    if isinstance(error, (jinja2.TemplateError, TypeError, ValueError)):
+        return replace_type_names(str(error)) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import re
 import sys
 import traceback
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from edgechat.decode_errors import describe_json_error
 from edgechat.errors import (
     MAX_MESSAGE_CHARS,
     ContextOverflowError,
@@ -21,12 +21,12 @@ from edgechat.errors import (
     UsageError,
 )
 from edgechat.humanize import shorten
+from edgechat.serve.schemas import PATTERN_DESCRIPTIONS
 
 RETRY_AFTER_S: Final = 2
 _CLOSING_STATUSES: Final = (408, 413)  # the server does not read the rest of the body
 # Maximum length of the path of a request field, which contains keys from the request.
 _MAX_PARAM_CHARS: Final = 200
-_FIELD_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 T = TypeVar("T")
 
@@ -102,10 +102,9 @@ def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
     try:
         return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8), type=body_type)
     except msgspec.ValidationError as error:
-        path = _FIELD_PATH.search(str(error))
-        message = _FIELD_PATH.sub("", str(error))
-        param = path[1] if path and path[1] else None
-        raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error
+        problem, path = describe_json_error(error, PATTERN_DESCRIPTIONS)
+        message = f"{path}: {problem}." if path else f"The body {problem}."
+        raise ApiError(400, message, param=path or None, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
 

@@ -43,12 +43,17 @@ TextInput = str | list[str | TokenId | list[TokenId]]
 """Input of a request: a text, a list of texts, a list of token IDs, or a list of token ID lists."""
 
 
+# The characters of names of the OpenAI API and of MCP servers (`mcp:server/tool`). In Python, `$` also matches before a
+# final newline.
+_NAME_PATTERN: Final = r"^[a-zA-Z0-9_.:/@-]{1,128}$(?!\n)"
+PATTERN_DESCRIPTIONS: Final = {_NAME_PATTERN: "must have 1 to 128 letters, digits or characters of _ . : / @ -"}
+"""Descriptions of the regular expressions in this module, for error messages."""
+
+
 class Function(Struct, frozen=True):
     """Function that the model can call."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/@-]{1,128}$(?!\n)")]
-    """Name; the characters of names of the OpenAI API and of MCP servers (`mcp:server/tool`)."""
-    # In Python, `$` also matches before a final newline.
+    name: Annotated[str, Meta(pattern=_NAME_PATTERN)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments."""

@@ -31,10 +31,6 @@ from tests.unit.prefix import segment_files
 Numbers = dict[str, int]
 
 
-class _Inner(msgspec.Struct, forbid_unknown_fields=True):
-    n: int
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGECHAT_HOME", str(tmp_path))
@@ -226,23 +222,3 @@ def test_larger_and_growing_files_are_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="larger than 100 bytes"):  # it had 40 bytes before it grew
         files.read_bytes(path, 100)
     assert files.read_bytes(path, 101) == b"x" * 101
-
-
-@pytest.mark.parametrize(
-    ("content_type", "data", "text"),
-    [
-        (int, b'"a"', "must be a whole number, not text"),
-        (int, b"1.5", "must be a whole number, not a decimal number"),
-        (float | None, b'"a"', "must be a number, not text"),
-        (bool | None, b"[]", "must be true or false, not a list"),
-        (str, b"null", "must be text, not empty"),
-        (dict[str, int], b'{"a": {}}', "must be a whole number, not a table"),
-        (list[int], b'[1, "x"]', "must be a whole number, not text (at [1])"),
-        (_Inner, b"{}", "lacks the field n"),
-        (_Inner, b'{"n": 1, "m": 2}', "has the unknown field m"),
-    ],
-)
-def test_decoder_errors_name_types_in_plain_words(content_type: type[object], data: bytes, text: str) -> None:
-    with pytest.raises(msgspec.ValidationError) as error:
-        msgspec.json.decode(data, type=content_type)
-    assert files.describe_decode_error(error.value) == text

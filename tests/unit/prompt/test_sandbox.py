@@ -72,6 +72,8 @@ def test_template_features_of_model_files_work(renderer: Renderer, template: str
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "exceeds the recursion limit"),
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
         ("{{ nothing.at.all }}", "undefined"),
+        ("{{ 'x' + none }}", "can only concatenate string (not null) to string"),
+        ("{{ none.strip() }}", "null has no attribute 'strip'"),
         ("{% include 'x' %}", "no loader"),
     ],
 )

@@ -1,0 +1,99 @@
+"""Errors of decoded data and of templates in the words of users, instead of the names of Python's types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+# Names of msgspec's types for readers of configuration files.
+_FILE_TYPES: Final = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "empty",
+    "array": "a list", "object": "a table", "bytes": "text",
+}  # fmt: skip
+# Names of the same types in JSON.
+_JSON_TYPES: Final = {
+    "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "null": "null",
+    "array": "an array", "object": "an object", "bytes": "a string",
+}  # fmt: skip
+# Types of which a field with several types need not name the second: a number includes integers, and clients write
+# booleans also as 0 and 1.
+_IMPLIED_TYPES: Final = (("float", "int"), ("bool", "int"))
+# Names of Python's types in its own error messages and in Jinja's. `list` is also an English word.
+_PYTHON_TYPES: Final = {
+    "str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null", "None": "null",
+    "dict": "object", "list": "array", "tuple": "array", "Undefined": "undefined",
+}  # fmt: skip
+_QUOTED_TYPE: Final = re.compile(rf"""(['"])({"|".join(_PYTHON_TYPES)})( object)?\1( object\b)?""")
+_BARE_TYPE: Final = re.compile(r"\b(str|int|bool|NoneType|dict)\b")
+
+
+def describe_decode_error(error: Exception) -> str:
+    """Return the text of a msgspec error for readers of files: `must be a number, not text (at model[3].id)`."""
+    text, path = _split(error)
+    text = _rephrase(text, _FILE_TYPES, "a decimal number", has_null=False)
+    path = path.replace("[...]", "")
+    return f"{text} (at {path})" if path else text
+
+
+def describe_json_error(error: Exception, patterns: Mapping[str, str]) -> tuple[str, str]:
+    """Return the text of a msgspec error in JSON's words, and the path of the value: `must be a string, not null`.
+
+    `patterns` are descriptions of the regular expressions that values must match.
+    """
+    text, path = _split(error)
+    if match := re.fullmatch(r"Expected `str` matching regex '(.*)'", text, re.DOTALL):
+        return patterns.get(match[1].replace("\\\\", "\\"), "has a form that is not allowed"), path
+    return _rephrase(text, _JSON_TYPES, "a number", has_null=True), path
+
+
+def replace_type_names(text: str) -> str:
+    """Replace the names of Python's types in an error message by those of JSON."""
+    text = _QUOTED_TYPE.sub(lambda match: _PYTHON_TYPES[match[2]], text)
+    return _BARE_TYPE.sub(lambda match: _PYTHON_TYPES[match[1]], text)
+
+
+def _split(error: Exception) -> tuple[str, str]:
+    text, _, path = str(error).partition(" - at `$")
+    return text, path.rstrip("`").lstrip(".")
+
+
+def _rephrase(text: str, type_names: Mapping[str, str], decimal_name: str, *, has_null: bool) -> str:
+    def name(types: str) -> str:
+        return _name_types(types, type_names, has_null=has_null)
+
+    replacements: dict[str, Callable[[re.Match[str]], str]] = {
+        r"Expected `([^`]*)`, got `float`": lambda m: f"must be {name(m[1])}, not {decimal_name}",
+        r"Expected `([^`]*)`, got `([^`]*)`": lambda m: f"must be {name(m[1])}, not {name(m[2])}",
+        r"Expected `[^`]*` that's a multiple of 1\.0": lambda _: f"must be {name('int')}",
+        r"Expected `str` of length ([<>]=) (\d+)": lambda m: f"must have {_BOUNDS[m[1]]} {m[2]} characters",
+        r"Expected `[^`]*` of length ([<>]=) (\d+)": lambda m: f"must have {_BOUNDS[m[1]]} {_count(m[2])}",
+        r"Expected `[^`]*` ([<>]=) (\S+)": lambda m: f"must be {_BOUNDS[m[1]]} {m[2].removesuffix('.0')}",
+        r"Expected `([^`]*)`": lambda m: f"must be {name(m[1])}",
+        r"Object missing required field `([^`]*)`": lambda m: f"lacks the field {m[1]}",
+        r"Object contains unknown field `([^`]*)`": lambda m: f"has the unknown field {m[1]}",
+        r"Invalid (?:enum )?value '?(.*?)'?": lambda m: f"{m[1]} is not a valid value",
+    }
+    for pattern, replacement in replacements.items():
+        if match := re.fullmatch(pattern, text, re.DOTALL):
+            return replacement(match)
+    return text
+
+
+_BOUNDS: Final = {">=": "at least", "<=": "at most"}
+
+
+def _count(number: str) -> str:
+    return f"{number} item" if number == "1" else f"{number} items"
+
+
+def _name_types(types: str, type_names: Mapping[str, str], *, has_null: bool) -> str:
+    """Return the names of msgspec's types, such as `int | null`. In a file, null means that a value may be absent."""
+    kept = types.split(" | ")
+    for general, implied in _IMPLIED_TYPES:
+        if general in kept and implied in kept:
+            kept.remove(implied)
+    if not has_null and len(kept) > 1:
+        kept = [name for name in kept if name != "null"]
+    names = list(dict.fromkeys(type_names.get(name, name) for name in kept))
+    return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else names[0]
