@@ -16,6 +16,9 @@ _JSON_TYPES: Final = {
     "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "null": "null",
     "array": "an array", "object": "an object", "bytes": "a string",
 }  # fmt: skip
+_MSGSPEC_TYPES: Final = {
+    str: "str", int: "int", float: "float", bool: "bool", type(None): "null", list: "array", dict: "object"
+}  # fmt: skip
 # Types of which a field with several types need not name the second: a number includes integers, and clients write
 # booleans also as 0 and 1.
 _IMPLIED_TYPES: Final = (("float", "int"), ("bool", "int"))
@@ -45,6 +48,11 @@ def describe_json_error(error: Exception, patterns: Mapping[str, str]) -> tuple[
     if match := re.fullmatch(r"Expected `str` matching regex '(.*)'", text, re.DOTALL):
         return patterns.get(match[1].replace("\\\\", "\\"), "has a form that is not allowed"), path
     return _rephrase(text, _JSON_TYPES, "a number", has_null=True), path
+
+
+def name_json_type(value: object) -> str:
+    """Return the name of the JSON type of a decoded value, such as `an array`."""
+    return _JSON_TYPES[_MSGSPEC_TYPES[type(value)]]
 
 
 def replace_type_names(text: str) -> str:

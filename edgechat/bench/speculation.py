@@ -23,8 +23,9 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.common_prefix import common_prefix_length
-from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, Renderer
+from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.suffix_index import SuffixIndex

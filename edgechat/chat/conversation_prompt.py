@@ -12,8 +12,9 @@ from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
 from edgechat.prefix.common_prefix import common_prefix_length
-from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions
+from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
 from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.roles import merge_consecutive
 
 

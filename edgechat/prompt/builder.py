@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple
 
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
@@ -24,7 +20,8 @@ from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning,
 from edgechat.prompt.omissions import OmissionFinder
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
-from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
+from edgechat.prompt.reply_format import ReplyFormat, TemplateInfo
+from edgechat.prompt.reply_formats import PromptOptions, ReplyFormats
 from edgechat.prompt.reply_parser import ReplyParser
 from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
 from edgechat.prompt.variants import iterate_orders, iterate_variants
@@ -33,35 +30,8 @@ from edgechat.prompt.variants import iterate_orders, iterate_variants
 _MAX_TOKEN_BYTES: Final = 1024
 # The tokens of longer prompts are not counted, but refused after this multiple of the context length.
 _MAX_COUNTED_CONTEXTS: Final = 4
-# Maximum number of remembered formats; one per set of tools and options.
-_MAX_REPLY_FORMATS: Final = 48
-# Time after which a format is requested again if the chat library failed. The library may fail with this template
-# always, or only once: because the machine was busy, or short of memory.
-_FALLBACK_S: Final = 60.0
-# Tool that shows whether the template knows tools.
-_SAMPLE_TOOL: Final = {
-    "type": "function",
-    "function": {
-        "name": "lookup", "description": "Look up a word.",
-        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
-    },
-}  # fmt: skip
 # Two texts whose first tokens differ in every vocabulary, used to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
-
-
-class PromptOptions(NamedTuple):
-    """Template options of one prompt."""
-
-    think: bool
-    """True to enable reasoning before the content; ignored if the template cannot turn reasoning on or off."""
-    tools: Sequence[Mapping[str, Any]] = ()
-    """Functions that the model may call, in the format of the OpenAI API."""
-    tool_choice: ToolChoice = "auto"
-    allow_parallel: bool = False
-    """Whether one reply may have several tool calls."""
-    enforced_tools: Sequence[Mapping[str, Any]] | None = None
-    """The same functions with the schemas that the grammar enforces; None if these are those of `tools`."""
 
 
 class BuiltPrompt(NamedTuple):
@@ -91,10 +61,7 @@ class PromptBuilder:
         self._guarded_texts = [*model_properties.control_tokens, *find_searched_tags(self._template)]
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
         self._omissions = OmissionFinder()
-        self._reply_formats: dict[bytes, tuple[ReplyFormat, float]] = {}
-        """Formats by request, and when they expire (on the monotonic clock)."""
-        self._lock = threading.Lock()
-        self._can_call_several_tools: bool | None = None
+        self.formats = ReplyFormats(template_renderer, self._template_info)
 
     @property
     def n_ctx_train(self) -> int:
@@ -105,30 +72,6 @@ class PromptBuilder:
     def n_ctx(self) -> int:
         """Context length of the loaded model, in tokens."""
         return self._model_properties.n_ctx
-
-    def find_reply_format(self, options: PromptOptions) -> ReplyFormat:
-        """Return the format of the replies to prompts with these options.
-
-        Raises TemplateError if the chat library cannot use the tools, and EngineDiedError.
-        """
-        request = self._format_request(options)
-        key = msgspec.json.encode(request)
-        with self._lock:
-            found, expires_at = self._reply_formats.get(key, (None, 0.0))
-            if found is None or time.monotonic() > expires_at:
-                found = find_reply_format(self._renderer, self._template_info, request)
-                if len(self._reply_formats) >= _MAX_REPLY_FORMATS:
-                    self._reply_formats.pop(next(iter(self._reply_formats)))
-                expires_at = time.monotonic() + _FALLBACK_S if found.is_fallback else math.inf
-                self._reply_formats[key] = found, expires_at
-            return found
-
-    def _format_request(self, options: PromptOptions) -> FormatRequest:
-        return FormatRequest(
-            think=options.think, variables=dict(reasoning.make_reasoning_variables(self._template, on=options.think)),
-            tools=[dict(t) for t in (options.tools if options.enforced_tools is None else options.enforced_tools)],
-            tool_choice=options.tool_choice, allow_parallel=options.allow_parallel,
-        )  # fmt: skip
 
     def visible_control_tokens(self, reply_format: ReplyFormat) -> list[str]:
         """Return the control tokens that mark parts of a reply, which the engine must not remove from its output."""
@@ -144,29 +87,12 @@ class PromptBuilder:
         is_plain = self._model_properties.chat_template is None
         return [*reply_format.stop_strings, *([renderer.PLAIN_STOP_STRING] if is_plain else [])]
 
-    @property
-    def has_native_tools(self) -> bool:
-        """Whether the template describes tools and the format of the calls is known. Raises EngineDiedError."""
-        try:
-            return self.find_reply_format(PromptOptions(think=False, tools=[_SAMPLE_TOOL])).has_native_tools
-        except TemplateError:
-            return False
-
-    @property
-    def can_call_several_tools(self) -> bool:
-        """Whether the template accepts replies with several tool calls. Raises EngineDiedError."""
-        template = self._template_info
-        if self._can_call_several_tools is None:
-            with contextlib.suppress(TemplateError):
-                self._can_call_several_tools = bool(self._renderer.call_chat_library(
-                    op="capabilities", template=template.source, bos=template.bos, eos=template.eos
-                )["supports_parallel_tool_calls"])  # fmt: skip
-        return bool(self._can_call_several_tools)
-
-    def create_reply_parser(self, prompt: BuiltPrompt | None, tool_names: Collection[str] = ()) -> ReplyParser:
+    def create_reply_parser(
+        self, prompt: BuiltPrompt | None, tool_names: Collection[str] = (), *, explains_tools: bool = False
+    ) -> ReplyParser:
         """Create the parser of one reply to a prompt, or of an empty reply if `prompt` is None.
 
-        `tool_names` are the tools that the model can call.
+        `tool_names` are the tools that the model can call. With `explains_tools`, the calls have the generic format.
         """
         reply_format = prompt.reply_format if prompt is not None else ReplyFormat()
         tags = [
@@ -176,7 +102,7 @@ class PromptBuilder:
         generation_prompt = prompt.generation_prompt if prompt is not None else None
         return ReplyParser(
             self._renderer.call_chat_library, reply_format, thoughts, generation_prompt=generation_prompt,
-            tool_names=tool_names, explains_tools=bool(tool_names) and not self.has_native_tools,
+            tool_names=tool_names, explains_tools=explains_tools,
         )  # fmt: skip
 
     def build(
@@ -216,7 +142,7 @@ class PromptBuilder:
             described_options = options._replace(tools=options.enforced_tools)
             prompt = self._render_any_order(messages, reply_start, described_options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
-        reply_format = self.find_reply_format(options)
+        reply_format = self.formats.find(options)
         if reply_start is None and reply_format.is_reasoning_open(prompt.text):
             phase = "reasoning"
         if reply_start is not None and self.reasoning_format is not None:
@@ -304,7 +230,7 @@ class PromptBuilder:
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None,
     ) -> RenderedPrompt:  # fmt: skip
-        request, template = self._format_request(options), self._template_info
+        request, template = self.formats.make_request(options), self._template_info
         return self._renderer.render_with_library(
             template.source, template.bos, template.eos, [*messages, *([reply_start] if reply_start else [])],
             self._guarded_texts,
@@ -319,7 +245,7 @@ class PromptBuilder:
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None,
     ) -> RenderedPrompt:  # fmt: skip
-        request = self._format_request(options)
+        request = self.formats.make_request(options)
         variables = request.variables | ({"tools": list(options.tools)} if options.tools else {})
         template = self._template_info
         render = functools.partial(
@@ -333,7 +259,7 @@ class PromptBuilder:
         # llama.cpp knows how its parser continues a reply. Its prompt is used if it has the reply (without reasoning in
         # Apriel 1.5), and if Jinja renders the same text before the reply. It does not for templates that end a
         # conversation in another token than the one that begins a reply.
-        generation_prompt = self.find_reply_format(options).generation_prompt
+        generation_prompt = self.formats.find(options).generation_prompt
         with contextlib.suppress(TemplateError):
             continued = self._render_with_library(messages, reply_start, options, cancellation)
             text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")

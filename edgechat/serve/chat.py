@@ -9,7 +9,7 @@ from typing import Any
 
 from edgechat.engine import protocol
 from edgechat.engine.overflow import make_overflow_error
-from edgechat.prompt.builder import PromptOptions
+from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
@@ -19,7 +19,8 @@ from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.schemas import ChatRequest, ReasoningOptions, ThinkingOptions
-from edgechat.serve.tool_support import PreparedTools, check_tools_size, prepare_tools, select_tools
+from edgechat.serve.tool_choice import select_tools
+from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tools
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -40,16 +41,17 @@ class ChatResponseBuilder(ResponseBuilder):
         self._check_length()
         tools, must_call = select_tools(body)
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
-        check_tools_size(tools)
+        await asyncio.to_thread(check_tools, body.tools or ())
         output_format = await asyncio.to_thread(make_output_format, body)
         builder = await queue.get_prompt_builder()
-        has_native_tools = await asyncio.to_thread(lambda: builder.has_native_tools)
-        prepared = PreparedTools(PromptOptions(think))
-        if tools:
+        if not tools:
+            has_native_tools = await asyncio.to_thread(lambda: builder.formats.has_native_tools)
+            prepared = PreparedTools(PromptOptions(think), has_native_tools)
+        else:
             prepared = await asyncio.to_thread(
                 prepare_tools, builder, body, tools, must_call=must_call, think=think, output_format=output_format
             )
-        messages = make_template_messages(body.messages, tools, has_native_tools=has_native_tools)
+        messages = make_template_messages(body.messages, tools, has_native_tools=prepared.has_native_format)
         prompt = await queue.build_prompt(messages, prepared.options)
         output_grammars = prepared.grammars if tools else [output_format.rule] if output_format.rule else []
         if output_grammars and isinstance(body.messages[-1], AssistantMessage):
@@ -68,7 +70,11 @@ class ChatResponseBuilder(ResponseBuilder):
             max_tokens=self._find_max_tokens(),
         )  # fmt: skip
         tool_names = [tool.function.name for tool in tools]
-        choices = [Choice(i, builder.create_reply_parser(prompt, tool_names)) for i in range(request.n_sequences)]
+        explains_tools = bool(tools) and not prepared.has_native_format
+        choices = [
+            Choice(i, builder.create_reply_parser(prompt, tool_names, explains_tools=explains_tools))
+            for i in range(request.n_sequences)
+        ]
         return [request], choices
 
     def _check_length(self) -> None:

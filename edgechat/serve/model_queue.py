@@ -21,8 +21,9 @@ from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
 from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
 from edgechat.serve.model_lease import ModelLease

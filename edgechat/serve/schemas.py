@@ -73,14 +73,35 @@ class NamedFunction(Struct, frozen=True):
     name: str
 
 
+class AllowedTool(Struct, frozen=True):
+    """Function that the model may call."""
+
+    function: NamedFunction | None = None
+    name: str | None = None
+    """Name of the function in the Responses API."""
+
+
+class AllowedTools(Struct, frozen=True):
+    """Functions that the model may call, of all those in `tools`."""
+
+    mode: str | None = None
+    """`auto` or `required`."""
+    tools: list[AllowedTool] | None = None
+
+
 class ToolChoice(Struct, frozen=True):
     """Tool choice as an object, in the forms of several APIs."""
 
     type: str | None = None
-    """`auto`, `none`, `any` or `required`; with a name, `function` or `tool`."""
+    """`auto`, `none`, `any` or `required`; with a name, `function` or `tool`; or `allowed_tools`."""
     function: NamedFunction | None = None
     name: str | None = None
     """Name of the function in the Responses API and in Anthropic's API."""
+    allowed_tools: AllowedTools | None = None
+    mode: str | None = None
+    """Mode of `allowed_tools` in the Responses API."""
+    tools: list[AllowedTool] | None = None
+    """Functions of `allowed_tools` in the Responses API."""
 
 
 class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):

@@ -14,11 +14,12 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
 from edgechat.prompt import sandbox
-from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.chat_library import ChatLibrary
 from edgechat.prompt.reasoning import detect_reasoning_format, make_reasoning_variables
 from edgechat.prompt.render_protocol import ChatRequest, RenderRequest
 from edgechat.prompt.renderer import PromptMessage, Renderer, _make_openai_message, guard_messages
+from edgechat.prompt.reply_formats import PromptOptions
 from tests.llama_cpp import read_templates
 from tests.transformers_reference import render_reference, set_clocks
 

@@ -10,7 +10,7 @@ import pytest
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
-from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.inline_thoughts import find_searched_tags
 from edgechat.prompt.reasoning import (
     REASONING_FORMATS,
@@ -20,6 +20,7 @@ from edgechat.prompt.reasoning import (
     make_reasoning_variables,
 )
 from edgechat.prompt.renderer import PromptMessage, Renderer
+from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thoughts import KNOWN_TAGS
 from tests.llama_cpp import read_templates
 
@@ -182,7 +183,7 @@ def build(template: str, renderer: Renderer, messages: list[PromptMessage], *, w
 def read_native_templates(renderer: Renderer) -> dict[str, str]:
     """Return the templates by name that describe tools; tools are explained in the system prompt of the others."""
     templates = read_templates()
-    return {name: text for name, text in templates.items() if make_builder(text, renderer)[0].has_native_tools}
+    return {name: text for name, text in templates.items() if make_builder(text, renderer)[0].formats.has_native_tools}
 
 
 def check_texts(name: str, template: str, renderer: Renderer, messages: list[PromptMessage]) -> None:

@@ -11,9 +11,10 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
 from edgechat.prompt import renderer as renderer_module
-from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
+from edgechat.prompt.reply_formats import PromptOptions
 from tests.llama_cpp import read_templates
 
 MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
@@ -51,15 +52,15 @@ def test_failure_of_the_chat_library_is_forgotten_after_a_minute(monkeypatch: py
     options = PromptOptions(think=True)
     with monkeypatch.context() as context:
         context.setattr(Renderer, "call_chat_library", _time_out)
-        assert builder.find_reply_format(options) == ReplyFormat(is_fallback=True)
-        assert not builder.has_native_tools
-        assert not builder.can_call_several_tools
-    assert builder.find_reply_format(options).is_fallback  # a template that always fails is not tried in each turn
+        assert builder.formats.find(options) == ReplyFormat(is_fallback=True)
+        assert not builder.formats.has_native_tools
+        assert not builder.formats.can_call_several_tools
+    assert builder.formats.find(options).is_fallback  # a template that always fails is not tried in each turn
     now_s = time.monotonic() + 100
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    assert builder.find_reply_format(options).parser
-    assert builder.has_native_tools
-    assert builder.can_call_several_tools
+    assert builder.formats.find(options).parser
+    assert builder.formats.has_native_tools
+    assert builder.formats.can_call_several_tools
     renderer.close()
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import llguidance
 import pytest
 
 from edgechat.errors import TemplateError
-from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
+from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.prompt.tool_formats import format_calls
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, MAX_TOOL_GRAMMAR_CHARS, check_grammar
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
@@ -72,7 +76,7 @@ def test_unusual_schema_of_one_tool_does_not_refuse_the_request(renderer: Render
         prepared = prepare_request(builder, {"odd": parameters, "good": CITY})
         prompt = builder.build([PromptMessage("user", "Weather?")], prepared.options)
         assert "Weather?" in engine.text
-        assert prompt.reply_format.has_native_tools == builder.has_native_tools, schema
+        assert prompt.reply_format.has_native_tools == builder.formats.has_native_tools, schema
         if prepared.options.tools:  # the model still reads the whole schema
             assert prepared.options.tools[0]["function"]["parameters"] == parameters
         if prepared.grammars:
@@ -97,17 +101,21 @@ def test_required_call_cannot_be_left_out(renderer: Renderer, template: str) -> 
                 assert not is_complete(matcher, text), (fields, text)
 
 
-def make_call(index: int, name: str) -> dict[str, Any]:
-    function = {"name": name, "arguments": {"city": "Paris"}}
+def make_call(index: int, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
     return {"id": f"abcdefgh{index}", "type": "function", "function": function}
 
 
-def write_calls(builder: PromptBuilder, engine: RecordingEngine, names: list[str]) -> str:
+def write_calls(
+    builder: PromptBuilder, engine: RecordingEngine, names: list[str],
+    functions: Mapping[str, Any] = MappingProxyType({"get_weather": CITY, "get_time": CITY}),
+    arguments: Mapping[str, Any] = MappingProxyType({"city": "Paris"}),
+) -> str:  # fmt: skip
     """Return how the template writes a reply that calls functions, and the text after it. Raises TemplateError."""
-    options = prepare_request(builder, {"get_weather": CITY, "get_time": CITY}).options
+    options = prepare_request(builder, functions).options
     builder.build([PromptMessage("user", "Hi")], options)
     prompt = engine.text
-    calls = [make_call(i, name) for i, name in enumerate(names)]
+    calls = [make_call(i, name, dict(arguments)) for i, name in enumerate(names)]
     results = [PromptMessage("tool", "sunny", extra_fields={"tool_call_id": call["id"]}) for call in calls]
     reply = PromptMessage("assistant", "", extra_fields={"tool_calls": calls})
     builder.build([PromptMessage("user", "Hi"), reply, *results], options)
@@ -139,7 +147,7 @@ def test_several_calls_are_refused_if_the_request_allows_one(renderer: Renderer)
     for template in TEMPLATES:
         engine = RecordingEngine()
         builder = make_builder(renderer, template, engine)
-        if not builder.has_native_tools:
+        if not builder.formats.has_native_tools:
             continue
         single, several = (
             prepare_request(builder, functions, parallel_tool_calls=allow_parallel).grammars
@@ -169,7 +177,7 @@ def test_call_in_open_reasoning_is_constrained(renderer: Renderer) -> None:
     for template in TEMPLATES:
         engine = RecordingEngine()
         builder = make_builder(renderer, template, engine)
-        if not builder.has_native_tools:
+        if not builder.formats.has_native_tools:
             continue
         fields: dict[str, Any] = {"think": True, "parallel_tool_calls": False}
         auto = prepare_request(builder, {"get_weather": CITY}, **fields)
@@ -209,13 +217,13 @@ def test_many_tools_have_a_grammar_within_the_limit(
 ) -> None:
     """The limit is meant for the 218 tools of 12 public MCP servers; half of them are half as long."""
     builder = make_builder(renderer, template)
-    n_attempts, find_reply_format = itertools.count(), builder.find_reply_format
+    n_attempts, find_reply_format = itertools.count(), builder.formats.find
 
     def find_counted(options: PromptOptions) -> ReplyFormat:
         next(n_attempts)
         return find_reply_format(options)
 
-    monkeypatch.setattr(builder, "find_reply_format", find_counted)
+    monkeypatch.setattr(builder.formats, "find", find_counted)
     grammars = prepare_request(builder, {f"tool_{i}": SMALL for i in range(109)}).grammars
     assert next(n_attempts) < 100
     for grammar in grammars[:1]:
@@ -254,23 +262,66 @@ def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> No
     assert len(open_templates) >= 20
 
 
-def test_strict_tool_with_a_keyword_that_llama_cpp_ignores_is_refused(renderer: Renderer) -> None:
-    schemas: list[dict[str, Any]] = [
-        {"type": "number", "minimum": 0}, {"maximum": 5}, {"type": ["number", "null"], "exclusiveMinimum": 0},
-        {"type": "string", "format": "email"}, {"oneOf": [{"type": "integer"}, {"type": "number"}]},
-    ]  # fmt: skip
-    enforced: list[dict[str, Any]] = [{"type": "integer", "minimum": 0}, {"type": "string"}, {"type": "number"}]
-    for template in TEMPLATES:
-        builder = make_builder(renderer, template)
-        if not builder.has_native_tools:
+STRICT_VALUES: list[tuple[dict[str, Any], object, object]] = [
+    ({"type": "string", "enum": ["aaa", "bbb"]}, "aaa", "ccc"),
+    ({"type": "string", "pattern": "^a+$"}, "aaa", "aab"), ({"type": "integer", "minimum": 500}, 774, 442),
+    ({"type": "number", "minimum": 500}, 774, 442), ({"anyOf": [{"const": "aaa"}, {"type": "null"}]}, "aaa", "ccc"),
+    ({"type": "array", "items": {"enum": ["aaa", "bbb"]}}, ["aaa"], ["ccc"]),
+    ({"type": "object", "properties": {"y": {"const": "aaa"}}, "required": ["y"]}, {"y": "aaa"}, {"y": "ccc"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_strict_tool_is_enforced_in_the_format_that_is_used(renderer: Renderer, template: str) -> None:
+    engine = RecordingEngine()
+    builder = make_builder(renderer, template, engine)
+    for schema, valid, invalid in STRICT_VALUES:
+        parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+        prepared = prepare_request(builder, {"f": parameters}, strict=True, tool_choice="required")
+        grammar = prepared.grammars[0]
+        if not prepared.has_native_format:
+            assert isinstance(grammar, str)
+            assert is_complete(start(grammar), format_calls([("f", json.dumps({"x": valid}))]))
+            for arguments in ({"x": invalid}, {}):
+                assert not is_complete(start(grammar), format_calls([("f", json.dumps(arguments))]))
             continue
-        for schema in schemas:
-            parameters = {"type": "object", "properties": {"x": schema}}
-            with pytest.raises(ApiError, match="cannot be enforced, and the function f is strict"):
-                prepare_request(builder, {"f": parameters}, strict=True)
-        for schema in enforced:
-            parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
-            prepare_request(builder, {"f": parameters}, strict=True)
+        assert isinstance(grammar, ToolGrammar)
+        auto_grammar = prepare_request(builder, {"f": parameters}, strict=True).grammars[0]
+        if not isinstance(auto_grammar, ToolGrammar):  # Llama 3 has no grammar of optional calls
+            continue
+        accepted = {}
+        for name, arguments in (("valid", {"x": valid}), ("invalid", {"x": invalid})):
+            with contextlib.suppress(TemplateError):
+                output = write_calls(builder, engine, ["f"], {"f": parameters}, arguments)
+                accepted[name] = find_accepted(auto_grammar, output)
+        if json.dumps(valid)[1:-1] in accepted.get("valid", ""):
+            assert len(accepted["valid"]) > len(accepted.get("invalid", "")), (schema, accepted)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_calls_in_the_generic_format_are_read_with_every_template(renderer: Renderer, template: str) -> None:
+    engine = RecordingEngine()
+    builder = make_builder(renderer, template, engine)
+    call = format_calls([("f", '{"x": [1]}')])
+    for think in (False, True):
+        messages = [PromptMessage("system", "You can call f."), PromptMessage("user", "Hi"),
+                    PromptMessage("assistant", call), PromptMessage("user", "Now?")]  # fmt: skip
+        prompt = builder.build(messages, PromptOptions(think))
+        assert call in engine.text
+        reasoning_format = choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
+        lark = add_reasoning_rules(json.dumps(call), reasoning_format, prompt.phase, think=think)
+        prefixes = [""]
+        if reasoning_format is not None:
+            prefixes += [reasoning_format.content_prefix, f"Hm.{reasoning_format.end_tag}"]
+        prefix = next(prefix for prefix in prefixes if allows(lark, prefix + call))
+        for size in (1, 1000):
+            parser = builder.create_reply_parser(prompt, ["f"], explains_tools=True)
+            for i in range(0, len(prefix + call), size):
+                parser.feed((prefix + call)[i : i + size])
+            parser.finish()
+            assert [(c.name, c.arguments) for c in parser.reply.calls] == [("f", '{"x": [1]}')]
+            assert parser.reply.content == ""
+            assert parser.reply.reasoning.strip() in {"", "Hm."}
 
 
 def test_every_trained_form_of_a_call_of_gpt_oss_is_allowed(renderer: Renderer) -> None:

@@ -10,7 +10,8 @@ from edgechat.engine.protocol import Loaded
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
-from edgechat.serve.tool_support import PreparedTools, prepare_tools, select_tools
+from edgechat.serve.tool_choice import select_tools
+from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tools
 from tests.llama_cpp import read_templates
 from tests.unit.serve.examples import chat_request
 
@@ -48,5 +49,6 @@ def prepare_request(
         for name, parameters in functions.items()
     ]
     body = chat_request(tools=tools, **fields)
+    check_tools(body.tools or [])
     selected_tools, must_call = select_tools(body)
     return prepare_tools(builder, body, selected_tools, must_call=must_call, think=think, output_format=output_format)

@@ -1,0 +1,248 @@
+"""JSON schemas of tools: which of them are valid, what a grammar enforces of them, and weaker schemas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from edgechat.decode_errors import name_json_type
+from edgechat.prompt.call_enforcement import CallEnforcement
+from edgechat.serve.errors import ApiError
+
+# Keywords that grammars enforce, and keywords without an effect on valid values.
+_ENFORCED_KEYWORDS: Final = frozenset((
+    "type", "properties", "required", "additionalProperties", "enum", "const", "items", "prefixItems", "minItems",
+    "maxItems", "minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+    "anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions", "format",
+))  # fmt: skip
+_ANNOTATIONS: Final = frozenset((
+    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema", "$id",
+    "$comment",
+))  # fmt: skip
+# Keywords that remain if a schema cannot be enforced as a whole.
+_BASIC_KEYWORDS: Final = frozenset((
+    "type", "properties", "required", "enum", "const", "items", "anyOf", "oneOf", "$ref", "$defs", "definitions"
+))  # fmt: skip
+# Keywords that every grammar can enforce.
+_SIMPLE_KEYWORDS: Final = frozenset(
+    ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
+)
+# Keywords that llama.cpp enforces together. It ignores a part of other combinations (json-schema.cpp).
+_LLAMA_CPP_GROUPS: Final = tuple(map(frozenset, (
+    ("properties", "required", "additionalProperties"), ("items", "minItems", "maxItems"), ("prefixItems",), ("enum",),
+    ("const",), ("pattern",), ("format",), ("minLength", "maxLength"), ("anyOf",), ("$ref",), ("minimum", "maximum"),
+    ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "maximum"),
+)))  # fmt: skip
+_NUMERIC_LIMITS: Final = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
+# STRING_FORMAT_RULES and "uuid" in llama.cpp's json-schema-to-grammar.cpp.
+_LLAMA_CPP_FORMATS: Final = re.compile("date|time|date-time|uuid")
+_TYPES: Final = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
+_SIMPLE_TYPES: Final = frozenset(("string", "number", "integer", "boolean"))
+_SCALAR_TYPES: Final = _SIMPLE_TYPES | {"null"}
+_SCHEMA_MAP_KEYWORDS: Final = ("properties", "$defs", "definitions")
+_SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMA_KEYWORDS: Final = ("items", "additionalProperties")
+# Keywords that can declare properties in other schemas.
+_COMBINING_KEYWORDS: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf", "patternProperties"))
+_MAX_DEPTH: Final = 64
+
+
+def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
+    """Raise ApiError if the schema of a tool's parameters is not that of an object, or is no schema at all."""
+    types = _get_types(parameters or {})
+    if types and "object" not in types:
+        raise ApiError(400, f'{path}.type: must be "object", because arguments have names.', param=f"{path}.type")
+    problem = next(_find_malformed(parameters or {}, 0), None)
+    if problem is not None:
+        place, text = problem
+        raise ApiError(400, f"{path}{place}: {text}.", param=f"{path}{place}", code="invalid_value")
+
+
+def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield the places in a JSON schema that have a value of another type, and what is wrong. Null counts as absent."""
+    if isinstance(schema, Mapping):
+        for place, item in _iterate_places(schema) if depth <= _MAX_DEPTH else ():
+            yield from ((place + inner_place, text) for inner_place, text in _find_malformed(item, depth + 1))
+    elif not isinstance(schema, (bool, type(None))):
+        yield "", f"must be an object, not {name_json_type(schema)}"
+
+
+def _iterate_places(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield the subschemas of a JSON schema, each with its place."""
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
+            yield from ((f".{keyword}.{name}", item) for name, item in value.items())
+        elif keyword in (*_SCHEMA_LIST_KEYWORDS, "items") and isinstance(value, list):
+            yield from ((f".{keyword}[{i}]", item) for i, item in enumerate(value))
+        elif keyword in (*_SCHEMA_MAP_KEYWORDS, *_SCHEMA_LIST_KEYWORDS, *_SCHEMA_KEYWORDS):
+            yield f".{keyword}", value
+
+
+def _get_types(schema: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names in `type` of a JSON schema; empty if values of all types are valid."""
+    value = schema.get("type")
+    return frozenset(t for t in (value if isinstance(value, list) else [value]) if isinstance(t, str))
+
+
+def check_strict(parameters: Mapping[str, Any], name: str, path: str) -> None:
+    """Raise ApiError if the schema of the strict function `name` has a keyword that no grammar enforces."""
+    keyword = next(_find_other_keywords(parameters, 0), None)
+    if keyword is not None:
+        message = (
+            f"{path}: {keyword[:80]} cannot be enforced, and the function {name} is strict. "
+            'Remove the keyword, or "strict".'
+        )
+        raise ApiError(400, message, param=path, code="unsupported_schema")
+
+
+def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
+    """Yield the keywords in a JSON schema that grammars do not enforce."""
+    if not isinstance(schema, Mapping):
+        return
+    if depth > _MAX_DEPTH:
+        yield f"a nesting of more than {_MAX_DEPTH} levels"
+        return
+    yield from (keyword for keyword in schema if keyword not in _ENFORCED_KEYWORDS | _ANNOTATIONS)
+    if undeclared := _find_undeclared(schema):
+        yield f"the required property {undeclared[0]}, which is not in properties,"
+    for subschema in _iterate_subschemas(schema):
+        yield from _find_other_keywords(subschema, depth + 1)
+
+
+def is_enforced(parameters: Mapping[str, Any], enforcement: CallEnforcement) -> bool:
+    """Return whether the calls of a model's own format always match the schema of a tool's parameters."""
+    properties = parameters.get("properties") or {}
+    is_plain = not parameters.keys() & (_COMBINING_KEYWORDS | {"enum", "const"})
+    return (
+        enforcement.names
+        and (enforcement.required or not parameters.get("required"))
+        and (enforcement.strings or is_plain)
+        and _is_enforced_by_llama_cpp(parameters, 0)
+        and all(_is_property_enforced(schema, enforcement, 0) for schema in properties.values())
+    )
+
+
+def _is_property_enforced(schema: object, enforcement: CallEnforcement, depth: int) -> bool:
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return False
+    keywords, types = schema.keys() - _ANNOTATIONS, _get_types(schema)
+    if keywords <= {"type"} and (not types or "string" in types):
+        return enforcement.string_type or not keywords
+    if keywords == {"anyOf"} and isinstance(schema["anyOf"], list):
+        return all(_is_property_enforced(branch, enforcement, depth + 1) for branch in schema["anyOf"])
+    if not types or "string" in types:
+        return enforcement.strings
+    return enforcement.values and (types <= _SCALAR_TYPES or enforcement.nested)
+
+
+def _is_enforced_by_llama_cpp(schema: object, depth: int) -> bool:
+    """Return whether a grammar of llama.cpp enforces a JSON schema, apart from properties that are written as text."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return isinstance(schema, bool)
+    keywords, types = schema.keys() - _ANNOTATIONS - {"type", "$defs", "definitions"}, _get_types(schema)
+    return (
+        (not keywords or any(keywords <= group for group in _LLAMA_CPP_GROUPS))
+        and (not keywords & _NUMERIC_LIMITS or ("integer" in types and "number" not in types))
+        and ("format" not in keywords or bool(_LLAMA_CPP_FORMATS.fullmatch(str(schema["format"]))))
+        and (not keywords & {"minItems", "maxItems"} or "array" in types)
+        and (not isinstance(schema.get("items"), list))
+        and all(_is_enforced_by_llama_cpp(subschema, depth + 1) for subschema in _iterate_subschemas(schema))
+    )
+
+
+def is_simple(schema: object, depth: int = 0) -> bool:
+    """Return whether the engine can certainly compile the grammar of a JSON schema, if it is not too long."""
+    if not isinstance(schema, Mapping):
+        return isinstance(schema, bool)
+    types = schema.get("type", "object")
+    return (
+        depth <= _MAX_DEPTH
+        and schema.keys() <= _SIMPLE_KEYWORDS | _ANNOTATIONS
+        and schema.get("enum") != []
+        and all(isinstance(t, str) and t in _TYPES for t in (types if isinstance(types, list) else [types]))
+        and all(is_simple(subschema, depth + 1) for subschema in _iterate_subschemas(schema))
+    )
+
+
+def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
+            yield from value.values()
+        elif keyword in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
+            yield from value
+        elif keyword in _SCHEMA_KEYWORDS:
+            yield value
+
+
+def _convert_subschemas(schema: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a copy of a JSON schema with converted subschemas."""
+    converted: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
+            converted[keyword] = {name: convert(item) for name, item in value.items()}
+        elif keyword in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
+            converted[keyword] = [convert(item) for item in value]
+        else:
+            converted[keyword] = convert(value) if keyword in _SCHEMA_KEYWORDS else value
+    return converted
+
+
+def _find_undeclared(schema: Mapping[str, Any]) -> list[str]:
+    """Return the required properties of an object that its schema does not describe."""
+    required, properties = schema.get("required"), schema.get("properties") or {}
+    if not isinstance(required, list) or not isinstance(properties, Mapping) or schema.keys() & _COMBINING_KEYWORDS:
+        return []
+    if "object" not in _get_types(schema) and "properties" not in schema:
+        return []
+    return [name for name in required if isinstance(name, str) and name not in properties]
+
+
+def declare_required(schema: Any, depth: int = 0) -> Any:
+    """Return a JSON schema in which required properties that it does not describe have any value.
+
+    The grammars of llama.cpp have only the described properties, so that the model could not write the others.
+    """
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return schema
+    declared = _convert_subschemas(schema, lambda item: declare_required(item, depth + 1))
+    if names := _find_undeclared(schema):
+        value = declared.get("additionalProperties")
+        item = value if isinstance(value, Mapping) else {}
+        declared["properties"] = {**(declared.get("properties") or {}), **dict.fromkeys(names, item)}
+    return declared
+
+
+def _allow_any_object(_schema: Any) -> dict[str, Any]:
+    return {"type": "object"}
+
+
+def _keep_simple_types(schema: Any) -> dict[str, Any]:
+    """Return a JSON schema of an object with the same properties, which have a simple type or any value."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    if not isinstance(properties, Mapping):
+        return _allow_any_object(schema)
+    types = {name: item.get("type") if isinstance(item, Mapping) else None for name, item in properties.items()}
+    required = schema.get("required")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return {
+        "type": "object",
+        "properties": {
+            name: {"type": t} if isinstance(t, str) and t in _SIMPLE_TYPES else {} for name, t in types.items()
+        },
+        "required": sorted(names & types.keys()),
+    }
+
+
+def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
+    """Return a JSON schema with only its basic keywords."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return {} if isinstance(schema, Mapping) else schema
+    basic = {keyword: value for keyword, value in schema.items() if keyword in _BASIC_KEYWORDS}
+    return _convert_subschemas(basic, lambda item: _keep_basic_keywords(item, depth + 1))
+
+
+WEAKENINGS: Final[Sequence[Callable[[Any], Any] | None]] = (
+    None, _keep_basic_keywords, _keep_simple_types, _allow_any_object
+)  # fmt: skip
+"""Ways to weaken a schema, from its own to any object."""

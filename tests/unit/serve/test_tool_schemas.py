@@ -1,0 +1,161 @@
+"""Schemas of tools: malformed ones, required properties that are not described, and strict tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from edgechat.prompt.call_enforcement import CallEnforcement
+from edgechat.prompt.renderer import Renderer
+from edgechat.prompt.tool_formats import format_calls
+from edgechat.runtime.tool_grammar import ToolGrammar
+from edgechat.runtime.triggered_grammar import convert_tool_grammar
+from edgechat.serve.errors import ApiError
+from edgechat.serve.tool_schemas import declare_required, is_enforced
+from edgechat.serve.tool_support import check_tools
+from tests.unit.serve.examples import chat_request
+from tests.unit.serve.test_grammars import allows
+from tests.unit.serve.tool_requests import make_builder, prepare_request
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    process = Renderer()
+    yield process
+    process.close()
+
+
+def check(parameters: Any, **fields: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "good"}}]
+    tools.append({"type": "function", "function": {"name": "f", "parameters": parameters, **fields}})
+    check_tools(chat_request(tools=tools).tools or [])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([], "tools[1].function.parameters: must be an object or null, not an array."),
+        ("object", "tools[1].function.parameters: must be an object or null, not a string."),
+        (True, "tools[1].function.parameters: must be an object or null, not a boolean."),
+        ({"type": "string"}, 'tools[1].function.parameters.type: must be "object", because arguments have names.'),
+        ({"type": ["array", "null"]}, 'tools[1].function.parameters.type: must be "object"'),
+        ({"type": "king"}, 'tools[1].function.parameters.type: must be "object"'),
+        ({"properties": [{"name": "a"}]}, "tools[1].function.parameters.properties: must be an object, not an array."),
+        (
+            {"properties": {"a": "string"}},
+            "tools[1].function.parameters.properties.a: must be an object, not a string.",
+        ),
+        (
+            {"properties": {"a": {"anyOf": [{}, 5]}}},
+            "tools[1].function.parameters.properties.a.anyOf[1]: must be an object, not an integer.",
+        ),
+        ({"properties": {"a": {"items": "x"}}}, "tools[1].function.parameters.properties.a.items: must be an object"),
+        ({"$defs": []}, "tools[1].function.parameters.$defs: must be an object, not an array."),
+    ],
+)
+def test_parameters_that_are_no_schema_of_an_object_are_refused(parameters: Any, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        check(parameters)
+    assert str(caught.value).startswith(message)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None, {}, {"type": None}, {"type": "object", "properties": None}, {"type": ["object", "null"]},
+        {"properties": {"a": True, "b": {"items": None}}}, {"properties": {"enum": {"enum": ["properties"]}}},
+    ],
+)  # fmt: skip
+def test_parameters_may_be_absent(renderer: Renderer, parameters: Any) -> None:
+    check(parameters)
+    for template in ("Qwen-Qwen3-0.6B", "google-gemma-2-2b-it"):
+        assert prepare_request(make_builder(renderer, template), {"f": parameters}, tool_choice="required").grammars
+
+
+def test_required_property_without_a_description_has_any_value(renderer: Renderer) -> None:
+    outer = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]}
+    nested = {"type": "object", "properties": {"o": outer}, "required": ["o"]}
+    call = '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call>'
+    for template in ("Qwen-Qwen3-0.6B", "google-gemma-2-2b-it"):
+        builder = make_builder(renderer, template)
+        for parameters, wrap in ((outer, "{}"), (nested, '{{"o": {}}}')):
+            (grammar, *_) = prepare_request(builder, {"f": parameters}, tool_choice="required").grammars
+            lark = convert_tool_grammar(grammar) if isinstance(grammar, ToolGrammar) else f"start: {grammar}"
+            assert allows(lark, call.format(wrap.format('{"a": "x", "b": 5}')))
+            assert allows(lark, call.format(wrap.format('{"a": "x", "b": {"c": null}}')))
+            assert not allows(lark, call.format(wrap.format('{"a": "x"}')))
+
+
+def test_required_property_of_a_strict_tool_must_be_described() -> None:
+    closed = {"type": "object", "properties": {"a": {}}, "required": ["a", "b"], "additionalProperties": False}
+    check(closed)
+    with pytest.raises(ApiError, match="the required property b, which is not in properties, cannot be enforced"):
+        check(closed, strict=True)
+    with pytest.raises(ApiError, match="the required property b, which is not in properties, cannot be enforced"):
+        check({"properties": {"o": {"anyOf": [closed, {"type": "null"}]}}}, strict=True)
+
+
+def test_properties_of_combined_schemas_are_not_declared_again() -> None:
+    for schema in (
+        {"type": "object", "allOf": [{"properties": {"a": {}}}], "required": ["a"]},
+        {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"$ref": "#/$defs/x", "required": ["a"], "$defs": {"x": {"type": "object", "properties": {"a": {}}}}},
+    ):
+        assert declare_required(schema) == schema
+    typed = {"type": "object", "required": ["a"], "additionalProperties": {"type": "integer"}}
+    assert declare_required(typed)["properties"] == {"a": {"type": "integer"}}
+
+
+EVERYTHING = CallEnforcement(*[True] * len(CallEnforcement._fields))
+RAW_TEXT = EVERYTHING._replace(strings=False)
+
+
+@pytest.mark.parametrize(
+    ("schema", "in_json", "in_raw_text"),
+    [
+        ({"type": "string"}, True, True),
+        ({"type": ["string", "null"], "description": "x"}, True, True),
+        ({"type": "string", "enum": ["a"]}, True, False),
+        ({"const": "a"}, True, False),
+        ({"type": "string", "pattern": "a"}, True, False),
+        ({"type": "string", "minLength": 2}, True, False),
+        ({"type": "string", "minLength": 2, "pattern": "a"}, False, False),
+        ({"type": "string", "format": "date"}, True, False),
+        ({"type": "string", "format": "email"}, False, False),
+        ({"$ref": "#/$defs/x"}, True, False),
+        ({"type": "integer", "enum": [1, 2]}, True, True),
+        ({"type": "integer", "minimum": 1}, True, True),
+        ({"type": "number", "minimum": 1}, False, False),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, True, True),
+        ({"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]}, True, False),
+        ({"oneOf": [{"type": "integer"}, {"type": "null"}]}, False, False),
+        ({"type": "array", "items": {"type": "string", "enum": ["a"]}, "minItems": 1}, True, True),
+        ({"type": "object", "properties": {"a": {"enum": ["a"]}}, "required": ["a"]}, True, True),
+        ({"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}, False, False),
+    ],
+)
+def test_keywords_are_enforced_by_the_format_of_a_model(
+    schema: dict[str, Any], in_json: bool, in_raw_text: bool
+) -> None:
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], "$defs": {"x": {"enum": ["a"]}}}
+    assert is_enforced(parameters, EVERYTHING) == in_json
+    assert is_enforced(parameters, RAW_TEXT) == in_raw_text
+    for part in ("names", "required"):
+        assert not is_enforced(parameters, EVERYTHING._replace(**{part: False}))
+
+
+def test_strict_tool_has_the_generic_format_if_that_of_the_model_is_not_enforced(renderer: Renderer) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "enum": ["aa", "bb"]}}, "required": ["x"]}
+    for template, is_native in (("Qwen3-Coder", False), ("Qwen3.5-4B", False), ("Qwen-Qwen3-0.6B", True)):
+        builder = make_builder(renderer, template)
+        assert prepare_request(builder, {"f": parameters}).has_native_format
+        prepared = prepare_request(builder, {"f": parameters}, strict=True, tool_choice="required")
+        assert prepared.has_native_format == is_native
+        assert bool(prepared.options.tools) == is_native
+        (grammar,) = prepared.grammars
+        lark = convert_tool_grammar(grammar) if isinstance(grammar, ToolGrammar) else f"start: {grammar}"
+        assert allows(lark, format_calls([("f", '{"x": "aa"}')]))
+        assert not allows(lark, format_calls([("f", '{"x": "cc"}')]))
