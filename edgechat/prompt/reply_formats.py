@@ -15,6 +15,7 @@ import msgspec
 from edgechat.errors import TemplateError
 from edgechat.prompt import reasoning
 from edgechat.prompt.call_enforcement import CallEnforcement, find_call_enforcement
+from edgechat.prompt.content_marks import NO_MARKS, ContentMarks, find_content_marks
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
 
@@ -56,6 +57,7 @@ class ReplyFormats:
         self._template = template
         self._formats: dict[bytes, tuple[ReplyFormat, float]] = {}
         """Formats by request, and when they expire (on the monotonic clock)."""
+        self._content_marks: dict[bool, ContentMarks] = {}
         self._lock = threading.Lock()
 
     def make_request(self, options: PromptOptions) -> FormatRequest:
@@ -83,6 +85,18 @@ class ReplyFormats:
                 expires_at = time.monotonic() + _FALLBACK_S if found.is_fallback else math.inf
                 self._formats[key] = found, expires_at
             return found
+
+    def find_content_marks(self, options: PromptOptions) -> ContentMarks:
+        """Return the marks around the content of replies to prompts with these options. Raises EngineDiedError."""
+        plain_options = PromptOptions(options.think)
+        if options.think not in self._content_marks:
+            request, reply_format = self.make_request(plain_options), self.find(plain_options)
+            try:
+                marks = find_content_marks(self._renderer, self._template, request, reply_format)
+            except TemplateError:
+                return NO_MARKS
+            self._content_marks[options.think] = marks
+        return self._content_marks[options.think]
 
     @property
     def has_native_tools(self) -> bool:

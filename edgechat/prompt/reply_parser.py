@@ -11,6 +11,7 @@ import msgspec
 
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.bare_calls import find_bare_calls, may_become_bare_call
+from edgechat.prompt.content_marks import remove_constraint
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.prompt.tool_formats import split_calls
@@ -165,7 +166,7 @@ class ReplyParser:
         def parse(text: str) -> dict[str, Any]:
             result: dict[str, Any] = self._call_chat_library(
                 op="parse", parser=self._format.parser, format=self._format.parser_format, is_partial=not is_final,
-                generation_prompt=self._generation_prompt, text=text,
+                generation_prompt=self._generation_prompt, text=remove_constraint(text),
             )  # fmt: skip
             return result
 

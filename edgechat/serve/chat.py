@@ -9,6 +9,7 @@ from typing import Any
 
 from edgechat.engine import protocol
 from edgechat.engine.overflow import make_overflow_error
+from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
@@ -58,9 +59,13 @@ class ChatResponseBuilder(ResponseBuilder):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
         reasoning_format = grammars.choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
+        marks = NO_MARKS
+        if output_grammars:
+            marks = await asyncio.to_thread(builder.formats.find_content_marks, prepared.options)
         add_reasoning = functools.partial(
-            grammars.add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think
-        )
+            grammars.add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think,
+            marks=marks,
+        )  # fmt: skip
         request = queue.build_generate_request(
             prompt.tokens, body, turn_starts=prompt.turn_starts,
             grammars=[add_reasoning(g) if isinstance(g, str) else g for g in output_grammars],

@@ -13,6 +13,7 @@ import msgspec
 
 from edgechat.errors import GrammarError
 from edgechat.prompt import tool_formats
+from edgechat.prompt.content_marks import NO_MARKS, ContentMarks
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
@@ -62,15 +63,30 @@ def choose_reasoning_format(known_format: ReasoningFormat | None, reply_format: 
     return ReasoningFormat(start_tag, end_tags[0], separator="")
 
 
+def add_content_marks(rules: str, marks: ContentMarks) -> str:
+    """Return `rules` with the marks of the content: one that begins it, and perhaps one that ends it."""
+    if not marks.starts:
+        return rules
+    expression, line_end, definitions = rules.partition("\n")
+    end = f" {_quote(marks.end)}?" if marks.end else ""
+    return f"({' | '.join(map(_quote, marks.starts))}) ({expression}){end}{line_end}{definitions}"
+
+
 def add_reasoning_rules(
-    rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool
+    rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool,
+    marks: ContentMarks = NO_MARKS,
 ) -> str:  # fmt: skip
-    """Return a complete grammar: free reasoning if the reply can contain reasoning, then `rules` for the content."""
+    """Return a complete grammar: free reasoning if the reply can contain reasoning, then `rules` for the content.
+
+    The content is between its `marks`, if the model writes any.
+    """
+    rules = add_content_marks(rules, marks)
     if reasoning_format is None or phase == "content" or (phase == "start" and not think):
         return f"start: {rules}\n"
     start_tag, end_tag = _quote(reasoning_format.start_tag), _quote(reasoning_format.end_tag)
     reasoning_rule = "thoughts" if phase == "reasoning" else f"({start_tag} thoughts)?"
-    content_prefix = f" {_quote(reasoning_format.content_prefix)}" if reasoning_format.content_prefix else ""
+    has_prefix = reasoning_format.content_prefix and not marks.starts
+    content_prefix = f" {_quote(reasoning_format.content_prefix)}" if has_prefix else ""
     return (
         f"start: {reasoning_rule}{content_prefix} body\n"
         f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"

@@ -199,9 +199,11 @@ def _choose_grammar(
     if not must_call and not output_format.rule:
         return grammar
     if grammar is not None and not any(trigger.is_pattern for trigger in grammar.triggers):
+        marks = formats.find_content_marks(options)
+        content_rule = grammars.add_content_marks(output_format.rule, marks) if output_format.rule else ""
         return msgspec.structs.replace(
             grammar, triggers=[], call_starts=[trigger.value for trigger in grammar.triggers],
-            content_rule="" if must_call else output_format.rule,
+            content_rule="" if must_call else content_rule,
         )  # fmt: skip
     if not must_call:
         message = (

@@ -36,7 +36,6 @@ DIFFERENCES = {
     # With a JSON schema, llama.cpp removes a code block around the JSON; here the grammar of the schema allows none.
     ("[THINK]I need to output the invoice details in JSON[/THINK]```json", False): "code block",
     ('```json\n"42"\n```', False): "code block",
-    ("<|channel|>analysis<|message|>I need to output the invoice details in JSON", False): "constrained channel",
     # The chat library itself takes the text that continues the reply for reasoning.
     ("Hello, world!", True): "continued reply of StepFun",
     # llama.cpp repeats the text with which the prompt of Apriel 1.6 begins the reasoning.

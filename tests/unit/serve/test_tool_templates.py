@@ -262,6 +262,42 @@ def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> No
     assert len(open_templates) >= 20
 
 
+def test_formatted_content_is_between_the_marks_of_the_model(renderer: Renderer) -> None:
+    found = {}
+    for template, think in itertools.product(TEMPLATES, (False, True)):
+        builder = make_builder(renderer, template)
+        prompt = builder.build([PromptMessage("user", "Hi")], PromptOptions(think))
+        marks = builder.formats.find_content_marks(PromptOptions(think))
+        if not marks.starts:
+            continue
+        found[template] = marks
+        reasoning_format = choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
+        content = '{"sum": 5}'
+        lark = add_reasoning_rules(json.dumps(content), reasoning_format, prompt.phase, think=think, marks=marks)
+        reasoning = ""
+        if reasoning_format is not None and (think or prompt.phase == "reasoning"):
+            start_tag = "" if prompt.phase == "reasoning" else reasoning_format.start_tag
+            reasoning = f"{start_tag}Hm.{reasoning_format.end_tag}"
+        assert not allows(lark, reasoning + content)
+        for mark, end in itertools.product(marks.starts, {"", marks.end}):
+            output = f"{reasoning}{mark}{content}{end}"
+            assert allows(lark, output), (template, output)
+            for size in (1, 1000):
+                parser = builder.create_reply_parser(prompt)
+                streamed = "".join(
+                    [parser.feed(output[i : i + size]).content for i in range(0, len(output), size)]
+                    + [parser.finish().content]
+                )
+                assert parser.reply.content == streamed == content, (template, output)
+                assert parser.reply.reasoning == ("Hm." if reasoning else ""), (template, output)
+    assert {name: marks.starts[-1] for name, marks in found.items()} == {
+        "Cohere2MoE": "<|START_TEXT|>", "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "<|START_RESPONSE|>",
+        "Kimi-K3": "<|open|>response<|sep|>", "meetkai-functionary-medium-v3.2": "all\n",
+        "muse-glimmer": " to=user<|message|>", "upstage-Solar-Open-100B": "<|content|>",
+        "openai-gpt-oss-120b": "<|channel|>final <|constrain|>json<|message|>",
+    }  # fmt: skip
+
+
 STRICT_VALUES: list[tuple[dict[str, Any], object, object]] = [
     ({"type": "string", "enum": ["aaa", "bbb"]}, "aaa", "ccc"),
     ({"type": "string", "pattern": "^a+$"}, "aaa", "aab"), ({"type": "integer", "minimum": 500}, 774, 442),
@@ -309,11 +345,10 @@ def test_calls_in_the_generic_format_are_read_with_every_template(renderer: Rend
         prompt = builder.build(messages, PromptOptions(think))
         assert call in engine.text
         reasoning_format = choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
-        lark = add_reasoning_rules(json.dumps(call), reasoning_format, prompt.phase, think=think)
-        prefixes = [""]
-        if reasoning_format is not None:
-            prefixes += [reasoning_format.content_prefix, f"Hm.{reasoning_format.end_tag}"]
-        prefix = next(prefix for prefix in prefixes if allows(lark, prefix + call))
+        marks = builder.formats.find_content_marks(PromptOptions(think))
+        lark = add_reasoning_rules(json.dumps(call), reasoning_format, prompt.phase, think=think, marks=marks)
+        prefixes = [""] if reasoning_format is None else ["", f"Hm.{reasoning_format.end_tag}"]
+        prefix = next(p + m for p in prefixes for m in marks.starts or [""] if allows(lark, p + m + call))
         for size in (1, 1000):
             parser = builder.create_reply_parser(prompt, ["f"], explains_tools=True)
             for i in range(0, len(prefix + call), size):
