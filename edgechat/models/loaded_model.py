@@ -26,6 +26,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
+from edgechat.prompt.reply_formats import PromptOptions
 
 
 class LoadedModel:
@@ -79,7 +80,7 @@ class LoadedModel:
         prepare_unload(self.engine, self.plan)
         try:
             self.plan, model_properties, warnings = load_model(
-                self.engine, profile, settings, on_event, self._renderer.start
+                self.engine, profile, settings, on_event, lambda: self._renderer.prepare(header.chat_template)
             )
         except ModelCrashError:
             check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
@@ -93,6 +94,8 @@ class LoadedModel:
         self.model_properties = model_properties
         self._needs_new_plan = False
         self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
+        if not model_properties.is_embedding:
+            self._builder.formats.prepare(PromptOptions(bool(self._settings.reasoning)))
 
     def restart_if_dead(self) -> None:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from edgechat.errors import TemplateError
+from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt import reasoning
 from edgechat.prompt.call_enforcement import CallEnforcement, find_call_enforcement
 from edgechat.prompt.content_marks import NO_MARKS, ContentMarks, find_content_marks
@@ -85,6 +85,15 @@ class ReplyFormats:
                 expires_at = time.monotonic() + _FALLBACK_S if found.is_fallback else math.inf
                 self._formats[key] = found, expires_at
             return found
+
+    def prepare(self, options: PromptOptions) -> None:
+        """Find the format of these options in the background, so that the first reply need not wait for it."""
+
+        def find() -> None:
+            with contextlib.suppress(TemplateError, EngineDiedError):  # the first prompt reports the error
+                self.find(options)
+
+        threading.Thread(target=find, name="find reply format", daemon=True).start()
 
     def find_content_marks(self, options: PromptOptions) -> ContentMarks:
         """Return the marks around the content of replies to prompts with these options. Raises EngineDiedError."""

@@ -15,7 +15,9 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import EngineDiedError, RequestCancelledError, TemplateError
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.reasoning import detect_reasoning_format
+from edgechat.prompt.render_protocol import ChatRequest, RenderRequest
 from edgechat.prompt.renderer import TIMEOUT_S, PromptMessage, Renderer, guard_messages
+from tests.waiting import until
 
 CONTROL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
 FRAGMENTS = st.sampled_from([*CONTROL_TOKENS, "<", "|", ">", "im_end", "a", "b", "x", " ", "\ufdd0"])
@@ -30,6 +32,27 @@ def test_endless_template_is_stopped_and_the_next_one_renders(monkeypatch: pytes
         renderer.render(endless, messages, bos="", eos="", control_tokens=[])
     assert renderer.render("ok", messages, bos="", eos="", control_tokens=[]).text == "ok"  # in a new child process
     renderer.close()
+
+
+def test_template_is_compiled_in_the_background_before_the_first_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates: list[str] = []
+    send = Renderer._send
+
+    def record(renderer: Renderer, request: RenderRequest | ChatRequest, cancellation: Cancellation | None) -> str:
+        text = send(renderer, request, cancellation)
+        templates.append(request.template if isinstance(request, RenderRequest) else "")
+        return text
+
+    monkeypatch.setattr(Renderer, "_send", record)
+    renderer = Renderer()
+    renderer.prepare("{{ messages[0].content }}")
+    until(lambda: templates == ["{{ messages[0].content }}"])
+    renderer.prepare("{% broken")
+    renderer.prepare(None)
+    assert renderer.render("ok", [PromptMessage("user", "Hi")], bos="", eos="", control_tokens=[]).text == "ok"
+    renderer.close()
+    with pytest.raises(EngineDiedError):
+        renderer.prepare("x")
 
 
 @given(st.lists(FRAGMENTS, max_size=12).map("".join))
