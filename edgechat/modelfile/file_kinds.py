@@ -109,7 +109,7 @@ def describe_download(path: Path) -> str:
         return f"is an incomplete download ({suffix}). Finish it, or repeat it with `edgechat models pull`."
     control_file = path.with_name(path.name + _ARIA2_SUFFIX)
     if os.path.exists(control_file):  # noqa: PTH110  (Path.exists raises OSError for a name that is too long)
-        return f"is an incomplete download, because {control_file.name} is beside it. Finish it with aria2."
+        return f"is an incomplete download, because its folder has {control_file.name}. Finish it with aria2."
     return ""
 
 

@@ -20,7 +20,7 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     variables: dict[str, Any] = {}
 
 
-class ChatRequest(msgspec.Struct, frozen=True, tag=True):
+class ChatLibraryRequest(msgspec.Struct, frozen=True, tag=True):
     """Request to the chat library; see `native/src/chat/edgechat_chat.h`."""
 
     json: bytes
@@ -34,6 +34,6 @@ class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
     """Reason why the template failed; "" on success."""
 
 
-def encode(message: RenderRequest | ChatRequest | RenderReply) -> bytes:
+def encode(message: RenderRequest | ChatLibraryRequest | RenderReply) -> bytes:
     """Encode a request or reply as a frame. Raises OverflowError, RecursionError for values that cannot be encoded."""
     return make_frame(msgspec.msgpack.encode(message))

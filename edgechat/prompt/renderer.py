@@ -21,7 +21,7 @@ from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchang
 from edgechat.engine.protocol import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
-from edgechat.prompt.render_protocol import ChatRequest, RenderReply, RenderRequest, encode
+from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, RenderRequest, encode
 from edgechat.runtime.special_tokens import compile_pattern
 
 TIMEOUT_S: Final = 5.0
@@ -166,12 +166,12 @@ class Renderer:
     def _call_chat_library(self, request: Mapping[str, Any], cancellation: Cancellation | None) -> Any:
         with _wrap_value_errors():
             encoded = msgspec.json.encode(request)
-        reply = msgspec.json.decode(self._send(ChatRequest(encoded), cancellation))
+        reply = msgspec.json.decode(self._send(ChatLibraryRequest(encoded), cancellation))
         if error_text := reply.get("error"):
             raise TemplateError(f"The model's chat template cannot be used: {' '.join(error_text.split())}")
         return reply
 
-    def _send(self, request: RenderRequest | ChatRequest, cancellation: Cancellation | None) -> str:
+    def _send(self, request: RenderRequest | ChatLibraryRequest, cancellation: Cancellation | None) -> str:
         """Send a request to the render process and return the text of its reply. Raises the errors of `render`."""
         cancellation = cancellation or Cancellation()
         with _wrap_value_errors():

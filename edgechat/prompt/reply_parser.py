@@ -24,7 +24,7 @@ _INTERVAL_PER_PARSE_S: Final = 20.0
 _END: Final = "\ufddf"
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ParsedToolCall(msgspec.Struct, frozen=True):
     """Tool call in a reply of the model."""
 
     name: str
@@ -57,7 +57,7 @@ class ParsedReply(NamedTuple):
 
     reasoning: str = ""
     content: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[ParsedToolCall, ...] = ()
 
 
 class ReplyParser:
@@ -150,8 +150,8 @@ class ReplyParser:
         self._n_parsed_chars = len(self._text)
         return self._last_parse
 
-    def _make_calls(self, calls: list[dict[str, str]]) -> tuple[ToolCall, ...]:
-        return tuple(ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
+    def _make_calls(self, calls: list[dict[str, str]]) -> tuple[ParsedToolCall, ...]:
+        return tuple(ParsedToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
 
     def _call_id(self, index: int, id_in_output: str) -> str:
         if index == len(self._call_ids):
@@ -206,7 +206,7 @@ class ReplyParser:
         if not self._tool_names or parsed.calls:
             return parsed
         calls = tuple(
-            ToolCall(name, arguments, self._call_id(i, ""))
+            ParsedToolCall(name, arguments, self._call_id(i, ""))
             for i, (name, arguments) in enumerate(find_bare_calls(parsed.content, self._tool_names))
         )
         return ParsedReply(parsed.reasoning, "", calls) if calls else parsed
@@ -218,7 +218,7 @@ class ReplyParser:
         """
         old, new = self.reply, _subtract(parsed, self._base)
         reasoning, content = _new_part(old.reasoning, new.reasoning), _new_part(old.content, new.content)
-        calls: list[ToolCall] = list(old.calls)
+        calls: list[ParsedToolCall] = list(old.calls)
         deltas: list[ToolCallDelta] = []
         for i, call in enumerate(new.calls):
             is_growing = i == len(new.calls) - 1 and not is_final

@@ -28,7 +28,7 @@ from edgechat.decode_errors import replace_type_names
 from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.errors import MAX_MESSAGE_CHARS, RuntimeLoadError
 from edgechat.humanize import shorten
-from edgechat.prompt.render_protocol import ChatRequest, RenderReply, RenderRequest, encode
+from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, RenderRequest, encode
 
 if TYPE_CHECKING:
     from edgechat.prompt.chat_library import ChatLibrary
@@ -176,11 +176,11 @@ def _serve(channel: Channel) -> None:
     environment = TemplateSandbox()
     compiled_templates: dict[str, jinja2.Template] = {}
     call_library = _LibraryCaller()
-    decoder = msgspec.msgpack.Decoder(RenderRequest | ChatRequest)
+    decoder = msgspec.msgpack.Decoder(RenderRequest | ChatLibraryRequest)
     while (body := channel.read()) is not None:
         try:
             request = decoder.decode(body)
-            if isinstance(request, ChatRequest):
+            if isinstance(request, ChatLibraryRequest):
                 reply = call_library(request)
             else:
                 reply = render(environment, compiled_templates, request)
@@ -203,7 +203,7 @@ class _LibraryCaller:
         except RuntimeLoadError as error:
             self._error = str(error)
 
-    def __call__(self, request: ChatRequest) -> RenderReply:
+    def __call__(self, request: ChatLibraryRequest) -> RenderReply:
         if self._library is None:
             return RenderReply(error=self._error)
         return RenderReply(text=self._library.call(request.json).decode("utf-8", "replace"))

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.reply_parser import ToolCall as ParsedToolCall
-from edgechat.prompt.reply_parser import ToolCallDelta
+from edgechat.prompt.reply_parser import ParsedToolCall, ToolCallDelta
 from edgechat.prompt.roles import merge_consecutive
 from edgechat.prompt.tool_formats import ToolDefinition, format_calls, format_tool_instructions
 from edgechat.serve.content import MessageContent, read_content, read_result

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
 from edgechat.errors import EngineError
-from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser, ToolCall, ToolCallDelta
+from edgechat.prompt.reply_parser import ParsedToolCall, ReplyDelta, ReplyParser, ToolCallDelta
 from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -60,7 +60,7 @@ class Choice:
         """Create an empty choice. If `parser` is None, the whole output is content."""
         self.content = ""
         self.reasoning = ""
-        self.calls: list[ToolCall] = []
+        self.calls: list[ParsedToolCall] = []
         self.logprobs: list[protocol.TokenLogprobs] = []
         self.prompt_logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None

@@ -17,7 +17,7 @@ from edgechat.prompt import sandbox
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.chat_library import ChatLibrary
 from edgechat.prompt.reasoning import detect_reasoning_format, make_reasoning_variables
-from edgechat.prompt.render_protocol import ChatRequest, RenderRequest
+from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderRequest
 from edgechat.prompt.renderer import PromptMessage, Renderer, _make_openai_message, guard_messages
 from edgechat.prompt.reply_formats import PromptOptions
 from tests.llama_cpp import read_templates
@@ -181,8 +181,8 @@ class LocalRenderer(Renderer):
         self._compiled_templates: dict[str, Any] = {}
         self._library = ChatLibrary()
 
-    def _send(self, request: RenderRequest | ChatRequest, cancellation: object) -> str:
-        if isinstance(request, ChatRequest):
+    def _send(self, request: RenderRequest | ChatLibraryRequest, cancellation: object) -> str:
+        if isinstance(request, ChatLibraryRequest):
             return self._library.call(request.json).decode()
         reply = sandbox.render(self._environment, self._compiled_templates, request)
         if reply.error:

@@ -14,7 +14,7 @@ import pytest
 
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt import renderer as renderer_module
-from edgechat.prompt.render_protocol import ChatRequest
+from edgechat.prompt.render_protocol import ChatLibraryRequest
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, apply_template, find_reply_format
 from edgechat.prompt.reply_parser import ParsedReply, ReplyParser
@@ -227,7 +227,7 @@ def test_crash_of_a_template_is_one_error_and_the_next_template_is_applied(
 )
 def test_limits_ignore_comments_and_strings(renderer: Renderer, template: str) -> None:
     request = {"op": "apply", "template": template, "bos": "", "eos": "", "messages": MESSAGES, "now_s": 0}
-    reply = json.loads(renderer._send(ChatRequest(json.dumps(request).encode()), None))
+    reply = json.loads(renderer._send(ChatLibraryRequest(json.dumps(request).encode()), None))
     assert "more than" not in reply.get("error", "")
 
 

@@ -15,7 +15,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import EngineDiedError, RequestCancelledError, TemplateError
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.reasoning import detect_reasoning_format
-from edgechat.prompt.render_protocol import ChatRequest, RenderRequest
+from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderRequest
 from edgechat.prompt.renderer import TIMEOUT_S, PromptMessage, Renderer, guard_messages
 from tests.waiting import until
 
@@ -38,7 +38,9 @@ def test_template_is_compiled_in_the_background_before_the_first_prompt(monkeypa
     templates: list[str] = []
     send = Renderer._send
 
-    def record(renderer: Renderer, request: RenderRequest | ChatRequest, cancellation: Cancellation | None) -> str:
+    def record(
+        renderer: Renderer, request: RenderRequest | ChatLibraryRequest, cancellation: Cancellation | None
+    ) -> str:
         text = send(renderer, request, cancellation)
         templates.append(request.template if isinstance(request, RenderRequest) else "")
         return text

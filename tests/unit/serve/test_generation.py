@@ -59,7 +59,7 @@ async def test_error_of_a_cancelled_task_is_ignored() -> None:
 
 
 class Builder:
-    """Builder whose requests take until it is told to end."""
+    """Builder whose requests run until the test ends them."""
 
     ping_s = None
 
