@@ -2,6 +2,7 @@
 
 #include "chat-peg-parser.h"
 #include "chat.h"
+#include "clock.h"
 #include "json.h"
 #include "nesting.h"
 #include "peg-parser.h"
@@ -11,12 +12,15 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <list>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
+
+thread_local std::time_t edgechat::now_s = 0;
 
 namespace {
 
@@ -118,6 +122,7 @@ json apply(const json & request) {
         throw std::invalid_argument("the time is not in the years 1970 to 2100");
     }
     inputs.now = std::chrono::system_clock::time_point(std::chrono::seconds(now_s));
+    edgechat::now_s = static_cast<std::time_t>(now_s);
 
     const common_chat_params params = common_chat_templates_apply(get_templates(request), inputs);
 

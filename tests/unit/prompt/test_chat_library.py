@@ -231,6 +231,14 @@ def test_limits_ignore_comments_and_strings(renderer: Renderer, template: str) -
     assert "more than" not in reply.get("error", "")
 
 
+def test_templates_get_the_time_of_the_request(renderer: Renderer) -> None:
+    template = "{{ strftime_now('%Y, day %j') }}"
+    noon_s = 200 * 86_400 + 43_200
+    request = {"op": "apply", "template": template, "bos": "", "eos": "", "messages": MESSAGES, "now_s": noon_s}
+    reply = json.loads(renderer._send(ChatRequest(json.dumps(request).encode()), None))
+    assert reply["prompt"] == "1970, day 201"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "count"), [("template", 1000), ("request", 2000), ("output", 100_000), ("long-output", 5000)]
