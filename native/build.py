@@ -177,7 +177,7 @@ def remove_old_trees() -> None:
 
 def copy_changed(source: Path, target: Path) -> None:
     """Copy the native project. Unchanged files keep their modification times and are not recompiled."""
-    paths = [p for p in source.rglob("*") if p.is_file() and p.suffix in (".txt", ".h", ".cpp")]
+    paths = [p for p in source.rglob("*") if p.is_file() and p.suffix in (".txt", ".h", ".c", ".cpp")]
     for path in paths:
         copy = target / path.relative_to(source)
         if not copy.exists() or copy.read_bytes() != path.read_bytes():
