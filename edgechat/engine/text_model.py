@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
+from edgechat.engine.computing_mark import ComputingMark
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
@@ -31,6 +33,9 @@ from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
 # Delay before the next idle task while the disk tier is writing.
 _DISK_BUSY_DELAY_S: Final = 0.02
+# Delay before the next look whether another engine computes, and the longest time for which idle work waits for others.
+_OTHER_ENGINE_DELAY_S: Final = 0.5
+_MAX_OTHER_ENGINE_S: Final = 120.0
 # Time of a step that only waits for a grammar; a request that arrives meanwhile waits as long.
 _COMPILE_WAIT_S: Final = 0.005
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
@@ -64,6 +69,10 @@ class TextModel(EngineModel):
         self._context = context = Context(model, plan)
         self._draft_manager = DraftManager(context, load, backend) if plan.speculation else None
         self._disk = open_disk_tier(load, context, find_bundle())
+        may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
+        self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
+        self._idle_since: float | None = None
+        """Time when the idle work began to wait for other engines, on the monotonic clock; None in a reply."""
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
@@ -109,6 +118,8 @@ class TextModel(EngineModel):
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
         speculator = self._draft_manager.create_speculator(request) if self._draft_manager is not None else None
         active_request = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
+        self._mark.set(True)
+        self._idle_since = None
         if self._disk is not None:
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
@@ -175,6 +186,11 @@ class TextModel(EngineModel):
         self._scheduler.add(request)
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:
+        if self._idle_since is None:
+            self._mark.set(False)
+            self._idle_since = time.monotonic()
+        if time.monotonic() - self._idle_since < _MAX_OTHER_ENGINE_S and self._mark.is_set_by_others():
+            return _OTHER_ENGINE_DELAY_S
         if self._disk is not None:
             self._disk.resume()
         if self._cache.idle_step():
@@ -202,5 +218,6 @@ class TextModel(EngineModel):
                 self._draft_manager.finish(max(deadline, time.monotonic() + _MIN_CORPUS_SAVE_S))
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        self._mark.close()
         self._context.close()
         self._model.close()
