@@ -163,7 +163,7 @@ def test_files_are_attached_to_a_message(open_chat: Callable[..., OpenChat], tmp
     assert stats.prompt_tokens > n_tokens_without_file
     for file, words in (
         (picture, "cannot read images"),
-        (binary, "is not"),
+        (binary, "is a program"),
         (tmp_path / "no", "Cannot read"),
     ):
         with pytest.raises(AttachmentError, match=words):
