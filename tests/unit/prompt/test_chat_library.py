@@ -235,7 +235,7 @@ def test_templates_get_the_time_of_the_request(renderer: Renderer) -> None:
     template = "{{ strftime_now('%Y, day %j') }}"
     noon_s = 200 * 86_400 + 43_200
     request = {"op": "apply", "template": template, "bos": "", "eos": "", "messages": MESSAGES, "now_s": noon_s}
-    reply = json.loads(renderer._send(ChatRequest(json.dumps(request).encode()), None))
+    reply = json.loads(renderer._send(ChatLibraryRequest(json.dumps(request).encode()), None))
     assert reply["prompt"] == "1970, day 201"
 
 
