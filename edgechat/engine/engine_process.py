@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from edgechat.engine import protocol
+from edgechat.engine import frames, protocol
 from edgechat.engine.death import Death
 from edgechat.engine.hang_detector import TICK_S, HangDetector
 from edgechat.engine.pipe import spawn_child
@@ -77,7 +77,7 @@ class EngineProcess:
 
         Raises EngineDiedError if the process has already died.
         """
-        frame = protocol.encode(request)
+        frame = frames.encode(request)
         with self._lock:
             if self.error is not None:
                 raise self.error
@@ -95,7 +95,7 @@ class EngineProcess:
         with self._lock:
             if request.target_id in self._callbacks:
                 self._cancelled_at.setdefault(request.target_id, time.monotonic())
-        self._frames.put(protocol.encode(request))
+        self._frames.put(frames.encode(request))
 
     def expect_end(self) -> None:
         """Expect the end of all requests in progress, as after `cancel`, without cancelling them."""
@@ -127,7 +127,7 @@ class EngineProcess:
     def _read_events(self) -> None:
         while (body := self.channel.read()) is not None:
             try:
-                event = protocol.decode_event(body)
+                event = frames.decode_event(body)
             except EdgechatError:
                 self.child.kill()
                 break
@@ -184,7 +184,7 @@ class EngineProcess:
     def stop(self, timeout_s: float) -> None:
         """Ask the process to exit; kill it after `timeout_s`, or at once if it does not respond to a cancellation."""
         self._is_stopping = True
-        self._frames.put(protocol.encode(protocol.Shutdown(id=0)))
+        self._frames.put(frames.encode(protocol.Shutdown(id=0)))
         with self._lock:
             cancelled_at = min(self._cancelled_at.values(), default=math.inf)
         if time.monotonic() - cancelled_at > _CANCEL_TIMEOUT_S:

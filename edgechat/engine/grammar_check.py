@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
+from edgechat.engine.frames import make_frame
 from edgechat.engine.pipe import Channel, open_inherited_channel
-from edgechat.engine.protocol import make_frame
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime.grammar import check_grammar
 

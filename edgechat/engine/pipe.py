@@ -14,7 +14,7 @@ import threading
 from typing import IO, Any
 
 from edgechat import process
-from edgechat.engine.protocol import MAX_FRAME_BYTES
+from edgechat.engine.frames import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, format_reason
 
 

@@ -1,25 +1,22 @@
 """Messages between a client and its engine process: the client sends requests, and the engine sends events.
 
-A frame is a 4-byte big-endian length and a msgpack object with the name of its class in `type`. Each request has an
-`id`. All events of a request carry its id, and the last event is one of `FINAL_EVENTS`.
+A message is a msgpack object with the name of its class in `type` (frames.py encodes it). Each request has an `id`.
+All events of a request carry its id, and the last event is one of `FINAL_EVENTS`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from edgechat.config import Sampling
-from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.requantize import QuantModel
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.tool_grammar import ToolGrammar
-
-MAX_FRAME_BYTES: Final = 64 << 20
 
 
 class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -366,45 +363,3 @@ def create_failure_event(request_id: int, error: BaseException) -> RequestFailed
     if isinstance(error, MemoryError):
         return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY_MESSAGE)
     return RequestFailed(id=request_id, error_type=type(error).__name__, message=str(error))
-
-
-_encoder = msgspec.msgpack.Encoder()
-_request_decoder: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
-_event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
-
-
-def encode(message: Request | Event) -> bytes:
-    """Encode a message as a frame. Raises EngineError if the message exceeds `MAX_FRAME_BYTES`."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise EngineError(
-            f"The message to another edgechat process has {len(body)} bytes; the limit is {MAX_FRAME_BYTES}. "
-            "Send a shorter prompt or fewer inputs at once."
-        )
-    return make_frame(body)
-
-
-def make_frame(body: bytes) -> bytes:
-    """Return a frame: `body`, preceded by its length in bytes."""
-    return len(body).to_bytes(4, "big") + body
-
-
-def decode_request(body: bytes) -> AnyRequest:
-    """Decode the body of a frame. Raises EngineError if the body is not a valid request."""
-    request: AnyRequest = _decode(_request_decoder, body)
-    return request
-
-
-def decode_event(body: bytes) -> AnyEvent:
-    """Decode the body of a frame. Raises EngineError if the body is not a valid event."""
-    event: AnyEvent = _decode(_event_decoder, body)
-    return event
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
-    try:
-        return decoder.decode(body)
-    except msgspec.MsgspecError as error:
-        raise EngineError(
-            f"Received an invalid message from another edgechat process. Restart edgechat. ({error})"
-        ) from error

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from edgechat.engine import protocol
+from edgechat.engine import frames, protocol
 from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.heartbeat import HeartbeatThread
@@ -135,7 +135,7 @@ class EngineServer:
     def _read_requests(self) -> None:
         while (body := self._channel.read()) is not None:
             try:
-                request = protocol.decode_request(body)
+                request = frames.decode_request(body)
             except EngineError:
                 break  # treat an invalid message as if the client had exited
             if isinstance(request, protocol.Cancel):
@@ -259,4 +259,4 @@ class EngineServer:
         self._write(event)
 
     def _write(self, event: protocol.Event) -> None:
-        self._channel.write(protocol.encode(event))  # after a failed write, the reader thread ends the process
+        self._channel.write(frames.encode(event))  # after a failed write, the reader thread ends the process

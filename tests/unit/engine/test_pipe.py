@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from edgechat.engine.frames import MAX_FRAME_BYTES, make_frame
 from edgechat.engine.pipe import Channel
-from edgechat.engine.protocol import MAX_FRAME_BYTES, make_frame
 
 
 @pytest.fixture

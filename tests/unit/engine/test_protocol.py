@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.config import Sampling
-from edgechat.engine import protocol
+from edgechat.engine import frames, protocol
 from edgechat.errors import EngineError, GrammarError
 
 REQUEST = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], sampling=Sampling(seed=3))
@@ -16,33 +16,33 @@ EVENT = protocol.TokensGenerated(id=7, text="x", tokens=[5])
 
 
 def test_decoded_message_equals_encoded_message() -> None:
-    assert protocol.decode_request(protocol.encode(REQUEST)[4:]) == REQUEST
-    assert protocol.decode_event(protocol.encode(EVENT)[4:]) == EVENT
+    assert frames.decode_request(frames.encode(REQUEST)[4:]) == REQUEST
+    assert frames.decode_event(frames.encode(EVENT)[4:]) == EVENT
 
 
 def test_frame_starts_with_the_length_of_its_body() -> None:
-    frame = protocol.encode(REQUEST)
+    frame = frames.encode(REQUEST)
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
     with pytest.raises(EngineError, match="the limit is"):
-        protocol.encode(protocol.TokensGenerated(id=1, text="x" * protocol.MAX_FRAME_BYTES, tokens=[]))
+        frames.encode(protocol.TokensGenerated(id=1, text="x" * frames.MAX_FRAME_BYTES, tokens=[]))
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_an_error(body: bytes) -> None:
-    for decode in (protocol.decode_event, protocol.decode_request):
+    for decode in (frames.decode_event, frames.decode_request):
         with pytest.raises(EngineError, match="invalid message"):
             decode(body)
 
 
 def test_truncated_message_and_message_of_other_direction_are_errors() -> None:
-    request, event = protocol.encode(REQUEST)[4:], protocol.encode(EVENT)[4:]
+    request, event = frames.encode(REQUEST)[4:], frames.encode(EVENT)[4:]
     for n_bytes in range(len(request)):
         with pytest.raises(EngineError, match="invalid message"):
-            protocol.decode_request(request[:n_bytes])
+            frames.decode_request(request[:n_bytes])
     with pytest.raises(EngineError, match="invalid message"):
-        protocol.decode_request(event)
+        frames.decode_request(event)
     with pytest.raises(EngineError, match="invalid message"):
-        protocol.decode_event(request)
+        frames.decode_event(request)
 
 
 def test_all_messages_are_frozen() -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from edgechat.engine import protocol, server
+from edgechat.engine import frames, protocol, server
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.pipe import Channel
 from edgechat.engine.server import EngineServer
@@ -55,12 +55,12 @@ def test_request_aborts_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = IdleModel(work)
     engine_server = server_with(model)
-    frames: list[bytes] = [protocol.encode(protocol.Stats(id=1))[4:]]
+    bodies: list[bytes] = [frames.encode(protocol.Stats(id=1))[4:]]
 
     def read() -> bytes | None:
-        if frames:
+        if bodies:
             entered.wait(20)
-            return frames.pop()
+            return bodies.pop()
         threading.Event().wait()  # blocks forever: the end of the pipe would end this process
         return None
 

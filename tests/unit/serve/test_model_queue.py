@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgechat.config import Settings
-from edgechat.engine import protocol
+from edgechat.engine import frames
 from edgechat.engine.cancellation import Cancellation
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.chat import ChatResponseBuilder
@@ -102,6 +102,6 @@ async def test_numbers_of_any_size_are_used_or_refused(name: str) -> None:
             except ApiError as error:
                 statuses.add(error.status)
                 continue
-            assert protocol.encode(request)
+            assert frames.encode(request)
             assert builder.ping_s is None or 0 < builder.ping_s <= 86400
     assert statuses <= {400}
