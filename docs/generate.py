@@ -11,11 +11,13 @@ import click
 import msgspec
 
 from edgechat.cli.root import edgechat
+from edgechat.config import Settings
 from edgechat.hardware.profile import HardwareProfile
 from edgechat.models.selection import list_catalogue_candidates
-from edgechat.planner.machine import machine_from_profile
+from edgechat.planner.machine import machine_from_profile, speeds_from_profile
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.ranking import Evaluation, choose_evaluation, evaluate
+from edgechat.planner.picks import choose_picks
+from edgechat.planner.ranking import Evaluation, evaluate
 
 DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
@@ -25,13 +27,23 @@ MODULES_START, MODULES_END = "<!-- modules -->", "<!-- end of modules -->"
 PLANS_HEAD = """# Automatic choices on several machines
 
 `make docs` generates this page from the hardware profiles in `tests/profiles` and the catalogue, without a network.
-`edgechat plan --all --machine FILE` shows every model that was compared. The goal "quality" sets no minimum speed.
+`edgechat plan --all --machine FILE` shows every model that was compared, and `--explain` the reasons.
+
+Each machine has three picks. A typical reply is a prompt of 600 new tokens, 800 tokens of reasoning where
+it is on, and 300 tokens of reply. *Balanced* is the default: a model of quality 8 or more within 30 s
+comes first, and half the time is worth 2.5 points of quality. *Fast* prefers replies within 10 s, and half
+the time is worth 4.9 points, as many as half the weights cost. *Best quality* takes the best model within
+120 s. Differences of a quarter of a point are ties that the faster model wins. All leave a fifth of the
+memory to other programs (2 GiB above 8 GiB), and a download takes at most a quarter of the free disk.
+Reasoning is on by default at 60 tokens/s and more; the column "reply" has the time without it, and the
+next column with it, where it is on. Models are compared by the time without it if it can be turned off.
 
 These machines were not available. The memory is what such a machine has left beside its system
-and a few programs. Speeds are upper limits computed from the memory bandwidth: for the Raspberry
-Pi 5 the bandwidth derived from published measurements of two models (10.3 GB/s, 60 % of the data
-sheet), for the others 60 % of the data sheet. On a real machine `edgechat plan` measures. A `?` after
-the quality marks a value from a rule, for a quant without a published measurement.
+and a few programs. Where the kernels of a machine were not measured, decode speeds are upper limits
+from the memory bandwidth, and prefill speeds come from published measurements or estimates; the list
+below the table has the sources. The 800 tokens of reasoning are an estimate, too. On a real machine
+`edgechat plan` measures. A `?` after the quality marks a value from a rule, for a model or quant
+without a published measurement.
 
 """
 
@@ -68,17 +80,21 @@ def with_modules(text: str) -> str:
 
 
 def plans() -> str:
-    """Return the table of automatic choices, three rows for each hardware profile."""
+    """Return the table of automatic choices, three picks for each hardware profile, and their sources."""
     lines = [
-        "| machine | goal | chosen | memory | context | tokens/s | quality | reasons |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| machine | pick | model | file | memory | context | tokens/s | reply | with reasoning | quality | reasons |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
+    sources = ["", "Sources of the figures:", ""]
+    candidates = list_catalogue_candidates()
     for file in sorted(PROFILES.glob("*.json")):
-        machine = machine_from_profile(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
-        for wish in (0.0, 5.0, 20.0):
-            rated = [evaluate(c, machine, min_tps=wish) for c in list_catalogue_candidates()]
-            lines.append(line(file.stem, wish, choose_evaluation(rated, defaults_only=True)))
-    return "\n".join(lines) + "\n"
+        profile = msgspec.json.decode(file.read_bytes(), type=HardwareProfile)
+        machine, speeds = machine_from_profile(profile), speeds_from_profile(profile)
+        evaluations = [evaluate(c, machine, speeds=speeds, min_tps=Settings().min_speed) for c in candidates]
+        for pick in choose_picks(evaluations, defaults_only=True):
+            lines += [line(file.stem, wish.label, pick.evaluation) for wish in pick.wishes]
+        sources.append(f"- {file.stem}: {profile.sources}.")
+    return "\n".join(lines + sources) + "\n"
 
 
 def memory_words(memory: MemoryEstimate) -> str:
@@ -87,23 +103,20 @@ def memory_words(memory: MemoryEstimate) -> str:
     return words if memory.is_unified or not memory.gpu else f"{words} + {memory.gpu / 1e9:.1f} GB on the GPU"
 
 
-def line(machine: str, wish: float, chosen: Evaluation | None) -> str:
+def line(machine: str, label: str, chosen: Evaluation) -> str:
     """Format one row of the table of choices."""
-    if chosen is None or chosen.plan is None:
-        return f"| {machine} | {wish:g} | no model fits | | | | | |"
-    options = chosen.plan.options
-    speed = f"{chosen.speed.decode_tps:.1f}" if chosen.speed else "?"
-    why = list(chosen.plan.concessions)
-    if options.n_gpu_layers:
-        why.insert(0, chosen.plan.reasons["n_gpu_layers"])
-    if not chosen.is_fast_enough:
-        why.insert(0, "no model that fits reaches this speed: the fastest one")
-    words = "; ".join(why) or "fits without concessions"
+    plan, speed, turn, candidate = chosen.plan, chosen.speed, chosen.turn, chosen.candidate
+    if plan is None or speed is None or turn is None:  # the profiles have speeds, and picks fit
+        return f"| {machine} | {label} | {candidate.name} | ? | ? | ? | ? | ? | | ? | |"
+    reasons = list(plan.concessions)
+    if plan.options.n_gpu_layers:
+        reasons.insert(0, plan.reasons["n_gpu_layers"])
+    size = f"{'~' if candidate.is_size_estimated else ''}{candidate.profile.tensor_bytes / 1e9:.2f} GB"
     return (
-        f"| {machine} | {f'{wish:g} tokens/s' if wish else 'quality'} | {chosen.candidate.name} "
-        f"| {memory_words(chosen.memory)} "
-        f"| {options.n_ctx} | {speed} | {chosen.points:.1f}{'' if chosen.candidate.quality.is_measured else '?'} "
-        f"| {words} |"
+        f"| {machine} | {label} | {candidate.name} | {size} | {memory_words(chosen.memory)} | {plan.options.n_ctx} "
+        f"| {speed.decode_tps:.1f} | {turn.total_s - turn.thinking_s:.0f} s "
+        f"| {f'{turn.total_s:.0f} s' if turn.thinking_s else ''} "
+        f"| {chosen.points:.1f}{'' if candidate.quality.is_measured else '?'} | {'; '.join(reasons)} |"
     )
 
 

@@ -31,13 +31,10 @@ from edgechat.engine import protocol
 from edgechat.errors import StoreError, UsageError
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
+from edgechat.planner.turn import is_thinking_default
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
-
-# Minimum decode speed, in tokens per second, at which reasoning is on by default. At lower speeds, the several hundred
-# tokens of typical reasoning would delay the reply by tens of seconds.
-_MIN_REASONING_TPS: Final = 15.0
 
 
 class Session:
@@ -202,8 +199,7 @@ class Session:
         if builder.reasoning_format is None:
             think = False
         elif think is None:
-            speed_tps = self.store.decode_tps(self.model_path.name)
-            think = speed_tps is not None and speed_tps >= _MIN_REASONING_TPS
+            think = is_thinking_default(self.store.decode_tps(self.model_path.name))
         return ConversationPromptBuilder(builder, self.store.read_attachment, self.settings, think=think)
 
     def stop(self) -> None:

@@ -53,7 +53,7 @@ def diagnose() -> dict[str, Any]:
     starter_path = _find_starter_model()
     profile = read_profile(
         paths.models_dir(), tuple(load_saved_gpus()), speeds.read_bytes_per_s if speeds else 0.0,
-        model_file=Path(starter_path) if starter_path else None,
+        model_file=Path(starter_path) if starter_path else None, product_rates=speeds.product_rates if speeds else None,
     )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
     backends, bundle, problem = _test_backends()

@@ -19,7 +19,9 @@ from edgechat.terminal import escape_controls
 if TYPE_CHECKING:
     from edgechat.config import Settings
     from edgechat.engine.client import EngineClient
+    from edgechat.hardware.profile import HardwareProfile
     from edgechat.planner.machine import Machine
+    from edgechat.planner.picks import Pick
     from edgechat.planner.ranking import Evaluation
     from edgechat.planner.report import PlanRow
     from edgechat.planner.throughput import KernelSpeeds
@@ -81,15 +83,20 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
         finally:
             status.clear()
             engine.close()
-    from edgechat.planner.report import make_plan_row, select_best_quants, sort_key
+    from edgechat.planner.picks import choose_picks
+    from edgechat.planner.report import make_plan_row, make_plan_rows
 
-    rows = sorted((make_plan_row(evaluation, choice) for evaluation in evaluations), key=sort_key)
+    picks = choose_picks(evaluations, defaults_only=not models)
+    rows = make_plan_rows(evaluations, choice, picks)
     if as_json:
-        echo_json(json_facts | {"models": rows})
+        pick_names = {wish.label: pick.evaluation.candidate.name for pick in picks for wish in pick.wishes}
+        echo_json(json_facts | {"picks": pick_names, "models": rows})
         return
-    _print_table(rows if models else select_best_quants(rows), json_facts["available_bytes"])
+    _print_memory(json_facts["available_bytes"], json_facts["room_bytes"])
+    _print_picks(picks, evaluations, explain=explain)
+    _print_table([row for row in rows if models or row.is_recommended], json_facts["available_bytes"])
     if explain and choice is not None:
-        _print_explanation(make_plan_row(choice, choice))
+        _print_explanation(make_plan_row(choice, choice, picks))
 
 
 def _evaluate_candidates(
@@ -111,13 +118,15 @@ def _evaluate_candidates(
     from edgechat.cli.session_factory import load_settings, settings_from_flags
     from edgechat.models import selection
     from edgechat.models.resources import save_gpus
-    from edgechat.planner.ranking import choose_evaluation
+    from edgechat.planner.machine import speeds_from_profile
+    from edgechat.planner.picks import choose_evaluation
 
     settings_from_flags(budget=budget)
     settings = config.with_overrides(load_settings(), settings_from_flags(n_ctx=n_ctx, min_speed=min_speed))
     if machine_file is None and settings.gpu and _has_gpu_modules():
         save_gpus(engine.list_devices(benchmark=False).gpus)
-    machine = _make_target_machine(settings, budget, machine_file)
+    profile = _read_profile(machine_file) if machine_file is not None else None
+    machine = _make_target_machine(settings, budget, profile)
     if models:
         status.show("Reading the headers of the models ...")
         candidates = selection.make_named_candidates(engine, models, scratch_dir, with_quants=with_quants)
@@ -125,15 +134,19 @@ def _evaluate_candidates(
         candidates = selection.list_installed_candidates()
     if with_catalogue:
         candidates += selection.list_catalogue_candidates()
-    speeds = _load_or_measure_speeds(engine, status, measure=measure) if machine_file is None else None
-    is_exact = machine_file is None and (bool(models) or len(candidates) <= _MAX_EXACT_MODELS)
+    if profile is None:
+        speeds = _load_or_measure_speeds(engine, status, measure=measure)
+    else:
+        speeds = speeds_from_profile(profile)
+    is_exact = profile is None and (bool(models) or len(candidates) <= _MAX_EXACT_MODELS)
     evaluations = selection.evaluate_for_machine(
         candidates, machine, settings, speeds, engine if is_exact else None,
         on_candidate=lambda name: status.show(f"Computing the memory of {name} ..."),
     )  # fmt: skip
     choice = choose_evaluation(evaluations, defaults_only=not models)
     json_facts = {
-        "available_bytes": machine.available_bytes, "backend": speeds.backend if speeds else None,
+        "available_bytes": machine.available_bytes, "room_bytes": machine.room_bytes,
+        "backend": speeds.backend if speeds else None,
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
     return evaluations, choice, json_facts
@@ -149,32 +162,32 @@ def _has_gpu_modules() -> bool:
         return False
 
 
-def _make_target_machine(settings: Settings, budget: str | None, machine_file: Path | None) -> Machine:
+def _make_target_machine(settings: Settings, budget: str | None, profile: HardwareProfile | None) -> Machine:
     import msgspec
 
     from edgechat import config
     from edgechat.models.resources import current_machine
+    from edgechat.planner.machine import machine_from_profile
 
-    machine = current_machine(settings) if machine_file is None else _read_machine(machine_file)
+    machine = current_machine(settings) if profile is None else machine_from_profile(profile)
     # The budget may exceed this machine's memory, to plan for a larger machine.
     budget_bytes = config.parse_size(budget) if budget is not None else None
     if budget_bytes is None:
         return machine
-    return msgspec.structs.replace(machine, available_bytes=budget_bytes, is_budget_set=True)
+    return msgspec.structs.replace(machine, available_bytes=budget_bytes, is_budget_set=True, room_bytes=0)
 
 
-def _read_machine(file: Path) -> Machine:
+def _read_profile(file: Path) -> HardwareProfile:
     """Read the hardware profile of a machine from a JSON file. Raises UsageError for an invalid file."""
     import msgspec
 
     from edgechat import files
     from edgechat.errors import UsageError
     from edgechat.hardware.profile import HardwareProfile
-    from edgechat.planner.machine import machine_from_profile
 
     try:
         content = msgspec.json.decode(files.read_bytes(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
-        return machine_from_profile(msgspec.convert(content.get("profile", content), HardwareProfile))
+        return msgspec.convert(content.get("profile", content), HardwareProfile, strict=False)
     except msgspec.MsgspecError as error:
         reason = describe_decode_error(error)
         raise UsageError(
@@ -204,17 +217,38 @@ def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measu
         status.clear()
 
 
+def _print_memory(available_bytes: int, room_bytes: int) -> None:
+    room_text = f", {format_size(room_bytes)} of it left to other programs" if room_bytes else ""
+    click.echo(f"{format_size(available_bytes)} of memory available{room_text}")
+
+
+def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: bool) -> None:
+    """Print the recommended models, each with size, memory and the time of a typical reply."""
+    from edgechat.planner.report import explain_pick, format_summary
+
+    for pick in picks:
+        name = pick.evaluation.candidate.name
+        state = "" if pick.evaluation.candidate.is_installed else " (not installed)"
+        click.echo(escape_controls(f"{pick.label}: {name}{state}\n  {format_summary(pick.evaluation)}"))
+        for line in explain_pick(pick, evaluations) if explain else ():
+            click.echo(escape_controls(f"  {line}"))
+    if picks:
+        click.echo()
+    elif any(e.plan is not None and e.speed is None for e in evaluations):
+        click.echo("No recommendation: the speed of this machine has not been measured.\n")
+
+
 def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
     from edgechat.planner.report import BAR_WIDTH, format_memory_bar
 
-    click.echo(f"{format_size(available_bytes)} of memory available")
     if not rows:
         click.echo("No models installed. Try `edgechat plan --all`, or `edgechat plan -m owner/repo:Q4_K_M`.")
         return
     max_width = max(12, shutil.get_terminal_size().columns - _FIXED_COLUMNS_WIDTH)
     width = min(max(len(name) for name in ["model", *(row.name for row in rows)]), max_width)
     click.echo(
-        f"  {'model':<{width}}  {'quant':<9}{'memory':>9}{'context':>8}{'tok/s':>7}{'ttft':>7}{'quality':>9}{'loss':>6}"
+        f"  {'model':<{width}}  {'quant':<9}{'memory':>9}{'context':>8}{'tok/s':>7}{'reply':>7}"
+        f"{'quality':>9}{'loss':>6}"
     )
     for row in rows:
         mark = "*" if row.is_chosen else " "
@@ -225,12 +259,12 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
         name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
         click.echo(escape_controls(
             f"{mark} {name:<{width}}  {row.quant:<9}{memory:>9}{row.n_ctx or '':>8}"
-            f"{_format_number(row.decode_tps):>7}{_format_number(row.ttft_1000_tokens_s, ' s'):>7}"
+            f"{_format_number(row.decode_tps):>7}{_format_number(row.turn_s, ' s'):>7}"
             f"{quality_text:>9}{loss_text:>6}"
         ))  # fmt: skip
         click.echo(escape_controls(f"  {format_memory_bar(row.memory, available_bytes):<{BAR_WIDTH}}  {row.verdict}"))
     click.echo("* automatic choice   ? estimated quality   ~ estimated size")
-    click.echo("tok/s = decode speed   ttft = time to first token of a 1000-token prompt")
+    click.echo("tok/s = decode speed   reply = time of a typical reply: 600 prompt tokens and 300 tokens of reply")
     click.echo("quality = Artificial Analysis Intelligence Index   loss = points lost to quantisation and concessions")
     click.echo("# weights  + repacked weights  k KV cache  c compute buffers  s speculation  p processes")
 

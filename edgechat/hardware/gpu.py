@@ -23,6 +23,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """True if the GPU shares the machine's memory (Apple, Jetson), so that plans count the memory only once."""
     read_bytes_per_s: float = msgspec.field(default=0.0, name="read_bps")
     """Memory bandwidth in bytes per second; 0.0 if unknown."""
+    prefill_weights_per_s: float = 0.0
+    """Number of weights multiplied per second in prefill, counted once per token; 0.0 if unknown."""
 
 
 def find_gpu_problem() -> str:

@@ -46,6 +46,12 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Read speed of the disk of a model file, in bytes per second; 0.0 if unknown."""
     read_bytes_per_s: float = msgspec.field(default=0.0, name="read_bps")
     """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
+    prefill_weights_per_s: float = 0.0
+    """Number of weights that the processor multiplies per second in prefill, counted once per token; 0.0 if unknown."""
+    product_rates: dict[str, dict[int, float]] = {}
+    """Measured number of weights multiplied per second, by tensor type and batch size; empty if not measured."""
+    sources: str = ""
+    """Where the figures of a described machine come from, and which of them are estimates."""
 
     def warnings(self) -> list[str]:
         """Return messages about battery power, high temperature and GPU problems."""
@@ -60,12 +66,13 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_profile(
-    models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bytes_per_s: float = 0.0, model_file: Path | None = None
-) -> HardwareProfile:
+    models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bytes_per_s: float = 0.0, model_file: Path | None = None,
+    product_rates: dict[str, dict[int, float]] | None = None,
+) -> HardwareProfile:  # fmt: skip
     """Return the current profile of this machine.
 
-    `gpus` and the memory bandwidth `read_bytes_per_s` come from a backend. The disk speed is measured on `model_file`,
-    and is 0.0 without a file.
+    `gpus`, the memory bandwidth `read_bytes_per_s` and the kernel speeds `product_rates` come from a backend. The disk
+    speed is measured on `model_file`, and is 0.0 without a file.
     """
     core_counts = count_cores_by_speed()
     disk_free_bytes, disk_read_bytes_per_s = 0, 0.0
@@ -77,6 +84,7 @@ def read_profile(
         memory=read_memory(), swap_bytes=_read_swap_bytes(), gpus=gpus, gpu_problem="" if gpus else find_gpu_problem(),
         is_on_battery=_is_on_battery(), hottest_celsius=_read_hottest_celsius(), disk_free_bytes=disk_free_bytes,
         disk_read_bytes_per_s=disk_read_bytes_per_s, read_bytes_per_s=read_bytes_per_s,
+        product_rates=product_rates or {},
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import read_memory, read_private_bytes
 from edgechat.humanize import format_size
 from edgechat.models.instances import RunningInstance, other_instances
-from edgechat.planner.machine import Machine, choose_gpu
+from edgechat.planner.machine import DOWNLOAD_DISK_DIVISOR, Machine, choose_gpu, compute_room_bytes
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
@@ -32,22 +32,25 @@ def current_machine(
 ) -> Machine:
     """Return the resources available now for the model at `model_path`.
 
-    Another process's memory for the same model file is not subtracted, because its mapped pages are shared. The memory
-    of this program's own engine (`own_pid`) is added, because it is freed before a load. `gpus` defaults to
-    `load_saved_gpus()`.
+    Plans leave a part of the memory to other programs, unless the user set `budget`. Another process's memory for the
+    same model file is not subtracted, because its mapped pages are shared. The memory of this program's own engine
+    (`own_pid`) is added, because it is freed before a load. `gpus` defaults to `load_saved_gpus()`.
     """
     gpu = choose_gpu(load_saved_gpus() if gpus is None and settings.gpu else gpus or ())
     running_instances = other_instances(own_pid)
     reserved_bytes = sum(r.reserved_bytes for r in running_instances if r.model_path != model_path or not model_path)
     own_bytes = read_private_bytes(own_pid) if own_pid is not None else 0
-    available_bytes = max(0, read_memory().available_bytes + own_bytes - reserved_bytes)
+    memory = read_memory()
+    available_bytes = max(0, memory.available_bytes + own_bytes - reserved_bytes)
     budget_bytes = parse_size(settings.budget) if settings.budget else None
     n_threads, n_threads_batch, threads_reason = _choose_thread_counts(settings, load_measured_speeds())
     return Machine(
         available_bytes=available_bytes if budget_bytes is None else min(available_bytes, budget_bytes),
         is_budget_set=budget_bytes is not None and budget_bytes < available_bytes,
+        room_bytes=compute_room_bytes(memory.total_bytes) if budget_bytes is None else 0,
         n_threads=n_threads, n_threads_batch=n_threads_batch, threads_reason=threads_reason,
-        disk_free_bytes=_read_prefix_disk_free_bytes(settings), gpu_name=gpu.name if gpu else "",
+        disk_free_bytes=_read_prefix_disk_free_bytes(settings), max_download_bytes=_read_max_download_bytes(),
+        gpu_name=gpu.name if gpu else "",
         gpu_is_unified=bool(gpu and gpu.is_unified),
         gpu_free_bytes=_compute_gpu_budget_bytes(gpu) if gpu and not gpu.is_unified else 0,
         other_instances_text="".join(f"; {describe_instance(r)}" for r in running_instances),
@@ -98,6 +101,14 @@ def load_saved_gpus() -> list[Gpu]:
 
 def _gpus_file() -> JsonFile[list[Gpu]]:
     return JsonFile(paths.gpus_file(), list[Gpu], max_bytes=_MAX_FILE_BYTES)
+
+
+def _read_max_download_bytes() -> int | None:
+    """Return the size of the largest file to recommend for a download; None if the disk is inaccessible."""
+    try:
+        return paths.free_bytes(paths.models_dir()) // DOWNLOAD_DISK_DIVISOR
+    except OSError:
+        return None
 
 
 def _read_prefix_disk_free_bytes(settings: Settings) -> int:

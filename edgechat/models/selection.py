@@ -25,11 +25,13 @@ from edgechat.models.loading import make_exact_estimator
 from edgechat.models.resources import current_machine, load_measured_speeds
 from edgechat.planner import requantize
 from edgechat.planner.machine import Machine
+from edgechat.planner.picks import BALANCED, choose_evaluation, choose_picks
 from edgechat.planner.plan import Estimator
 from edgechat.planner.quality import quality
-from edgechat.planner.ranking import Candidate, Evaluation, choose_evaluation, evaluate
+from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
+from edgechat.planner.turn import Thinking
 
 # Maximum number of installed models that the automatic choice evaluates; more would delay the first frame.
 _MAX_EVALUATED_MODELS: Final = 12
@@ -42,7 +44,7 @@ def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_install
     return Candidate(
         name=name, quant=header.quant, profile=profile, is_installed=is_installed,
         quality=quality(header.quant, profile.n_params, _count_active_params(profile, model), model),
-        extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0,
+        extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0, thinking=_thinking(model),
     )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def list_catalogue_candidates() -> list[Candidate]:
             candidates.append(Candidate(
                 name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
                 is_size_estimated=not sizes[quant][1], is_default=model.is_default,
-                quality=quality(quant, n_params, model.dimensions.n_params_active, model),
+                quality=quality(quant, n_params, model.dimensions.n_params_active, model), thinking=_thinking(model),
             ))  # fmt: skip
     return candidates
 
@@ -133,8 +135,13 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
         return entries[0].name, entries[0].path
     if len(entries) > _MAX_EVALUATED_MODELS:
         entries = sorted(entries, key=_estimate_points, reverse=True)[:_MAX_EVALUATED_MODELS]
-    evaluations = evaluate_all(list_installed_candidates(entries), settings)
+    candidates, machine, speeds = list_installed_candidates(entries), current_machine(settings), load_measured_speeds()
+    evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
     best_evaluation = choose_evaluation(evaluations)
+    if best_evaluation is None and machine.room_bytes:  # no model leaves memory to other programs, but one may fit
+        machine = msgspec.structs.replace(machine, room_bytes=0)
+        evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
+        best_evaluation = choose_evaluation(evaluations)
     if best_evaluation is not None:
         return best_evaluation.candidate.name, Path(best_evaluation.candidate.profile.path)
     if evaluations:
@@ -142,7 +149,7 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
         raise PlanError(
             f"None of the {len(evaluations)} installed models fits: the smallest, "
             f"{smallest_evaluation.candidate.name}, {smallest_evaluation.verdict}, "
-            f"but {format_size(current_machine(settings).available_bytes)} are available. "
+            f"but {format_size(machine.available_bytes)} are available. "
             f"{suggest_download(settings)}"
         )
     raise PlanError(f"No model is installed. {suggest_download(settings)}")
@@ -154,10 +161,17 @@ def _estimate_points(entry: library.InstalledModel) -> float:
 
 
 def suggest_download(settings: Settings) -> str:
-    """Return a text that names the best catalogue model for this machine and the command that downloads the model."""
-    best_evaluation = choose_evaluation(evaluate_all(list_catalogue_candidates(), settings), defaults_only=True)
-    if best_evaluation is None:
+    """Return a text that names the recommended catalogue model and the command that downloads it.
+
+    Before the speed of this machine was measured, the text names the command that measures it.
+    """
+    evaluations = evaluate_all(list_catalogue_candidates(), settings)
+    if not any(e.plan is not None and e.candidate.is_default for e in evaluations):
         return "No model of the catalogue fits. `edgechat plan --all` shows how much memory each model needs."
+    picks = {wish: pick for pick in choose_picks(evaluations, defaults_only=True) for wish in pick.wishes}
+    if BALANCED not in picks:
+        return "`edgechat plan --all` measures this machine and recommends models for it."
+    best_evaluation = picks[BALANCED].evaluation
     name = best_evaluation.candidate.name
     return (
         f"The best catalogue model for this machine is {name}, which needs "
@@ -188,7 +202,7 @@ def evaluate_for_machine(
     return [
         evaluate(
             candidate, machine, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed,
-            estimator=make_estimator(candidate),
+            think=settings.reasoning, estimator=make_estimator(candidate),
         )
         for candidate in candidates
     ]  # fmt: skip
@@ -209,6 +223,13 @@ def load_or_measure_speeds(
 ) -> KernelSpeeds | None:
     """Return the saved kernel benchmark; if none is saved, run the benchmark in `engine`. Raises EdgechatError."""
     return load_measured_speeds() or engine.list_devices(benchmark=True, on_event=on_event).speeds
+
+
+def _thinking(model: curated.CatalogueModel | None) -> Thinking:
+    """Return whether a model reasons before its reply; models that are not in the catalogue count as "no"."""
+    if model is None or model.thinking is None or model.thinking == "no":
+        return "no"
+    return "always" if model.thinking == "always" else "toggle"
 
 
 def _count_active_params(profile: ModelProfile, model: curated.CatalogueModel | None) -> int | None:

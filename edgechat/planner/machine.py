@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.profile import HardwareProfile
+from edgechat.planner.memory import REPACKED_TYPES
+from edgechat.planner.throughput import DeviceRates, KernelSpeeds
+
+# Memory that plans leave to other programs: a fifth of the total, and 2 GiB on machines with more than 8 GiB.
+_ROOM_DIVISOR: Final = 5
+_SMALL_MACHINE_BYTES: Final = 8 << 30
+_MIN_ROOM_BYTES: Final = 2 << 30
+DOWNLOAD_DISK_DIVISOR: Final = 4
+"""A recommended download has at most this part of the free disk space."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +27,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Memory budget in bytes."""
     is_budget_set: bool = False
     """True if the user set the budget to less than the available memory."""
+    room_bytes: int = 0
+    """Part of the memory budget that plans leave to other programs, if the model fits into the rest."""
     n_threads: int = 1
     """Number of threads for decoding."""
     n_threads_batch: int = 0
@@ -24,15 +36,34 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     threads_reason: str = "the number of cores"
     disk_free_bytes: int = 0
     """Free bytes on the disk of the prefix cache; 0 turns the cache on disk off."""
+    max_download_bytes: int | None = None
+    """Size of the largest file that edgechat recommends to download; None without a limit."""
     gpu_free_bytes: int = 0
     """Memory budget on a discrete GPU, in bytes; 0 without a discrete GPU."""
     gpu_is_unified: bool = False
     gpu_name: str = ""
-    read_bytes_per_s: float = 0.0
-    """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
-    gpu_read_bytes_per_s: float = 0.0
+    rates: DeviceRates = DeviceRates()
+    """Speed of the processor, used for models whose kernels were not measured."""
+    gpu_rates: DeviceRates = DeviceRates()
     other_instances_text: str = ""
     """Text about the memory of other edgechat processes, for the error message about a model that does not fit."""
+
+    def leave_room(self) -> Machine:
+        """Return the machine with the memory budget that remains beside `room_bytes`."""
+        available_bytes = max(0, self.available_bytes - self.room_bytes)
+        return msgspec.structs.replace(self, available_bytes=available_bytes, room_bytes=0)
+
+
+def compute_room_bytes(total_bytes: int) -> int:
+    """Return the memory that plans leave to other programs on a machine with `total_bytes` of memory.
+
+    It is a fifth, and at least 2 GiB on machines with more than 8 GiB. Just above 8 GiB, the room grows with the
+    memory, so that a machine with more memory never has less left for a model.
+    """
+    if total_bytes <= _SMALL_MACHINE_BYTES:
+        return total_bytes // _ROOM_DIVISOR
+    left_bytes_on_small_machine = _SMALL_MACHINE_BYTES - _SMALL_MACHINE_BYTES // _ROOM_DIVISOR
+    return max(total_bytes // _ROOM_DIVISOR, min(_MIN_ROOM_BYTES, total_bytes - left_bytes_on_small_machine))
 
 
 def choose_gpu(gpus: Sequence[Gpu]) -> Gpu | None:
@@ -44,9 +75,30 @@ def machine_from_profile(profile: HardwareProfile) -> Machine:
     """Return the resources of the machine that `profile` describes, including its best GPU."""
     gpu = choose_gpu(profile.gpus)
     return Machine(
-        available_bytes=profile.memory.available_bytes, n_threads=profile.n_threads,
+        available_bytes=profile.memory.available_bytes, room_bytes=compute_room_bytes(profile.memory.total_bytes),
+        n_threads=profile.n_threads,
         threads_reason=f"{profile.n_performance_cores} of {profile.n_cores} cores are fast",
-        disk_free_bytes=profile.disk_free_bytes, gpu_name=gpu.name if gpu else "",
+        disk_free_bytes=profile.disk_free_bytes,
+        max_download_bytes=profile.disk_free_bytes // DOWNLOAD_DISK_DIVISOR if profile.disk_free_bytes else None,
+        gpu_name=gpu.name if gpu else "",
         gpu_free_bytes=gpu.free_bytes if gpu and not gpu.is_unified else 0, gpu_is_unified=bool(gpu and gpu.is_unified),
-        read_bytes_per_s=profile.read_bytes_per_s, gpu_read_bytes_per_s=gpu.read_bytes_per_s if gpu else 0.0,
+        rates=DeviceRates(
+            read_bytes_per_s=profile.read_bytes_per_s, prefill_weights_per_s=profile.prefill_weights_per_s
+        ),
+        gpu_rates=DeviceRates(
+            read_bytes_per_s=gpu.read_bytes_per_s, prefill_weights_per_s=gpu.prefill_weights_per_s
+        ) if gpu else DeviceRates(),
+    )  # fmt: skip
+
+
+def speeds_from_profile(profile: HardwareProfile) -> KernelSpeeds | None:
+    """Return the kernel speeds of the machine that `profile` describes; None if they were not measured.
+
+    All types that any backend repacks count as repacked, because the profile does not name the backend.
+    """
+    if not profile.product_rates:
+        return None
+    return KernelSpeeds(
+        backend="", n_threads=profile.n_threads, product_rates=profile.product_rates,
+        file_layout_product_rates={t: r for t, r in profile.product_rates.items() if t in REPACKED_TYPES},
     )  # fmt: skip

@@ -134,7 +134,7 @@ def estimate_buffers(
 
     The size of compute buffers is slightly overestimated.
     """
-    gpu_tensors = [t for t in profile.tensors if _is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
+    gpu_tensors = [t for t in profile.tensors if is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
     gpu_weight_bytes = sum(t.size_bytes for t in gpu_tensors)
     if options.n_gpu_layers and not profile.has_output_tensor:  # the output layer is a copy of the token embedding
         gpu_weight_bytes += sum(t.size_bytes for t in profile.tensors if t.name == "token_embd.weight")
@@ -206,7 +206,8 @@ def _repacked_bytes(profile: ModelProfile, types: frozenset[str], options: LoadO
     return embedding_copy_bytes + (sum(t.size_bytes for t in tensors) - embedding_bytes if options.use_mmap else 0)
 
 
-def _is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bool:
+def is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bool:
+    """Return whether a tensor is in GPU memory with `options`, which put at least one layer on the GPU."""
     if options.experts_on_cpu and "_exps." in tensor.name:
         return False
     layer = _layer_index(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -49,10 +50,17 @@ def plan(
     """Return the load plan of a model on a machine.
 
     Until the model fits, the plan makes these concessions in order: no second copy of mapped weights, a shorter context
-    (unless `n_ctx` sets its length), a KV cache in Q8_0, smaller micro-batches, and a still shorter context.
+    (unless `n_ctx` sets its length), a KV cache in Q8_0, smaller micro-batches, and a still shorter context. The plan
+    leaves `machine.room_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
     """
+    if machine.room_bytes and _can_leave_room(profile, machine, n_ctx, extra_bytes):
+        with contextlib.suppress(PlanError):  # by exact sizes, the model does not fit
+            return plan(
+                profile, machine.leave_room(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
+                extra_bytes=extra_bytes,
+            )  # fmt: skip
     smallest_estimate: MemoryEstimate | None = None
     for variant in list_load_variants(profile, machine, n_ctx):
         buffers = estimator(variant.options) if estimator is not None else None
@@ -64,6 +72,18 @@ def plan(
     if smallest_estimate is None:
         raise PlanError(f"edgechat cannot plan how to load {profile.path}. Choose another model.")
     raise PlanError(explain.make_does_not_fit_message(profile, machine, smallest_estimate, n_ctx))
+
+
+def _can_leave_room(profile: ModelProfile, machine: Machine, n_ctx: int | None, extra_bytes: int) -> bool:
+    """Return whether, by the formulas, any variant leaves memory to other programs. An estimator would take longer."""
+    smaller_machine = machine.leave_room()
+    return any(
+        _fits(
+            estimate(profile, options, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified), options,
+            smaller_machine,
+        )
+        for options, _ in list_load_variants(profile, machine, n_ctx)
+    )  # fmt: skip
 
 
 def make_smaller_plan(

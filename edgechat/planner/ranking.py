@@ -1,9 +1,7 @@
-"""Ranking of models and quants by quality, within the limits of memory and minimum speed."""
+"""Evaluation of models and quants on a machine: load plan, speed, time of a typical turn, and quality."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -18,14 +16,12 @@ from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estim
 from edgechat.planner.plan import Estimator, plan
 from edgechat.planner.quality import Quality, loss
 from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed, predict_speed, predict_speed_by_bandwidth
+from edgechat.planner.turn import Thinking, TypicalTurn, predict_default_turn, predict_shortest_turn
 
 PROMPT_TOKENS: Final = 1000
 """Length of the prompt for which the time to first token is predicted, in tokens."""
 # Number of tokens in the context at which the decode speed is predicted: typical for the middle of a reply.
 _N_PAST: Final = 512
-# Quants with at most this number of points less than the best count as equally good; context length and speed then
-# decide.
-_EQUAL_QUALITY_POINTS: Final = 0.25
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +31,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     profile: ModelProfile
     quality: Quality
+    thinking: Thinking = "no"
     is_installed: bool = True
     is_default: bool = True
     """True if edgechat can choose the model automatically; False if the licence of the model has conditions."""
@@ -54,24 +51,36 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of the plan, or of the smallest load variant if the model does not fit."""
     speed: PredictedSpeed | None
     """Predicted prefill and decode speed; None if unknown."""
+    turn: TypicalTurn | None = None
+    """Time of a typical turn with the user's settings; None if the speed is unknown."""
+    ranking_s: float | None = None
+    """Time of a typical turn, in seconds, by which models are ranked; None if the speed is unknown."""
     points: float
     """Quality score minus the loss from the concessions of the plan, in points."""
     verdict: str
     """Short text for the user that says why the candidate is suitable or not."""
     is_fast_enough: bool = True
     """True if the model reaches the minimum speed, or if its speed is unknown."""
+    is_download_too_large: bool = False
+    """True if the file is not installed and takes too much of the free disk space to be recommended."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model without its quant."""
+        return self.candidate.name.partition(":")[0]
 
 
 def evaluate(
     candidate: Candidate, machine: Machine, *, speeds: KernelSpeeds | None = None, n_ctx: int | None = None,
-    min_tps: float = 0.0, estimator: Estimator | None = None,
+    min_tps: float = 0.0, think: bool | None = None, estimator: Estimator | None = None,
 ) -> Evaluation:  # fmt: skip
     """Plan the loading of a candidate on a machine, and predict its speed and quality.
 
-    `min_tps` is the minimum decode speed in tokens per second. `estimator` returns exact buffer sizes; without an
+    A model fits if it leaves `machine.room_bytes` to other programs. `min_tps` is the minimum decode speed in tokens
+    per second, and `think` the user's setting for reasoning. `estimator` returns exact buffer sizes; without an
     estimator, buffer sizes are computed from formulas and the repacked types of `speeds`.
     """
-    profile = candidate.profile
+    profile, machine = candidate.profile, machine.leave_room()
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:
@@ -84,10 +93,7 @@ def evaluate(
         # so that a larger budget never makes a model count as too slow.
         speed = predict_speed(profile, speeds, n_past=_N_PAST)
     else:
-        gpu_fraction = min(1.0, max(0, options.n_gpu_layers - 1) / max(1, profile.n_layers))
-        speed = predict_speed_by_bandwidth(
-            profile, machine.read_bytes_per_s, machine.gpu_read_bytes_per_s, gpu_fraction
-        )
+        speed = predict_speed_by_bandwidth(profile, machine.rates, machine.gpu_rates, options)
     points = candidate.quality.points
     if options.kv_type == "q8_0":
         points -= loss("F32", profile.n_params, kv_q8=True)
@@ -95,38 +101,21 @@ def evaluate(
     verdict = "; ".join(load_plan.concessions) or "fits"
     if speed is not None and is_slow:
         verdict = f"too slow: {speed.decode_tps:.1f} tokens/s, minimum {min_tps:g} tokens/s"
+    max_bytes = machine.max_download_bytes
+    is_download_too_large = not candidate.is_installed and max_bytes is not None and profile.tensor_bytes > max_bytes
+    if is_download_too_large:
+        verdict = f"the download is too large for the disk: {format_size(profile.tensor_bytes)}"
+    thinking = candidate.thinking
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
-        is_fast_enough=not is_slow,
+        turn=predict_default_turn(speed, thinking, think=think) if speed else None,
+        ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
+        is_fast_enough=not is_slow, is_download_too_large=is_download_too_large,
     )  # fmt: skip
-
-
-def choose_evaluation(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> Evaluation | None:
-    """Return the evaluation of the best candidate that fits in memory; None if no candidate fits.
-
-    Among candidates that reach the minimum speed, quality decides; if qualities differ by at most a quarter of a point,
-    context length and speed decide. If no candidate is fast enough, the fastest is returned. With `defaults_only`,
-    candidates whose `is_default` is False are ignored.
-    """
-    fitting_evaluations = [
-        e for e in evaluations if e.plan is not None and (e.candidate.is_default or not defaults_only)
-    ]
-    fast_evaluations = [e for e in fitting_evaluations if e.is_fast_enough]
-    if not fast_evaluations:
-        return max(fitting_evaluations, key=lambda e: (_decode_tps(e), e.points), default=None)
-    best_points = max(e.points for e in fast_evaluations)
-    if not math.isfinite(best_points):  # the quality of every quant is unknown
-        return max(fast_evaluations, key=lambda e: (e.memory.weights, _decode_tps(e)))
-    best_evaluations = [e for e in fast_evaluations if e.points >= best_points - _EQUAL_QUALITY_POINTS]
-    return max(best_evaluations, key=lambda e: (e.plan.options.n_ctx if e.plan else 0, _decode_tps(e), e.points))
 
 
 def _make_formula_estimator(profile: ModelProfile, repacked_types: frozenset[str]) -> Estimator:
     return lambda options: estimate_buffers(profile, options, repacked_types)
-
-
-def _decode_tps(evaluation: Evaluation) -> float:
-    return evaluation.speed.decode_tps if evaluation.speed is not None else 0.0
 
 
 def _make_too_large_evaluation(candidate: Candidate, n_ctx: int | None) -> Evaluation:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
-from edgechat.humanize import format_size
+from edgechat.humanize import format_duration, format_size
+from edgechat.planner import turn
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.picks import WISHES, Pick, choose_quants
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR_WIDTH: Final = 24
@@ -35,11 +38,16 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     is_installed: bool = msgspec.field(name="is_here")
     is_chosen: bool
+    picks: tuple[str, ...]
+    """Labels of the picks that this candidate is, such as `Balanced`."""
+    is_recommended: bool
+    """True for installed models, and for the recommended quant of a catalogue model."""
     fits: bool
     is_fast_enough: bool
     """True if the model reaches the minimum speed, or if its speed is unknown."""
     verdict: str
     """Short text for the user that says why the candidate is suitable or not."""
+    file_bytes: int
     total_bytes: int
     """Planned memory, or the memory of the smallest load variant if the model does not fit."""
     memory: MemoryEstimate
@@ -48,6 +56,10 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tps: float | None
     ttft_1000_tokens_s: float | None = msgspec.field(name="ttft_1000_s")
     """Time to first token after a prompt of 1,000 tokens, in seconds; None if unknown."""
+    turn_s: float | None
+    """Time of a typical turn (600 prompt tokens, reasoning if it is on, 300 tokens of reply), in seconds."""
+    thinking_s: float | None
+    """Part of `turn_s` that the model reasons, in seconds."""
     quality: float | None
     """Quality score of the quantised model with the planned options, in points; None if unknown."""
     quality_loss: float | None
@@ -60,23 +72,58 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str]
 
 
-def make_plan_row(evaluation: Evaluation, choice: Evaluation | None) -> PlanRow:
+def make_plan_row(
+    evaluation: Evaluation, choice: Evaluation | None = None, picks: Sequence[Pick] = (), *, is_recommended: bool = True
+) -> PlanRow:
     """Return the table row of a candidate; `choice` is the automatically chosen candidate, if any."""
     plan, speed, candidate = evaluation.plan, evaluation.speed, evaluation.candidate
     return PlanRow(
         name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed,
-        is_chosen=evaluation is choice, fits=plan is not None, is_fast_enough=evaluation.is_fast_enough,
-        verdict=evaluation.verdict, total_bytes=evaluation.memory.total, memory=evaluation.memory,
+        is_chosen=evaluation is choice, is_recommended=is_recommended,
+        picks=tuple(wish.label for pick in picks if pick.evaluation is evaluation for wish in pick.wishes),
+        fits=plan is not None, is_fast_enough=evaluation.is_fast_enough, verdict=evaluation.verdict,
+        file_bytes=candidate.profile.tensor_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
         n_ctx=plan.options.n_ctx if plan is not None else None,
         decode_tps=_finite_or_none(speed.decode_tps if speed else None),
         prefill_tps=_finite_or_none(speed.prefill_tps if speed else None),
         ttft_1000_tokens_s=_finite_or_none(speed.ttft_s(PROMPT_TOKENS) if speed else None),
+        turn_s=_finite_or_none(evaluation.turn.total_s if evaluation.turn else None),
+        thinking_s=_finite_or_none(evaluation.turn.thinking_s if evaluation.turn else None),
         quality=_finite_or_none(evaluation.points),
         quality_loss=_finite_or_none(candidate.quality.index - evaluation.points),
         quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
         concessions=plan.concessions if plan is not None else (),
         plan=_make_plan_fields(plan) if plan is not None else None, reasons=plan.reasons if plan is not None else {},
     )  # fmt: skip
+
+
+def make_plan_rows(
+    evaluations: Sequence[Evaluation], choice: Evaluation | None, picks: Sequence[Pick]
+) -> list[PlanRow]:
+    """Return the table rows of all candidates: the chosen one, the picks, models that fit by quality, then all others.
+
+    Installed models and one quant of each catalogue model are recommended: its picks, or else the quant of
+    `choose_quants`.
+    """
+    downloads = [e for e in evaluations if not e.candidate.is_installed]
+    picked = [pick.evaluation for pick in picks]
+    recommended = picked + [
+        e for e in choose_quants(downloads)
+        if e.model_name not in {p.model_name for p in picked if not p.candidate.is_installed}
+    ]  # fmt: skip
+    recommended_ids = {id(e) for e in recommended}
+    rows = [
+        make_plan_row(e, choice, picks, is_recommended=e.candidate.is_installed or id(e) in recommended_ids)
+        for e in evaluations
+    ]
+    return sorted(rows, key=_sort_key)
+
+
+def _sort_key(row: PlanRow) -> tuple[bool, int, bool, float]:
+    labels = [wish.label for wish in WISHES]
+    first_pick = min((labels.index(label) for label in row.picks), default=len(labels))
+    points = row.quality if row.quality is not None else -1e9
+    return (not row.is_chosen, first_pick, not (row.fits and row.is_fast_enough), -points)
 
 
 def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:
@@ -103,23 +150,6 @@ def format_memory_bar(memory: MemoryEstimate, available_bytes: int) -> str:
     return bar
 
 
-def sort_key(row: PlanRow) -> tuple[bool, bool, float]:
-    """Return the sort key of a row: the chosen model, then models that fit by descending quality, then all others."""
-    return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
-
-
-def select_best_quants(rows: list[PlanRow]) -> list[PlanRow]:
-    """Return the rows of installed models and the first row of each catalogue model; `rows` must be sorted."""
-    models: set[str] = set()
-    best_rows = []
-    for row in rows:
-        model = row.name if row.is_installed else row.name.partition(":")[0]
-        if model not in models:
-            models.add(model)
-            best_rows.append(row)
-    return best_rows
-
-
 def format_plan_lines(plan: LoadPlan) -> list[str]:
     """Format a plan as lines of text: memory by purpose, concessions, and the reason for each value."""
     lines = ["Memory"]
@@ -143,12 +173,56 @@ def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
         bar = format_memory_bar(row.memory, available_bytes)
-        lines.append(f"[{bar:<{BAR_WIDTH}}] {format_size(row.total_bytes)} of {format_size(available_bytes)}")
+        lines.append(
+            f"[{bar:<{BAR_WIDTH}}] {format_size(row.total_bytes)} of {format_size(available_bytes)}, "
+            f"file {format_size(row.file_bytes)}"
+        )
     properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
     properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
-    if row.ttft_1000_tokens_s:
-        properties.append(f"{row.ttft_1000_tokens_s:.0f} s to read 1,000 tokens")
     if row.quality is not None:
         properties.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (estimated)'}")
     lines.append(", ".join(text for text in properties if text))
+    if row.turn_s:
+        lines.append(format_turn(row.turn_s, row.thinking_s or 0.0).capitalize())
+    return lines
+
+
+def format_turn(turn_s: float, thinking_s: float) -> str:
+    """Format the time of a typical turn: `a typical reply takes about 12 s` or `... 12 s, 20 s with reasoning`."""
+    text = f"a typical reply takes about {format_duration(max(1.0, turn_s - thinking_s))}"
+    return f"{text}, {format_duration(max(1.0, turn_s))} with reasoning" if thinking_s else text
+
+
+def format_summary(evaluation: Evaluation) -> str:
+    """Format file size, memory and the time of a typical turn of a model that fits."""
+    sizes = (
+        f"{format_size(evaluation.candidate.profile.tensor_bytes)} file, "
+        f"{format_size(evaluation.memory.total)} in memory"
+    )
+    if evaluation.turn is None:
+        return f"{sizes}, speed unknown"
+    return f"{sizes}, {format_turn(evaluation.turn.total_s, evaluation.turn.thinking_s)}"
+
+
+def explain_pick(pick: Pick, evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer."""
+    chosen = pick.evaluation
+    lines = []
+    if chosen.turn is not None:
+        parts = [f"{chosen.turn.prompt_s:.1f} s for a prompt of {turn.PROMPT_TOKENS} tokens"]
+        if chosen.turn.thinking_s:
+            parts.append(f"{chosen.turn.thinking_s:.1f} s for {turn.THINKING_TOKENS} tokens of reasoning")
+        parts.append(f"{chosen.turn.reply_s:.1f} s for a reply of {turn.REPLY_TOKENS} tokens")
+        lines.append(f"{', '.join(parts)}; quality {max(0.0, chosen.points):.1f}")
+    lines += [f"{wish.label}: {wish.describe()}" for wish in pick.wishes]
+    better = [
+        e for e in evaluations
+        if e.plan is not None and e.points > chosen.points and (e.ranking_s or 0.0) > (chosen.ranking_s or 0.0)
+    ]  # fmt: skip
+    next_better = min(better, key=lambda e: e.ranking_s or 0.0, default=None)
+    if next_better is not None and next_better.ranking_s is not None:
+        lines.append(
+            f"next better: {next_better.candidate.name}, quality {next_better.points:.1f}, "
+            f"{format_duration(next_better.ranking_s)}"
+        )
     return lines

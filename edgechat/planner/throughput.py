@@ -10,6 +10,7 @@ import msgspec
 from edgechat.modelfile.header import Tensor
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
+from edgechat.planner.memory import LoadOptions, is_on_gpu
 
 BATCH_SIZES: Final = (1, 4, 32)
 """Batch sizes (columns of a matrix product) that the kernel benchmark measures."""
@@ -19,6 +20,12 @@ BATCH_SIZES: Final = (1, 4, 32)
 _N_LAYER_OPERATIONS: Final = 20
 _N_STATE_LAYER_OPERATIONS: Final = 40
 _N_TOKEN_OPERATIONS: Final = 260
+# Lowest published ratio of prefill to decode speed on a processor: an 8B model in Q4_K_M on an Apple M4
+# (ggml-org/llama.cpp#18888); a Raspberry Pi 5 reaches 4.2 to 7.8. Used if only the memory bandwidth is known.
+_MIN_PREFILL_RATIO: Final = 2.6
+# Factor by which prefill of expert weights is slower than that of dense weights: Qwen3-30B-A3B on a Raspberry Pi 5
+# prefills 10.9 tokens/s, where the rate of dense models would give 21.
+_EXPERT_PREFILL_FACTOR: Final = 2.0
 # Tensors that are only lookup tables: each token reads one row of them.
 _LOOKUP_TENSORS: Final = (
     "token_embd.weight",
@@ -26,6 +33,8 @@ _LOOKUP_TENSORS: Final = (
     "position_embd.weight",
     "token_types.weight",
 )
+# Tensors that compute logits: `output.weight`, or the token embedding in models without it.
+_OUTPUT_TENSORS: Final = ("output.weight", "token_embd.weight")
 
 
 class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,11 +79,20 @@ class PredictedSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
     decode_tps: float
     prefill_tps: float
-    """Prefill speed at the start of a context; NaN if unknown."""
+    """Prefill speed at the start of a context."""
 
     def ttft_s(self, n_tokens: int) -> float:
         """Return the time to first token for a prompt of `n_tokens`, in seconds."""
         return n_tokens / self.prefill_tps + 1.0 / self.decode_tps
+
+
+class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
+    """Speed of a processor or GPU whose kernels were not measured."""
+
+    read_bytes_per_s: float = 0.0
+    """Memory bandwidth in bytes per second; 0.0 if unknown."""
+    prefill_weights_per_s: float = 0.0
+    """Number of weights multiplied per second in prefill, counted once per token; 0.0 if unknown."""
 
 
 def predict_speed(
@@ -99,22 +117,39 @@ def predict_speed(
 
 
 def predict_speed_by_bandwidth(
-    profile: ModelProfile, read_bytes_per_s: float, gpu_read_bytes_per_s: float = 0.0, gpu_fraction: float = 0.0
+    profile: ModelProfile, cpu: DeviceRates, gpu: DeviceRates | None = None, options: LoadOptions | None = None
 ) -> PredictedSpeed | None:
-    """Predict the decode speed from memory bandwidth alone; `gpu_fraction` of the weights is on a GPU.
+    """Predict the speed from memory bandwidth and prefill rate; the layers in `options` are on `gpu`.
 
-    The prefill speed is NaN. Returns None if a bandwidth is unknown.
+    Decoding reads all used weights once per token. Prefill is limited by computation, so its rate in weights per second
+    is about the same for all quants (61e9 for Q4_K and 70e9 for Q8_0 on two cores with AVX2; 63e9, 74e9 and 76e9 for
+    Q5_K, Q6_K and Q8_0 on a Raspberry Pi 5). Without a prefill rate, prefill counts as 2.6 times as fast as decoding.
+    Returns None if the bandwidth of a device that holds weights is unknown.
     """
-    read_bytes = sum(t.size_bytes * _used_fraction(profile, t) for t in _used_tensors(profile))
-    parts = ((1.0 - gpu_fraction, read_bytes_per_s), (gpu_fraction, gpu_read_bytes_per_s))
-    if not read_bytes or any(fraction > 0 and bytes_per_s <= 0 for fraction, bytes_per_s in parts):
+    decode_s = prefill_s = 0.0
+    for tensor in _used_tensors(profile):
+        is_offloaded = (
+            options is not None
+            and options.n_gpu_layers > 0
+            and (tensor.name in _OUTPUT_TENSORS or is_on_gpu(profile, tensor, options))
+        )
+        rates = (gpu or DeviceRates()) if is_offloaded else cpu
+        if rates.read_bytes_per_s <= 0:
+            return None
+        fraction = _used_fraction(profile, tensor)
+        read_s = tensor.size_bytes * fraction / rates.read_bytes_per_s
+        decode_s += read_s
+        if tensor.name in _OUTPUT_TENSORS:  # only the last token of a prompt needs logits
+            continue
+        if rates.prefill_weights_per_s > 0:
+            product_s = math.prod(tensor.shape) * fraction / rates.prefill_weights_per_s
+            prefill_s += product_s * (_EXPERT_PREFILL_FACTOR if fraction < 1 else 1.0)
+        else:
+            prefill_s += read_s / _MIN_PREFILL_RATIO
+    if decode_s <= 0 or prefill_s <= 0:
         return None
-    return PredictedSpeed(
-        decode_tps=1.0 / sum(
-            read_bytes * fraction / bytes_per_s for fraction, bytes_per_s in parts if fraction > 0
-        ),
-        prefill_tps=math.nan,
-    )  # fmt: skip
+    # A batch never takes more time per token than single tokens do.
+    return PredictedSpeed(decode_tps=1.0 / max(decode_s, prefill_s), prefill_tps=1.0 / prefill_s)
 
 
 def _predict_step_s(
@@ -146,7 +181,7 @@ def _predict_step_s(
 
 def _predict_product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n_tokens: int) -> float:
     n_weights = math.prod(tensor.shape)
-    if tensor.name in {"output.weight", "token_embd.weight"}:
+    if tensor.name in _OUTPUT_TENSORS:
         return n_weights / rates[1] if n_tokens == 1 else 0.0  # only the last token of a prompt needs logits
     fraction = _used_fraction(profile, tensor)
     if fraction == 1.0 or n_tokens == 1:

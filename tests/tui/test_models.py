@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edgechat import paths
 from edgechat.catalogue import hub as hub_module
 from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
+from edgechat.planner.throughput import DeviceRates
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.screens.first_run import FirstRunScreen
@@ -49,6 +51,17 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 def no_speed_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the speed measurement, which takes seconds and has its own tests."""
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
+
+
+RATES = DeviceRates(read_bytes_per_s=10e9)
+
+
+def set_machine(monkeypatch: pytest.MonkeyPatch, rates: DeviceRates = RATES) -> None:
+    """Replace the machine by one with 8 GB of free memory and the speed `rates`."""
+    machine = Machine(available_bytes=8_000_000_000, n_threads=4, rates=rates)
+    for module in (resources, selection):
+        monkeypatch.setattr(module, "current_machine", lambda *args: machine)
+    monkeypatch.setattr(selection, "load_measured_speeds", lambda: None)
 
 
 def option_ids(app: ChatApp) -> list[str]:
@@ -188,21 +201,20 @@ async def test_unexpected_error_in_a_worker_is_shown(hub: LocalHub, monkeypatch:
 async def test_first_start_offers_download_and_local_model(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    machine = Machine(available_bytes=8_000_000_000, n_threads=4, read_bytes_per_s=10e9)
-    for module in (resources, selection):
-        monkeypatch.setattr(module, "current_machine", lambda *args: machine)
+    set_machine(monkeypatch)
     app = make_scripted_app(store=open_ephemeral_store())
     app.is_first_run = True
     async with app.run_test() as pilot:
-        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(option_ids(app)) == 3)
+        ids = ["get Fast", "get Best quality", "local", "all"]  # the fast one is also the balanced one
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and option_ids(app) == ids)
         assert isinstance(app.screen, FirstRunScreen)
         assert app.worker.session is None  # no model is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
-            app.screen._download_name = REPO  # the test hub has none of the models in the catalogue
+            app.screen._download_names["get Fast"] = REPO  # the test hub has none of the models in the catalogue
             await pilot.press("enter")
         elif choice == "local":
-            await pilot.press("down", "enter")
+            await pilot.press("down", "down", "enter")
         else:
             await pilot.press("escape")
         await wait_until_ready(app)
@@ -211,20 +223,67 @@ async def test_first_start_offers_download_and_local_model(
         assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")
 
 
-async def test_failed_first_download_returns_to_the_choice(hub: LocalHub) -> None:
+async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.faults.api_status = 404
+    set_machine(monkeypatch)
     app = make_scripted_app()
     app.is_first_run = True
     async with app.run_test(size=(100, 30)) as pilot:
-        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in option_ids(app))
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "get Fast" in option_ids(app))
         assert isinstance(app.screen, FirstRunScreen)
-        app.screen._download_name = REPO
+        app.screen._download_names["get Fast"] = REPO
         options = app.screen.query_one(OptionList)
-        app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))
-        if options.options[0].id != "get":
-            pytest.skip("the catalogue has no better model for this machine")
+        await pilot.press("enter")
         await until_async(lambda: str(app.screen.query_one("#pull", Static).content))
         await until_async(lambda: not options.disabled)
         await pilot.press("escape")
         await wait_until_ready(app)
         assert session(app).model_properties is not None
+
+
+async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_measured = threading.Event()
+    monkeypatch.setattr(selection, "measure_speeds", is_measured.wait)
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test(size=(80, 24)) as pilot:
+        try:
+            await until_async(lambda: isinstance(app.screen, FirstRunScreen) and option_ids(app) == ["local", "all"])
+            texts = ("This machine", "Installed: starter", "Measuring the speed of this machine")
+            await until_async(lambda: all(text in screen_text(app) for text in texts))
+            await pilot.press("down")
+        finally:
+            is_measured.set()
+        await until_async(lambda: "get Fast" in option_ids(app))
+        highlighted = app.screen.query_one(OptionList).highlighted_option
+        assert highlighted is not None
+        assert highlighted.id == "all"  # the user moved to it
+        picks = ("Fast, Balanced: ", "Best quality: ", " file, ", " in memory", "a typical reply takes about")
+        await until_async(lambda: all(text in screen_text(app) for text in picks))
+
+
+async def test_first_start_recommends_nothing_if_the_measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, DeviceRates())
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test(size=(80, 24)):
+        await until_async(lambda: "the speed of this machine is not known" in screen_text(app).replace("\n", " "))
+        assert option_ids(app) == ["local", "all"]
+
+
+async def test_catalogue_shows_one_quant_of_each_model_and_the_others_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_machine(monkeypatch)
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("ctrl+o")
+        await until_async(lambda: len(option_ids(app)) > 20)
+        shown = [name for name in option_ids(app) if name.startswith("qwen3.5-4b:")]
+        assert len(shown) == 1
+        assert shown[0].partition(":")[2] not in {"Q8_0", "BF16", "F16"}
+        await pilot.press(*"qwen3.5-4b:")
+        await until_async(lambda: "qwen3.5-4b:Q8_0" in option_ids(app))
+        assert len(option_ids(app)) > 10

@@ -24,6 +24,7 @@ from edgechat.models import resources, selection
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.throughput import DeviceRates
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
@@ -224,7 +225,7 @@ async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         compare(app, name)
 
 
-MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bytes_per_s=10e9)
+MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, rates=DeviceRates(read_bytes_per_s=10e9))
 
 
 @pytest.mark.parametrize("name", ["models", "first-run"])
@@ -241,7 +242,7 @@ async def test_screen_with_facts_about_the_machine(name: str, monkeypatch: pytes
         if name == "models":
             await wait_until_ready(app)
             await pilot.press("ctrl+o")
-        n_options = 20 if name == "models" else 1  # the catalogue follows the installed models
+        n_options = 20 if name == "models" else 2  # the catalogue follows the installed models
         await until_async(lambda: any(options.option_count > n_options for options in app.screen.query(OptionList)))
         for field in app.screen.query("Input"):
             field.cursor_blink = False  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The first-run screen: describes the machine, and offers to download the best model or to use an installed one."""
+"""The first-run screen: describes the machine, and offers recommended downloads and the installed model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.humanize import format_size
+from edgechat.planner.picks import BALANCED
+from edgechat.planner.report import format_summary
 from edgechat.terminal import escape_controls
 from edgechat.tui.workers import thread_worker
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from edgechat.config import Settings
+    from edgechat.planner.picks import Pick
     from edgechat.planner.ranking import Evaluation
     from edgechat.tui.downloads import DownloadRunner
 
@@ -33,8 +36,8 @@ class Offer(NamedTuple):
     """Processor, threads, free memory and GPU of the machine, in one line."""
     installed_model: Evaluation | None
     """The best installed model; None if no installed model fits into memory."""
-    catalogue_model: Evaluation | None
-    """The best model of the catalogue that fits; None if `installed_model` is at least as good."""
+    picks: list[Pick] | None
+    """Recommended downloads, without those that are no better than `installed_model`; None before the measurement."""
     problem: str = ""
     """Error message; empty if the evaluation succeeded."""
 
@@ -63,12 +66,13 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         super().__init__()
         self._settings = settings
         self._downloads = downloads
-        self._download_name = ""
+        self._download_names: dict[str, str] = {}
+        """Names of the recommended models by option ID."""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Welcome to edgechat"
-            yield Static("Measuring the speed of this machine ...", id="about", markup=False)
+            yield Static("", id="about", markup=False)
             yield OptionList(markup=False)
             yield Static("", id="pull", markup=False)
 
@@ -76,38 +80,53 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         self._evaluate()
 
     def _show_error(self, text: str) -> None:
-        self.post_message(self.OfferReady(Offer("", None, None, text)))
+        self.post_message(self.OfferReady(Offer("", None, [], text)))
 
     @thread_worker(_show_error, group="rate")
     def _evaluate(self) -> None:
-        self.post_message(self.OfferReady(make_offer(self._settings)))
+        from edgechat.models import selection
+
+        self.post_message(self.OfferReady(make_offer(self._settings, with_picks=False)))
+        selection.measure_speeds()
+        self.post_message(self.OfferReady(make_offer(self._settings, with_picks=True)))
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
-        offer = message.offer
+        offer, options = message.offer, self.query_one(OptionList)
         lines = [offer.machine_text] if offer.machine_text else []
-        options = self.query_one(OptionList)
         if offer.installed_model is not None:
-            lines += ["", f"Installed: {_format_summary(offer.installed_model)}"]
-        if offer.catalogue_model is not None:
-            self._download_name = offer.catalogue_model.candidate.name
-            lines += ["", f"Best for this machine: {_format_summary(offer.catalogue_model)}"]
-            file_size = format_size(offer.catalogue_model.candidate.profile.tensor_bytes)
-            options.add_option(Option(f"Download {self._download_name}, {file_size} (needs internet access)", id="get"))
+            name, summary = offer.installed_model.candidate.name, format_summary(offer.installed_model)
+            lines += ["", f"Installed: {name}, {summary}"]
+        if offer.picks is None:
+            lines += ["", "Measuring the speed of this machine, to recommend models ..."]
+        elif offer.picks:
+            lines += ["", "Recommended downloads (need internet access):"]
         if offer.problem:
             lines += ["", offer.problem]
+        moved_to = options.highlighted_option if options.highlighted else None
+        options.clear_options()
+        self._download_names = {}
+        for pick in offer.picks or ():
+            option_id = f"get {pick.wishes[0].label}"
+            self._download_names[option_id] = pick.evaluation.candidate.name
+            text = f"{pick.label}: {pick.evaluation.candidate.name}\n  {format_summary(pick.evaluation)}"
+            options.add_option(Option(text, id=option_id))
         if offer.installed_model is not None:
             options.add_option(Option(f"Chat now with {offer.installed_model.candidate.name}, offline", id="local"))
         options.add_option(Option("Show all models", id="all"))
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
-        options.highlighted = 0
+        # The Balanced download is the default, but an option that the user moved to stays highlighted.
+        options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.wishes), 0)
+        if moved_to is not None and moved_to.id is not None:
+            options.highlighted = options.get_option_index(moved_to.id)
         options.focus()
 
     @on(OptionList.OptionSelected)
     def _on_chosen(self, message: OptionList.OptionSelected) -> None:
         message.stop()
-        if message.option_id == "get":
+        download_name = self._download_names.get(message.option_id or "")
+        if download_name is not None:
             self.query_one(OptionList).disabled = True
-            self._downloads.start(self._download_name)
+            self._downloads.start(download_name)
         else:
             self.dismiss("models" if message.option_id == "all" else "chat")
 
@@ -129,14 +148,16 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         self.dismiss("chat")
 
 
-def make_offer(settings: Settings) -> Offer:
-    """Evaluate the machine and the models without network access. Raises EdgechatError."""
+def make_offer(settings: Settings, *, with_picks: bool) -> Offer:
+    """Evaluate the machine and the models without network access. Raises EdgechatError.
+
+    Without `with_picks`, only the installed models are evaluated.
+    """
     from edgechat.hardware.cpu import read_cpu
     from edgechat.models import selection
     from edgechat.models.resources import current_machine
-    from edgechat.planner.ranking import choose_evaluation
+    from edgechat.planner.picks import choose_evaluation, choose_picks, is_improvement
 
-    selection.measure_speeds()
     machine = current_machine(settings)
     machine_text = (
         f"This machine: {read_cpu().model}, {machine.n_threads} threads, "
@@ -145,17 +166,13 @@ def make_offer(settings: Settings) -> Offer:
     if machine.gpu_name:
         machine_text += f", {machine.gpu_name}"
     installed_model = choose_evaluation(selection.evaluate_all(selection.list_installed_candidates(), settings))
-    catalogue_model = choose_evaluation(
-        selection.evaluate_all(selection.list_catalogue_candidates(), settings), defaults_only=True
-    )
-    if catalogue_model is not None and installed_model is not None and catalogue_model.points <= installed_model.points:
-        catalogue_model = None
-    return Offer(machine_text, installed_model, catalogue_model)
-
-
-def _format_summary(evaluation: Evaluation) -> str:
-    file_bytes = evaluation.candidate.profile.tensor_bytes
-    text = (
-        f"{evaluation.candidate.name}, {format_size(file_bytes)} file, {format_size(evaluation.memory.total)} in memory"
-    )
-    return f"{text}, about {evaluation.speed.decode_tps:.0f} tokens/s" if evaluation.speed is not None else text
+    if not with_picks:
+        return Offer(machine_text, installed_model, None)
+    downloads = selection.evaluate_all(selection.list_catalogue_candidates(), settings)
+    picks = choose_picks(downloads, defaults_only=True)
+    problem = "" if picks else (
+        "No download is recommended: the speed of this machine is not known, or no model fits."
+    )  # fmt: skip
+    if installed_model is not None:
+        picks = [pick for pick in picks if is_improvement(pick.evaluation, installed_model)]
+    return Offer(machine_text, installed_model, picks, problem)

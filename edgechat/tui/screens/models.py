@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgechat.humanize import format_size
+from edgechat.humanize import format_duration, format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.workers import thread_worker
@@ -31,6 +31,8 @@ _LOADING_TEXT: Final = "Estimating memory and speed on this machine ..."
 _HUB_PREFIX: Final = "hub:"
 # Width in columns of a list row without the name and the verdict.
 _FIXED_COLUMNS: Final = 28
+# Character that separates model and quant. A filter with it shows all quants of the catalogue.
+_QUANT_SEPARATOR: Final = ":"
 
 
 class ModelsScreen(FilterListScreen[str | None]):
@@ -99,12 +101,11 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def _post_rows(self, evaluations: list[Evaluation]) -> None:
         from edgechat.models.resources import current_machine
-        from edgechat.planner.ranking import choose_evaluation
-        from edgechat.planner.report import make_plan_row, select_best_quants, sort_key
+        from edgechat.planner.picks import choose_evaluation, choose_picks
+        from edgechat.planner.report import make_plan_rows
 
         choice = choose_evaluation([e for e in evaluations if e.candidate.is_installed])
-        rows = select_best_quants(sorted((make_plan_row(e, choice) for e in evaluations), key=sort_key))
-        rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
+        rows = make_plan_rows(evaluations, choice, choose_picks(evaluations, defaults_only=True))
         self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
 
     def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
@@ -117,7 +118,11 @@ class ModelsScreen(FilterListScreen[str | None]):
     @on(Input.Changed)
     def _fill_list(self) -> None:
         terms = self.filter_text.lower().split()
-        matches = [r for r in self._rows.values() if all(term in r.name.lower() for term in terms)]
+        with_all_quants = _QUANT_SEPARATOR in self.filter_text
+        matches = [
+            row for row in self._rows.values()
+            if all(term in row.name.lower() for term in terms) and (row.is_recommended or with_all_quants)
+        ]  # fmt: skip
         options = self.options
         index = options.highlighted
         previous_id = (
@@ -127,7 +132,8 @@ class ModelsScreen(FilterListScreen[str | None]):
         for title, is_installed in (("Installed", True), ("Available", False)):
             rows = [row for row in matches if row.is_installed is is_installed]
             if rows:
-                options.add_option(Option(Text(title, style="dim"), disabled=True))
+                heading = f"{title:<{self._name_width + 2}} {'file':>8} {'reply':>8}"
+                options.add_option(Option(Text(heading, style="dim", no_wrap=True), disabled=True))
                 options.add_options([Option(self._format_row(row), id=row.name) for row in rows])
         if self._hub_results:
             options.add_option(Option(Text("On the hub", style="dim"), disabled=True))
@@ -139,12 +145,17 @@ class ModelsScreen(FilterListScreen[str | None]):
         if highlighted_id is not None:
             options.highlighted = options.get_option_index(highlighted_id)
 
+    @property
+    def _name_width(self) -> int:
+        return min(34, max(12, self.size.width - _FIXED_COLUMNS))
+
     def _format_row(self, row: PlanRow) -> Text:
         name = escape_controls(row.name)
         mark = "*" if row.is_chosen else " "
-        speed = f"{row.decode_tps:.0f} tok/s" if row.decode_tps else "? tok/s"
-        width = min(34, max(12, self.size.width - _FIXED_COLUMNS))
-        text = f"{mark} {name:<{width}.{width}} {format_size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
+        reply = f"{format_duration(max(1.0, row.turn_s))}" if row.turn_s else "?"
+        width = self._name_width
+        verdict = ", ".join(row.picks) or row.verdict
+        text = f"{mark} {name:<{width}.{width}} {format_size(row.file_bytes):>8} {reply:>8}  {verdict}"
         return Text(text, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
 
     # Details of the highlighted model
@@ -180,6 +191,10 @@ class ModelsScreen(FilterListScreen[str | None]):
         from edgechat.planner.report import format_row_lines
 
         key = "Enter uses this model" if row.is_installed else "Enter downloads this model"
+        model = row.name.partition(_QUANT_SEPARATOR)[0]
+        quants = [r.quant for r in self._rows.values() if r.name.startswith(f"{model}{_QUANT_SEPARATOR}")]
+        if len(quants) > 1:
+            key += f"; type {model}{_QUANT_SEPARATOR} for its {len(quants)} quants"
         return "\n".join([*format_row_lines(row, self._available_bytes), key])
 
     # Choice, download and search

@@ -10,12 +10,17 @@ from edgechat import paths
 from edgechat.catalogue import library
 from edgechat.config import Settings
 from edgechat.errors import CatalogueError, PlanError
+from edgechat.models import selection
 from edgechat.models.selection import choose_installed_model
 from tests.models import write_tiny_llama
+from tests.unit.planner.profiles import ZEN4
 
 
 def test_download_is_suggested_if_no_model_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "scan", list)
+    with pytest.raises(PlanError, match=r"No model is installed\. `edgechat plan --all` measures this machine"):
+        choose_installed_model(Settings(budget="8GB"))
+    monkeypatch.setattr(selection, "load_measured_speeds", lambda: ZEN4)
     with pytest.raises(
         PlanError,
         match=r"No model is installed\. The best catalogue model .* Download it with `edgechat models pull ",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
 from edgechat.planner.machine import Machine
-from edgechat.planner.memory import LoadOptions
-from edgechat.planner.quality import quality
-from edgechat.planner.ranking import Candidate
+from edgechat.planner.memory import LoadOptions, MemoryEstimate
+from edgechat.planner.quality import Quality, quality
+from edgechat.planner.ranking import Candidate, Evaluation
 from edgechat.planner.throughput import KernelSpeeds
 
 GIB = 1 << 30
@@ -23,6 +24,15 @@ WITH_AMX = KernelSpeeds(
 WITHOUT_AMX = KernelSpeeds(
     backend="cpu-haswell", n_threads=2, operations_per_s=1e7,
     product_rates={"Q4_K": {1: 27e9, 4: 11e9, 32: 1.9e9}, "Q8_0": {1: 17e9, 4: 16e9, 32: 2.2e9}},
+)  # fmt: skip
+# Measured on two cores of an EPYC (Zen 4).
+ZEN4 = KernelSpeeds(
+    backend="cpu-zen4", n_threads=2, operations_per_s=1.03e6, products_per_s=1.86e6,
+    product_rates={
+        "Q4_0": {1: 39e9, 4: 27e9, 32: 4.4e9}, "Q4_K": {1: 44e9, 4: 23e9, 32: 4.6e9},
+        "Q5_K": {1: 34e9, 4: 12e9, 32: 5.4e9}, "Q6_K": {1: 37e9, 4: 17e9, 32: 4.5e9},
+        "Q8_0": {1: 27e9, 4: 28e9, 32: 3.7e9}, "IQ4_XS": {1: 37e9, 4: 12e9, 32: 5.7e9},
+    },
 )  # fmt: skip
 
 
@@ -77,3 +87,16 @@ def two_quants() -> list[Candidate]:
         )
         for quant, type_id, bits in (("Q4_K_M", Q4_K, 4.5), ("Q8_0", Q8_0, 8.5))
     ]  # fmt: skip
+
+
+def make_evaluation(name: str, *, points: float, seconds: float | None, weights: int = GIB) -> Evaluation:
+    """Return the evaluation of a model that fits, with the given quality and time of a typical turn."""
+    quant = name.partition(":")[2]
+    score = Quality(index=points, is_measured=True, loss=0.0)
+    candidate = Candidate(name=name, quant=quant, profile=llama(path=name), quality=score)
+    memory = MemoryEstimate(weights=weights, repacked_weights=0, kv_cache=0, compute=0)
+    load_plan = make_manual_plan(name, n_threads=1, n_ctx=8192)
+    return Evaluation(
+        candidate=candidate, plan=load_plan, memory=memory, speed=None, points=points, verdict="fits",
+        ranking_s=seconds,
+    )  # fmt: skip

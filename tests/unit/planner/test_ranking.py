@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgechat import humanize
-from edgechat.planner.ranking import choose_evaluation, evaluate
+from edgechat.planner.picks import choose_evaluation
+from edgechat.planner.ranking import evaluate
 from tests.unit.planner.profiles import GIB, WITH_AMX, WITHOUT_AMX, candidates, machine, two_quants
 
 

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from edgechat.modelfile.header import Tensor
-from edgechat.planner.throughput import predict_speed
-from tests.unit.planner.profiles import Q8_0, WITHOUT_AMX, llama, two_quants
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.throughput import DeviceRates, predict_speed, predict_speed_by_bandwidth
+from tests.unit.planner.profiles import GIB, Q8_0, WITHOUT_AMX, llama, two_quants, with_layers
 
 EXPERTS = Tensor("blk.0.ffn_up_exps.weight", (2048, 1024, 64), Q8_0, 0, 1 << 27)
 
@@ -50,3 +51,30 @@ def test_any_number_of_experts_has_a_speed(n_used: int, n_experts: int) -> None:
     assert speed is not None
     assert speed.decode_tps > 0
     assert speed.prefill_tps > 0
+
+
+def test_bandwidth_limits_decoding_and_computation_limits_prefill() -> None:
+    profile = llama(weights=GIB)  # 2 ** 30 weights of one byte
+    speed = predict_speed_by_bandwidth(profile, DeviceRates(read_bytes_per_s=10 * GIB, prefill_weights_per_s=50 * GIB))
+    assert speed is not None
+    assert speed.decode_tps == pytest.approx(10)
+    assert speed.prefill_tps == pytest.approx(50)
+    without_rate = predict_speed_by_bandwidth(profile, DeviceRates(read_bytes_per_s=10 * GIB))
+    assert without_rate is not None
+    assert without_rate.prefill_tps == pytest.approx(26)
+    slow_processor = DeviceRates(read_bytes_per_s=10 * GIB, prefill_weights_per_s=4 * GIB)
+    limited = predict_speed_by_bandwidth(profile, slow_processor)
+    assert limited is not None
+    assert limited.decode_tps == pytest.approx(4)
+    assert limited.prefill_tps == pytest.approx(4)
+    assert predict_speed_by_bandwidth(profile, DeviceRates()) is None
+
+
+def test_layers_on_the_gpu_have_its_speed() -> None:
+    profile = with_layers(llama(), GIB // 16)
+    cpu, gpu = DeviceRates(read_bytes_per_s=10 * GIB), DeviceRates(read_bytes_per_s=100 * GIB)
+    half = LoadOptions(n_ctx=512, n_seqs=1, n_gpu_layers=9)  # 8 layers and the output
+    speed = predict_speed_by_bandwidth(profile, cpu, gpu, half)
+    assert speed is not None
+    assert 1 / speed.decode_tps == pytest.approx(0.5 / 10 + 0.5 / 100)
+    assert predict_speed_by_bandwidth(profile, cpu, DeviceRates(), half) is None

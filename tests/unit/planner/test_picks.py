@@ -1,0 +1,208 @@
+"""Three picks that weigh quality against the time of a typical turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgechat.planner.machine import Machine
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.picks import (
+    BALANCED,
+    BEST_QUALITY,
+    FAST,
+    WISHES,
+    Wish,
+    choose_evaluation,
+    choose_picks,
+    choose_quants,
+    is_improvement,
+)
+from edgechat.planner.ranking import Candidate, Evaluation, evaluate
+from edgechat.planner.throughput import DeviceRates
+from tests.unit.planner.profiles import GIB, candidates, machine, make_evaluation
+
+RATES = DeviceRates(read_bytes_per_s=40e9, prefill_weights_per_s=200e9)
+
+
+def pick_names(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> dict[Wish, str]:
+    picks = choose_picks(evaluations, defaults_only=defaults_only)
+    return {wish: pick.evaluation.candidate.name for pick in picks for wish in pick.wishes}
+
+
+def evaluate_all(target: Machine) -> list[Evaluation]:
+    return [evaluate(c, target) for c in candidates()]
+
+
+def test_each_wish_has_its_model() -> None:
+    evaluations = [
+        make_evaluation("small:Q4_0", points=12, seconds=9),
+        make_evaluation("medium:Q4_0", points=20, seconds=25),
+        make_evaluation("large:Q4_0", points=30, seconds=80),
+        make_evaluation("huge:Q4_0", points=40, seconds=200),
+    ]
+    assert pick_names(evaluations) == {FAST: "small:Q4_0", BALANCED: "medium:Q4_0", BEST_QUALITY: "large:Q4_0"}
+    assert choose_evaluation(evaluations) is evaluations[1]
+
+
+def test_model_that_is_best_for_several_wishes_is_one_pick() -> None:
+    [pick] = choose_picks([make_evaluation("one:Q4_0", points=12, seconds=4)])
+    assert (pick.wishes, pick.label) == (WISHES, "Fast, Balanced, Best quality")
+
+
+def test_useful_model_within_30_s_is_balanced_whatever_slower_models_score() -> None:
+    evaluations = [make_evaluation("a:Q4_0", points=8, seconds=30), make_evaluation("b:Q4_0", points=40, seconds=30.1)]
+    assert pick_names(evaluations)[BALANCED] == "a:Q4_0"
+    too_weak = [make_evaluation("a:Q4_0", points=7.9, seconds=30), evaluations[1]]
+    assert pick_names(too_weak)[BALANCED] == "b:Q4_0"
+
+
+def test_difference_of_a_quarter_of_a_point_is_a_tie_that_the_faster_model_wins() -> None:
+    fast, slow = make_evaluation("a:Q6_K", points=20, seconds=60), make_evaluation("a:Q8_0", points=20.2, seconds=80)
+    assert pick_names([slow, fast])[BEST_QUALITY] == "a:Q6_K"
+    better = make_evaluation("a:Q8_0", points=20.3, seconds=80)
+    assert pick_names([better, fast])[BEST_QUALITY] == "a:Q8_0"
+
+
+@pytest.mark.parametrize("quant", ["F32", "F16", "BF16"])
+def test_full_precision_is_never_picked_where_a_q8_exists(quant: str) -> None:
+    full, q8 = make_evaluation(f"a:{quant}", points=20.5, seconds=6), make_evaluation("a:Q8_0", points=20, seconds=12)
+    assert set(pick_names([full, q8]).values()) == {"a:Q8_0"}
+    other = make_evaluation("b:Q8_0", points=1, seconds=6)
+    assert set(pick_names([full, other]).values()) == {f"a:{quant}"}
+
+
+def test_nothing_is_recommended_before_a_speed_is_known() -> None:
+    unknown = make_evaluation("a:Q8_0", points=20, seconds=None)
+    assert choose_picks([unknown]) == []
+    assert choose_evaluation([unknown]) is unknown  # an installed model is still loaded
+    download = msgspec.structs.replace(
+        unknown, candidate=msgspec.structs.replace(unknown.candidate, is_installed=False)
+    )
+    assert choose_evaluation([download]) is None
+
+
+def test_model_on_a_gpu_needs_no_measurement() -> None:
+    unknown = make_evaluation("a:Q8_0", points=20, seconds=None)
+    assert unknown.plan is not None
+    options = LoadOptions(n_ctx=8192, n_seqs=8, n_gpu_layers=17)
+    on_gpu = msgspec.structs.replace(unknown, plan=msgspec.structs.replace(unknown.plan, options=options))
+    slow_on_cpu = make_evaluation("b:Q8_0", points=10, seconds=29)
+    assert pick_names([on_gpu, slow_on_cpu])[BALANCED] == "a:Q8_0"
+
+
+def test_model_that_is_too_slow_is_no_pick() -> None:
+    slow = msgspec.structs.replace(make_evaluation("a:Q8_0", points=20, seconds=90), is_fast_enough=False)
+    fast = make_evaluation("b:Q8_0", points=10, seconds=20)
+    assert set(pick_names([slow, fast]).values()) == {"b:Q8_0"}
+    assert choose_picks([slow]) == []
+    assert choose_evaluation([slow]) is slow
+
+
+def test_download_that_is_too_large_for_the_disk_is_not_recommended() -> None:
+    available = candidates()
+    largest = max(available, key=lambda c: c.profile.tensor_bytes)
+    limited = machine(200 * GIB, rates=RATES, max_download_bytes=largest.profile.tensor_bytes - 1)
+    download = msgspec.structs.replace(largest, is_installed=False)
+    refused = evaluate(download, limited)
+    assert refused.is_download_too_large
+    assert "too large for the disk" in refused.verdict
+    assert choose_picks([refused]) == []
+    assert choose_picks([evaluate(largest, limited)])  # it is on the disk already
+    enough = msgspec.structs.replace(limited, max_download_bytes=largest.profile.tensor_bytes)
+    assert choose_picks([evaluate(download, enough)])
+
+
+def test_room_for_other_programs_is_left() -> None:
+    [candidate] = [c for c in candidates() if c.name == "8-Q8_0"]
+    evaluation = evaluate(candidate, machine(12 * GIB))
+    needed = evaluation.memory.total
+    assert evaluate(candidate, machine(needed + GIB, room_bytes=GIB)).memory.total <= needed
+    assert evaluate(candidate, machine(9 * GIB, room_bytes=2 * GIB)).plan is None
+
+
+def test_recommended_quant_is_not_the_largest_that_fits() -> None:
+    quants = [
+        make_evaluation("a:Q8_0", points=20, seconds=29, weights=8 * GIB),
+        make_evaluation("a:Q4_K_M", points=19.3, seconds=16, weights=5 * GIB),
+        make_evaluation("a:Q2_K", points=10, seconds=10, weights=3 * GIB),
+    ]
+    assert [e.candidate.name for e in choose_quants(quants)] == ["a:Q4_K_M"]
+    unknown = [msgspec.structs.replace(e, ranking_s=None) for e in quants]
+    assert [e.candidate.name for e in choose_quants(unknown)] == ["a:Q4_K_M"]
+    nothing_fits = [msgspec.structs.replace(e, plan=None) for e in quants]
+    assert [e.candidate.name for e in choose_quants(nothing_fits)] == ["a:Q2_K"]
+
+
+def test_download_that_is_no_better_than_the_installed_model_is_no_improvement() -> None:
+    installed = make_evaluation("a:Q4_K_M", points=19.3, seconds=16)
+    assert not is_improvement(make_evaluation("a:Q5_K_M", points=19.5, seconds=18), installed)
+    assert is_improvement(make_evaluation("b:Q4_K_M", points=19.6, seconds=30), installed)
+    assert is_improvement(make_evaluation("c:Q4_K_M", points=12, seconds=8), installed)
+
+
+def is_worse(new: Evaluation, old: Evaluation) -> bool:
+    """Return whether `new` has less quality and takes longer than `old`."""
+    assert new.ranking_s is not None
+    assert old.ranking_s is not None
+    return new.points < old.points and new.ranking_s > old.ranking_s * (1 + 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    available=st.integers(GIB // 2, 60 * GIB),
+    more=st.integers(0, 40 * GIB),
+    bytes_per_s=st.floats(2e9, 200e9),
+    prefill_ratio=st.floats(1.0, 30.0),
+    faster=st.floats(1.0, 8.0),
+    faster_prefill=st.floats(1.0, 8.0),
+    min_tps=st.sampled_from([0.0, 5.0]),
+    candidate_indices=st.sets(st.integers(0, 15), min_size=1),
+)
+def test_more_memory_or_speed_never_makes_a_pick_worse_in_both_quality_and_time(
+    *, available: int, more: int, bytes_per_s: float, prefill_ratio: float, faster: float, faster_prefill: float,
+    min_tps: float, candidate_indices: set[int],
+) -> None:  # fmt: skip
+    models: list[Candidate] = [candidates()[index] for index in sorted(candidate_indices)]
+
+    def pick(available_bytes: int, speed: float, prefill_speed: float) -> dict[Wish, Evaluation]:
+        rates = DeviceRates(
+            read_bytes_per_s=bytes_per_s * speed, prefill_weights_per_s=bytes_per_s * prefill_ratio * prefill_speed
+        )
+        evaluations = [evaluate(c, machine(available_bytes, rates=rates), min_tps=min_tps) for c in models]
+        return {wish: p.evaluation for p in choose_picks(evaluations) for wish in p.wishes}
+
+    before = pick(available, 1.0, 1.0)
+    for after in (pick(available + more, 1.0, 1.0), pick(available + more, faster, faster_prefill)):
+        for wish, old in before.items():
+            assert wish in after
+            assert not is_worse(after[wish], old), (wish.label, old, after[wish])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    points=st.lists(st.floats(-10, 40), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_picks_are_ordered_by_time(points: list[float], data: st.DataObject) -> None:
+    seconds = data.draw(st.lists(st.floats(0.5, 500), min_size=len(points), max_size=len(points)))
+    evaluations = [
+        make_evaluation(f"{index}:Q4_0", points=p, seconds=s)
+        for index, (p, s) in enumerate(zip(points, seconds, strict=True))
+    ]
+    chosen = {wish: pick.evaluation for pick in choose_picks(evaluations) for wish in pick.wishes}
+    assert set(chosen) == set(WISHES)
+    for quick, slow in ((FAST, BALANCED), (BALANCED, BEST_QUALITY)):
+        # Ties can exchange models whose scores differ by a quarter of a point.
+        if chosen[quick].points <= chosen[slow].points - 0.5:
+            assert (chosen[quick].ranking_s or 0) <= (chosen[slow].ranking_s or 0)
+    useful = [e for e in evaluations if e.points >= 8 and (e.ranking_s or 0) <= 30]
+    assert not useful or (chosen[BALANCED].ranking_s or 0) <= 30
+
+
+def test_evaluation_of_all_candidates_gives_three_picks() -> None:
+    assert set(pick_names(evaluate_all(machine(12 * GIB, rates=RATES)))) == set(WISHES)
