@@ -55,6 +55,11 @@ def diagnose() -> dict[str, Any]:
         paths.models_dir(), tuple(load_saved_gpus()), speeds.read_bytes_per_s if speeds else 0.0,
         model_file=Path(starter_path) if starter_path else None, product_rates=speeds.product_rates if speeds else None,
     )  # fmt: skip
+    if speeds is not None:
+        profile = msgspec.structs.replace(
+            profile, attention_rates=speeds.attention_rates, operations_per_s=speeds.operations_per_s,
+            products_per_s=speeds.products_per_s,
+        )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
     backends, bundle, problem = _test_backends()
     _, problems = config.load()

@@ -50,6 +50,12 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Number of weights that the processor multiplies per second in prefill, counted once per token; 0.0 if unknown."""
     product_rates: dict[str, dict[int, float]] = {}
     """Measured number of weights multiplied per second, by tensor type and batch size; empty if not measured."""
+    attention_rates: dict[str, dict[int, float]] = {}
+    """Measured number of KV cache elements that attention reads per second, by KV cache type and batch size."""
+    operations_per_s: float = 0.0
+    """Measured number of small ggml operations per second; 0.0 if not measured."""
+    products_per_s: float = 0.0
+    """Measured number of products of small matrices per second; 0.0 if not measured."""
     sources: str = ""
     """Where the figures of a described machine come from, and which of them are estimates."""
 

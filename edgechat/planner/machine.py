@@ -100,5 +100,7 @@ def speeds_from_profile(profile: HardwareProfile) -> KernelSpeeds | None:
         return None
     return KernelSpeeds(
         backend="", n_threads=profile.n_threads, product_rates=profile.product_rates,
+        attention_rates=profile.attention_rates, operations_per_s=profile.operations_per_s,
+        products_per_s=profile.products_per_s,
         file_layout_product_rates={t: r for t, r in profile.product_rates.items() if t in REPACKED_TYPES},
     )  # fmt: skip
