@@ -44,7 +44,7 @@ _CONTINUATION: Final = "\x01"
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
 
 
-_tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Any]] = weakref.WeakKeyDictionary()
+_tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], tuple[Any, bool]]] = weakref.WeakKeyDictionary()
 
 
 class _Vocabulary:
@@ -67,6 +67,7 @@ class _Vocabulary:
             texts[t] if t in text_token_ids else _SPECIAL_PREFIX + texts[t] if t in texts else model.token_to_piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
+        self.has_all_bytes = len({t for t in self.tokens if len(t) == 1}) == 256  # noqa: PLR2004  (values of a byte)
         # A strong reference to the model would prevent `_tokenizers` from removing the model's entry.
         self._model: Model = weakref.proxy(model)
         adds_space = b"".join(map(model.token_to_piece, self._tokenize("a"))).startswith(b" ")
@@ -87,23 +88,27 @@ class _Vocabulary:
 class Grammar:
     """Compiled grammar, with the parser state of one output."""
 
-    def __init__(self, matcher: LLMatcher, n_vocab: int, tokenize: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self, matcher: LLMatcher, n_vocab: int, tokenize: Callable[[str], list[int]], *, has_all_bytes: bool = True
+    ) -> None:
         """Create a grammar from a matcher of llguidance. `tokenize` tokenises a text in the middle of an output.
 
-        Raises GrammarError if the matcher reports an error in the grammar, and EngineError for a fault of llguidance.
+        `has_all_bytes` is true if the vocabulary has tokens for all texts. Raises GrammarError if the matcher reports
+        an error in the grammar, and EngineError for a fault of llguidance.
         """
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._tokenize = tokenize
+        self._has_all_bytes = has_all_bytes
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _convert_error(str(self._matcher.get_error()))
+            raise _convert_error(str(self._matcher.get_error()), has_all_bytes=self._has_all_bytes)
 
     def copy(self) -> Grammar:
         """Return an independent copy in the same state."""
-        return Grammar(self._matcher.deep_copy(), self._n_vocab, self._tokenize)
+        return Grammar(self._matcher.deep_copy(), self._n_vocab, self._tokenize, has_all_bytes=self._has_all_bytes)
 
     @property
     def is_complete(self) -> bool:
@@ -166,8 +171,9 @@ def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ())
     are not limited: call `check_grammar` in a child process first. Raises GrammarError if the grammar is invalid, or if
     llguidance is not installed.
     """
-    tokenizer = _get_tokenizer(model, tuple(text_tokens))
-    return Grammar(_create_matcher(tokenizer, grammar), model.n_vocab, tokenizer.tokenize_str)
+    tokenizer, has_all_bytes = _get_tokenizer(model, tuple(text_tokens))
+    matcher = _create_matcher(tokenizer, grammar)
+    return Grammar(matcher, model.n_vocab, tokenizer.tokenize_str, has_all_bytes=has_all_bytes)
 
 
 def check_grammar(grammar: str) -> None:
@@ -199,11 +205,15 @@ def _create_matcher(tokenizer: Any, grammar: str) -> LLMatcher:
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
 
 
-def _convert_error(message: str) -> EdgechatError:
+def _convert_error(message: str, *, has_all_bytes: bool = True) -> EdgechatError:
     """Return the exception for an error message of llguidance, shortened to one sentence."""
     cause = " ".join(_ERROR_PREFIX.sub("", _ERROR_DETAILS.split(message, maxsplit=1)[0]).split())[:_MAX_ERROR_CHARS]
     if cause.startswith("NoExtension"):
         cause = "no text matches the grammar"
+    elif "forced bytes" in cause and not has_all_bytes:
+        cause = (
+            "it demands a character that the vocabulary of this model cannot write. Choose another character or model."
+        )
     elif _INTERNAL_ERROR.match(cause):
         return EngineError(f"The output format cannot be enforced because of a fault in llguidance: {cause}.")
     elif _LIMIT_ERROR.search(cause):
@@ -211,16 +221,18 @@ def _convert_error(message: str) -> EdgechatError:
     return GrammarError(f"The output format cannot be enforced: {cause}")
 
 
-def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
-    """Return llguidance's tokenizer of a model, from a cache because creating a tokenizer takes up to a second."""
+def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> tuple[Any, bool]:
+    """Return llguidance's tokenizer of a model, and whether it has tokens for all texts.
+
+    Creating a tokenizer takes up to a second, so they are kept.
+    """
     tokenizers = _tokenizers.setdefault(model, {})
     if text_tokens not in tokenizers:
         import llguidance
 
         vocabulary = _Vocabulary(model, text_tokens)
-        tokenizers[text_tokens] = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.eog_tokens
-        )
+        tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.eog_tokens)
+        tokenizers[text_tokens] = tokenizer, vocabulary.has_all_bytes
     return tokenizers[text_tokens]
 
 

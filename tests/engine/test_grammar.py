@@ -79,6 +79,14 @@ def test_invalid_grammar_is_an_error(engine: EngineClient) -> None:
     assert generate(engine, max_tokens=2)[1].stats.completion_tokens == 2
 
 
+def test_character_that_the_vocabulary_cannot_write_is_named(engine: EngineClient) -> None:
+    for character in ("\U00040000", "\U00080000x"):  # their UTF-8 begins with a byte for which the starter has no token
+        with pytest.raises(GrammarError, match="cannot write"):
+            generate(engine, grammars=[f"start: %json {json.dumps({'const': character})}"])
+    choice = json.dumps({"enum": ["\U00040000", "a"]})
+    assert generate(engine, grammars=[f"start: %json {choice}"])[0] == {0: '"a"'}
+
+
 def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
     generate(engine, grammars=[NUMBERS], max_tokens=1)  # builds the tokenizer of the grammars once
     names = {f"property_{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i % 50 + 1}}}$"} for i in range(4000)}

@@ -94,7 +94,8 @@ def test_unsupported_schema_keyword_is_named(server: ServerProcess, schema: Any,
     assert status == 400, answer
     assert message in answer["error"]["message"]
     if isinstance(schema, dict):  # a tool with this schema refuses nothing, unless it is strict
-        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        parameters = {"type": "object", "properties": {"a": schema}}
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
         status, answer = server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
         assert status == 200, answer
 
