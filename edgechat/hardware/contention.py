@@ -1,0 +1,270 @@
+"""Detection of measurements that were disturbed by other programs, or by a pause of this process.
+
+Everything that is measured and remembered is measured with `Stopwatch` (steps of milliseconds) or `LongStopwatch`
+(benchmarks of seconds). A disturbed measurement is discarded, or used only until there is an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+# Time of other programs, in cores, that is missing for the threads of a computation and disturbs it. The terminal UI
+# takes about 0.1 cores while it paints a reply.
+_MAX_EXCESS_LOAD: Final = 0.3
+# Window over which the load of other programs is measured. Linux counts CPU time in ticks of 10 ms.
+_LOAD_WINDOW_S: Final = 0.25
+# Time after which the load of other programs says nothing about the present.
+_MAX_LOAD_AGE_S: Final = 1.0
+# Weight of the time of processes with a low priority. Linux gives a process at nice 10 a tenth, and one at nice 19 a
+# seventieth, of the time of a process with normal priority.
+_NICE_WEIGHT: Final = 0.1
+# Time that a thread waits at most after it was preempted; a time slice of Linux is 3 to 10 ms long.
+_PREEMPTION_S: Final = 0.01
+# Fraction of the time of a step that preempted threads may lose.
+_MAX_LOST_FRACTION: Final = 0.1
+# A computation whose threads had less than this fraction of their CPU time was paused or starved. Threads sleep in long
+# waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
+_MIN_CPU_FRACTION: Final = 0.5
+_MIN_CPU_FRACTION_DURATION_S: Final = 0.005
+# A computation on a GPU needs little CPU time, so only a long pause is recognised.
+_MIN_GPU_CPU_FRACTION: Final = 0.02
+_MIN_GPU_DURATION_S: Final = 1.0
+# Difference between clocks from which the machine counts as suspended, since clocks are read one after another, and
+# time synchronisation slews the system time.
+_MIN_SUSPENDED_S: Final = 0.1
+# Interval of the ticks in a long measurement, and the delay of a tick from which the process counts as paused. On a
+# busy machine, a thread that mostly sleeps is delayed by some time slices.
+_TICK_S: Final = 0.1
+_MIN_PAUSE_S: Final = 0.5
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Time and resources that a computation used. Times are in seconds."""
+
+    elapsed_s: float
+    cpu_s: float
+    """CPU time of all threads of the process."""
+    n_preemptions: int = 0
+    """Number of involuntary context switches of all threads; 0 on systems that do not count them."""
+    suspended_s: float = 0.0
+    """Time during which the machine was suspended, which the monotonic clock of some systems does not count."""
+    excess_load: float = 0.0
+    """CPU time per second of other programs that exceeds the cores without a thread of the computation."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Duration of a computation, and what disturbed it."""
+
+    elapsed_s: float
+    disturbance: str = ""
+    """Reason why the duration is too long, as a clause for logs; "" if nothing was noticed."""
+
+    @property
+    def is_disturbed(self) -> bool:
+        """True if another program or a pause has probably made the computation slower."""
+        return bool(self.disturbance)
+
+
+def find_disturbance(usage: Usage, n_threads: int) -> str:
+    """Return what disturbed a computation by `n_threads` threads; "" if nothing did.
+
+    `n_threads` is 0 for a computation that mostly runs on a GPU.
+    """
+    if usage.suspended_s >= _MIN_SUSPENDED_S:
+        return f"the machine was suspended for {usage.suspended_s:.1f} s"
+    if usage.excess_load > _MAX_EXCESS_LOAD:
+        return f"other programs took {usage.excess_load:.1f} of the cores"
+    return _find_lost_time(usage, n_threads) if n_threads else _find_long_pause(usage)
+
+
+def _find_lost_time(usage: Usage, n_threads: int) -> str:
+    elapsed_s = usage.elapsed_s
+    lost_s = n_threads * elapsed_s - usage.cpu_s
+    if elapsed_s >= _MIN_CPU_FRACTION_DURATION_S and lost_s > (1 - _MIN_CPU_FRACTION) * n_threads * elapsed_s:
+        return f"the process was paused or starved: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.3f} s"
+    if min(lost_s, usage.n_preemptions * _PREEMPTION_S) > _MAX_LOST_FRACTION * elapsed_s:
+        return f"other programs preempted it {usage.n_preemptions} times in {elapsed_s:.3f} s"
+    return ""
+
+
+def _find_long_pause(usage: Usage) -> str:
+    elapsed_s = usage.elapsed_s
+    if elapsed_s < _MIN_GPU_DURATION_S or usage.cpu_s >= _MIN_GPU_CPU_FRACTION * elapsed_s:
+        return ""
+    return f"the process was paused: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.1f} s"
+
+
+def count_allowed_cpus() -> int:
+    """Return the number of logical CPUs on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_busy_s_of_cpus() -> float | None:
+    """Return the CPU time of all programs since the start of the machine, on the CPUs that this process may use.
+
+    Time stolen by other virtual machines is included; processes with low priority count a tenth. None if unknown.
+    """
+    import psutil
+
+    try:
+        if count_allowed_cpus() == os.cpu_count():
+            times = [psutil.cpu_times()]
+        else:
+            by_cpu = psutil.cpu_times(percpu=True)
+            times = [by_cpu[cpu] for cpu in os.sched_getaffinity(0) if cpu < len(by_cpu)]
+    except (OSError, RuntimeError, AttributeError):
+        return None
+    # The times of interrupts on Windows, "interrupt" and "dpc", are part of the system time.
+    names = ("user", "system", "irq", "softirq", "steal")
+    busy_s = sum(getattr(t, name, 0.0) for t in times for name in names)
+    return busy_s + _NICE_WEIGHT * sum(getattr(t, "nice", 0.0) for t in times)
+
+
+class LoadMonitor:
+    """Load of other programs, over a window of about a quarter of a second. Cheap enough to be read at each step."""
+
+    def __init__(
+        self, read_own_cpu_s: Callable[[], float] = time.process_time,
+        read_busy_s: Callable[[], float | None] = read_busy_s_of_cpus, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Create a monitor. `read_own_cpu_s` returns the CPU time of the programs that do not count as others."""
+        self._read_own_cpu_s, self._read_busy_s, self._clock = read_own_cpu_s, read_busy_s, clock
+        self._read_at, self._busy_s, self._own_cpu_s = float("-inf"), 0.0, 0.0
+        self._load: float | None = None
+        self.n_windows = 0
+        """Number of windows with a known load."""
+
+    def others_load(self) -> float | None:
+        """Return the CPU time per second of other programs in the last window; None if unknown."""
+        now = self._clock()
+        elapsed_s = now - self._read_at
+        if elapsed_s < _LOAD_WINDOW_S:
+            return self._load
+        busy_s, own_cpu_s = self._read_busy_s(), self._read_own_cpu_s()
+        if busy_s is None:
+            return None
+        is_recent = elapsed_s <= _MAX_LOAD_AGE_S
+        others_s = busy_s - self._busy_s - (own_cpu_s - self._own_cpu_s)
+        self._load = max(0.0, others_s / elapsed_s) if is_recent else None
+        self.n_windows += is_recent
+        self._read_at, self._busy_s, self._own_cpu_s = now, busy_s, own_cpu_s
+        return self._load
+
+    def excess_load(self, n_threads: int) -> float:
+        """Return the load of other programs beyond the cores that `n_threads` threads leave free; 0.0 if unknown."""
+        load = self.others_load()
+        return max(0.0, load - max(0, count_allowed_cpus() - n_threads)) if load is not None else 0.0
+
+
+_monitor = LoadMonitor()
+
+
+class Stopwatch:
+    """Measures a computation of some milliseconds in this process; takes about 10 microseconds."""
+
+    def __init__(self, n_threads: int) -> None:
+        """Start to measure a computation by `n_threads` threads, 0 if it mostly runs on a GPU."""
+        self._n_threads = n_threads
+        _monitor.others_load()
+        self._suspended_s = _read_suspended_s()
+        self._n_preemptions = _count_preemptions()
+        self._cpu_s = time.process_time()
+        self.started_at = time.monotonic()
+
+    def stop(self) -> Timing:
+        """Return the time since the start. Can be called more than once."""
+        elapsed_s = time.monotonic() - self.started_at
+        usage = Usage(
+            elapsed_s=elapsed_s, cpu_s=time.process_time() - self._cpu_s,
+            n_preemptions=_count_preemptions() - self._n_preemptions,
+            suspended_s=_read_suspended_s() - self._suspended_s,
+            excess_load=_monitor.excess_load(self._n_threads),
+        )  # fmt: skip
+        return Timing(elapsed_s, find_disturbance(usage, self._n_threads))
+
+
+class LongStopwatch:
+    """Measures a computation of seconds in this process; notices each pause, and other programs in each interval."""
+
+    def __init__(self, n_threads: int) -> None:
+        """Start to measure a computation by `n_threads` threads, 0 if it needs little CPU time.
+
+        A thread reads clocks ten times a second until `stop` is called.
+        """
+        self._n_threads = n_threads
+        self._monitor = LoadMonitor()
+        self._is_done = threading.Event()
+        self._started_at, self._suspended_s, self._disturbance = time.monotonic(), _read_suspended_s(), ""
+        self._thread = threading.Thread(target=self._watch, name="contention", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> Timing:
+        """End the measurement and return the time since the start."""
+        elapsed_s = time.monotonic() - self._started_at
+        self._is_done.set()
+        self._thread.join()
+        usage = Usage(elapsed_s=elapsed_s, cpu_s=elapsed_s, suspended_s=_read_suspended_s() - self._suspended_s)
+        return Timing(elapsed_s, self._disturbance or find_disturbance(usage, 0))
+
+    def _watch(self) -> None:
+        monitor, ticked_at = self._monitor, time.monotonic()
+        n_windows, n_busy_windows = 0, 0
+        is_done = False
+        while not is_done:
+            is_done = self._is_done.wait(_TICK_S)
+            now = time.monotonic()
+            if now - ticked_at - _TICK_S >= _MIN_PAUSE_S:
+                self._disturbance = f"the process was paused for {now - ticked_at:.1f} s"
+            ticked_at = now
+            excess_load = monitor.excess_load(self._n_threads)
+            if monitor.n_windows > n_windows:
+                n_windows, n_busy_windows = monitor.n_windows, n_busy_windows + (excess_load > _MAX_EXCESS_LOAD)
+        if not self._disturbance and n_busy_windows > _MAX_LOST_FRACTION * n_windows:
+            self._disturbance = f"other programs were busy in {n_busy_windows} of {n_windows} intervals"
+
+
+class AwakeClock:
+    """Clock that stands still while this process is stopped or the machine is suspended; read it every second."""
+
+    MAX_STEP_S: Final = 1.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read_at = clock()
+        self._awake_s = 0.0
+
+    def read(self) -> float:
+        """Return the time in seconds since the creation, without pauses."""
+        now = self._clock()
+        self._awake_s += min(max(0.0, now - self._read_at), self.MAX_STEP_S)
+        self._read_at = now
+        return self._awake_s
+
+
+def is_machine_busy(n_threads: int) -> bool:
+    """Return whether other programs leave less than `n_threads` cores free. Waits for a quarter of a second."""
+    monitor = LoadMonitor()
+    monitor.others_load()
+    time.sleep(_LOAD_WINDOW_S * 1.1)
+    return monitor.excess_load(n_threads) > _MAX_EXCESS_LOAD
+
+
+def _count_preemptions() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _read_suspended_s() -> float:
+    """Return a number that grows by the time during which the machine is suspended."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return time.time() - time.monotonic()
