@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgechat.config import Sampling
+from edgechat.hardware.contention import Stopwatch
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import DecodeAborted, NoKvSlotError
 from edgechat.runtime.grammar import Grammar
@@ -105,6 +106,9 @@ class FakeContext:
 
     def synchronize(self) -> None:
         pass
+
+    def start_stopwatch(self) -> Stopwatch:
+        return Stopwatch(1)
 
     # Methods of `KvMemory`, which the prefix cache uses
 

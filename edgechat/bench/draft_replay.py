@@ -55,7 +55,9 @@ class _FixedStepCosts(StepCosts):
         super().__init__()
         self.ratios = costs.ratios
 
-    def record(self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False) -> None:
+    def record(
+        self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False, is_disturbed: bool = False
+    ) -> None:
         """Record a step, but not its time, because the costs are constant.
 
         The number of steps since the last step without a draft is counted, so that probing steps are replayed too.

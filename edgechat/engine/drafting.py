@@ -108,7 +108,7 @@ class DraftManager:
         The costs are those at the length of the longest sequence.
         """
         costs, depth = self._profile.costs, self._find_max_depth()
-        return {n: costs.ratio(n, depth) for n in STEP_SIZES if costs.is_measured(n, depth)}
+        return {n: costs.ratio(n, depth) for n in STEP_SIZES if costs.has_cost(n, depth)}
 
     def _find_longest_seq(self) -> int:
         return max(range(self._context.n_seqs), key=lambda seq: len(self._context.tokens(seq)))
@@ -199,10 +199,9 @@ class DraftManager:
             return
         tokens = ([*context.tokens(seq)[-size:]] or [0]) * size
         source_seq = seq if depth else None
-        for _ in range(_WARM_UP_STEPS):
-            single_step_s = context.time_decode(tokens[:1], source_seq)
-        costs.record(1, depth, single_step_s, is_benchmark=True)
-        costs.record(size, depth, context.time_decode(tokens[:size], source_seq), is_benchmark=True)
+        single_steps = [context.time_decode(tokens[:1], source_seq) for _ in range(_WARM_UP_STEPS)]
+        for n_tokens, timing in ((1, single_steps[-1]), (size, context.time_decode(tokens[:size], source_seq))):
+            costs.record(n_tokens, depth, timing.elapsed_s, is_benchmark=True, is_disturbed=timing.is_disturbed)
         self._has_unsaved_profile = True
 
     def finish(self, deadline: float) -> None:

@@ -155,22 +155,22 @@ class ActiveRequest:
         pending = self._pending_prefills[0]
         context, cache, tokens = self._context, self._cache, pending.tokens
         checkpoints = [] if context.can_truncate else [t for t in self.params.turn_starts if 0 < t < len(tokens)]
-        self.last_prefill_at = started_at = time.monotonic()
+        self.last_prefill_at = time.monotonic()
         if pending.seq is None:
             pending.seq = self._acquire_sequence(pending)
             if len(context.tokens(pending.seq)) in checkpoints:
                 cache.checkpoint(pending.seq)
-            started_at = time.monotonic()
         seq = pending.seq
         start = len(context.tokens(seq))
         needs_all_logits = self.params.prompt_logprobs and pending.output is None
         max_tokens = min(max_tokens, context.max_outputs) if needs_all_logits else max_tokens
         end = min([len(tokens), start + max_tokens, *(t for t in checkpoints if t > start)])
+        stopwatch = context.start_stopwatch()
         context.decode(tokens[start:end], seq, all_logits=needs_all_logits)
         context.synchronize()
-        elapsed_s = time.monotonic() - started_at
-        self._prefill_s += elapsed_s
-        cache.throughput.prefill.record(end - start, elapsed_s)
+        timing = stopwatch.stop()
+        self._prefill_s += timing.elapsed_s
+        cache.throughput.prefill.record(end - start, timing.elapsed_s, is_disturbed=timing.is_disturbed)
         if end in checkpoints:
             cache.checkpoint(seq)
         if needs_all_logits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -11,6 +10,7 @@ from edgechat.engine.protocol import Event, create_failure_event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
 from edgechat.errors import EdgechatError, EngineError
+from edgechat.hardware.contention import Timing
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.speculation.speculator import Speculator
@@ -182,7 +182,7 @@ class Scheduler:
             self._drafted_sequence = sequence
         depth = len(context.tokens(sequence.seq))
         draft = sequence.find_allowed_prefix(speculator.propose(min(sequence.max_draft, context.max_rollback), depth))
-        started_at = time.monotonic()
+        stopwatch = context.start_stopwatch()
         try:
             draft = self._decode_with_draft(request, sequence, draft)
         except NoKvSlotError:
@@ -191,8 +191,8 @@ class Scheduler:
         if sequence not in request.decoding_sequences:
             return
         context.synchronize()
-        step_s = time.monotonic() - started_at
-        self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
+        timing = stopwatch.stop()
+        self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, timing))
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
         """Decode the next token and `draft`, or only the token if the draft does not fit; return the decoded draft.
@@ -223,7 +223,7 @@ class Scheduler:
         draft: list[int],
         speculator: Speculator,
         depth: int,
-        step_s: float,
+        timing: Timing,
     ) -> None:
         """Sample and accept tokens until one differs from the draft or ends the sequence; roll back rejected tokens."""
         seq, n_accepted, is_unfinished, token = sequence.seq, 0, True, sequence.next_token
@@ -234,7 +234,7 @@ class Scheduler:
                 break
             n_accepted += 1
         self._context.rollback(seq, len(draft) - n_accepted)
-        speculator.record_step(len(draft), n_accepted, token, depth, step_s)
+        speculator.record_step(len(draft), n_accepted, token, depth, timing.elapsed_s, is_disturbed=timing.is_disturbed)
         speculator.append([*draft[:n_accepted], token])
         if not is_unfinished:
             request.release_sequence(sequence)

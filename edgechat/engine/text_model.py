@@ -20,6 +20,7 @@ from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
 from edgechat.errors import EdgechatError, EngineError, GrammarError, RequestCancelledError
+from edgechat.hardware.contention import Stopwatch
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.backends.bundle import find_bundle
@@ -73,7 +74,10 @@ class TextModel(EngineModel):
         self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
         self._idle_since: float | None = None
         """Time when the idle work began to wait for other engines, on the monotonic clock; None in a reply."""
-        self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
+        self._cache = PrefixCache(
+            context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk,
+            start_timer=partial(Stopwatch, 1, is_cpu_bound=False),
+        )  # fmt: skip
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []

@@ -14,12 +14,14 @@ from typing import Final
 
 import msgspec
 
-# Time of other programs, in cores, that is missing for the threads of a computation and disturbs it. The terminal UI
-# takes about 0.1 cores while it paints a reply.
-_MAX_EXCESS_LOAD: Final = 0.3
+MAX_EXCESS_LOAD: Final = 0.3
+"""Time of other programs, in cores, that is missing for the threads of a computation and disturbs it.
+
+The terminal UI takes about 0.1 cores while it paints a reply.
+"""
 # Window over which the load of other programs is measured. Linux counts CPU time in ticks of 10 ms.
 _LOAD_WINDOW_S: Final = 0.25
-# Time after which the load of other programs says nothing about the present.
+# Time after which the load of other programs says nothing about a computation that starts.
 _MAX_LOAD_AGE_S: Final = 1.0
 # Weight of the time of processes with a low priority. Linux gives a process at nice 10 a tenth, and one at nice 19 a
 # seventieth, of the time of a process with normal priority.
@@ -32,7 +34,7 @@ _MAX_LOST_FRACTION: Final = 0.1
 # waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
 _MIN_CPU_FRACTION: Final = 0.5
 _MIN_CPU_FRACTION_DURATION_S: Final = 0.005
-# A computation on a GPU needs little CPU time, so only a long pause is recognised.
+# A computation that waits for a GPU or a disk needs little CPU time, so only a long pause is recognised.
 _MIN_GPU_CPU_FRACTION: Final = 0.02
 _MIN_GPU_DURATION_S: Final = 1.0
 # Difference between clocks from which the machine counts as suspended, since clocks are read one after another, and
@@ -74,11 +76,11 @@ class Timing(msgspec.Struct, frozen=True):
 def find_disturbance(usage: Usage, n_threads: int) -> str:
     """Return what disturbed a computation by `n_threads` threads; "" if nothing did.
 
-    `n_threads` is 0 for a computation that mostly runs on a GPU.
+    `n_threads` is 0 for a computation that mostly waits for a GPU or a disk.
     """
     if usage.suspended_s >= _MIN_SUSPENDED_S:
         return f"the machine was suspended for {usage.suspended_s:.1f} s"
-    if usage.excess_load > _MAX_EXCESS_LOAD:
+    if usage.excess_load > MAX_EXCESS_LOAD:
         return f"other programs took {usage.excess_load:.1f} of the cores"
     return _find_lost_time(usage, n_threads) if n_threads else _find_long_pause(usage)
 
@@ -140,21 +142,31 @@ class LoadMonitor:
         self.n_windows = 0
         """Number of windows with a known load."""
 
+    def restart(self) -> None:
+        """Prepare for a computation that starts now: forget the load of a window that ended a second ago."""
+        if self._clock() - self._read_at > _MAX_LOAD_AGE_S:
+            self._read_window(self._clock())
+            self._load = None
+        else:
+            self.others_load()
+
     def others_load(self) -> float | None:
         """Return the CPU time per second of other programs in the last window; None if unknown."""
         now = self._clock()
-        elapsed_s = now - self._read_at
-        if elapsed_s < _LOAD_WINDOW_S:
-            return self._load
-        busy_s, own_cpu_s = self._read_busy_s(), self._read_own_cpu_s()
-        if busy_s is None:
-            return None
-        is_recent = elapsed_s <= _MAX_LOAD_AGE_S
-        others_s = busy_s - self._busy_s - (own_cpu_s - self._own_cpu_s)
-        self._load = max(0.0, others_s / elapsed_s) if is_recent else None
-        self.n_windows += is_recent
-        self._read_at, self._busy_s, self._own_cpu_s = now, busy_s, own_cpu_s
+        if now - self._read_at >= _LOAD_WINDOW_S:
+            self._read_window(now)
         return self._load
+
+    def _read_window(self, now: float) -> None:
+        busy_s, own_cpu_s, elapsed_s = self._read_busy_s(), self._read_own_cpu_s(), now - self._read_at
+        self._load = None
+        if busy_s is None:
+            return
+        if elapsed_s < float("inf"):
+            others_s = busy_s - self._busy_s - (own_cpu_s - self._own_cpu_s)
+            self._load = max(0.0, others_s / elapsed_s)
+            self.n_windows += 1
+        self._read_at, self._busy_s, self._own_cpu_s = now, busy_s, own_cpu_s
 
     def excess_load(self, n_threads: int) -> float:
         """Return the load of other programs beyond the cores that `n_threads` threads leave free; 0.0 if unknown."""
@@ -168,10 +180,10 @@ _monitor = LoadMonitor()
 class Stopwatch:
     """Measures a computation of some milliseconds in this process; takes about 10 microseconds."""
 
-    def __init__(self, n_threads: int) -> None:
-        """Start to measure a computation by `n_threads` threads, 0 if it mostly runs on a GPU."""
-        self._n_threads = n_threads
-        _monitor.others_load()
+    def __init__(self, n_threads: int, *, is_cpu_bound: bool = True) -> None:
+        """Start to measure a computation by `n_threads` threads; it is not CPU-bound if it waits for a GPU or disk."""
+        self._n_threads, self._is_cpu_bound = n_threads, is_cpu_bound
+        _monitor.restart()
         self._suspended_s = _read_suspended_s()
         self._n_preemptions = _count_preemptions()
         self._cpu_s = time.process_time()
@@ -186,14 +198,14 @@ class Stopwatch:
             suspended_s=_read_suspended_s() - self._suspended_s,
             excess_load=_monitor.excess_load(self._n_threads),
         )  # fmt: skip
-        return Timing(elapsed_s, find_disturbance(usage, self._n_threads))
+        return Timing(elapsed_s, find_disturbance(usage, self._n_threads if self._is_cpu_bound else 0))
 
 
 class LongStopwatch:
     """Measures a computation of seconds in this process; notices each pause, and other programs in each interval."""
 
     def __init__(self, n_threads: int) -> None:
-        """Start to measure a computation by `n_threads` threads, 0 if it needs little CPU time.
+        """Start to measure a computation by `n_threads` threads.
 
         A thread reads clocks ten times a second until `stop` is called.
         """
@@ -224,7 +236,7 @@ class LongStopwatch:
             ticked_at = now
             excess_load = monitor.excess_load(self._n_threads)
             if monitor.n_windows > n_windows:
-                n_windows, n_busy_windows = monitor.n_windows, n_busy_windows + (excess_load > _MAX_EXCESS_LOAD)
+                n_windows, n_busy_windows = monitor.n_windows, n_busy_windows + (excess_load > MAX_EXCESS_LOAD)
         if not self._disturbance and n_busy_windows > _MAX_LOST_FRACTION * n_windows:
             self._disturbance = f"other programs were busy in {n_busy_windows} of {n_windows} intervals"
 
@@ -252,7 +264,7 @@ def is_machine_busy(n_threads: int) -> bool:
     monitor = LoadMonitor()
     monitor.others_load()
     time.sleep(_LOAD_WINDOW_S * 1.1)
-    return monitor.excess_load(n_threads) > _MAX_EXCESS_LOAD
+    return monitor.excess_load(n_threads) > MAX_EXCESS_LOAD
 
 
 def _count_preemptions() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ from edgechat.prefix.kv_memory import KvMemory
 from edgechat.prefix.restore_plan import RestorePlan, RestorePlanner
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_store import SegmentStore
-from edgechat.prefix.throughput import PrefixThroughput
+from edgechat.prefix.throughput import PlainTimer, PrefixThroughput, Timer
 from edgechat.prefix.tree import Match, Node, PrefixTree
 
 # Minimum length of a saved segment: computing fewer tokens again is faster than opening a file.
@@ -46,7 +46,12 @@ class PrefixCache:
     Leased sequences are never evicted.
     """
 
-    def __init__(self, memory: KvMemory, *, ram_cap_bytes: int = 0, disk: DiskTier | None = None) -> None:
+    def __init__(
+        self, memory: KvMemory, *, ram_cap_bytes: int = 0, disk: DiskTier | None = None,
+        start_timer: Callable[[], Timer] = PlainTimer,
+    ) -> None:  # fmt: skip
+        """Create an empty cache. `start_timer` starts to measure how long a segment takes to restore."""
+        self._start_timer = start_timer
         self.tree = PrefixTree()
         self.throughput = PrefixThroughput()
         self.leaves: dict[int, Node] = {}
@@ -102,7 +107,7 @@ class PrefixCache:
         if seq is None:
             return None
         n_tokens_by_tier = {"ram": 0, "disk": 0}
-        started_at = time.monotonic()
+        timer = self._start_timer()
         for segment, data in self.store.read(plan.segments):
             n_tokens_before = len(memory.tokens(seq))
             tier = "ram" if isinstance(data, bytearray) else "disk"
@@ -113,8 +118,9 @@ class PrefixCache:
                 return None
             n_tokens_by_tier[tier] += len(memory.tokens(seq)) - n_tokens_before
             throughput = self.throughput.ram if tier == "ram" else self.throughput.disk
-            throughput.record(segment.n_bytes, time.monotonic() - started_at)
-            started_at = time.monotonic()
+            timing = timer.stop()
+            throughput.record(segment.n_bytes, timing.elapsed_s, is_disturbed=timing.is_disturbed)
+            timer = self._start_timer()
         return CachedPrefix(
             seq=seq,
             live_tokens=plan.base_tokens,

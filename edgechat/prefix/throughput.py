@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from typing import Final, NamedTuple, Protocol
 
 # Defaults before the first measurement. They are low, because a wrong estimate costs most time on a slow machine.
 _DEFAULT_PREFILL_TOKENS_PER_S: Final = 50.0
@@ -14,23 +15,66 @@ _MEASUREMENT_WEIGHT: Final = 0.3
 _MIN_DURATION_S: Final = 1e-4
 
 
+class Timing(Protocol):
+    """Result of a timer."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time in seconds since the timer was started."""
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether another program or a pause has made the time longer."""
+
+
+class Timer(Protocol):
+    """Measurement that was started."""
+
+    def stop(self) -> Timing:
+        """Return the time since the start."""
+
+
+class _PlainTiming(NamedTuple):
+    elapsed_s: float
+    is_disturbed: bool = False
+
+
+class PlainTimer:
+    """Timer that notices no disturbances."""
+
+    def __init__(self) -> None:
+        self._started_at = time.monotonic()
+
+    def stop(self) -> Timing:
+        """Return the time since the start."""
+        return _PlainTiming(time.monotonic() - self._started_at)
+
+
 class Throughput:
     """Exponential moving average of an amount per second."""
 
     def __init__(self, default_per_s: float) -> None:
         self.per_s = default_per_s
         self._is_measured = False
+        self._has_disturbed_value = False
 
-    def record(self, amount: float, elapsed_s: float) -> None:
-        """Add a measurement: `amount` was processed in `elapsed_s`. Ignore zero amounts and times below 0.1 ms."""
+    def record(self, amount: float, elapsed_s: float, *, is_disturbed: bool = False) -> None:
+        """Add a measurement: `amount` was processed in `elapsed_s`. Ignore zero amounts and times below 0.1 ms.
+
+        A measurement that another program or a pause has disturbed counts only while there is no undisturbed one; of
+        several, the fastest counts.
+        """
         if amount <= 0 or elapsed_s < _MIN_DURATION_S:
             return
         measured_per_s = amount / elapsed_s
-        if self._is_measured:
+        if is_disturbed:
+            if not self._is_measured:
+                self.per_s = max(self.per_s, measured_per_s) if self._has_disturbed_value else measured_per_s
+                self._has_disturbed_value = True
+        elif self._is_measured:
             self.per_s += _MEASUREMENT_WEIGHT * (measured_per_s - self.per_s)
         else:
-            self.per_s = measured_per_s
-        self._is_measured = True
+            self.per_s, self._is_measured = measured_per_s, True
 
     def duration_s(self, amount: float) -> float:
         """Return the expected time to process `amount`, in seconds."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import ComputeError, EngineError, PlanError
+from edgechat.hardware.contention import Stopwatch, Timing
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
@@ -51,6 +51,8 @@ class Context(SequenceMemory):
         self.n_ctx = int(llama.llama_n_ctx(pointer))
         self.n_batch = int(llama.llama_n_batch(pointer))
         self.n_threads = plan.n_threads
+        self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
+        self._is_cpu_bound = options.n_gpu_layers == 0
         self.kv_type = options.kv_type
         self._abort_flag = native.edgechat_abort_flag_new()
         self._is_aborted = False
@@ -128,18 +130,22 @@ class Context(SequenceMemory):
         top_tokens = _find_largest(logprobs, n_top)
         return float(logprobs[token]), [(int(t), float(logprobs[t])) for t in top_tokens]
 
-    def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> float:
-        """Return how long `decode_chain` takes for `tokens`, in seconds, measured on a temporary copy of `seq`.
+    def start_stopwatch(self) -> Stopwatch:
+        """Start to measure a decode of this context, and whether other programs disturb it."""
+        return Stopwatch(self._min_n_threads, is_cpu_bound=self._is_cpu_bound)
+
+    def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> Timing:
+        """Return how long `decode_chain` takes for `tokens`, measured on a temporary copy of `seq`.
 
         Without `seq`, the tokens are decoded in an empty sequence. Raises the same exceptions as `decode`.
         """
         if seq is not None:
             self.copy(seq, self._scratch_seq, len(self._tokens[seq]))
-        started_at = time.monotonic()
+        stopwatch = self.start_stopwatch()
         try:
             self._decode([(self._scratch_seq, token) for token in tokens], logits=True)
             self.synchronize()
-            return time.monotonic() - started_at
+            return stopwatch.stop()
         finally:
             self.drop(self._scratch_seq)
 

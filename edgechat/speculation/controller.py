@@ -39,16 +39,28 @@ class DraftController:
         """Return how many tokens of `draft` to decode at position `depth`, and the expected gain.
 
         Returns (0, 1.0) if decoding without a draft is expected to be as fast, or if a single-token step is required.
+        Now and then the result is a larger draft than the measured costs justify, to measure its cost again.
         """
         if not draft.tokens or self.costs.needs_single_step:
             return 0, 1.0
-        acceptance, costs = self.acceptance, self.costs
-        is_expensive = costs.ratio(2, depth) >= _EXPENSIVE_STEP_COST
+        expected_by_size = self._expected_tokens(draft, depth)
+        best_size, best_gain = max(
+            ((size, n / self.costs.ratio(size, depth)) for size, n in expected_by_size.items()),
+            key=lambda choice: choice[1], default=(1, 1.0),
+        )  # fmt: skip
+        if best_gain <= MIN_GAIN:
+            best_size, best_gain = 1, 1.0
+        trial_size = self._choose_trial(expected_by_size, best_size, best_gain, depth)
+        return (trial_size - 1, MIN_GAIN) if trial_size else (best_size - 1, best_gain)
+
+    def _expected_tokens(self, draft: Draft, depth: int) -> dict[int, float]:
+        """Return the expected number of tokens of a step of each size that `draft` can fill."""
+        acceptance = self.acceptance
+        is_expensive = self.costs.ratio(2, depth) >= _EXPENSIVE_STEP_COST
         tables = acceptance.probability_lower_bounds if is_expensive else acceptance.probabilities
         probabilities = tables[draft.source]
-        best_length, best_gain = 0, MIN_GAIN
         expected_tokens, all_accepted_probability = 1.0, 1.0
-        n_drafted = 0
+        n_drafted, expected_by_size = 0, {}
         for size in STEP_SIZES:
             if size - 1 > len(draft.tokens):
                 break
@@ -56,12 +68,27 @@ class DraftController:
                 all_accepted_probability *= probabilities[find_bucket(draft.match_length + n_drafted)]
                 expected_tokens += all_accepted_probability
                 n_drafted += 1
-            gain = expected_tokens / costs.ratio(size, depth)
-            if gain > best_gain:
-                best_length, best_gain = size - 1, gain
+            expected_by_size[size] = expected_tokens
             if all_accepted_probability < _MIN_ALL_ACCEPTED_PROBABILITY:
                 break
-        return best_length, best_gain if best_length else 1.0
+        return expected_by_size
+
+    def _choose_trial(self, expected_by_size: dict[int, float], best_size: int, best_gain: float, depth: int) -> int:
+        """Return the size of a step that tests whether the measured cost of a larger step is too high; usually 0.
+
+        A wrong cost would otherwise stay for ever, because steps that seem expensive are not decoded. Of the sizes that
+        would be the best with lower costs, the one that was measured longest ago is tried.
+        """
+        costs = self.costs
+        sizes = [
+            size for size, n in expected_by_size.items()
+            if size > best_size and n / costs.optimistic_ratio(size, depth) > max(best_gain, 1.0) * MIN_GAIN
+        ]  # fmt: skip
+        if not sizes:
+            return 0
+        size = min(sizes, key=lambda n: costs.measured_at(n, depth))
+        loss = costs.ratio(size, depth) - expected_by_size[size] / best_gain
+        return size if costs.spend_trial(loss) else 0
 
     def record(self, draft: Draft, n_drafted: int, n_accepted: int, next_token: int) -> None:
         """Count the accepted tokens of `draft` and the first rejected token, in whose place `next_token` was sampled.

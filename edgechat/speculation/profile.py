@@ -13,7 +13,14 @@ from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
 from edgechat.speculation.drafter import N_SOURCES
-from edgechat.speculation.step_costs import DEPTH_LIMITS, STEP_SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import (
+    DEPTH_LIMITS,
+    MAX_RATIO_PER_TOKEN,
+    MIN_RATIO,
+    STEP_SIZES,
+    RunningMean,
+    StepCosts,
+)
 
 _log = logging.getLogger(__name__)
 _FILE_VERSION: Final = 1
@@ -49,6 +56,7 @@ def load_profile(path: Path) -> SpeculationProfile:
         profile.greedy_acceptance = Acceptance(content.greedy_counts)
         profile.sampled_acceptance = Acceptance(content.sampled_counts)
         profile.costs.ratios = content.ratios
+        profile.costs.discard_outdated()
     return profile
 
 
@@ -80,7 +88,10 @@ def _is_valid(content: _ProfileFile) -> bool:
         and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.n_accepted, c.n_rejected))
         and len(content.ratios) == len(DEPTH_LIMITS) + 1
         and all(
-            n in STEP_SIZES and _is_between(mean.value, 0.1, 10.0 * n) and _is_between(mean.count, 0, _MAX_COUNT)
+            n in STEP_SIZES
+            and _is_between(mean.value, MIN_RATIO, MAX_RATIO_PER_TOKEN * n)
+            and _is_between(mean.count, 0, _MAX_COUNT)
+            and math.isfinite(mean.measured_at)
             for ratios in content.ratios
             for n, mean in ratios.items()
         )

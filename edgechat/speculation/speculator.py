@@ -86,13 +86,17 @@ class Speculator:
         end = next((i for i, token in enumerate(draft.tokens) if self._is_end_token(token)), None)
         return draft if end is None else draft._replace(tokens=draft.tokens[:end])
 
-    def record_step(self, n_drafted: int, n_accepted: int, next_token: int, depth: int, elapsed_s: float) -> None:
+    def record_step(
+        self, n_drafted: int, n_accepted: int, next_token: int, depth: int, elapsed_s: float, *,
+        is_disturbed: bool = False,
+    ) -> None:  # fmt: skip
         """Record a decode step of 1 + `n_drafted` tokens, of which `n_accepted` drafted tokens were accepted.
 
-        `next_token` is the token that was sampled after the accepted tokens.
+        `next_token` is the token that was sampled after the accepted tokens. `is_disturbed` marks a step that another
+        program or a pause has made slower.
         """
         costs, stats = self._controller.costs, self.stats
-        costs.record(1 + n_drafted, depth, elapsed_s)
+        costs.record(1 + n_drafted, depth, elapsed_s, is_disturbed=is_disturbed)
         if self._draft.tokens:
             self._controller.record(self._draft, n_drafted, n_accepted, next_token)
         stats.n_drafts += n_drafted > 0

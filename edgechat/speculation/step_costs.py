@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -30,6 +33,24 @@ SINGLE_STEP_INTERVAL: Final = 32
 _MAX_REFERENCE_AGE: Final = 8
 # Minimum number of samples of a reliable mean.
 MIN_SAMPLES: Final = 3
+# Number of steps without a sample after which a mean follows a new sample quickly.
+_STALE_AFTER_STEPS: Final = 48
+# Factor by which a new sample of such a mean must be lower to contradict all earlier costs of its depth range: then
+# they were measured beside other programs that went unnoticed.
+_CONTRADICTION: Final = 2.0
+# Age from which a saved mean is replaced by the first new sample: drivers, kernels and cooling change.
+_MAX_AGE_S: Final = 30 * 86400.0
+# Bounds of a ratio for n tokens: this value, and n times the other value. Saved profiles are valid within them.
+MIN_RATIO: Final = 0.1
+MAX_RATIO_PER_TOKEN: Final = 10.0
+# Number of recent single-token steps whose fastest is the reference for disturbed steps.
+_N_DISTURBED_SINGLE_STEPS: Final = 16
+# Bounds of the trials of larger steps: they take at most this fraction of the decode time by the measured costs, and
+# each counts as at least half of a single-token step, so that at most one of fifty steps is a trial. The unused time is
+# limited to this number of single-token steps.
+_TRIAL_FRACTION: Final = 0.01
+_MIN_TRIAL_COST: Final = 0.5
+_MAX_TRIAL_CREDIT: Final = 20.0
 
 
 class RunningMean(msgspec.Struct):
@@ -37,6 +58,9 @@ class RunningMean(msgspec.Struct):
 
     value: float = 0.0
     count: int = 0
+    """Number of samples; 0 for a provisional value, which the first sample replaces."""
+    measured_at: float = 0.0
+    """Time of the last sample in seconds since 1970; 0.0 if unknown, as in files of earlier versions."""
 
     def update(self, sample: float, weight: float, max_change: float) -> None:
         """Add a sample. After `MIN_SAMPLES` samples, clamp it to the mean divided or multiplied by `max_change`."""
@@ -47,51 +71,129 @@ class RunningMean(msgspec.Struct):
 
 
 class StepCosts:
-    """Measured times of decode steps of one model on this machine, by number of tokens and depth range."""
+    """Measured times of decode steps of one model on this machine, by number of tokens and depth range.
 
-    def __init__(self) -> None:
+    Steps that were disturbed by another program do not change a measured cost. Where nothing else was measured, the
+    fastest of several disturbed steps is a provisional cost.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTH_LIMITS) + 1)]
         """Mean seconds of a single-token step by depth range; not saved, so measured again in each process."""
         self.ratios: list[dict[int, RunningMean]] = [{} for _ in range(len(DEPTH_LIMITS) + 1)]
         """Mean time of a step, relative to a single-token step, by depth range and number of tokens."""
+        self._clock = clock
         self._steps_since_single = SINGLE_STEP_INTERVAL
+        self._steps_since_reference = SINGLE_STEP_INTERVAL
+        """Number of multi-token steps since the last undisturbed single-token step."""
+        self._actual_single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTH_LIMITS) + 1)]
+        """Mean seconds of a single-token step by depth range, including disturbed steps."""
+        self._recent_single_steps: list[deque[float]] = [
+            deque(maxlen=_N_DISTURBED_SINGLE_STEPS) for _ in range(len(DEPTH_LIMITS) + 1)
+        ]
+        self._disturbed_steps: dict[tuple[int, int], list[float]] = {}
+        """Seconds of disturbed steps by depth range and number of tokens, at most `MIN_SAMPLES`."""
+        self._n_steps = 0
+        self._sampled_at_step: dict[tuple[int, int], int] = {}
+        """Number of steps before the last undisturbed step of a size, by depth range and number of tokens."""
+        self.trial_credit = 0.0
+        """Time that trials of larger steps may take, in single-token steps."""
+
+    def discard_outdated(self) -> None:
+        """Make costs provisional that are old, or may have been learned by a version that ignored other programs."""
+        now = self._clock()
+        for mean in (mean for ratios in self.ratios for mean in ratios.values()):
+            if not 0 <= now - mean.measured_at <= _MAX_AGE_S:
+                mean.count = 0
 
     def start_reply(self) -> None:
         """Request a new measurement of a single-token step, because the speed of the machine can have changed."""
-        self._steps_since_single = SINGLE_STEP_INTERVAL
+        self._steps_since_single = self._steps_since_reference = SINGLE_STEP_INTERVAL
 
-    def record(self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False) -> None:
+    def record(
+        self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False, is_disturbed: bool = False
+    ) -> None:
         """Add the time in seconds of a step of `n_tokens` at position `depth`.
 
-        `is_benchmark` marks a step that was measured while the engine was idle.
+        `is_benchmark` marks a step that was measured while the engine was idle, and `is_disturbed` one that another
+        program or a pause of the process has made slower.
         """
         if elapsed_s <= 0:
             return
         depth_range = find_depth_range(depth)
+        self._n_steps += 1
         if n_tokens == 1:
-            is_stale = is_benchmark or self._steps_since_single > _MAX_REFERENCE_AGE
-            weight, max_change = (_STALE_WEIGHT, _STALE_MAX_CHANGE) if is_stale else (_SINGLE_STEP_WEIGHT, _MAX_CHANGE)
-            self.single_steps[depth_range].update(elapsed_s, weight, max_change)
-            self._steps_since_single = 0
+            self._record_single(depth_range, elapsed_s, is_benchmark=is_benchmark, is_disturbed=is_disturbed)
+            self._add_trial_credit(1.0)
             return
         self._steps_since_single += 1
+        self._steps_since_reference += 1
         single_step = self.single_steps[depth_range]
-        if single_step.count and self._steps_since_single <= _MAX_REFERENCE_AGE:
-            weight = _STALE_WEIGHT if is_benchmark else _MULTI_STEP_WEIGHT
-            mean = self.ratios[depth_range].setdefault(n_tokens, RunningMean())
-            mean.update(elapsed_s / single_step.value, weight, _MAX_CHANGE)
+        if is_disturbed:
+            self._record_disturbed(depth_range, n_tokens, elapsed_s)
+        elif single_step.count and self._steps_since_reference <= _MAX_REFERENCE_AGE:
+            self._record_ratio(depth_range, n_tokens, elapsed_s / single_step.value, is_benchmark=is_benchmark)
+        self._add_trial_credit(self.ratio(n_tokens, depth))
+
+    def _record_single(self, depth_range: int, elapsed_s: float, *, is_benchmark: bool, is_disturbed: bool) -> None:
+        is_stale = is_benchmark or self._steps_since_reference > _MAX_REFERENCE_AGE
+        weight, max_change = (_STALE_WEIGHT, _STALE_MAX_CHANGE) if is_stale else (_SINGLE_STEP_WEIGHT, _MAX_CHANGE)
+        self._actual_single_steps[depth_range].update(elapsed_s, weight, max_change)
+        self._recent_single_steps[depth_range].append(elapsed_s)
+        # The next single-token step is required as late as after an undisturbed one, or drafts would stop for ever on a
+        # busy machine.
+        self._steps_since_single = 0
+        self._steps_since_reference = SINGLE_STEP_INTERVAL if is_disturbed else 0
+        if not is_disturbed:
+            self.single_steps[depth_range].update(elapsed_s, weight, max_change)
+
+    def _record_ratio(self, depth_range: int, n_tokens: int, ratio: float, *, is_benchmark: bool) -> None:
+        key = depth_range, n_tokens
+        n_other_steps = self._n_steps - self._sampled_at_step.get(key, -_STALE_AFTER_STEPS)
+        self._sampled_at_step[key] = self._n_steps
+        is_stale = is_benchmark or n_other_steps >= _STALE_AFTER_STEPS
+        ratio = _clamp_ratio(ratio, n_tokens)
+        mean = self.ratios[depth_range].get(n_tokens)
+        if mean is None or (is_stale and ratio * _CONTRADICTION < mean.value):
+            # Other programs make a step slower, never faster, so the new sample is nearer to the truth.
+            if mean is not None:
+                self.ratios[depth_range].clear()
+            mean = self.ratios[depth_range][n_tokens] = RunningMean()
+        mean.update(ratio, _STALE_WEIGHT if is_stale else _MULTI_STEP_WEIGHT, _MAX_CHANGE)
+        mean.measured_at = self._clock()
+        self._disturbed_steps.pop(key, None)
+
+    def _record_disturbed(self, depth_range: int, n_tokens: int, elapsed_s: float) -> None:
+        """Compute a provisional cost from the fastest of several disturbed steps, if no other cost was measured."""
+        mean = self.ratios[depth_range].get(n_tokens)
+        single_steps = self._recent_single_steps[depth_range]
+        if (mean is not None and mean.count) or not single_steps:
+            return
+        steps = self._disturbed_steps.setdefault((depth_range, n_tokens), [])
+        steps.append(elapsed_s)
+        if len(steps) >= MIN_SAMPLES:
+            ratio = _clamp_ratio(min(steps) / min(single_steps), n_tokens)
+            self.ratios[depth_range][n_tokens] = RunningMean(ratio)
+            steps.clear()
 
     def single_step_s(self, depth: int) -> float:
-        """Return the mean seconds of a single-token step at position `depth`; 0.0 before the first measurement."""
-        return self.single_steps[find_depth_range(depth)].value
+        """Return the mean seconds of a single-token step at position `depth`; 0.0 before the first measurement.
+
+        Disturbed steps are included, so that the time of a disturbed reply is compared with other disturbed steps.
+        """
+        return self._actual_single_steps[find_depth_range(depth)].value
 
     @property
     def needs_single_step(self) -> bool:
         """True if the next step must have a single token, to refresh the reference time."""
         return self._steps_since_single >= SINGLE_STEP_INTERVAL
 
+    def has_cost(self, n_tokens: int, depth: int) -> bool:
+        """Return whether steps of `n_tokens` have a measured or provisional cost in the depth range of `depth`."""
+        return n_tokens in self.ratios[find_depth_range(depth)]
+
     def is_measured(self, n_tokens: int, depth: int) -> bool:
-        """Return whether steps of `n_tokens` have at least `MIN_SAMPLES` samples in the depth range of `depth`."""
+        """Return whether steps of `n_tokens` have `MIN_SAMPLES` undisturbed samples in the depth range of `depth`."""
         mean = self.ratios[find_depth_range(depth)].get(n_tokens)
         return mean is not None and mean.count >= MIN_SAMPLES
 
@@ -115,6 +217,29 @@ class StepCosts:
         distance, ratio_above = size_above - size_below, ratios[size_above].value
         return ratio_below + (ratio_above - ratio_below) * (n_tokens - size_below) / distance
 
+    def optimistic_ratio(self, n_tokens: int, depth: int) -> float:
+        """Return the lower one of the measured and the assumed cost of a step of `n_tokens`."""
+        return min(self.ratio(n_tokens, depth), 1 + (n_tokens - 1) * _PRIOR_SLOPE)
+
+    def measured_at(self, n_tokens: int, depth: int) -> float:
+        """Return when the cost of steps of `n_tokens` was last measured, in seconds since 1970; 0.0 if never."""
+        mean = self.ratios[find_depth_range(depth)].get(n_tokens)
+        return mean.measured_at if mean is not None else 0.0
+
+    def spend_trial(self, cost: float) -> bool:
+        """Return whether a trial may cost the time of `cost` single-token steps, and count it if it may.
+
+        Trials take at most 1 % of the decode time.
+        """
+        cost = max(cost, _MIN_TRIAL_COST)
+        if cost > self.trial_credit:
+            return False
+        self.trial_credit -= cost
+        return True
+
+    def _add_trial_credit(self, cost: float) -> None:
+        self.trial_credit = min(_MAX_TRIAL_CREDIT, self.trial_credit + _TRIAL_FRACTION * cost)
+
     def _find_nearest_ratios(self, depth_range: int) -> dict[int, RunningMean]:
         """Return the cost ratios, by step size, of the measured depth range that is closest to `depth_range`.
 
@@ -127,3 +252,7 @@ class StepCosts:
 def find_depth_range(depth: int) -> int:
     """Return the index of the depth range that contains `depth`."""
     return bisect.bisect_left(DEPTH_LIMITS, depth)
+
+
+def _clamp_ratio(ratio: float, n_tokens: int) -> float:
+    return min(max(ratio, MIN_RATIO), MAX_RATIO_PER_TOKEN * n_tokens)

@@ -87,8 +87,11 @@ def test_load_of_other_programs_is_the_busy_time_without_our_own(monkeypatch: py
     now, busy_s = 100.6, 1002.0  # too soon: the last window still counts
     assert monitor.others_load() == pytest.approx(1.0)
     now, busy_s = 200.0, 1100.0  # too late: the load of the last minutes says nothing about the present
+    monitor.restart()
     assert monitor.others_load() is None
-    assert monitor.n_windows == 1
+    assert monitor.n_windows == 2
+    now, busy_s, own_s = 300.0, 1400.0, 151.0  # a computation of 100 s
+    assert monitor.others_load() == pytest.approx(2.0)
 
 
 def test_system_without_cpu_times_has_an_unknown_load() -> None:

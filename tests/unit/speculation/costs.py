@@ -11,10 +11,17 @@ STEEP = {n: 1 + 0.9 * (n - 1) for n in STAIRCASE}
 
 
 def costs_of(ratios: dict[int, float]) -> StepCosts:
-    """Return costs that have measured `ratios` five times at position 100."""
+    """Return costs that have measured `ratios` five times at position 100, without credit for trials."""
     costs = StepCosts()
     for _ in range(5):
         for n, ratio in ratios.items():
             costs.record(1, 100, 0.01)
             costs.record(n, 100, 0.01 * ratio)
+    spend_all_trials(costs)
     return costs
+
+
+def spend_all_trials(costs: StepCosts) -> None:
+    """Spend the credit for trials of larger steps, so that the next choices follow the measured costs."""
+    while costs.spend_trial(0.0):
+        pass

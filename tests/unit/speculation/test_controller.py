@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from edgechat.speculation.acceptance import Acceptance, find_bucket
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH, MIN_GAIN, DraftController
 from edgechat.speculation.drafter import FROM_CONTEXT, NO_DRAFT, Draft
 from edgechat.speculation.step_costs import MIN_SAMPLES, SINGLE_STEP_INTERVAL, STEP_SIZES, StepCosts
-from tests.unit.speculation.costs import STAIRCASE, STEEP, costs_of
+from tests.unit.speculation.costs import STAIRCASE, STEEP, costs_of, spend_all_trials
 
 
 def test_one_slow_measurement_does_not_disable_drafts() -> None:
@@ -28,6 +29,7 @@ def test_one_slow_measurement_does_not_disable_drafts() -> None:
         for _ in range(MIN_SAMPLES):
             costs.record(1, 100, 0.01)
             costs.record(size, 100, 0.0098 * size)
+    spend_all_trials(costs)
     assert DraftController(acceptance, costs).choose_length(draft, 100)[0] == 0
 
 
@@ -111,3 +113,40 @@ def test_chosen_length_has_the_best_expected_gain_of_all_sizes(
         assert expected_gain > best * 0.98  # sizes with a tiny probability of full acceptance are not tried
     else:
         assert best <= MIN_GAIN * 1.02
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(1.0, 10.0), st.floats(1.0, 10.0), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.integers(0, 10**6))
+def test_trials_of_larger_steps_take_at_most_one_per_cent(
+    first_cost: float, slope: float, acceptance_rate: float, seed: int
+) -> None:
+    draw = random.Random(seed)
+    costs = costs_of({n: 1 if n == 1 else first_cost + slope * (n - 1) for n in STAIRCASE})
+    controller, draft = DraftController(Acceptance(), costs), Draft([1] * 31, 32, FROM_CONTEXT)
+    total_s, trial_s, n_trials, n_steps = 0.0, 0.0, 0, 1000
+    for _ in range(n_steps):
+        credit = costs.trial_credit
+        n_tokens, _ = controller.choose_length(draft, 100)
+        n_accepted = next((i for i in range(n_tokens) if draw.random() > acceptance_rate), n_tokens)
+        step_s = costs.ratio(1 + n_tokens, 100)
+        if costs.trial_credit < credit:
+            n_trials += 1
+            trial_s += credit - costs.trial_credit
+        total_s += step_s
+        controller.record(draft, n_tokens, n_accepted, 2)
+        costs.record(1 + n_tokens, 100, 0.01 * step_s)
+    assert trial_s <= 0.01 * total_s + 1
+    assert n_trials <= n_steps * max(1, total_s / n_steps) / 50 + 1
+
+
+def test_wrong_cost_of_a_larger_step_is_corrected_by_trials() -> None:
+    """Costs that were learned beside other programs without notice: a step of two tokens seems to cost 9.9 steps."""
+    costs = costs_of({n: 9.0 * ratio for n, ratio in STAIRCASE.items()} | {1: 1.0, 2: 9.9})
+    controller, draft = DraftController(Acceptance(), costs), Draft([1] * 31, 64, FROM_CONTEXT)
+    lengths = []
+    for _ in range(20 * 200):  # twenty replies of 200 steps, without any idle time
+        n_tokens, _ = controller.choose_length(draft, 100)
+        costs.record(1 + n_tokens, 100, 0.01 * STAIRCASE[1 + n_tokens])
+        controller.record(draft, n_tokens, n_tokens, 1)
+        lengths.append(n_tokens)
+    assert statistics.median(lengths[-200:]) >= 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -66,3 +67,21 @@ def test_oversized_file_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 36)
     assert load_profile(path).greedy_acceptance.probabilities == NEW.greedy_acceptance.probabilities
+
+
+def test_costs_of_earlier_versions_are_used_until_the_first_measurement(tmp_path: Path) -> None:
+    """Earlier versions saved no times, and measured beside other programs, too."""
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    for _ in range(5):
+        profile.costs.record(1, 600, 0.01)
+        profile.costs.record(2, 600, 0.099)
+    save_profile(profile, path)
+    assert load_profile(path).costs.is_measured(2, 600)
+    path.write_text(re.sub(r',"measured_at":[0-9.e]+', "", path.read_text()))
+    costs = load_profile(path).costs
+    assert costs.ratio(2, 600) == pytest.approx(9.9)
+    assert not costs.is_measured(2, 600)
+    costs.record(1, 600, 0.01)
+    costs.record(2, 600, 0.0107)
+    assert costs.ratio(2, 600) == pytest.approx(1.07)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 
-from edgechat.speculation.step_costs import MIN_SAMPLES, StepCosts
+from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.controller import DraftController
+from edgechat.speculation.drafter import FROM_CONTEXT, Draft
+from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, StepCosts
 from tests.unit.speculation.costs import STAIRCASE, costs_of
 
 
@@ -68,3 +73,96 @@ def test_expensive_machine_is_extrapolated_from_few_measurements() -> None:
     costs.record(1, 0, -1.0)
     assert costs.single_step_s(0) == 0.0
     assert MIN_SAMPLES > 1
+
+
+def test_disturbed_steps_change_no_measured_cost() -> None:
+    costs = costs_of(STAIRCASE)
+    before = {n: costs.ratio(n, 100) for n in STAIRCASE}
+    for _ in range(50):
+        costs.record(1, 100, 0.02, is_disturbed=True)
+        costs.record(2, 100, 0.099, is_disturbed=True)
+        costs.record(2, 100, 0.0265)  # its reference is disturbed
+    costs.record(1, 100, 0.01)
+    costs.record(8, 100, 120.0, is_disturbed=True)  # stopped for two minutes
+    assert {n: costs.ratio(n, 100) for n in STAIRCASE} == before
+    assert costs.single_step_s(100) == pytest.approx(0.02, rel=0.3)  # speeds of replies refer to the busy machine
+
+
+def test_fastest_disturbed_step_is_a_provisional_cost_until_one_is_undisturbed() -> None:
+    costs = StepCosts()
+    for single_s, multi_s in ((0.01, 0.099), (0.012, 0.0265), (0.03, 0.02)):
+        costs.record(1, 100, single_s, is_disturbed=True)
+        costs.record(2, 100, multi_s, is_disturbed=True)
+    assert costs.ratio(2, 100) == pytest.approx(2.0)
+    assert not costs.is_measured(2, 100)
+    costs.record(1, 100, 0.01)
+    costs.record(2, 100, 0.0107)
+    assert costs.ratio(2, 100) == pytest.approx(1.07)
+
+
+def test_disturbed_single_steps_do_not_prevent_drafts() -> None:
+    costs = StepCosts()
+    assert costs.needs_single_step
+    costs.record(1, 100, 0.05, is_disturbed=True)
+    assert not costs.needs_single_step
+
+
+@pytest.mark.parametrize("is_benchmark", [True, False])
+def test_undisturbed_step_far_below_the_mean_replaces_all_costs_of_its_range(is_benchmark: bool) -> None:
+    costs = costs_of({1: 1.0, 2: 9.9, 4: 12.0, 8: 20.0})
+    for _ in range(100):
+        costs.record(1, 100, 0.01)
+    costs.record(2, 100, 0.0107, is_benchmark=is_benchmark)
+    assert costs.ratio(2, 100) == pytest.approx(1.07)
+    assert not costs.is_measured(4, 100)
+    assert costs.ratio(8, 100) < 3
+
+
+def test_outdated_costs_are_replaced_by_the_first_new_step() -> None:
+    for days in (40, -10):  # after forty days, and with a clock that was set back
+        now = [1e9]
+        costs = StepCosts(lambda t=now: t[0])  # type: ignore[misc]
+        for _ in range(5):
+            costs.record(1, 100, 0.01)
+            costs.record(2, 100, 0.0265)
+        costs.discard_outdated()
+        assert costs.is_measured(2, 100)
+        now[0] += days * 86400
+        costs.discard_outdated()
+        assert costs.ratio(2, 100) == pytest.approx(2.65)
+        assert not costs.is_measured(2, 100)
+        costs.record(1, 100, 0.01)
+        costs.record(2, 100, 0.0107)
+        assert costs.ratio(2, 100) == pytest.approx(1.07)
+
+
+def test_decisions_after_disturbed_measurements_are_those_of_a_clean_home() -> None:
+    """Replies and idle measurements beside two busy processes, then twenty undisturbed replies.
+
+    The recorded steps of two tokens took 9.9 and 2.65 times as long as single-token steps.
+    """
+    clean, poisoned = StepCosts(), StepCosts()
+    for i in range(200):
+        poisoned.record(1, 100, 0.02, is_benchmark=i % 2 == 0, is_disturbed=True)
+        for n_tokens in STEP_SIZES:
+            ratio = STAIRCASE[n_tokens] * (9.9 if i % 3 else 2.65)
+            poisoned.record(n_tokens, 100, 0.02 * ratio, is_benchmark=i % 2 == 0, is_disturbed=True)
+    lengths: list[list[int]] = []
+    for costs in (clean, poisoned):
+        controller, draft = DraftController(Acceptance(), costs), Draft([1] * 31, 64, FROM_CONTEXT)
+        for _ in range(20):
+            controller.start_reply()
+            lengths.append([])
+            for _ in range(100):
+                n_tokens, _ = controller.choose_length(draft, 100)
+                costs.record(1 + n_tokens, 100, 0.01 * STAIRCASE[1 + n_tokens])
+                controller.record(draft, n_tokens, n_tokens, 1)
+                lengths[-1].append(n_tokens)
+            for n_tokens in STEP_SIZES:
+                costs.record(1, 100, 0.01, is_benchmark=True)
+                costs.record(n_tokens, 100, 0.01 * STAIRCASE[n_tokens], is_benchmark=True)
+    clean_speed, poisoned_speed = (
+        sum(1 + n for n in reply) / sum(STAIRCASE[1 + n] for n in reply) for reply in (lengths[19], lengths[39])
+    )
+    assert poisoned_speed >= 0.98 * clean_speed
+    assert statistics.mode(lengths[39]) == statistics.mode(lengths[19])
