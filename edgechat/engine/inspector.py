@@ -75,8 +75,8 @@ class ModelInspector:
         on_progress = self._make_progress_callback(request.id)
         module, _ = probe.choose_module(bundle, on_progress)
         speeds = kernel_benchmark.load_speeds(bundle, module)
-        if request.benchmark and (speeds is None or request.remeasure):
-            speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress)
+        if request.benchmark and (request.remeasure or kernel_benchmark.needs_measurement(speeds)):
+            speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
         gpu_verdicts = probe.check_gpu_modules(bundle, module, on_progress)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [

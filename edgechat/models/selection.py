@@ -32,6 +32,7 @@ from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.planner.turn import Thinking
+from edgechat.runtime.backends import kernel_benchmark
 
 # Maximum number of installed models that the automatic choice evaluates; more would delay the first frame.
 _MAX_EVALUATED_MODELS: Final = 12
@@ -221,8 +222,14 @@ def measure_speeds() -> None:
 def load_or_measure_speeds(
     engine: EngineClient, on_event: Callable[[protocol.AnyEvent], None] = lambda event: None
 ) -> KernelSpeeds | None:
-    """Return the saved kernel benchmark; if none is saved, run the benchmark in `engine`. Raises EdgechatError."""
-    return load_measured_speeds() or engine.list_devices(benchmark=True, on_event=on_event).speeds
+    """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is old or was disturbed.
+
+    Raises EdgechatError.
+    """
+    speeds = load_measured_speeds()
+    if not kernel_benchmark.needs_measurement(speeds):
+        return speeds
+    return engine.list_devices(benchmark=True, on_event=on_event).speeds or speeds
 
 
 def _thinking(model: curated.CatalogueModel | None) -> Thinking:

@@ -58,6 +58,10 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
     """Number of threads that prefills fastest; 0 if only `n_threads` was measured."""
     max_n_threads: int = msgspec.field(default=0, name="most_threads")
     """Largest number of threads in the benchmark. The results are outdated if the number of usable CPUs differs."""
+    measured_at: float = 0.0
+    """Time of the benchmark in seconds since 1970; 0.0 if it was measured by a version that ignored other programs."""
+    is_disturbed: bool = False
+    """True if other programs or a pause made the benchmark slower; the rates are the fastest of several runs."""
 
     @property
     def read_bytes_per_s(self) -> float:

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
+
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
+from edgechat.hardware.contention import MAX_EXCESS_LOAD, AwakeClock, LoadMonitor
 from edgechat.hardware.cpu import Cpu, count_usable_threads, read_cpu
 from edgechat.hardware.gpu import read_driver_version
+from edgechat.hardware.memory import is_process_stopped, read_cpu_time_s
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.selftest import EXIT_PASSED, EXIT_REFUSED, EXIT_WRONG
@@ -29,6 +33,11 @@ OnProgress = Callable[[str], None]
 # times slower.
 STALL_TIMEOUT_S: Final = 5.0
 TOTAL_TIMEOUT_S: Final = 60.0
+# Factor by which the limits are longer while other programs compute, and interval at which that is measured.
+_BUSY_FACTOR: Final = 6
+_CHECK_INTERVAL_S: Final = 0.25
+# A silent child that uses less than this fraction of a core is blocked, and not starved by other programs.
+_BLOCKED_CPU_FRACTION: Final = 0.02
 # The self-test uses two threads if the machine has them, because some kernels set up state per thread (AMX tiles), and
 # a test with one thread would miss errors in that state. On one core, two threads wait for each other at every
 # operation: the decode of the tiny model then takes longer than STALL_TIMEOUT_S.
@@ -129,16 +138,16 @@ def run_selftest(module: BackendModule, cpu_module: BackendModule | None = None)
 
     A GPU module needs `cpu_module`, which computes the operations that the GPU module does not implement.
     """
-    started_at = time.monotonic()
+    clock = AwakeClock()
     report = _SelftestReport()
     cpu_path = cpu_module.path if cpu_module else ""
     n_threads = min(MAX_SELFTEST_THREADS, count_usable_threads())
-    arguments = ["_selftest", module.path, str(n_threads), str(int(TOTAL_TIMEOUT_S)), cpu_path]
+    arguments = ["_selftest", module.path, str(n_threads), str(int(_BUSY_FACTOR * TOTAL_TIMEOUT_S)), cpu_path]
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     directory = Path((cpu_module or module).path).parent
-    was_killed, exit_code = run_child(directory, arguments, report.read_line, deadline=started_at + TOTAL_TIMEOUT_S)
-    elapsed_s = time.monotonic() - started_at
-    status, reason = _interpret_report(module, report, was_killed=was_killed, exit_code=exit_code, elapsed_s=elapsed_s)
+    result = run_child(directory, arguments, report.read_line, timeout_s=TOTAL_TIMEOUT_S)
+    elapsed_s = clock.read()
+    status, reason = _interpret_report(module, report, result, elapsed_s)
     return Verdict(
         module=module.name, status=status, reason=reason, checks=report.n_checks, elapsed_s=round(elapsed_s, 3)
     )
@@ -164,31 +173,85 @@ class _SelftestReport:
             self.is_done = True
 
 
+class ChildResult(msgspec.Struct, frozen=True):
+    """End of a child process."""
+
+    was_killed: bool
+    exit_code: int
+    was_disturbed: bool = False
+    """True if the child was killed although other programs, or a stop, may have caused its delay."""
+
+
 def run_child(
-    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, deadline: float
-) -> tuple[bool, int]:
+    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, timeout_s: float
+) -> ChildResult:
     """Run a child process of edgechat with the bundle in `directory`, and pass each line of its output to `on_line`.
 
-    The child is killed if it writes no line for `STALL_TIMEOUT_S`, or at `deadline` (of time.monotonic). Returns
-    whether the child was killed, and its exit code. Raises RuntimeLoadError if edgechat was upgraded since this process
-    started.
+    The child is killed if it makes no progress for `STALL_TIMEOUT_S` without being paused or starved, or after
+    `timeout_s`. Raises RuntimeLoadError if edgechat was upgraded since this process started.
     """
     child = subprocess.Popen(
         process.make_command_line(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
-    was_killed = not _read_lines(child, on_line, deadline)
+    patience = _Patience(child.pid, min(MAX_SELFTEST_THREADS, count_usable_threads()), timeout_s)
+    was_killed = not _read_lines(child, on_line, patience)
     if was_killed:
         child.kill()
     exit_code = child.wait()
     if exit_code == process.EXIT_VERSION_CHANGED:
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
-    return was_killed, exit_code
+    return ChildResult(was_killed, exit_code, was_disturbed=was_killed and patience.was_disturbed)
 
 
-def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], deadline: float) -> bool:
-    """Pass each line of the child's output to `on_line`; return False if the child stalled or reached the deadline."""
+class _Patience:
+    """Time for which a child process could have made progress.
+
+    Time in which this process or the machine was paused does not count. If other programs compute, the CPU time of the
+    child counts instead, except for a child that needs none because it is blocked. Time in which the child is starved,
+    or stopped by a signal, counts as a sixth.
+    """
+
+    def __init__(self, pid: int, n_threads: int, timeout_s: float) -> None:
+        self.was_disturbed = False
+        """True if a limit was reached by starved time only, so that the child can be in order."""
+        self._pid, self._n_threads, self._timeout_s = pid, n_threads, timeout_s
+        self._clock = AwakeClock()
+        self._monitor = LoadMonitor(lambda: time.process_time() + read_cpu_time_s(pid))
+        self._read_s = self._line_s = self._line_cpu_s = self._stopped_s = 0.0
+        self._is_busy_since_line = self._is_ever_busy = False
+
+    def reset(self) -> None:
+        """Record that the child has written a line."""
+        self._line_s, self._line_cpu_s, self._stopped_s = self._clock.read(), read_cpu_time_s(self._pid), 0.0
+        self._is_busy_since_line = False
+
+    def is_over(self) -> bool:
+        """Return whether the child stalled or reached its total time; call this at least every second."""
+        now = self._clock.read()
+        elapsed_s, self._read_s = now - self._read_s, now
+        if is_process_stopped(self._pid):
+            self._stopped_s += elapsed_s
+            self._is_ever_busy = True
+        if self._monitor.excess_load(self._n_threads) > MAX_EXCESS_LOAD:
+            self._is_busy_since_line = self._is_ever_busy = True
+        progress_s, starved_s = self._measure_silence(now)
+        timeout_s = self._timeout_s * (_BUSY_FACTOR if self._is_ever_busy else 1)
+        self.was_disturbed = progress_s < STALL_TIMEOUT_S and self._is_ever_busy
+        return max(progress_s, starved_s / _BUSY_FACTOR) >= STALL_TIMEOUT_S or now >= timeout_s
+
+    def _measure_silence(self, now: float) -> tuple[float, float]:
+        """Return for how long the child could have made progress since its last line, and how long it was silent."""
+        silent_s = now - self._line_s
+        active_s = silent_s - self._stopped_s
+        cpu_s = read_cpu_time_s(self._pid) - self._line_cpu_s
+        is_starved = self._is_busy_since_line and cpu_s >= _BLOCKED_CPU_FRACTION * active_s
+        return min(active_s, cpu_s / self._n_threads) if is_starved else active_s, silent_s
+
+
+def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], patience: _Patience) -> bool:
+    """Pass each line of the child's output to `on_line`; return False if the child stalled or took too long."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_output() -> None:
@@ -201,23 +264,28 @@ def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], 
     threading.Thread(target=read_output, name="selftest-report", daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=max(0.0, min(STALL_TIMEOUT_S, deadline - time.monotonic())))
+            line = lines.get(timeout=_CHECK_INTERVAL_S)
         except queue.Empty:
+            pass
+        else:
+            if line is None:
+                return True
+            patience.reset()
+            on_line(line)
+        if patience.is_over():
             return False
-        if line is None:
-            return True
-        on_line(line)
 
 
 _SelftestStatus = Literal["passed", "wrong", "crashed", "hung", "refused", "untested"]
 
 
 def _interpret_report(
-    module: BackendModule, report: _SelftestReport, *, was_killed: bool, exit_code: int, elapsed_s: float
+    module: BackendModule, report: _SelftestReport, result: ChildResult, elapsed_s: float
 ) -> tuple[_SelftestStatus, str]:
     """Return the status and the reason of a verdict, from the report and the exit code of a self-test."""
-    if was_killed:
-        return "hung", f"made no progress for {STALL_TIMEOUT_S:g} s at step: {report.stage}"
+    exit_code = result.exit_code
+    if result.was_killed:
+        return _interpret_timeout(report, was_disturbed=result.was_disturbed)
     if exit_code in CRASH_CODES:
         return "crashed", f"crashed with {describe_exit(exit_code)} at step: {report.stage}"
     if exit_code == EXIT_WRONG and report.failures:
@@ -231,6 +299,14 @@ def _interpret_report(
         return "passed", f"passed {report.n_checks} checks in {elapsed_s:.1f} s"
     # The cause is outside the module (no memory, no temporary file), so the module is tested again at the next start.
     return "untested", f"its self-test ended with {describe_exit(exit_code)} at step: {report.stage}"
+
+
+def _interpret_timeout(report: _SelftestReport, *, was_disturbed: bool) -> tuple[_SelftestStatus, str]:
+    # A time limit that was reached beside other programs says nothing about the module, so the module is tested again
+    # at the next start.
+    if was_disturbed:
+        return "untested", f"its self-test was too slow beside other programs, at step: {report.stage}"
+    return "hung", f"made no progress for {STALL_TIMEOUT_S:g} s at step: {report.stage}"
 
 
 def describe_exit(exit_code: int) -> str:

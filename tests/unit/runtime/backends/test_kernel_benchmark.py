@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from edgechat import paths
+from edgechat.planner.throughput import KernelSpeeds
+from edgechat.runtime.backends import kernel_benchmark, probe
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.kernel_benchmark import kernel_speeds_from_rates, load_speeds
+
+if TYPE_CHECKING:
+    import pytest
 
 BUNDLE = Bundle(directory="/b", build_id="1", llama_cpp_python="1", llama_cpp_commit="1", compiler="cc", modules=())
 
@@ -30,3 +39,58 @@ def test_oversized_cache_file_is_not_read() -> None:
     with path.open("wb") as file:
         file.truncate(1 << 36)
     assert load_speeds(BUNDLE, BackendModule(name="cpu-x64", path="/none")) is None
+
+
+def make_speeds(rate: float, *, measured_at: float = 1e9, is_disturbed: bool = False) -> KernelSpeeds:
+    return KernelSpeeds(
+        backend="cpu-x64", n_threads=2, product_rates={"Q4_0": {1: rate}}, measured_at=measured_at,
+        is_disturbed=is_disturbed,
+    )  # fmt: skip
+
+
+def test_undisturbed_speeds_replace_disturbed_ones_and_not_the_reverse() -> None:
+    quiet, busy, busier = make_speeds(10), make_speeds(5, is_disturbed=True), make_speeds(2, is_disturbed=True)
+    assert kernel_benchmark.choose_speeds(None, busy) == busy
+    assert kernel_benchmark.choose_speeds(busy, quiet) == quiet
+    assert kernel_benchmark.choose_speeds(quiet, busy) == quiet
+    assert kernel_benchmark.choose_speeds(busy, busier) == busy
+    assert kernel_benchmark.choose_speeds(busier, busy) == busy
+    later = make_speeds(5, measured_at=1e9 + 40 * 86400, is_disturbed=True)
+    assert kernel_benchmark.choose_speeds(quiet, later) == later
+
+
+def test_disturbed_and_old_speeds_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    is_busy = False
+    monkeypatch.setattr(kernel_benchmark, "is_machine_busy", lambda n_threads: is_busy)
+    assert kernel_benchmark.needs_measurement(None)
+    assert not kernel_benchmark.needs_measurement(make_speeds(10, measured_at=now))
+    assert kernel_benchmark.needs_measurement(make_speeds(10, measured_at=now - 40 * 86400))
+    assert kernel_benchmark.needs_measurement(make_speeds(10, measured_at=0.0))  # of an earlier version
+    assert kernel_benchmark.needs_measurement(make_speeds(5, measured_at=now, is_disturbed=True))
+    is_busy = True
+    assert not kernel_benchmark.needs_measurement(make_speeds(5, measured_at=now, is_disturbed=True))
+
+
+def test_disturbed_benchmark_is_repeated_and_its_fastest_rates_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = [
+        "speed\tq4_0\tCPU\t1\t10\nspeed\tq4_0\tCPU\t32\t50\nspeed\tdone\t\t0\t0\ndisturbed\tothers\n",
+        "speed\tq4_0\tCPU\t1\t8\nspeed\tq4_0\tCPU\t32\t90\nspeed\tdone\t\t0\t0\ndisturbed\tothers\n",
+    ]
+    runs = iter([*outputs, *outputs[:1], "speed\tq4_0\tCPU\t1\t12\nspeed\tdone\t\t0\t0\n"])
+
+    def run_child(directory: object, arguments: object, on_line: Callable[[str], None], *, timeout_s: float) -> object:
+        for line in next(runs).splitlines():
+            on_line(line)
+        return probe.ChildResult(was_killed=False, exit_code=0)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    module = BackendModule(name="cpu-x64", path="/m")
+    run = kernel_benchmark._run_undisturbed(module, 2, quick=False)
+    assert run is not None
+    assert run.is_disturbed
+    assert {batch: rate for (name, _, batch), rate in run.rates.items() if name == "Q4_0"} == {1: 10.0, 32: 90.0}
+    run = kernel_benchmark._run_undisturbed(module, 2, quick=False)
+    assert run is not None
+    assert not run.is_disturbed
+    assert run.rates["Q4_0", "CPU", 1] == 12.0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.errors import RuntimeLoadError
+from edgechat.hardware.contention import AwakeClock, LoadMonitor
 from edgechat.hardware.cpu import read_cpu
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
@@ -62,3 +63,43 @@ def test_error_without_working_module_names_every_reason(bundle: Bundle, monkeyp
     crash(bundle, "cpu-fast", "/bad.gguf", 2)
     with pytest.raises(RuntimeLoadError, match=r"cpu-fast: computes wrong numbers\n  cpu-middle: computes"):
         probe.choose_module(bundle, model_path="/bad.gguf")
+
+
+def run_patience(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    excess_load: float,
+    cpu_share: float,
+    is_stopped: bool = False,
+    jump_s: float = 0,
+) -> tuple[float, bool]:
+    """Wait for a silent child on a simulated machine; return the time until it is killed, and `was_disturbed`."""
+    now = 0.0
+    monkeypatch.setattr(probe, "AwakeClock", lambda: AwakeClock(lambda: now))
+    monkeypatch.setattr(probe, "read_cpu_time_s", lambda pid: cpu_share * min(now, 1e6))
+    monkeypatch.setattr(probe, "is_process_stopped", lambda pid: is_stopped)
+    monkeypatch.setattr(LoadMonitor, "excess_load", lambda self, n_threads: excess_load)
+    patience = probe._Patience(1, 2, 60.0)
+    while not patience.is_over():
+        now += 0.25 + (jump_s if now == 1.0 else 0)
+    return now - jump_s, patience.was_disturbed
+
+
+def test_silent_child_on_an_idle_machine_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu_share in (0.0, 2.0):
+        assert run_patience(monkeypatch, excess_load=0.0, cpu_share=cpu_share) == (probe.STALL_TIMEOUT_S, False)
+
+
+def test_blocked_or_spinning_child_hangs_beside_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=0.0) == (probe.STALL_TIMEOUT_S, False)
+    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=1.0) == (2 * probe.STALL_TIMEOUT_S, False)
+
+
+def test_starved_or_stopped_child_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=0.1) == (6 * probe.STALL_TIMEOUT_S, True)
+    assert run_patience(monkeypatch, excess_load=0.0, cpu_share=0.0, is_stopped=True) == (30.0, True)
+
+
+def test_pause_of_the_parent_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited_s, _ = run_patience(monkeypatch, excess_load=0.0, cpu_share=0.0, jump_s=3600.0)
+    assert waited_s == pytest.approx(probe.STALL_TIMEOUT_S, abs=1.0)
