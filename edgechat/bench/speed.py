@@ -70,13 +70,13 @@ def compare(
     peer_samples: list[SpeedSample] = []
     engine = EngineClient()
     try:
-        backend = _load(engine, workload)
+        backend = load_engine(engine, workload)
         module = next(m for m in bundle.modules if m.name == backend)
         for round_index in range(workload.rounds):
             on_progress(f"round {round_index + 1} of {workload.rounds}")
-            measurements: list[Callable[[], None]] = [lambda: edgechat_samples.append(_measure(engine, workload))]
+            measurements: list[Callable[[], None]] = [lambda: edgechat_samples.append(measure_engine(engine, workload))]
             if peer is not None:
-                measurements.append(lambda: peer_samples.append(_measure_peer(peer, module.path, workload)))
+                measurements.append(lambda: peer_samples.append(measure_peer(peer, module.path, workload)))
             # The order alternates, because the second run of each pair starts on a warmer machine.
             for measure in measurements if round_index % 2 == 0 else reversed(measurements):
                 measure()
@@ -105,7 +105,8 @@ def make_workload(model: Path, n_threads: int | None, **sizes: int) -> SpeedWork
     return workload
 
 
-def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
+def load_engine(engine: EngineClient, workload: SpeedWorkload) -> str:
+    """Load the model of a workload without drafts and prompt cache; return the name of the backend."""
     plan = make_manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
@@ -113,7 +114,8 @@ def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
     return engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
 
 
-def _measure(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
+def measure_engine(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
+    """Measure a workload once in an engine that has loaded its model. Raises EngineError."""
     # The first iteration is a warm-up run that is not measured, as in llama-bench.
     depth = _make_tokens(workload.n_depth)
     for is_measured in (False, True):
@@ -146,7 +148,8 @@ class _LlamaBenchRow(msgspec.Struct):
     samples_ts: list[float]
 
 
-def _measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSample:
+def measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSample:
+    """Measure a workload once with the llama-bench binary `peer` and the CPU module. Raises EngineError."""
     command = [
         str(peer.resolve()), "-m", str(Path(workload.model).resolve()), "-t", str(workload.n_threads), "-r", "1",
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),

@@ -83,6 +83,45 @@ def speed(
 
 
 @bench.command()
+@_model_option
+@_peer_option("llama-bench")
+@click.option(
+    "--peer-module",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="CPU module of llama.cpp with which llama-bench also runs.",
+)
+@_threads_option
+@_count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
+@_count_option("--gen", "n_gen", "Number of tokens to decode.", default=32, minimum=2)
+@_rounds_option(9)
+@_json_option
+def busy(
+    model: str, peer: Path | None, peer_module: Path | None, n_threads: int | None, n_prompt: int, n_gen: int,
+    rounds: int, *, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the speed beside busy processes.
+
+    Measures prefill and decode alone, beside one busy process, and beside one for each core. With --peer, runs of
+    edgechat and llama-bench alternate. llama-bench uses edgechat's CPU module; with --peer-module, it also runs with
+    another one, such as one with llama.cpp's own barrier, which can take minutes for each run.
+    """
+    from edgechat.bench.busy import Peer, format_table, run
+    from edgechat.bench.speed import make_workload
+    from edgechat.catalogue.resolve import find_model
+    from edgechat.errors import UsageError
+
+    if peer_module is not None and peer is None:
+        raise UsageError("--peer-module is the module of llama-bench. Add --peer LLAMA_BENCH.")
+    peers = [Peer("llama-bench", peer)] if peer is not None else []
+    if peer is not None and peer_module is not None:
+        peers.append(Peer("llama-bench, other module", peer, str(peer_module.resolve())))
+    workload = make_workload(find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, rounds=rounds)
+    report = run(workload, peers, _print_progress)
+    echo_json(report) if as_json else click.echo(format_table(report))
+
+
+@bench.command()
 @click.argument("files", nargs=-1, metavar="", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", help="Model name or .gguf file; may be repeated."

@@ -81,6 +81,8 @@ def _run_child(name: str, arguments: list[str]) -> int:
         from edgechat.runtime.quantize import main as child
     elif name == "_case":
         from edgechat.bench.memory import case_main as child
+    elif name == "_busy":
+        from edgechat.bench.busy import busy_main as child
     elif name == "_import":
         from edgechat.store.import_process import main as child
     else:
