@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import (
@@ -25,8 +25,12 @@ from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
 
 if TYPE_CHECKING:
+    from edgechat.hardware.contention import Timing
     from edgechat.runtime.grammar import Grammar
     from edgechat.runtime.triggered_grammar import TriggeredGrammar
+
+# Fraction of the time of all steps from which disturbed steps make the speeds of a request unreliable.
+_MAX_DISTURBED_FRACTION: Final = 0.2
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
 
@@ -90,7 +94,14 @@ class ActiveRequest:
         self._n_scored_tokens = 0
         """Number of prompt tokens whose logprobs were sent."""
         self._prefill_s = 0.0
+        self._measured_s = self._disturbed_s = 0.0
+        """Time of all steps, and of the steps that other programs or a pause made slower."""
         self._context_tokens = 0
+
+    def record_timing(self, timing: Timing) -> None:
+        """Record the time of a step of this request, and whether it was disturbed."""
+        self._measured_s += timing.elapsed_s
+        self._disturbed_s += timing.elapsed_s if timing.is_disturbed else 0.0
 
     @property
     def n_tokens(self) -> int:
@@ -169,6 +180,7 @@ class ActiveRequest:
         context.decode(tokens[start:end], seq, all_logits=needs_all_logits)
         context.synchronize()
         timing = stopwatch.stop()
+        self.record_timing(timing)
         self._prefill_s += timing.elapsed_s
         cache.throughput.prefill.record(end - start, timing.elapsed_s, is_disturbed=timing.is_disturbed)
         if end in checkpoints:
@@ -302,6 +314,7 @@ class ActiveRequest:
             n_accepted=draft_stats.n_accepted,
             mean_acceptance_length=draft_stats.mean_acceptance_length,
             speculation_gain=draft_stats.gain,
+            is_disturbed=self._disturbed_s > _MAX_DISTURBED_FRACTION * self._measured_s,
         )
 
 

@@ -134,6 +134,7 @@ class Scheduler:
         """Decode one token of each sequence in one batch, then sample each sequence's next token."""
         self._drafted_sequence = None
         context = self._context
+        stopwatch = context.start_stopwatch()
         while sequences:
             try:
                 context.decode_each({s.seq: s.next_token for _, s in sequences})
@@ -144,7 +145,10 @@ class Scheduler:
                 sequences = [(r, s) for r, s in sequences if s in r.decoding_sequences]
             else:
                 break
+        context.synchronize()
+        timing = stopwatch.stop()
         for i, (request, sequence) in enumerate(sequences):
+            request.record_timing(timing)
             self._run_work(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
 
     def _run_work(self, request: ActiveRequest, work: Callable[[], object]) -> None:
@@ -192,6 +196,7 @@ class Scheduler:
             return
         context.synchronize()
         timing = stopwatch.stop()
+        request.record_timing(timing)
         self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, timing))
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:

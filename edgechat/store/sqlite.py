@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ OnDeleted = Callable[[str], None]
 
 # Number of recent replies from which `decode_tps` computes the median speed.
 _N_TIMED_REPLIES: Final = 5
+# Number of recent replies among which undisturbed ones are preferred.
+_MAX_TIMED_REPLIES: Final = 50
 _CONVERSATION_FIELDS: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
 
@@ -296,9 +299,15 @@ class SqliteStore:
     def decode_tps(self, model: str) -> float | None:
         with self.database.read_connection() as db:
             rows = db.execute(
-                "SELECT json_extract(iif(json_valid(stats), stats, '{}'), '$.decode_tps') AS tps FROM messages "
-                "WHERE model = ? AND stats IS NOT NULL ORDER BY key DESC LIMIT ?",
-                (model, _N_TIMED_REPLIES),
+                "SELECT json_extract(iif(json_valid(stats), stats, '{}'), '$.decode_tps', '$.is_disturbed') AS speed "
+                "FROM messages WHERE model = ? AND stats IS NOT NULL ORDER BY key DESC LIMIT ?",
+                (model, _MAX_TIMED_REPLIES),
             ).fetchall()
-        speeds = [row["tps"] for row in rows if isinstance(row["tps"], (int, float)) and row["tps"] > 0]
-        return statistics.median(speeds) if speeds else None
+        speeds: dict[bool, list[float]] = {False: [], True: []}
+        for row in rows:
+            tps, is_disturbed = json.loads(row["speed"])
+            if isinstance(tps, (int, float)) and tps > 0:
+                speeds[bool(is_disturbed)].append(tps)
+        # A reply beside other programs says little about the machine, and counts only if there is no other one.
+        timed_speeds = (speeds[False] or speeds[True])[:_N_TIMED_REPLIES]
+        return statistics.median(timed_speeds) if timed_speeds else None
