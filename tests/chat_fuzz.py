@@ -59,7 +59,8 @@ class Report:
         if duration_s > self.slowest_s:
             self.slowest_s, self.slowest_input = duration_s, number
         if self.n_inputs % 1000 == 0:
-            print(f"{self.n_inputs} inputs done", file=sys.stderr)
+            numbers = [number for number, _ in self.crashes]
+            print(f"{self.n_inputs} inputs done, crashes {numbers}, stopped {self.hangs}", file=sys.stderr, flush=True)
 
 
 def run(kind: str, inputs: range, *, library: Path, seed: int, timeout_s: float, sanitizer: str = "") -> Report:
