@@ -67,7 +67,8 @@ def make_drafts_free() -> None:
     assert profiles
     for path in profiles:
         saved = json.loads(path.read_bytes())
-        saved["ratios"] = [{n: {"value": 1.0, "count": 1000} for n in STEP_SIZES} for _ in saved["ratios"]]
+        mean = {"value": 1.0, "count": 1000, "measured_at": time.time()}
+        saved["ratios"] = [dict.fromkeys(STEP_SIZES, mean) for _ in saved["ratios"]]
         path.write_text(json.dumps(saved))
 
 
