@@ -36,7 +36,7 @@ serve: setup
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
-	@$(BIN)/python -m pytest -m "not long" --ignore tests/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --ignore tests/unit
 
 test-fast: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
