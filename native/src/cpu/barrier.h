@@ -24,8 +24,10 @@
 #endif
 
 #if defined(_MSC_VER) && !defined(__clang__)
+// ggml-cpu.c defines the atomic types and functions for this compiler.
 #define EDGECHAT_THREAD_LOCAL __declspec(thread)
 #else
+#include <stdatomic.h>
 #define EDGECHAT_THREAD_LOCAL _Thread_local
 #endif
 
@@ -101,6 +103,22 @@ static inline void edgechat_wake_all(atomic_int * address) {
 #endif
 }
 
+// Return for how long a thread spins in its next wait, if it spun for at most `spin_ns` before and this wait ended
+// after `wait_ns`, a negative number if the thread slept. Long waits shorten the spinning at once, and short ones
+// lengthen it slowly; a probe that ended lengthens it to twice the wait.
+static inline int64_t edgechat_next_spin_ns(int64_t spin_ns, int64_t wait_ns) {
+    int64_t next_ns = spin_ns + spin_ns / 4;
+    if (wait_ns < 0) {
+        next_ns = spin_ns / 2;
+    } else if (wait_ns > spin_ns) {
+        next_ns = 2 * wait_ns;
+    }
+    if (next_ns < EDGECHAT_MIN_SPIN_NS) {
+        return EDGECHAT_MIN_SPIN_NS;
+    }
+    return next_ns < EDGECHAT_MAX_SPIN_NS ? next_ns : EDGECHAT_MAX_SPIN_NS;
+}
+
 // Wait until all `n_threads` threads have called this function with the same counters, which begin with 0.
 static inline void edgechat_barrier_wait(atomic_int * n_arrived, atomic_int * n_passed, int n_threads) {
     const int passed = atomic_load_explicit(n_passed, memory_order_relaxed);
@@ -116,13 +134,10 @@ static inline void edgechat_barrier_wait(atomic_int * n_arrived, atomic_int * n_
     const bool is_probe = ++edgechat_n_waits % EDGECHAT_PROBE_INTERVAL == 0;
     const int64_t limit_ns = is_probe ? EDGECHAT_MAX_SPIN_NS : edgechat_spin_ns;
     int64_t start_ns = 0;
-    for (int n_spins = 1; ; n_spins++) {
+    for (int n_spins = 1;; n_spins++) {
         if (atomic_load_explicit(n_passed, memory_order_acquire) != passed) {
-            // Short waits lengthen the spinning slowly, long ones shorten it at once.
-            edgechat_spin_ns += edgechat_spin_ns / 4;
-            if (edgechat_spin_ns > EDGECHAT_MAX_SPIN_NS) {
-                edgechat_spin_ns = EDGECHAT_MAX_SPIN_NS;
-            }
+            const int64_t wait_ns = is_probe && start_ns != 0 ? edgechat_now_ns() - start_ns : 0;
+            edgechat_spin_ns = edgechat_next_spin_ns(edgechat_spin_ns, wait_ns);
             return;
         }
         edgechat_pause();
@@ -134,13 +149,10 @@ static inline void edgechat_barrier_wait(atomic_int * n_arrived, atomic_int * n_
             }
         }
     }
-    edgechat_spin_ns /= 2;
-    if (edgechat_spin_ns < EDGECHAT_MIN_SPIN_NS) {
-        edgechat_spin_ns = EDGECHAT_MIN_SPIN_NS;
-    }
+    edgechat_spin_ns = edgechat_next_spin_ns(edgechat_spin_ns, -1);
     atomic_fetch_add_explicit(&edgechat_n_sleepers, 1, memory_order_seq_cst);
     while (atomic_load_explicit(n_passed, memory_order_seq_cst) == passed) {
         edgechat_sleep(n_passed, passed);
     }
-    atomic_fetch_sub_explicit(&edgechat_n_sleepers, 1, memory_order_seq_cst);
+    atomic_fetch_add_explicit(&edgechat_n_sleepers, -1, memory_order_seq_cst);
 }
