@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import stat
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.engine.computing_mark import ComputingMark
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.disk_tier import delete_conversation, folder_name
 from edgechat.speculation.step_costs import STEP_SIZES
@@ -168,18 +166,6 @@ def test_step_costs_are_measured_in_idle_time(start: Start) -> None:
     engine = start()  # the profile is saved
     engine.ask(max_tokens=4, speculate=False)
     assert set(engine.client.stats().step_costs) == set(STEP_SIZES)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shared locks")
-def test_idle_work_waits_while_another_engine_computes(start: Start) -> None:
-    engine = start()
-    other = ComputingMark(paths.prefix_dir() / "computing.lock")
-    other.set(True)
-    engine.ask(max_tokens=4, speculate=False)
-    time.sleep(1.5)  # the time in which the costs are measured otherwise
-    assert not engine.client.stats().step_costs
-    other.close()
-    until(lambda: engine.client.stats().step_costs, interval_s=1.5)  # a request interrupts the measurement
 
 
 def test_request_interrupts_the_measurement(start: Start) -> None:

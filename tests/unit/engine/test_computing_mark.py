@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 def test_marks_of_others_are_seen_while_they_compute(tmp_path: Path) -> None:
     first, second, third = (ComputingMark(tmp_path / "new" / "mark") for _ in range(3))
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
     assert not first.is_set_by_others()
     second.set(True)
     third.set(True)
