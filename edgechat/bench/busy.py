@@ -17,7 +17,7 @@ from edgechat import process
 from edgechat.bench.speed import SpeedSample, SpeedWorkload, load_engine, measure_engine, measure_peer
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.hardware.contention import count_allowed_cpus
+from edgechat.hardware.contention import count_allowed_cpus, is_machine_busy
 from edgechat.runtime.backends.bundle import find_bundle
 
 
@@ -50,6 +50,8 @@ class BusyReport(msgspec.Struct, frozen=True):
     n_cpus: int
     """Number of logical CPUs on which the programs may run."""
     series: list[BusySeries]
+    n_disturbed: int = 0
+    """Number of rounds before which other programs were busy, so that the speeds alone are too low."""
 
 
 def busy_main(arguments: list[str]) -> int:
@@ -107,7 +109,9 @@ def run(
                 p.binary, p.module or module.path, workload
             )
         samples: dict[tuple[str, int], list[SpeedSample]] = {(name, n): [] for name in programs for n in busy_counts}
+        n_disturbed = 0
         for round_index in range(workload.rounds):
+            n_disturbed += is_machine_busy(workload.n_threads)
             for n_busy in busy_counts:
                 # The order alternates, because the later runs start on a warmer machine.
                 for name in programs if round_index % 2 == 0 else reversed(programs):
@@ -117,7 +121,7 @@ def run(
     finally:
         engine.close()
     return BusyReport(
-        workload=workload, backend=backend, build_id=bundle.build_id, n_cpus=n_cpus,
+        workload=workload, backend=backend, build_id=bundle.build_id, n_cpus=n_cpus, n_disturbed=n_disturbed,
         series=[make_series(name, n, samples[name, n], samples[name, 0]) for name in programs for n in busy_counts],
     )  # fmt: skip
 
@@ -152,4 +156,8 @@ def format_table(report: BusyReport) -> str:
             alone = statistics.median(getattr(s, f"{field}_tps") for s in by_count[0].samples)
             shares = "".join(f"{getattr(by_count[n], f'{field}_share'):9.3f}" for n in busy_counts if n)
             lines.append(f"  {program:<{width - 2}}{alone:9.1f}{shares}")
+    if report.n_disturbed:
+        lines.append(
+            f"Other programs were busy before {report.n_disturbed} of {workload.rounds} rounds. Close them and repeat."
+        )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import psutil
 import pytest
 
@@ -28,6 +29,8 @@ def test_shares_are_medians_of_the_rounds() -> None:
     assert "starter.gguf, cpu-zen4, 2 threads, 2 CPUs" in lines[0]
     assert lines[4].split() == ["edgechat", "100.0", "0.500"]
     assert lines[6].split() == ["edgechat", "10.0", "0.400"]
+    assert len(lines) == 7
+    assert "busy before 2 of 3 rounds" in format_table(msgspec.structs.replace(report, n_disturbed=2))
 
 
 def is_alive(pid: int) -> bool:
