@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -54,9 +55,10 @@ def make_template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]
 
 
 def split_calls(content: str, *, is_final: bool) -> tuple[str, list[tuple[str, str]]]:
-    """Split the content of a reply into text and complete calls, as pairs of function name and JSON arguments.
+    """Split the content of a reply into text and calls, as pairs of function name and JSON arguments.
 
-    If the content is not final, text at its end that can become a call is left out. An incomplete call is discarded.
+    If the content is not final, text at its end that can become a call is left out. The last call may be incomplete:
+    from its name on it is a call, with the arguments so far. A call without a whole name is discarded.
     """
     start = content.find(CALL_START)
     if start < 0:
@@ -68,17 +70,34 @@ def split_calls(content: str, *, is_final: bool) -> tuple[str, list[tuple[str, s
         try:
             call, end = _decoder.raw_decode(content, position)
         except (ValueError, RecursionError):
-            break  # the call is incomplete or not valid JSON
-        name = str(call.get("name"))
-        text_before, text_after = make_call_wrapper(name)
-        call_text = content[position:end]
-        if call_text.startswith(text_before):
-            arguments = call_text[len(text_before) : -len(text_after)]
+            calls += _read_started_call(content, position)
+            break
+        header = _CALL_HEADER.match(content, position)
+        if header is not None:
+            _, arguments_end = _decoder.raw_decode(content, header.end())
+            arguments = content[header.end() : arguments_end]
         else:
             arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False)
-        calls.append((name, arguments))
+        calls.append((str(call.get("name")), arguments))
         position = end
     return content[:start].rstrip("\n") if calls else content[:start], calls
 
 
+def _read_started_call(content: str, position: int) -> list[tuple[str, str]]:
+    """Return the call that begins at `position` and is incomplete or no valid JSON; empty before its arguments."""
+    header = _CALL_HEADER.match(content, position)
+    if header is None:
+        return []
+    try:
+        _, end = _decoder.raw_decode(content, header.end())  # only the end of the call is missing
+    except (ValueError, RecursionError):
+        arguments = content[header.end() :].partition(CALL_SUFFIX)[0]
+        end = header.end() + len(arguments) - find_partial_match_length(arguments, CALL_SUFFIX)
+    return [(json.loads(header[1]), content[header.end() : end])]
+
+
+# The beginning of a call, up to its arguments; the group is the name as a JSON string.
+_CALL_HEADER: Final = re.compile(
+    r'\{\s*"name"\s*:\s*("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*")\s*,\s*"arguments"\s*:\s*(?=\{|$)'
+)
 _decoder = json.JSONDecoder()

@@ -11,6 +11,7 @@ import pytest
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_format import (
     FormatRequest,
+    ReplyFormat,
     TemplateInfo,
     apply_template,
     find_reply_format,
@@ -18,6 +19,7 @@ from edgechat.prompt.reply_format import (
 )
 from edgechat.prompt.reply_parser import ParsedReply, ReplyParser
 from edgechat.prompt.thoughts import ThoughtFinder
+from edgechat.prompt.tool_formats import format_calls
 from tests.llama_cpp import read_templates
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -111,6 +113,23 @@ def test_call_that_is_cut_is_a_call_from_its_name_on(renderer: Renderer, name: s
         started = [c.name for d in deltas for c in d.calls if c.name]
         assert started == [c.name for c in reply.calls]
         assert len(reply.calls) <= 1
+
+
+def test_arguments_in_the_generic_format_are_streamed_as_they_grow() -> None:
+    def call_no_library(**_: object) -> dict[str, object]:
+        raise AssertionError
+
+    output = format_calls([("get_weather", '{"city": "Paris", "days": [1, 2]}')])
+    for length in (len(output), output.index("days")):
+        parser = ReplyParser(
+            call_no_library, ReplyFormat(), ThoughtFinder("", ()), tool_names=["get_weather"], explains_tools=True,
+            clock=itertools.chain.from_iterable(zip(itertools.count(), itertools.count())).__next__,
+        )  # fmt: skip
+        deltas = [c.arguments for letter in output[:length] for c in parser.feed(letter).calls]
+        deltas += [c.arguments for c in parser.finish().calls]
+        assert "".join(deltas) == parser.reply.calls[0].arguments
+        assert len(deltas) > 10
+        assert parser.reply.content == ""
 
 
 def test_code_and_other_json_are_streamed_at_once(renderer: Renderer) -> None:

@@ -15,10 +15,20 @@ def test_text_and_calls_are_split(text: str, n_calls: int, cut: int) -> None:
     assert split_calls(output, is_final=True) == (text, calls)
     visible_text, calls_so_far = split_calls(output[:cut], is_final=False)
     assert text.startswith(visible_text)
-    assert calls[: len(calls_so_far)] == calls_so_far
+    assert [name for name, _ in calls][: len(calls_so_far)] == [name for name, _ in calls_so_far]
+    assert calls[: len(calls_so_far)][:-1] == calls_so_far[:-1]
+    for (_, whole), (_, so_far) in zip(calls, calls_so_far, strict=False):
+        assert whole.startswith(so_far)
+    assert split_calls(output[:cut], is_final=True)[1] == calls_so_far  # a cut call stays a call
 
 
-def test_incomplete_call_is_discarded_and_incomplete_marker_is_text() -> None:
+def test_call_that_is_no_json_ends_at_its_mark() -> None:
+    output = format_calls([("f", "{'a': 1}")])
+    for cut in range(output.index("{'a"), len(output) + 1):
+        assert split_calls(output[:cut], is_final=cut % 2 == 0)[1][0][1] in "{'a': 1}}"
+
+
+def test_call_without_its_name_is_discarded_and_incomplete_marker_is_text() -> None:
     assert split_calls('Well. <tool_call>\n{"name": "get_we', is_final=True) == ("Well. ", [])
     assert split_calls("Well. <tool", is_final=False) == ("Well. ", [])
     assert split_calls("Well. <tool", is_final=True) == ("Well. <tool", [])
