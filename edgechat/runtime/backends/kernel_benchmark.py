@@ -177,14 +177,19 @@ class _Run(msgspec.Struct):
 
 
 def _run_undisturbed(module: BackendModule, n_threads: int, *, quick: bool) -> _Run | None:
-    """Run a benchmark until it is undisturbed; after some runs, return the fastest rates of all; None if it failed."""
+    """Run a benchmark until it is undisturbed, and return its rates.
+
+    After some disturbed runs, or a failed run, return the fastest rates of the disturbed runs; None if there are none.
+    """
     fastest_rates: _Rates = {}
     for _ in range(_MAX_QUICK_RUNS if quick else _MAX_FULL_RUNS):
         run = _run_benchmark(module, n_threads, quick=quick)
-        if run is None or not run.is_disturbed:
+        if run is None:
+            break
+        if not run.is_disturbed:
             return run
-        fastest_rates = {name: max(rate, fastest_rates.get(name, 0.0)) for name, rate in run.rates.items()}
-    return _Run(fastest_rates, is_disturbed=True)
+        fastest_rates |= {key: max(rate, fastest_rates.get(key, 0.0)) for key, rate in run.rates.items()}
+    return _Run(fastest_rates, is_disturbed=True) if fastest_rates else None
 
 
 def _run_benchmark(module: BackendModule, n_threads: int, *, quick: bool) -> _Run | None:
@@ -206,7 +211,7 @@ def _run_benchmark(module: BackendModule, n_threads: int, *, quick: bool) -> _Ru
         run.rates[name.upper() if is_tensor_type else name, layout, int(batch)] = float(rate)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]
-    result = probe.run_child(Path(module.path).parent, arguments, parse_line, timeout_s=_TIMEOUT_S)
+    result = probe.run_child(Path(module.path).parent, arguments, parse_line, n_threads=n_threads, timeout_s=_TIMEOUT_S)
     return run if is_done and not result.was_killed and result.exit_code == 0 else None
 
 

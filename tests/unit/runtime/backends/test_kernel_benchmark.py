@@ -94,3 +94,18 @@ def test_disturbed_benchmark_is_repeated_and_its_fastest_rates_are_used(monkeypa
     assert run is not None
     assert not run.is_disturbed
     assert run.rates["Q4_0", "CPU", 1] == 12.0
+
+
+def test_rates_of_a_disturbed_benchmark_are_used_if_its_repeat_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    disturbed = kernel_benchmark._Run({("Q4_0", "CPU", 1): 10.0, ("Q4_0", "CPU", 32): 50.0}, is_disturbed=True)
+    slower = kernel_benchmark._Run({("Q4_0", "CPU", 1): 8.0}, is_disturbed=True)
+    runs: list[kernel_benchmark._Run | None] = []
+    monkeypatch.setattr(kernel_benchmark, "_run_benchmark", lambda *_, **__: runs.pop(0))
+    module = BackendModule(name="cpu-x64", path="/m")
+    for later in ([None], [slower, None], [slower, slower]):
+        runs[:] = [disturbed, *later]
+        run = kernel_benchmark._run_undisturbed(module, 2, quick=True)
+        assert run == disturbed
+        assert not runs
+    runs[:] = [None]
+    assert kernel_benchmark._run_undisturbed(module, 2, quick=True) is None
