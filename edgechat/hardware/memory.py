@@ -159,8 +159,27 @@ def is_process_stopped(pid: int) -> bool:
         return False
 
 
+def read_own_cpu_time_s(pid: int) -> float:
+    """Return the CPU time of a process without its descendants in seconds; 0.0 if the process does not exist.
+
+    On Windows, descendants are included, because the `python.exe` of a virtual environment runs Python in a child.
+    """
+    import psutil
+
+    if sys.platform == "win32":
+        return read_cpu_time_s(pid)
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
 def read_cpu_time_s(pid: int) -> float:
-    """Return the CPU time of a process and its descendants in seconds; 0.0 if the process does not exist."""
+    """Return the CPU time of a process and its descendants in seconds; 0.0 if the process does not exist.
+
+    Reads a file for each process of the machine on Linux: 30 ms with 400 processes.
+    """
     import psutil
 
     total_s = 0.0

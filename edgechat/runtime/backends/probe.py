@@ -19,7 +19,7 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.contention import MAX_EXCESS_LOAD, AwakeClock, LoadMonitor
 from edgechat.hardware.cpu import Cpu, count_usable_threads, read_cpu
 from edgechat.hardware.gpu import read_driver_version
-from edgechat.hardware.memory import is_process_stopped, read_cpu_time_s
+from edgechat.hardware.memory import is_process_stopped, read_own_cpu_time_s
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.selftest import EXIT_PASSED, EXIT_REFUSED, EXIT_WRONG
@@ -145,7 +145,7 @@ def run_selftest(module: BackendModule, cpu_module: BackendModule | None = None)
     arguments = ["_selftest", module.path, str(n_threads), str(int(_BUSY_FACTOR * TOTAL_TIMEOUT_S)), cpu_path]
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     directory = Path((cpu_module or module).path).parent
-    result = run_child(directory, arguments, report.read_line, timeout_s=TOTAL_TIMEOUT_S)
+    result = run_child(directory, arguments, report.read_line, n_threads=n_threads, timeout_s=TOTAL_TIMEOUT_S)
     elapsed_s = clock.read()
     status, reason = _interpret_report(module, report, result, elapsed_s)
     return Verdict(
@@ -183,55 +183,68 @@ class ChildResult(msgspec.Struct, frozen=True):
 
 
 def run_child(
-    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, timeout_s: float
+    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, n_threads: int, timeout_s: float
 ) -> ChildResult:
     """Run a child process of edgechat with the bundle in `directory`, and pass each line of its output to `on_line`.
 
-    The child is killed if it makes no progress for `STALL_TIMEOUT_S` without being paused or starved, or after
-    `timeout_s`. Raises RuntimeLoadError if edgechat was upgraded since this process started.
+    The child computes with `n_threads` threads. It is killed if it makes no progress for `STALL_TIMEOUT_S` without
+    being paused or starved, or after `timeout_s`. Raises RuntimeLoadError if edgechat was upgraded since this process
+    started.
     """
     child = subprocess.Popen(
         process.make_command_line(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
-    patience = _Patience(child.pid, min(MAX_SELFTEST_THREADS, count_usable_threads()), timeout_s)
-    was_killed = not _read_lines(child, on_line, patience)
+    deadline = _ProgressDeadline(child.pid, n_threads, timeout_s)
+    was_killed = not _read_lines(child, on_line, deadline)
     if was_killed:
         child.kill()
     exit_code = child.wait()
     if exit_code == process.EXIT_VERSION_CHANGED:
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
-    return ChildResult(was_killed, exit_code, was_disturbed=was_killed and patience.was_disturbed)
+    return ChildResult(was_killed, exit_code, was_disturbed=was_killed and deadline.was_disturbed)
 
 
-class _Patience:
-    """Time for which a child process could have made progress.
+class _ProgressDeadline:
+    """Deadline for the next line of a child process, and for its end.
 
-    Time in which this process or the machine was paused does not count. If other programs compute, the CPU time of the
-    child counts instead, except for a child that needs none because it is blocked. Time in which the child is starved,
-    or stopped by a signal, counts as a sixth.
+    The time for the next line does not include pauses of this process or of the machine. While other programs compute,
+    it is the CPU time of the child, unless the child is blocked and needs no CPU time. A child that is starved by other
+    programs, or stopped by a signal, has six times as long.
     """
 
     def __init__(self, pid: int, n_threads: int, timeout_s: float) -> None:
         self.was_disturbed = False
-        """True if a limit was reached by starved time only, so that the child can be in order."""
+        """True if the deadline may have passed only because the child was starved or stopped."""
         self._pid, self._n_threads, self._timeout_s = pid, n_threads, timeout_s
         self._clock = AwakeClock()
-        self._monitor = LoadMonitor(lambda: time.process_time() + read_cpu_time_s(pid))
-        self._read_s = self._line_s = self._line_cpu_s = self._stopped_s = 0.0
+        self._monitor = LoadMonitor(lambda: time.process_time() + self._cpu_s)
+        self._checked_s = self._cpu_s = 0.0
+        """Time of the last check, and CPU time of the child until then."""
+        self._line_s = self._line_cpu_s = self._stopped_s = 0.0
+        """Time of the first check after the last line, CPU time of the child until then, and stopped time since."""
+        self._has_new_line = False
         self._is_busy_since_line = self._is_ever_busy = False
 
-    def reset(self) -> None:
+    def record_line(self) -> None:
         """Record that the child has written a line."""
-        self._line_s, self._line_cpu_s, self._stopped_s = self._clock.read(), read_cpu_time_s(self._pid), 0.0
-        self._is_busy_since_line = False
+        self._has_new_line = True
 
     def is_over(self) -> bool:
-        """Return whether the child stalled or reached its total time; call this at least every second."""
+        """Return whether the child stalled or reached its total time; call this at least every second.
+
+        Checks the child every `_CHECK_INTERVAL_S`, because a check reads files in /proc, and returns False in between.
+        """
         now = self._clock.read()
-        elapsed_s, self._read_s = now - self._read_s, now
-        if is_process_stopped(self._pid):
+        if now - self._checked_s < _CHECK_INTERVAL_S:
+            return False
+        elapsed_s, self._checked_s = now - self._checked_s, now
+        self._cpu_s = max(self._cpu_s, read_own_cpu_time_s(self._pid))
+        if self._has_new_line:
+            self._line_s, self._line_cpu_s, self._stopped_s = now, self._cpu_s, 0.0
+            self._has_new_line = self._is_busy_since_line = False
+        elif is_process_stopped(self._pid):
             self._stopped_s += elapsed_s
             self._is_ever_busy = True
         if self._monitor.excess_load(self._n_threads) > MAX_EXCESS_LOAD:
@@ -245,12 +258,12 @@ class _Patience:
         """Return for how long the child could have made progress since its last line, and how long it was silent."""
         silent_s = now - self._line_s
         active_s = silent_s - self._stopped_s
-        cpu_s = read_cpu_time_s(self._pid) - self._line_cpu_s
+        cpu_s = self._cpu_s - self._line_cpu_s
         is_starved = self._is_busy_since_line and cpu_s >= _BLOCKED_CPU_FRACTION * active_s
         return min(active_s, cpu_s / self._n_threads) if is_starved else active_s, silent_s
 
 
-def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], patience: _Patience) -> bool:
+def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], deadline: _ProgressDeadline) -> bool:
     """Pass each line of the child's output to `on_line`; return False if the child stalled or took too long."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -270,9 +283,9 @@ def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], 
         else:
             if line is None:
                 return True
-            patience.reset()
+            deadline.record_line()
             on_line(line)
-        if patience.is_over():
+        if deadline.is_over():
             return False
 
 

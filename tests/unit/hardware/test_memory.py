@@ -7,9 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from edgechat.hardware.memory import count_memory_kills, read_memory, read_peak_pss_bytes, read_tree_pss_bytes
+from edgechat.hardware.memory import (
+    count_memory_kills,
+    read_cpu_time_s,
+    read_memory,
+    read_own_cpu_time_s,
+    read_peak_pss_bytes,
+    read_tree_pss_bytes,
+)
 
 MIB = 1 << 20
 
@@ -44,6 +52,17 @@ def test_memory_of_a_process_is_zero_after_it_ended() -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     assert (read_tree_pss_bytes(child.pid), read_peak_pss_bytes(child.pid)) == (0, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descendants are included on Windows")
+def test_own_cpu_time_needs_no_list_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "children", None)
+    assert 0 < read_own_cpu_time_s(os.getpid()) < 1e6
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    assert read_own_cpu_time_s(child.pid) == 0.0
+    monkeypatch.undo()
+    assert read_cpu_time_s(os.getpid()) >= read_own_cpu_time_s(os.getpid()) - 1.0
 
 
 def test_memory_kills_are_counted(tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def test_disturbed_benchmark_is_repeated_and_its_fastest_rates_are_used(monkeypa
     ]
     runs = iter([*outputs, *outputs[:1], "speed\tq4_0\tCPU\t1\t12\nspeed\tdone\t\t0\t0\n"])
 
-    def run_child(directory: object, arguments: object, on_line: Callable[[str], None], *, timeout_s: float) -> object:
+    def run_child(
+        directory: object, arguments: object, on_line: Callable[[str], None], *, n_threads: int, timeout_s: float
+    ) -> object:
+        assert n_threads == 2
         for line in next(runs).splitlines():
             on_line(line)
         return probe.ChildResult(was_killed=False, exit_code=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from edgechat import process
 from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.contention import AwakeClock, LoadMonitor
 from edgechat.hardware.cpu import read_cpu
@@ -65,7 +67,7 @@ def test_error_without_working_module_names_every_reason(bundle: Bundle, monkeyp
         probe.choose_module(bundle, model_path="/bad.gguf")
 
 
-def run_patience(
+def wait_for_child(
     monkeypatch: pytest.MonkeyPatch,
     *,
     excess_load: float,
@@ -76,30 +78,88 @@ def run_patience(
     """Wait for a silent child on a simulated machine; return the time until it is killed, and `was_disturbed`."""
     now = 0.0
     monkeypatch.setattr(probe, "AwakeClock", lambda: AwakeClock(lambda: now))
-    monkeypatch.setattr(probe, "read_cpu_time_s", lambda pid: cpu_share * min(now, 1e6))
+    monkeypatch.setattr(probe, "read_own_cpu_time_s", lambda pid: cpu_share * min(now, 1e6))
     monkeypatch.setattr(probe, "is_process_stopped", lambda pid: is_stopped)
     monkeypatch.setattr(LoadMonitor, "excess_load", lambda self, n_threads: excess_load)
-    patience = probe._Patience(1, 2, 60.0)
-    while not patience.is_over():
+    deadline = probe._ProgressDeadline(1, 2, 60.0)
+    while not deadline.is_over():
         now += 0.25 + (jump_s if now == 1.0 else 0)
-    return now - jump_s, patience.was_disturbed
+    return now - jump_s, deadline.was_disturbed
 
 
 def test_silent_child_on_an_idle_machine_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu_share in (0.0, 2.0):
-        assert run_patience(monkeypatch, excess_load=0.0, cpu_share=cpu_share) == (probe.STALL_TIMEOUT_S, False)
+        assert wait_for_child(monkeypatch, excess_load=0.0, cpu_share=cpu_share) == (
+            probe.STALL_TIMEOUT_S,
+            False,
+        )
 
 
 def test_blocked_or_spinning_child_hangs_beside_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=0.0) == (probe.STALL_TIMEOUT_S, False)
-    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=1.0) == (2 * probe.STALL_TIMEOUT_S, False)
+    assert wait_for_child(monkeypatch, excess_load=2.0, cpu_share=0.0) == (probe.STALL_TIMEOUT_S, False)
+    assert wait_for_child(monkeypatch, excess_load=2.0, cpu_share=1.0) == (2 * probe.STALL_TIMEOUT_S, False)
 
 
 def test_starved_or_stopped_child_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_patience(monkeypatch, excess_load=2.0, cpu_share=0.1) == (6 * probe.STALL_TIMEOUT_S, True)
-    assert run_patience(monkeypatch, excess_load=0.0, cpu_share=0.0, is_stopped=True) == (30.0, True)
+    assert wait_for_child(monkeypatch, excess_load=2.0, cpu_share=0.1) == (6 * probe.STALL_TIMEOUT_S, True)
+    assert wait_for_child(monkeypatch, excess_load=0.0, cpu_share=0.0, is_stopped=True) == (30.0, True)
 
 
 def test_pause_of_the_parent_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited_s, _ = run_patience(monkeypatch, excess_load=0.0, cpu_share=0.0, jump_s=3600.0)
+    waited_s, _ = wait_for_child(monkeypatch, excess_load=0.0, cpu_share=0.0, jump_s=3600.0)
     assert waited_s == pytest.approx(probe.STALL_TIMEOUT_S, abs=1.0)
+
+
+def test_child_is_checked_four_times_a_second_however_many_lines_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    n_reads = {"CPU time": 0, "status": 0}
+
+    def read_cpu_time_s(pid: int) -> float:
+        n_reads["CPU time"] += 1
+        return now
+
+    def is_stopped(pid: int) -> bool:
+        n_reads["status"] += 1
+        return False
+
+    monkeypatch.setattr(probe, "AwakeClock", lambda: AwakeClock(lambda: now))
+    monkeypatch.setattr(probe, "read_own_cpu_time_s", read_cpu_time_s)
+    monkeypatch.setattr(probe, "is_process_stopped", is_stopped)
+    deadline = probe._ProgressDeadline(1, 2, 60.0)
+    for _ in range(1024):
+        now += 1 / 512
+        deadline.record_line()
+        assert not deadline.is_over()
+    assert n_reads["CPU time"] == 8
+    assert n_reads["status"] <= 8
+
+
+def test_silence_is_measured_from_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(probe, "AwakeClock", lambda: AwakeClock(lambda: now))
+    monkeypatch.setattr(probe, "read_own_cpu_time_s", lambda pid: now)
+    monkeypatch.setattr(probe, "is_process_stopped", lambda pid: False)
+    monkeypatch.setattr(LoadMonitor, "excess_load", lambda self, n_threads: 0.0)
+    deadline = probe._ProgressDeadline(1, 2, 60.0)
+    while not deadline.is_over():
+        now += 0.25
+        if now <= 20.0:
+            deadline.record_line()
+    assert now == 20.0 + probe.STALL_TIMEOUT_S
+
+
+@pytest.mark.parametrize("n_threads", [2, 16])
+def test_load_of_other_programs_is_compared_with_the_threads_of_the_child(
+    monkeypatch: pytest.MonkeyPatch, n_threads: int
+) -> None:
+    thread_counts = set()
+
+    def read_excess_load(self: LoadMonitor, n_threads: int) -> float:
+        thread_counts.add(n_threads)
+        return 0.0
+
+    monkeypatch.setattr(process, "make_command_line", lambda *arguments: [sys.executable, "-c", "print('a line')"])
+    monkeypatch.setattr(probe, "_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(LoadMonitor, "excess_load", read_excess_load)
+    probe.run_child(Path(), ["_speeds"], lambda line: None, n_threads=n_threads, timeout_s=60.0)
+    assert thread_counts == {n_threads}
