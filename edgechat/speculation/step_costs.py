@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,16 +37,16 @@ _MAX_REFERENCE_AGE: Final = 8
 MIN_SAMPLES: Final = 3
 # Number of steps without a sample after which a mean follows a new sample quickly.
 _STALE_AFTER_STEPS: Final = 48
-# Factor by which a new sample of such a mean must be lower to contradict all earlier costs of its depth range: then
-# they were measured beside other programs that went unnoticed.
+# Factor by which a sample must be lower than the mean to contradict it. After `MIN_SAMPLES` such samples in a depth
+# range, the contradicted means are replaced: they were probably measured beside other programs that went unnoticed.
 _CONTRADICTION: Final = 2.0
 # Age from which a saved mean is replaced by the first new sample: drivers, kernels and cooling change.
 _MAX_AGE_S: Final = 30 * 86400.0
 # Bounds of a ratio for n tokens: this value, and n times the other value. Saved profiles are valid within them.
 MIN_RATIO: Final = 0.1
 MAX_RATIO_PER_TOKEN: Final = 10.0
-# Number of recent single-token steps whose fastest is the reference for disturbed steps.
-_N_DISTURBED_SINGLE_STEPS: Final = 16
+# Number of recent single-token steps whose fastest is the reference for disturbed steps and for contradictions.
+_N_RECENT_SINGLE_STEPS: Final = 16
 # Bounds of the trials of larger steps: they take at most this fraction of the decode time by the measured costs, and
 # each counts as at least half of a single-token step, so that at most one of fifty steps is a trial. The unused time is
 # limited to this number of single-token steps.
@@ -89,11 +91,16 @@ class StepCosts:
         self._actual_single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTH_LIMITS) + 1)]
         """Mean seconds of a single-token step by depth range, including disturbed steps."""
         self._recent_single_steps: list[deque[float]] = [
-            deque(maxlen=_N_DISTURBED_SINGLE_STEPS) for _ in range(len(DEPTH_LIMITS) + 1)
+            deque(maxlen=_N_RECENT_SINGLE_STEPS) for _ in range(len(DEPTH_LIMITS) + 1)
         ]
         self._disturbed_steps: dict[tuple[int, int], list[float]] = {}
         """Seconds of disturbed steps by depth range and number of tokens, at most `MIN_SAMPLES`."""
-        self._n_steps = 0
+        self._contradictions: list[dict[int, tuple[int, float]]] = [{} for _ in range(len(DEPTH_LIMITS) + 1)]
+        """Steps that contradict a mean, as (number of tokens, ratio), by depth range and `_n_single_steps`.
+
+        At most one step is recorded after each single-token step, so that one wrong reference has little effect.
+        """
+        self._n_steps = self._n_single_steps = 0
         self._sampled_at_step: dict[tuple[int, int], int] = {}
         """Number of steps before the last undisturbed step of a size, by depth range and number of tokens."""
         self.trial_credit = 0.0
@@ -132,7 +139,7 @@ class StepCosts:
         if is_disturbed:
             self._record_disturbed(depth_range, n_tokens, elapsed_s)
         elif single_step.count and self._steps_since_reference <= _MAX_REFERENCE_AGE:
-            self._record_ratio(depth_range, n_tokens, elapsed_s / single_step.value, is_benchmark=is_benchmark)
+            self._record_ratio(depth_range, n_tokens, elapsed_s, is_benchmark=is_benchmark)
         self._add_trial_credit(self.ratio(n_tokens, depth))
 
     def _record_single(self, depth_range: int, elapsed_s: float, *, is_benchmark: bool, is_disturbed: bool) -> None:
@@ -140,6 +147,7 @@ class StepCosts:
         weight, max_change = (_STALE_WEIGHT, _STALE_MAX_CHANGE) if is_stale else (_SINGLE_STEP_WEIGHT, _MAX_CHANGE)
         self._actual_single_steps[depth_range].update(elapsed_s, weight, max_change)
         self._recent_single_steps[depth_range].append(elapsed_s)
+        self._n_single_steps += 1
         # The next single-token step is required as late as after an undisturbed one, or drafts would stop for ever on a
         # busy machine.
         self._steps_since_single = 0
@@ -147,21 +155,54 @@ class StepCosts:
         if not is_disturbed:
             self.single_steps[depth_range].update(elapsed_s, weight, max_change)
 
-    def _record_ratio(self, depth_range: int, n_tokens: int, ratio: float, *, is_benchmark: bool) -> None:
+    def _record_ratio(self, depth_range: int, n_tokens: int, elapsed_s: float, *, is_benchmark: bool) -> None:
         key = depth_range, n_tokens
         n_other_steps = self._n_steps - self._sampled_at_step.get(key, -_STALE_AFTER_STEPS)
         self._sampled_at_step[key] = self._n_steps
         is_stale = is_benchmark or n_other_steps >= _STALE_AFTER_STEPS
-        ratio = _clamp_ratio(ratio, n_tokens)
-        mean = self.ratios[depth_range].get(n_tokens)
-        if mean is None or (is_stale and ratio * _CONTRADICTION < mean.value):
-            # Other programs make a step slower, never faster, so the new sample is nearer to the truth.
-            if mean is not None:
-                self.ratios[depth_range].clear()
-            mean = self.ratios[depth_range][n_tokens] = RunningMean()
+        ratio = _clamp_ratio(elapsed_s / self.single_steps[depth_range].value, n_tokens)
+        mean = self.ratios[depth_range].setdefault(n_tokens, RunningMean())
+        is_contradicted = self._is_contradicted(depth_range, mean, elapsed_s)
         mean.update(ratio, _STALE_WEIGHT if is_stale else _MULTI_STEP_WEIGHT, _MAX_CHANGE)
         mean.measured_at = self._clock()
+        if is_contradicted:
+            self._record_contradiction(depth_range, n_tokens, ratio)
+        else:
+            samples = self._contradictions[depth_range]
+            self._contradictions[depth_range] = {i: sample for i, sample in samples.items() if sample[0] != n_tokens}
         self._disturbed_steps.pop(key, None)
+
+    def _is_contradicted(self, depth_range: int, mean: RunningMean, elapsed_s: float) -> bool:
+        """Return whether a step is too fast for `mean`, even relative to the fastest recent single-token step.
+
+        Other programs make steps slower, never faster, so a slow single-token step contradicts nothing.
+        """
+        recent_steps = self._recent_single_steps[depth_range]
+        if not mean.count or len(recent_steps) < MIN_SAMPLES:
+            return False
+        return elapsed_s * _CONTRADICTION < mean.value * min(recent_steps)
+
+    def _record_contradiction(self, depth_range: int, n_tokens: int, ratio: float) -> None:
+        """Add a step that contradicts the cost of its size; after `MIN_SAMPLES`, replace the contradicted costs."""
+        contradictions, ratios = self._contradictions[depth_range], self.ratios[depth_range]
+        if self._n_single_steps in contradictions:
+            return
+        contradictions[self._n_single_steps] = n_tokens, ratio
+        if len(contradictions) < MIN_SAMPLES:
+            # Require a single-token step and allow a trial after it, so that further samples follow soon.
+            self._steps_since_single, self.trial_credit = SINGLE_STEP_INTERVAL, _MAX_TRIAL_CREDIT
+            return
+        now = self._clock()
+        samples_by_size: dict[int, list[float]] = {}
+        for size, sample in contradictions.values():
+            samples_by_size.setdefault(size, []).append(sample)
+        contradictions.clear()
+        for size, samples in samples_by_size.items():
+            cost = statistics.median(samples)
+            ratios[size] = RunningMean(cost, len(samples), now)
+            # A step of n tokens takes at most as long as the smallest number of steps of `size` that process n tokens.
+            for n in [n for n in ratios if ratios[n].value > _CONTRADICTION * cost * math.ceil(n / size)]:
+                del ratios[n]
 
     def _record_disturbed(self, depth_range: int, n_tokens: int, elapsed_s: float) -> None:
         """Compute a provisional cost from the fastest of several disturbed steps, if no other cost was measured."""
@@ -229,7 +270,7 @@ class StepCosts:
     def spend_trial(self, cost: float) -> bool:
         """Return whether a trial may cost the time of `cost` single-token steps, and count it if it may.
 
-        Trials take at most 1 % of the decode time.
+        Trials take at most 1 % of the decode time, except for those that follow a contradicted cost.
         """
         cost = max(cost, _MIN_TRIAL_COST)
         if cost > self.trial_credit:

@@ -108,14 +108,51 @@ def test_disturbed_single_steps_do_not_prevent_drafts() -> None:
 
 
 @pytest.mark.parametrize("is_benchmark", [True, False])
-def test_undisturbed_step_far_below_the_mean_replaces_all_costs_of_its_range(is_benchmark: bool) -> None:
-    costs = costs_of({1: 1.0, 2: 9.9, 4: 12.0, 8: 20.0})
-    for _ in range(100):
-        costs.record(1, 100, 0.01)
-    costs.record(2, 100, 0.0107, is_benchmark=is_benchmark)
+def test_several_steps_far_below_the_mean_replace_the_cost_of_their_size(is_benchmark: bool) -> None:
+    costs = costs_of({1: 1.0, 2: 9.9, 3: 1.27, 4: 4.2, 8: 20.0})
+    for _ in range(MIN_SAMPLES):
+        for _ in range(100):
+            costs.record(1, 100, 0.01)
+        costs.record(2, 100, 0.0107, is_benchmark=is_benchmark)
     assert costs.ratio(2, 100) == pytest.approx(1.07)
-    assert not costs.is_measured(4, 100)
-    assert costs.ratio(8, 100) < 3
+    assert costs.is_measured(2, 100)
+    assert costs.ratio(3, 100) == pytest.approx(1.27)
+    assert costs.ratio(4, 100) == pytest.approx(4.2)
+    assert not costs.has_cost(8, 100)  # four steps of two tokens take less than a fourth of it
+
+
+@pytest.mark.parametrize("n_slow_steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_slow_single_steps_discard_no_costs(is_loaded: bool, n_slow_steps: int) -> None:
+    """Single-token steps that other programs slowed down unnoticed, and a step of eight tokens of the right time."""
+    costs, expected = StepCosts(), {2: 1.3, 4: 2.5, 8: 4.0}
+    costs.ratios = costs_of({1: 1.0, **expected}).ratios
+    if not is_loaded:
+        for _ in range(16):
+            costs.record(1, 100, 0.01)
+    costs.start_reply()
+    for _ in range(n_slow_steps):
+        costs.record(1, 100, 0.03)
+    costs.record(8, 100, 0.04)
+    assert (costs.ratio(2, 100), costs.ratio(4, 100)) == (1.3, 2.5)
+    assert costs.ratio(8, 100) > 4.0 / 1.6
+    assert costs.is_measured(8, 100)
+    for _ in range(40):
+        costs.record(1, 100, 0.01)
+        costs.record(8, 100, 0.04)
+    assert costs.ratio(8, 100) == pytest.approx(4.0, rel=0.1)
+
+
+def test_faster_machine_contradicts_no_cost_before_the_next_single_step() -> None:
+    costs = costs_of({1: 1.0, 8: 4.0})
+    costs.record(1, 100, 0.01)
+    for _ in range(8):  # the machine is four times as fast, for example on mains power
+        costs.record(8, 100, 0.01)
+    assert costs.ratio(8, 100) > 2.0
+    for _ in range(40):
+        costs.record(1, 100, 0.0025)
+        costs.record(8, 100, 0.01)
+    assert costs.ratio(8, 100) == pytest.approx(4.0, rel=0.1)
 
 
 def test_outdated_costs_are_replaced_by_the_first_new_step() -> None:
