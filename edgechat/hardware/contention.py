@@ -7,6 +7,7 @@ Everything that is measured and remembered is measured with `Stopwatch` (steps o
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,18 +16,18 @@ from typing import Final
 import msgspec
 
 MAX_EXCESS_LOAD: Final = 0.3
-"""Time of other programs, in cores, that is missing for the threads of a computation and disturbs it.
+"""Load of other programs, in cores, that disturbs a computation if no other cores are left for it.
 
 The terminal UI takes about 0.1 cores while it paints a reply.
 """
 # Window over which the load of other programs is measured. Linux counts CPU time in ticks of 10 ms.
 _LOAD_WINDOW_S: Final = 0.25
-# Time after which the load of other programs says nothing about a computation that starts.
+# Maximum age of a window whose load is used for a computation that starts.
 _MAX_LOAD_AGE_S: Final = 1.0
-# Weight of the time of processes with a low priority. Linux gives a process at nice 10 a tenth, and one at nice 19 a
-# seventieth, of the time of a process with normal priority.
+# Weight of the CPU time of processes with low priority. Beside a process with normal priority, Linux gives a process at
+# nice 10 a tenth of its CPU time, and a process at nice 19 a seventieth.
 _NICE_WEIGHT: Final = 0.1
-# Time that a thread waits at most after it was preempted; a time slice of Linux is 3 to 10 ms long.
+# Maximum time that a preempted thread waits; a time slice of Linux is 3 to 10 ms long.
 _PREEMPTION_S: Final = 0.01
 # Fraction of the time of a step that preempted threads may lose.
 _MAX_LOST_FRACTION: Final = 0.1
@@ -34,14 +35,19 @@ _MAX_LOST_FRACTION: Final = 0.1
 # waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
 _MIN_CPU_FRACTION: Final = 0.5
 _MIN_CPU_FRACTION_DURATION_S: Final = 0.005
+# Step by which CPU time grows. Windows adds a clock tick of 1/64 s to the thread that runs at the tick, although Python
+# reports a resolution of 100 ns. Linux and macOS count CPU time in less than a microsecond.
+_CPU_TIME_STEP_S: Final = 1 / 64 if sys.platform == "win32" else 0.0
+# Number of such steps below which an expected CPU time is too short to be compared with the measured one.
+_MIN_CPU_TIME_STEPS: Final = 4
 # A computation that waits for a GPU or a disk needs little CPU time, so only a long pause is recognised.
 _MIN_GPU_CPU_FRACTION: Final = 0.02
 _MIN_GPU_DURATION_S: Final = 1.0
-# Difference between clocks from which the machine counts as suspended, since clocks are read one after another, and
-# time synchronisation slews the system time.
+# Minimum difference between two clocks for which the machine counts as suspended. Smaller differences arise because the
+# clocks are read one after another, and because time synchronisation slews the system time.
 _MIN_SUSPENDED_S: Final = 0.1
-# Interval of the ticks in a long measurement, and the delay of a tick from which the process counts as paused. On a
-# busy machine, a thread that mostly sleeps is delayed by some time slices.
+# Interval of the ticks in a long measurement, and the minimum delay of a tick for which the process counts as paused.
+# On a busy machine, a thread that mostly sleeps is delayed by some time slices.
 _TICK_S: Final = 0.1
 _MIN_PAUSE_S: Final = 0.5
 
@@ -57,7 +63,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     suspended_s: float = 0.0
     """Time during which the machine was suspended, which the monotonic clock of some systems does not count."""
     excess_load: float = 0.0
-    """CPU time per second of other programs that exceeds the cores without a thread of the computation."""
+    """Load of other programs, in cores, beyond the cores that the threads of the computation leave free."""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -73,20 +79,24 @@ class Timing(msgspec.Struct, frozen=True):
         return bool(self.disturbance)
 
 
-def find_disturbance(usage: Usage, n_threads: int) -> str:
+def find_disturbance(usage: Usage, n_threads: int, cpu_time_step_s: float = _CPU_TIME_STEP_S) -> str:
     """Return what disturbed a computation by `n_threads` threads; "" if nothing did.
 
-    `n_threads` is 0 for a computation that mostly waits for a GPU or a disk.
+    `n_threads` is 0 for a computation that mostly waits for a GPU or a disk. CPU time grows by steps of
+    `cpu_time_step_s`; it is ignored in computations that are too short for it.
     """
     if usage.suspended_s >= _MIN_SUSPENDED_S:
         return f"the machine was suspended for {usage.suspended_s:.1f} s"
     if usage.excess_load > MAX_EXCESS_LOAD:
         return f"other programs took {usage.excess_load:.1f} of the cores"
-    return _find_lost_time(usage, n_threads) if n_threads else _find_long_pause(usage)
+    min_cpu_s = _MIN_CPU_TIME_STEPS * cpu_time_step_s
+    return _find_lost_time(usage, n_threads, min_cpu_s) if n_threads else _find_long_pause(usage, min_cpu_s)
 
 
-def _find_lost_time(usage: Usage, n_threads: int) -> str:
+def _find_lost_time(usage: Usage, n_threads: int, min_cpu_s: float) -> str:
     elapsed_s = usage.elapsed_s
+    if _MIN_CPU_FRACTION * elapsed_s < min_cpu_s:
+        return ""
     lost_s = n_threads * elapsed_s - usage.cpu_s
     if elapsed_s >= _MIN_CPU_FRACTION_DURATION_S and lost_s > (1 - _MIN_CPU_FRACTION) * n_threads * elapsed_s:
         return f"the process was paused or starved: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.3f} s"
@@ -95,9 +105,10 @@ def _find_lost_time(usage: Usage, n_threads: int) -> str:
     return ""
 
 
-def _find_long_pause(usage: Usage) -> str:
+def _find_long_pause(usage: Usage, min_cpu_s: float) -> str:
     elapsed_s = usage.elapsed_s
-    if elapsed_s < _MIN_GPU_DURATION_S or usage.cpu_s >= _MIN_GPU_CPU_FRACTION * elapsed_s:
+    expected_cpu_s = _MIN_GPU_CPU_FRACTION * elapsed_s
+    if elapsed_s < _MIN_GPU_DURATION_S or expected_cpu_s < min_cpu_s or usage.cpu_s >= expected_cpu_s:
         return ""
     return f"the process was paused: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.1f} s"
 
@@ -143,7 +154,7 @@ class LoadMonitor:
         """Number of windows with a known load."""
 
     def restart(self) -> None:
-        """Prepare for a computation that starts now: forget the load of a window that ended a second ago."""
+        """Prepare for a computation that starts now: discard the load of a window that ended over a second ago."""
         if self._clock() - self._read_at > _MAX_LOAD_AGE_S:
             self._read_window(self._clock())
             self._load = None

@@ -74,6 +74,25 @@ def test_recorded_usages(usage: Usage, n_threads: int, is_disturbed: bool) -> No
     assert bool(find_disturbance(usage, n_threads)) == is_disturbed
 
 
+@pytest.mark.parametrize(
+    ("elapsed_s", "cpu_s", "n_threads", "is_disturbed"),
+    [
+        (0.014, 0.0, 2, False),  # between two ticks
+        (0.031, 0.016, 2, False),
+        (0.120, 0.109, 2, False),
+        (0.130, 0.094, 2, True),
+        (1.5, 0.016, 0, False),  # on a GPU
+        (60.0, 0.016, 0, True),
+    ],
+)
+def test_cpu_time_in_ticks_of_windows_is_compared_only_after_eight_ticks(
+    elapsed_s: float, cpu_s: float, n_threads: int, is_disturbed: bool
+) -> None:
+    usage = Usage(elapsed_s=elapsed_s, cpu_s=cpu_s)
+    assert bool(find_disturbance(usage, n_threads, cpu_time_step_s=1 / 64)) == is_disturbed
+    assert find_disturbance(usage, n_threads, cpu_time_step_s=0.0)  # with the clock of Linux
+
+
 def test_load_of_other_programs_is_the_busy_time_without_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contention, "count_allowed_cpus", lambda: 4)
     now, busy_s, own_s = 100.0, 1000.0, 50.0
