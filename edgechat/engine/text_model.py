@@ -23,6 +23,7 @@ from edgechat.errors import EdgechatError, EngineError, GrammarError, RequestCan
 from edgechat.hardware.contention import Stopwatch
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
+from edgechat.prefix.throughput import StopTimer
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.context import Context
 from edgechat.runtime.grammar import compile_grammar
@@ -43,6 +44,17 @@ _COMPILE_WAIT_S: Final = 0.005
 _MAX_PREFIX_SAVE_S: Final = 1.5
 # Minimum time for saving the draft corpus on shutdown, even if saving prefixes took its maximum time.
 _MIN_CORPUS_SAVE_S: Final = 0.2
+
+
+def _start_restore_timer() -> StopTimer:
+    """Start to measure how long a segment takes to restore, which waits for memory and disk."""
+    stopwatch = Stopwatch(1, is_cpu_bound=False)
+
+    def stop() -> tuple[float, bool]:
+        timing = stopwatch.stop()
+        return timing.elapsed_s, timing.is_disturbed
+
+    return stop
 
 
 class TextModel(EngineModel):
@@ -75,9 +87,8 @@ class TextModel(EngineModel):
         self._idle_since: float | None = None
         """Time when the idle work began to wait for other engines, on the monotonic clock; None in a reply."""
         self._cache = PrefixCache(
-            context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk,
-            start_timer=partial(Stopwatch, 1, is_cpu_bound=False),
-        )  # fmt: skip
+            context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
+        )
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []

@@ -16,7 +16,7 @@ from edgechat.prefix.kv_memory import KvMemory
 from edgechat.prefix.restore_plan import RestorePlan, RestorePlanner
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_store import SegmentStore
-from edgechat.prefix.throughput import PlainTimer, PrefixThroughput, Timer
+from edgechat.prefix.throughput import PrefixThroughput, StopTimer, start_plain_timer
 from edgechat.prefix.tree import Match, Node, PrefixTree
 
 # Minimum length of a saved segment: computing fewer tokens again is faster than opening a file.
@@ -48,7 +48,7 @@ class PrefixCache:
 
     def __init__(
         self, memory: KvMemory, *, ram_cap_bytes: int = 0, disk: DiskTier | None = None,
-        start_timer: Callable[[], Timer] = PlainTimer,
+        start_timer: Callable[[], StopTimer] = start_plain_timer,
     ) -> None:  # fmt: skip
         """Create an empty cache. `start_timer` starts to measure how long a segment takes to restore."""
         self._start_timer = start_timer
@@ -107,7 +107,7 @@ class PrefixCache:
         if seq is None:
             return None
         n_tokens_by_tier = {"ram": 0, "disk": 0}
-        timer = self._start_timer()
+        stop_timer = self._start_timer()
         for segment, data in self.store.read(plan.segments):
             n_tokens_before = len(memory.tokens(seq))
             tier = "ram" if isinstance(data, bytearray) else "disk"
@@ -118,9 +118,9 @@ class PrefixCache:
                 return None
             n_tokens_by_tier[tier] += len(memory.tokens(seq)) - n_tokens_before
             throughput = self.throughput.ram if tier == "ram" else self.throughput.disk
-            timing = timer.stop()
-            throughput.record(segment.n_bytes, timing.elapsed_s, is_disturbed=timing.is_disturbed)
-            timer = self._start_timer()
+            elapsed_s, is_disturbed = stop_timer()
+            throughput.record(segment.n_bytes, elapsed_s, is_disturbed=is_disturbed)
+            stop_timer = self._start_timer()
         return CachedPrefix(
             seq=seq,
             live_tokens=plan.base_tokens,

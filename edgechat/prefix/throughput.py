@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Final
 
 # Defaults before the first measurement. They are low, because a wrong estimate costs most time on a slow machine.
 _DEFAULT_PREFILL_TOKENS_PER_S: Final = 50.0
@@ -15,39 +16,14 @@ _MEASUREMENT_WEIGHT: Final = 0.3
 _MIN_DURATION_S: Final = 1e-4
 
 
-class Timing(Protocol):
-    """Result of a timer."""
-
-    @property
-    def elapsed_s(self) -> float:
-        """Time in seconds since the timer was started."""
-
-    @property
-    def is_disturbed(self) -> bool:
-        """Whether another program or a pause has made the time longer."""
+StopTimer = Callable[[], tuple[float, bool]]
+"""Returns the time in seconds since the timer was started, and whether another program or a pause made it longer."""
 
 
-class Timer(Protocol):
-    """Measurement that was started."""
-
-    def stop(self) -> Timing:
-        """Return the time since the start."""
-
-
-class _PlainTiming(NamedTuple):
-    elapsed_s: float
-    is_disturbed: bool = False
-
-
-class PlainTimer:
-    """Timer that notices no disturbances."""
-
-    def __init__(self) -> None:
-        self._started_at = time.monotonic()
-
-    def stop(self) -> Timing:
-        """Return the time since the start."""
-        return _PlainTiming(time.monotonic() - self._started_at)
+def start_plain_timer() -> StopTimer:
+    """Start a timer that notices no disturbances."""
+    started_at = time.monotonic()
+    return lambda: (time.monotonic() - started_at, False)
 
 
 class Throughput:

@@ -94,6 +94,20 @@ def test_eviction_saves_only_the_tokens_that_fit_the_ram_cap(monkeypatch: pytest
     assert segment.data is not None
 
 
+def test_disturbed_restore_counts_only_until_an_undisturbed_one() -> None:
+    memory = FakeMemory("llama")
+    timing = (0.0, False)
+    cache = PrefixCache(memory, ram_cap_bytes=1 << 20, start_timer=lambda: lambda: timing)
+    seq = cache.acquire(TOKENS).seq
+    memory.decode(seq, TOKENS)
+    cache.commit(seq)
+    assert cache.evict_lru()
+    (segment,) = cache.store.segments
+    for timing, seconds in (((0.002, True), 0.002), ((0.001, False), 0.001), ((0.005, True), 0.001)):  # noqa: B007
+        cache.drop(cache.acquire(TOKENS).seq)
+        assert cache.throughput.ram.per_s == segment.n_bytes / seconds
+
+
 def saved_memory(memory: FakeMemory, tokens: list[int]) -> bytearray:
     memory.decode(0, tokens)
     data = memory.save(0, 0, len(tokens))
