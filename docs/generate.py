@@ -92,7 +92,7 @@ def plans() -> str:
         machine, speeds = machine_from_profile(profile), speeds_from_profile(profile)
         evaluations = [evaluate(c, machine, speeds=speeds, min_tps=Settings().min_speed) for c in candidates]
         for pick in choose_picks(evaluations, defaults_only=True):
-            lines += [line(file.stem, wish.label, pick.evaluation) for wish in pick.wishes]
+            lines += [line(file.stem, objective.label, pick.evaluation) for objective in pick.objectives]
         sources.append(f"- {file.stem}: {profile.sources}.")
     return "\n".join(lines + sources) + "\n"
 

@@ -89,10 +89,10 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
     picks = choose_picks(evaluations, defaults_only=not models)
     rows = make_plan_rows(evaluations, choice, picks)
     if as_json:
-        pick_names = {wish.label: pick.evaluation.candidate.name for pick in picks for wish in pick.wishes}
+        pick_names = {o.label: pick.evaluation.candidate.name for pick in picks for o in pick.objectives}
         echo_json(json_facts | {"picks": pick_names, "models": rows})
         return
-    _print_memory(json_facts["available_bytes"], json_facts["room_bytes"])
+    _print_memory(json_facts["available_bytes"], json_facts["reserved_bytes"])
     _print_picks(picks, evaluations, explain=explain)
     _print_table([row for row in rows if models or row.is_recommended], json_facts["available_bytes"])
     if explain and choice is not None:
@@ -145,7 +145,7 @@ def _evaluate_candidates(
     )  # fmt: skip
     choice = choose_evaluation(evaluations, defaults_only=not models)
     json_facts = {
-        "available_bytes": machine.available_bytes, "room_bytes": machine.room_bytes,
+        "available_bytes": machine.available_bytes, "reserved_bytes": machine.reserved_bytes,
         "backend": speeds.backend if speeds else None,
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
@@ -174,7 +174,7 @@ def _make_target_machine(settings: Settings, budget: str | None, profile: Hardwa
     budget_bytes = config.parse_size(budget) if budget is not None else None
     if budget_bytes is None:
         return machine
-    return msgspec.structs.replace(machine, available_bytes=budget_bytes, is_budget_set=True, room_bytes=0)
+    return msgspec.structs.replace(machine, available_bytes=budget_bytes, is_budget_set=True, reserved_bytes=0)
 
 
 def _read_profile(file: Path) -> HardwareProfile:
@@ -217,9 +217,9 @@ def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measu
         status.clear()
 
 
-def _print_memory(available_bytes: int, room_bytes: int) -> None:
-    room_text = f", {format_size(room_bytes)} of it left to other programs" if room_bytes else ""
-    click.echo(f"{format_size(available_bytes)} of memory available{room_text}")
+def _print_memory(available_bytes: int, reserved_bytes: int) -> None:
+    reserve_text = f", {format_size(reserved_bytes)} of it left to other programs" if reserved_bytes else ""
+    click.echo(f"{format_size(available_bytes)} of memory available{reserve_text}")
 
 
 def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: bool) -> None:

@@ -15,7 +15,7 @@ from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import read_memory, read_private_bytes
 from edgechat.humanize import format_size
 from edgechat.models.instances import RunningInstance, other_instances
-from edgechat.planner.machine import DOWNLOAD_DISK_DIVISOR, Machine, choose_gpu, compute_room_bytes
+from edgechat.planner.machine import DOWNLOAD_DISK_DIVISOR, Machine, choose_gpu, compute_reserved_bytes
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
@@ -38,16 +38,18 @@ def current_machine(
     """
     gpu = choose_gpu(load_saved_gpus() if gpus is None and settings.gpu else gpus or ())
     running_instances = other_instances(own_pid)
-    reserved_bytes = sum(r.reserved_bytes for r in running_instances if r.model_path != model_path or not model_path)
+    other_instances_bytes = sum(
+        r.reserved_bytes for r in running_instances if r.model_path != model_path or not model_path
+    )
     own_bytes = read_private_bytes(own_pid) if own_pid is not None else 0
     memory = read_memory()
-    available_bytes = max(0, memory.available_bytes + own_bytes - reserved_bytes)
+    available_bytes = max(0, memory.available_bytes + own_bytes - other_instances_bytes)
     budget_bytes = parse_size(settings.budget) if settings.budget else None
     n_threads, n_threads_batch, threads_reason = _choose_thread_counts(settings, load_measured_speeds())
     return Machine(
         available_bytes=available_bytes if budget_bytes is None else min(available_bytes, budget_bytes),
         is_budget_set=budget_bytes is not None and budget_bytes < available_bytes,
-        room_bytes=compute_room_bytes(memory.total_bytes) if budget_bytes is None else 0,
+        reserved_bytes=compute_reserved_bytes(memory.total_bytes) if budget_bytes is None else 0,
         n_threads=n_threads, n_threads_batch=n_threads_batch, threads_reason=threads_reason,
         disk_free_bytes=_read_prefix_disk_free_bytes(settings), max_download_bytes=_read_max_download_bytes(),
         gpu_name=gpu.name if gpu else "",

@@ -139,8 +139,8 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
     candidates, machine, speeds = list_installed_candidates(entries), current_machine(settings), load_measured_speeds()
     evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
     best_evaluation = choose_evaluation(evaluations)
-    if best_evaluation is None and machine.room_bytes:  # no model leaves memory to other programs, but one may fit
-        machine = msgspec.structs.replace(machine, room_bytes=0)
+    if best_evaluation is None and machine.reserved_bytes:  # no model leaves memory to other programs, but one may fit
+        machine = msgspec.structs.replace(machine, reserved_bytes=0)
         evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
         best_evaluation = choose_evaluation(evaluations)
     if best_evaluation is not None:
@@ -169,7 +169,7 @@ def suggest_download(settings: Settings) -> str:
     evaluations = evaluate_all(list_catalogue_candidates(), settings)
     if not any(e.plan is not None and e.candidate.is_default for e in evaluations):
         return "No model of the catalogue fits. `edgechat plan --all` shows how much memory each model needs."
-    picks = {wish: pick for pick in choose_picks(evaluations, defaults_only=True) for wish in pick.wishes}
+    picks = {objective: pick for pick in choose_picks(evaluations, defaults_only=True) for objective in pick.objectives}
     if BALANCED not in picks:
         return "`edgechat plan --all` measures this machine and recommends models for it."
     best_evaluation = picks[BALANCED].evaluation

@@ -13,9 +13,9 @@ from edgechat.planner.memory import REPACKED_TYPES
 from edgechat.planner.throughput import DeviceRates, KernelSpeeds
 
 # Memory that plans leave to other programs: a fifth of the total, and 2 GiB on machines with more than 8 GiB.
-_ROOM_DIVISOR: Final = 5
+_RESERVE_DIVISOR: Final = 5
 _SMALL_MACHINE_BYTES: Final = 8 << 30
-_MIN_ROOM_BYTES: Final = 2 << 30
+_MIN_RESERVED_BYTES: Final = 2 << 30
 DOWNLOAD_DISK_DIVISOR: Final = 4
 """A recommended download has at most this part of the free disk space."""
 
@@ -27,7 +27,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Memory budget in bytes."""
     is_budget_set: bool = False
     """True if the user set the budget to less than the available memory."""
-    room_bytes: int = 0
+    reserved_bytes: int = 0
     """Part of the memory budget that plans leave to other programs, if the model fits into the rest."""
     n_threads: int = 1
     """Number of threads for decoding."""
@@ -48,22 +48,22 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     other_instances_text: str = ""
     """Text about the memory of other edgechat processes, for the error message about a model that does not fit."""
 
-    def leave_room(self) -> Machine:
-        """Return the machine with the memory budget that remains beside `room_bytes`."""
-        available_bytes = max(0, self.available_bytes - self.room_bytes)
-        return msgspec.structs.replace(self, available_bytes=available_bytes, room_bytes=0)
+    def leave_reserve(self) -> Machine:
+        """Return the machine with the memory budget that remains beside `reserved_bytes`."""
+        available_bytes = max(0, self.available_bytes - self.reserved_bytes)
+        return msgspec.structs.replace(self, available_bytes=available_bytes, reserved_bytes=0)
 
 
-def compute_room_bytes(total_bytes: int) -> int:
+def compute_reserved_bytes(total_bytes: int) -> int:
     """Return the memory that plans leave to other programs on a machine with `total_bytes` of memory.
 
-    It is a fifth, and at least 2 GiB on machines with more than 8 GiB. Just above 8 GiB, the room grows with the
+    It is a fifth, and at least 2 GiB on machines with more than 8 GiB. Just above 8 GiB, the reserve grows with the
     memory, so that a machine with more memory never has less left for a model.
     """
     if total_bytes <= _SMALL_MACHINE_BYTES:
-        return total_bytes // _ROOM_DIVISOR
-    left_bytes_on_small_machine = _SMALL_MACHINE_BYTES - _SMALL_MACHINE_BYTES // _ROOM_DIVISOR
-    return max(total_bytes // _ROOM_DIVISOR, min(_MIN_ROOM_BYTES, total_bytes - left_bytes_on_small_machine))
+        return total_bytes // _RESERVE_DIVISOR
+    left_bytes_on_small_machine = _SMALL_MACHINE_BYTES - _SMALL_MACHINE_BYTES // _RESERVE_DIVISOR
+    return max(total_bytes // _RESERVE_DIVISOR, min(_MIN_RESERVED_BYTES, total_bytes - left_bytes_on_small_machine))
 
 
 def choose_gpu(gpus: Sequence[Gpu]) -> Gpu | None:
@@ -75,7 +75,8 @@ def machine_from_profile(profile: HardwareProfile) -> Machine:
     """Return the resources of the machine that `profile` describes, including its best GPU."""
     gpu = choose_gpu(profile.gpus)
     return Machine(
-        available_bytes=profile.memory.available_bytes, room_bytes=compute_room_bytes(profile.memory.total_bytes),
+        available_bytes=profile.memory.available_bytes,
+        reserved_bytes=compute_reserved_bytes(profile.memory.total_bytes),
         n_threads=profile.n_threads,
         threads_reason=f"{profile.n_performance_cores} of {profile.n_cores} cores are fast",
         disk_free_bytes=profile.disk_free_bytes,

@@ -51,14 +51,14 @@ def plan(
 
     Until the model fits, the plan makes these concessions in order: no second copy of mapped weights, a shorter context
     (unless `n_ctx` sets its length), a KV cache in Q8_0, smaller micro-batches, and a still shorter context. The plan
-    leaves `machine.room_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
+    leaves `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
     """
-    if machine.room_bytes and _can_leave_room(profile, machine, n_ctx, extra_bytes):
+    if machine.reserved_bytes and _can_leave_reserve(profile, machine, n_ctx, extra_bytes):
         with contextlib.suppress(PlanError):  # by exact sizes, the model does not fit
             return plan(
-                profile, machine.leave_room(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
+                profile, machine.leave_reserve(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
                 extra_bytes=extra_bytes,
             )  # fmt: skip
     smallest_estimate: MemoryEstimate | None = None
@@ -74,9 +74,9 @@ def plan(
     raise PlanError(explain.make_does_not_fit_message(profile, machine, smallest_estimate, n_ctx))
 
 
-def _can_leave_room(profile: ModelProfile, machine: Machine, n_ctx: int | None, extra_bytes: int) -> bool:
+def _can_leave_reserve(profile: ModelProfile, machine: Machine, n_ctx: int | None, extra_bytes: int) -> bool:
     """Return whether, by the formulas, any variant leaves memory to other programs. An estimator would take longer."""
-    smaller_machine = machine.leave_room()
+    smaller_machine = machine.leave_reserve()
     return any(
         _fits(
             estimate(profile, options, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified), options,

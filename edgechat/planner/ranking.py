@@ -76,11 +76,11 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Plan the loading of a candidate on a machine, and predict its speed and quality.
 
-    A model fits if it leaves `machine.room_bytes` to other programs. `min_tps` is the minimum decode speed in tokens
-    per second, and `think` the user's setting for reasoning. `estimator` returns exact buffer sizes; without an
+    A model fits if it leaves `machine.reserved_bytes` to other programs. `min_tps` is the minimum decode speed in
+    tokens per second, and `think` the user's setting for reasoning. `estimator` returns exact buffer sizes; without an
     estimator, buffer sizes are computed from formulas and the repacked types of `speeds`.
     """
-    profile, machine = candidate.profile, machine.leave_room()
+    profile, machine = candidate.profile, machine.leave_reserve()
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:

@@ -12,7 +12,7 @@ from edgechat.humanize import format_duration, format_size
 from edgechat.planner import turn
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.picks import WISHES, Pick, choose_quants
+from edgechat.planner.picks import OBJECTIVES, Pick, choose_quants
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR_WIDTH: Final = 24
@@ -80,7 +80,7 @@ def make_plan_row(
     return PlanRow(
         name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed,
         is_chosen=evaluation is choice, is_recommended=is_recommended,
-        picks=tuple(wish.label for pick in picks if pick.evaluation is evaluation for wish in pick.wishes),
+        picks=tuple(o.label for pick in picks if pick.evaluation is evaluation for o in pick.objectives),
         fits=plan is not None, is_fast_enough=evaluation.is_fast_enough, verdict=evaluation.verdict,
         file_bytes=candidate.profile.tensor_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
         n_ctx=plan.options.n_ctx if plan is not None else None,
@@ -106,12 +106,10 @@ def make_plan_rows(
     `choose_quants`.
     """
     downloads = [e for e in evaluations if not e.candidate.is_installed]
-    picked = [pick.evaluation for pick in picks]
-    recommended = picked + [
-        e for e in choose_quants(downloads)
-        if e.model_name not in {p.model_name for p in picked if not p.candidate.is_installed}
-    ]  # fmt: skip
-    recommended_ids = {id(e) for e in recommended}
+    pick_evaluations = [pick.evaluation for pick in picks]
+    download_names = {e.model_name for e in pick_evaluations if not e.candidate.is_installed}
+    other_quants = [e for e in choose_quants(downloads) if e.model_name not in download_names]
+    recommended_ids = {id(e) for e in [*pick_evaluations, *other_quants]}
     rows = [
         make_plan_row(e, choice, picks, is_recommended=e.candidate.is_installed or id(e) in recommended_ids)
         for e in evaluations
@@ -120,7 +118,7 @@ def make_plan_rows(
 
 
 def _sort_key(row: PlanRow) -> tuple[bool, int, bool, float]:
-    labels = [wish.label for wish in WISHES]
+    labels = [objective.label for objective in OBJECTIVES]
     first_pick = min((labels.index(label) for label in row.picks), default=len(labels))
     points = row.quality if row.quality is not None else -1e9
     return (not row.is_chosen, first_pick, not (row.fits and row.is_fast_enough), -points)
@@ -206,23 +204,23 @@ def format_summary(evaluation: Evaluation) -> str:
 
 def explain_pick(pick: Pick, evaluations: Sequence[Evaluation]) -> list[str]:
     """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer."""
-    chosen = pick.evaluation
+    evaluation = pick.evaluation
     lines = []
-    if chosen.turn is not None:
-        parts = [f"{chosen.turn.prompt_s:.1f} s for a prompt of {turn.PROMPT_TOKENS} tokens"]
-        if chosen.turn.thinking_s:
-            parts.append(f"{chosen.turn.thinking_s:.1f} s for {turn.THINKING_TOKENS} tokens of reasoning")
-        parts.append(f"{chosen.turn.reply_s:.1f} s for a reply of {turn.REPLY_TOKENS} tokens")
-        lines.append(f"{', '.join(parts)}; quality {max(0.0, chosen.points):.1f}")
-    lines += [f"{wish.label}: {wish.describe()}" for wish in pick.wishes]
-    better = [
+    if evaluation.turn is not None:
+        parts = [f"{evaluation.turn.prompt_s:.1f} s for a prompt of {turn.PROMPT_TOKENS} tokens"]
+        if evaluation.turn.thinking_s:
+            parts.append(f"{evaluation.turn.thinking_s:.1f} s for {turn.THINKING_TOKENS} tokens of reasoning")
+        parts.append(f"{evaluation.turn.reply_s:.1f} s for a reply of {turn.REPLY_TOKENS} tokens")
+        lines.append(f"{', '.join(parts)}; quality {max(0.0, evaluation.points):.1f}")
+    lines += [f"{objective.label}: {objective.format_rule()}" for objective in pick.objectives]
+    better_models = [
         e for e in evaluations
-        if e.plan is not None and e.points > chosen.points and (e.ranking_s or 0.0) > (chosen.ranking_s or 0.0)
+        if e.plan is not None and e.points > evaluation.points and (e.ranking_s or 0.0) > (evaluation.ranking_s or 0.0)
     ]  # fmt: skip
-    next_better = min(better, key=lambda e: e.ranking_s or 0.0, default=None)
-    if next_better is not None and next_better.ranking_s is not None:
+    next_model = min(better_models, key=lambda e: e.ranking_s or 0.0, default=None)
+    if next_model is not None and next_model.ranking_s is not None:
         lines.append(
-            f"next better: {next_better.candidate.name}, quality {next_better.points:.1f}, "
-            f"{format_duration(next_better.ranking_s)}"
+            f"next better: {next_model.candidate.name}, quality {next_model.points:.1f}, "
+            f"{format_duration(next_model.ranking_s)}"
         )
     return lines

@@ -106,7 +106,7 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         options.clear_options()
         self._download_names = {}
         for pick in offer.picks or ():
-            option_id = f"get {pick.wishes[0].label}"
+            option_id = f"get {pick.objectives[0].label}"
             self._download_names[option_id] = pick.evaluation.candidate.name
             text = f"{pick.label}: {pick.evaluation.candidate.name}\n  {format_summary(pick.evaluation)}"
             options.add_option(Option(text, id=option_id))
@@ -115,7 +115,7 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         options.add_option(Option("Show all models", id="all"))
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
         # The Balanced download is the default, but an option that the user moved to stays highlighted.
-        options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.wishes), 0)
+        options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.objectives), 0)
         if moved_to is not None and moved_to.id is not None:
             options.highlighted = options.get_option_index(moved_to.id)
         options.focus()

@@ -11,7 +11,7 @@ import pytest
 from edgechat.hardware.profile import HardwareProfile
 from edgechat.models.selection import list_catalogue_candidates
 from edgechat.planner.machine import Machine, machine_from_profile, speeds_from_profile
-from edgechat.planner.picks import BALANCED, WISHES, Wish, choose_picks
+from edgechat.planner.picks import BALANCED, OBJECTIVES, Objective, choose_picks
 from edgechat.planner.ranking import Evaluation, evaluate
 
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.json"))
@@ -19,22 +19,22 @@ FILES = pytest.mark.parametrize("file", PROFILES, ids=[file.stem for file in PRO
 
 
 @functools.cache
-def evaluate_catalogue(file: Path) -> tuple[Machine, list[Evaluation], dict[Wish, Evaluation]]:
+def evaluate_catalogue(file: Path) -> tuple[Machine, list[Evaluation], dict[Objective, Evaluation]]:
     profile = msgspec.json.decode(file.read_bytes(), type=HardwareProfile)
     machine, speeds = machine_from_profile(profile), speeds_from_profile(profile)
     evaluations = [evaluate(c, machine, speeds=speeds, min_tps=5.0) for c in list_catalogue_candidates()]
     picks = choose_picks(evaluations, defaults_only=True)
-    return machine, evaluations, {wish: pick.evaluation for pick in picks for wish in pick.wishes}
+    return machine, evaluations, {objective: pick.evaluation for pick in picks for objective in pick.objectives}
 
 
 @FILES
 def test_each_machine_has_three_picks_that_fit(file: Path) -> None:
     machine, _, picks = evaluate_catalogue(file)
-    assert set(picks) == set(WISHES)
+    assert set(picks) == set(OBJECTIVES)
     for evaluation in picks.values():
-        assert evaluation.memory.total <= machine.available_bytes - machine.room_bytes
+        assert evaluation.memory.total <= machine.available_bytes - machine.reserved_bytes
         assert evaluation.candidate.profile.tensor_bytes <= (machine.max_download_bytes or 0)
-    times = [picks[wish].ranking_s or 0.0 for wish in WISHES]
+    times = [picks[objective].ranking_s or 0.0 for objective in OBJECTIVES]
     assert times == sorted(times)
 
 

@@ -15,8 +15,8 @@ from edgechat.planner.picks import (
     BALANCED,
     BEST_QUALITY,
     FAST,
-    WISHES,
-    Wish,
+    OBJECTIVES,
+    Objective,
     choose_evaluation,
     choose_picks,
     choose_quants,
@@ -29,16 +29,16 @@ from tests.unit.planner.profiles import GIB, candidates, machine, make_evaluatio
 RATES = DeviceRates(read_bytes_per_s=40e9, prefill_weights_per_s=200e9)
 
 
-def pick_names(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> dict[Wish, str]:
+def pick_names(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> dict[Objective, str]:
     picks = choose_picks(evaluations, defaults_only=defaults_only)
-    return {wish: pick.evaluation.candidate.name for pick in picks for wish in pick.wishes}
+    return {objective: pick.evaluation.candidate.name for pick in picks for objective in pick.objectives}
 
 
 def evaluate_all(target: Machine) -> list[Evaluation]:
     return [evaluate(c, target) for c in candidates()]
 
 
-def test_each_wish_has_its_model() -> None:
+def test_each_objective_selects_its_own_model() -> None:
     evaluations = [
         make_evaluation("small:Q4_0", points=12, seconds=9),
         make_evaluation("medium:Q4_0", points=20, seconds=25),
@@ -49,9 +49,9 @@ def test_each_wish_has_its_model() -> None:
     assert choose_evaluation(evaluations) is evaluations[1]
 
 
-def test_model_that_is_best_for_several_wishes_is_one_pick() -> None:
+def test_model_that_is_best_for_several_objectives_is_one_pick() -> None:
     [pick] = choose_picks([make_evaluation("one:Q4_0", points=12, seconds=4)])
-    assert (pick.wishes, pick.label) == (WISHES, "Fast, Balanced, Best quality")
+    assert (pick.objectives, pick.label) == (OBJECTIVES, "Fast, Balanced, Best quality")
 
 
 def test_useful_model_within_30_s_is_balanced_whatever_slower_models_score() -> None:
@@ -117,12 +117,12 @@ def test_download_that_is_too_large_for_the_disk_is_not_recommended() -> None:
     assert choose_picks([evaluate(download, enough)])
 
 
-def test_room_for_other_programs_is_left() -> None:
+def test_reserved_memory_is_left_to_other_programs() -> None:
     [candidate] = [c for c in candidates() if c.name == "8-Q8_0"]
     evaluation = evaluate(candidate, machine(12 * GIB))
     needed = evaluation.memory.total
-    assert evaluate(candidate, machine(needed + GIB, room_bytes=GIB)).memory.total <= needed
-    assert evaluate(candidate, machine(9 * GIB, room_bytes=2 * GIB)).plan is None
+    assert evaluate(candidate, machine(needed + GIB, reserved_bytes=GIB)).memory.total <= needed
+    assert evaluate(candidate, machine(9 * GIB, reserved_bytes=2 * GIB)).plan is None
 
 
 def test_recommended_quant_is_not_the_largest_that_fits() -> None:
@@ -169,18 +169,18 @@ def test_more_memory_or_speed_never_makes_a_pick_worse_in_both_quality_and_time(
 ) -> None:  # fmt: skip
     models: list[Candidate] = [candidates()[index] for index in sorted(candidate_indices)]
 
-    def pick(available_bytes: int, speed: float, prefill_speed: float) -> dict[Wish, Evaluation]:
+    def pick(available_bytes: int, speed: float, prefill_speed: float) -> dict[Objective, Evaluation]:
         rates = DeviceRates(
             read_bytes_per_s=bytes_per_s * speed, prefill_weights_per_s=bytes_per_s * prefill_ratio * prefill_speed
         )
         evaluations = [evaluate(c, machine(available_bytes, rates=rates), min_tps=min_tps) for c in models]
-        return {wish: p.evaluation for p in choose_picks(evaluations) for wish in p.wishes}
+        return {objective: p.evaluation for p in choose_picks(evaluations) for objective in p.objectives}
 
     before = pick(available, 1.0, 1.0)
     for after in (pick(available + more, 1.0, 1.0), pick(available + more, faster, faster_prefill)):
-        for wish, old in before.items():
-            assert wish in after
-            assert not is_worse(after[wish], old), (wish.label, old, after[wish])
+        for objective, old in before.items():
+            assert objective in after
+            assert not is_worse(after[objective], old), (objective.label, old, after[objective])
 
 
 @settings(max_examples=60, deadline=None)
@@ -194,8 +194,8 @@ def test_picks_are_ordered_by_time(points: list[float], data: st.DataObject) -> 
         make_evaluation(f"{index}:Q4_0", points=p, seconds=s)
         for index, (p, s) in enumerate(zip(points, seconds, strict=True))
     ]
-    chosen = {wish: pick.evaluation for pick in choose_picks(evaluations) for wish in pick.wishes}
-    assert set(chosen) == set(WISHES)
+    chosen = {objective: pick.evaluation for pick in choose_picks(evaluations) for objective in pick.objectives}
+    assert set(chosen) == set(OBJECTIVES)
     for quick, slow in ((FAST, BALANCED), (BALANCED, BEST_QUALITY)):
         # Ties can exchange models whose scores differ by a quarter of a point.
         if chosen[quick].points <= chosen[slow].points - 0.5:
@@ -205,4 +205,4 @@ def test_picks_are_ordered_by_time(points: list[float], data: st.DataObject) -> 
 
 
 def test_evaluation_of_all_candidates_gives_three_picks() -> None:
-    assert set(pick_names(evaluate_all(machine(12 * GIB, rates=RATES)))) == set(WISHES)
+    assert set(pick_names(evaluate_all(machine(12 * GIB, rates=RATES)))) == set(OBJECTIVES)
