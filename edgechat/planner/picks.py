@@ -124,14 +124,20 @@ def is_improvement(evaluation: Evaluation, other: Evaluation) -> bool:
 def _list_eligible(evaluations: Iterable[Evaluation], *, defaults_only: bool) -> list[Evaluation]:
     """Return the evaluations that may be picked: models that fit in memory and on the disk.
 
-    A file at full precision is left out if a Q8_0 of the same model is among them.
+    A file at full precision is left out if a Q8_0 of the same model is among them. Only an installed Q8_0 excludes an
+    installed file, because a download of the Q8_0 saves nothing.
     """
     usable_models = [
         e for e in evaluations
         if e.plan is not None and not e.is_download_too_large and (e.candidate.is_default or not defaults_only)
     ]  # fmt: skip
-    q8_names = {e.model_name for e in usable_models if e.candidate.quant == "Q8_0"}
-    return [e for e in usable_models if e.candidate.quant not in _FULL_PRECISION or e.model_name not in q8_names]
+    q8_models = {(e.model_name, e.candidate.is_installed) for e in usable_models if e.candidate.quant == "Q8_0"}
+
+    def has_q8(evaluation: Evaluation) -> bool:
+        name, is_installed = evaluation.model_name, evaluation.candidate.is_installed
+        return (name, True) in q8_models or (not is_installed and (name, False) in q8_models)
+
+    return [e for e in usable_models if e.candidate.quant not in _FULL_PRECISION or not has_q8(e)]
 
 
 def _is_speed_known(evaluation: Evaluation) -> bool:

@@ -38,6 +38,11 @@ def evaluate_all(target: Machine) -> list[Evaluation]:
     return [evaluate(c, target) for c in candidates()]
 
 
+def as_download(evaluation: Evaluation) -> Evaluation:
+    candidate = msgspec.structs.replace(evaluation.candidate, is_installed=False)
+    return msgspec.structs.replace(evaluation, candidate=candidate)
+
+
 def test_each_objective_selects_its_own_model() -> None:
     evaluations = [
         make_evaluation("small:Q4_0", points=12, seconds=9),
@@ -76,14 +81,19 @@ def test_full_precision_is_never_picked_where_a_q8_exists(quant: str) -> None:
     assert set(pick_names([full, other]).values()) == {f"a:{quant}"}
 
 
+def test_only_an_installed_q8_excludes_an_installed_file_at_full_precision() -> None:
+    full, q8 = make_evaluation("a:BF16", points=20.5, seconds=6), make_evaluation("a:Q8_0", points=20, seconds=12)
+    assert set(pick_names([full, as_download(q8)]).values()) == {"a:BF16"}
+    assert choose_evaluation([full, as_download(q8)]) is full
+    assert set(pick_names([as_download(full), as_download(q8)]).values()) == {"a:Q8_0"}
+    assert set(pick_names([as_download(full), q8]).values()) == {"a:Q8_0"}
+
+
 def test_nothing_is_recommended_before_a_speed_is_known() -> None:
     unknown = make_evaluation("a:Q8_0", points=20, seconds=None)
     assert choose_picks([unknown]) == []
     assert choose_evaluation([unknown]) is unknown  # an installed model is still loaded
-    download = msgspec.structs.replace(
-        unknown, candidate=msgspec.structs.replace(unknown.candidate, is_installed=False)
-    )
-    assert choose_evaluation([download]) is None
+    assert choose_evaluation([as_download(unknown)]) is None
 
 
 def test_model_on_a_gpu_needs_no_measurement() -> None:
