@@ -149,10 +149,10 @@ def estimate_buffers(
     gpu_kv_bytes = sum(kv_bytes_by_layer[max(0, first_gpu_layer(profile, options)) :]) if options.n_gpu_layers else 0
     compute = _compute_bytes(profile, options)
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
-    is_all_on_gpu = options.n_gpu_layers > profile.n_layers and not options.experts_on_cpu
+    cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
     return BufferSizes(
         weights=profile.tensor_bytes - (0 if options.use_mmap else gpu_weight_bytes), repacked_weights=repacked_bytes,
-        kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=compute // 8 if is_all_on_gpu else compute,
+        kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=cpu_compute,
         gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
     )  # fmt: skip
 
@@ -204,6 +204,11 @@ def _repacked_bytes(profile: ModelProfile, types: frozenset[str], options: LoadO
     # The embedding table keeps its layout for row lookups. If it is also the output matrix, a copy of it is repacked.
     embedding_copy_bytes = 0 if profile.has_output_tensor else embedding_bytes
     return embedding_copy_bytes + (sum(t.size_bytes for t in tensors) - embedding_bytes if options.use_mmap else 0)
+
+
+def is_all_on_gpu(profile: ModelProfile, options: LoadOptions) -> bool:
+    """Return whether `options` put all layers of a model on a GPU, including the output layer and the experts."""
+    return options.n_gpu_layers > profile.n_layers and not options.experts_on_cpu
 
 
 def is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from edgechat.planner.memory import is_all_on_gpu
 from edgechat.planner.quality import POINTS_PER_DOUBLING
 from edgechat.planner.ranking import Evaluation
 
@@ -141,9 +142,9 @@ def _list_eligible(evaluations: Iterable[Evaluation], *, defaults_only: bool) ->
 
 
 def _is_speed_known(evaluation: Evaluation) -> bool:
-    """Return whether the speed of a model is known, or the model runs on a GPU, whose kernels are never measured."""
-    plan = evaluation.plan
-    return evaluation.ranking_s is not None or (plan is not None and plan.options.n_gpu_layers > 0)
+    """Return whether the speed of a model is known, or all of it is on a GPU, whose kernels are never measured."""
+    plan, profile = evaluation.plan, evaluation.candidate.profile
+    return evaluation.ranking_s is not None or (plan is not None and is_all_on_gpu(profile, plan.options))
 
 
 def _choose(evaluations: Sequence[Evaluation], objective: Objective) -> Evaluation | None:
@@ -168,5 +169,5 @@ def _score(evaluation: Evaluation, objective: Objective, seconds: float) -> floa
 
 
 def _ranking_s(evaluation: Evaluation) -> float:
-    """Return the time by which a model is ranked, in seconds; 0.0 for an unknown speed, so that quality decides."""
+    """Return the time by which a model is ranked, in seconds; 0.0 for an unknown speed, as with all layers on a GPU."""
     return evaluation.ranking_s or 0.0

@@ -12,10 +12,16 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs
 from edgechat.planner.machine import Machine
-from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estimate_buffers
+from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estimate_buffers, is_all_on_gpu
 from edgechat.planner.plan import Estimator, plan
 from edgechat.planner.quality import Quality, loss
-from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed, predict_speed, predict_speed_by_bandwidth
+from edgechat.planner.throughput import (
+    SLOWEST_GPU_RATES,
+    KernelSpeeds,
+    PredictedSpeed,
+    predict_speed,
+    predict_speed_by_bandwidth,
+)
 from edgechat.planner.turn import Thinking, TypicalTurn, predict_default_turn, predict_shortest_turn
 
 PROMPT_TOKENS: Final = 1000
@@ -88,12 +94,7 @@ def evaluate(
     except PlanError:
         return _make_too_large_evaluation(candidate, n_ctx)
     options = load_plan.options
-    if speeds is not None and not options.n_gpu_layers:
-        # Concessions can raise the speed, and a larger memory budget needs fewer of them. The prediction ignores them,
-        # so that a larger budget never makes a model count as too slow.
-        speed = predict_speed(profile, speeds, n_past=_N_PAST)
-    else:
-        speed = predict_speed_by_bandwidth(profile, machine.rates, machine.gpu_rates, options)
+    speed = _predict_speed(profile, machine, speeds, options)
     points = candidate.quality.points
     if options.kv_type == "q8_0":
         points -= loss("F32", profile.n_params, kv_q8=True)
@@ -112,6 +113,21 @@ def evaluate(
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
         is_fast_enough=not is_slow, is_download_too_large=is_download_too_large,
     )  # fmt: skip
+
+
+def _predict_speed(
+    profile: ModelProfile, machine: Machine, speeds: KernelSpeeds | None, options: LoadOptions
+) -> PredictedSpeed | None:
+    """Predict the speed of a model; None if it is unknown."""
+    if is_all_on_gpu(profile, options):
+        return predict_speed_by_bandwidth(profile, machine.rates, machine.gpu_rates, options)
+    # The layers in CPU memory decide the speed, so the slowest GPU is a good enough guess for the others.
+    gpu_rates = machine.gpu_rates if machine.gpu_rates.read_bytes_per_s else SLOWEST_GPU_RATES
+    if speeds is None:
+        return predict_speed_by_bandwidth(profile, machine.rates, gpu_rates, options)
+    # Concessions can raise the speed, and a larger memory budget needs fewer of them. The prediction ignores them
+    # except for the layers on a GPU, so that a larger budget never makes a model count as too slow.
+    return predict_speed(profile, speeds, n_past=_N_PAST, options=options, gpu_rates=gpu_rates)
 
 
 def _make_formula_estimator(profile: ModelProfile, repacked_types: frozenset[str]) -> Estimator:

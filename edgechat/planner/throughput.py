@@ -99,22 +99,37 @@ class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
     """Number of weights multiplied per second in prefill, counted once per token; 0.0 if unknown."""
 
 
+SLOWEST_GPU_RATES: Final = DeviceRates(read_bytes_per_s=48e9)
+"""Rates of a discrete GPU whose speed is unknown: the memory bandwidth of a GeForce GT 1030 with GDDR5."""
+
+
 def predict_speed(
     profile: ModelProfile, speeds: KernelSpeeds, *, n_past: int = 256, kv_type: str = "F16",
-    use_extra_bufts: bool = True,
+    use_extra_bufts: bool = True, options: LoadOptions | None = None, gpu_rates: DeviceRates | None = None,
 ) -> PredictedSpeed | None:  # fmt: skip
-    """Predict the speed with `n_past` tokens in the context; None if `speeds` lacks a tensor type of the model."""
-    decode_s = _predict_step_s(profile, speeds, 1, use_extra_bufts=use_extra_bufts)
-    prefill_s = _predict_step_s(profile, speeds, BATCH_SIZES[-1], use_extra_bufts=use_extra_bufts)
-    if decode_s is None or prefill_s is None:
+    """Predict the speed with `n_past` tokens in the context; None if `speeds` lacks a tensor type of the model.
+
+    The layers that `options` put on a GPU are predicted from `gpu_rates`, without their attention. The result is None
+    if the bandwidth of the GPU is unknown.
+    """
+    cpu_tensors, gpu_tensors = _split_tensors(profile, options)
+    gpu_token_s = _predict_token_s_by_bandwidth(profile, gpu_tensors, gpu_rates or DeviceRates())
+    decode_s = _predict_step_s(profile, cpu_tensors, speeds, 1, use_extra_bufts=use_extra_bufts)
+    prefill_s = _predict_step_s(profile, cpu_tensors, speeds, BATCH_SIZES[-1], use_extra_bufts=use_extra_bufts)
+    if decode_s is None or prefill_s is None or gpu_token_s is None:
         return None
+    n_gpu_layers = max(0, options.n_gpu_layers - 1) if options is not None else 0
     n_elements = n_past * sum(
-        layer.kv_width * layer.n_head / layer.n_head_kv for layer in profile.layers if layer.n_head_kv
+        layer.kv_width * layer.n_head / layer.n_head_kv
+        for layer in profile.layers[: max(0, profile.n_layers - n_gpu_layers)]
+        if layer.n_head_kv
     )  # each query head reads the keys and values of its group
     rates = speeds.attention_rates.get(kv_type.lower()) or speeds.attention_rates.get("f16") or {}
     if rates:
         decode_s += n_elements / rates.get(1, math.inf)
         prefill_s += BATCH_SIZES[-1] * n_elements / rates.get(BATCH_SIZES[-1], math.inf)
+    decode_s += gpu_token_s[0]
+    prefill_s += BATCH_SIZES[-1] * gpu_token_s[1]
     if decode_s <= 0 or prefill_s <= 0:  # the model has no matrix products
         return None
     return PredictedSpeed(decode_tps=1.0 / decode_s, prefill_tps=BATCH_SIZES[-1] / prefill_s)
@@ -130,16 +145,36 @@ def predict_speed_by_bandwidth(
     Q5_K, Q6_K and Q8_0 on a Raspberry Pi 5). Without a prefill rate, prefill counts as 2.6 times as fast as decoding.
     Returns None if the bandwidth of a device that holds weights is unknown.
     """
+    cpu_tensors, gpu_tensors = _split_tensors(profile, options)
+    cpu_token_s = _predict_token_s_by_bandwidth(profile, cpu_tensors, cpu)
+    gpu_token_s = _predict_token_s_by_bandwidth(profile, gpu_tensors, gpu or DeviceRates())
+    if cpu_token_s is None or gpu_token_s is None:
+        return None
+    decode_s, prefill_s = cpu_token_s[0] + gpu_token_s[0], cpu_token_s[1] + gpu_token_s[1]
+    if decode_s <= 0 or prefill_s <= 0:
+        return None
+    # A batch never takes more time per token than single tokens do.
+    return PredictedSpeed(decode_tps=1.0 / max(decode_s, prefill_s), prefill_tps=1.0 / prefill_s)
+
+
+def _split_tensors(profile: ModelProfile, options: LoadOptions | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors that each step multiplies: those in CPU memory, and those in GPU memory with `options`."""
+    tensors = _used_tensors(profile)
+    if options is None or not options.n_gpu_layers:
+        return tensors, []
+    gpu_tensors = [t for t in tensors if t.name in _OUTPUT_TENSORS or is_on_gpu(profile, t, options)]
+    gpu_names = {t.name for t in gpu_tensors}
+    return [t for t in tensors if t.name not in gpu_names], gpu_tensors
+
+
+def _predict_token_s_by_bandwidth(
+    profile: ModelProfile, tensors: list[Tensor], rates: DeviceRates
+) -> tuple[float, float] | None:
+    """Return the times per token of decoding and prefill, in seconds; None if `tensors` need an unknown bandwidth."""
+    if tensors and rates.read_bytes_per_s <= 0:
+        return None
     decode_s = prefill_s = 0.0
-    for tensor in _used_tensors(profile):
-        is_offloaded = (
-            options is not None
-            and options.n_gpu_layers > 0
-            and (tensor.name in _OUTPUT_TENSORS or is_on_gpu(profile, tensor, options))
-        )
-        rates = (gpu or DeviceRates()) if is_offloaded else cpu
-        if rates.read_bytes_per_s <= 0:
-            return None
+    for tensor in tensors:
         fraction = _used_fraction(profile, tensor)
         read_s = tensor.size_bytes * fraction / rates.read_bytes_per_s
         decode_s += read_s
@@ -150,18 +185,15 @@ def predict_speed_by_bandwidth(
             prefill_s += product_s * (_EXPERT_PREFILL_FACTOR if fraction < 1 else 1.0)
         else:
             prefill_s += read_s / _MIN_PREFILL_RATIO
-    if decode_s <= 0 or prefill_s <= 0:
-        return None
-    # A batch never takes more time per token than single tokens do.
-    return PredictedSpeed(decode_tps=1.0 / max(decode_s, prefill_s), prefill_tps=1.0 / prefill_s)
+    return decode_s, prefill_s
 
 
 def _predict_step_s(
-    profile: ModelProfile, speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool
+    profile: ModelProfile, tensors: list[Tensor], speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool
 ) -> float | None:
     """Return the time of a step of `n_tokens` without attention, in seconds; None if `speeds` lacks a tensor type."""
     total_s, n_products = 0.0, 0
-    for tensor in _used_tensors(profile):
+    for tensor in tensors:
         if len(tensor.shape) > 1 and min(tensor.shape[:2]) > 1:
             rates = speeds.product_rates.get(tensor.type)
             if not use_extra_bufts:

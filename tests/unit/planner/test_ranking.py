@@ -7,9 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgechat import humanize
-from edgechat.planner.picks import choose_evaluation
-from edgechat.planner.ranking import evaluate
-from tests.unit.planner.profiles import GIB, WITH_AMX, WITHOUT_AMX, candidates, machine, two_quants
+from edgechat.modelfile.header import Tensor
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.picks import choose_evaluation, choose_picks
+from edgechat.planner.quality import quality
+from edgechat.planner.ranking import Candidate, evaluate
+from tests.unit.planner.profiles import GIB, Q8_0, WITH_AMX, WITHOUT_AMX, candidates, llama, machine, two_quants
+
+
+def make_model(layer_bytes: int) -> ModelProfile:
+    """Return the profile of a model of 16 layers, each with `layer_bytes` of weights in Q8_0."""
+    shape = (2048, layer_bytes * 32 // 34 // 2048)
+    return llama().with_tensors("m.gguf", tuple(Tensor(f"blk.{i}.w", shape, Q8_0, 0, layer_bytes) for i in range(16)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,3 +71,28 @@ def test_fastest_model_is_chosen_if_none_reaches_the_minimum_speed() -> None:
     fastest = choose_evaluation(evaluations)
     assert fastest is not None
     assert fastest.candidate.name == "Q4_K_M"
+
+
+def test_model_with_few_layers_on_a_small_gpu_is_ranked_by_its_cpu_speed() -> None:
+    small = Candidate(name="small:Q8_0", quant="Q8_0", profile=make_model(GIB // 4), quality=quality("Q8_0", 4 * 10**9))
+    large = Candidate(name="large:Q8_0", quant="Q8_0", profile=make_model(2 * GIB), quality=quality("Q8_0", 32 * 10**9))
+    target = machine(40 * GIB, gpu_name="card", gpu_free_bytes=3 * GIB)
+    on_cpu = evaluate(large, machine(40 * GIB), speeds=WITH_AMX)
+    partial = evaluate(large, target, speeds=WITH_AMX)
+    assert partial.plan is not None
+    assert 0 < partial.plan.options.n_gpu_layers < 16
+    assert on_cpu.ranking_s is not None
+    assert partial.ranking_s is not None
+    assert 0.8 * on_cpu.ranking_s < partial.ranking_s < on_cpu.ranking_s
+    assert partial.ranking_s > 120
+    labels = {pick.evaluation.candidate.name: pick.label for pick in choose_picks([
+        evaluate(candidate, target, speeds=WITH_AMX) for candidate in (small, large)
+    ])}  # fmt: skip
+    assert labels == {"small:Q8_0": "Fast, Balanced, Best quality"}
+
+
+def test_unknown_speed_of_a_model_that_is_only_partly_on_a_gpu_is_no_recommendation() -> None:
+    large = Candidate(name="large:Q8_0", quant="Q8_0", profile=make_model(2 * GIB), quality=quality("Q8_0", 32 * 10**9))
+    small_gpu, large_gpu = (machine(40 * GIB, gpu_free_bytes=size) for size in (3 * GIB, 48 * GIB))
+    assert choose_picks([evaluate(large, small_gpu)]) == []
+    assert choose_picks([evaluate(large, large_gpu)])

@@ -78,3 +78,18 @@ def test_layers_on_the_gpu_have_its_speed() -> None:
     assert speed is not None
     assert 1 / speed.decode_tps == pytest.approx(0.5 / 10 + 0.5 / 100)
     assert predict_speed_by_bandwidth(profile, cpu, DeviceRates(), half) is None
+
+
+def test_layers_in_cpu_memory_have_the_measured_speed_of_their_kernels() -> None:
+    [_, q8] = two_quants()
+    layers = tuple(Tensor(f"blk.{i}.w", (2048, 500_000), Q8_0, 0, 1_088_000_000) for i in range(16))
+    profile = q8.profile.with_tensors("m.gguf", layers)
+    speeds = msgspec.structs.replace(WITHOUT_AMX, operations_per_s=0.0, attention_rates={"f16": {1: 1e9, 32: 1e9}})
+    quarter = LoadOptions(n_ctx=512, n_seqs=1, n_gpu_layers=5)  # 4 layers and the output
+    gpu = DeviceRates(read_bytes_per_s=68e9, prefill_weights_per_s=2048e9)
+    speed = predict_speed(profile, speeds, n_past=100, options=quarter, gpu_rates=gpu)
+    assert speed is not None
+    cpu_attention_s = 12 * 100 * 1024 * 4 / 1e9  # 8 heads with keys and values of 64 elements, for groups of 4
+    assert 1 / speed.decode_tps == pytest.approx(12 * 1.024e9 / 17e9 + 4 * 1.088 / 68 + cpu_attention_s)
+    assert 1 / speed.prefill_tps == pytest.approx(12 * 1.024e9 / 2.2e9 / 32 + 4 * 1.024 / 2048 + cpu_attention_s)
+    assert predict_speed(profile, speeds, options=quarter) is None  # the GPU has no known speed
