@@ -136,13 +136,9 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
         return entries[0].name, entries[0].path
     if len(entries) > _MAX_EVALUATED_MODELS:
         entries = sorted(entries, key=_estimate_points, reverse=True)[:_MAX_EVALUATED_MODELS]
-    candidates, machine, speeds = list_installed_candidates(entries), current_machine(settings), load_measured_speeds()
-    evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
+    machine = current_machine(settings)
+    evaluations = evaluate_for_machine(list_installed_candidates(entries), machine, settings, load_measured_speeds())
     best_evaluation = choose_evaluation(evaluations)
-    if best_evaluation is None and machine.reserved_bytes:  # no model leaves memory to other programs, but one may fit
-        machine = msgspec.structs.replace(machine, reserved_bytes=0)
-        evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
-        best_evaluation = choose_evaluation(evaluations)
     if best_evaluation is not None:
         return best_evaluation.candidate.name, Path(best_evaluation.candidate.profile.path)
     if evaluations:
@@ -167,7 +163,7 @@ def suggest_download(settings: Settings) -> str:
     Before the speed of this machine was measured, the text names the command that measures it.
     """
     evaluations = evaluate_all(list_catalogue_candidates(), settings)
-    if not any(e.plan is not None and e.candidate.is_default for e in evaluations):
+    if not any(e.plan is not None and not e.uses_reserve and e.candidate.is_default for e in evaluations):
         return "No model of the catalogue fits. `edgechat plan --all` shows how much memory each model needs."
     picks = {objective: pick for pick in choose_picks(evaluations, defaults_only=True) for objective in pick.objectives}
     if BALANCED not in picks:

@@ -64,11 +64,12 @@ class Pick(NamedTuple):
 def choose_picks(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> list[Pick]:
     """Return the best model for each objective, in the order of `OBJECTIVES`, with one entry for each model.
 
-    Recommends nothing before the speed of the processor was measured: a model could take minutes for a reply. With
-    `defaults_only`, candidates whose `is_default` is False are ignored.
+    Recommends nothing before the speed of the processor was measured: a model could take minutes for a reply. A pick
+    leaves the reserved memory to other programs. With `defaults_only`, candidates whose `is_default` is False are
+    ignored.
     """
     eligible_models = _list_eligible(evaluations, defaults_only=defaults_only)
-    fast_models = [e for e in eligible_models if _is_speed_known(e) and e.is_fast_enough]
+    fast_models = [e for e in eligible_models if _is_speed_known(e) and e.is_fast_enough and not e.uses_reserve]
     objectives_by_name: dict[str, list[Objective]] = {}
     best_models: dict[str, Evaluation] = {}
     for objective in OBJECTIVES:
@@ -83,9 +84,15 @@ def choose_evaluation(evaluations: Sequence[Evaluation], *, defaults_only: bool 
     """Return the model that a user gets without a choice: the Balanced pick; None if no candidate fits.
 
     If no model is fast enough, the fastest is returned. If no speed is known, quality decides between installed models.
-    With `defaults_only`, candidates whose `is_default` is False are ignored.
+    If no model leaves the reserved memory to other programs, an installed model may use it. With `defaults_only`,
+    candidates whose `is_default` is False are ignored.
     """
     eligible_models = _list_eligible(evaluations, defaults_only=defaults_only)
+    best_model = _choose_default([e for e in eligible_models if not e.uses_reserve])
+    return best_model or _choose_default([e for e in eligible_models if e.candidate.is_installed])
+
+
+def _choose_default(eligible_models: Sequence[Evaluation]) -> Evaluation | None:
     predicted_models = [e for e in eligible_models if _is_speed_known(e)]
     if not predicted_models:
         return _choose([e for e in eligible_models if e.candidate.is_installed], BALANCED)
@@ -96,8 +103,8 @@ def choose_evaluation(evaluations: Sequence[Evaluation], *, defaults_only: bool 
 def choose_quants(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Return the recommended quant of each model: quality against time as in Balanced, but without time limits.
 
-    If no quant fits, the smallest is returned. As long as the speed is unknown, the time of a turn counts as
-    proportional to the size of the weights.
+    If no quant fits beside the reserved memory, the smallest is returned. As long as the speed is unknown, the time of
+    a turn counts as proportional to the size of the weights.
     """
     quants_by_model: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
@@ -106,7 +113,7 @@ def choose_quants(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _choose_quant(quants: Sequence[Evaluation]) -> Evaluation:
-    eligible_quants = _list_eligible(quants, defaults_only=False)
+    eligible_quants = [e for e in _list_eligible(quants, defaults_only=False) if not e.uses_reserve]
     best_quant = _choose([e for e in eligible_quants if _is_speed_known(e)], _QUANT_OBJECTIVE)
     if best_quant is not None:
         return best_quant
@@ -117,9 +124,13 @@ def _choose_quant(quants: Sequence[Evaluation]) -> Evaluation:
 
 
 def is_improvement(evaluation: Evaluation, other: Evaluation) -> bool:
-    """Return whether a model has better quality than `other`, by more than a tie, or a shorter typical turn."""
+    """Return whether a model is better than `other`: in quality, by more than a tie, in time, or in memory.
+
+    A model is better in memory if only `other` needs the memory that is reserved for other programs.
+    """
     is_faster = _is_speed_known(evaluation) and _ranking_s(evaluation) < _ranking_s(other)
-    return evaluation.points > other.points + _TIE_POINTS or is_faster
+    leaves_more = other.uses_reserve and not evaluation.uses_reserve
+    return evaluation.points > other.points + _TIE_POINTS or is_faster or leaves_more
 
 
 def _list_eligible(evaluations: Iterable[Evaluation], *, defaults_only: bool) -> list[Evaluation]:

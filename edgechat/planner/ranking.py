@@ -67,6 +67,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Short text for the user that says why the candidate is suitable or not."""
     is_fast_enough: bool = True
     """True if the model reaches the minimum speed, or if its speed is unknown."""
+    uses_reserve: bool = False
+    """True if the model fits only in memory that plans leave to other programs if possible."""
     is_download_too_large: bool = False
     """True if the file is not installed and takes too much of the free disk space to be recommended."""
 
@@ -82,11 +84,12 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Plan the loading of a candidate on a machine, and predict its speed and quality.
 
-    A model fits if it leaves `machine.reserved_bytes` to other programs. `min_tps` is the minimum decode speed in
-    tokens per second, and `think` the user's setting for reasoning. `estimator` returns exact buffer sizes; without an
-    estimator, buffer sizes are computed from formulas and the repacked types of `speeds`.
+    The plan is that of a load, which uses `machine.reserved_bytes` only for a model that does not fit otherwise.
+    `min_tps` is the minimum decode speed in tokens per second, and `think` the user's setting for reasoning.
+    `estimator` returns exact buffer sizes; without an estimator, buffer sizes are computed from formulas and the
+    repacked types of `speeds`.
     """
-    profile, machine = candidate.profile, machine.leave_reserve()
+    profile = candidate.profile
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:
@@ -99,7 +102,9 @@ def evaluate(
     if options.kv_type == "q8_0":
         points -= loss("F32", profile.n_params, kv_q8=True)
     is_slow = speed is not None and speed.decode_tps < min_tps
-    verdict = "; ".join(load_plan.concessions) or "fits"
+    uses_reserve = load_plan.estimate.total > machine.leave_reserve().available_bytes
+    reserve_text = f"fits only without the {format_size(machine.reserved_bytes)} reserved for other programs"
+    verdict = "; ".join([reserve_text] * uses_reserve + [*load_plan.concessions]) or "fits"
     if speed is not None and is_slow:
         verdict = f"too slow: {speed.decode_tps:.1f} tokens/s, minimum {min_tps:g} tokens/s"
     max_bytes = machine.max_download_bytes
@@ -111,7 +116,7 @@ def evaluate(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
-        is_fast_enough=not is_slow, is_download_too_large=is_download_too_large,
+        is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,
     )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     is_recommended: bool
     """True for installed models, and for the recommended quant of a catalogue model."""
     fits: bool
+    uses_reserve: bool
+    """True if the model fits only in memory that plans leave to other programs if possible."""
     is_fast_enough: bool
     """True if the model reaches the minimum speed, or if its speed is unknown."""
     verdict: str
@@ -81,7 +83,8 @@ def make_plan_row(
         name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed,
         is_chosen=evaluation is choice, is_recommended=is_recommended,
         picks=tuple(o.label for pick in picks if pick.evaluation is evaluation for o in pick.objectives),
-        fits=plan is not None, is_fast_enough=evaluation.is_fast_enough, verdict=evaluation.verdict,
+        fits=plan is not None, uses_reserve=evaluation.uses_reserve, is_fast_enough=evaluation.is_fast_enough,
+        verdict=evaluation.verdict,
         file_bytes=candidate.profile.tensor_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
         n_ctx=plan.options.n_ctx if plan is not None else None,
         decode_tps=_finite_or_none(speed.decode_tps if speed else None),
@@ -121,7 +124,8 @@ def _sort_key(row: PlanRow) -> tuple[bool, int, bool, float]:
     labels = [objective.label for objective in OBJECTIVES]
     first_pick = min((labels.index(label) for label in row.picks), default=len(labels))
     points = row.quality if row.quality is not None else -1e9
-    return (not row.is_chosen, first_pick, not (row.fits and row.is_fast_enough), -points)
+    is_suitable = row.fits and row.is_fast_enough and not row.uses_reserve
+    return (not row.is_chosen, first_pick, not is_suitable, -points)
 
 
 def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:

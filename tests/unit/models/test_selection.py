@@ -10,8 +10,10 @@ from edgechat import paths
 from edgechat.catalogue import library
 from edgechat.config import Settings
 from edgechat.errors import CatalogueError, PlanError
-from edgechat.models import selection
+from edgechat.models import resources, selection
 from edgechat.models.selection import choose_installed_model
+from edgechat.planner.machine import Machine
+from edgechat.tui.screens.first_run import make_offer
 from tests.models import write_tiny_llama
 from tests.unit.planner.profiles import ZEN4
 
@@ -39,6 +41,25 @@ def test_best_installed_model_that_fits_is_chosen(starter: Path) -> None:
     assert choose_installed_model(Settings(budget="130MB"))[1] == tiny
     with pytest.raises(PlanError, match=r"None of the 2 installed models fits: the smallest, .*, needs"):
         choose_installed_model(Settings(budget="20MB"))
+
+
+def test_chat_plan_and_first_run_screen_agree_on_a_model_that_needs_the_reserved_memory(
+    monkeypatch: pytest.MonkeyPatch, starter: Path
+) -> None:
+    paths.models_dir().mkdir(parents=True)
+    write_tiny_llama(paths.models_dir() / "tiny.gguf")
+    full_machine = Machine(available_bytes=2 << 30, reserved_bytes=(2 << 30) - (8 << 20), n_threads=2)
+    for module in (resources, selection):
+        monkeypatch.setattr(module, "current_machine", lambda *_arguments: full_machine)
+    monkeypatch.setattr(selection, "load_measured_speeds", lambda: None)
+    assert choose_installed_model(Settings())[1] == starter
+    offer = make_offer(Settings(), with_picks=False)
+    assert offer.installed_model is not None
+    assert offer.installed_model.candidate.name == "starter"
+    evaluations = selection.evaluate_all(selection.list_installed_candidates(), Settings())
+    assert {e.candidate.name: e.verdict.partition(";")[0] for e in evaluations}["starter"] == (
+        "fits only without the 2.14 GB reserved for other programs"
+    )
 
 
 def test_starter_is_chosen_if_the_registry_is_damaged(starter: Path) -> None:

@@ -23,6 +23,7 @@ from edgechat.planner.picks import (
     is_improvement,
 )
 from edgechat.planner.ranking import Candidate, Evaluation, evaluate
+from edgechat.planner.report import make_plan_rows
 from edgechat.planner.throughput import DeviceRates
 from tests.unit.planner.profiles import GIB, candidates, machine, make_evaluation
 
@@ -132,7 +133,25 @@ def test_reserved_memory_is_left_to_other_programs() -> None:
     evaluation = evaluate(candidate, machine(12 * GIB))
     needed = evaluation.memory.total
     assert evaluate(candidate, machine(needed + GIB, reserved_bytes=GIB)).memory.total <= needed
-    assert evaluate(candidate, machine(9 * GIB, reserved_bytes=2 * GIB)).plan is None
+    assert evaluate(candidate, machine(7 * GIB, reserved_bytes=2 * GIB)).plan is None
+
+
+def test_model_that_fits_only_without_the_reserve_is_chosen_if_installed_but_never_recommended() -> None:
+    [candidate, smaller] = [c for c in candidates() if c.name in {"8-Q8_0", "3-Q8_0"}][::-1]
+    tight = machine(9 * GIB, reserved_bytes=2 * GIB, rates=RATES)
+    evaluation = evaluate(candidate, tight)
+    assert evaluation.plan is not None
+    assert evaluation.uses_reserve
+    assert evaluation.verdict.startswith("fits only without the 2.15 GB reserved for other programs")
+    assert choose_picks([evaluation]) == []
+    assert choose_evaluation([evaluation]) is evaluation
+    assert choose_evaluation([as_download(evaluation)]) is None
+    other = evaluate(smaller, tight)
+    assert (other.uses_reserve, other.verdict) == (False, "fits")
+    assert choose_evaluation([evaluation, other]) is other
+    assert is_improvement(as_download(other), evaluation)
+    assert [row.name for row in make_plan_rows([evaluation, other], None, [])] == [smaller.name, candidate.name]
+    assert choose_quants([as_download(evaluation)]) == [as_download(evaluation)]  # shown with its verdict
 
 
 def test_recommended_quant_is_not_the_largest_that_fits() -> None:
