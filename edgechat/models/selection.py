@@ -13,6 +13,7 @@ import msgspec
 from edgechat.catalogue import curated, library
 from edgechat.config import Settings
 from edgechat.engine import protocol
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import CatalogueError, EdgechatError, ModelFileError, PlanError
 from edgechat.humanize import format_size
@@ -205,11 +206,14 @@ def evaluate_for_machine(
     ]  # fmt: skip
 
 
-def measure_speeds() -> None:
-    """Run the kernel benchmark, which takes a few seconds, unless a result is saved. Ignores errors."""
+def measure_speeds(cancellation: Cancellation) -> None:
+    """Run the kernel benchmark, which takes a few seconds, unless a result is saved. Ignores errors.
+
+    `cancellation` kills the benchmark, because it would compete with a reply and its result would be too low.
+    """
     engine = EngineClient()
     try:
-        with contextlib.suppress(EdgechatError):
+        with contextlib.suppress(EdgechatError), cancellation.interrupting(lambda: engine.close(timeout_s=0.0)):
             load_or_measure_speeds(engine)
     finally:
         engine.close()

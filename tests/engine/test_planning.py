@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from edgechat.bench.quants import write_quants
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, ModelFileError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.models import selection
 from edgechat.planner import requantize
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
@@ -23,6 +28,7 @@ from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import choose_module
 from tests.models import KINDS, Kind, write_tiny
+from tests.waiting import until
 
 
 def read_profile(path: Path) -> ModelProfile:
@@ -151,6 +157,34 @@ def test_kernel_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) 
     assert 1 <= speeds.n_decode_threads <= speeds.max_n_threads
     assert 1 <= speeds.n_prefill_threads <= speeds.max_n_threads
     assert speeds.read_bytes_per_s > 1e8
+
+
+def test_cancelled_kernel_benchmark_leaves_no_process_behind() -> None:
+    cancellation = Cancellation()
+    thread = threading.Thread(target=selection.measure_speeds, args=[cancellation])
+    thread.start()
+
+    benchmarks: list[psutil.Process] = []
+
+    def is_benchmark_running() -> bool:
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process().children(recursive=True)
+            benchmarks.extend(c for c in children if "_speeds" in c.cmdline() and c.cmdline()[-1] == "0")  # not quick
+        return bool(benchmarks)
+
+    def is_benchmark_over() -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return all(benchmark.status() == psutil.STATUS_ZOMBIE for benchmark in benchmarks)
+        return True
+
+    try:
+        until(is_benchmark_running, timeout_s=60)
+    finally:
+        cancellation.cancel()
+    thread.join(10)
+    assert not thread.is_alive()
+    until(is_benchmark_over, timeout_s=1)
+    assert kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0]) is None
 
 
 def test_failed_kernel_benchmark_has_no_result() -> None:

@@ -11,6 +11,8 @@ from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
 from edgechat.catalogue import hub as hub_module
+from edgechat.engine.cancellation import Cancellation
+from edgechat.errors import CatalogueError
 from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
 from edgechat.planner.throughput import DeviceRates
@@ -50,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 @pytest.fixture(autouse=True)
 def no_speed_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the speed measurement, which takes seconds and has its own tests."""
-    monkeypatch.setattr(selection, "measure_speeds", lambda: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: None)
 
 
 RATES = DeviceRates(read_bytes_per_s=10e9)
@@ -243,7 +245,7 @@ async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkey
 
 async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     is_measured = threading.Event()
-    monkeypatch.setattr(selection, "measure_speeds", is_measured.wait)
+    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: is_measured.wait())
     set_machine(monkeypatch)
     app = make_scripted_app(store=open_ephemeral_store())
     app.is_first_run = True
@@ -261,6 +263,47 @@ async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch
         assert highlighted.id == "all"  # the user moved to it
         picks = ("Fast, Balanced: ", "Best quality: ", " file, ", " in memory", "a typical reply takes about")
         await until_async(lambda: all(text in screen_text(app) for text in picks))
+
+
+@pytest.mark.parametrize("is_first_run", [True, False])
+async def test_closed_screen_stops_the_measurement(monkeypatch: pytest.MonkeyPatch, *, is_first_run: bool) -> None:
+    is_measuring, is_stopped = threading.Event(), threading.Event()
+
+    def measure(cancellation: Cancellation) -> None:
+        with cancellation.interrupting(is_stopped.set):
+            is_measuring.set()
+            is_stopped.wait(60)
+
+    monkeypatch.setattr(selection, "measure_speeds", measure)
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = is_first_run
+    async with app.run_test() as pilot:
+        try:
+            if not is_first_run:
+                await wait_until_ready(app)
+                await pilot.press("ctrl+o")
+            await until_async(is_measuring.is_set)
+            await pilot.press("escape")
+            await until_async(is_stopped.is_set)
+        finally:
+            is_stopped.set()
+        await wait_until_ready(app)
+
+
+async def test_failed_recommendation_leaves_the_offer_of_the_installed_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise CatalogueError("The catalogue is damaged.")
+
+    monkeypatch.setattr(selection, "list_catalogue_candidates", fail)
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test(size=(80, 24)):
+        await until_async(lambda: "The catalogue is damaged." in screen_text(app))
+        assert option_ids(app) == ["local", "all"]
+        assert "Installed: starter" in screen_text(app)
+        assert "Measuring" not in screen_text(app)
 
 
 async def test_first_start_recommends_nothing_if_the_measurement_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
 from edgechat.planner.picks import BALANCED
 from edgechat.planner.report import format_summary
@@ -62,12 +63,20 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
         offer: Offer
 
+    @dataclass
+    class EvaluationFailed(Message):
+        """The worker thread could not evaluate the machine and the models."""
+
+        problem: str
+
     def __init__(self, settings: Settings, downloads: DownloadRunner) -> None:
         super().__init__()
         self._settings = settings
         self._downloads = downloads
         self._download_names: dict[str, str] = {}
         """Names of the recommended models by option ID."""
+        self._offer = Offer("", None, [])
+        self._measurement = Cancellation()
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -79,19 +88,29 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
     def on_mount(self) -> None:
         self._evaluate()
 
+    def on_unmount(self) -> None:
+        self._measurement.cancel()
+
     def _show_error(self, text: str) -> None:
-        self.post_message(self.OfferReady(Offer("", None, [], text)))
+        self.post_message(self.EvaluationFailed(text))  # handled after an offer that was posted before the error
 
     @thread_worker(_show_error, group="rate")
     def _evaluate(self) -> None:
         from edgechat.models import selection
 
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=False)))
-        selection.measure_speeds()
+        selection.measure_speeds(self._measurement)
+        self._measurement.check()
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=True)))
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
-        offer, options = message.offer, self.query_one(OptionList)
+        self._show_offer(message.offer)
+
+    def on_first_run_screen_evaluation_failed(self, message: EvaluationFailed) -> None:
+        self._show_offer(self._offer._replace(picks=self._offer.picks or [], problem=message.problem))
+
+    def _show_offer(self, offer: Offer) -> None:
+        self._offer, options = offer, self.query_one(OptionList)
         lines = [offer.machine_text] if offer.machine_text else []
         if offer.installed_model is not None:
             name, summary = offer.installed_model.candidate.name, format_summary(offer.installed_model)

@@ -14,6 +14,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_duration, format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
@@ -72,6 +73,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._rows: dict[str, PlanRow] = {}
         self._hub_results: dict[str, str] = {}
         self._available_bytes = 0
+        self._measurement = Cancellation()
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -85,6 +87,9 @@ class ModelsScreen(FilterListScreen[str | None]):
     def on_mount(self) -> None:
         self._evaluate()
 
+    def on_unmount(self) -> None:
+        self._measurement.cancel()
+
     def _show_details(self, text: str) -> None:
         self.query_one("#details", Static).update(Text(escape_controls(text)))
 
@@ -94,7 +99,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         from edgechat.models import selection
 
         if not self._is_generating():  # during a reply, the measured speed would be too low
-            selection.measure_speeds()
+            selection.measure_speeds(self._measurement)
         evaluations = selection.evaluate_all(selection.list_installed_candidates(), self._settings)
         self._post_rows(evaluations)
         self._post_rows(evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), self._settings))
