@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from edgechat.decode_errors import name_json_type
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from edgechat.decode_errors import describe_json_error, name_json_type
 from edgechat.prompt.call_enforcement import CallEnforcement
 from edgechat.serve.errors import ApiError
 
@@ -34,6 +37,8 @@ _LLAMA_CPP_GROUPS: Final = tuple(map(frozenset, (
     ("const",), ("pattern",), ("format",), ("minLength", "maxLength"), ("anyOf",), ("$ref",), ("minimum", "maximum"),
     ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "maximum"),
 )))  # fmt: skip
+# Keywords that llama.cpp enforces also if their value is null or an empty list.
+_OPTIONAL_VALUES: Final = frozenset(("properties", "required", "const"))
 _NUMERIC_LIMITS: Final = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
 # STRING_FORMAT_RULES and "uuid" in llama.cpp's json-schema-to-grammar.cpp.
 _LLAMA_CPP_FORMATS: Final = re.compile("date|time|date-time|uuid")
@@ -46,6 +51,37 @@ _SCHEMA_KEYWORDS: Final = ("items", "additionalProperties")
 # Keywords that can declare properties in other schemas.
 _COMBINING_KEYWORDS: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf", "patternProperties"))
 _MAX_DEPTH: Final = 64
+
+
+class _Structure(msgspec.Struct, rename="camel"):
+    """JSON types of the keywords that describe the structure of values."""
+
+    type: str | list[str] | UnsetType = UNSET
+    required: list[str] | UnsetType = UNSET
+    enum: list[Any] | UnsetType = UNSET
+    properties: dict[str, Any] | UnsetType = UNSET
+    defs: dict[str, Any] | UnsetType = msgspec.field(name="$defs", default=UNSET)
+    definitions: dict[str, Any] | UnsetType = UNSET
+    any_of: list[Any] | UnsetType = UNSET
+    one_of: list[Any] | UnsetType = UNSET
+    all_of: list[Any] | UnsetType = UNSET
+    prefix_items: list[Any] | UnsetType = UNSET
+
+
+class _Limits(msgspec.Struct, rename="camel"):
+    """JSON types of the other keywords that grammars enforce."""
+
+    ref: str | UnsetType = msgspec.field(name="$ref", default=UNSET)
+    pattern: str | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    min_length: int | UnsetType = UNSET
+    max_length: int | UnsetType = UNSET
+    min_items: int | UnsetType = UNSET
+    max_items: int | UnsetType = UNSET
+    minimum: float | UnsetType = UNSET
+    maximum: float | UnsetType = UNSET
+    exclusive_minimum: float | UnsetType = UNSET
+    exclusive_maximum: float | UnsetType = UNSET
 
 
 def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
@@ -62,10 +98,20 @@ def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
 def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
     """Yield the places in a JSON schema that have a value of another type, and what is wrong. Null counts as absent."""
     if isinstance(schema, Mapping):
+        yield from _find_wrong_types(schema, _Structure)
         for place, item in _iterate_places(schema) if depth <= _MAX_DEPTH else ():
             yield from ((place + inner_place, text) for inner_place, text in _find_malformed(item, depth + 1))
     elif not isinstance(schema, (bool, type(None))):
         yield "", f"must be an object, not {name_json_type(schema)}"
+
+
+def _find_wrong_types(schema: Mapping[str, Any], types: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
+    """Yield the first keyword of a JSON schema whose value has another type than in `types`, and what is wrong."""
+    try:
+        msgspec.convert({keyword: value for keyword, value in schema.items() if value is not None}, types)
+    except msgspec.ValidationError as error:
+        text, place = describe_json_error(error, {})
+        yield f".{place}", text
 
 
 def _iterate_places(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -75,7 +121,7 @@ def _iterate_places(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
             yield from ((f".{keyword}.{name}", item) for name, item in value.items())
         elif keyword in (*_SCHEMA_LIST_KEYWORDS, "items") and isinstance(value, list):
             yield from ((f".{keyword}[{i}]", item) for i, item in enumerate(value))
-        elif keyword in (*_SCHEMA_MAP_KEYWORDS, *_SCHEMA_LIST_KEYWORDS, *_SCHEMA_KEYWORDS):
+        elif keyword in _SCHEMA_KEYWORDS:
             yield f".{keyword}", value
 
 
@@ -86,12 +132,12 @@ def _get_types(schema: Mapping[str, Any]) -> frozenset[str]:
 
 
 def check_strict(parameters: Mapping[str, Any], name: str, path: str) -> None:
-    """Raise ApiError if the schema of the strict function `name` has a keyword that no grammar enforces."""
+    """Raise ApiError if the schema of the strict function `name` has a keyword or type that no grammar enforces."""
     keyword = next(_find_other_keywords(parameters, 0), None)
     if keyword is not None:
         message = (
             f"{path}: {keyword[:80]} cannot be enforced, and the function {name} is strict. "
-            'Remove the keyword, or "strict".'
+            'Change the schema, or remove "strict".'
         )
         raise ApiError(400, message, param=path, code="unsupported_schema")
 
@@ -104,6 +150,10 @@ def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
         yield f"a nesting of more than {_MAX_DEPTH} levels"
         return
     yield from (keyword for keyword in schema if keyword not in _ENFORCED_KEYWORDS | _ANNOTATIONS)
+    yield from (f"{place[1:]} ({text})" for place, text in _find_wrong_types(schema, _Limits))
+    yield from (f'the type "{name}"' for name in sorted(_get_types(schema) - _TYPES))
+    if schema.get("type") == []:
+        yield "an empty list of types"
     if undeclared := _find_undeclared(schema):
         yield f"the required property {undeclared[0]}, which is not in properties,"
     for subschema in _iterate_subschemas(schema):
@@ -143,6 +193,8 @@ def _is_enforced_by_llama_cpp(schema: object, depth: int) -> bool:
     keywords, types = schema.keys() - _ANNOTATIONS - {"type", "$defs", "definitions"}, _get_types(schema)
     return (
         (not keywords or any(keywords <= group for group in _LLAMA_CPP_GROUPS))
+        and schema.get("type") != []
+        and not any(schema[keyword] in ([], None) for keyword in keywords - _OPTIONAL_VALUES)
         and (not keywords & _NUMERIC_LIMITS or ("integer" in types and "number" not in types))
         and ("format" not in keywords or bool(_LLAMA_CPP_FORMATS.fullmatch(str(schema["format"]))))
         and (not keywords & {"minItems", "maxItems"} or "array" in types)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgechat.prompt.call_enforcement import CallEnforcement
 from edgechat.prompt.renderer import Renderer
@@ -13,7 +15,7 @@ from edgechat.prompt.tool_formats import format_calls
 from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
-from edgechat.serve.tool_schemas import declare_required, is_enforced
+from edgechat.serve.tool_schemas import WEAKENINGS, declare_required, is_enforced, is_simple
 from edgechat.serve.tool_support import check_tools
 from tests.unit.serve.examples import chat_request
 from tests.unit.serve.test_grammars import allows
@@ -53,6 +55,18 @@ def check(parameters: Any, **fields: Any) -> None:
         ),
         ({"properties": {"a": {"items": "x"}}}, "tools[1].function.parameters.properties.a.items: must be an object"),
         ({"$defs": []}, "tools[1].function.parameters.$defs: must be an object, not an array."),
+        ({"properties": True}, "tools[1].function.parameters.properties: must be an object, not a boolean."),
+        ({"$defs": False}, "tools[1].function.parameters.$defs: must be an object, not a boolean."),
+        ({"anyOf": True}, "tools[1].function.parameters.anyOf: must be an array, not a boolean."),
+        ({"anyOf": {}}, "tools[1].function.parameters.anyOf: must be an array, not an object."),
+        ({"prefixItems": False}, "tools[1].function.parameters.prefixItems: must be an array, not a boolean."),
+        ({"required": "a"}, "tools[1].function.parameters.required: must be an array, not a string."),
+        ({"required": [1]}, "tools[1].function.parameters.required[0]: must be a string, not an integer."),
+        ({"type": 7}, "tools[1].function.parameters.type: must be a string or an array, not an integer."),
+        (
+            {"properties": {"a": {"enum": 5}}},
+            "tools[1].function.parameters.properties.a.enum: must be an array, not an integer.",
+        ),
     ],
 )
 def test_parameters_that_are_no_schema_of_an_object_are_refused(parameters: Any, message: str) -> None:
@@ -60,6 +74,23 @@ def test_parameters_that_are_no_schema_of_an_object_are_refused(parameters: Any,
         check(parameters)
     assert str(caught.value).startswith(message)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "strng"}, 'the type "strng" cannot be enforced, and the function f is strict'),
+        ({"type": ["string", "any"]}, 'the type "any" cannot be enforced'),
+        ({"type": []}, "an empty list of types cannot be enforced"),
+        ({"items": {"minLength": "5"}}, r"minLength \(must be an integer, not a string\) cannot be enforced"),
+        ({"exclusiveMinimum": True}, r"exclusiveMinimum \(must be a number, not a boolean\) cannot be enforced"),
+        ({"pattern": 5}, r"pattern \(must be a string, not an integer\) cannot be enforced"),
+    ],
+)
+def test_malformed_keyword_is_an_error_only_in_a_strict_tool(schema: dict[str, Any], message: str) -> None:
+    check({"properties": {"a": schema}})
+    with pytest.raises(ApiError, match=message):
+        check({"properties": {"a": schema}}, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +176,78 @@ def test_keywords_are_enforced_by_the_format_of_a_model(
     assert is_enforced(parameters, RAW_TEXT) == in_raw_text
     for part in ("names", "required"):
         assert not is_enforced(parameters, EVERYTHING._replace(**{part: False}))
+
+
+@pytest.mark.parametrize(
+    "schema", [{"anyOf": []}, {"anyOf": None}, {"enum": []}, {"enum": None}, {"type": []}, {"prefixItems": None}]
+)
+def test_keyword_without_a_value_is_not_enforced(schema: dict[str, Any]) -> None:
+    for parameters in ({"type": "object", "properties": {"x": schema}}, {"type": "object", **schema}):
+        assert not is_enforced(parameters, EVERYTHING)
+
+
+_KEYWORDS = (
+    "type", "properties", "required", "additionalProperties", "enum", "const", "items", "prefixItems", "minItems",
+    "maximum", "exclusiveMinimum", "minLength", "pattern", "anyOf", "allOf", "$ref", "$defs", "format", "title", "x",
+)  # fmt: skip
+_SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 64) - 1), st.floats(allow_nan=False),
+    st.sampled_from(["object", "string", "integer", "date", "x", ""]),
+)  # fmt: skip
+_SCHEMAS = st.recursive(
+    _SCALARS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(_KEYWORDS), values, max_size=2),
+    max_leaves=8,
+)
+
+
+_VALID: dict[str, Any] = {
+    "type": "object", "required": ["a"], "additionalProperties": False, "$defs": {"x": {"type": ["string", "null"]}},
+    "properties": {
+        "a": {"$ref": "#/$defs/x"}, "b": {"type": "string", "minLength": 1}, "c": {"type": "integer", "minimum": 1},
+        "d": {"type": "array", "items": {"enum": ["x"]}, "minItems": 1}, "e": {"anyOf": [{"type": "null"}, {}]},
+        "f": {"prefixItems": [{"const": 1}]}, "g": {"type": "string", "pattern": "x"}, "h": {"format": "date"},
+    },
+}  # fmt: skip
+_OTHER_VALUES: tuple[Any, ...] = (None, True, False, 5, -1.5, "x", [], [5], [[]], {}, {"a": 5}, {"type": "x"})
+
+
+def iterate_variants(value: Any) -> Iterator[Any]:
+    """Yield copies of a JSON value in which one value at any depth is another one."""
+    yield from _OTHER_VALUES
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        for variant in iterate_variants(item):
+            copy = value.copy()
+            copy[key] = variant
+            yield copy
+
+
+def check_and_weaken(parameters: dict[str, Any] | None, *, strict: bool) -> None:
+    try:
+        check(parameters, strict=strict)
+    except ApiError:
+        return
+    parameters = parameters or {}
+    for enforcement in (EVERYTHING, RAW_TEXT, CallEnforcement(*[False] * len(EVERYTHING))):
+        is_enforced(parameters, enforcement)
+    is_simple(parameters)
+    declare_required(parameters)
+    for weaken in filter(None, WEAKENINGS):
+        weaken(parameters)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_schema_with_one_other_value_is_accepted_or_refused(strict: bool) -> None:
+    check(_VALID, strict=True)
+    assert is_enforced(_VALID, EVERYTHING)
+    for variant in iterate_variants(_VALID):
+        check_and_weaken(variant, strict=strict)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(_KEYWORDS), _SCHEMAS, max_size=4), st.booleans())
+def test_any_parameters_are_accepted_or_refused(parameters: dict[str, Any], strict: bool) -> None:
+    check_and_weaken(parameters, strict=strict)
 
 
 def test_strict_tool_has_the_generic_format_if_that_of_the_model_is_not_enforced(renderer: Renderer) -> None:
