@@ -39,9 +39,9 @@ _PROPERTIES: Final[dict[str, Any]] = {
 
 
 def find_call_enforcement(make_gbnf: Callable[[Mapping[str, Any]], str]) -> CallEnforcement:
-    """Return what is enforced by `make_gbnf`, which makes the grammar of a tool's calls from its parameters' schema.
+    """Return which parts of schemas the grammars of `make_gbnf` enforce.
 
-    Raises its errors.
+    `make_gbnf` returns the grammar of a tool's calls for the schema of its parameters. Its exceptions are not caught.
     """
 
     def make(properties: Mapping[str, Any], required: list[str]) -> str:

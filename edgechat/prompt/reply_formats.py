@@ -77,14 +77,14 @@ class ReplyFormats:
         request = self.make_request(options)
         key = msgspec.json.encode(request)
         with self._lock:
-            found, expires_at = self._formats.get(key, (None, 0.0))
-            if found is None or time.monotonic() > expires_at:
-                found = find_reply_format(self._renderer, self._template, request)
+            reply_format, expires_at = self._formats.get(key, (None, 0.0))
+            if reply_format is None or time.monotonic() > expires_at:
+                reply_format = find_reply_format(self._renderer, self._template, request)
                 if len(self._formats) >= _MAX_REPLY_FORMATS:
                     self._formats.pop(next(iter(self._formats)))
-                expires_at = time.monotonic() + _FALLBACK_S if found.is_fallback else math.inf
-                self._formats[key] = found, expires_at
-            return found
+                expires_at = time.monotonic() + _FALLBACK_S if reply_format.is_fallback else math.inf
+                self._formats[key] = reply_format, expires_at
+            return reply_format
 
     def prepare(self, options: PromptOptions) -> None:
         """Find the format of these options in the background, so that the first reply need not wait for it."""
@@ -96,11 +96,15 @@ class ReplyFormats:
         threading.Thread(target=find, name="find reply format", daemon=True).start()
 
     def find_content_marks(self, options: PromptOptions) -> ContentMarks:
-        """Return the marks around the content of replies to prompts with these options. Raises EngineDiedError."""
+        """Return the marks around the content of replies to prompts with these options. Raises EngineDiedError.
+
+        There are no marks while the chat library fails.
+        """
         plain_options = PromptOptions(options.think)
         if options.think not in self._content_marks:
-            request, reply_format = self.make_request(plain_options), self.find(plain_options)
+            request = self.make_request(plain_options)
             try:
+                reply_format = _check_is_known(self.find(plain_options))
                 marks = find_content_marks(self._renderer, self._template, request, reply_format)
             except TemplateError:
                 return NO_MARKS
@@ -144,5 +148,12 @@ class ReplyFormats:
     def _make_call_gbnf(self, parameters: Mapping[str, Any]) -> str:
         tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": parameters}}
         request = self.make_request(PromptOptions(think=False, tools=[tool], tool_choice="required"))
-        grammar = find_reply_format(self._renderer, self._template, request).tool_grammar
+        grammar = _check_is_known(find_reply_format(self._renderer, self._template, request)).tool_grammar
         return grammar.gbnf if grammar is not None else ""
+
+
+def _check_is_known(reply_format: ReplyFormat) -> ReplyFormat:
+    """Return the format. Raises TemplateError for a fallback, from which nothing permanent may be concluded."""
+    if reply_format.is_fallback:
+        raise TemplateError("The format of the replies is unknown, because the chat library failed.")
+    return reply_format

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +13,7 @@ from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_formats import PromptOptions
@@ -61,6 +63,43 @@ def test_failure_of_the_chat_library_is_forgotten_after_a_minute(monkeypatch: py
     assert builder.formats.find(options).parser
     assert builder.formats.has_native_tools
     assert builder.formats.can_call_several_tools
+    renderer.close()
+
+
+@pytest.mark.parametrize("n_calls_before", range(8))
+def test_failure_while_the_enforcement_is_found_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch, n_calls_before: int
+) -> None:
+    renderer = Renderer()
+    template = read_templates()["Qwen-Qwen3-0.6B"]
+    expected = make_builder(renderer, template).formats.call_enforcement
+    assert expected.required
+    formats, call = make_builder(renderer, template).formats, renderer.call_chat_library
+    n_calls = itertools.count()
+
+    def fail_once(**request: Any) -> Any:
+        return _time_out(renderer) if next(n_calls) == n_calls_before else call(**request)
+
+    with monkeypatch.context() as context:
+        context.setattr(renderer, "call_chat_library", fail_once)
+        assert not any(formats.call_enforcement)
+    assert formats.call_enforcement == expected
+    renderer.close()
+
+
+def test_failure_while_content_marks_are_found_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer()
+    template, options = read_templates()["openai-gpt-oss-120b"], PromptOptions(think=False)
+    expected = make_builder(renderer, template).formats.find_content_marks(options)
+    assert expected != NO_MARKS
+    formats = make_builder(renderer, template).formats
+    with monkeypatch.context() as context:
+        context.setattr(Renderer, "call_chat_library", _time_out)
+        assert formats.find(options).is_fallback
+    assert formats.find_content_marks(options) == NO_MARKS
+    now_s = time.monotonic() + 100
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    assert formats.find_content_marks(options) == expected
     renderer.close()
 
 
