@@ -2,6 +2,7 @@
 
     EdgechatError              (4)
     |- UsageError              (2)
+    |- DeclinedError           (1)
     |- SettingsError           (2)
     |- InvalidFileError        (4)
     |- ModelFileError          (3)
@@ -57,6 +58,12 @@ class UsageError(EdgechatError):
     """Raised when a command's arguments or input are invalid."""
 
     exit_code = 2
+
+
+class DeclinedError(EdgechatError):
+    """Raised when a question before a deletion is not answered with y."""
+
+    exit_code = 1
 
 
 class SettingsError(EdgechatError):

@@ -13,7 +13,7 @@ import click
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, conversation_options
-from edgechat.cli.progress import StderrStatus
+from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session, open_session
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
 from edgechat.humanize import format_size
@@ -120,7 +120,7 @@ def _decode_stdin(data: bytes) -> str:
 
 def _read_stdin() -> bytes:
     """Read standard input to its end. Prints a notice if that takes seconds. Raises ContextOverflowError."""
-    notice = threading.Timer(_STDIN_NOTICE_S, click.echo, [_STDIN_NOTICE], {"err": True})
+    notice = threading.Timer(_STDIN_NOTICE_S, echo_note, [_STDIN_NOTICE])
     notice.daemon = True
     notice.start()
     try:
@@ -213,7 +213,7 @@ def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
 
 
 def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:
-    """Say on standard error which replies end early because of the length limit or of the context."""
+    """Print notes about replies that were cut by the length limit or because the context is full."""
     replies = [final_event.reply, *final_event.alternatives]
     max_tokens, properties = session.settings.max_tokens, session.model_properties
     for number, reply in enumerate(replies, start=1):

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.progress import StderrStatus
+from edgechat.cli.progress import StderrStatus, echo_note
 
 _Command = Callable[..., None]
 _model_option = click.option(
@@ -46,7 +46,7 @@ def _peer_option(tool: str) -> Callable[[_Command], _Command]:
 
 def _print_progress(text: str) -> None:
     if sys.stderr.isatty():
-        click.echo(text, err=True)
+        echo_note(text)
 
 
 @click.group()

@@ -7,6 +7,7 @@ import os
 import click
 
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.progress import echo_note
 from edgechat.errors import SettingsError
 
 _SETTINGS_FILE_HEADER = """\
@@ -67,9 +68,9 @@ def personas(as_json: bool) -> None:
         values = ", ".join(f"{name} = {_format_toml(value)}" for name, value in persona.values.items())
         click.echo(f"{escape_controls(persona.name)}: {escape_controls(values)}")
         for problem in persona.problems:
-            click.echo(f"edgechat: {escape_controls(str(problem))} (ignored)", err=True)
+            echo_note(f"edgechat: {escape_controls(str(problem))} (ignored)")
     if not loaded_personas:
-        click.echo(f"No personas yet. To create one, write {personas_dir() / 'NAME.toml'}.", err=True)
+        echo_note(f"No personas yet. To create one, write {personas_dir() / 'NAME.toml'}.")
 
 
 @config.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.history_files import export, import_
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json
@@ -216,7 +217,7 @@ def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> No
             titles = "\n".join(
                 f"  {i[:8]}  {shorten(format_one_line(store.conversation(i).title), MAX_TITLE_CHARS)}" for i in ids
             )
-            click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
+            confirm_deletion(f"{titles}\nDelete permanently?", err=True)
         for conversation_id in ids:
             store.delete_conversation(conversation_id)
     if as_json:

@@ -12,7 +12,7 @@ from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json, echo_json_text
 from edgechat.cli.options import FilePath, json_option
 from edgechat.cli.output_files import write_private
-from edgechat.cli.progress import StderrStatus
+from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
 
@@ -129,7 +129,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 echo_json(result)
                 continue
             for problem in result.problems:
-                click.echo(f"edgechat: {format_one_line(problem)}", err=True)
+                echo_note(f"edgechat: {format_one_line(problem)}")
             verb = "would be added" if dry_run else "added"
             click.echo(
                 f"{escape_controls(str(file))}: {format_count(result.n_conversations, 'conversation')} and "

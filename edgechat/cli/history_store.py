@@ -52,10 +52,10 @@ def open_readable_store() -> Iterator[SqliteStore]:
 
 
 def _print_notes(notes: Sequence[str]) -> None:
-    import click  # the chat starts without it
+    from edgechat.cli.progress import echo_note  # imports click, without which the chat starts
 
     for note in notes:
-        click.echo(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}", err=True)
+        echo_note(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}")
 
 
 def format_one_line(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.progress import echo_note
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
 
@@ -30,10 +31,7 @@ def print_installed(*, all_kinds: bool, as_json: bool) -> None:
         return
     print_skipped(skipped_paths)
     if not entries:
-        click.echo(
-            "No models installed. See `edgechat models list --catalogue`, then run `edgechat models pull MODEL`.",
-            err=True,
-        )
+        echo_note("No models installed. See `edgechat models list --catalogue`, then run `edgechat models pull MODEL`.")
         return
     width = min(36, max(len(entry.name) for entry in entries))
     click.echo(f"{'name':<{width}} {'quant':<10}{'size':>8}  {'source':<10}{'last used':<11}state")
@@ -109,7 +107,7 @@ def print_folders(*, as_json: bool) -> None:
 def print_skipped(skipped_paths: Sequence[SkippedPath]) -> None:
     """Print the files and folders that the search for models skipped, with the reasons, to standard error."""
     for skipped in skipped_paths[:_MAX_SHOWN_SKIPPED]:
-        click.echo(escape_controls(f"edgechat: {skipped.path} {skipped.reason}"), err=True)
+        echo_note(escape_controls(f"edgechat: {skipped.path} {skipped.reason}"))
     if len(skipped_paths) > _MAX_SHOWN_SKIPPED:
         n_more = len(skipped_paths) - _MAX_SHOWN_SKIPPED
-        click.echo(f"edgechat: {format_count(n_more, 'more path')} skipped", err=True)
+        echo_note(f"edgechat: {format_count(n_more, 'more path')} skipped")

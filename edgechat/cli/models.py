@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
 from edgechat.cli.model_lists import print_catalogue, print_folders, print_installed, print_skipped
 from edgechat.cli.options import FilePath, complete_model, json_option
-from edgechat.cli.progress import DownloadMeter, StderrStatus
+from edgechat.cli.progress import DownloadMeter, StderrStatus, echo_note
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
 
@@ -67,7 +68,7 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
         echo_json(results)
         return
     if not results:
-        click.echo("No repositories found. Try fewer or other words.", err=True)
+        echo_note("No repositories found. Try fewer or other words.")
     else:
         click.echo(f"{'repository':<50} {'downloads':>9}  licence")
     for repo in results:
@@ -99,12 +100,12 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     if not as_json:
         total_note = f" ({format_size(target.size_bytes)})" if target.size_bytes is not None else ""
         folder = target.files[0].path.parent
-        click.echo(escape_controls(f"Downloading {target.reference}{total_note} to {folder}"), err=True)
+        echo_note(escape_controls(f"Downloading {target.reference}{total_note} to {folder}"))
     try:
         path = download_model(target, meter.show)
     except KeyboardInterrupt:
         meter.clear()
-        click.echo("edgechat: Download stopped. Run the same command again to resume it.", err=True)
+        echo_note("edgechat: Download stopped. Run the same command again to resume it.")
         raise
     finally:
         meter.clear()
@@ -127,7 +128,7 @@ def _report_installed(model: str, error: HubError) -> None:
         entry = resolve.find_installed_model(model, library.scan())
     except (ModelFileError, CatalogueError):
         raise error from None
-    click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
+    echo_note(f"edgechat: {escape_controls(str(error))}")
     click.echo(escape_controls(f"{entry.name} is already installed: {entry.path}"))
 
 
@@ -237,7 +238,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             raise UsageError(
                 f"To delete {entry.path} ({format_size(entry.facts.size_bytes)}) without a terminal, add --yes."
             )
-        click.confirm(f"Delete {escape_controls(str(entry.path))} ({format_size(entry.facts.size_bytes)})?", abort=True)
+        confirm_deletion(f"Delete {escape_controls(str(entry.path))} ({format_size(entry.facts.size_bytes)})?")
     freed_bytes = library.delete_model(entry)
     _print_result(
         {"removed": entry.path, "freed_bytes": freed_bytes},

@@ -36,26 +36,26 @@ class StderrStatus:
     def show(self, text: str) -> None:
         """Show `text` as the status line; "" leaves the line unchanged."""
         if self.is_active and text:
-            _echo(f"\r\x1b[2K{escape_controls(text)}", nl=False)
+            echo_note(f"\r\x1b[2K{escape_controls(text)}", nl=False)
             self._is_shown = True
         elif self._prints_lines and text and time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
-            _echo(escape_controls(text))
+            echo_note(escape_controls(text))
 
     def note(self, text: str) -> None:
         """Print `text` as a permanent line; "" prints nothing."""
         if text:
             self.clear()
-            _echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")
+            echo_note(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")
 
     def clear(self) -> None:
         if self._is_shown:
-            _echo("\r\x1b[2K", nl=False)
+            echo_note("\r\x1b[2K", nl=False)
             self._is_shown = False
 
 
-def _echo(text: str, *, nl: bool = True) -> None:
-    """Print on standard error. A command does its work even if nobody can read its notes, as on a full disk."""
+def echo_note(text: str, *, nl: bool = True) -> None:
+    """Print a note on standard error. A command works even if its notes cannot be written, as on a full disk."""
     with contextlib.suppress(OSError):
         click.echo(text, nl=nl, err=True)
 

@@ -13,6 +13,7 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.options import conversation_options
+from edgechat.cli.progress import echo_note
 from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, EngineDiedError, UsageError, describe_failure
 from edgechat.humanize import shorten
 from edgechat.signals import HANGUP_EXIT_CODE
@@ -116,15 +117,15 @@ def run() -> int:
         return _report_failure(error)
     except click.ClickException as error:
         if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-            error.show()  # the help text of a group of commands
+            with contextlib.suppress(OSError):
+                error.show()  # the help text of a group of commands, on standard error
         else:
             _print_error(shorten(_describe_usage_error(error), 2 * MAX_MESSAGE_CHARS))
         return error.exit_code
     except click.Abort as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return 130
-        _print_error("Nothing was deleted, because the question was not answered with y.")
-        return 1
+        if isinstance(error.__context__, EOFError):
+            raise error.__context__ from None  # an error in edgechat, with a traceback
+        return 130
     except KeyboardInterrupt:
         return 130
     return result if isinstance(result, int) else 0
@@ -142,19 +143,19 @@ def _report_failure(error: EdgechatError | OSError | UnicodeError | MemoryError)
     if isinstance(error, (OSError, MemoryError)) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
         return HANGUP_EXIT_CODE
     message, exit_code = describe_failure(error)
-    if isinstance(error, OSError) and _failed_in_click(error):
+    if isinstance(error, OSError) and _failed_on_stdout(error):
         message = f"Cannot write to standard output: {message}."  # a full disk, for example
     _print_error(message)
     return exit_code
 
 
-def _failed_in_click(error: OSError) -> bool:
-    """Return whether click raised the error, which accesses no files but the standard streams."""
+def _failed_on_stdout(error: OSError) -> bool:
+    """Return whether the error was raised by a call of `click.echo` that writes to standard output."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("click.")
+    calls = [frame.f_locals for frame in frames if frame.f_code is click.echo.__code__]
+    return bool(calls) and not calls[-1]["err"]
 
 
 def _print_error(text: str) -> None:
     """Print an error message, which can contain control characters from a model file or a log."""
-    with contextlib.suppress(OSError):  # standard error can be closed
-        click.echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}", err=True)
+    echo_note(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")

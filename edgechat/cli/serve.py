@@ -85,6 +85,8 @@ def serve(
 
     Runs until Ctrl-C. Requests run concurrently and share one prompt cache.
     """
+    from edgechat.cli.progress import echo_note
+
     try:
         from edgechat.serve import server
         from edgechat.serve.addresses import is_loopback
@@ -109,7 +111,7 @@ def serve(
         listener.listen(server.BACKLOG)  # clients can connect from now on
         _print_address(address, list(queues), has_key=bool(api_key), as_json=as_json)
         app = Api(queues).build_app(access_rules)
-        server.run(app, queues, listener, lambda text: click.echo(f"edgechat: {text}", err=True))
+        server.run(app, queues, listener, lambda text: echo_note(f"edgechat: {text}"))
 
 
 def _load_models(

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
 from edgechat.errors import UsageError
 
@@ -57,7 +58,7 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
             raise UsageError(
                 "Nothing was deleted, because confirmation needs a terminal. Add --yes to delete without confirmation."
             )
-        click.confirm("Delete everything listed above permanently?", abort=True, err=as_json)
+        confirm_deletion("Delete everything listed above permanently?", err=as_json)
     for item in items:
         _delete_path(item.path)
     if not as_json:

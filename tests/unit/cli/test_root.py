@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from edgechat import errors, paths, signals
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli import root
 from edgechat.store import open_store
 from tests.cli.test_ends import ASK, saved_texts
 from tests.conftest import ROOT, Cli, edgechat_command
@@ -62,6 +66,50 @@ def test_command_works_although_its_notes_cannot_be_written() -> None:
             text=True, check=False,
         )  # fmt: skip
     assert (result.returncode, "temperature = 0.8" in result.stdout) == (0, True)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="exists on Linux only")
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"), [(["config", "personas"], 0), (["models", "list"], 0), (["models"], 2), (["oops"], 2)]
+)
+def test_exit_code_does_not_depend_on_notes_that_cannot_be_written(arguments: list[str], exit_code: int) -> None:
+    with FULL.open("w") as full:
+        result = subprocess.run(
+            edgechat_command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=full, check=False
+        )
+    assert result.returncode == exit_code
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="exists on Linux only")
+@pytest.mark.parametrize(("stream", "message"), [("stdout", NO_SPACE), ("stderr", f"edgechat: {os.strerror(28)}\n")])
+def test_only_standard_output_is_named_as_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stream: str, message: str
+) -> None:
+    full = FULL.open("w")
+
+    def run_command(**_options: object) -> None:
+        with monkeypatch.context() as context:
+            context.setattr(sys, stream, full)
+            click.echo("text", err=stream == "stderr")
+
+    monkeypatch.setattr(root.edgechat, "main", run_command)
+    assert root.run() == 4
+    assert capsys.readouterr().err.rstrip(".\n") == message.rstrip(".\n")
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+def test_end_of_file_in_a_command_is_no_declined_question(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_pipe(_context: click.Context) -> None:
+        raise EOFError("pipe")
+
+    monkeypatch.setattr(root.edgechat, "invoke", read_pipe)
+    monkeypatch.setattr(sys, "argv", ["edgechat", "config", "path"])
+    with pytest.raises(EOFError, match="pipe"):
+        root.run()
+    assert "Nothing was deleted" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
