@@ -47,22 +47,28 @@ def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachmen
 
 
 def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
-    """Return the bytes and the media type of a text or image file of at most `max_bytes`.
+    """Return the content and the media type of a text or image file. Text becomes UTF-8.
 
-    Raises AttachmentError for larger files and for other kinds of files.
+    Raises AttachmentError for other kinds of files, and if the file or its content is larger than `max_bytes`.
     """
     try:
         data = files.read_bytes(path, max_bytes)
     except OSError as error:
         if error.errno == errno.EFBIG:
-            limit = humanize.format_size(MAX_BYTES)
-            raise AttachmentTooLargeError(
-                f"Cannot attach {path}: the file is larger than {limit}."
-                if max_bytes == MAX_BYTES
-                else f"Cannot attach {path}: the attachments of a message can have at most {limit} together."
-            ) from error
+            raise _create_too_large_error(path, "the file", max_bytes) from error
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
-    return convert_file(data, path.name)
+    content, media_type = convert_file(data, path.name)
+    if len(content) > max_bytes:  # three bytes in UTF-8 are two in UTF-16
+        raise _create_too_large_error(path, "its text in UTF-8", max_bytes)
+    return content, media_type
+
+
+def _create_too_large_error(path: Path, subject: str, max_bytes: int) -> AttachmentTooLargeError:
+    limit = humanize.format_size(MAX_BYTES)
+    reason = f"{subject} is larger than {limit}"
+    if max_bytes < MAX_BYTES:
+        reason = f"the attachments of a message can have at most {limit} together"
+    return AttachmentTooLargeError(f"Cannot attach {path}: {reason}.")
 
 
 def convert_file(data: bytes, name: str) -> tuple[bytes, str]:

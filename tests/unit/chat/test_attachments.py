@@ -12,7 +12,7 @@ import pytest
 from edgechat.chat import attachments
 from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.messages import Attachment
-from edgechat.errors import AttachmentError, ContextOverflowError
+from edgechat.errors import AttachmentError, AttachmentTooLargeError, ContextOverflowError
 
 
 def prompt_with(data: bytes) -> str:
@@ -64,3 +64,16 @@ def test_attachments_of_a_message_are_limited_together(tmp_path: Path, monkeypat
     assert len(load_attachments(files[:2], "model")[0]) == 2
     with pytest.raises(AttachmentError, match="at most 100 B together"):
         load_attachments(files, "model")
+
+
+def test_text_that_grows_in_utf8_is_limited_in_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "MAX_BYTES", 100)
+    (tmp_path / "big").write_bytes(("\ufeff" + "你" * 40).encode("utf-16-le"))  # 82 bytes, in UTF-8 120
+    (tmp_path / "a").write_text("x" * 60)
+    (tmp_path / "b").write_bytes(("\ufeff" + "你" * 15).encode("utf-16-le"))  # 32 bytes, in UTF-8 45
+    with pytest.raises(AttachmentTooLargeError, match=r"big: its text in UTF-8 is larger than 100 B\.$"):
+        load_attachments([tmp_path / "big"], "model")
+    with pytest.raises(AttachmentTooLargeError, match="b: the attachments of a message can have at most 100 B toget"):
+        load_attachments([tmp_path / "a", tmp_path / "b"], "model")
+    loaded, _ = load_attachments([tmp_path / "b", tmp_path / "b"], "model")
+    assert sum(attachment.size_bytes for attachment in loaded) == 90
