@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from edgechat import files, humanize
-from edgechat.chat import file_formats
 from edgechat.chat.messages import Attachment
+from edgechat.chat.text_files import NotTextError, decode_text
 from edgechat.errors import AttachmentError, AttachmentTooLargeError, StoreError
+from edgechat.file_formats import find_format
 
 # Maximum size of the attachments of a message. A context of 256k tokens has at most this number of bytes, with the 128
 # bytes of the longest tokens.
 MAX_BYTES: Final = 32 << 20
-
-# Magic numbers and media types of image formats.
-_IMAGE_MAGIC: Final = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-)
 
 
 def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
@@ -77,14 +70,12 @@ def convert_file(data: bytes, name: str) -> tuple[bytes, str]:
     `name` is the file name for the error message. Raises AttachmentError for other kinds of files.
     """
     try:
-        text = file_formats.decode_text(data)
-    except file_formats.NotTextError as error:
-        image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            image_type = "image/webp"
-        if not image_type:
+        text = decode_text(data)
+    except NotTextError as error:
+        file_format = find_format(data)
+        if file_format is None or not file_format.media_type:
             raise AttachmentError(f"{name} {error}") from error
-        return data, image_type
+        return data, file_format.media_type
     return (data if data.startswith(codecs.BOM_UTF8) else text.encode()), "text/plain"
 
 

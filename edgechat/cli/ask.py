@@ -107,14 +107,14 @@ def read_question(prompt: str | None, *, no_stdin: bool = False) -> str:
 
 def _decode_stdin(data: bytes) -> str:
     """Decode text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises UsageError."""
-    from edgechat.chat import file_formats
+    from edgechat.chat.text_files import NotTextError, decode_text
 
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         try:
-            return file_formats.decode_text(data)
-        except file_formats.NotTextError as error:
+            return decode_text(data)
+        except NotTextError as error:
             raise UsageError(f"Standard input {error}") from error
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-HEAD_BYTES: Final = 512
-"""Number of bytes at the start of a file that `describe_other_format` needs. A tar archive has its magic at 257."""
+from edgechat.file_formats import find_byte_order_mark, find_format, find_unmarked_utf16
+
 MAX_FILE_PARTS: Final = 200
 """Maximum number of parts of one file. Uploads have up to about 20."""
 _MAX_SHOWN_PARTS: Final = 10
@@ -19,7 +19,7 @@ _SAFETENSORS_HEADER: Final = slice(8, 9)
 
 _SEARCH_HINT: Final = "Search for a GGUF file of the model with `edgechat models search`."
 _DOWNLOAD_HINT: Final = "Download the model with `edgechat models pull`."
-# Formats by offset and magic bytes, with the next step for the user.
+# Formats of models by offset and magic bytes, with the next step for the user.
 _MAGIC_NUMBERS: Final = (
     (0, b"version https://git-lfs", "is a Git LFS pointer to a model, not a GGUF file",
      f"Run `git lfs pull` in its folder. {_DOWNLOAD_HINT.replace('Download', 'Or download')}"),
@@ -34,17 +34,6 @@ _MAGIC_NUMBERS: Final = (
     (0, b"\x89HDF", "is an HDF5 file (Keras), not a GGUF file", _SEARCH_HINT),
     (4, b"TFL3", "is a TensorFlow Lite model, not a GGUF file", _SEARCH_HINT),
     (0, b"\x93NUMPY", "is a NumPy array, not a GGUF file", _SEARCH_HINT),
-    (0, b"\x1f\x8b", "is compressed with gzip, not a GGUF file", "Decompress it with `gunzip`."),
-    (0, b"BZh", "is compressed with bzip2, not a GGUF file", "Decompress it with `bunzip2`."),
-    (0, b"\xfd7zXZ", "is compressed with xz, not a GGUF file", "Decompress it with `unxz`."),
-    (0, b"\x28\xb5\x2f\xfd", "is compressed with zstd, not a GGUF file", "Decompress it with `unzstd`."),
-    (0, b"7z\xbc\xaf\x27\x1c", "is a 7z archive, not a GGUF file", "Extract it."),
-    (0, b"Rar!", "is a RAR archive, not a GGUF file", "Extract it."),
-    (257, b"ustar", "is a tar archive, not a GGUF file", "Extract it."),
-    (0, b"SQLite format 3", "is an SQLite database, not a GGUF file", "Choose a .gguf file."),
-    (0, b"%PDF-", "is a PDF document, not a GGUF file", "Choose a .gguf file."),
-    (0, b"\x7fELF", "is a program, not a GGUF file", "Choose a .gguf file."),
-    (0, b"MZ", "is a program, such as a llamafile, not a GGUF file", "Choose a .gguf file."),
 )  # fmt: skip
 _WEB_PAGE_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 _TEXT_BYTES: Final = frozenset(range(0x20, 0x7F)) | {*b"\t\n\r\f"} | frozenset(range(0x80, 0x100))
@@ -67,7 +56,6 @@ _DOWNLOAD_SUFFIXES: Final = (
 )  # fmt: skip
 _ARIA2_SUFFIX: Final = ".aria2"
 """aria2 writes to a file with its final name and full size, beside a control file with this suffix."""
-_ENCODINGS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
 def describe_other_format(head: bytes, size: int) -> str:
@@ -80,12 +68,16 @@ def describe_other_format(head: bytes, size: int) -> str:
             return f"{description}. {advice}"
     if head[_SAFETENSORS_HEADER] == b"{" and int.from_bytes(head[:8], "little") < size:
         return f"is a safetensors file, not a GGUF file. {_SEARCH_HINT}"
+    file_format = find_format(head)
+    if file_format is not None:
+        advice = file_format.advice if file_format.is_container else "Choose a .gguf file."
+        return f"is {file_format.name}, not a GGUF file. {advice}"
     if not any(head):
         return "starts with zeros, as after an interrupted download or copy, and is not a GGUF file. Download it again."
     text = _decode_text(head)
     if not _TEXT_BYTES.issuperset(text):
         return "is not a GGUF file (it does not start with GGUF)"
-    text = text.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    text = text.lstrip().lower()
     kind = "text file"
     if text.startswith(_WEB_PAGE_STARTS):
         kind = "web page that was saved instead of the file"
@@ -95,11 +87,11 @@ def describe_other_format(head: bytes, size: int) -> str:
 
 
 def _decode_text(head: bytes) -> bytes:
-    """Return a text in UTF-16, with or without a byte order mark, in UTF-8; other bytes as they are."""
-    encoding = _ENCODINGS.get(head[:2], "")
-    if not encoding and len(head) > len(b"<!"):
-        encoding = "utf-16-le" if not any(head[1:16:2]) else "utf-16-be" if not any(head[:16:2]) else ""
-    return head.decode(encoding, "ignore").encode("utf-8", "ignore") if encoding else head
+    """Return a text in UTF-16 or UTF-32 in UTF-8, without a byte order mark; other bytes as they are."""
+    mark, encoding = find_byte_order_mark(head)
+    encoding = encoding or find_unmarked_utf16(head)
+    text = head[len(mark) :]
+    return text if encoding in {"utf-8", ""} else text.decode(encoding, "ignore").encode("utf-8", "ignore")
 
 
 def describe_download(path: Path) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import ModelFileError
+from edgechat.file_formats import HEAD_BYTES
 from edgechat.files import open_regular
 from edgechat.modelfile.file_kinds import (
-    HEAD_BYTES,
     describe_file_part,
     describe_other_format,
     describe_unsupported_version,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import files
-from edgechat.chat.file_formats import NotTextError, decode_text
+from edgechat.chat.text_files import NotTextError, decode_text
 from edgechat.errors import ImportRefusedError
 from edgechat.humanize import format_size
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.chat.attachments import load_attachments
-from edgechat.chat.file_formats import NotTextError, decode_text
+from edgechat.chat.text_files import NotTextError, decode_text
 from edgechat.errors import AttachmentError
 
 TEXT = "Grüße, Привет, 你好, 😀\n"
