@@ -97,11 +97,11 @@ def _count(number: str) -> str:
 
 def _name_types(types: str, type_names: Mapping[str, str], *, has_null: bool) -> str:
     """Return the names of msgspec's types, such as `int | null`. In a file, null means that a value may be absent."""
-    kept = types.split(" | ")
+    type_list = types.split(" | ")
     for general, implied in _IMPLIED_TYPES:
-        if general in kept and implied in kept:
-            kept.remove(implied)
-    if not has_null and len(kept) > 1:
-        kept = [name for name in kept if name != "null"]
-    names = list(dict.fromkeys(type_names.get(name, name) for name in kept))
+        if general in type_list and implied in type_list:
+            type_list.remove(implied)
+    if not has_null and len(type_list) > 1:
+        type_list = [name for name in type_list if name != "null"]
+    names = list(dict.fromkeys(type_names.get(name, name) for name in type_list))
     return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else names[0]
