@@ -1,4 +1,4 @@
-"""Recognition of files by their first bytes: formats that are no plain text, and encodings of Unicode."""
+"""Recognition of files by their first bytes: formats other than plain text, and encodings of Unicode."""
 
 from __future__ import annotations
 

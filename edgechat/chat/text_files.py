@@ -1,4 +1,4 @@
-"""Text of files from outside: decodes Unicode encodings, and describes files that are no text."""
+"""Text of files from outside: decodes Unicode encodings, and describes files that are not text."""
 
 from __future__ import annotations
 

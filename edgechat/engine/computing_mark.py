@@ -1,4 +1,4 @@
-"""A mark by which the engines of a user see each other compute, so that idle work waits for the others' replies."""
+"""Mark of an engine process that computes a reply: idle work of the user's other engine processes waits meanwhile."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
 # Delay before the next idle task while the disk tier is writing.
 _DISK_BUSY_DELAY_S: Final = 0.02
-# Delay before the next look whether another engine computes, and the longest time for which idle work waits for others.
+# Interval of the checks whether another engine computes, and the maximum time for which idle work waits for that.
 _OTHER_ENGINE_DELAY_S: Final = 0.5
 _MAX_OTHER_ENGINE_S: Final = 120.0
 # Time of a step that only waits for a grammar; a request that arrives meanwhile waits as long.

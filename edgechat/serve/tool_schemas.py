@@ -85,7 +85,7 @@ class _Limits(msgspec.Struct, rename="camel"):
 
 
 def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
-    """Raise ApiError if the schema of a tool's parameters is not that of an object, or is no schema at all."""
+    """Raise ApiError if the schema of a tool's parameters is malformed, or not that of an object."""
     types = _get_types(parameters or {})
     if types and "object" not in types:
         raise ApiError(400, f'{path}.type: must be "object", because arguments have names.', param=f"{path}.type")
