@@ -11,6 +11,7 @@ from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.serve import grammars
 from edgechat.serve.errors import ApiError, decode_json_text
 from edgechat.serve.schemas import ChatRequest, GenerationParams, JsonFormat, SchemaFormat, StructuredOutputs
+from edgechat.serve.tool_schemas import remove_nulls
 
 # Fields that ask for something edgechat cannot do. A reply that ignored them would not be what the client asked for.
 _UNSUPPORTED_FIELDS: Final = {
@@ -100,7 +101,7 @@ def _make_json_format(schema: dict[str, Any] | bool | str, param: str) -> Output
         schema = decode_json_text(schema, param)
     if not isinstance(schema, (dict, bool)):
         raise ApiError(400, f"{param}: a JSON schema must be an object or a boolean.", param=param)
-    return OutputFormat(grammars.make_json_rule(schema, param), param)
+    return OutputFormat(grammars.make_json_rule(remove_nulls(schema), param), param)
 
 
 def _make_regex_format(regex: str, param: str) -> OutputFormat:

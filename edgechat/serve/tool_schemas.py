@@ -50,6 +50,7 @@ _SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMA_KEYWORDS: Final = ("items", "additionalProperties")
 # Keywords that can declare properties in other schemas.
 _COMBINING_KEYWORDS: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf", "patternProperties"))
+_NULLABLE_KEYWORDS: Final = frozenset(("const", "default"))
 _MAX_DEPTH: Final = 64
 
 
@@ -238,6 +239,14 @@ def _convert_subschemas(schema: Mapping[str, Any], convert: Callable[[Any], Any]
         else:
             converted[keyword] = convert(value) if keyword in _SCHEMA_KEYWORDS else value
     return converted
+
+
+def remove_nulls(schema: Any, depth: int = 0) -> Any:
+    """Return a JSON schema without keywords whose value is null, which some clients write for absent keywords."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return schema
+    present = {k: v for k, v in schema.items() if v is not None or k in _NULLABLE_KEYWORDS}
+    return _convert_subschemas(present, lambda item: remove_nulls(item, depth + 1))
 
 
 def _find_undeclared(schema: Mapping[str, Any]) -> list[str]:

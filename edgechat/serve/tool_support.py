@@ -29,6 +29,7 @@ from edgechat.serve.tool_schemas import (
     declare_required,
     is_enforced,
     is_simple,
+    remove_nulls,
 )
 
 _log: Final = logging.getLogger("edgechat.serve")
@@ -60,7 +61,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
         path = f"tools[{i}].function.parameters"
         check_parameters(tool.function.parameters, path)
         if tool.function.strict:
-            check_strict(tool.function.parameters or {}, tool.function.name, path)
+            check_strict(remove_nulls(tool.function.parameters or {}), tool.function.name, path)
 
 
 class PreparedTools(NamedTuple):
@@ -87,6 +88,7 @@ def prepare_tools(
     the model's own format does not. Raises EngineDiedError, and ApiError if the schema of a strict tool cannot be
     enforced, or if the tool calls of this model cannot be combined with an output format.
     """
+    tools = [_replace_schema(tool, remove_nulls) if tool.function.parameters else tool for tool in tools]
     allow_parallel = body.parallel_tool_calls in {None, True} and find_tool_choice(body).allow_parallel
     formats, strict_functions = builder.formats, [tool.function for tool in tools if tool.function.strict]
     if formats.has_native_tools and all(

@@ -106,6 +106,17 @@ def test_parameters_may_be_absent(renderer: Renderer, parameters: Any) -> None:
         assert prepare_request(make_builder(renderer, template), {"f": parameters}, tool_choice="required").grammars
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_null_keywords_count_as_absent(renderer: Renderer, strict: bool) -> None:
+    nulls = dict.fromkeys(("enum", "required", "items", "minLength", "anyOf", "format", "$defs"))
+    parameters = {"type": "object", "properties": {"a": {"type": "string"} | nulls, "b": {"const": None}}}
+    clean = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"const": None}}}
+    builder = make_builder(renderer, "Qwen-Qwen3-0.6B")
+    expected = prepare_request(builder, {"f": clean}, strict=strict, tool_choice="required")
+    assert prepare_request(builder, {"f": parameters}, strict=strict, tool_choice="required") == expected
+    assert prepare_request(builder, {"f": parameters | nulls}, strict=strict, tool_choice="required") == expected
+
+
 def test_required_property_without_a_description_has_any_value(renderer: Renderer) -> None:
     outer = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]}
     nested = {"type": "object", "properties": {"o": outer}, "required": ["o"]}
