@@ -119,7 +119,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
             if choice == "models":
                 self._open_models()
 
-        self.push_screen(FirstRunScreen(self.settings, self.downloads), start_chat)
+        self.push_screen(FirstRunScreen(self.settings, self.downloads, self.pane.prompt.type_text), start_chat)
 
     def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from textual.events import Paste
 from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
@@ -223,6 +224,20 @@ async def test_first_start_offers_download_and_local_model(
         await ask(app, "Hello")
         assert saved_texts(app) == ["Hello", "An answer."]
         assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")
+
+
+async def test_typing_on_the_first_start_writes_a_message(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test() as pilot:
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen))
+        await pilot.press(*"Hello")
+        app.screen.post_message(Paste(" you"))
+        await wait_until_ready(app)
+        await until_async(lambda: app.pane.prompt.text == "Hello you")
+        await pilot.press("enter")
+        await until_async(lambda: saved_texts(app) == ["Hello you", "An answer."])
 
 
 async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

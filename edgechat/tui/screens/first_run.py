@@ -22,7 +22,10 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual.app import ComposeResult
+    from textual.events import Key, Paste
 
     from edgechat.config import Settings
     from edgechat.planner.picks import Pick
@@ -69,8 +72,10 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
         problem: str
 
-    def __init__(self, settings: Settings, downloads: DownloadRunner) -> None:
+    def __init__(self, settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object]) -> None:
+        """Create the screen. Text that the user types or pastes starts the chat and goes to `type_text`."""
         super().__init__()
+        self._type_text = type_text
         self._settings = settings
         self._downloads = downloads
         self._download_names: dict[str, str] = {}
@@ -87,6 +92,17 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
     def on_mount(self) -> None:
         self._evaluate()
+
+    def on_key(self, event: Key) -> None:
+        if event.is_printable and event.character is not None and event.character != " ":
+            self._start_typing(event.character)
+
+    def on_paste(self, event: Paste) -> None:
+        self._start_typing(event.text)
+
+    def _start_typing(self, text: str) -> None:
+        self._type_text(text)
+        self.dismiss("chat")
 
     def on_unmount(self) -> None:
         self._measurement.cancel()

@@ -126,8 +126,12 @@ class PromptInput(TextArea):
         """Replace the content with `text`, or with a paste marker if `text` is long."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._shorten(escape_input(text)))
+        self.type_text(text)
         self.move_cursor(self.document.end)
+
+    def type_text(self, text: str) -> None:
+        """Insert `text` at the cursor, or a paste marker if `text` is long."""
+        self.insert(self._shorten(escape_input(text)))
 
     def restore(self, state: PromptState) -> None:
         """Restore the content that the prompt had when a message was sent, including paste markers."""
