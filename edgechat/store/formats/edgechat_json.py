@@ -57,6 +57,8 @@ class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
     """Attachment bytes by SHA-256 hash."""
     problems: list[str] = []
     """Messages for the user about repaired and omitted data."""
+    n_left_out: int = 0
+    """Number of conversations that could not be read."""
 
 
 class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,8 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     """Number of new messages."""
     n_existing: int = msgspec.field(name="known")
     """Number of messages that were already in the store."""
+    n_left_out: int = msgspec.field(name="left_out")
+    """Number of conversations that could not be read."""
     problems: list[str]
 
 
@@ -274,7 +278,8 @@ def merge(
             n_new += store.merge([(r.conversation, r.messages) for r in batch], import_data.attachments)
     return ImportResult(
         n_conversations=sum(record.conversation.id not in stored_ids for record in records), n_messages=n_new,
-        n_existing=sum(len(record.messages) for record in records) - n_new, problems=import_data.problems,
+        n_existing=sum(len(record.messages) for record in records) - n_new, n_left_out=import_data.n_left_out,
+        problems=import_data.problems,
     )  # fmt: skip
 
 

@@ -16,10 +16,8 @@ import msgspec
 from edgechat.chat.attachments import convert_file
 from edgechat.chat.messages import Attachment, Conversation, Message, Role
 from edgechat.errors import AttachmentError, ImportRefusedError
-from edgechat.humanize import shorten
 from edgechat.store.database import connect
 from edgechat.store.formats.edgechat_json import (
-    MAX_PROBLEM_CHARS,
     ConversationRecord,
     ImportedData,
     make_stable_id,
@@ -54,7 +52,8 @@ def read_database(path: Path) -> ImportedData:
         raise ImportRefusedError(f"{path} is not a log database of the `llm` tool: {reason}.") from error
     if reader.problems and not reader.records:
         raise ImportRefusedError(f"{path} is not a log database of the `llm` tool: {reader.problems[0]}")
-    return sanitize(reader.records, reader.files, reader.problems)
+    imported_data = sanitize(reader.records, reader.files, reader.problems)
+    return msgspec.structs.replace(imported_data, n_left_out=reader.n_left_out)
 
 
 def _make_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> _Row:
@@ -103,15 +102,19 @@ class _LogsReader:
         self.records: list[ConversationRecord] = []
         self.files: dict[str, bytes] = {}
         self.problems: list[str] = []
+        self.n_left_out = 0
+        """Number of conversations that could not be read."""
 
     def read_all(self, table: str, read: Callable[[_Row], ConversationRecord | None]) -> None:
         """Collect the conversation of each row of a table; one with damaged rows must not stop the import."""
         for row in self._db.execute(f"SELECT * FROM {table} ORDER BY id").fetchall():
             try:
                 record = read(row)
-            except _LAYOUT_ERRORS as error:  # noqa: PERF203
-                reason = shorten(f"{error!r}", MAX_PROBLEM_CHARS)
-                self.problems.append(f"Conversation {row.get('id')} has an unknown layout and was left out: {reason}.")
+            except _LAYOUT_ERRORS:  # noqa: PERF203
+                self.n_left_out += 1
+                self.problems.append(
+                    f"Conversation {row.get('id')} was left out: its rows are damaged or have an unknown layout."
+                )
             else:
                 self.records += [record] if record is not None else []
 

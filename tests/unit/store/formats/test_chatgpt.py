@@ -73,3 +73,88 @@ def test_zip_without_conversations_is_refused() -> None:
         file.writestr("other.json", "[]")
     with pytest.raises(ImportRefusedError, match="not a ChatGPT export"):
         chatgpt.unzip_conversations(packed.getvalue())
+
+
+def with_message(message: object, **entries: object) -> dict[str, Any]:
+    """Return a conversation with a readable reply "fine" and another message."""
+    mapping = {"u": {"parent": None, "children": ["a"], "message": message}, "a": node("u", [], "assistant", "fine")}
+    return {"title": "T", "conversation_id": "c", "current_node": "a", "mapping": {**mapping, **entries}}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "problem"),
+    [
+        ({"author": {"role": "user"}, "content": {"parts": ["see", None]}}, "see", ""),
+        ({"author": {"role": "user"}, "content": {"parts": ["see", 5]}}, "see", "a part of a message is an integer"),
+        ({"author": {"role": "user"}, "content": {"parts": "see"}}, "see", ""),
+        ({"author": {"role": "user"}, "content": "see"}, "see", ""),
+        ({"author": {"role": "user"}, "content": ["see"], "metadata": 3, "create_time": "x"}, "see", ""),
+        ({"author": "user", "content": {"parts": ["see"]}}, "see", ""),
+        ({"author": {"role": ["x"]}, "content": {"parts": ["see"]}}, None, "the author of a message is an array"),
+        ({"author": {"role": "judge"}, "content": {"parts": ["see"]}}, None, 'the author of a message is "judge"'),
+        ({"content": {"parts": ["see"]}}, None, "the author of a message is null"),
+        ({"author": {"role": "user"}, "content": 5}, None, "the content of a message is an integer"),
+        ({"author": {"role": "user"}, "content": {"parts": [5]}}, None, "a part of a message is an integer"),
+        ({"author": {"role": "user"}, "content": {"thoughts": [3, {"summary": 4}]}}, None, ""),
+        ([1], None, "a message is an array, not an object"),
+    ],
+)  # fmt: skip
+def test_message_with_unusual_layout_does_not_lose_the_others(message: object, text: str | None, problem: str) -> None:
+    data = chatgpt.parse([with_message(message)])
+    assert [m.text for m in data.records[0].messages] == ([text] if text else []) + ["fine"]
+    expected = [f"T: 1 message could not be read completely: {problem}"] if problem else []
+    assert [p[: len(e)] for p, e in zip(data.problems, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize("entry", [5, None, "x", [1], {"message": None, "parent": ["x"], "children": 7}])
+def test_unknown_entry_does_not_lose_the_messages(entry: object) -> None:
+    message = {"author": {"role": "user"}, "content": {"parts": ["see"]}}
+    data = chatgpt.parse([with_message(message, q=entry)])
+    assert [m.text for m in data.records[0].messages] == ["see", "fine"]
+    assert len(data.problems) == (not isinstance(entry, dict))
+
+
+def test_conversations_with_unknown_layout_are_counted_with_a_plain_reason() -> None:
+    good = with_message(None)
+    data = chatgpt.parse([good, 5, None, {"title": "nomap"}, {"mapping": []}, {**good, "conversation_id": {"x": 1}}])
+    assert (len(data.records), data.n_left_out) == (2, 4)
+    assert data.problems == [
+        "Conversation 2 was left out: it is an integer, not an object.",
+        "Conversation 3 was left out: it is null, not an object.",
+        'Conversation 4 was left out: it has no object "mapping" with its messages.',
+        'Conversation 5 was left out: its "mapping" is an array, not an object.',
+    ]
+
+
+def test_export_without_readable_conversations_says_why() -> None:
+    with pytest.raises(ImportRefusedError, match=r"can read. Conversation 1 was left out: it is an integer"):
+        chatgpt.parse([5])
+    with pytest.raises(ImportRefusedError, match=r"1 message could not be read: an entry is an integer"):
+        chatgpt.parse([{"mapping": {"q": 5}}])
+
+
+def make_zip(name: str, content: str = "[]") -> bytearray:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr(name, content)
+    return bytearray(packed.getvalue())
+
+
+def test_zip_with_a_folder_is_read() -> None:
+    assert chatgpt.unzip_conversations(bytes(make_zip("export-2024/conversations.json", "[1]"))) == b"[1]"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (8, 1, "protected with a password. Extract it, and import conversations.json"),
+        (10, 97, "a compression that edgechat cannot read"),
+        (16, 7, "it is damaged. Download it again"),
+    ],
+)
+def test_unreadable_zip_is_described_in_plain_words(field: int, value: int, message: str) -> None:
+    data = make_zip("conversations.json")
+    data[data.index(b"PK\x01\x02") + field] = value  # in the central directory: flags, compression, checksum
+    data[field - 2] = value
+    with pytest.raises(ImportRefusedError, match=message):
+        chatgpt.unzip_conversations(bytes(data))
