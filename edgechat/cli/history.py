@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +58,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         summaries = store.list_conversations(
             archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
         )
+        n_total = store.count_conversations(archived=None if with_archived else False, tag=tag, folder=folder)
     if as_json:
         echo_json(summaries)
         return
@@ -67,6 +69,10 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         title = first_line(format_one_line(c.title), 100) or "(no title)"
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
+    if sys.stderr.isatty() and offset + len(summaries) < n_total and summaries:
+        click.echo(
+            f"edgechat: {len(summaries)} of {n_total} conversations; --limit and --offset show others.", err=True
+        )
 
 
 @history.command()

@@ -106,8 +106,11 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
 
     Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
     that are already in the database are not imported again. A file that cannot be imported is reported, and the others
-    are imported; the exit code is then 2.
+    are imported; the exit code is then 2. Conversations and messages in a file that cannot be read are left out and
+    counted; the exit code is then 0.
     """
+    import msgspec
+
     from edgechat.errors import ImportRefusedError
     from edgechat.store import import_process
     from edgechat.store.formats import edgechat_json
@@ -121,12 +124,15 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 data = import_process.read_file(file, meter.show_reading)
             except ImportRefusedError as error:
                 has_failed = True
+                status.clear()
+                if as_json:
+                    echo_json({"file": file, "error": str(error)})
                 status.note(str(error))
                 continue
             result = edgechat_json.merge(store, data, dry_run=dry_run, on_progress=meter.show_saving)
             status.clear()
             if as_json:
-                echo_json(result)
+                echo_json({"file": file, **msgspec.to_builtins(result)})
                 continue
             for problem in result.problems:
                 echo_note(f"edgechat: {format_one_line(problem)}")
@@ -135,6 +141,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 f"{escape_controls(str(file))}: {format_count(result.n_conversations, 'conversation')} and "
                 f"{format_count(result.n_messages, 'message')} {verb}; "
                 f"{format_count(result.n_existing, 'message')} already in the database"
+                + (f"; {format_count(result.n_left_out, 'conversation')} left out" if result.n_left_out else "")
             )
     if has_failed:
         click.get_current_context().exit(ImportRefusedError.exit_code)

@@ -253,19 +253,12 @@ class SqliteStore:
     def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
     ) -> Sequence[ConversationSummary]:
-        conditions: dict[str, Any] = {}
-        if archived is not None:
-            conditions["archived = ?"] = archived
-        if tag:
-            conditions["EXISTS (SELECT 1 FROM json_each(iif(json_valid(tags), tags, '[]')) WHERE value = ?)"] = tag
-        if folder:
-            conditions["folder = ?"] = folder
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        where, values = _make_filter(archived=archived, tag=tag, folder=folder)
         with self.database.read_connection() as db:
             rows = db.execute(
                 f"SELECT * FROM conversations {where} "
                 "ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ? OFFSET ?",
-                (*conditions.values(), limit, offset),
+                (*values, limit, offset),
             ).fetchall()
             counts = [
                 db.execute(
@@ -279,6 +272,12 @@ class SqliteStore:
                 )
                 for row, n in zip(rows, counts, strict=True)
             ]
+
+    def count_conversations(self, *, archived: bool | None = False, tag: str = "", folder: str = "") -> int:
+        """Return how many conversations `list_conversations` returns without a limit."""
+        where, values = _make_filter(archived=archived, tag=tag, folder=folder)
+        with self.database.read_connection() as db:
+            return int(db.execute(f"SELECT count(*) FROM conversations {where}", values).fetchone()[0])
 
     # Queries over all conversations
 
@@ -311,3 +310,15 @@ class SqliteStore:
         # A reply beside other programs says little about the machine, and counts only if there is no other one.
         timed_speeds = (speeds[False] or speeds[True])[:_N_TIMED_REPLIES]
         return statistics.median(timed_speeds) if timed_speeds else None
+
+
+def _make_filter(*, archived: bool | None, tag: str, folder: str) -> tuple[str, list[Any]]:
+    """Return the WHERE clause for conversations, and its values."""
+    conditions: dict[str, Any] = {}
+    if archived is not None:
+        conditions["archived = ?"] = archived
+    if tag:
+        conditions["EXISTS (SELECT 1 FROM json_each(iif(json_valid(tags), tags, '[]')) WHERE value = ?)"] = tag
+    if folder:
+        conditions["folder = ?"] = folder
+    return f"WHERE {' AND '.join(conditions)}" if conditions else "", [*conditions.values()]

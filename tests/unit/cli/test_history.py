@@ -119,6 +119,39 @@ def test_import_names_bad_files_and_continues(
     assert ids
 
 
+def test_import_as_json_has_an_object_for_each_file(cli: Cli, tmp_path: Path) -> None:
+    chats, empty = tmp_path / "chats.json", tmp_path / "empty.json"
+    message = {"author": "user", "content": "see"}
+    chats.write_text(json.dumps([{"mapping": {"a": {"message": message}}}, 5]))
+    empty.touch()
+    result = cli("history", "import", "--json", str(chats), str(empty))
+    assert result.returncode == 2
+    good, bad = map(json.loads, result.stdout.splitlines())
+    assert (good["file"], good["conversations"], good["messages"], good["left_out"]) == (str(chats), 1, 1, 1)
+    assert bad == {"file": str(empty), "error": f"Cannot import {empty}: the file is empty."}
+
+
+def test_import_counts_conversations_that_are_left_out(cli: Cli, tmp_path: Path) -> None:
+    chats = tmp_path / "chats.json"
+    chats.write_text(json.dumps([{"mapping": {"a": {"message": {"author": "user", "content": "see"}}}}, 5, None]))
+    result = cli("history", "import", str(chats))
+    assert result.returncode == 0
+    assert result.stdout.endswith("already in the database; 2 conversations left out\n")
+    assert "Conversation 2 was left out: it is an integer, not an object." in result.stderr
+
+
+def test_list_says_on_a_terminal_that_it_is_incomplete(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    history(["list", "--limit", "1"], standalone_mode=False)
+    assert capsys.readouterr().err == "edgechat: 1 of 3 conversations; --limit and --offset show others.\n"
+    history(["list", "--limit", "1", "--offset", "2"], standalone_mode=False)
+    history(["list"], standalone_mode=False)
+    assert capsys.readouterr().err == ""
+    assert ids
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
