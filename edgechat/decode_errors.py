@@ -28,6 +28,8 @@ _PYTHON_TYPES: Final = {
     "dict": "object", "list": "array", "tuple": "array", "Undefined": "undefined",
 }  # fmt: skip
 _QUOTED_TYPE: Final = re.compile(rf"""(['"])({"|".join(_PYTHON_TYPES)})( object)?\1( object\b)?""")
+# Half of a surrogate pair that is followed by the end of its string, within the last bytes of JSON.
+_LAST_SURROGATE: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]{0,4}\"")
 _BARE_TYPE: Final = re.compile(r"\b(str|int|bool|NoneType|dict)\b")
 
 
@@ -48,6 +50,39 @@ def describe_json_error(error: Exception, patterns: Mapping[str, str]) -> tuple[
     if match := re.fullmatch(r"Expected `str` matching regex '(.*)'", text, re.DOTALL):
         return patterns.get(match[1].replace("\\\\", "\\"), "has a form that is not allowed"), path
     return _rephrase(text, _JSON_TYPES, "a number", has_null=True), path
+
+
+def describe_syntax_error(error: Exception, data: bytes | bytearray) -> str:
+    """Return why `data` is not valid JSON, as a clause: `at byte 7 of 20: invalid character`."""
+    if isinstance(error, RecursionError):
+        return "its arrays and objects are nested too deeply"
+    invalid_byte = describe_invalid_utf8(data)  # a UnicodeDecodeError counts from the start of a string
+    if invalid_byte:
+        return invalid_byte
+    if isinstance(error, UnicodeError) or is_lone_surrogate(error, data):
+        return r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character"
+    if str(error) == "Input data was truncated":
+        return f"it ends too early, after {len(data)} bytes"
+    match = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", str(error))
+    return f"at byte {match[2]} of {len(data)}: {match[1]}" if match else describe_json_error(error, {})[0]
+
+
+def describe_invalid_utf8(data: bytes | bytearray) -> str:
+    """Return the first byte of `data` that is not UTF-8, as a clause: `its byte 5 of 9 is 0xe9, which is not UTF-8`."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return f"its byte {error.start} of {len(data)} is 0x{data[error.start]:02x}, which is not UTF-8"
+    return ""
+
+
+def is_lone_surrogate(error: Exception, data: bytes | bytearray) -> bool:
+    """Return whether msgspec refused JSON because of half of a surrogate pair, which some programs write.
+
+    Near the end of the data, where the other half does not fit any more, msgspec calls the data truncated.
+    """
+    text = str(error)
+    return "surrogate" in text or (text == "Input data was truncated" and bool(_LAST_SURROGATE.search(data[-12:])))
 
 
 def name_json_type(value: object) -> str:

@@ -211,10 +211,23 @@ def describe_failure(error: EdgechatError | OSError | UnicodeError | MemoryError
     if isinstance(error, EdgechatError):
         return str(error), error.exit_code
     if isinstance(error, UnicodeError):
-        return f"An argument or a file name is not valid UTF-8: {error}", UsageError.exit_code
+        return _describe_unicode_error(error), UsageError.exit_code
     if isinstance(error, MemoryError):
         return str(error) or "There is not enough memory.", EdgechatError.exit_code
     return format_os_error(error), EdgechatError.exit_code
+
+
+def _describe_unicode_error(error: UnicodeError) -> str:
+    """Return the message for text that cannot be encoded or decoded, with the first byte that is not UTF-8."""
+    subject = "An argument, a file name or another text is not valid UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{subject}: its byte {error.start} is 0x{error.object[error.start]:02x}."
+    if isinstance(error, UnicodeEncodeError):
+        character = error.object[error.start]
+        is_byte = "\udc80" <= character <= "\udcff"  # Python decodes the byte 0xNN of an argument to U+DCNN
+        value = f"the byte 0x{ord(character) & 0xFF:02x}" if is_byte else f"U+{ord(character):04X}"
+        return f"{subject}: its character {error.start + 1} is {value}."
+    return f"{subject}."
 
 
 def find_error_class(name: str) -> type[EdgechatError]:

@@ -56,7 +56,8 @@ class JsonFile(Generic[T]):
         except OSError as error:
             raise InvalidFileError(str(self.path), f"cannot be read: {error.strerror or error}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidFileError(str(self.path), f"is damaged: {describe_decode_error(error)}") from error
+            reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else describe_decode_error(error)
+            raise InvalidFileError(str(self.path), f"is damaged: {reason}") from error
         if not self._is_valid(value):
             raise InvalidFileError(str(self.path), "has content that this version of edgechat cannot use")
         return value

@@ -327,7 +327,7 @@ def _wrap_value_errors() -> Iterator[None]:
     except (OverflowError, RecursionError, UnicodeEncodeError) as error:
         raise TemplateError(
             "Cannot render the prompt: a number is too large, a value is nested too deeply, or a text is not valid "
-            f"Unicode ({error})"
+            "Unicode."
         ) from error
 
 

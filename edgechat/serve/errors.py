@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from edgechat.decode_errors import describe_json_error
+from edgechat.decode_errors import describe_json_error, describe_syntax_error
 from edgechat.errors import (
     MAX_MESSAGE_CHARS,
     ContextOverflowError,
@@ -106,7 +106,8 @@ def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
         message = f"{path}: {problem}." if path else f"The body {problem}."
         raise ApiError(400, message, param=path or None, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        reason = describe_syntax_error(error, body)
+        raise ApiError(400, f"The body is not valid JSON: {reason}.", code="invalid_json") from error
 
 
 def decode_json_text(text: str, param: str) -> Any:
@@ -114,4 +115,5 @@ def decode_json_text(text: str, param: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
+        reason = describe_syntax_error(error, text.encode("utf-8", "replace"))
+        raise ApiError(400, f"{param}: not valid JSON ({reason}).", param=param) from error

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgechat.errors import GrammarError, TemplateError
+from edgechat.humanize import format_count
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_formats import PromptOptions, ReplyFormats
 from edgechat.prompt.tool_formats import make_template_tools
@@ -166,7 +167,9 @@ def _report_weaker_schema(tools: list[Tool], error: Exception) -> None:
     if strict_name is not None:
         raise _StrictToolError(400, f"tools: the function {strict_name} is strict: {error}", param="tools") from error
     names = ", ".join(tool.function.name for tool in tools[:_MAX_LOGGED_NAMES])
-    _log.warning("the arguments of %d functions (%s) are enforced only in part: %s", len(tools), names, error)
+    _log.warning(
+        "the arguments of %s (%s) are enforced only in part: %s", format_count(len(tools), "function"), names, error
+    )
 
 
 def _iterate_weaker(

@@ -138,8 +138,8 @@ def main(arguments: list[str]) -> int:
     except MemoryError:
         error_text = f"Cannot import {path}: {_describe_memory(limits)}."
         encoded_reply = msgspec.msgpack.encode(ImportReply(error=error_text))
-    except Exception as error:  # noqa: BLE001  (a damaged file can raise any exception in the parsers)
-        error_text = f"Cannot import {path}: the file is damaged ({type(error).__name__}: {error})."
+    except Exception:  # noqa: BLE001  (a damaged file can raise any exception in the parsers)
+        error_text = f"Cannot import {path}: the file is damaged or has an unknown layout."
         encoded_reply = msgspec.msgpack.encode(ImportReply(error=error_text.encode("utf-8", "replace").decode()))
     sys.stdout.buffer.write(encoded_reply)
     sys.stdout.buffer.flush()

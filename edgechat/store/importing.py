@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from edgechat import files
 from edgechat.chat.text_files import NotTextError, decode_text
+from edgechat.decode_errors import describe_syntax_error, is_lone_surrogate
 from edgechat.errors import ImportRefusedError
 from edgechat.humanize import format_size
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
@@ -19,6 +21,8 @@ from edgechat.store.formats.edgechat_json import ImportedData
 # Maximum file size. An import holds several copies of the file in memory.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 _JSON_STARTS: Final = (b"{", b"[")
+# Bytes at the start of a file in which JSON begins, perhaps after blank lines.
+_SAMPLE_BYTES: Final = 1024
 
 
 def read_file(path: Path, max_bytes: int = MAX_BYTES) -> ImportedData:
@@ -49,11 +53,11 @@ def _parse(data: bytes) -> ImportedData:
     if not data.strip():
         raise ImportRefusedError("the file is empty.")
     try:
-        if data[:1] not in _JSON_STARTS:
+        if not _starts_json(data):
             data = decode_text(data).encode()  # PowerShell saves output in UTF-16
     except NotTextError as error:
         raise ImportRefusedError(f"the file {error}") from error
-    if data[:1] in _JSON_STARTS:
+    if _starts_json(data):
         data, value = _decode_json(data)
         if isinstance(value, list):
             return chatgpt.parse(value)
@@ -63,8 +67,15 @@ def _parse(data: bytes) -> ImportedData:
     text = data.decode()
     if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
         raise ImportRefusedError("HTML pages cannot be imported. Export the conversation as JSON or Markdown.")
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        msgspec.json.decode(data)
+        raise ImportRefusedError("the file is JSON, but contains no conversations.")
     record, problems = markdown.parse(text)
     return edgechat_json.sanitize([record], {}, problems)
+
+
+def _starts_json(data: bytes) -> bool:
+    return data[:_SAMPLE_BYTES].lstrip(b" \t\r\n")[:1] in _JSON_STARTS
 
 
 def _decode_json(data: bytes) -> tuple[bytes, Any]:
@@ -73,15 +84,18 @@ def _decode_json(data: bytes) -> tuple[bytes, Any]:
         try:
             return data, msgspec.json.decode(data)
         except msgspec.DecodeError as error:
-            if "surrogate" not in str(error):
+            if not is_lone_surrogate(error, data):
                 raise
         data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
         return data, msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: from json
         position = data.find(b"\0")
         if position >= 0:
             raise ImportRefusedError(
                 f"the file is damaged: from byte {position} of {len(data)} on it has zeros instead of text, as after a "
                 "crash of the system."
             ) from error
-        raise ImportRefusedError(f"the file is not valid JSON ({error}).") from error
+        reason = describe_syntax_error(error, data)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"at character {error.pos}: {error.msg}"
+        raise ImportRefusedError(f"the file is not valid JSON: {reason}.") from error

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import DamagedDatabaseError, StoreError
 
 # Maximum time to wait for another process that is writing. Writes take milliseconds; backups and imports take seconds.
@@ -50,11 +51,12 @@ def translate_errors(path: Path | None) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _make_store_error(error, path) from error
     except OverflowError as error:
-        raise StoreError(f"Cannot use this value: a number is too large ({error}).") from error
+        raise StoreError("Cannot use this value: a number is too large.") from error
     except UnicodeEncodeError as error:
         raise StoreError(f"Cannot use this text: it has an invalid character at position {error.start}.") from error
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
-        raise make_damaged_error(path, str(error)) from error
+        reason = "a text in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else describe_decode_error(error)
+        raise make_damaged_error(path, reason) from error
     except OSError as error:
         raise StoreError(f"Cannot save conversations in {path}: {describe_error(error)}.") from error
     except MemoryError as error:

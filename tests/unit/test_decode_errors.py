@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from edgechat.decode_errors import describe_decode_error, describe_json_error, replace_type_names
+from edgechat.decode_errors import describe_decode_error, describe_json_error, describe_syntax_error, replace_type_names
 
 
 class _Inner(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,3 +76,29 @@ def test_json_errors_name_types_in_the_words_of_json(
 )
 def test_names_of_python_types_become_those_of_json(text: str, replaced: str) -> None:
     assert replace_type_names(text) == replaced
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b'{"a": "\xe9"}', "its byte 7 of 10 is 0xe9, which is not UTF-8"),
+        (b'{"a": 1, "\xe9": 2}', "its byte 10 of 16 is 0xe9, which is not UTF-8"),
+        (b'{"a": "\xe9', "its byte 7 of 8 is 0xe9, which is not UTF-8"),
+        (b'{"a": "x', "it ends too early, after 8 bytes"),
+        (rb'["\ud800"]', r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character"),
+        (
+            rb'["\ud800 and more text"]',
+            r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character",
+        ),
+        (
+            rb'["\udc00 and more text"]',
+            r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character",
+        ),
+        (b"[" * 100_000, "its arrays and objects are nested too deeply"),
+        (b'{"a": 1,}', "at byte 8 of 9: trailing comma in object"),
+    ],
+)
+def test_syntax_errors_of_json_are_plain_sentences(data: bytes, text: str) -> None:
+    with pytest.raises((msgspec.DecodeError, RecursionError, UnicodeDecodeError)) as error:
+        msgspec.json.decode(data)
+    assert describe_syntax_error(error.value, data) == text

@@ -63,3 +63,13 @@ def test_notes_and_usage_errors_are_limited(text: str) -> None:
 
 def test_unknown_error_names_become_engine_errors() -> None:
     assert errors.find_error_class("OSError") is errors.find_error_class("find_error_class") is EngineError
+
+
+def test_text_that_is_not_utf8_is_described_without_the_words_of_python() -> None:
+    with pytest.raises(UnicodeEncodeError) as encoding:
+        "b\udcffd".encode()
+    with pytest.raises(UnicodeDecodeError) as decoding:
+        b"b\xffd".decode()
+    subject = "An argument, a file name or another text is not valid UTF-8"
+    assert errors.describe_failure(encoding.value) == (f"{subject}: its character 2 is the byte 0xff.", 2)
+    assert errors.describe_failure(decoding.value) == (f"{subject}: its byte 1 is 0xff.", 2)

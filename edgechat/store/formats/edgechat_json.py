@@ -11,6 +11,7 @@ import msgspec
 
 from edgechat import config
 from edgechat.chat.messages import Conversation, Message
+from edgechat.decode_errors import describe_json_error
 from edgechat.errors import ImportRefusedError, StoreError
 from edgechat.humanize import format_count, shorten
 from edgechat.store.row_repair import ID_PATTERN, MAX_TIMESTAMP_MS
@@ -111,7 +112,8 @@ def decode(data: bytes) -> ImportedData:
     try:
         archive = msgspec.json.decode(data, type=ExportArchive)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ImportRefusedError(f"the file is not an edgechat export ({error}).") from error
+        problem, path = describe_json_error(error, {})
+        raise ImportRefusedError(f"the file is not an edgechat export: {path or 'it'} {problem}.") from error
     if archive.version > VERSION:
         raise ImportRefusedError(
             f"the export has version {archive.version}, but this edgechat supports only versions up to {VERSION}. "

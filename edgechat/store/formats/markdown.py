@@ -106,7 +106,7 @@ def parse(text: str) -> tuple[ConversationRecord, list[str]]:
         conversation = msgspec.convert({k: v for k, v in fields.items() if k != "format"}, Conversation)
         messages = [_parse_message(fields, body) for fields, body in zip(sections[3::2], sections[4::2], strict=True)]
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
-        reason = "it has no edgechat comments" if len(sections) == 1 else str(error)
+        reason = "it has no edgechat comments" if len(sections) == 1 else "its comments are damaged"
         raise ImportRefusedError(f"the file is not a Markdown file exported by edgechat ({reason}).") from error
     head_id = messages[-1].id if messages else None
     messages = [

@@ -67,3 +67,18 @@ def test_name_of_a_function_with_other_characters_is_refused_in_plain_words() ->
     with pytest.raises(ApiError) as caught:
         errors.decode_body(json.dumps({"messages": [{"role": "user"}], "tools": tools}).encode(), ChatRequest)
     assert "tools[1].function.name: must have 1 to 128 letters" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"model": "caf\xe9"}', "its byte 14 of 17 is 0xe9, which is not UTF-8"),
+        (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', "it contains half of a surrogate pair"),
+        (b'{"messages": ', "it ends too early, after 13 bytes"),
+    ],
+)
+def test_body_that_is_not_json_is_described_in_plain_words(body: bytes, reason: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        errors.decode_body(body, ChatRequest)
+    assert str(caught.value).startswith(f"The body is not valid JSON: {reason}")
+    assert caught.value.status == 400

@@ -49,6 +49,12 @@ def test_message_of_50_mb_and_control_characters_are_imported(tmp_path: Path) ->
             b'{"format": "edgechat", "conversations": [{"conversation": {"id": "\xff"}, "messages": []}]}',
             "not valid JSON",
         ),
+        (b"null", "the file is JSON, but contains no conversations"),
+        (b" 3\n", "the file is JSON, but contains no conversations"),
+        (b'"hi"', "the file is JSON, but contains no conversations"),
+        (b'[{"title": "caf\xe9"}]', "not valid JSON: its byte 15 of 19 is 0xe9, which is not UTF-8"),
+        (b'{"conversations": 3}', "not an edgechat export: conversations must be an array, not an integer"),
+        (b'\n{"a": 1}', "not an edgechat export: it lacks the field conversations"),
         (b'<!-- edgechat {"format":1} -->\n', "not a Markdown file exported by edgechat"),
     ],
 )  # fmt: skip
@@ -80,3 +86,9 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
     file.write_bytes(content)
     with pytest.raises(ImportRefusedError):
         importing.read_file(file)
+
+
+def test_half_of_a_surrogate_pair_at_the_end_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(rb'[{"mapping":{"a":{"message":{"author":"user","content":"x \ud800"}}}}]'.replace(b" ", b""))
+    assert importing.read_file(file).records[0].messages[0].text == "x?"
