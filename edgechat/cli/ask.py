@@ -12,7 +12,7 @@ import click
 
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import FilePath, conversation_options
+from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session, open_session
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
@@ -49,7 +49,7 @@ _STDIN_NOTICE: Final = (
 @click.option(
     "--answers",
     "n_replies",
-    type=click.IntRange(1),
+    type=IntRange(1),
     default=1,
     show_default=True,
     metavar="N",
@@ -110,12 +110,9 @@ def _decode_stdin(data: bytes) -> str:
     from edgechat.chat.text_files import NotTextError, decode_text
 
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        try:
-            return decode_text(data)
-        except NotTextError as error:
-            raise UsageError(f"Standard input {error}") from error
+        return decode_text(data)
+    except NotTextError as error:
+        raise UsageError(f"Standard input {error}") from error
 
 
 def _read_stdin() -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.options import FloatRange, IntRange
 from edgechat.cli.progress import StderrStatus, echo_note
 
 _Command = Callable[..., None]
@@ -16,7 +17,7 @@ _model_option = click.option(
     "-m", "--model", default="starter", show_default=True, metavar="NAME", help="Model name or .gguf file."
 )
 _threads_option = click.option(
-    "--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Number of compute threads."
+    "--threads", "n_threads", type=IntRange(1, 512), metavar="N", help="Number of compute threads."
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 
@@ -25,7 +26,7 @@ def _count_option(
     flag: str, name: str, help_text: str, *, default: int, minimum: int = 1, metavar: str | None = None
 ) -> Callable[[_Command], _Command]:
     return click.option(
-        flag, name, type=click.IntRange(minimum), default=default, show_default=True, metavar=metavar, help=help_text
+        flag, name, type=IntRange(minimum), default=default, show_default=True, metavar=metavar, help=help_text
     )
 
 
@@ -190,7 +191,7 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
 @click.option(
     "--idle",
     "idle_s",
-    type=click.FloatRange(1),
+    type=FloatRange(1),
     default=60.0,
     show_default=True,
     help="Duration of the idle measurement in seconds.",

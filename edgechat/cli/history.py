@@ -12,7 +12,7 @@ from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.history_files import export, import_
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import MAX_ROWS, json_option
+from edgechat.cli.options import MAX_ROWS, IntRange, json_option
 from edgechat.humanize import shorten
 from edgechat.terminal import escape_controls
 
@@ -38,13 +38,13 @@ def history() -> None:
 @click.option(
     "-n",
     "--limit",
-    type=click.IntRange(1, MAX_ROWS),
+    type=IntRange(1, MAX_ROWS),
     default=20,
     show_default=True,
     metavar="N",
     help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0, MAX_ROWS), default=0, metavar="N", help="Skip the first N results.")
+@click.option("--offset", type=IntRange(0, MAX_ROWS), default=0, metavar="N", help="Skip the first N results.")
 @click.option("--all", "with_archived", is_flag=True, help="Include archived conversations.")
 @click.option("--tag", default="", metavar="TAG", help="List only conversations with this tag.")
 @click.option("--folder", default="", metavar="NAME", help="List only conversations in this folder.")
@@ -80,13 +80,13 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
 @click.option(
     "-n",
     "--limit",
-    type=click.IntRange(1, MAX_ROWS),
+    type=IntRange(1, MAX_ROWS),
     default=20,
     show_default=True,
     metavar="N",
     help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0, MAX_ROWS), default=0, metavar="N", help="Skip the first N results.")
+@click.option("--offset", type=IntRange(0, MAX_ROWS), default=0, metavar="N", help="Skip the first N results.")
 @click.option("--rank", is_flag=True, help="Sort the newest 1000 matches by relevance.")
 @json_option
 def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) -> None:

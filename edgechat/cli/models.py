@@ -13,7 +13,7 @@ from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
 from edgechat.cli.model_lists import print_catalogue, print_folders, print_installed, print_skipped
-from edgechat.cli.options import FilePath, complete_model, json_option
+from edgechat.cli.options import FilePath, IntRange, complete_model, json_option
 from edgechat.cli.progress import DownloadMeter, StderrStatus, echo_note
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
@@ -48,7 +48,7 @@ def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
 @click.option(
     "-n",
     "--limit",
-    type=click.IntRange(1, 100),
+    type=IntRange(1, 100),
     default=20,
     show_default=True,
     metavar="N",

@@ -48,6 +48,32 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class IntRange(click.IntRange):
+    """Integer from `min` to `max`; click would describe the range with an inequality."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = click.INT.convert(value, param, ctx)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            self.fail(f"must be {_describe_bounds(self.min, self.max)}, not {number}", param, ctx)
+        return number
+
+
+class FloatRange(click.FloatRange):
+    """Number from `min` to `max`; click would describe the range with an inequality."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if (self.min is not None and not number >= self.min) or (self.max is not None and not number <= self.max):
+            self.fail(f"must be {_describe_bounds(self.min, self.max)}, not {number:g}", param, ctx)
+        return number
+
+
+def _describe_bounds(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"at least {low}" if high is None else f"at most {high}"
+    return f"from {low} to {high}"
+
+
 _MODEL_OPTIONS = (
     click.option(
         "-m",

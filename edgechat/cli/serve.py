@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import complete_model, generation_options
+from edgechat.cli.options import IntRange, complete_model, generation_options
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ INSTALL_HINT = (
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=IntRange(0, 65535),
     default=8080,
     show_default=True,
     help="Port to listen on; 0 chooses a free port.",
@@ -61,7 +61,7 @@ INSTALL_HINT = (
 )
 @click.option(
     "--max-requests",
-    type=click.IntRange(1, 10_000),
+    type=IntRange(1, 10_000),
     default=64,
     show_default=True,
     help="Maximum number of running and waiting requests per model; further requests get status 503.",
