@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ class PlainChat:
 
         The exit code is 0 if standard input is a terminal; otherwise it is the code of the last error, if any.
         """
+        if isinstance(sys.stdin, io.TextIOWrapper):  # one line that is not UTF-8 must not end the chat
+            sys.stdin.reconfigure(errors="surrogateescape")
         if self._is_terminal:
             with contextlib.suppress(ImportError):  # `import readline` adds line editing to `input`
                 import readline  # noqa: F401
@@ -86,7 +89,7 @@ class PlainChat:
             text = self._read_message()
             if text is None:
                 break
-            if text.strip():
+            if text.strip() and self._is_text(text):
                 self._unsent_line.clear()
                 self.handle(text)
         return self._exit_code
@@ -106,10 +109,6 @@ class PlainChat:
             except KeyboardInterrupt:
                 click.echo("\n(Press Ctrl+D or enter /quit to quit)")
                 return ""
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"Standard input is not UTF-8 text (byte {error.start}). Convert it first, for example with iconv."
-                ) from error
             except SystemExit:
                 self._unsent_line.save(lines)
                 raise
@@ -118,6 +117,24 @@ class PlainChat:
             lines.append(line[:-1])
             if sum(map(len, lines)) > MAX_STDIN_BYTES:
                 raise ContextOverflowError(_TOO_LONG)
+
+    def _is_text(self, text: str) -> bool:
+        """Return whether a message can be sent; if not, print the reason."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            problem = "is not UTF-8 text. Convert it first, for example with iconv"
+        else:
+            if "\0" not in text:
+                return True
+            problem = "has a zero byte, so it is not text"
+        self._report(UsageError(f"A message from standard input {problem}."))
+        return False
+
+    def _report(self, error: EdgechatError) -> None:
+        self._status.note(str(error))
+        if not self._is_terminal:
+            self._exit_code = error.exit_code
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message and print the reply. An EdgechatError is printed, not raised."""
@@ -132,9 +149,7 @@ class PlainChat:
                 self._print_reply(self._session.send(text.strip(), [*self._attachments, *find_attached_files(text)]))
                 self._attachments = []  # not reached after an error, so that the attachments can be sent again
         except EdgechatError as error:
-            self._status.note(str(error))
-            if not self._is_terminal:
-                self._exit_code = error.exit_code
+            self._report(error)
         for notice in self._session.store.take_notices():
             self._status.note(notice)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -196,3 +197,30 @@ def test_other_data_on_standard_input_is_named(data: bytes, message: str, monkey
     with pytest.raises(UsageError) as caught:
         ask.read_question("hi")
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bytes(500), "Standard input contains only zeros"),
+        (b"a\0b", "Standard input is not a text file: byte 1 is 0x00"),
+    ],
+)
+def test_zero_bytes_on_standard_input_are_refused(monkeypatch: pytest.MonkeyPatch, data: bytes, message: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with pytest.raises(UsageError, match=message):
+        ask.read_question("hi")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+@pytest.mark.parametrize("line", [b"caf\xe9", b"a\0b"])
+def test_line_of_the_plain_chat_that_is_no_text_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], errors: str, line: bytes
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line + b"\ngood\n"), encoding="utf-8", errors=errors))
+    chat = plain_chat.PlainChat(MagicMock(), StderrStatus(), MagicMock())
+    messages: list[str] = []
+    monkeypatch.setattr(chat, "handle", messages.append)
+    assert chat.run() == UsageError.exit_code
+    assert messages == ["good"]
+    assert capsys.readouterr().err.startswith("edgechat: A message from standard input ")
