@@ -86,5 +86,6 @@ def format_progress(event: SessionEvent) -> str:
 def format_notice(event: SessionEvent) -> str:
     """Return a permanent notice for an event; "" for events without a notice."""
     if isinstance(event, TurnsDropped):
-        return f"The context is full: the model no longer sees the first {event.n_messages} messages."
+        messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
+        return f"The context is full: the model no longer sees the first {messages}."
     return f"The reply is not saved: {event.reason}" if isinstance(event, ReplySaveFailed) else ""

@@ -16,7 +16,7 @@ from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session, open_session
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
-from edgechat.humanize import format_size
+from edgechat.humanize import format_count, format_size
 from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
         if reply.finish_reason == "length":
             name = f"Reply {number}" if len(replies) > 1 else "The reply"
             if max_tokens is not None and (reply.n_tokens or 0) >= max_tokens:
-                status.note(f"{name} was cut after {max_tokens} tokens, the limit of --max-tokens.")
+                status.note(f"{name} was cut after {format_count(max_tokens, 'token')}, the limit of --max-tokens.")
             else:
                 n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)
                 advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""

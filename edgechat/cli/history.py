@@ -13,7 +13,7 @@ from edgechat.cli.history_files import export, import_
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import MAX_ROWS, IntRange, json_option
-from edgechat.humanize import shorten
+from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
             click.echo("\n(The context was full: the prompt of this reply lacks the beginning of the conversation.)")
         click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{alternative_mark}{extra}\n")
         for file in message.attachments:
-            click.echo(f"[{escape_controls(file.name)}, {file.size_bytes} bytes]")
+            click.echo(f"[{escape_controls(file.name)}, {format_count(file.size_bytes, 'byte')}]")
         click.echo(escape_controls(message.text))
 
 

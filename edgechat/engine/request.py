@@ -20,6 +20,7 @@ from edgechat.engine.protocol import (
 )
 from edgechat.engine.sequence import OutputSequence, compute_logprobs
 from edgechat.errors import EdgechatError, EngineError
+from edgechat.humanize import format_count
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
@@ -70,11 +71,11 @@ class ActiveRequest:
         if not prompt:
             raise EngineError("The prompt is empty. Send at least one token.")
         if len(prompt) >= context.n_ctx:
-            raise make_overflow_error(f"The prompt has {len(prompt)} tokens", context.n_ctx, context.model.n_ctx_train)
-        if not 1 <= params.n_sequences <= context.n_seqs:
-            raise EngineError(
-                f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs} replies."
+            raise make_overflow_error(
+                f"The prompt has {format_count(len(prompt), 'token')}", context.n_ctx, context.model.n_ctx_train
             )
+        if not 1 <= params.n_sequences <= context.n_seqs:
+            raise EngineError(f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs}.")
         self.params = params
         self.prompt = prompt
         self.sequences: list[OutputSequence] = []

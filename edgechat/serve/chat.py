@@ -9,6 +9,7 @@ from typing import Any
 
 from edgechat.engine import protocol
 from edgechat.engine.overflow import make_overflow_error
+from edgechat.humanize import format_count
 from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve import grammars
@@ -87,7 +88,7 @@ class ChatResponseBuilder(ResponseBuilder):
         n_messages, n_tools = len(self._body.messages), len(self._body.tools or ())
         properties = self.queue.model_properties
         if n_messages + n_tools > properties.n_ctx:
-            subject = f"The request has {n_messages} messages and {n_tools} tools"
+            subject = f"The request has {format_count(n_messages, 'message')} and {format_count(n_tools, 'tool')}"
             raise make_overflow_error(subject, properties.n_ctx, properties.n_ctx_train, "Send fewer of them")
 
     @property

@@ -19,6 +19,7 @@ from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import EdgechatError, EngineError
+from edgechat.humanize import format_count
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
@@ -118,9 +119,14 @@ class ModelQueue:
         if self.is_draining:
             return make_shutdown_error()
         if n_requests >= self.max_requests:
-            return ApiError(503, f"The queue is full ({n_requests} requests). Try again later.", code="queue_full")
+            return ApiError(
+                503, f"The queue is full ({format_count(n_requests, 'request')}). Try again later.", code="queue_full"
+            )
         if client != LOOPBACK and n_of_client >= max(1, self.max_requests * 3 // 4):
-            message = f"The queue has {n_of_client} requests of this address, and accepts no more. Try again later."
+            message = (
+                f"The queue has {format_count(n_of_client, 'request')} of this address, and accepts no more. "
+                "Try again later."
+            )
             return ApiError(503, message, code="queue_full")
         return None
 

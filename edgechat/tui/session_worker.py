@@ -14,6 +14,7 @@ from edgechat.errors import (
     EngineDiedError,
     TemplateError,
 )
+from edgechat.humanize import format_count
 from edgechat.tui import messages
 from edgechat.tui.workers import format_error
 
@@ -285,7 +286,8 @@ class SessionWorker:
             except ContextOverflowError:
                 self._post(messages.ContextMeasured(text, 0, "too long for the context"))
             else:
-                warning = f"sending drops the first {n_dropped} messages from the context" if n_dropped else ""
+                count_text = format_count(n_dropped, "message")
+                warning = f"sending drops {count_text} from the start of the context" if n_dropped else ""
                 self._post(messages.ContextMeasured(text, n_tokens, warning))
 
         self.run_when_idle(measure)

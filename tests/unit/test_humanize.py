@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgechat.chat.events import TurnsDropped, format_notice
 from edgechat.errors import PlanError
 from edgechat.humanize import format_duration, format_rate, format_size, shorten
 from edgechat.models.instances import RunningInstance
@@ -74,3 +75,14 @@ def test_shortened_text_keeps_its_start_and_end(text: str, max_chars: int) -> No
     start, _, end = shortened.partition("…") if len(text) > max_chars and "…" not in text else (shortened, "", "")
     assert text.startswith(start)
     assert text.endswith(end)
+
+
+def test_notice_about_one_message_is_singular() -> None:
+    assert (
+        format_notice(TurnsDropped(n_messages=1, context_start_id="m"))
+        == "The context is full: the model no longer sees the first message."
+    )
+    assert (
+        format_notice(TurnsDropped(n_messages=2, context_start_id="m"))
+        == "The context is full: the model no longer sees the first 2 messages."
+    )

@@ -163,6 +163,7 @@ def test_reply_ends_with_one_newline_at_least(parts: list[str], capsys: pytest.C
         (None, [3], ["The reply was cut, because the context of 256 tokens is full. --ctx sets its length."]),
         (None, [4], ["The reply was cut, because the context of 256 tokens is full."]),
         (3, [2, 3], ["Reply 2 was cut after 3 tokens, the limit of --max-tokens."]),
+        (1, [1], ["The reply was cut after 1 token, the limit of --max-tokens."]),
         (3, [2], []),
     ],
 )
