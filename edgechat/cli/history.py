@@ -13,6 +13,7 @@ from edgechat.cli.history_files import export, import_
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import MAX_ROWS, IntRange, json_option
+from edgechat.cli.progress import echo_note
 from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
 
@@ -70,9 +71,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
     if sys.stderr.isatty() and offset + len(summaries) < n_total and summaries:
-        click.echo(
-            f"edgechat: {len(summaries)} of {n_total} conversations; --limit and --offset show others.", err=True
-        )
+        echo_note(f"edgechat: {len(summaries)} of {n_total} conversations; --limit and --offset show others.")
 
 
 @history.command()
