@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from textual.events import Paste
+from textual.events import Key, Paste
 from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
@@ -232,12 +232,25 @@ async def test_typing_on_the_first_start_writes_a_message(hub: LocalHub, monkeyp
     app.is_first_run = True
     async with app.run_test() as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen))
-        await pilot.press(*"Hello")
-        app.screen.post_message(Paste(" you"))
+        for letter in "Hello":  # all keys arrive before the screen closes
+            app.post_message(Key(letter, letter))
+        app.post_message(Paste(" you"))
         await wait_until_ready(app)
         await until_async(lambda: app.pane.prompt.text == "Hello you")
         await pilot.press("enter")
         await until_async(lambda: saved_texts(app) == ["Hello you", "An answer."])
+
+
+async def test_escape_twice_closes_one_screen(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test():
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen))
+        for _ in range(3):
+            app.post_message(Key("escape", None))
+        await wait_until_ready(app)
+        await ask(app, "Hello")
 
 
 async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ from typing import ClassVar, TypeVar
 
 from textual import on
 from textual.binding import Binding, BindingType
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
+
+from edgechat.tui.screens.modal import Modal
 
 T = TypeVar("T")
 
 
-class FilterListScreen(ModalScreen[T]):
+class FilterListScreen(Modal[T]):
     """Screen with a filter `Input` and an `OptionList`. Up and Down move in the list, Enter chooses, Esc closes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

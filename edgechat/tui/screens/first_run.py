@@ -10,15 +10,15 @@ from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.engine.cancellation import Cancellation
-from edgechat.humanize import format_size
+from edgechat.humanize import format_count, format_size
 from edgechat.planner.picks import BALANCED
 from edgechat.planner.report import format_summary
 from edgechat.terminal import escape_controls
+from edgechat.tui.screens.modal import Modal
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Offer(NamedTuple):
     """Error message; empty if the evaluation succeeded."""
 
 
-class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
+class FirstRunScreen(Modal[Literal["chat", "models"]]):
     """Welcome screen. Its result is "chat" to start the chat, or "models" to open the list of models first."""
 
     DEFAULT_CSS = """
@@ -195,7 +195,7 @@ def make_offer(settings: Settings, *, with_picks: bool) -> Offer:
 
     machine = current_machine(settings)
     machine_text = (
-        f"This machine: {read_cpu().model}, {machine.n_threads} threads, "
+        f"This machine: {read_cpu().model}, {format_count(machine.n_threads, 'thread')}, "
         f"{format_size(machine.available_bytes)} of memory free"
     )
     if machine.gpu_name:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgechat import config
 from edgechat.planner.report import format_plan_lines
 from edgechat.terminal import escape_controls
+from edgechat.tui.screens.modal import Modal
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
 
 
-class TextScreen(ModalScreen[None]):
+class TextScreen(Modal[None]):
     """Scrollable text with a title; Esc closes the screen."""
 
     DEFAULT_CSS = """

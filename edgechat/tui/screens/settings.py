@@ -10,7 +10,6 @@ from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -19,12 +18,13 @@ from edgechat.config import Settings
 from edgechat.errors import SettingsError
 from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
+from edgechat.tui.screens.modal import Modal
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
 
-class SettingsScreen(ModalScreen[None]):
+class SettingsScreen(Modal[None]):
     """List of all settings. Enter changes the highlighted setting in the settings file and in the running chat."""
 
     DEFAULT_CSS = """
