@@ -70,8 +70,12 @@ class FakeMemory:
         return n_tokens <= len(self._seqs[seq].tokens) and self._has_complete_window(seq, end)
 
     def _has_complete_window(self, seq: int, n_tokens: int) -> bool:
-        first = min(self._seqs[seq].window, default=0) if self._has_window else 0
-        return first <= max(0, n_tokens - WINDOW)
+        if not self._has_window:
+            return True
+        window = self._seqs[seq].window
+        # A segment that was appended to few tokens can leave positions without cells before its own window.
+        start = max((p for p in window if p - 1 not in window), default=0)
+        return start <= max(0, n_tokens - WINDOW)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         original = self._seqs[source]

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Handle the ending signals by default; a shell ignores some of them for the programs that it starts with `&`."""
+    previous_handlers = {number: signal.signal(number, signal.SIG_DFL) for number in signals.ENDING_SIGNALS}
+    yield
+    for number, handler in previous_handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
 def test_watcher_is_called_while_the_main_thread_waits() -> None:
     numbers: list[int] = []
     both = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -146,3 +146,16 @@ class PrefixMachine(RuleBasedStateMachine):
 def test_cached_prefixes_equal_computed_ones_in_random_histories(kind: Kind) -> None:
     machine = type("Machine", (PrefixMachine,), {"kind": kind})
     run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+
+
+def test_sequence_with_a_gap_before_its_window_is_not_rewound_into_the_gap() -> None:
+    """A history that the random test found: the window of a restored segment starts after the tokens before it."""
+    machine = type("Machine", (PrefixMachine,), {"kind": "sliding"})()
+    machine.create()
+    common: dict[str, Any] = {"boundary": 0, "conversation": "", "ephemeral": False, "n_forks": 0}
+    machine.turn(earlier=0, n_kept=0, more=[1], reply=[1] * 11, **common)
+    for n_turns, more in ((13, [1]), (4, [1, 1])):
+        for _ in range(n_turns):
+            machine.turn(earlier=0, n_kept=0, more=[1], reply=[1], **common)
+        machine.turn(earlier=1, n_kept=13, more=more, reply=[1], **common)
+    machine.turn(earlier=0, n_kept=0, more=[1] * 4, reply=[1], **common)
