@@ -11,6 +11,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from edgechat.hardware.memory import return_freed_memory
 from edgechat.serve.decoded_size import estimate_decoded_bytes
 from edgechat.serve.errors import ApiError
 
@@ -30,6 +31,10 @@ _STALL_S: Final = 2.0
 # only after they have sent the whole body.
 _MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
 _DISCARD_TIMEOUT_S: Final = 5.0
+# Size of a body whose memory is returned to the operating system when it is freed, and the delay, so that several
+# bodies are returned together.
+_MIN_RETURNED_BYTES: Final = 1 << 20
+_RETURN_DELAY_S: Final = 1.0
 
 
 class BodyBudget:
@@ -42,6 +47,7 @@ class BodyBudget:
     def __init__(self, n_bytes: int = BUDGET_BYTES) -> None:
         self.n_free = self._n_bytes = n_bytes
         self._bodies: dict[IncomingBody, None] = {}
+        self._is_return_planned = False
 
     @contextlib.asynccontextmanager
     async def read(self, receive: Receive, headers: Headers) -> AsyncIterator[bytearray]:
@@ -72,6 +78,17 @@ class BodyBudget:
             victim.refuse()
         self.n_free -= n_bytes
         return True
+
+    def give_back(self, n_bytes: int) -> None:
+        """Take back the bytes of a body. After a large body, freed memory soon goes back to the operating system."""
+        self.n_free += n_bytes
+        if n_bytes >= _MIN_RETURNED_BYTES and not self._is_return_planned:
+            self._is_return_planned = True
+            asyncio.get_running_loop().call_later(_RETURN_DELAY_S, self._return_freed_memory)
+
+    def _return_freed_memory(self) -> None:
+        self._is_return_planned = False
+        asyncio.get_running_loop().run_in_executor(None, return_freed_memory)
 
     def _choose_victim(self, body: IncomingBody, n_wanted_bytes: int) -> IncomingBody | None:
         incoming = [b for b in self._bodies if b is not body and b.n_counted_bytes and not b.is_complete]
@@ -122,7 +139,7 @@ class IncomingBody:
 
     def free(self) -> None:
         """Return the memory of the body to the budget."""
-        self._budget.n_free += self.n_counted_bytes
+        self._budget.give_back(self.n_counted_bytes)
         self.data, self.n_counted_bytes = bytearray(), 0
 
     def refuse(self) -> None:

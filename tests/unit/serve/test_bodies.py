@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from starlette.datastructures import Headers
 
+from edgechat.hardware.memory import return_freed_memory
 from edgechat.serve import bodies
 from edgechat.serve.bodies import FREE_BYTES, MAX_BODY_BYTES, BodyBudget
 from edgechat.serve.errors import ApiError
@@ -192,3 +193,27 @@ async def test_rest_of_a_body_is_discarded_within_limits(monkeypatch: pytest.Mon
     assert not bodies.has_body(Headers({"content-length": "0"}))
     assert bodies.has_body(Headers({"content-length": "9" * 30}))
     assert bodies.has_body(Headers({"transfer-encoding": "chunked"}))
+
+
+async def test_memory_of_large_bodies_returns_to_the_system_once_for_all(
+    small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returns: list[int] = []
+    monkeypatch.setattr(bodies, "_RETURN_DELAY_S", 0.05)
+    monkeypatch.setattr(bodies, "return_freed_memory", lambda: returns.append(1))
+    for n_bytes in (MIB, MIB, 1000):
+        client = Client(small_budget)
+        client.send(n_bytes + FREE_BYTES, is_last=True)
+        client.can_end.set()
+        assert await client.task == "ok"
+    await until_async(lambda: returns, 5)
+    client = Client(small_budget)
+    client.send(1000, is_last=True)
+    client.can_end.set()
+    assert await client.task == "ok"
+    assert not small_budget._is_return_planned
+    assert returns == [1]
+
+
+def test_freed_memory_can_be_returned_on_every_system() -> None:
+    return_freed_memory()
