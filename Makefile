@@ -13,7 +13,7 @@ help:
 	@echo "make chat         set up, then chat with the starter model"
 	@echo "make serve        set up, then serve the starter model over the OpenAI API"
 	@echo "make test         set up, then run the tests (under 30 minutes)"
-	@echo "make test-fast    set up, then run lint, types and unit tests (under 2 minutes)"
+	@echo "make test-fast    set up, then run lint, types and unit tests on all cores (7 minutes on two)"
 	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
 	@echo "make peers        build llama-bench, llama-cli and llama-server from the same source"
