@@ -299,7 +299,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Mean number of tokens generated per step with a draft, including the sampled token; 1.0 without drafts."""
     speculation_gain: float = 1.0
     """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
-    is_disturbed: bool = False
+    is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
     """True if other programs or a pause made the speeds lower, so that they say little about the machine."""
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import (
     FinishReason,
@@ -315,7 +317,7 @@ class ActiveRequest:
             n_accepted=draft_stats.n_accepted,
             mean_acceptance_length=draft_stats.mean_acceptance_length,
             speculation_gain=draft_stats.gain,
-            is_disturbed=self._disturbed_s > _MAX_DISTURBED_FRACTION * self._measured_s,
+            is_disturbed=self._disturbed_s > _MAX_DISTURBED_FRACTION * self._measured_s or msgspec.UNSET,
         )
 
 

@@ -92,15 +92,18 @@ def test_required_tool_call_matches_its_schema(client: OpenAI, stream: bool) -> 
     response = chat(client, "What is the weather in Paris?", stream=stream, **options)
     if stream:
         chunks = list(response)
-        calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
+        deltas = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
+        assert len(deltas) > 1  # the arguments are sent as they grow
+        assert {call.index for call in deltas} == {0}
+        name, text = deltas[0].function.name, "".join(call.function.arguments or "" for call in deltas)
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
     else:
-        calls = response.choices[0].message.tool_calls
+        (call,) = response.choices[0].message.tool_calls
+        name, text = call.function.name, call.function.arguments
         assert response.choices[0].finish_reason == "tool_calls"
         assert response.choices[0].message.content is None
-    (call,) = calls
-    assert call.function.name == "get_weather"
-    arguments = json.loads(call.function.arguments)
+    assert name == "get_weather"
+    arguments = json.loads(text)
     assert arguments.keys() == {"city", "unit"}
     assert arguments["unit"] in {"celsius", "fahrenheit"}
 

@@ -31,6 +31,13 @@ def test_server_process_imports_no_native_code_and_no_numpy() -> None:
     assert not loaded & {"edgechat.runtime.bindings", "edgechat.runtime.model", "edgechat.engine.server"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc/stat")
+def test_measurements_of_the_engine_import_no_psutil() -> None:
+    """The library would take memory that the plan of the engine does not have."""
+    loaded = imported_by("from edgechat.hardware.contention import Stopwatch\nStopwatch(2).stop()")
+    assert "psutil" not in loaded
+
+
 def test_help_imports_only_click() -> None:
     loaded = imported_by("import edgechat.cli.root")
     assert not loaded & {"textual", "msgspec", "psutil", "platformdirs", "jinja2", "subprocess", "asyncio"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import signal
@@ -185,3 +186,14 @@ def test_long_stopwatch_notices_other_programs(monkeypatch: pytest.MonkeyPatch) 
         stopwatch = LongStopwatch(2)
         until(lambda m=monitor: m.n_windows > 3)  # type: ignore[misc]
         assert stopwatch.stop().is_disturbed == is_disturbed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc/stat")
+def test_busy_time_of_linux_is_that_of_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("psutil")  # before the name of the system changes
+    own = contention.read_busy_s_of_cpus()
+    monkeypatch.setattr(sys, "platform", "other")
+    reference = contention.read_busy_s_of_cpus()
+    assert own is not None
+    assert reference is not None
+    assert abs(own - reference) < 5
