@@ -17,7 +17,8 @@ from edgechat import process
 from edgechat.bench.speed import SpeedSample, SpeedWorkload, load_engine, measure_engine, measure_peer
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.hardware.contention import count_allowed_cpus, is_machine_busy
+from edgechat.hardware.contention import is_machine_busy
+from edgechat.hardware.cpu import count_allowed_cpus
 from edgechat.runtime.backends.bundle import find_bundle
 
 
@@ -27,7 +28,7 @@ class Peer(msgspec.Struct, frozen=True):
     name: str
     binary: Path
     module: str = ""
-    """Path of the CPU module; "" for the one that edgechat uses."""
+    """Path of the CPU module; "" for the module that edgechat uses."""
 
 
 class BusySeries(msgspec.Struct, frozen=True):

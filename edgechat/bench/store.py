@@ -38,7 +38,7 @@ QUERIES: Final = (
 )
 
 
-class Timing(msgspec.Struct, frozen=True, kw_only=True):
+class OperationTiming(msgspec.Struct, frozen=True, kw_only=True):
     """Duration of one kind of operation, in milliseconds."""
 
     name: str
@@ -55,7 +55,7 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
     n_messages: int
     size_bytes: int
     build_s: float
-    timings: list[Timing]
+    timings: list[OperationTiming]
     fsync_p99_ms: float
     """99th percentile of the time to write and sync 32 KiB to a file, about as much as an append writes."""
     append_excess_over_fsync_p99_ms: float = msgspec.field(name="append_over_fsync_p99_ms")
@@ -163,7 +163,7 @@ def _measure_appends(
     return append_durations_s, fsync_durations_s
 
 
-def _measure_checkpoints(store: SqliteStore, generator: random.Random, ids: list[str]) -> Timing:
+def _measure_checkpoints(store: SqliteStore, generator: random.Random, ids: list[str]) -> OperationTiming:
     """Measure checkpoints of a streaming reply of 4,000 characters."""
     conversation = store.conversation(ids[0])
     text = "word " * 800
@@ -175,7 +175,7 @@ def _measure_checkpoints(store: SqliteStore, generator: random.Random, ids: list
     )  # fmt: skip
 
 
-def _measure(name: str, operation: Callable[[], object], n_repeats: int) -> Timing:
+def _measure(name: str, operation: Callable[[], object], n_repeats: int) -> OperationTiming:
     durations_s = []
     for _ in range(n_repeats):
         started_at = time.perf_counter()
@@ -184,11 +184,11 @@ def _measure(name: str, operation: Callable[[], object], n_repeats: int) -> Timi
     return _summarize(name, durations_s)
 
 
-def _summarize(name: str, durations_s: list[float]) -> Timing:
+def _summarize(name: str, durations_s: list[float]) -> OperationTiming:
     sorted_durations_s = sorted(durations_s)
     p99_s = sorted_durations_s[min(len(sorted_durations_s) - 1, int(len(sorted_durations_s) * 0.99))]
     median_s = statistics.median(sorted_durations_s)
-    return Timing(name=name, median_ms=median_s * 1000, p99_ms=p99_s * 1000, n_operations=len(durations_s))
+    return OperationTiming(name=name, median_ms=median_s * 1000, p99_ms=p99_s * 1000, n_operations=len(durations_s))
 
 
 def format_table(report: StoreReport) -> str:

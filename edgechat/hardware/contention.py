@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from edgechat.hardware.cpu import count_allowed_cpus
+
 MAX_EXCESS_LOAD: Final = 0.3
 """Load of other programs, in cores, that disturbs a computation if no other cores are left for it.
 
@@ -114,11 +116,6 @@ def _find_long_pause(usage: Usage, min_cpu_s: float) -> str:
     return f"the process was paused: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.1f} s"
 
 
-def count_allowed_cpus() -> int:
-    """Return the number of logical CPUs on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_busy_s_of_cpus() -> float | None:
     """Return the CPU time of all programs since the start of the machine, on the CPUs that this process may use.
 
@@ -129,26 +126,22 @@ def read_busy_s_of_cpus() -> float | None:
     import psutil
 
     try:
-        if count_allowed_cpus() == os.cpu_count():
-            times = [psutil.cpu_times()]
-        else:
-            by_cpu = psutil.cpu_times(percpu=True)
-            times = [by_cpu[cpu] for cpu in os.sched_getaffinity(0) if cpu < len(by_cpu)]
+        times = psutil.cpu_times()
     except (OSError, RuntimeError, AttributeError):
         return None
     # The times of interrupts on Windows, "interrupt" and "dpc", are part of the system time.
     names = ("user", "system", "irq", "softirq", "steal")
-    busy_s = sum(getattr(t, name, 0.0) for t in times for name in names)
-    return busy_s + _NICE_WEIGHT * sum(getattr(t, "nice", 0.0) for t in times)
+    busy_s: float = sum(getattr(times, name, 0.0) for name in names)
+    return busy_s + _NICE_WEIGHT * getattr(times, "nice", 0.0)
 
 
 def _read_proc_stat() -> float | None:
     """Return `read_busy_s_of_cpus` on Linux, without psutil, which would take some MB in the engine process."""
     try:
         lines = Path("/proc/stat").read_text("ascii").splitlines()
-        allowed = os.sched_getaffinity(0)
-        times = [line.split() for line in lines if line.startswith("cpu")]
-        by_cpu = [[float(t) for t in fields[1:]] for fields in times if fields[0] in {f"cpu{n}" for n in allowed}]
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        rows = [line.split() for line in lines if line.startswith("cpu")]
+        by_cpu = [[float(ticks) for ticks in row[1:]] for row in rows if row[0] in names]
     except (OSError, ValueError):
         return None
     ticks_per_s = os.sysconf("SC_CLK_TCK")

@@ -71,8 +71,12 @@ def candidate_thread_counts() -> list[int]:
 
 def _count_allowed_threads() -> int:
     """Return the number of CPUs within the affinity mask and the CPU quotas of the control groups, at least one."""
-    n_allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([n_allowed, *read_cpu_quotas()]))
+    return max(1, min([count_allowed_cpus(), *read_cpu_quotas()]))
+
+
+def count_allowed_cpus() -> int:
+    """Return the number of logical CPUs on which this process may run, without regard to quotas."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_cpu_quotas(root: Path = Path("/")) -> list[int]:
