@@ -131,7 +131,10 @@ def _count(number: str) -> str:
 
 
 def _name_types(types: str, type_names: Mapping[str, str], *, has_null: bool) -> str:
-    """Return the names of msgspec's types, such as `int | null`. In a file, null means that a value may be absent."""
+    """Return JSON's names for msgspec's types, such as `int | null`.
+
+    In a file, null means that the value may be absent.
+    """
     type_list = types.split(" | ")
     for general, implied in _IMPLIED_TYPES:
         if general in type_list and implied in type_list:

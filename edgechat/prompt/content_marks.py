@@ -17,7 +17,7 @@ _CONSTRAINED_START: Final = re.compile(r"(<\|channel\|>final)(?: (?:<\|constrain
 
 
 class ContentMarks(NamedTuple):
-    """Marks around the content, which are no part of it."""
+    """Texts that a model writes before and after the content of a reply, and that are not content."""
 
     starts: tuple[str, ...] = ()
     """Texts of which one begins the content; empty if it begins without a mark."""

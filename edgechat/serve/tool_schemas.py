@@ -55,7 +55,7 @@ _MAX_DEPTH: Final = 64
 
 
 class _Structure(msgspec.Struct, rename="camel"):
-    """JSON types of the keywords that describe the structure of values."""
+    """Keywords of a JSON schema that describe the structure of values, with the types that they must have."""
 
     type: str | list[str] | UnsetType = UNSET
     required: list[str] | UnsetType = UNSET
@@ -70,7 +70,7 @@ class _Structure(msgspec.Struct, rename="camel"):
 
 
 class _Limits(msgspec.Struct, rename="camel"):
-    """JSON types of the other keywords that grammars enforce."""
+    """Other keywords of a JSON schema that grammars enforce, with the types that they must have."""
 
     ref: str | UnsetType = msgspec.field(name="$ref", default=UNSET)
     pattern: str | UnsetType = UNSET

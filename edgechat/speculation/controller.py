@@ -77,7 +77,7 @@ class DraftController:
         """Return the size of a step that tests whether the measured cost of a larger step is too high; usually 0.
 
         A wrong cost would otherwise stay for ever, because steps that seem expensive are not decoded. Of the sizes that
-        would be the best with lower costs, the one that was measured longest ago is tried.
+        would be the best with lower costs, the size that was measured longest ago is tried.
         """
         costs = self.costs
         sizes = [

@@ -41,7 +41,7 @@ class Offer(NamedTuple):
     installed_model: Evaluation | None
     """The best installed model; None if no installed model fits into memory."""
     picks: list[Pick] | None
-    """Recommended downloads, without those that are no better than `installed_model`; None before the measurement."""
+    """Recommended downloads that are better than `installed_model`; None before the measurement."""
     problem: str = ""
     """Error message; empty if the evaluation succeeded."""
 

@@ -37,7 +37,7 @@ enum {
     // Bounds of the time that a thread spins before it sleeps, in nanoseconds.
     EDGECHAT_MAX_SPIN_NS = 50000,
     EDGECHAT_MIN_SPIN_NS = 1000,
-    // Every so many waits a thread spins for the longest time, to see whether waits are short again.
+    // After this number of waits a thread spins for the longest time once, to see whether waits are short again.
     EDGECHAT_PROBE_INTERVAL = 64,
 };
 
