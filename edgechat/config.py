@@ -57,7 +57,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     budget: str | None = None
     """Memory budget, such as `4GB` or `1500MiB`; unset: the available memory."""
     n_threads: int | None = None
-    """Number of compute threads; unset: the fastest measured number, or the number of fast cores."""
+    """Number of compute threads; unset: the fastest number, and fewer while other programs are busy."""
     gpu: bool = True
     """Use a GPU if one passes the self-test."""
     max_tokens: int | None = None
@@ -71,7 +71,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     speculation: bool = True
     """Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change."""
     strict: bool = False
-    """Reproducible replies: turn off caches and drafts, so that the same seed always gives the same text."""
+    """Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text."""
     titles: bool = True
     """Let the model write titles for new conversations while it is idle."""
 

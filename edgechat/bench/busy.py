@@ -102,7 +102,7 @@ def run(
     busy_counts = sorted({0, 1, n_cpus})
     engine = EngineClient()
     try:
-        backend = load_engine(engine, workload)
+        backend = load_engine(engine, workload, adapts_n_threads=True)
         module = next(m for m in bundle.modules if m.name == backend)
         programs: dict[str, Callable[[], SpeedSample]] = {"edgechat": lambda: measure_engine(engine, workload)}
         for peer in peers:

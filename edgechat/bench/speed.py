@@ -105,11 +105,15 @@ def make_workload(model: Path, n_threads: int | None, **sizes: int) -> SpeedWork
     return workload
 
 
-def load_engine(engine: EngineClient, workload: SpeedWorkload) -> str:
-    """Load the model of a workload without drafts and prompt cache; return the name of the backend."""
+def load_engine(engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threads: bool = False) -> str:
+    """Load the model of a workload without drafts and prompt cache; return the name of the backend.
+
+    With `adapts_n_threads`, decode steps use fewer threads while other programs are busy, as they do in a chat.
+    """
     plan = make_manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
+        adapts_n_threads=adapts_n_threads,
     )  # fmt: skip
     return engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
 

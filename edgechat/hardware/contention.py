@@ -163,6 +163,8 @@ class LoadMonitor:
         self._load: float | None = None
         self.n_windows = 0
         """Number of windows with a known load."""
+        self.window_s = 0.0
+        """Duration of the last of these windows in seconds."""
 
     def restart(self) -> None:
         """Prepare for a computation that starts now: discard the load of a window that ended over a second ago."""
@@ -187,7 +189,7 @@ class LoadMonitor:
         if elapsed_s < float("inf"):
             others_s = busy_s - self._busy_s - (own_cpu_s - self._own_cpu_s)
             self._load = max(0.0, others_s / elapsed_s)
-            self.n_windows += 1
+            self.n_windows, self.window_s = self.n_windows + 1, elapsed_s
         self._read_at, self._busy_s, self._own_cpu_s = now, busy_s, own_cpu_s
 
     def excess_load(self, n_threads: int) -> float:

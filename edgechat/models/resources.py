@@ -51,6 +51,7 @@ def current_machine(
         is_budget_set=budget_bytes is not None and budget_bytes < available_bytes,
         reserved_bytes=compute_reserved_bytes(memory.total_bytes) if budget_bytes is None else 0,
         n_threads=n_threads, n_threads_batch=n_threads_batch, threads_reason=threads_reason,
+        adapts_n_threads=settings.n_threads is None and not settings.strict,
         disk_free_bytes=_read_prefix_disk_free_bytes(settings), max_download_bytes=_read_max_download_bytes(),
         gpu_name=gpu.name if gpu else "",
         gpu_is_unified=bool(gpu and gpu.is_unified),

@@ -25,6 +25,9 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     n_threads: int
     n_threads_batch: int
     n_batch: int
+    adapts_n_threads: bool = False
+    """Whether decode steps use fewer threads while other programs are busy. The number of threads can change the last
+    bits of the logits."""
     prefix_ram_bytes: int
     """Budget of the prefix cache in RAM, in bytes."""
     prefix_disk_bytes: int

@@ -34,6 +34,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     n_threads_batch: int = 0
     """Number of threads for prefill; 0 means `n_threads`."""
     threads_reason: str = "the number of cores"
+    adapts_n_threads: bool = False
+    """Whether decoding may use fewer threads while other programs are busy."""
     disk_free_bytes: int = 0
     """Free bytes on the disk of the prefix cache; 0 turns the cache on disk off."""
     max_download_bytes: int | None = None

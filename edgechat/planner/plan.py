@@ -129,6 +129,7 @@ def _make_load_plan(
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
+        adapts_n_threads=machine.adapts_n_threads and not options.n_gpu_layers,
         prefix_ram_bytes=min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES),
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
         speculation=speculation, draft_tokens=draft_tokens, estimate=memory, concessions=variant.concessions,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.hardware.contention import Stopwatch, Timing
+from edgechat.hardware.thread_count import AdaptiveThreadCount
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
@@ -51,7 +52,10 @@ class Context(SequenceMemory):
         self.n_ctx = int(llama.llama_n_ctx(pointer))
         self.n_batch = int(llama.llama_n_batch(pointer))
         self.n_threads = plan.n_threads
+        self._n_threads_batch = plan.n_threads_batch
         self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
+        self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
+        self._current_thread_counts = plan.n_threads, plan.n_threads_batch
         self._is_cpu_bound = options.n_gpu_layers == 0
         self.kv_type = options.kv_type
         self._abort_flag = native.edgechat_abort_flag_new()
@@ -208,6 +212,7 @@ class Context(SequenceMemory):
             raise EngineError(f"Cannot append {count} tokens: the context has {self.n_ctx} cells.")
         batch.logits[count - 1] = True
         batch.n_tokens = count
+        self._adapt_thread_counts(is_step=logits or len(start_lengths) == count)
         # A step of a recurrent model must not be aborted: it is short, and an abort would empty the whole sequence.
         code = self._run(batch, is_step=len(start_lengths) == count or (logits and self._has_state))
         if code == 0:
@@ -223,6 +228,16 @@ class Context(SequenceMemory):
             raise DecodeAborted
         position = max(start_lengths.values())
         raise ComputeError(f"llama.cpp failed to decode {count} tokens at position {position} (code {code}).")
+
+    def _adapt_thread_counts(self, *, is_step: bool) -> None:
+        """Use fewer threads for a step while other programs are busy. Prefill is as fast with all threads."""
+        if self._thread_count is None:
+            return
+        n_left = self.n_threads - self._thread_count.choose()
+        counts = self.n_threads - n_left, max(1, self._n_threads_batch - n_left) if is_step else self._n_threads_batch
+        if counts != self._current_thread_counts:
+            self.model.bindings.llama.llama_set_n_threads(self.pointer, *counts)
+            self._current_thread_counts = counts
 
     def _run(self, batch: object, *, is_step: bool) -> int:
         """Call llama_decode and return its code. If the memory cannot be truncated, a step cannot be aborted."""

@@ -51,6 +51,28 @@ def greedy(context: Context, count: int = 20) -> list[int]:
     return sampled
 
 
+class ScriptedThreadCount:
+    """Chooses the numbers in `counts`, one after another."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = iter(counts)
+
+    def choose(self) -> int:
+        return next(self.counts)
+
+
+def test_fewer_threads_compute_the_same_logits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [300 + i for i in range(40)]
+    plain, context = small_context(model), open_context(model, n_ctx=N_CTX, n_threads=4, adapts_n_threads=True)
+    monkeypatch.setattr(context, "_thread_count", ScriptedThreadCount([2, 2, 3, 4]))
+    llama = model.bindings.llama
+    for batch, counts in (tokens, (2, 4)), (tokens[:1], (2, 2)), (tokens[1:2], (3, 3)), (tokens[2:3], (4, 4)):
+        for each in plain, context:
+            each.decode(batch)
+        assert (plain.logits() == context.logits()).all()
+        assert (llama.llama_n_threads(context.pointer), llama.llama_n_threads_batch(context.pointer)) == counts
+
+
 def test_process_loads_only_one_backend(native: Bindings) -> None:
     bundle = find_bundle()
     assert load(bundle, native.module) is native
