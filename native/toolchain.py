@@ -14,10 +14,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+from progress import run_with_progress
+
 # CPU modules for common development machines and CI runners; releases contain all modules.
 DEVELOPMENT_VARIANTS = {
     "x86_64": "x64;haswell;icelake;zen4;sapphirerapids",
     "aarch64": "armv8.0_1;armv8.2_2;armv8.6_1",
+}
+# Features in /proc/cpuinfo that these modules need; the others need none.
+_NEEDED_FEATURES = {
+    "haswell": "avx2 bmi2 f16c fma",
+    "icelake": "avx2 bmi2 f16c fma avx512f avx512cd avx512vl avx512dq avx512bw avx512vbmi avx512_vnni",
+    "zen4": "avx2 bmi2 f16c fma avx512f avx512cd avx512vl avx512dq avx512bw avx512vbmi avx512_vnni avx512_bf16",
+    "sapphirerapids": "avx512f avx512vbmi avx512_vnni avx512_bf16 amx_tile amx_int8",
+    "armv8.2_2": "asimddp asimdhp",
+    "armv8.6_1": "asimddp asimdhp sve i8mm",
 }
 
 
@@ -28,6 +39,24 @@ class BuildError(Exception):
 def plain_machine(name: str) -> str:
     """Normalise the name of an architecture: amd64 to x86_64, arm64 to aarch64."""
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
+
+
+def host_variants(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the two development modules for this machine: the baseline, and the newest one that it can run.
+
+    Returns all development modules if the features of the processor are unknown.
+    """
+    listed = DEVELOPMENT_VARIANTS.get(plain_machine(target_machine()))
+    if listed is None or sys.platform == "darwin":
+        return "all"
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return listed
+    words = {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
+    baseline, *others = listed.split(";")
+    usable = [name for name in others if set(_NEEDED_FEATURES[name].split()) <= words]
+    return ";".join([baseline, *usable[-1:]])
 
 
 def target_machine() -> str:
@@ -132,17 +161,15 @@ def pip(*arguments: str, what: str, **environment: str) -> None:
 
 
 def run(command: list[str], *, what: str, log: Path | None = None, env: dict[str, str] | None = None) -> None:
-    """Run a command and append its output to `log`. On failure, print the end of the output and raise BuildError."""
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False, env=env
-    )
-    if log is not None:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(result.stdout)
-    if result.returncode != 0:
-        print("\n".join(result.stdout.splitlines()[-25:]), file=sys.stderr)
+    """Run a command, show its progress, and append its output to `log`.
+
+    On failure, print the end of the output and raise BuildError.
+    """
+    exit_code, output = run_with_progress(command, f"build: {what}", env, log)
+    if exit_code != 0:
+        print("\n".join(output.splitlines()[-25:]), file=sys.stderr)
         where = f" The whole log is {log}." if log else ""
-        raise BuildError(f"{what[:1].upper()}{what[1:]} failed (exit code {result.returncode}).{where}")
+        raise BuildError(f"{what[:1].upper()}{what[1:]} failed (exit code {exit_code}).{where}")
 
 
 def say(text: str) -> None:

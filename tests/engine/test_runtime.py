@@ -25,6 +25,7 @@ from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
+from tests.conftest import ROOT
 from tests.models import CONTROL, KINDS, N_CTX, Kind, open_context, write_tiny, write_tiny_bert, write_tiny_llama
 
 
@@ -49,6 +50,13 @@ def greedy(context: Context, count: int = 20) -> list[int]:
         sampled.append(sampler.sample(context))
         context.decode(sampled[-1:])
     return sampled
+
+
+def test_best_module_is_built_for_this_machine(native: Bindings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "native"))
+    import toolchain
+
+    assert native.module.name.removeprefix("cpu-") in toolchain.host_variants().split(";")
 
 
 class ScriptedThreadCount:

@@ -37,6 +37,7 @@ int main() {
     for (unsigned char byte : captured) { std::printf("%02x", byte); }
 }
 """
+AVX512 = "avx2 bmi2 f16c fma avx512f avx512cd avx512vl avx512dq avx512bw"
 COPY = " ; ".join(f"movups {16 * i}%0, %%xmm0 ; movups %%xmm0, captured+{16 * i}(%%rip)" for i in range(4))
 
 
@@ -69,3 +70,83 @@ def test_build_inputs_determine_the_cache_entry(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     with pytest.raises(toolchain.BuildError, match="No C\\+\\+ compiler found"):
         toolchain.compiler_identity()
+
+
+@pytest.fixture
+def native_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "native"))
+
+
+@pytest.mark.usefixtures("native_modules")
+@pytest.mark.parametrize(
+    ("machine", "features", "expected"),
+    [
+        ("x86_64", "flags : sse4_2 avx", "x64"),
+        ("x86_64", "flags : avx2 bmi2 f16c fma", "x64;haswell"),
+        ("x86_64", "flags : " + AVX512 + " avx512vbmi avx512_vnni", "x64;icelake"),
+        ("x86_64", "flags : " + AVX512 + " avx512vbmi avx512_vnni avx512_bf16", "x64;zen4"),
+        ("x86_64", "flags : " + AVX512 + " avx512vbmi avx512_vnni avx512_bf16 amx_tile amx_int8",
+         "x64;sapphirerapids"),
+        ("aarch64", "Features : fp asimd", "armv8.0_1"),
+        ("aarch64", "Features : fp asimd asimdhp asimddp", "armv8.0_1;armv8.2_2"),
+        ("aarch64", "Features : fp asimd asimdhp asimddp sve i8mm", "armv8.0_1;armv8.6_1"),
+    ],
+)  # fmt: skip
+def test_modules_for_this_machine(
+    machine: str, features: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toolchain
+
+    monkeypatch.setattr(toolchain, "target_machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", "linux")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\n{features}\n\nprocessor : 1\n{features}\n")
+    assert toolchain.host_variants(cpuinfo) == expected
+    assert toolchain.host_variants(tmp_path / "missing") == toolchain.DEVELOPMENT_VARIANTS[machine]
+
+
+@pytest.mark.usefixtures("native_modules")
+def test_all_lists_of_modules_share_a_build_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import build
+
+    monkeypatch.setenv("EDGECHAT_BUILD_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "compiler_identity", lambda: "a compiler")
+    monkeypatch.setattr(build, "host_variants", lambda: "x64;zen4")
+    small, tree, _ = build.locate(variants="x64;zen4")
+    large, same_tree, _ = build.locate(variants=build.expand("dev"))
+    assert tree == same_tree
+    assert small != large
+    assert build.expand("host") == "x64;zen4"
+    large.mkdir(parents=True)  # a finished bundle with more modules
+    assert build.expand("host") == build.expand("dev")
+
+
+@pytest.mark.usefixtures("native_modules")
+def test_progress_of_a_build() -> None:
+    import progress
+
+    assert progress.describe(0, 0, 12.3) == "12 s"
+    assert progress.describe(3, 200, 10.0) == "step 3 of 200"
+    assert progress.describe(50, 200, 20.0) == "step 50 of 200, about 60 s left"
+    assert progress.describe(50, 200, 20.0, 30) == "step 50 of 200, about 2 min left"
+    assert progress.describe(50, 200, 100.0) == "step 50 of 200, about 5 min left"
+
+
+STEPS = """
+import sys
+for step in range(1, 31):
+    print(f"[{step}/30] Building something", flush=True)
+    for _ in range(2 * 10**6): pass
+sys.exit(3 if "fail" in sys.argv else 0)
+"""
+
+
+@pytest.mark.usefixtures("native_modules")
+@pytest.mark.parametrize("outcome", ["pass", "fail"])
+def test_a_command_without_a_terminal_prints_few_lines(outcome: str) -> None:
+    command = [sys.executable, str(ROOT / "native/progress.py"), "build", sys.executable, "-c", STEPS, outcome]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == (3 if outcome == "fail" else 0)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("build: step ")]
+    assert len(lines) <= 10
+    assert ("[30/30] Building something" in result.stderr) == (outcome == "fail")
