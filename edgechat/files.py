@@ -122,6 +122,15 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         return data
 
 
+def make_file_key(path: str) -> str:
+    """Return the key of a model file in state files: its name and size, so that it stays the same after a move."""
+    file = Path(path)
+    try:
+        return f"{file.name} {file.stat().st_size}"
+    except OSError:
+        return file.name
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to a file, atomically and readable only by the owner. Raises OSError.
 

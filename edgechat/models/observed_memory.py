@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from edgechat import paths
-from edgechat.files import JsonFile
+from edgechat.files import JsonFile, make_file_key
 
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_MODELS: Final = 200
@@ -24,7 +23,7 @@ _Differences = dict[str, list[int]]
 
 def extra_bytes(model_path: str) -> int:
     """Return the largest excess over the planned memory among the model's recent loads, in bytes; 0 without excess."""
-    return max([0, *_read_differences().get(_make_model_key(model_path), [])])
+    return max([0, *_read_differences().get(make_file_key(model_path), [])])
 
 
 def record(model_path: str, planned_bytes: int, peak_bytes: int) -> None:
@@ -43,17 +42,9 @@ def record_kill(model_path: str, planned_bytes: int) -> None:
 
 def _add_difference(model_path: str, difference: int) -> None:
     differences = _read_differences()
-    key = _make_model_key(model_path)
+    key = make_file_key(model_path)
     differences[key] = [*differences.pop(key, []), difference][-_MAX_LOADS:]
     _differences_file().save(dict(list(differences.items())[-_MAX_MODELS:]))
-
-
-def _make_model_key(model_path: str) -> str:
-    path = Path(model_path)
-    try:
-        return f"{path.name} {path.stat().st_size}"
-    except OSError:
-        return path.name
 
 
 def _differences_file() -> JsonFile[_Differences]:
