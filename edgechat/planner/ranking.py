@@ -13,6 +13,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estimate_buffers, is_all_on_gpu
+from edgechat.planner.observed_speed import ObservedSpeed, correct_speed
 from edgechat.planner.plan import Estimator, plan
 from edgechat.planner.quality import Quality, loss
 from edgechat.planner.throughput import (
@@ -45,6 +46,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """True if the file size is estimated from the number of weights."""
     extra_bytes: int = 0
     """Additional memory that earlier loads needed on this machine, compared with the estimate, in bytes."""
+    observed_speed: ObservedSpeed = ObservedSpeed()
+    """Speeds of recent replies on this machine."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +59,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryEstimate
     """Memory of the plan, or of the smallest load variant if the model does not fit."""
     speed: PredictedSpeed | None
-    """Predicted prefill and decode speed; None if unknown."""
+    """Predicted prefill and decode speed, corrected by recent replies; None if unknown."""
+    speed_reasons: dict[str, str] = {}
+    """Reason for each speed that recent replies corrected: `decode_tps`, `prefill_tps`."""
     turn: TypicalTurn | None = None
     """Time of a typical turn with the user's settings; None if the speed is unknown."""
     ranking_s: float | None = None
@@ -97,7 +102,10 @@ def evaluate(
     except PlanError:
         return _make_too_large_evaluation(candidate, n_ctx)
     options = load_plan.options
-    speed = _predict_speed(profile, machine, speeds, options)
+    speed, speed_reasons = _predict_speed(profile, machine, speeds, options), {}
+    if speed is not None and not options.n_gpu_layers:
+        correction = correct_speed(speed, candidate.observed_speed)
+        speed, speed_reasons = correction.speed, correction.reasons
     points = candidate.quality.points
     if options.kv_type == "q8_0":
         points -= loss("F32", profile.n_params, kv_q8=True)
@@ -114,6 +122,7 @@ def evaluate(
     thinking = candidate.thinking
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
+        speed_reasons=speed_reasons,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
         is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,

@@ -96,7 +96,8 @@ def make_plan_row(
         quality_loss=_finite_or_none(candidate.quality.index - evaluation.points),
         quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
         concessions=plan.concessions if plan is not None else (),
-        plan=_make_plan_fields(plan) if plan is not None else None, reasons=plan.reasons if plan is not None else {},
+        plan=_make_plan_fields(plan) if plan is not None else None,
+        reasons=(plan.reasons if plan is not None else {}) | evaluation.speed_reasons,
     )  # fmt: skip
 
 
@@ -216,6 +217,7 @@ def explain_pick(pick: Pick, evaluations: Sequence[Evaluation]) -> list[str]:
             parts.append(f"{evaluation.turn.thinking_s:.1f} s for {turn.THINKING_TOKENS} tokens of reasoning")
         parts.append(f"{evaluation.turn.reply_s:.1f} s for a reply of {turn.REPLY_TOKENS} tokens")
         lines.append(f"{', '.join(parts)}; quality {max(0.0, evaluation.points):.1f}")
+    lines += evaluation.speed_reasons.values()
     lines += [f"{objective.label}: {objective.format_rule()}" for objective in pick.objectives]
     better_models = [
         e for e in evaluations
