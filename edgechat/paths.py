@@ -135,6 +135,11 @@ def observed_memory_file() -> Path:
     return cache_dir() / "memory.json"
 
 
+def observed_speeds_file() -> Path:
+    """Return the path of the state file with the speeds of replies."""
+    return cache_dir() / "reply-speeds.json"
+
+
 def gpus_file() -> Path:
     """Return the path of the state file with the usable GPUs."""
     return cache_dir() / "gpus.json"

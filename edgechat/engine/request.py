@@ -20,6 +20,7 @@ from edgechat.engine.protocol import (
     TokenLogprobs,
     TokensGenerated,
 )
+from edgechat.engine.reply_speeds import ReplySpeeds
 from edgechat.engine.sequence import OutputSequence, compute_logprobs
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.humanize import format_count
@@ -97,6 +98,7 @@ class ActiveRequest:
         self._n_scored_tokens = 0
         """Number of prompt tokens whose logprobs were sent."""
         self._prefill_s = 0.0
+        self.speeds = ReplySpeeds()
         self._measured_s = self._disturbed_s = 0.0
         """Time of all steps, and of the steps that other programs or a pause made slower."""
         self._context_tokens = 0
@@ -185,6 +187,8 @@ class ActiveRequest:
         timing = stopwatch.stop()
         self.record_timing(timing)
         self._prefill_s += timing.elapsed_s
+        if not needs_all_logits:
+            self.speeds.record_prefill(start, end, timing)
         cache.throughput.prefill.record(end - start, timing.elapsed_s, is_disturbed=timing.is_disturbed)
         if end in checkpoints:
             cache.checkpoint(seq)

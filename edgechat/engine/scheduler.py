@@ -147,6 +147,9 @@ class Scheduler:
                 break
         context.synchronize()
         timing = stopwatch.stop()
+        if len(sequences) == 1:
+            [(request, sequence)] = sequences
+            request.speeds.record_step(len(context.tokens(sequence.seq)) - 1, timing)
         for i, (request, sequence) in enumerate(sequences):
             request.record_timing(timing)
             self._run_work(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
@@ -197,6 +200,8 @@ class Scheduler:
         context.synchronize()
         timing = stopwatch.stop()
         request.record_timing(timing)
+        if not draft:
+            request.speeds.record_step(depth, timing)
         self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, timing))
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:

@@ -16,6 +16,7 @@ from edgechat.engine.computing_mark import ComputingMark
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
+from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
@@ -81,6 +82,7 @@ class TextModel(EngineModel):
         self._on_finished = on_finished
         self._context = context = Context(model, plan)
         self._draft_manager = DraftManager(context, load, backend) if plan.speculation else None
+        self._speed_recorder = SpeedRecorder(plan, backend)
         self._disk = open_disk_tier(load, context, find_bundle())
         may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
         self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
@@ -147,6 +149,7 @@ class TextModel(EngineModel):
     def _finish_request(self, request: ActiveRequest, event: protocol.Event) -> None:
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
+        self._speed_recorder.add(request.speeds)
         self._on_finished(request.params.id, event)
 
     def _create_stats(self, request_id: int) -> protocol.EngineStats:
@@ -206,6 +209,7 @@ class TextModel(EngineModel):
             self._idle_since = time.monotonic()
         if time.monotonic() - self._idle_since < _MAX_OTHER_ENGINE_S and self._mark.is_set_by_others():
             return _OTHER_ENGINE_DELAY_S
+        self._speed_recorder.save()
         if self._disk is not None:
             self._disk.resume()
         if self._cache.idle_step():
@@ -226,6 +230,7 @@ class TextModel(EngineModel):
         self._advance_compiling_requests({request.params.id for request, _ in self._compiling_requests})
         self._grammar_compiler.close()
         self._scheduler.cancel_all()
+        self._speed_recorder.save()
         deadline = time.monotonic() + _MAX_PREFIX_SAVE_S
         try:
             self._cache.finish(_MAX_PREFIX_SAVE_S)

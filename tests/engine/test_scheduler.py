@@ -17,6 +17,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.errors import EdgechatError
+from edgechat.hardware.contention import Timing
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context
@@ -80,6 +81,41 @@ class FakeEngine:
                 return
             self.scheduler.step()
         raise AssertionError("the scheduler did not finish within 10,000 steps")
+
+
+class FixedStopwatch:
+    """Stopwatch of steps of a tenth of a second; each tenth one is disturbed and takes ten times as long."""
+
+    n_steps = 0
+
+    def stop(self) -> Timing:
+        FixedStopwatch.n_steps += 1
+        return Timing(1.0, "other programs were busy") if FixedStopwatch.n_steps % 10 == 0 else Timing(0.1)
+
+
+@pytest.mark.parametrize("n_requests", [1, 2])
+@pytest.mark.parametrize("with_drafts", [False, True])
+def test_undisturbed_steps_of_one_token_give_the_speed_of_a_reply(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, *, n_requests: int, with_drafts: bool
+) -> None:
+    monkeypatch.setattr(FakeContext, "start_stopwatch", lambda _context: FixedStopwatch())
+    speeds: list[float | None] = []
+    create_final_event = ActiveRequest.create_final_event
+
+    def finish(request: ActiveRequest) -> protocol.RequestFinished:
+        speeds.append(request.speeds.decode_tps)
+        return create_final_event(request)
+
+    monkeypatch.setattr(ActiveRequest, "create_final_event", finish)
+    engine = FakeEngine(fake, with_drafts=with_drafts)
+    monkeypatch.setattr(
+        Speculator, "propose", lambda *_arguments: [1] if engine.context.widths[-1] == 1 else []
+    )  # a draft in every second step
+    for number in range(n_requests):
+        engine.add(protocol.Generate(id=number, tokens=[1, 2 + number], max_tokens=20, ignore_eog=True))
+    engine.finish()
+    is_plain = n_requests == 1 and not with_drafts  # with drafts, fewer than 16 steps have one token
+    assert speeds == [10.0 if is_plain else None] * n_requests
 
 
 REQUESTS = st.lists(

@@ -6,7 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from edgechat.engine.computing_mark import ComputingMark
+from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.text_model import TextModel
+from edgechat.planner.load_plan import make_manual_plan
 
 if TYPE_CHECKING:
     import pytest
@@ -33,6 +35,7 @@ def test_idle_work_waits_for_other_engines_for_two_minutes(monkeypatch: pytest.M
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     model = cast("Any", object.__new__(TextModel))
+    model._speed_recorder = SpeedRecorder(make_manual_plan("m.gguf", n_threads=1, n_ctx=512), "cpu-x64")
     model._mark, model._cache, model._disk, model._draft_manager, model._idle_since = (
         FakeMark(),
         FakeCache(),
