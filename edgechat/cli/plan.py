@@ -136,6 +136,7 @@ def _evaluate_candidates(
         candidates += selection.list_catalogue_candidates()
     if profile is None:
         speeds = _load_or_measure_speeds(engine, status, measure=measure)
+        candidates = selection.add_observed_speeds(candidates, machine, speeds)
     else:
         speeds = speeds_from_profile(profile)
     is_exact = profile is None and (bool(models) or len(candidates) <= _MAX_EXACT_MODELS)

@@ -16,6 +16,7 @@ from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import CatalogueError, EdgechatError, ModelFileError, PlanError
+from edgechat.hardware.contention import is_machine_busy
 from edgechat.humanize import format_size
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.header import ModelHeader
@@ -26,6 +27,7 @@ from edgechat.models.loading import make_exact_estimator
 from edgechat.models.resources import current_machine, load_measured_speeds
 from edgechat.planner import requantize
 from edgechat.planner.machine import Machine
+from edgechat.planner.observed_speed import ObservedSpeed
 from edgechat.planner.picks import BALANCED, choose_evaluation, choose_picks
 from edgechat.planner.plan import Estimator
 from edgechat.planner.quality import quality
@@ -33,7 +35,8 @@ from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.planner.turn import Thinking
-from edgechat.runtime.backends import kernel_benchmark
+from edgechat.runtime.backends import kernel_benchmark, observed_speeds
+from edgechat.runtime.backends.bundle import find_bundle
 
 # Maximum number of installed models that the automatic choice evaluates; more would delay the first frame.
 _MAX_EVALUATED_MODELS: Final = 12
@@ -138,7 +141,9 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
     if len(entries) > _MAX_EVALUATED_MODELS:
         entries = sorted(entries, key=_estimate_points, reverse=True)[:_MAX_EVALUATED_MODELS]
     machine = current_machine(settings)
-    evaluations = evaluate_for_machine(list_installed_candidates(entries), machine, settings, load_measured_speeds())
+    speeds = load_measured_speeds()
+    candidates = add_observed_speeds(list_installed_candidates(entries), machine, speeds)
+    evaluations = evaluate_for_machine(candidates, machine, settings, speeds)
     best_evaluation = choose_evaluation(evaluations)
     if best_evaluation is not None:
         return best_evaluation.candidate.name, Path(best_evaluation.candidate.profile.path)
@@ -178,8 +183,31 @@ def suggest_download(settings: Settings) -> str:
 
 
 def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
-    """Evaluate candidates on this machine with its saved kernel speeds; memory is estimated with formulas."""
-    return evaluate_for_machine(candidates, current_machine(settings), settings, load_measured_speeds())
+    """Evaluate candidates on this machine with its saved speeds; memory is estimated with formulas."""
+    machine, speeds = current_machine(settings), load_measured_speeds()
+    return evaluate_for_machine(add_observed_speeds(candidates, machine, speeds), machine, settings, speeds)
+
+
+def add_observed_speeds(
+    candidates: Sequence[Candidate], machine: Machine, speeds: KernelSpeeds | None
+) -> list[Candidate]:
+    """Return candidates with the speeds of their recent replies on this machine, which correct predicted speeds."""
+    observed = _read_observed_speeds(speeds)
+    if observed is None:
+        return list(candidates)
+    n_threads_batch = machine.n_threads_batch or machine.n_threads
+    return [
+        msgspec.structs.replace(c, observed_speed=observed.find(c.profile.path, machine.n_threads, n_threads_batch))
+        for c in candidates
+    ]
+
+
+def _read_observed_speeds(speeds: KernelSpeeds | None) -> observed_speeds.ObservedSpeeds | None:
+    """Return the saved speeds of replies with the backend of `speeds`; None if nothing is predicted with it."""
+    try:
+        return observed_speeds.ObservedSpeeds(find_bundle(), speeds.backend) if speeds is not None else None
+    except EdgechatError:  # there is no bundle
+        return None
 
 
 def evaluate_for_machine(
@@ -222,14 +250,36 @@ def measure_speeds(cancellation: Cancellation) -> None:
 def load_or_measure_speeds(
     engine: EngineClient, on_event: Callable[[protocol.AnyEvent], None] = lambda event: None
 ) -> KernelSpeeds | None:
-    """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is old or was disturbed.
+    """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is outdated.
 
-    Raises EdgechatError.
+    It is outdated if it is old or was disturbed, and at most once a day if recent replies contradict it. Raises
+    EdgechatError.
     """
     speeds = load_measured_speeds()
+    is_contradicted = False
     if not kernel_benchmark.needs_measurement(speeds):
-        return speeds
-    return engine.list_devices(benchmark=True, on_event=on_event).speeds or speeds
+        is_contradicted = speeds is not None and _is_contradicted(speeds) and not is_machine_busy(speeds.n_threads)
+        if not is_contradicted:
+            return speeds
+        observed_speeds.record_remeasurement()
+    return engine.list_devices(benchmark=True, remeasure=is_contradicted, on_event=on_event).speeds or speeds
+
+
+def _is_contradicted(speeds: KernelSpeeds) -> bool:
+    """Return whether the replies of an installed model contradict a benchmark that may be run again now."""
+    observed = _read_observed_speeds(speeds) if observed_speeds.may_remeasure() else None
+    if observed is None:
+        return False
+    # Only replies with as many threads as in the benchmark contradict it.
+    machine = msgspec.structs.replace(
+        current_machine(Settings(gpu=False)), n_threads=speeds.n_threads, n_threads_batch=speeds.n_threads
+    )
+    entries = [
+        entry for entry in library.scan()
+        if observed.find(str(entry.path), speeds.n_threads, speeds.n_threads) != ObservedSpeed()
+    ]  # fmt: skip
+    candidates = add_observed_speeds(list_installed_candidates(entries), machine, speeds)
+    return any(e.speed_reasons for e in evaluate_for_machine(candidates, machine, Settings(), speeds))
 
 
 def _thinking(model: curated.CatalogueModel | None) -> Thinking:
