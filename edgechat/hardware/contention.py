@@ -119,7 +119,8 @@ def _find_long_pause(usage: Usage, min_cpu_s: float) -> str:
 def read_busy_s_of_cpus() -> float | None:
     """Return the CPU time of all programs since the start of the machine, on the CPUs that this process may use.
 
-    Time stolen by other virtual machines is included; processes with low priority count a tenth. None if unknown.
+    Time stolen by other virtual machines is included. Processes with low priority count a tenth, unless this process
+    has low priority, too. None if unknown.
     """
     if sys.platform == "linux":
         return _read_proc_stat()
@@ -132,7 +133,7 @@ def read_busy_s_of_cpus() -> float | None:
     # The times of interrupts on Windows, "interrupt" and "dpc", are part of the system time.
     names = ("user", "system", "irq", "softirq", "steal")
     busy_s: float = sum(getattr(times, name, 0.0) for name in names)
-    return busy_s + _NICE_WEIGHT * getattr(times, "nice", 0.0)
+    return busy_s + _nice_weight() * getattr(times, "nice", 0.0)
 
 
 def _read_proc_stat() -> float | None:
@@ -146,8 +147,15 @@ def _read_proc_stat() -> float | None:
         return None
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     # The columns are: user, nice, system, idle, iowait, irq, softirq, steal.
-    busy = sum(t[0] + t[2] + sum(t[5:8]) + _NICE_WEIGHT * t[1] for t in by_cpu)
+    nice_weight = _nice_weight()
+    busy = sum(t[0] + t[2] + sum(t[5:8]) + nice_weight * t[1] for t in by_cpu)
     return busy / ticks_per_s if by_cpu else None
+
+
+def _nice_weight() -> float:
+    """Return the weight of the CPU time of low-priority processes, which includes that of this process if it is one."""
+    has_low_priority = sys.platform != "win32" and os.getpriority(os.PRIO_PROCESS, 0) > 0
+    return 1.0 if has_low_priority else _NICE_WEIGHT
 
 
 class LoadMonitor:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,3 +198,15 @@ def test_busy_time_of_linux_is_that_of_psutil(monkeypatch: pytest.MonkeyPatch) -
     assert own is not None
     assert reference is not None
     assert abs(own - reference) < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc/stat")
+@pytest.mark.parametrize(("priority", "expected_s"), [(0, 11.0), (5, 20.0), (-5, 11.0)])
+def test_low_priority_counts_in_full_for_a_process_of_low_priority(
+    monkeypatch: pytest.MonkeyPatch, priority: int, expected_s: float
+) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    monkeypatch.setattr(Path, "read_text", lambda *_arguments: f"cpu{cpu} 1000 1000 0 9 9 0 0 0\n")
+    monkeypatch.setattr(os, "getpriority", lambda _kind, _process: priority)
+    monkeypatch.setattr(os, "sysconf", lambda _name: 100)
+    assert contention.read_busy_s_of_cpus() == expected_s
