@@ -9,6 +9,8 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,6 @@ from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.contention import LongStopwatch, is_machine_busy
 from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
-from edgechat.humanize import format_count
 from edgechat.planner.throughput import BATCH_SIZES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
@@ -37,6 +38,8 @@ _MAX_AGE_S: Final = 30 * 86400.0
 _MAX_QUICK_RUNS: Final = 3
 _MAX_FULL_RUNS: Final = 2
 
+# Number of tensor types that a whole benchmark measures (native/src/speeds.cpp); used only to compute the progress.
+_N_TYPES: Final = 21
 # First field of the line that says why the rates are too low.
 _DISTURBED: Final = "disturbed"
 
@@ -86,22 +89,30 @@ def measure_speeds(
     """Benchmark a module that passed its self-test, and cache and return the result; None if the benchmark failed.
 
     Takes a few seconds, during which the machine should be idle: a disturbed benchmark is repeated, and its fastest
-    rates are used until an undisturbed benchmark replaces them. `on_progress` receives a status line for each step.
+    rates are used until an undisturbed benchmark replaces them. `on_progress` receives a status line with the progress
+    in percent for each tensor type.
     """
     thread_counts = candidate_thread_counts()
     rates_by_count: dict[int, _Rates] = {}
     is_disturbed = False
-    for count in thread_counts if len(thread_counts) > 1 else ():
-        on_progress(f"Measuring the speed of {module.name} with {format_count(count, 'thread')}")
-        quick_run = _run_undisturbed(module, count, quick=True)
+    quick_counts = thread_counts if len(thread_counts) > 1 else []
+    n_parts = len(quick_counts) + _N_TYPES
+
+    def report(first_part: int, run_index: int, n_types: int) -> None:
+        work = f"Measuring the speed of {module.name}"
+        if run_index > 0:
+            work = "Measuring again, because other programs were busy"
+        on_progress(f"{work}: {100 * min(first_part + n_types, n_parts) // n_parts} %")
+
+    for i, count in enumerate(quick_counts):
+        quick_run = _run_undisturbed(module, count, quick=True, on_types=partial(report, i))
         if quick_run is not None:
             rates_by_count[count] = quick_run.rates
             is_disturbed |= quick_run.is_disturbed
     n_decode_threads = (
         _find_fastest_thread_count(rates_by_count, BATCH_SIZES[0]) if rates_by_count else thread_counts[-1]
     )
-    on_progress(f"Measuring the speed of {module.name}")
-    full_run = _run_undisturbed(module, n_decode_threads, quick=False)
+    full_run = _run_undisturbed(module, n_decode_threads, quick=False, on_types=partial(report, len(quick_counts)))
     if full_run is None:
         return None
     n_prefill_threads = (
@@ -176,14 +187,21 @@ class _Run(msgspec.Struct):
     is_disturbed: bool = False
 
 
-def _run_undisturbed(module: BackendModule, n_threads: int, *, quick: bool) -> _Run | None:
+def _ignore_types(_run_index: int, _n_types: int) -> None:
+    pass
+
+
+def _run_undisturbed(
+    module: BackendModule, n_threads: int, *, quick: bool, on_types: Callable[[int, int], None] = _ignore_types
+) -> _Run | None:
     """Run a benchmark until it is undisturbed, and return its rates.
 
+    `on_types` receives the index of the run, from 0, and the number of tensor types that it has measured so far.
     After some disturbed runs, or a failed run, return the fastest rates of the disturbed runs; None if there are none.
     """
     fastest_rates: _Rates = {}
-    for _ in range(_MAX_QUICK_RUNS if quick else _MAX_FULL_RUNS):
-        run = _run_benchmark(module, n_threads, quick=quick)
+    for run_index in range(_MAX_QUICK_RUNS if quick else _MAX_FULL_RUNS):
+        run = _run_benchmark(module, n_threads, quick=quick, on_types=partial(on_types, run_index))
         if run is None:
             break
         if not run.is_disturbed:
@@ -192,9 +210,13 @@ def _run_undisturbed(module: BackendModule, n_threads: int, *, quick: bool) -> _
     return _Run(fastest_rates, is_disturbed=True) if fastest_rates else None
 
 
-def _run_benchmark(module: BackendModule, n_threads: int, *, quick: bool) -> _Run | None:
+def _run_benchmark(
+    module: BackendModule, n_threads: int, *, quick: bool, on_types: Callable[[int], None]
+) -> _Run | None:
     """Benchmark a module in a child process and return the rates; None if the process failed, stalled or timed out."""
     run = _Run({})
+    types: set[str] = set()
+    on_types(0)
     is_done = False
 
     def parse_line(line: str) -> None:
@@ -209,6 +231,9 @@ def _run_benchmark(module: BackendModule, n_threads: int, *, quick: bool) -> _Ru
         # converted.
         is_tensor_type = not name.startswith("attention") and name not in {"operation", "product"}
         run.rates[name.upper() if is_tensor_type else name, layout, int(batch)] = float(rate)
+        if is_tensor_type and name != "done" and name not in types:
+            on_types(len(types))  # the last type is not complete yet
+            types.add(name)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]
     result = probe.run_child(Path(module.path).parent, arguments, parse_line, n_threads=n_threads, timeout_s=_TIMEOUT_S)

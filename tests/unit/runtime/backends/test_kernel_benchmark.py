@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -112,3 +113,32 @@ def test_rates_of_a_disturbed_benchmark_are_used_if_its_repeat_fails(monkeypatch
         assert not runs
     runs[:] = [None]
     assert kernel_benchmark._run_undisturbed(module, 2, quick=True) is None
+
+
+def test_progress_grows_with_each_tensor_type_and_names_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_child(
+        directory: object, arguments: list[str], on_line: Callable[[str], None], *, n_threads: int, timeout_s: float
+    ) -> object:
+        quick = arguments[-1] == "1"
+        types = ["q4_0"] if quick else [f"type{number}" for number in range(kernel_benchmark._N_TYPES + 3)]
+        names = [(name, batch) for name in types for batch in (1, 4, 32)]
+        for name, batch in [*([] if quick else [("operation", 1), ("attention f16", 1)]), *names, ("done", 0)]:
+            on_line(f"speed\t{name}\tCPU\t{batch}\t{10 * n_threads}")
+        if not quick and not any("again" in line for line in lines):
+            on_line("disturbed\tothers")
+        return probe.ChildResult(was_killed=False, exit_code=0)
+
+    lines: list[str] = []
+    monkeypatch.setattr(probe, "run_child", run_child)
+    monkeypatch.setattr(kernel_benchmark, "candidate_thread_counts", lambda: [1, 2])
+    assert kernel_benchmark.measure_speeds(BUNDLE, BackendModule(name="cpu-x64", path="/m"), lines.append) is not None
+    first_run = [line for line in lines if "again" not in line]
+    repetition = [line for line in lines if "again" in line]
+    assert lines == first_run + repetition
+    percents = [[int(line.split(": ")[1].removesuffix(" %")) for line in run] for run in (first_run, repetition)]
+    assert first_run[0] == "Measuring the speed of cpu-x64: 0 %"
+    assert repetition[0] == "Measuring again, because other programs were busy: 8 %"
+    for percent in percents:
+        assert percent == sorted(percent)
+        assert percent[-1] == 100
+        assert max(b - a for a, b in itertools.pairwise(percent)) <= 5
