@@ -19,6 +19,7 @@ async def main() -> None:
     from edgechat.catalogue.library import starter_model
     from edgechat.chat.session import Session
     from edgechat.cli.chat import export
+    from edgechat.engine.cancellation import Cancellation
     from edgechat.models import selection
     from edgechat.store import open_store
     from edgechat.tui.app import ChatApp
@@ -59,7 +60,7 @@ async def main() -> None:
         await pilot.pause(0.8)
         draw("search")
         await pilot.press("escape")
-        await asyncio.to_thread(selection.measure_speeds)
+        await asyncio.to_thread(selection.measure_speeds, Cancellation())
         await pilot.press("ctrl+o")
         await pilot.pause(3)
         draw("models")

@@ -207,10 +207,12 @@ def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measu
 
     def on_event(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting):
-            status.show(f"{event.message} ...")
+            status.show(event.message)
 
+    status.show("Measuring the speed of this machine")
     try:
-        return selection.load_or_measure_speeds(engine, on_event)
+        with status.counting():
+            return selection.load_or_measure_speeds(engine, on_event)
     except EdgechatError as error:  # without speeds, models can still be compared by memory and quality
         status.note(f"Cannot measure the speed of this machine: {error}")
         return None

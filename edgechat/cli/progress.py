@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -16,6 +19,8 @@ from edgechat.terminal import escape_controls, supports_escapes
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import DownloadProgress
 
+# Interval at which a status line with the elapsed time is drawn again.
+_TICK_S: Final = 0.5
 # Interval between progress lines if standard error is not a terminal.
 _LINE_INTERVAL_S: Final = 10.0
 
@@ -32,15 +37,53 @@ class StderrStatus:
         self._prints_lines = prints_lines and not self.is_active
         self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
         self._is_shown = False
+        self._text = ""
+        self._counts_from: float | None = None
+        """Start of the elapsed time in the status line, on the monotonic clock; None without an elapsed time."""
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Show the seconds since the start of the block in the status line, as a sign of life."""
+        is_over = threading.Event()
+
+        def tick() -> None:
+            while not is_over.wait(_TICK_S):
+                with self._lock:
+                    self._draw()
+
+        self._counts_from = time.monotonic()
+        thread = threading.Thread(target=tick, name="status-line", daemon=True)
+        if self.is_active:
+            thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            if self.is_active:
+                thread.join()
+            self._counts_from = None
 
     def show(self, text: str) -> None:
         """Show `text` as the status line; "" leaves the line unchanged."""
         if self.is_active and text:
-            echo_note(f"\r\x1b[2K{escape_controls(text)}", nl=False)
-            self._is_shown = True
+            with self._lock:
+                self._text = text
+                self._draw()
         elif self._prints_lines and text and time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
             echo_note(escape_controls(text))
+
+    def _draw(self) -> None:
+        if not self._text:
+            return
+        text = escape_controls(self._text)
+        if self._counts_from is not None:
+            elapsed = f" ({time.monotonic() - self._counts_from:.0f} s)"
+            # A wrapped line cannot be cleared, and would be drawn below itself at each tick.
+            text = text[: max(0, shutil.get_terminal_size().columns - 1 - len(elapsed))] + elapsed
+        echo_note(f"\r\x1b[2K{text}", nl=False)
+        self._is_shown = True
 
     def note(self, text: str) -> None:
         """Print `text` as a permanent line; "" prints nothing."""
@@ -49,9 +92,11 @@ class StderrStatus:
             echo_note(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")
 
     def clear(self) -> None:
-        if self._is_shown:
-            echo_note("\r\x1b[2K", nl=False)
-            self._is_shown = False
+        with self._lock:
+            self._text = ""
+            if self._is_shown:
+                echo_note("\r\x1b[2K", nl=False)
+                self._is_shown = False
 
 
 def echo_note(text: str, *, nl: bool = True) -> None:

@@ -234,15 +234,21 @@ def evaluate_for_machine(
     ]  # fmt: skip
 
 
-def measure_speeds(cancellation: Cancellation) -> None:
+def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], object] = lambda message: None) -> None:
     """Run the kernel benchmark, which takes a few seconds, unless a result is saved. Ignores errors.
 
     `cancellation` kills the benchmark, because it would compete with a reply and its result would be too low.
+    `on_progress` receives status lines.
     """
     engine = EngineClient()
+
+    def on_event(event: protocol.AnyEvent) -> None:
+        if isinstance(event, protocol.BackendTesting):
+            on_progress(event.message)
+
     try:
         with contextlib.suppress(EdgechatError), cancellation.interrupting(lambda: engine.close(timeout_s=0.0)):
-            load_or_measure_speeds(engine)
+            load_or_measure_speeds(engine, on_event)
     finally:
         engine.close()
 

@@ -36,7 +36,7 @@ Attempt = Callable[[ChatApp, Pilot[int]], AsyncIterator[Callable[[], object]]]
 
 @pytest.fixture(autouse=True)
 def _unmeasured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from edgechat.planner.machine import Machine
 from edgechat.planner.throughput import DeviceRates
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
+from edgechat.tui.screens import first_run
 from edgechat.tui.screens.first_run import FirstRunScreen
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import FakeRepo, LocalHub, local_hub
@@ -53,7 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 @pytest.fixture(autouse=True)
 def no_speed_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the speed measurement, which takes seconds and has its own tests."""
-    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: None)
 
 
 RATES = DeviceRates(read_bytes_per_s=10e9)
@@ -271,9 +273,40 @@ async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkey
         assert session(app).model_properties is not None
 
 
+async def test_first_start_shows_the_progress_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_measured = threading.Event()
+    report: list[Callable[[str], object]] = []
+
+    def measure(_cancellation: Cancellation, on_progress: Callable[[str], object]) -> None:
+        report.append(on_progress)
+        is_measured.wait()
+
+    monkeypatch.setattr(selection, "measure_speeds", measure)
+    monkeypatch.setattr(first_run, "_TICK_S", 0.01)
+    set_machine(monkeypatch)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test(size=(80, 24)) as pilot:
+        try:
+            await until_async(lambda: bool(report))
+            report[0]("Measuring the speed of cpu-sapphirerapids: 42 %")
+            await until_async(lambda: "Measuring the speed of cpu-sapphirerapids: 42 % (" in screen_text(app))
+            assert isinstance(app.screen, FirstRunScreen)
+            await pilot.press("down")
+            app.screen._started_at = time.monotonic() - 60.0
+            await until_async(lambda: "cpu-sapphirerapids: 42 % (6" in screen_text(app))
+            highlighted = app.screen.query_one(OptionList).highlighted_option
+            assert highlighted is not None
+            assert highlighted.id == "all"  # the progress does not move the choice of the user
+        finally:
+            is_measured.set()
+        await until_async(lambda: "get Fast" in option_ids(app))
+        await until_async(lambda: "Measuring" not in screen_text(app))
+
+
 async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     is_measured = threading.Event()
-    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: is_measured.wait())
+    monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: is_measured.wait())
     set_machine(monkeypatch)
     app = make_scripted_app(store=open_ephemeral_store())
     app.is_first_run = True
@@ -297,7 +330,7 @@ async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch
 async def test_closed_screen_stops_the_measurement(monkeypatch: pytest.MonkeyPatch, *, is_first_run: bool) -> None:
     is_measuring, is_stopped = threading.Event(), threading.Event()
 
-    def measure(cancellation: Cancellation) -> None:
+    def measure(cancellation: Cancellation, *_on_progress: object) -> None:
         with cancellation.interrupting(is_stopped.set):
             is_measuring.set()
             is_stopped.wait(60)

@@ -234,7 +234,7 @@ async def test_screen_with_facts_about_the_machine(name: str, monkeypatch: pytes
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: MACHINE)
     monkeypatch.setattr(selection, "load_measured_speeds", lambda: None)
-    monkeypatch.setattr(selection, "measure_speeds", lambda _cancellation: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
     app = make_scripted_app(REPLY)
     app.is_first_run = name == "first-run"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple
 
 from rich.text import Text
 from textual import on
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from edgechat.planner.picks import Pick
     from edgechat.planner.ranking import Evaluation
     from edgechat.tui.downloads import DownloadRunner
+
+
+# Interval at which the elapsed time of the measurement is updated.
+_TICK_S: Final = 0.5
 
 
 class Offer(NamedTuple):
@@ -67,6 +72,12 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         offer: Offer
 
     @dataclass
+    class MeasurementProgressed(Message):
+        """The measurement of the speed has completed a part."""
+
+        text: str
+
+    @dataclass
     class EvaluationFailed(Message):
         """The worker thread could not evaluate the machine and the models."""
 
@@ -82,15 +93,21 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         """Names of the recommended models by option ID."""
         self._offer = Offer("", None, [])
         self._measurement = Cancellation()
+        self._progress = ""
+        """Current part of the measurement, as a text."""
+        self._started_at = time.monotonic()
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Welcome to edgechat"
             yield Static("", id="about", markup=False)
+            yield Static("", id="progress", markup=False)
             yield OptionList(markup=False)
             yield Static("", id="pull", markup=False)
 
     def on_mount(self) -> None:
+        self.query_one("#progress", Static).display = False
+        self.set_interval(_TICK_S, self._show_progress)
         self._evaluate()
 
     def on_key(self, event: Key) -> None:
@@ -115,12 +132,24 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         from edgechat.models import selection
 
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=False)))
-        selection.measure_speeds(self._measurement)
+        selection.measure_speeds(self._measurement, lambda text: self.post_message(self.MeasurementProgressed(text)))
         self._measurement.check()
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=True)))
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
         self._show_offer(message.offer)
+
+    def on_first_run_screen_measurement_progressed(self, message: MeasurementProgressed) -> None:
+        self._progress = message.text
+        self._show_progress()
+
+    def _show_progress(self) -> None:
+        """Show the progress of the measurement with the elapsed time, until the recommendations are known."""
+        field = self.query_one("#progress", Static)
+        field.display = self._offer.picks is None
+        elapsed = f"({time.monotonic() - self._started_at:.0f} s)"
+        lines = ["Measuring the speed of this machine, to recommend models ...", f"{self._progress} {elapsed}".lstrip()]
+        field.update(Text(escape_controls("\n".join([*lines, ""]))))
 
     def on_first_run_screen_evaluation_failed(self, message: EvaluationFailed) -> None:
         self._show_offer(self._offer._replace(picks=self._offer.picks or [], problem=message.problem))
@@ -131,9 +160,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         if offer.installed_model is not None:
             name, summary = offer.installed_model.candidate.name, format_summary(offer.installed_model)
             lines += ["", f"Installed: {name}, {summary}"]
-        if offer.picks is None:
-            lines += ["", "Measuring the speed of this machine, to recommend models ..."]
-        elif offer.picks:
+        if offer.picks:
             lines += ["", "Recommended downloads (need internet access):"]
         if offer.problem:
             lines += ["", offer.problem]
@@ -148,6 +175,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         if offer.installed_model is not None:
             options.add_option(Option(f"Chat now with {offer.installed_model.candidate.name}, offline", id="local"))
         options.add_option(Option("Show all models", id="all"))
+        self._show_progress()
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
         # The Balanced download is the default, but an option that the user moved to stays highlighted.
         options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.objectives), 0)

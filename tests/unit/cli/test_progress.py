@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
 from edgechat.cli import progress
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(("prints_lines", "expected"), [(True, ["b", "d"]), (False, [])])
@@ -19,3 +26,37 @@ def test_status_outside_a_terminal_is_a_line_every_ten_seconds(
         status.show(text)
     status.clear()
     assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_status_line_shows_the_elapsed_time_until_the_end_of_the_block(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "supports_escapes", lambda _stream: True)
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=itertools.count(100).__next__))
+    status, output = progress.StderrStatus(), ""
+
+    def shown_seconds(text: str) -> list[int]:
+        nonlocal output
+        output += capsys.readouterr().err
+        return [int(seconds) for seconds in re.findall(rf"\r{text}[^(\r]*\((\d+) s\)", output)]
+
+    with status.counting():
+        status.show("Measuring")
+        until(lambda: len(shown_seconds("Measuring ")) > 3)
+        status.show("Reading the speed of this machine")  # cut, because a wrapped line cannot be cleared
+        until(lambda: len(shown_seconds("Reading ")) > 3)
+    seconds = shown_seconds("")
+    assert seconds == sorted(seconds)
+    assert {len(line) for line in output.split("\r") if line.startswith("Reading")} == {29}
+    status.clear()
+    status.show("Done")
+    assert capsys.readouterr().err.endswith("\r\rDone")  # click removes the escape sequences
+
+
+def test_elapsed_time_is_not_shown_outside_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    status = progress.StderrStatus()
+    with status.counting():
+        status.show("Measuring")
+    assert capsys.readouterr().err == ""
