@@ -13,7 +13,7 @@ VARIANTS ?= host
 .PHONY: help chat serve test test-fast test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
 help:
-	@echo "make chat         set up, then chat with the starter model"
+	@echo "make chat         set up, then chat with the best installed model, at first the starter model"
 	@echo "make serve        set up, then serve the starter model over the OpenAI API"
 	@echo "make test         set up, then run the tests (under 30 minutes)"
 	@echo "make test-fast    set up, then run lint, types and unit tests on all cores (7 minutes on two)"
@@ -30,7 +30,7 @@ help:
 	@echo "make screenshots  redraw the pictures in docs/"
 
 chat: setup
-	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat -m starter; else \
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat; else \
 		echo "No terminal: edgechat answers one sample question instead of starting the chat."; \
 		$(BIN)/edgechat ask -m starter --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
 

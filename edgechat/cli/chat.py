@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import TYPE_CHECKING, Any
+
+from edgechat.errors import EdgechatError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +29,19 @@ def run_chat(**options: Any) -> int:
     start_options = ("model", "continue_last", "conversation_id", "persona", "ephemeral")
     has_start_option = any(options.get(name) for name in start_options)
     is_first_run = settings.model == config.AUTO and not has_start_option and not history_file().exists()
-    return run_app(ChatApp(make_session, [str(p) for p in problems], settings, export, is_first_run=is_first_run))
+    try:
+        return run_app(ChatApp(make_session, [str(p) for p in problems], settings, export, is_first_run=is_first_run))
+    finally:
+        if is_first_run and not history_file().exists():
+            _create_history()
+
+
+def _create_history() -> None:
+    """Create an empty history, so that the first-run screen is shown only once, also if it was left with Ctrl+Q."""
+    from edgechat.cli.history_store import open_history
+
+    with contextlib.suppress(EdgechatError, OSError):
+        open_history().close()
 
 
 def export(store: Store, conversation_id: str, file: Path) -> None:

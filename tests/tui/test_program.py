@@ -39,6 +39,22 @@ def test_first_frame_imports_neither_engine_nor_planner() -> None:
             assert module not in imported
 
 
+@pytest.mark.parametrize("key", ["\x11", "\x1b"], ids=["Ctrl+Q", "Esc"])
+def test_first_run_screen_is_shown_once(key: str) -> None:
+    with terminal(*edgechat_command()) as t:
+        t.until("Chat now with starter, offline")
+        assert "Welcome to edgechat" in t.text()
+        t.type(key)
+        if key == "\x1b":
+            t.until_stable("Ready")
+            t.type("\x11")
+        assert t.wait() == 0
+    with terminal(*edgechat_command()) as t:
+        t.until_stable("Ready")
+        assert "Welcome" not in t.text()
+    assert json.loads(history("list", "--json")) == []
+
+
 def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'a').write(' in one word')\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,16 @@ def test_every_exit_code_is_documented() -> None:
     raised = {error.exit_code for error in vars(errors).values() if hasattr(error, "exit_code")}
     raised |= {signals.exit_code(number) for number in (*signals.ENDING_SIGNALS, signal.SIGINT)}
     assert documented == raised | {0, 1, 141}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_chat_starts_the_chat_without_a_model(tmp_path: Path) -> None:
+    recipe = subprocess.run(
+        ["make", "-n", "-f", ROOT / "Makefile", "-o", "setup", "chat"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "exec .venv/bin/edgechat;" in recipe
+    assert "edgechat ask -m starter" in recipe  # without a terminal
