@@ -93,7 +93,7 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
         echo_json(json_facts | {"picks": pick_names, "models": rows})
         return
     _print_memory(json_facts["available_bytes"], json_facts["reserved_bytes"])
-    _print_picks(picks, evaluations, explain=explain)
+    _print_picks(picks, evaluations, explain=explain, defaults_only=not models)
     _print_table([row for row in rows if models or row.is_recommended], json_facts["available_bytes"])
     if explain and choice is not None:
         _print_explanation(make_plan_row(choice, choice, picks))
@@ -225,7 +225,7 @@ def _print_memory(available_bytes: int, reserved_bytes: int) -> None:
     click.echo(f"{format_size(available_bytes)} of memory available{reserve_text}")
 
 
-def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: bool) -> None:
+def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: bool, defaults_only: bool) -> None:
     """Print the recommended models, each with size, memory and the time of a typical reply."""
     from edgechat.planner.report import explain_pick, format_summary
 
@@ -233,7 +233,7 @@ def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: b
         name = pick.evaluation.candidate.name
         state = "" if pick.evaluation.candidate.is_installed else " (not installed)"
         click.echo(escape_controls(f"{pick.label}: {name}{state}\n  {format_summary(pick.evaluation)}"))
-        for line in explain_pick(pick, evaluations) if explain else ():
+        for line in explain_pick(pick, evaluations, defaults_only=defaults_only) if explain else ():
             click.echo(escape_controls(f"  {line}"))
     if picks:
         click.echo()

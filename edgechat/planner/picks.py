@@ -68,8 +68,7 @@ def choose_picks(evaluations: Sequence[Evaluation], *, defaults_only: bool = Fal
     leaves the reserved memory to other programs. With `defaults_only`, candidates whose `is_default` is False are
     ignored.
     """
-    eligible_models = _list_eligible(evaluations, defaults_only=defaults_only)
-    fast_models = [e for e in eligible_models if _is_speed_known(e) and e.is_fast_enough and not e.uses_reserve]
+    fast_models = _list_fast(evaluations, defaults_only=defaults_only)
     objectives_by_name: dict[str, list[Objective]] = {}
     best_models: dict[str, Evaluation] = {}
     for objective in OBJECTIVES:
@@ -78,6 +77,32 @@ def choose_picks(evaluations: Sequence[Evaluation], *, defaults_only: bool = Fal
             objectives_by_name.setdefault(best_model.candidate.name, []).append(objective)
             best_models[best_model.candidate.name] = best_model
     return [Pick(tuple(objectives), best_models[name]) for name, objectives in objectives_by_name.items()]
+
+
+class SlowerModel(NamedTuple):
+    """Model of better quality that a time limit excluded."""
+
+    evaluation: Evaluation
+    seconds: float
+    """Time of a typical turn of the model."""
+    limit_s: float
+    """Time limit that the picked model meets and this one exceeds, in seconds."""
+
+
+def find_slower_model(
+    pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only: bool = False
+) -> SlowerModel | None:
+    """Return the better model that would be picked if there were no time limits; None if there is none."""
+    models, pick_s = _list_fast(evaluations, defaults_only=defaults_only), _ranking_s(pick.evaluation)
+    for objective in pick.objectives:
+        best_model = _choose(models, objective._replace(limits_s=()))
+        if best_model is None or best_model.points <= pick.evaluation.points + _TIE_POINTS:
+            continue
+        seconds = _ranking_s(best_model)
+        limit_s = next((limit_s for limit_s in objective.limits_s if pick_s <= limit_s < seconds), None)
+        if limit_s is not None:
+            return SlowerModel(best_model, seconds, limit_s)
+    return None
 
 
 def choose_evaluation(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> Evaluation | None:
@@ -131,6 +156,12 @@ def is_improvement(evaluation: Evaluation, other: Evaluation) -> bool:
     is_faster = _is_speed_known(evaluation) and _ranking_s(evaluation) < _ranking_s(other)
     leaves_more = other.uses_reserve and not evaluation.uses_reserve
     return evaluation.points > other.points + _TIE_POINTS or is_faster or leaves_more
+
+
+def _list_fast(evaluations: Iterable[Evaluation], *, defaults_only: bool) -> list[Evaluation]:
+    """Return the eligible models of a known speed that are fast enough and leave memory to other programs."""
+    eligible_models = _list_eligible(evaluations, defaults_only=defaults_only)
+    return [e for e in eligible_models if _is_speed_known(e) and e.is_fast_enough and not e.uses_reserve]
 
 
 def _list_eligible(evaluations: Iterable[Evaluation], *, defaults_only: bool) -> list[Evaluation]:

@@ -12,7 +12,7 @@ from edgechat.humanize import format_duration, format_size
 from edgechat.planner import turn
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.picks import OBJECTIVES, Pick, choose_quants
+from edgechat.planner.picks import OBJECTIVES, Pick, choose_quants, find_slower_model
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR_WIDTH: Final = 24
@@ -207,8 +207,11 @@ def format_summary(evaluation: Evaluation) -> str:
     return f"{sizes}, {format_turn(evaluation.turn.total_s, evaluation.turn.thinking_s)}"
 
 
-def explain_pick(pick: Pick, evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer."""
+def explain_pick(pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> list[str]:
+    """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer.
+
+    `defaults_only` is that of `choose_picks`.
+    """
     evaluation = pick.evaluation
     lines = []
     if evaluation.turn is not None:
@@ -219,6 +222,12 @@ def explain_pick(pick: Pick, evaluations: Sequence[Evaluation]) -> list[str]:
         lines.append(f"{', '.join(parts)}; quality {max(0.0, evaluation.points):.1f}")
     lines += evaluation.speed_reasons.values()
     lines += [f"{objective.label}: {objective.format_rule()}" for objective in pick.objectives]
+    slower_model = find_slower_model(pick, evaluations, defaults_only=defaults_only)
+    if slower_model is not None:
+        lines.append(
+            f"{slower_model.evaluation.candidate.name} has better quality ({slower_model.evaluation.points:.1f}), but "
+            f"a typical reply takes {slower_model.seconds:.1f} s, above {slower_model.limit_s:.0f} s"
+        )
     better_models = [
         e for e in evaluations
         if e.plan is not None and e.points > evaluation.points and (e.ranking_s or 0.0) > (evaluation.ranking_s or 0.0)

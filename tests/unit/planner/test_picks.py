@@ -23,7 +23,7 @@ from edgechat.planner.picks import (
     is_improvement,
 )
 from edgechat.planner.ranking import Candidate, Evaluation, evaluate
-from edgechat.planner.report import make_plan_rows
+from edgechat.planner.report import explain_pick, make_plan_rows
 from edgechat.planner.throughput import DeviceRates
 from tests.unit.planner.profiles import GIB, candidates, machine, make_evaluation
 
@@ -65,6 +65,26 @@ def test_useful_model_within_30_s_is_balanced_whatever_slower_models_score() -> 
     assert pick_names(evaluations)[BALANCED] == "a:Q4_0"
     too_weak = [make_evaluation("a:Q4_0", points=7.9, seconds=30), evaluations[1]]
     assert pick_names(too_weak)[BALANCED] == "b:Q4_0"
+
+
+def test_explanation_names_the_better_model_that_a_time_limit_excludes() -> None:
+    evaluations = [
+        make_evaluation("weak:Q4_0", points=9.9, seconds=26),
+        make_evaluation("better:Q4_0", points=16.4, seconds=33),
+        make_evaluation("huge:Q4_0", points=16.6, seconds=130),
+    ]
+    balanced, best = choose_picks(evaluations)
+    assert (balanced.evaluation, best.evaluation) == (evaluations[0], evaluations[1])
+    reason = "better:Q4_0 has better quality (16.4), but a typical reply takes 33.0 s, above 30 s"
+    assert reason in explain_pick(balanced, evaluations)
+    assert not any("has better quality" in line for line in explain_pick(best, evaluations))  # a tie
+    # Also without a limit, 11 points for 60 s are no better offer than 9.9 points for 26 s.
+    slow = [evaluations[0], make_evaluation("slow:Q4_0", points=11, seconds=60)]
+    assert not any("has better quality" in line for line in explain_pick(choose_picks(slow)[0], slow))
+    conditions = msgspec.structs.replace(evaluations[1].candidate, is_default=False)
+    restricted = [evaluations[0], msgspec.structs.replace(evaluations[1], candidate=conditions)]
+    [pick] = choose_picks(restricted, defaults_only=True)
+    assert not any("has better quality" in line for line in explain_pick(pick, restricted, defaults_only=True))
 
 
 def test_difference_of_a_quarter_of_a_point_is_a_tie_that_the_faster_model_wins() -> None:
