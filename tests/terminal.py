@@ -19,6 +19,9 @@ import pytest
 
 from tests.waiting import source, until
 
+SLOW_LINE_S = 0.05
+"""Interval at which a terminal on a slow line reads."""
+
 
 class Terminal:
     """Program that runs in a pseudo-terminal, with its screen and keyboard."""
@@ -53,6 +56,8 @@ class Terminal:
         self.reads = threading.Event()
         """While this is not set, the terminal reads no output, like one that is stopped with Ctrl+S."""
         self.reads.set()
+        self.bytes_per_s: int | None = None
+        """Rate at which the terminal reads output, like a slow line; None for any rate."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -68,13 +73,20 @@ class Terminal:
             try:
                 if not select.select([self._master], [], [], 0.05)[0]:
                     continue
-                data = os.read(self._master, 1 << 16)
+                data = os.read(self._master, self._n_readable())
             except (OSError, ValueError):
                 return
             with self._lock:
                 self.output += data
                 # pyte does not support these escape sequences, which do not change the screen.
                 self._stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b"").replace(b"\x1b[?2026$p", b""))
+
+    def _n_readable(self) -> int:
+        """Return the number of bytes to read at once; on a slow line, wait for as long as the line needs for them."""
+        if self.bytes_per_s is None:
+            return 1 << 16
+        time.sleep(SLOW_LINE_S)
+        return max(1, int(self.bytes_per_s * SLOW_LINE_S))
 
     def text(self) -> str:
         """Return the rows of the screen."""

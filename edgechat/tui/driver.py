@@ -12,11 +12,14 @@ import selectors
 import signal
 import sys
 import termios
+import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from edgechat.tui.output_flow import CHUNK_CHARS, OutputFlow
+from edgechat.tui.painter import Painter
 from edgechat.tui.terminal_parser import POLL_S, TerminalParser
 
 if TYPE_CHECKING:
@@ -42,9 +45,11 @@ class ChatDriver(LinuxDriver):
 
     def __init__(self, app: App[Any], **options: Any) -> None:
         super().__init__(app, **options)
-        self._output = _TerminalOutput(sys.__stderr__, self._report_lost, self._report_error)  # type: ignore[arg-type]
+        self._flow = OutputFlow()
+        self._output = _TerminalOutput(sys.__stderr__, self._flow, self._report_lost, self._report_error)  # type: ignore[arg-type]
         self._file = self._output  # type: ignore[assignment]
         self._is_started = False
+        self.painter = Painter(lambda strip: strip.render(app.console), self._flow.budget)
 
     # Input
 
@@ -79,6 +84,7 @@ class ChatDriver(LinuxDriver):
     def write(self, data: str) -> None:
         """Write to the terminal, unless it is gone: the queue of the writer thread would fill up and block."""
         if not self._output.is_lost:
+            self._flow.queued(len(data))
             super().write(data)
 
     def _disable_mouse_support(self) -> None:
@@ -89,6 +95,7 @@ class ChatDriver(LinuxDriver):
     # Start and stop
 
     def start_application_mode(self) -> None:
+        self.painter.forget()
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self._is_started = self._writer_thread is not None and self._writer_thread.is_alive()
         if not self._is_started:  # Textual gives up silently if it cannot change the terminal's attributes
@@ -139,17 +146,29 @@ class ChatDriver(LinuxDriver):
 class _TerminalOutput:
     """Standard error, on which Textual draws. After an error of the device, all further output is dropped."""
 
-    def __init__(self, file: TextIO, on_lost: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, file: TextIO, flow: OutputFlow, on_lost: Callable[[], None], on_error: Callable[[Exception], None]
+    ) -> None:
         self._file = file
+        self._flow = flow
         self._on_lost = on_lost
         self._on_error = on_error
         self.is_lost = False
 
     def write(self, text: str) -> None:
-        self._attempt(lambda: self._file.write(text))
+        """Write in parts, and tell `flow` how long each part waited for the terminal."""
+        for start in range(0, len(text), CHUNK_CHARS):
+            part = text[start : start + CHUNK_CHARS]
+            started_at = time.monotonic()
+            self._attempt(lambda part=part: self._write_through(part))  # type: ignore[misc]
+            self._flow.written(len(part), time.monotonic() - started_at)
 
     def flush(self) -> None:
         self._attempt(self._file.flush)
+
+    def _write_through(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
 
     def fileno(self) -> int:
         return self._file.fileno()

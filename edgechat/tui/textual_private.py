@@ -5,20 +5,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from textual import constants
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
+from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.app import App
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, RenderableType
     from textual.driver import Driver
     from textual.geometry import Size
+    from textual.screen import Screen
+    from textual.strip import Strip
     from textual.widget import Widget
 
+    from edgechat.tui.painter import Painter
+
 ReturnType = TypeVar("ReturnType")
+_CATCH_UP_S: Final = 0.05
+"""Time until the next frame if the terminal is behind."""
 
 
 class _ExtraKeys(enum.Enum):
@@ -51,8 +62,72 @@ def write_to_terminal(app: App[ReturnType], data: str) -> None:
         app._driver.write(data)  # noqa: SLF001
 
 
+def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list[tuple[int, Strip]]]]:
+    """Yield the rows of a screen update: the row number, and pairs of a column and the cells from there on."""
+    if isinstance(update, LayoutUpdate):
+        for y, strips in enumerate(update.strips, update.region.y):
+            x, parts = update.region.x, []
+            for strip in strips:
+                parts.append((x, strip))
+                x += strip.cell_length
+            yield y, parts
+        return
+    for y, first, last in update.spans:
+        ends = zip(update.chops[y].items(), update.chop_ends[y])  # noqa: B905  (the last end is the width)
+        yield y, [(x, strip) for (x, strip), end in ends if strip is not None and x <= last and end > first]
+
+
+class _Frame(CompositorUpdate):
+    """Output that is written as one frame."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+
+    def render_segments(self, console: Console) -> str:  # noqa: ARG002
+        return self._output
+
+
 class CrashReportApp(App[ReturnType]):
-    """Application that calls `report_crash` for an unhandled exception, instead of printing Textual's traceback."""
+    """Application that calls `report_crash` for an unhandled exception, instead of printing Textual's traceback.
+
+    If its driver has a `Painter`, only the cells that changed are written to the terminal.
+    """
+
+    _paints_later = False
+
+    def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
+        painter = self._painter
+        if painter is not None and isinstance(renderable, (LayoutUpdate, ChopsUpdate)):
+            painter.add(changed_rows(renderable), self.size)
+            if self._batch_count == 0:
+                self.paint()
+        else:
+            super()._display(screen, renderable)
+
+    def paint(self) -> None:
+        """Write the changes that the painter allows now; if the terminal is behind, write the others later."""
+        painter = self._painter
+        if painter is None or self._closed or not self._running:
+            return
+        output = painter.take(self.cursor_position)
+        if output:
+            super()._display(self.screen, _Frame(output))  # type: ignore[arg-type]
+        if painter.is_behind and not self._paints_later:
+            self._paints_later = True
+            asyncio.get_running_loop().call_later(_CATCH_UP_S, self._paint_rest)
+
+    def _paint_rest(self) -> None:
+        self._paints_later = False
+        self.paint()
+
+    @property
+    def _painter(self) -> Painter | None:
+        return getattr(self._driver, "painter", None)
+
+    def on_resize(self) -> None:
+        """Write the whole screen again, because terminals move text when their size changes."""
+        if self._painter is not None:
+            self._painter.forget()
 
     def get_driver_class(self) -> type[Driver]:
         """Return a driver that survives any input, or the driver that $TEXTUAL_DRIVER names."""

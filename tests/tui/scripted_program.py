@@ -1,4 +1,4 @@
-"""The chat with scripted replies as a program: `python -m tests.tui.scripted_program [TOKEN_INTERVAL_S [REPLY]]`."""
+"""The chat with scripted replies: `python -m tests.tui.scripted_program [TOKEN_INTERVAL_S [REPLY [N_FAST_TOKENS]]]`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ LONG_REPLY = " ".join(f"word{number}" for number in range(5000))
 
 def main() -> int:
     """Run the chat and return its exit code. Conversations are saved in EDGECHAT_HOME."""
-    interval_s, reply = [*sys.argv[1:], "0.01", LONG_REPLY][:2] if len(sys.argv) < 3 else sys.argv[1:3]
-    script = Script([reply], token_interval_s=float(interval_s))
+    defaults = ["0.01", LONG_REPLY, "0"]
+    interval_s, reply, n_fast_tokens = [*sys.argv[1:], *defaults[len(sys.argv) - 1 :]]
+    script = Script([reply], token_interval_s=float(interval_s), n_fast_tokens=int(n_fast_tokens))
     settings = Settings(temperature=0.0, titles=False)
     app = ChatApp(lambda: ScriptedSession(open_store(), settings, script), [], settings, export)
     return run_app(app)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import textual.app
 from rich.markdown import Markdown
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual._xterm_parser import XTermParser
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
-from textual.geometry import Size
+from textual.geometry import Region, Size
+from textual.strip import Strip
 from textual.widget import Widget
 
 from edgechat.markdown import Document, Formulas
@@ -24,7 +26,8 @@ from edgechat.tui.terminal_parser import ConsoleParser
     ("owner", "name"),
     [
         (App(), "_driver"), (App(), "_clipboard"), (App(), "_exception"), (App, "_fatal_error"),
-        (App, "_handle_exception"), (Widget, "_scroll_update"), (XTermParser(), "_timeout_time"),
+        (App, "_handle_exception"), (App, "_display"), (App(), "_batch_count"), (App(), "_running"),
+        (App(), "_closed"), (Widget, "_scroll_update"), (XTermParser(), "_timeout_time"),
         (LinuxDriver, "_run_input_thread"), (LinuxDriver, "_disable_mouse_support"),
         (LinuxDriver, "_sigtstp_application"), (LinuxDriver, "_sigcont_application"),
     ],
@@ -39,6 +42,14 @@ def test_scroll_update_takes_a_virtual_size() -> None:
 
 def test_unhandled_errors_call_fatal_error() -> None:
     assert "self._fatal_error()" in inspect.getsource(textual.app.App._handle_exception)
+
+
+def test_screen_updates_have_rows_and_spans() -> None:
+    blank = Strip.blank(4)
+    full = LayoutUpdate([[blank], [blank]], Region(0, 3, 4, 2))
+    assert list(textual_private.changed_rows(full)) == [(3, [(0, blank)]), (4, [(0, blank)])]
+    partial = ChopsUpdate([{0: blank, 4: None, 8: blank}], [(0, 2, 6)], [[4, 8, 12]])
+    assert list(textual_private.changed_rows(partial)) == [(0, [(0, blank)])]
 
 
 def test_linux_driver_uses_what_the_own_driver_replaces() -> None:

@@ -1,0 +1,52 @@
+"""Decides what is written to the terminal, and when: changed cells only, and no more than a slow line can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from edgechat.tui.render.screen_image import ScreenImage, erases_with_colour
+
+if TYPE_CHECKING:
+    from textual.geometry import Offset, Size
+    from textual.strip import Strip
+
+
+class Painter:
+    """Collects screen updates and returns the output for them."""
+
+    def __init__(self, render: Callable[[Strip], str], get_budget: Callable[[], int | None]) -> None:
+        """`render` returns the escape sequences and the text of a strip.
+
+        `get_budget` returns the number of characters that may be written now; None for any number.
+        """
+        self._image = ScreenImage(render, erases_with_colour=erases_with_colour())
+        self._get_budget = get_budget
+        self._cursor: Offset | None = None
+
+    def add(self, rows: Iterable[tuple[int, list[tuple[int, Strip]]]], size: Size) -> None:
+        """Add changed rows of a screen of this size: row numbers, and pairs of a column and cells."""
+        self._image.resize(size.width, size.height)
+        for y, strips in rows:
+            self._image.set_row(y, strips)
+
+    @property
+    def is_behind(self) -> bool:
+        """True if the terminal does not show everything yet."""
+        return not self._image.is_current
+
+    def forget(self) -> None:
+        """Write the whole screen with the next frames."""
+        self._image.forget()
+
+    def take(self, cursor: Offset) -> str:
+        """Return the output of the next frame, the rows near the cursor first.
+
+        It is empty if nothing has changed, or if nothing may be written now.
+        """
+        budget = self._get_budget()
+        if budget == 0:
+            return ""
+        output = self._image.flush(budget, cursor.y)
+        has_moved, self._cursor = cursor != self._cursor, cursor
+        return output or ("\x1b[m" if has_moved else "")
