@@ -176,17 +176,27 @@ class Actions:
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Generate an alternative to a reply; for a user message, generate another reply to it."""
-        if entry is not None:
+        if entry is not None and self._confirm_reply("retry", entry, "generate another reply"):
             message_id = entry.message.id
             self._start_reply()
             self._worker.generate(lambda session: session.regenerate(message_id))
 
     def continue_message(self, entry: MessageEntry | None) -> None:
         """Continue a stopped reply."""
-        if entry is not None:
+        if entry is not None and self._confirm_reply("continue", entry, "continue the reply"):
             message_id = entry.message.id
             self._start_reply()
             self._worker.generate(lambda session: session.continue_reply(message_id))
+
+    def _confirm_reply(self, action: str, entry: MessageEntry, effect: str) -> bool:
+        """Return whether a reply may be generated: there is none yet, or the key was pressed twice."""
+        self._refuse_while_busy()
+        messages = self._pane.messages
+        has_reply = entry.kind == "assistant" or entry is not messages[-1]
+        if not has_reply or self._confirmation.confirm(f"{action} {entry.message.id}"):
+            return True
+        self._pane.notify(f"Press the same key again to {effect}")
+        return False
 
     def edit_message(self, entry: MessageEntry | None) -> None:
         """Load a user message into the input for editing; for a reply, load the user message before it."""

@@ -21,6 +21,7 @@ from edgechat.tui.ending import SignalEnding
 from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
+from edgechat.tui.suspending import suspend_process_group
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
@@ -68,6 +69,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
         Binding("ctrl+p", "command_palette", "Command palette", id="app.palette", priority=True),
+        Binding("ctrl+z", "suspend_process", "Suspend; `fg` in the shell resumes", id="app.suspend", priority=True),
     ]
 
     def __init__(
@@ -191,10 +193,11 @@ class ChatApp(textual_private.CrashReportApp[int]):
         from edgechat.tui.screens.models import ModelsScreen
         from edgechat.tui.screens.plan import TextScreen
         from edgechat.tui.screens.settings import SettingsScreen
+        from edgechat.tui.widgets.line_editor import LineEditor
         from edgechat.tui.widgets.sidebar import Sidebar
 
         screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
-        return keys.list_declared_bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
+        return keys.list_declared_bindings(ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, Sidebar, *screens)
 
     def apply_settings(self, settings: Settings) -> None:
         """Apply changed settings. Does not reload the model."""
@@ -336,6 +339,11 @@ class ChatApp(textual_private.CrashReportApp[int]):
         except SuspendNotSupported as error:
             self.pane.add_error(str(error))
         self.refresh(layout=True)
+
+    def action_suspend_process(self) -> None:
+        """Suspend the program as a terminal does with Ctrl+Z, if a shell can resume it."""
+        if not suspend_process_group():
+            self.notify("There is no shell to return to")
 
     # Quitting
 

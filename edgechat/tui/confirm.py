@@ -1,4 +1,4 @@
-"""Confirmation of deletions by repeating the request."""
+"""Confirmation of an action by repeating the request."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _TIMEOUT_S: Final = 5.0
 
 
 class Confirmation:
-    """Confirms the deletion of an item when it is requested twice within five seconds."""
+    """Confirms an action when it is requested twice within five seconds."""
 
     def __init__(self) -> None:
         self._item_id = ""
         self._requested_at = 0.0
 
     def confirm(self, item_id: str) -> bool:
-        """Request the deletion of an item; return whether this is the second request within five seconds."""
+        """Request an action on an item; return whether this is the second request within five seconds."""
         is_confirmed = self._item_id == item_id and time.monotonic() - self._requested_at < _TIMEOUT_S
         self._item_id, self._requested_at = "" if is_confirmed else item_id, time.monotonic()
         return is_confirmed

@@ -16,6 +16,7 @@ from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
+    from textual.events import Key, MouseScrollDown, MouseScrollUp, Paste
 
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
@@ -38,7 +39,7 @@ class ConversationPane(Vertical):
         self._worker = worker
         self._get_palette = get_palette
         self._get_download_status = get_download_status
-        self.transcript = Transcript(get_palette, id="transcript")
+        self.transcript = Transcript(get_palette, self._send_to_prompt, id="transcript")
         self.status_line = StatusLine(self._read_status)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
         self.composer = Composer(self.prompt, worker)
@@ -87,6 +88,24 @@ class ConversationPane(Vertical):
             download_status=self._get_download_status(),
         )
 
+    # Keys and the mouse
+
+    def _send_to_prompt(self, event: Key | Paste) -> None:
+        """Move the focus to the input, and give it a key or a paste that the transcript has no use for."""
+        self.screen.set_focus(self.prompt)
+        self.prompt.post_message(event)
+
+    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
+        self._scroll_by_wheel(event, -1)
+
+    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
+        self._scroll_by_wheel(event, 1)
+
+    def _scroll_by_wheel(self, event: MouseScrollUp | MouseScrollDown, direction: int) -> None:
+        """Scroll the transcript if the mouse is over the input or the status line, and these cannot scroll."""
+        event.stop()
+        self.transcript.scroll_rows(direction * max(1, round(self.app.scroll_sensitivity_y)))
+
     # Notes and errors
 
     def add_note(self, text: str) -> None:
@@ -102,6 +121,11 @@ class ConversationPane(Vertical):
 
         self.transcript.follows_end = True  # show the result that the user is waiting for
         self.transcript.append(TranscriptEntry(kind, escape_controls(text)))
+
+    def remove_errors(self) -> None:
+        """Remove all errors from the transcript."""
+        entries = [entry for entry in self.transcript.entries if entry.kind != "error"]
+        self.transcript.set_entries(entries, follow=False)
 
     def on_note_added(self, message: ui_messages.NoteAdded) -> None:
         self.add_note(message.text)

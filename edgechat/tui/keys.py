@@ -88,13 +88,20 @@ def _is_key(key: str) -> bool:
 
 
 def find_action(owner: type[DOMNode], key: str, overrides: Mapping[str, str]) -> str | None:
-    """Return the action that the bindings of a class assign to a key; None if the key is not bound.
+    """Return the action that the bindings of a class and its bases assign to a key; None if the key is not bound.
 
-    `overrides` contains remapped keys by binding ID.
+    Only bindings with an ID count. `overrides` contains remapped keys by binding ID.
     """
-    for binding in owner.__dict__.get("BINDINGS", ()):
-        if isinstance(binding, Binding):
-            keys = overrides.get(binding.id or "") or binding.key
-            if key in keys.split(","):
-                return binding.action
+    for class_ in owner.__mro__:
+        for binding in class_.__dict__.get("BINDINGS", ()):
+            if isinstance(binding, Binding) and binding.id:
+                keys = overrides.get(binding.id) or binding.key
+                if key in keys.split(","):
+                    return binding.action
     return None
+
+
+def is_assigned_elsewhere(key: str, area: str, overrides: Mapping[str, str]) -> bool:
+    """Return whether the user assigned a key to an action of the chat screen, and to none of `area`."""
+    areas = {name.partition(".")[0] for name, keys in overrides.items() if key in keys.split(",")}
+    return "chat" in areas and area not in areas

@@ -77,6 +77,14 @@ def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list
         yield y, [(x, strip) for (x, strip), end in ends if strip is not None and x <= last and end > first]
 
 
+def redraw(app: App[ReturnType]) -> None:
+    """Write the whole screen again, for example because another program wrote to the terminal."""
+    painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
+    if painter is not None:
+        painter.forget()
+    app.screen.refresh()
+
+
 class _Frame(CompositorUpdate):
     """Output that is written as one frame."""
 

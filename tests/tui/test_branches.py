@@ -55,7 +55,7 @@ async def test_retry_adds_an_alternative_and_branch_continues_from_a_reply() -> 
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await ask(app, "Question")
-        await pilot.press("escape", "r")
+        await pilot.press("escape", "r", "r")
         await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 3)
         assert saved_texts(app) == ["Question", "Two."]
         await pilot.press("left")

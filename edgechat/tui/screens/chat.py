@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual import on, work
@@ -11,6 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from edgechat.errors import UsageError
+from edgechat.tui import textual_private
+from edgechat.tui.confirm import Confirmation
 from edgechat.tui.conversation_pane import ConversationPane
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
 from edgechat.tui.widgets.prompt import PromptInput
@@ -35,6 +38,8 @@ TYPING_PAUSE_S: Final = 0.3
 _MAX_PAST_MESSAGES: Final = 500
 _MAX_CONVERSATIONS: Final = 1000
 _MAX_LABEL_CHARS: Final = 300
+_SCROLLED_ROWS: Final = 3
+_DOUBLE_PRESS_S: Final = 1.0
 
 
 class ChatScreen(Screen[None]):
@@ -43,7 +48,7 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop the reply, or switch between input and conversation", id="chat.stop"),
-        Binding("ctrl+c", "interrupt", "Copy the selection, or stop the reply", id="chat.interrupt"),
+        Binding("ctrl+c", "interrupt", "Copy the selection, stop the reply, or quit", id="chat.interrupt"),
         Binding("ctrl+n", "command('new')", "New conversation", id="chat.new"),
         Binding("ctrl+b", "command('open')", "Conversations", id="chat.conversations"),
         Binding("ctrl+f", "command('search')", "Search all conversations", id="chat.search"),
@@ -55,6 +60,9 @@ class ChatScreen(Screen[None]):
         Binding("f4", "command('persona')", "Personas", id="chat.personas", show=False),
         Binding("pageup", "page(-1)", "Page up", id="chat.page_up", show=False),
         Binding("pagedown", "page(1)", "Page down", id="chat.page_down", show=False),
+        Binding("ctrl+up,shift+up", "scroll_rows(-1)", "Scroll up", id="chat.scroll_up", show=False),
+        Binding("ctrl+down,shift+down", "scroll_rows(1)", "Scroll down", id="chat.scroll_down", show=False),
+        Binding("ctrl+l", "redraw", "Remove errors and redraw the screen", id="chat.redraw", show=False),
         Binding("ctrl+end", "end", "Scroll to the end", id="chat.end", show=False),
         Binding(
             "alt+left", "on_message('previous_alternative')", "Previous alternative", id="chat.previous", show=False
@@ -98,6 +106,9 @@ class ChatScreen(Screen[None]):
         self._problems = problems
         self.sidebar: Sidebar | None = None
         self._typing_timer: Timer | None = None
+        self._confirmation = Confirmation()
+        self._escape_at = 0.0
+        """Time at which Esc last stopped a reply, cancelled an edit or returned queued messages."""
 
     def compose(self) -> ComposeResult:
         yield self.pane
@@ -199,9 +210,16 @@ class ChatScreen(Screen[None]):
         self.actions.attempt(getattr(self.actions, name), self.pane.transcript.current_message)
 
     def action_stop(self) -> None:
-        """Stop the reply; without a reply, cancel the edit or switch the focus. Queued messages return to the input."""
+        """Stop the reply; without a reply, cancel the edit or switch the focus. Queued messages return to the input.
+
+        A second press within a second after the first did something does nothing.
+        """
         pane = self.pane
+        if time.monotonic() - max(self._escape_at, pane.prompt.popup_closed_at) < _DOUBLE_PRESS_S:
+            return
         restored_queue = pane.composer.restore_queue()
+        if pane.is_generating or restored_queue or pane.composer.edited_id is not None:
+            self._escape_at = time.monotonic()
         if pane.is_generating:
             self._worker.stop()
         elif pane.composer.edited_id is not None:
@@ -212,17 +230,29 @@ class ChatScreen(Screen[None]):
 
     @on(PromptInput.Interrupted)
     def action_interrupt(self) -> None:
-        """Copy the selected text, or stop the reply if no text is selected."""
+        """Copy the selected text, or stop the reply, or clear the input; with an empty input, quit if repeated."""
         selected_text = self.get_selected_text()
         if selected_text:
             self.post_message(CopyRequested(selected_text, "Selection"))
         elif self.pane.is_generating:
             self._worker.stop()
+        elif self.pane.prompt.has_focus and self.pane.prompt.text:
+            self.pane.prompt.clear_undoably()
+        elif self._confirmation.confirm("quit"):
+            self.app.run_worker(self.app.action_quit())
         else:
-            self.notify("Press Ctrl+Q to quit")
+            self.notify("Press the same key again to quit")
 
     def action_page(self, direction: int) -> None:
         self.pane.transcript.action_page(direction)
+
+    def action_scroll_rows(self, direction: int) -> None:
+        self.pane.transcript.scroll_rows(direction * _SCROLLED_ROWS)
+
+    def action_redraw(self) -> None:
+        """Remove the errors from the conversation, and write the whole screen again."""
+        self.pane.remove_errors()
+        textual_private.redraw(self.app)
 
     def action_end(self) -> None:
         self.pane.transcript.action_bottom()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -14,6 +15,7 @@ from textual.widgets import TextArea
 
 from edgechat.terminal import escape_input
 from edgechat.tui import keys
+from edgechat.tui.widgets.line_editor import LineEditor
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class PromptState(NamedTuple):
     """Long pastes by the number in their marker."""
 
 
-class PromptInput(TextArea):
+class PromptInput(LineEditor):
     """Multi-line text input that grows with its text."""
 
     DEFAULT_CSS = """
@@ -54,7 +56,13 @@ class PromptInput(TextArea):
         Binding("down", "history_forward", "Cursor down, or next prompt", id="prompt.down", show=False),
         Binding("ctrl+r", "search_history", "Search previous prompts", id="prompt.search", show=False),
         Binding("ctrl+g", "open_editor", "Open in $EDITOR", id="prompt.editor", show=False),
-        Binding("ctrl+c", "copy_or_interrupt", "Copy the selection, or stop the reply", id="prompt.copy", show=False),
+        Binding(
+            "ctrl+c",
+            "copy_or_interrupt",
+            "Copy the selection, stop the reply, clear the input, or quit",
+            id="prompt.copy",
+            show=False,
+        ),
         Binding("backspace", "erase", "Delete backward", id="prompt.erase", show=False),
         Binding("ctrl+d", "delete_or_quit", "Delete forward, or quit if empty", id="prompt.delete", show=False),
     ]
@@ -68,7 +76,7 @@ class PromptInput(TextArea):
             self.state = state
 
     class Interrupted(Message):
-        """The user pressed Ctrl+C without a selection."""
+        """The user pressed Ctrl+C without a selection in the input."""
 
     class EditorRequested(Message):
         """The user wants to edit the text in an external editor."""
@@ -110,6 +118,8 @@ class PromptInput(TextArea):
         self._completions: list[Completion] = []
         self._completion_text = ""
         """Text before the cursor for which `_completions` were computed."""
+        self.popup_closed_at = 0.0
+        """Time at which Esc last closed the list of completions."""
         self._popup: OptionList | None = None
         """List of completions; None until it is shown for the first time."""
 
@@ -171,11 +181,37 @@ class PromptInput(TextArea):
             event.prevent_default()
             event.stop()
             return
-        action = keys.find_action(type(self), event.key, self._get_key_overrides())
-        if action is not None:
+        if await self._run_key(event.key):
             event.prevent_default()
             event.stop()
+
+    async def _run_key(self, key: str) -> bool:
+        """Run the action of a key: one that the user assigned to it, one of the input, or one of every text input."""
+        overrides = self._get_key_overrides()
+        if keys.is_assigned_elsewhere(key, "prompt", overrides):
+            action = keys.find_action(type(self.screen), key, overrides)
+            if action is not None:
+                await self.screen.run_action(action)
+            return action is not None
+        action = keys.find_action(type(self), key, overrides)
+        if action is not None:
             await self.run_action(action)
+            return True
+        if self._needs_page_key(key):
+            self.action_cursor_page_up() if key == "pageup" else self.action_cursor_page_down()
+            return True
+        return await self.run_editing_key(key)
+
+    def _needs_page_key(self, key: str) -> bool:
+        """Return whether a page key moves the cursor: rows of a tall text are hidden in the direction of the key.
+
+        Otherwise the key scrolls the conversation.
+        """
+        height = self.wrapped_document.height
+        if key not in {"pageup", "pagedown"} or height <= self.scrollable_content_region.height:
+            return False
+        row = self.wrapped_document.location_to_offset(self.cursor_location).y
+        return row > 0 if key == "pageup" else row < height - 1
 
     def action_send(self) -> None:
         text = self.full_text.strip()
@@ -188,6 +224,11 @@ class PromptInput(TextArea):
 
     def action_newline(self) -> None:
         self.insert("\n")
+
+    def clear_undoably(self) -> None:
+        """Clear the text; undo restores it, with its pastes."""
+        self.history.checkpoint()
+        self.clear()
 
     async def action_delete_or_quit(self) -> None:
         if self.text:
@@ -309,6 +350,7 @@ class PromptInput(TextArea):
             self.accept_completion()
         elif key == "escape":
             popup.display = False
+            self.popup_closed_at = time.monotonic()
         else:
             return False
         return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.segment import Segment
 from rich.style import Style
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.message import Message
@@ -23,7 +24,6 @@ from edgechat.tui.render.row_index import RowPosition
 from edgechat.tui.render.transcript_layout import TranscriptLayout
 
 if TYPE_CHECKING:
-    from textual import events
     from textual.selection import Selection
 
     from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
@@ -65,8 +65,16 @@ class Transcript(ScrollView, can_focus=True):
             self.block = block
             self.width = width
 
-    def __init__(self, get_palette: Callable[[], Palette], *, id: str) -> None:  # noqa: A002  (Textual's name)
+    def __init__(
+        self,
+        get_palette: Callable[[], Palette],
+        on_text_typed: Callable[[events.Key | events.Paste], object] = lambda _event: None,
+        *,
+        id: str,  # noqa: A002  (Textual's name)
+    ) -> None:
+        """`on_text_typed` is called for text that is typed or pasted while the transcript has the focus."""
         super().__init__(id=id)
+        self._on_text_typed = on_text_typed
         self._get_palette = get_palette
         self._layout = TranscriptLayout(
             lambda: self.text_width,
@@ -260,6 +268,23 @@ class Transcript(ScrollView, can_focus=True):
         self.update_layout()
         if not followed_end:
             self.post_message(self.ViewChanged())
+
+    # Keys
+
+    def on_key(self, event: events.Key) -> None:
+        """Give keys to the input that type text and are no commands here.
+
+        Keys of the same packet may arrive after the focus has moved; they belong to the input, too.
+        """
+        has_lost_focus = self.screen.focused is not self
+        if has_lost_focus or (event.is_printable and event.key not in self.screen.active_bindings):
+            event.prevent_default()
+            event.stop()
+            self._on_text_typed(events.Key(event.key, event.character))
+
+    def on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        self._on_text_typed(events.Paste(event.text))
 
     # Message cursor
 

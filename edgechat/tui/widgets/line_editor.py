@@ -1,0 +1,88 @@
+"""Text area with the keys of readline, and without Textual's own key bindings, so that all other keys are free."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from textual.binding import Binding, BindingType
+from textual.widgets import TextArea
+
+EDITING_KEYS: Final = {
+    "left": "cursor_left", "right": "cursor_right", "home": "cursor_line_start", "end": "cursor_line_end",
+    "ctrl+home": "document_start", "shift+left": "cursor_left(True)", "shift+right": "cursor_right(True)",
+    "shift+home": "cursor_line_start(True)", "shift+end": "cursor_line_end(True)",
+    "ctrl+shift+left": "cursor_word_left(True)", "ctrl+shift+right": "cursor_word_right(True)",
+    "delete": "delete_right",
+}  # fmt: skip
+"""Actions of the keys that every text input has; the help does not list them, and they cannot be remapped."""
+
+
+class LineEditor(TextArea, inherit_bindings=False):
+    """Text area with the keys of readline. Killed text can be inserted again; every change can be undone."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+a", "cursor_line_start", "Go to the start of the line", id="prompt.line_start", show=False),
+        Binding("ctrl+e", "cursor_line_end", "Go to the end of the line", id="prompt.line_end", show=False),
+        Binding("alt+b,ctrl+left", "cursor_word_left", "Go back a word", id="prompt.word_left", show=False),
+        Binding("alt+f,ctrl+right", "cursor_word_right", "Go forward a word", id="prompt.word_right", show=False),
+        Binding(
+            "ctrl+w,alt+backspace,ctrl+backspace", "kill('delete_word_left')", "Delete the word before the cursor",
+            id="prompt.kill_word_left", show=False,
+        ),
+        Binding(
+            "alt+d,alt+delete", "kill('delete_word_right')", "Delete the word after the cursor",
+            id="prompt.kill_word_right", show=False,
+        ),
+        Binding(
+            "ctrl+u", "kill('delete_to_start_of_line')", "Delete to the start of the line",
+            id="prompt.kill_line_start", show=False,
+        ),
+        Binding(
+            "ctrl+k", "kill('delete_to_end_of_line')", "Delete to the end of the line", id="prompt.kill_line_end",
+            show=False,
+        ),
+        Binding("ctrl+y", "yank", "Insert the text deleted last", id="prompt.yank", show=False),
+        Binding("ctrl+underscore,ctrl+slash,super+z", "undo", "Undo", id="prompt.undo", show=False),
+        Binding("alt+z,ctrl+shift+z", "redo", "Redo", id="prompt.redo", show=False),
+        Binding("ctrl+x", "cut", "Cut the selection, or the line", id="prompt.cut", show=False),
+        Binding("ctrl+v", "paste", "Insert the text copied last in the chat", id="prompt.paste", show=False),
+    ]  # fmt: skip
+
+    _killed_text = ""
+    _state_after_kill: tuple[str, tuple[int, int]] | None = None
+    """Text and cursor after the last deletion; the next deletion extends it if nothing happened in between."""
+
+    async def run_editing_key(self, key: str) -> bool:
+        """Run the action of a key in `EDITING_KEYS`; return False for other keys."""
+        action = EDITING_KEYS.get(key)
+        if action is not None:
+            await self.run_action(action)
+        return action is not None
+
+    @property
+    def _cursor_index(self) -> int:
+        row, column = self.cursor_location
+        return sum(len(self.document.get_line(n)) + len(self.document.newline) for n in range(row)) + column
+
+    def action_kill(self, name: str) -> None:
+        """Delete text with the action `name`, and keep it for `action_yank`, as the kill commands of readline do."""
+        text, cursor_index = self.text, self._cursor_index
+        if self.selected_text:
+            self._killed_text, self._state_after_kill = self.selected_text, None
+            self.action_delete_left()
+            return
+        is_continued = self._state_after_kill == (text, self.cursor_location)
+        getattr(self, f"action_{name}")()
+        start = self._cursor_index
+        killed = text[start : start + len(text) - len(self.text)]
+        if killed:
+            before = self._killed_text if is_continued else ""
+            self._killed_text = killed + before if start < cursor_index else before + killed
+            self._state_after_kill = self.text, self.cursor_location
+
+    def action_yank(self) -> None:
+        """Insert the text that was deleted last."""
+        self.insert(self._killed_text)
+
+    def action_document_start(self) -> None:
+        self.move_cursor((0, 0))

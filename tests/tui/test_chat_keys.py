@@ -1,0 +1,228 @@
+"""Keys that terminal users expect: scrolling from the input, readline, Ctrl+C, Ctrl+L, Ctrl+Z; letters after Esc."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgechat.bench.scripted_session import Script
+from tests.terminal import terminal
+from tests.tui.app_driver import ask, make_scripted_app, session, shown_texts, wait_until_ready
+from tests.waiting import until_async
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+LONG = "\n\n".join(f"paragraph {n}" for n in range(60))
+
+
+async def press(pilot: Pilot[int], *keys: str) -> None:
+    await pilot.press(*keys)
+    await pilot.pause()
+
+
+@pytest.mark.parametrize(("up", "down"), [("pageup", "pagedown"), ("ctrl+up", "ctrl+down"), ("shift+up", "shift+down")])
+async def test_conversation_scrolls_while_the_cursor_is_in_the_input(up: str, down: str) -> None:
+    app = make_scripted_app(LONG)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        transcript = app.pane.transcript
+        end = transcript.scroll_y
+        await press(pilot, *"draft", up)
+        assert transcript.scroll_y < end
+        assert app.pane.prompt.has_focus
+        await press(pilot, down)
+        assert transcript.scroll_y == end
+        assert app.pane.prompt.text == "draft"
+
+
+async def test_wheel_over_the_input_scrolls_the_conversation() -> None:
+    from textual.events import MouseScrollUp
+
+    app = make_scripted_app(LONG)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        end = app.pane.transcript.scroll_y
+        await pilot._post_mouse_events([MouseScrollUp], app.pane.prompt, offset=(5, 1))
+        await until_async(lambda: app.pane.transcript.scroll_y < end)
+
+
+async def test_page_keys_move_the_cursor_in_a_text_taller_than_the_input() -> None:
+    app = make_scripted_app(LONG)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        end, prompt = app.pane.transcript.scroll_y, app.pane.prompt
+        prompt.load("\n".join("abc" for _ in range(30)))
+        await pilot.pause()
+        for _ in range(5):
+            await press(pilot, "pageup")
+        assert prompt.cursor_location[0] == 0
+        await press(pilot, "pageup")
+        assert app.pane.transcript.scroll_y < end
+
+
+async def test_letters_that_are_no_commands_are_typed_into_the_input() -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await press(pilot, "escape")
+        assert app.pane.transcript.has_focus
+        await press(pilot, *"hello 日本")
+        assert app.pane.prompt.text == "hello 日本"
+        assert app.pane.prompt.has_focus
+
+
+async def test_paste_into_the_conversation_goes_to_the_input() -> None:
+    from textual.events import Paste
+
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await press(pilot, "escape")
+        app.pane.transcript.post_message(Paste("pasted"))
+        await until_async(lambda: app.pane.prompt.text == "pasted")
+
+
+async def test_retry_and_continue_ask_once() -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        n_messages = len(session(app).tree)
+        await press(pilot, "escape", "r", "n", "r", "n")
+        assert len(session(app).tree) == n_messages
+        assert not app.pane.is_busy
+        await press(pilot, "r", "r")
+        await until_async(lambda: len(session(app).tree) == n_messages + 1 and not app.pane.is_busy)
+
+
+async def test_second_escape_after_a_stop_does_nothing() -> None:
+    app = make_scripted_app(script=Script([LONG], token_interval_s=0.01))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("Question")
+        await press(pilot, "enter")
+        await until_async(lambda: any(shown_texts(app, "assistant")))
+        await press(pilot, "escape", "escape", *"explain")
+        assert app.pane.prompt.text == "explain"
+        await until_async(lambda: not app.pane.is_busy)
+        assert app.pane.composer.edited_id is None
+
+
+async def test_ctrl_c_clears_the_input_and_quits_when_repeated_without_text() -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await press(pilot, *"some words", "ctrl+c")
+        assert app.pane.prompt.text == ""
+        await press(pilot, "ctrl+underscore")
+        assert app.pane.prompt.text == "some words"
+        await press(pilot, "ctrl+c", "ctrl+c")
+        assert not app.is_leaving
+        assert "again to quit" in [n.message for n in app._notifications][-1]
+        await press(pilot, "ctrl+c")
+        assert app.is_leaving
+        await until_async(lambda: app.return_code is not None)
+
+
+async def test_cleared_paste_is_restored_by_undo() -> None:
+    app = make_scripted_app("A reply.")
+    text = "\n".join(f"line {n}" for n in range(500))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load(text)
+        await press(pilot, "ctrl+c", "ctrl+underscore")
+        assert app.pane.prompt.full_text == text
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "column"),
+    [
+        (["ctrl+a"], "one two three", 0),
+        (["ctrl+a", "ctrl+e"], "one two three", 13),
+        (["alt+b"], "one two three", 8),
+        (["ctrl+a", "alt+f"], "one two three", 3),
+        (["ctrl+w"], "one two ", 8),
+        (["ctrl+w", "ctrl+w", "ctrl+y"], "one two three", 13),
+        (["alt+b", "alt+d"], "one two ", 8),
+        (["alt+b", "ctrl+k", "ctrl+a", "ctrl+y"], "threeone two ", 5),
+        (["alt+b", "ctrl+u"], "three", 0),
+        (["ctrl+u", "ctrl+underscore"], "one two three", 13),
+        (["ctrl+u", "ctrl+underscore", "alt+z"], "", 0),
+    ],
+)
+async def test_readline_keys(keys: list[str], text: str, column: int) -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("one two three")
+        await press(pilot, *keys)
+        assert app.pane.prompt.text == text
+        assert app.pane.prompt.cursor_location == (0, column)
+
+
+@pytest.mark.parametrize("key", ["f6", "f7", "ctrl+w", "ctrl+home", "ctrl+k"])
+async def test_every_key_can_be_assigned_to_the_search(key: str) -> None:
+    app = make_scripted_app("A reply.", keys={"chat.search": key})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await press(pilot, *"draft", key)
+        await until_async(lambda: type(app.screen).__name__ == "SearchScreen")
+        assert app.pane.prompt.text == "draft"
+
+
+@pytest.mark.parametrize("key", ["f6", "f7"])
+async def test_keys_of_textual_that_the_help_does_not_list_do_nothing(key: str) -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await press(pilot, *"draft", key, "x")
+        assert app.pane.prompt.text == "draftx"
+
+
+async def test_ctrl_l_removes_errors_and_keeps_messages() -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        app.pane.add_error("Something failed.")
+        app.pane.add_note("A note.")
+        await press(pilot, "ctrl+l")
+        assert shown_texts(app, "error") == []
+        assert shown_texts(app, "note") == ["A note."]
+        assert shown_texts(app, "assistant") == ["A reply."]
+
+
+@pytest.mark.cold
+def test_ctrl_z_returns_to_the_shell_and_fg_resumes(tmp_path: Path) -> None:
+    env = {**os.environ, "PS1": "shell> ", "HISTFILE": str(tmp_path / "history")}
+    with terminal("bash", "--norc", "-i", env=env, is_controlling=True) as t:
+        t.until("shell>")
+        t.type(f"{sys.executable} -m tests.tui.scripted_program\r")
+        t.until_stable("Ready")
+        t.type("half a draft")
+        t.until("half a draft")
+        t.type("\x1a")
+        t.until("Stopped")
+        t.type("echo in the $((1+1))nd shell\r")
+        t.until("in the 2nd shell")
+        t.type("fg\r")
+        t.until("half a draft")
+        t.type(" goes on")
+        t.until("half a draft goes on")
+
+
+@pytest.mark.cold
+def test_ctrl_z_without_a_shell_is_refused() -> None:
+    with terminal(sys.executable, "-m", "tests.tui.scripted_program", is_controlling=True) as t:
+        t.until_stable("Ready")
+        t.type("\x1a")
+        t.until("There is no shell to return to")
