@@ -239,6 +239,7 @@ class ConversationPane(Vertical):
     def on_reply_started(self, message: ui_messages.ReplyStarted) -> None:
         if self.view is not None and not self.view.path:
             self.composer.start_conversation(message.view.conversation.id)
+        self._worker.paint_pace.start_reply()
         self.is_generating = True
         self._show(message.view, follow=True)
         last = self.last_message
@@ -248,7 +249,7 @@ class ConversationPane(Vertical):
         self.status_line.start_reply()
 
     def on_text_arrived(self, message: ui_messages.TextArrived) -> None:
-        self._worker.is_painted.set()
+        self._worker.paint_pace.note_text()
         entry = self._streaming_entry
         if entry is None or not (message.text or message.reasoning or message.n_tokens):
             return

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from edgechat.tui import messages
 
 if TYPE_CHECKING:
-    import threading
-
     from textual.message import Message
 
     from edgechat.chat.events import (
@@ -21,19 +19,16 @@ if TYPE_CHECKING:
         TurnInterrupted,
     )
     from edgechat.chat.session import Session
-
-# Minimum time between two posts of text. More than 12 posts per second would not be easier to read, and each repaint
-# costs CPU time.
-PAINT_INTERVAL_S: Final = 0.08
+    from edgechat.tui.paint_pace import PaintPace
 
 
 class ReplyStream:
     """Converts session events to Textual messages, in the worker thread that generates the reply."""
 
-    def __init__(self, post: Callable[[Message], object], is_painted: threading.Event) -> None:
-        """Collect text until `is_painted` is set; the conversation pane sets it when it receives a `TextArrived`."""
+    def __init__(self, post: Callable[[Message], object], pace: PaintPace) -> None:
+        """Collect text until the screen has taken the last one, and at least for the interval of `pace`."""
         self._post = post
-        self._is_painted = is_painted
+        self._pace = pace
         self._prefill = _PrefillProgress()
         self._text = ""
         self._reasoning = ""
@@ -72,8 +67,8 @@ class ReplyStream:
             self._text += event.text
             self._reasoning += event.reasoning
             self._n_tokens += event.n_tokens
-        if time.monotonic() - self._posted_at >= PAINT_INTERVAL_S and self._is_painted.is_set():
-            self._is_painted.clear()
+        if time.monotonic() - self._posted_at >= self._pace.interval_s and self._pace.is_painted.is_set():
+            self._pace.is_painted.clear()
             self._post_text()
 
     def _post_text(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from edgechat.errors import (
 )
 from edgechat.humanize import format_count
 from edgechat.tui import messages
+from edgechat.tui.paint_pace import PaintPace
 from edgechat.tui.workers import format_error
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class SessionWorker:
         self.is_closing = False
         self._early_unsent: tuple[str, str] | None = None
         """Conversation ID and unsent text, if the text was typed before the session was created."""
-        self.is_painted = threading.Event()
-        """Set by the conversation pane when it receives a `TextArrived`; cleared before the next one is posted."""
-        self.is_painted.set()
+        self.paint_pace = PaintPace()
 
     @property
     def is_loaded(self) -> bool:
@@ -261,7 +259,7 @@ class SessionWorker:
         from edgechat.chat.events import TurnFinished
         from edgechat.tui.reply_stream import ReplyStream
 
-        stream = ReplyStream(self._post, self.is_painted)
+        stream = ReplyStream(self._post, self.paint_pace)
 
         def stream_reply(session: Session) -> None:
             if isinstance(stream.run(session, start(session)), TurnFinished):

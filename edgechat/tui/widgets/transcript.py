@@ -138,9 +138,9 @@ class Transcript(ScrollView, can_focus=True):
     def update_layout(self, first_changed: RowPosition | None = None) -> None:
         """Render the visible rows and the rows near them, and repaint the widget.
 
-        If the transcript did not scroll, only the rows from `first_changed` on are repainted.
+        If the transcript did not scroll, only the rows from `first_changed` to the last row are repainted.
         """
-        old_scroll_y = round(self.scroll_y)
+        old_scroll_y, old_n_rows = round(self.scroll_y), self._layout.index.n_rows
         height = self.scrollable_content_region.height
         if self._is_updating or not height or not self.is_attached:
             return
@@ -149,13 +149,14 @@ class Transcript(ScrollView, can_focus=True):
             self._lay_out(height)
         finally:
             self._is_updating = False
-        top = 0
+        top, bottom = 0, self.size.height
         if first_changed is not None and old_scroll_y == round(self.scroll_y):
             blocks = self.entries[first_changed.entry_index].blocks[first_changed.block_index :]
             # An entry has no blocks while its only line can still become a code fence.
             first_row = blocks[0].first_changed_row - blocks[0].gap if blocks else 0
             top = max(0, self._layout.row_of(first_changed) + first_row - old_scroll_y)
-        self.refresh(Region(0, top, self.size.width, max(0, self.size.height - top)))
+            bottom = min(bottom, max(old_n_rows, self._layout.index.n_rows) + 1 - old_scroll_y)
+        self.refresh(Region(0, top, self.size.width, max(0, bottom - top)))
 
     def _lay_out(self, height: int) -> None:
         """Render the visible rows, then scroll so that the end stays visible, or the top row keeps its position."""
