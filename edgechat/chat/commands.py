@@ -6,15 +6,14 @@ an `Outcome`. A command without a handler opens a view, which every front end im
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from edgechat.errors import UsageError
+from edgechat.humanize import format_count
 
 if TYPE_CHECKING:
     from edgechat.chat.events import SessionEvent
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
 
 DELETION_NOTICE: Final = "Message deleted. Use /undo to restore it."
 _MAX_CONVERSATIONS: Final = 10_000
-_COMMAND_PATTERN: Final = re.compile(r"/([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
 
 View = Literal[
-    "conversations", "search", "editor", "copy", "models", "personas", "settings", "plan", "figures", "help", "suspend",
-    "quit",
+    "conversations", "search", "editor", "copy", "models", "personas", "themes", "settings", "plan", "figures", "help",
+    "suspend", "quit",
 ]  # fmt: skip
 """List, screen or terminal action that every front end implements itself."""
 
@@ -88,32 +86,18 @@ class Command(NamedTuple):
     run_mode: RunMode = "turn"
     view: View | None = None
     """View that opens if the command has no handler, or if the user typed no argument."""
+    aliases: tuple[str, ...] = ()
+    """Further names that run the command, such as the names that other programs use."""
+
+    @property
+    def description(self) -> str:
+        """The summary, followed by the aliases."""
+        aliases = ", ".join(f"/{alias}" for alias in self.aliases)
+        return f"{self.summary} (also {aliases})" if aliases else self.summary
 
     def opens_view(self, argument: str) -> bool:
         """Return whether the front end opens `view` instead of running the handler."""
         return self.run is None or (self.view is not None and not argument)
-
-
-def parse(text: str) -> tuple[Command, str] | None:
-    """Parse an input line; return the command and its argument, or None if the line is a message.
-
-    A line with a space before the slash is a message. Raises UsageError for an unknown command, or if the argument is
-    missing or not allowed.
-    """
-    match = _COMMAND_PATTERN.fullmatch(text.rstrip()) if text.startswith("/") else None
-    if match is None:
-        return None
-    name = match[1].lower()
-    if name not in COMMANDS_BY_NAME:
-        similar_names = difflib.get_close_matches(name, COMMANDS_BY_NAME, n=1)
-        hint = f"Did you mean /{similar_names[0]}?" if similar_names else "Use /help to list all commands."
-        raise UsageError(f"Unknown command /{name}. {hint} To send the line as a message, start it with a space.")
-    command, argument = COMMANDS_BY_NAME[name], (match[2] or "").strip()
-    if argument and not command.argument:
-        raise UsageError(f"/{name} takes no argument. Enter only /{name}.")
-    if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageError(f"/{name} needs an argument. Usage: /{name} {command.argument}")
-    return command, argument
 
 
 # Functions that all front ends use
@@ -254,6 +238,13 @@ def _undo(session: Session, _argument: str) -> Outcome:
     return Outcome("Message restored", path_changed=True)
 
 
+def _tokens(session: Session, _argument: str) -> Outcome:
+    n_tokens, n_dropped = session.context_usage()
+    n_ctx = session.model_properties.n_ctx if session.model_properties is not None else 0
+    dropped_text = f" The prompt omits {format_count(n_dropped, 'message')}." if n_dropped else ""
+    return Outcome(f"{n_tokens:,} of {n_ctx:,} context tokens used.{dropped_text}", is_note=True)
+
+
 def _attach(session: Session, name: str) -> Outcome:
     from edgechat.chat.attachments import load_attachments
     from edgechat.chat.mentions import parse_path
@@ -284,6 +275,10 @@ def _system(session: Session, text: str) -> Outcome:
 def _reasoning(session: Session, word: str) -> Outcome:
     session.override_settings(reasoning=parse_reasoning(word))
     return Outcome(f"Reasoning: {word.lower()}")
+
+
+def _temperature(session: Session, text: str) -> Outcome:
+    return _set(session, f"temperature {text}") if text else Outcome(f"temperature = {session.settings.temperature:g}")
 
 
 def _set(session: Session, argument: str) -> Outcome:
@@ -343,10 +338,18 @@ def choose_export_path(name: str, title: str) -> Path:
 
 
 COMMANDS: Final = (
-    Command("new", "[PERSONA]", "Start a new conversation", _new, "caller"),
-    Command("open", "[TITLE]", "Open a conversation by part of its title, or list all", _open, "side", "conversations"),
+    Command("new", "[PERSONA]", "Start a new conversation", _new, "caller", aliases=("clear",)),
+    Command(
+        "open",
+        "[TITLE]",
+        "Open a conversation by part of its title, or list all",
+        _open,
+        "side",
+        "conversations",
+        aliases=("history", "conversations"),
+    ),
     Command("search", "WORDS", "Search all conversations", view="search"),
-    Command("retry", "", "Generate an alternative reply", _retry, "reply"),
+    Command("retry", "", "Generate an alternative reply", _retry, "reply", aliases=("regenerate",)),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),
     Command("edit", "[TEXT]", "Edit your last message; the original remains", _edit, "reply", "editor"),
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),
@@ -357,16 +360,28 @@ COMMANDS: Final = (
     Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
     Command("copy", "[code]", "Copy the last reply, or its last code block", view="copy"),
     Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
-    Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models"),
+    Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),
     Command("system", "[TEXT]", "Set the system prompt of this conversation", _system),
     Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning),
+    Command(
+        "temperature",
+        "[T]",
+        "Show or set the sampling temperature of this conversation",
+        _temperature,
+        aliases=("temp",),
+    ),
     Command("set", "NAME VALUE", "Change a setting of this conversation", _set),
-    Command("settings", "", "Show all settings", view="settings"),
+    Command("tokens", "", "Count the context tokens that the conversation uses", _tokens, aliases=("context",)),
+    Command("theme", "[NAME]", "Choose the colour theme", view="themes", aliases=("themes",)),
+    Command("settings", "", "Show all settings", view="settings", aliases=("config",)),
     Command("plan", "", "Show why this model was chosen, and its memory plan", view="plan"),
     Command("figures", "", "Show or hide the speed of each reply", view="figures"),
-    Command("help", "", "Show keys and commands", view="help"),
+    Command("help", "", "Show keys and commands", view="help", aliases=("?",)),
     Command("suspend", "", "Suspend edgechat; `fg` in the shell resumes it", view="suspend"),
-    Command("quit", "", "Quit edgechat", view="quit"),
+    Command("quit", "", "Quit edgechat", view="quit", aliases=("exit", "q")),
 )
-COMMANDS_BY_NAME: Final[Mapping[str, Command]] = {command.name: command for command in COMMANDS}
+COMMANDS_BY_NAME: Final[Mapping[str, Command]] = {
+    name: command for command in COMMANDS for name in (command.name, *command.aliases)
+}
+"""Commands by name and by alias."""

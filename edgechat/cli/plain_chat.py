@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgechat.chat import commands
+from edgechat.chat import command_parser, commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
 from edgechat.cli.interruption import Interruption
@@ -68,8 +68,8 @@ class PlainChat:
         self.views: dict[View, Callable[[str], None]] = {
             "conversations": self._list_conversations, "search": self._search, "editor": self._refuse_editor,
             "copy": self._copy, "models": self._list_models, "personas": self._list_personas,
-            "settings": self._print_settings, "plan": self._print_plan, "figures": self._toggle_figures,
-            "help": self._print_help, "suspend": self._suspend, "quit": self._quit,
+            "themes": self._refuse_themes, "settings": self._print_settings, "plan": self._print_plan,
+            "figures": self._toggle_figures, "help": self._print_help, "suspend": self._suspend, "quit": self._quit,
         }  # fmt: skip
 
     def run(self) -> int:
@@ -141,7 +141,7 @@ class PlainChat:
         from edgechat.chat.mentions import describe_missing_files, find_attached_files
 
         try:
-            command_and_argument = commands.parse(text)
+            command_and_argument = command_parser.parse(text)
             if command_and_argument is not None:
                 self._run_command(*command_and_argument)
             else:
@@ -232,6 +232,9 @@ class PlainChat:
     def _refuse_editor(self, _argument: str) -> None:
         raise UsageError("Usage: /edit TEXT")
 
+    def _refuse_themes(self, _argument: str) -> None:
+        raise UsageError("The line-by-line chat uses the terminal's colours. Only the full-screen chat has themes.")
+
     def _copy(self, argument: str) -> None:
         """Copy the last reply or its last code block to the clipboard and to a file."""
         from edgechat.tui import clipboard
@@ -275,7 +278,7 @@ class PlainChat:
 
     def _print_help(self, _argument: str) -> None:
         for command in commands.COMMANDS:
-            click.echo(f"  {f'/{command.name} {command.argument}':<24} {command.summary}")
+            click.echo(f"  {f'/{command.name} {command.argument}':<24} {command.description}")
         click.echo("A backslash at the end of a line continues the message on the next line.")
 
     def _suspend(self, _argument: str) -> None:

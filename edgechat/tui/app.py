@@ -211,14 +211,13 @@ class ChatApp(textual_private.CrashReportApp[int]):
     # Screens
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """Yield the entries of the command palette: slash commands that need no argument, and the choice of a theme."""
+        """Yield the entries of the command palette: slash commands that need no argument."""
         from edgechat.chat.commands import COMMANDS
 
         for command in COMMANDS:
             if not command.argument or command.argument.startswith("[") or command.name == "search":
                 run = lambda name=command.name: self.actions.run(name)  # noqa: E731  (binds the name now)
                 yield SystemCommand(command.name.capitalize(), command.summary, run)
-        yield SystemCommand("Theme", "Preview a theme; use /settings to save it", self.action_change_theme)
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "search":
@@ -231,6 +230,10 @@ class ChatApp(textual_private.CrashReportApp[int]):
             from edgechat.tui.screens.settings import SettingsScreen
 
             self.push_screen(SettingsScreen(self.settings, self.apply_settings))
+        elif message.view == "themes":
+            from edgechat.tui.theme_choice import choose_theme
+
+            self.actions.attempt(lambda name: choose_theme(self, name), message.argument)
         elif message.view == "plan":
             from edgechat.tui.screens.plan import PlanScreen
 

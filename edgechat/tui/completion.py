@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 MAX_COMPLETIONS: Final = 50
 # Maximum number of folder entries to read for a completion; a folder can contain millions of files.
 _MAX_FOLDER_ENTRIES: Final = 5000
-_COMMAND_PATTERN: Final = re.compile(r"/[A-Za-z]*")
+_COMMAND_PATTERN: Final = re.compile(r"/(?:[A-Za-z]*|\?)")
 _ARGUMENT_PATTERN: Final = re.compile(r"/(model|persona|set|attach|export)[ ]+(\S*)")
 _MENTION_PATTERN: Final = re.compile(r'(?:^|(?<=\s))@("?)([^\s"]*)$')
 
@@ -54,13 +54,13 @@ def complete(text_before: str, folder: Path) -> list[Completion]:
 def _complete_command(text_before: str) -> list[Completion]:
     from edgechat.chat.commands import COMMANDS
 
+    prefix = text_before[1:].lower()
+    matches = [(next((n for n in (c.name, *c.aliases) if n.startswith(prefix)), None), c) for c in COMMANDS]
     return [
-        Completion(
-            len(text_before), f"/{c.name}{' ' if c.argument else ''}", f"/{c.name} {c.argument}".rstrip(), c.summary
-        )
-        for c in COMMANDS
-        if f"/{c.name}".startswith(text_before.lower())
-    ]  # fmt: skip
+        Completion(len(text_before), f"/{name}{' ' if c.argument else ''}", f"/{name} {c.argument}".rstrip(), c.summary)
+        for name, c in matches
+        if name is not None
+    ]
 
 
 def _list_argument_values(command: str) -> list[str]:

@@ -15,6 +15,7 @@ from tests.tui.app_driver import (
     make_app,
     make_scripted_app,
     option_list,
+    option_texts,
     saved_texts,
     session,
     shown_messages,
@@ -146,3 +147,19 @@ async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
         app.actions.run("set", f"model {first}")
         await until_async(lambda: shown_texts(app, "error"))
         assert "/model" in shown_texts(app, "error")[0]
+
+
+async def test_theme_command_saves_a_theme_by_name_or_from_a_list() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        app.actions.run("theme", "nord")
+        await until_async(lambda: app.theme == "nord" and load()[0].theme == "nord")
+        app.actions.run("theme", "nrod")
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "Unknown theme 'nrod'" in shown_texts(app, "error")[0]
+        app.actions.run("theme")
+        await until_async(lambda: is_open(app, "PickerScreen"))
+        assert "nord  (current)" in option_texts(app)
+        await pilot.press(*"gruvbox", "enter")
+        await until_async(lambda: load()[0].theme == "gruvbox")

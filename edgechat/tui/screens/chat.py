@@ -140,10 +140,10 @@ class ChatScreen(Screen[None]):
 
     @on(PromptInput.Submitted)
     def _on_sent(self, message: PromptInput.Submitted) -> None:
-        from edgechat.chat import commands
+        from edgechat.chat import command_parser
 
         try:
-            invocation = commands.parse(message.text)
+            invocation = command_parser.parse(message.text)
         except UsageError as error:
             self.pane.add_error(str(error))
             self.pane.composer.append_text(message.text)

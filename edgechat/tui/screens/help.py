@@ -47,7 +47,7 @@ def _format_help(keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> st
                     f"  {', '.join(format_key(k) for k in binding_keys.split(',')):<22} {key.description}  [{key.id}]"
                 )
     lines += ["", "Commands, typed in the input"]
-    lines += [f"  {f'/{c.name} {c.argument}':<22} {c.summary}" for c in COMMANDS]
+    lines += [f"  {f'/{c.name} {c.argument}':<22} {c.description}" for c in COMMANDS]
     lines += [
         "", "@FILE in a message attaches a text file.", "",
         f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.',

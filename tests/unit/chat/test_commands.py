@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from edgechat import paths
 from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.chat.command_parser import parse
 from edgechat.chat.commands import (
     COMMANDS,
     COMMANDS_BY_NAME,
     View,
     choose_export_path,
-    parse,
     parse_reasoning,
     select_text_to_copy,
 )
@@ -42,7 +42,8 @@ FAILING = """
 CONVERSATION = """
 A question | /rename Animals | /pin | /pin | /attach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3 | /edit Another question
-/continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /set temperature 0.2 | /persona pirate
+/continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /set temperature 0.2 | /tokens | /temp
+/temperature 0.3 | /temp hot | /persona pirate
 /model other.gguf | /new pirate | Something else | /open anim | /open Nowhere | /new
 """
 
@@ -153,6 +154,7 @@ VIEWS: dict[View, Callable[[ChatApp], object]] = {
     "models": lambda app: type(app.screen).__name__ == "ModelsScreen",
     "personas": lambda app: type(app.screen).__name__ == "PickerScreen",
     "settings": lambda app: type(app.screen).__name__ == "SettingsScreen",
+    "themes": lambda app: type(app.screen).__name__ == "PickerScreen",
     "plan": lambda app: type(app.screen).__name__ == "PlanScreen",
     "figures": lambda app: app.pane.shows_figures,
     "help": lambda app: type(app.screen).__name__ == "HelpScreen",
@@ -186,8 +188,36 @@ def test_commands_and_messages_are_told_apart() -> None:
     assert parse("/new") == (COMMANDS_BY_NAME["new"], "")
     assert parse("/RENAME  A title \n") == (COMMANDS_BY_NAME["rename"], "A title")
     assert parse("/edit one\ntwo") == (COMMANDS_BY_NAME["edit"], "one\ntwo")
-    for message in ("hello", " /new", "/etc/passwd is what?", "/", "// comment", "/1", "a\n/new"):
+    messages = (
+        "hello",
+        " /new",
+        "/etc/passwd is what?",
+        "// comment",
+        "/1",
+        "a\n/new",
+        "/tmp is full",
+        "/* c */",
+        "/>",
+    )
+    for message in messages:
         assert parse(message) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("/exit", "quit"), ("/q", "quit"), ("/clear", "new"), ("/models", "model"), ("/history", "open"),
+        ("/theme", "theme"), ("/regenerate", "retry"), ("/tokens", "tokens"), ("/temp", "temperature"),
+        ("/?", "help"), ("/EXIT", "quit"),
+    ],
+)  # fmt: skip
+def test_aliases_run_the_command(alias: str, name: str) -> None:
+    assert parse(alias) == (COMMANDS_BY_NAME[name], "")
+
+
+def test_names_and_aliases_are_unique() -> None:
+    names = [name for command in COMMANDS for name in (command.name, *command.aliases)]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +225,13 @@ def test_commands_and_messages_are_told_apart() -> None:
     [
         ("/nwe", "Did you mean /new"),
         ("/zzz", "/help"),
+        ("/", "/help"),
+        ("/nwe\nsecond line", "Did you mean /new"),
+        ("/re-do it", "Unknown command /re-do"),
+        ("/conv", "Did you mean /conversations"),
+        ("/?x", "Unknown command"),
+        ("/" + "a" * 100_000, "Unknown command"),
+        ("/команда", "Unknown command /команда"),
         ("/search", "/search WORDS"),
         ("/retry now", "takes no argument"),
     ],
