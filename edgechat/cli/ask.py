@@ -15,6 +15,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session, open_session
+from edgechat.config import AUTO
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import TextEscaper, escape_controls
@@ -145,7 +146,11 @@ def print_reply(
     interruption = Interruption(session)
     with interruption.handle_signals():
         try:
-            open_session(session, status)
+            status.show("Loading the model")
+            with status.announce_wait():
+                open_session(session, status)
+            if session.settings.model == AUTO:
+                status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
             with interruption.stop_reply():
                 events = session.send(text, attachments, n_replies)
                 final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)

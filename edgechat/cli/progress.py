@@ -17,12 +17,16 @@ from edgechat.humanize import shorten
 from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgechat.catalogue.download.request import DownloadProgress
 
 # Interval at which a status line with the elapsed time is drawn again.
 _TICK_S: Final = 0.5
 # Interval between progress lines if standard error is not a terminal.
 _LINE_INTERVAL_S: Final = 10.0
+# Time after which a command that waits without a terminal reports what it waits for.
+_WAIT_NOTICE_S: Final = 3.0
 
 
 class StderrStatus:
@@ -64,13 +68,27 @@ class StderrStatus:
                 thread.join()
             self._counts_from = None
 
+    @contextlib.contextmanager
+    def announce_wait(self) -> Iterator[None]:
+        """Print the current status once, as a line, if the block takes seconds and standard error is not a terminal."""
+        notice = threading.Timer(_WAIT_NOTICE_S, lambda: echo_note(f"edgechat: {escape_controls(self._text)}"))
+        notice.daemon = True
+        if not self.is_active:
+            notice.start()
+        try:
+            yield
+        finally:
+            notice.cancel()
+
     def show(self, text: str) -> None:
         """Show `text` as the status line; "" leaves the line unchanged."""
-        if self.is_active and text:
-            with self._lock:
-                self._text = text
+        with self._lock:
+            self._text = text or self._text
+            if self.is_active and text:
                 self._draw()
-        elif self._prints_lines and text and time.monotonic() >= self._next_line_at:
+        if self.is_active:
+            return
+        if self._prints_lines and text and time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
             echo_note(escape_controls(text))
 

@@ -57,9 +57,19 @@ class _RootGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)  # prints the help or the version
+            return super().parse_args(ctx, self._move_options(ctx, args))  # prints the help or the version
         except BrokenPipeError:
             ctx.exit(141)
+
+    def _move_options(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move options before the name of a subcommand behind it: `-m NAME ask hi` becomes `ask -m NAME hi`."""
+        try:
+            options, rest, _ = self.make_parser(ctx).parse_args(list(args))
+        except click.UsageError:
+            return args  # the caller reports it
+        if not rest or rest[0] not in _COMMANDS or options.get("version"):
+            return args
+        return [rest[0], *args[: len(args) - len(rest)], *rest[1:]]
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -89,8 +99,6 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
     Without a command, opens the chat. If standard input is not a terminal, prints a reply to its text instead.
     """
     if context.invoked_subcommand is not None:
-        if plain or any(value is not None for value in options.values()):
-            raise UsageError(f"Options belong after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
         return
     if plain or (sys.stdin.isatty() and os.environ.get("TERM") == "dumb"):
         from edgechat.cli.plain_chat import run_plain

@@ -1,6 +1,7 @@
 """The command line with scripted replies: `python -m tests.cli.scripted_command ask ...`.
 
-Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words).
+Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words),
+and MODEL (the setting, default: scripted).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def prepare_session(**options: object) -> tuple[Callable[[], Session], list[str]
         store = open_store()
         latest_id = store.latest_id() if options.get("continue_last") else None
         conversation = store.conversation(latest_id) if latest_id is not None else None
-        return ScriptedSession(store, Settings(titles=False), script, conversation)
+        return ScriptedSession(
+            store, Settings(titles=False, model=os.environ.get("MODEL", "scripted")), script, conversation
+        )
 
     return make_session, []
 

@@ -172,13 +172,13 @@ def test_arguments_and_file_names_that_are_not_utf8_are_refused(cli: Cli, tmp_pa
     check_refused(cli("ask", "Hi", "-m", "~nosuchuser/x.gguf"), 3, "does not exist")
     os.mkfifo(tmp_path / "pipe.gguf")
     check_refused(cli("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
-    check_refused(cli("-m", "x.gguf", "ask", "Hi"), 2, "Options belong after the command")
+    check_refused(cli("-m", "x.gguf", "ask", "Hi"), 3, "x.gguf")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_cause_no_error(closed: str, tmp_path: Path) -> None:
-    command = " ".join(map(shlex.quote, edgechat_command("ask", "Hi", "--max-tokens", "2")))
+    command = " ".join(map(shlex.quote, edgechat_command("ask", "Hi", "-m", "starter", "--max-tokens", "2")))
     result = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stderr.replace(CUT_NOTE, "")) == (0, "")
 

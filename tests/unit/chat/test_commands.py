@@ -195,7 +195,7 @@ def test_commands_and_messages_are_told_apart() -> None:
         "// comment",
         "/1",
         "a\n/new",
-        "/tmp is full",
+        "/etc is full",
         "/* c */",
         "/>",
     )

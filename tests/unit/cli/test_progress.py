@@ -60,3 +60,19 @@ def test_elapsed_time_is_not_shown_outside_a_terminal(capsys: pytest.CaptureFixt
     with status.counting():
         status.show("Measuring")
     assert capsys.readouterr().err == ""
+
+
+def test_long_wait_outside_a_terminal_is_announced_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_WAIT_NOTICE_S", 0.01)
+    notes: list[str] = []
+    monkeypatch.setattr(progress, "echo_note", notes.append)
+    status = progress.StderrStatus()
+    with status.announce_wait():
+        status.show("Testing the CPU backend")
+        until(lambda: notes)
+    monkeypatch.setattr(progress, "_WAIT_NOTICE_S", 60.0)
+    with status.announce_wait():
+        pass
+    assert notes == ["edgechat: Testing the CPU backend"]

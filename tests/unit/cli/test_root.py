@@ -193,3 +193,46 @@ def test_make_chat_starts_the_chat_without_a_model(tmp_path: Path) -> None:
     ).stdout
     assert "exec .venv/bin/edgechat;" in recipe
     assert "edgechat ask -m starter" in recipe  # without a terminal
+
+
+@pytest.mark.parametrize(
+    ("model", "note"), [("auto", "edgechat: Model: auto. To use another one, add -m NAME.\n"), ("scripted", "")]
+)
+def test_ask_names_an_automatically_chosen_model(model: str, note: str) -> None:
+    environment = os.environ | {"REPLY": "Yes.", "TOKEN_INTERVAL_S": "0", "MODEL": model}
+    result = subprocess.run(ASK, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "Yes.\n", note)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-m", "one", "ask", "hi"], {"model": "one", "prompt": "hi"}),
+        (["--temperature=0.5", "--ephemeral", "ask", "-m", "two", "hi"], {"temperature": 0.5, "ephemeral": True}),
+        (["-m", "one", "ask", "-m", "two", "hi"], {"model": "two"}),
+        (["-c", "ask", "--", "-m"], {"continue_last": True, "prompt": "-m"}),
+        (["-m", "one", "--ctx", "512", "plan"], {"models": ("one",), "n_ctx": 512}),
+    ],
+)
+def test_options_before_a_command_belong_to_it(
+    arguments: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, object] = {}
+    for name in ("ask", "plan"):
+        command = root.edgechat.get_command(click.Context(root.edgechat), name)
+        assert command is not None
+        monkeypatch.setattr(command, "callback", lambda **options: values.update(options))
+    root.edgechat.main(arguments, standalone_mode=False)
+    assert expected.items() <= values.items()
+
+
+@pytest.mark.parametrize(("arguments", "option"), [(["-m", "x", "doctor"], "-m"), (["--plain", "ask", "x"], "--plain")])
+def test_option_that_a_command_lacks_is_reported(arguments: list[str], option: str, cli: Cli) -> None:
+    result = cli(*arguments)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert re.search(f"No such option:? '?{option}", result.stderr)
+
+
+def test_version_and_help_before_a_command_are_printed(cli: Cli) -> None:
+    assert cli("--version", "ask").stdout.startswith("edgechat, version")
+    assert "Usage: edgechat ask " in cli("-h", "ask").stdout
