@@ -53,7 +53,7 @@ def export(store: Store, conversation_id: str, file: Path) -> None:
 
     if not isinstance(store, SqliteStore):
         raise UsageError("Cannot export this conversation: it is not saved in the edgechat database.")
-    export_format = (FORMAT_BY_SUFFIX | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
+    export_format = FORMAT_BY_SUFFIX.get(file.suffix.lower().lstrip("."))
     if export_format is None:
         raise UsageError(f"Cannot export to {file.name}: the file name must end in .md, .html or .json.")
     write_private(file, export_text(store, [conversation_id], export_format))

@@ -13,9 +13,12 @@ def completion(shell: str) -> None:
     Install the script for your shell with one of these commands:
 
     \b
-    bash:  edgechat completion bash > ~/.local/share/bash-completion/completions/edgechat
-    zsh:   edgechat completion zsh > "${fpath[1]}/_edgechat"
-    fish:  edgechat completion fish > ~/.config/fish/completions/edgechat.fish
+    bash:
+    edgechat completion bash > ~/.local/share/bash-completion/completions/edgechat
+    zsh:
+    edgechat completion zsh > "${fpath[1]}/_edgechat"
+    fish:
+    edgechat completion fish > ~/.config/fish/completions/edgechat.fish
     """  # noqa: D301  (click reads the control character)
     from click.shell_completion import get_completion_class
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
+import textwrap
+from typing import Final
 
 import click
 
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import echo_note
-from edgechat.errors import SettingsError
+from edgechat.errors import SettingsError, UsageError
 
 _SETTINGS_FILE_HEADER = """\
-# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and command-line options override
-# this file.
-# Each line below shows a default. To change a setting, remove the # at the start of its line and edit the value.
-
+# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...)
+# and command-line options override this file.
+# To change a setting, remove the # at the start of its last line and edit the value.
 """
+# Examples in the settings file, for settings without a default value.
+_EXAMPLES: Final[dict[str, object]] = {
+    "seed": 42, "n_ctx": 8192, "budget": "4GB", "n_threads": 4, "max_tokens": 1000, "reasoning": True,
+}  # fmt: skip
+_KEYS_EXAMPLE: Final = '{ "chat.search" = "ctrl+f,f7" }'
+_COMMENT_WIDTH: Final = 90
 
 
 @click.group()
@@ -84,27 +92,45 @@ def validate() -> None:
 def edit() -> None:
     """Open the settings file in $EDITOR, then check it.
 
-    Exits with code 2 if any setting is invalid.
+    A new file explains each setting. Exits with code 2 if any setting is invalid.
     """
-    import msgspec
-
-    from edgechat.config import Settings
     from edgechat.paths import config_file
-    from edgechat.tui.editor import Editor
+    from edgechat.tui.editor import Editor, find_editor
 
     file = config_file()
+    find_editor()
+    if not sys.stdin.isatty() and not (os.environ.get("VISUAL") or os.environ.get("EDITOR")):
+        raise UsageError(f"An editor needs a terminal. Run this command in a terminal, or edit {file} directly.")
     if not file.exists():
-        defaults = msgspec.structs.asdict(Settings())
-        lines = [
-            f"# {name} =" if value is None else f"# {name} = {_format_toml(value)}" for name, value in defaults.items()
-        ]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_SETTINGS_FILE_HEADER + "\n".join(lines) + "\n", encoding="utf-8")
+            file.write_text(make_settings_template(), encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"Cannot create {file}: {error.strerror or error}") from error
     Editor().edit_file(file)
     _check_settings()
+
+
+def make_settings_template() -> str:
+    """Return a settings file in which every setting has a help text and its default value or an example, as comments.
+
+    Without its first character `#`, each line of a setting is valid TOML.
+    """
+    import msgspec
+
+    from edgechat.config import Settings, describe_settings
+
+    descriptions = describe_settings()
+    lines = [_SETTINGS_FILE_HEADER]
+    for name, default in msgspec.structs.asdict(Settings()).items():
+        lines += [f"# {line}" for line in textwrap.wrap(descriptions[name], _COMMENT_WIDTH)]
+        if name == "keys":
+            lines.append(f"# Default: no changes. Example:\n#{name} = {_KEYS_EXAMPLE}\n")
+        elif default is None:
+            lines.append(f"# Default: unset. Example:\n#{name} = {_format_toml(_EXAMPLES[name])}\n")
+        else:
+            lines.append(f"#{name} = {_format_toml(default)}\n")
+    return "\n".join(lines)
 
 
 def _check_settings() -> None:
@@ -123,6 +149,9 @@ def _check_settings() -> None:
 def _format_toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_format_toml(str(k))} = {_format_toml(v)}" for k, v in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
     return str(value)

@@ -12,7 +12,7 @@ from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.history_files import export, import_
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import MAX_ROWS, IntRange, json_option
+from edgechat.cli.options import MAX_ROWS, IntRange, complete_conversation, json_option
 from edgechat.cli.progress import echo_note
 from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
@@ -63,6 +63,8 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     if as_json:
         echo_json(summaries)
         return
+    if not summaries:
+        echo_note("edgechat: No conversations match." if offset or tag or folder else "edgechat: No conversations yet.")
     for summary in summaries:
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
@@ -91,7 +93,8 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
 def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) -> None:
     """Search messages and titles for every word of QUERY.
 
-    Words of QUERY also match inside longer words. "Words in double quotes" match as a phrase.
+    Words of QUERY also match inside longer words. "Words in double quotes" match as a phrase. If nothing matches, says
+    so on standard error; the exit code is 0.
     """
     from edgechat.errors import UsageError
     from edgechat.store.formats.markdown import format_time
@@ -103,6 +106,8 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     if as_json:
         echo_json(hits)
         return
+    if not hits:
+        echo_note(f"edgechat: No message or title contains {format_one_line(shorten(query, 100))}.")
     for hit in hits:
         matched_part = hit.role or "title"
         short_id, created_at = escape_controls(hit.conversation_id[:8]), format_time(hit.created_at_ms)
@@ -120,7 +125,7 @@ def _highlight(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
 
 
 @history.command()
-@click.argument("conversation_id", metavar="ID")
+@click.argument("conversation_id", metavar="ID", shell_complete=complete_conversation)
 @json_option
 def show(conversation_id: str, *, as_json: bool) -> None:
     """Print the active branch of a conversation.
@@ -160,7 +165,7 @@ def _count_alternatives(messages: Sequence[Message]) -> tuple[dict[str, int], Co
 
 
 @history.command()
-@click.argument("conversation_id", metavar="ID")
+@click.argument("conversation_id", metavar="ID", shell_complete=complete_conversation)
 @click.argument("title")
 @json_option
 def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
@@ -176,7 +181,7 @@ def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
 
 
 @history.command()
-@click.argument("conversation_id", metavar="ID")
+@click.argument("conversation_id", metavar="ID", shell_complete=complete_conversation)
 @click.option("--pin/--no-pin", "pinned", default=None, help="List the conversation before all others.")
 @click.option("--archive/--no-archive", "archived", default=None, help="Hide the conversation from lists.")
 @click.option("--folder", metavar="NAME", help='Move the conversation to a folder; "" removes it from its folder.')
@@ -211,7 +216,7 @@ def _update_conversation(store: SqliteStore, full_id: str, *, as_json: bool, **c
 
 
 @history.command()
-@click.argument("conversation_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("conversation_ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete_conversation)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from edgechat.cli.history_store import format_one_line, open_readable_store
 from edgechat.cli.json_output import echo_json, echo_json_text
-from edgechat.cli.options import FilePath, json_option
+from edgechat.cli.options import FilePath, complete_conversation, json_option
 from edgechat.cli.output_files import write_private
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.humanize import format_count
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from edgechat.store.sqlite import SqliteStore
 
 _METER_INTERVAL_S: Final = 1.0
-FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
+FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "txt": "md", "html": "html", "htm": "html", "json": "json"}
 """Export format for each file suffix."""
 
 
 @click.command()
-@click.argument("conversation_ids", metavar="[ID]...", nargs=-1)
+@click.argument("conversation_ids", metavar="[ID]...", nargs=-1, shell_complete=complete_conversation)
 @click.option("--all", "export_all", is_flag=True, help="Export all conversations as JSON.")
 @click.option(
     "--format",
@@ -42,6 +42,7 @@ FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "html": "html", "htm": 
     metavar="FILE",
     help="Write to FILE instead of standard output.",
 )
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 @json_option
 def export(
     *,
@@ -49,6 +50,7 @@ def export(
     export_all: bool,
     export_format: str | None,
     output: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Export conversations as Markdown, HTML or JSON.
@@ -65,11 +67,17 @@ def export(
         ids = store.conversation_ids() if export_all else [store.resolve_id(i) for i in conversation_ids]
         suffix = output.suffix.lower().lstrip(".") if output is not None else ""
         default_format = "json" if export_all or len(ids) > 1 else "md"
+        if output is not None and suffix and suffix not in FORMAT_BY_SUFFIX and export_format is None:
+            raise UsageError(
+                f"Cannot export to {output.name}: its name must end in .md, .html or .json, or add --format."
+            )
         export_format = export_format or FORMAT_BY_SUFFIX.get(suffix) or default_format
         if export_format != "json" and len(ids) != 1:
             raise UsageError(
                 f"A file in the format {export_format} holds one conversation. To export {len(ids)}, use --format json."
             )
+        if output is not None and output.is_file() and not force:
+            raise UsageError(f"{output} exists already. Choose another file name, or add --force to overwrite it.")
         text = export_text(store, ids, export_format)
     if output is None:
         import sys

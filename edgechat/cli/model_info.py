@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 # Labels of properties whose JSON names would be unclear as labels.
 _LABELS: Final = {
-    "size_bytes": "size", "here": "installed", "weights": "parameters", "memory": "layers by cache kind",
+    "size_bytes": "size", "weights": "parameters", "memory": "layers by cache kind",
     "window": "sliding window", "embedding": "embedding size", "feed_forward": "feed-forward size",
     "kv_numbers_per_token": "KV elements per token", "vocabulary": "vocabulary size", "context": "context length",
-    "shape": "dimensions", "good_at": "strengths", "thinking": "reasoning",
+    "experts_used": "experts per token", "kv_heads": "KV heads", "rope_freq_base": "RoPE base frequency",
+    "rope_scaling": "RoPE scaling",
 }  # fmt: skip
 
 
@@ -38,16 +39,23 @@ def print_info(model: str, *, as_json: bool) -> None:
         if catalogue_entry is None and (remote := remote_header.find_remote_model(model)) is None:
             raise
     if path is not None:
-        _print_facts(read_header_facts(read_header(path)), as_json=as_json)
+        _print_facts(read_header_facts(header := read_header(path)), as_json=as_json)
+        if not as_json:
+            _print_speed(model, header)
     elif catalogue_entry is not None:
+        curated.check_quant(catalogue_entry, model.partition(":")[2])
+        if not as_json:
+            from edgechat.cli.catalogue_info import print_properties
+
+            print_properties(catalogue_entry)
+            return
         import msgspec
 
-        curated.check_quant(catalogue_entry, model.partition(":")[2])
         facts = {
             name: value for name, value in msgspec.to_builtins(catalogue_entry).items() if value not in (None, (), {})
         }
         facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
-        _print_facts(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=as_json)
+        _print_facts(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=True)
     elif remote is not None:
         _print_remote(*remote, as_json=as_json)
 
@@ -85,16 +93,11 @@ def read_header_facts(header: ModelHeader) -> dict[str, Any]:
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | None = None) -> None:
-
     if as_json:
         echo_json(facts | ({"variants": repo.variants} if repo else {}))
         return
     for name, value in facts.items():
-        if name == "source":
-            for source in value:
-                _print_source(source)
-        else:
-            _print_line(_LABELS.get(name, name.replace("_", " ")), _format_value(name, value))
+        _print_line(_LABELS.get(name, name.replace("_", " ")), _format_value(name, value))
     for variant in repo.variants if repo else ():
         projector_note = "  (projector for images or audio)" if variant.is_projector else ""
         n_files_text = f"  {len(variant.files)} files" if len(variant.files) > 1 else ""
@@ -102,10 +105,15 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | Non
         _print_line("available", f"{name:<14}{format_size(variant.size_bytes):>9}{n_files_text}{projector_note}")
 
 
-def _print_source(source: dict[str, Any]) -> None:
-    _print_line("source", source.get("repo") or source.get("url") or source.get("package") or "")
-    for quant, file in source.get("quants", {}).items():
-        _print_line("", f"{quant:<12}{format_size(file['bytes']) if file.get('bytes') else ''}")
+def _print_speed(name: str, header: ModelHeader) -> None:
+    """Print the predicted decode speed of an installed model, if this machine was measured."""
+    from edgechat.cli.session_factory import load_settings
+    from edgechat.models.selection import evaluate_all, make_candidate
+
+    if header.kind == "model" and not header.is_embedding:
+        [evaluation] = evaluate_all([make_candidate(name, header)], load_settings())
+        if evaluation.speed is not None:
+            _print_line("decode speed", f"{evaluation.speed.decode_tps:.3g} tokens/s (predicted for this machine)")
 
 
 def _format_value(name: str, value: Any) -> str:

@@ -63,16 +63,9 @@ def print_catalogue(*, as_json: bool) -> None:
     if as_json:
         echo_json(entries)
         return
-    click.echo(f"{'id':<28}{'params':>7}{'min. size':>11}  {'licence':<11}{'reasoning':<11}{'tools':<6}strengths")
-    for model in entries:
-        sizes = list(model.sizes().values())
-        n_params_text = f"{model.dimensions.n_params / 1e9:.2f}B" if model.dimensions.n_params else ""
-        click.echo(
-            f"{model.id:<28}{n_params_text:>7}{format_size(sizes[0]) if sizes else '':>11}  "
-            f"{(model.licence or '?')[:10]:<11}{model.thinking or '?':<11}"
-            f"{'?' if model.supports_tools is None else 'yes' if model.supports_tools else 'no':<6}"
-            f"{', '.join(model.strengths)}".rstrip()
-        )
+    from edgechat.cli.catalogue_info import print_rows
+
+    print_rows(entries)
 
 
 def print_folders(*, as_json: bool) -> None:

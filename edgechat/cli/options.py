@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgechat.errors import EdgechatError
+from edgechat.humanize import shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Number of the newest conversations whose IDs are completed.
+_MAX_COMPLETED_IDS: Final = 200
+# Length of a completed ID, as in `edgechat history list`.
+_SHORT_ID_CHARS: Final = 8
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the installed models, aliases and catalogue IDs that start with `incomplete`, for shell completion."""
+    """Return the model names that start with `incomplete`: installed models and aliases first, then the catalogue."""
     from edgechat.catalogue import curated, library
 
     try:
-        installed_names = [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
-        return sorted(
-            {
-                name
-                for name in [*installed_names, *curated.load_catalogue()]
-                if name.lower().startswith(incomplete.lower())
-            }
-        )
+        entries = [entry for entry in library.scan() if entry.is_usable]
+        installed_names = sorted(name for entry in entries for name in (entry.name, *entry.aliases))
+        names = dict.fromkeys([*installed_names, *sorted(curated.load_catalogue())])
     except EdgechatError:
         return []
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
 
 
+def complete_conversation(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return the IDs of recent conversations that start with `incomplete`, with their titles, for shell completion."""
+    from edgechat.chat.messages import first_line
+    from edgechat.store import open_store
+    from edgechat.terminal import escape_controls
+
+    try:
+        store = open_store()
+    except EdgechatError:
+        return []
+    try:
+        summaries = store.list_conversations(archived=None, limit=_MAX_COMPLETED_IDS) if store.is_readable else []
+    except EdgechatError:
+        return []
+    finally:
+        store.close()
+    n_same_start = Counter(s.conversation.id[:_SHORT_ID_CHARS] for s in summaries)
+    items = []
+    for conversation in (s.conversation for s in summaries if s.conversation.id.startswith(incomplete.lower())):
+        short_id = conversation.id[:_SHORT_ID_CHARS]
+        is_short = n_same_start[short_id] == 1 and len(incomplete) <= _SHORT_ID_CHARS
+        title = escape_controls(first_line(conversation.title, _MAX_VALUE_CHARS)) or "(no title)"
+        items.append(CompletionItem(short_id if is_short else conversation.id, help=title))
+    return items
+
+
+_MAX_VALUE_CHARS: Final = 60
 MAX_ROWS: Final = 10**9
 """Largest number of rows to show or skip. SQLite refuses numbers from 2**63 on."""
 
@@ -49,29 +82,43 @@ class FilePath(click.Path):
 
 
 class IntRange(click.IntRange):
-    """Integer from `min` to `max`; click would describe the range with an inequality."""
+    """Integer from `min` to `max`, or any integer; errors and help describe the type and the range in words."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        number: int = click.INT.convert(value, param, ctx)
+        try:
+            number: int = click.INT.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"must be a whole number, not {shorten(str(value), _MAX_VALUE_CHARS)!r}", param, ctx)
         if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
             self.fail(f"must be {_describe_bounds(self.min, self.max)}, not {number}", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        return _describe_bounds(self.min, self.max)
+
 
 class FloatRange(click.FloatRange):
-    """Number from `min` to `max`; click would describe the range with an inequality."""
+    """Number from `min` to `max`, or any number; errors and help describe the type and the range in words."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = click.FLOAT.convert(value, param, ctx)
+        try:
+            number: float = click.FLOAT.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"must be a number, not {shorten(str(value), _MAX_VALUE_CHARS)!r}", param, ctx)
         if (self.min is not None and not number >= self.min) or (self.max is not None and not number <= self.max):
             self.fail(f"must be {_describe_bounds(self.min, self.max)}, not {number:g}", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        return _describe_bounds(self.min, self.max)
+
 
 def _describe_bounds(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"at least {low}" if high is None else f"at most {high}"
-    return f"from {low} to {high}"
+    """Return a range in words; "" for a range without bounds. `MAX_ROWS` counts as no bound."""
+    has_low, has_high = low is not None, high is not None and high != MAX_ROWS
+    if has_low and has_high:
+        return f"from {low} to {high}"
+    return f"at least {low}" if has_low else f"at most {high}" if has_high else ""
 
 
 _MODEL_OPTIONS = (
@@ -85,15 +132,21 @@ _MODEL_OPTIONS = (
     click.option("--system", "system_prompt", metavar="TEXT", help="System prompt."),
 )
 _GENERATION_OPTIONS = (
-    click.option("--max-tokens", type=int, metavar="N", help="Maximum length of a reply in tokens."),
-    click.option("--temperature", type=float, metavar="T", help="Sampling temperature; 0 is greedy."),
-    click.option("--top-p", type=float, metavar="P", help="Nucleus sampling: total probability of the tokens to keep."),
-    click.option("--seed", type=int, metavar="N", help="Random seed of the sampler."),
+    click.option("--max-tokens", type=IntRange(), metavar="N", help="Maximum length of a reply in tokens."),
+    click.option("--temperature", type=FloatRange(), metavar="T", help="Sampling temperature; 0 is greedy."),
     click.option(
-        "--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens, rounded up to a multiple of 256."
+        "--top-p", type=FloatRange(), metavar="P", help="Nucleus sampling: total probability of the tokens to keep."
+    ),
+    click.option("--seed", type=IntRange(), metavar="N", help="Random seed of the sampler."),
+    click.option(
+        "--ctx",
+        "n_ctx",
+        type=IntRange(),
+        metavar="N",
+        help="Context length in tokens, rounded up to a multiple of 256.",
     ),
     click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB."),
-    click.option("--threads", "n_threads", type=int, metavar="N", help="Number of compute threads."),
+    click.option("--threads", "n_threads", type=IntRange(), metavar="N", help="Number of compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Turn reasoning before the reply on or off."),
     click.option(
         "--speculation/--no-speculation",
@@ -111,7 +164,13 @@ _CONVERSATION_OPTIONS = (
         default=None,
         help="Continue the most recent conversation.",
     ),
-    click.option("--conversation", "conversation_id", metavar="ID", help="Continue the conversation with this ID."),
+    click.option(
+        "--conversation",
+        "conversation_id",
+        metavar="ID",
+        shell_complete=complete_conversation,
+        help="Continue the conversation with this ID.",
+    ),
     click.option("--ephemeral", is_flag=True, default=None, help="Do not save this conversation to disk."),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import FilePath, complete_model
+from edgechat.cli.options import FilePath, FloatRange, IntRange, complete_model
 from edgechat.cli.progress import StderrStatus
 from edgechat.decode_errors import describe_decode_error
 from edgechat.humanize import format_size
@@ -56,10 +56,10 @@ _MAX_EXACT_MODELS: Final = 8
     metavar="FILE",
     help="Plan for another machine; FILE is the output of its `edgechat doctor --json`.",
 )
-@click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens.")
+@click.option("--ctx", "n_ctx", type=IntRange(), metavar="N", help="Context length in tokens.")
 @click.option(
     "--min-speed",
-    type=float,
+    type=FloatRange(),
     metavar="T",
     help="Minimum decode speed in tokens per second; 0 for no minimum.",
 )

@@ -23,12 +23,12 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    success
-  1    a confirmation was declined, or an error in edgechat itself, with a traceback
-  2    usage: invalid option, setting, conversation, attachment, import or standard input
+  1    a confirmation was declined, or an error in edgechat itself (traceback)
+  2    usage: invalid option, setting, conversation, attachment or import
   3    model file: missing or damaged, or an error in its chat template
-  4    runtime: no working backend, the engine died, or the history or a download failed
-  5    size: the model is too large for the memory, or the input for the context
-  6    network: the hub or another server is unreachable, or refused the request
+  4    runtime: no working backend, engine died, or history or download failed
+  5    size: the model exceeds the memory, or the input the context
+  6    network: the hub or another server is unreachable or refuses
   129  the terminal was closed (SIGHUP)
   130  interrupted with Ctrl-C
   141  broken pipe: the program that reads the output has ended
@@ -142,6 +142,11 @@ def run() -> int:
 def _describe_usage_error(error: click.ClickException) -> str:
     """Return click's message as one line, with the command that shows the help."""
     text = " ".join(error.format_message().split())
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param:
+        name = (
+            max(error.param.opts, key=len) if isinstance(error.param, click.Option) else error.param.human_readable_name
+        )
+        text = f"Invalid value for {name}: {' '.join(error.message.split())}"
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f"{text.rstrip('.')}. See `{context.command_path} --help`." if context is not None else text
 

@@ -70,32 +70,62 @@ def list_installed_candidates(entries: Sequence[library.InstalledModel] | None =
 
 def list_catalogue_candidates() -> list[Candidate]:
     """Return a candidate for each quant of each catalogue model with known dimensions. Does not use the network."""
-    candidates = []
-    for model in curated.load_catalogue().values():
-        if not model.dimensions.n_layers:  # the KV cache size depends on the number of layers
-            continue
-        sizes = compute_file_sizes(model)
-        for quant, profile in make_synthetic_profiles(model).items():
-            n_params = model.dimensions.n_params or profile.n_params
-            candidates.append(Candidate(
-                name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
-                is_size_estimated=not sizes[quant][1], is_default=model.is_default,
-                quality=quality(quant, n_params, model.dimensions.n_params_active, model), thinking=_thinking(model),
-            ))  # fmt: skip
+    return [c for model in curated.load_catalogue().values() for c in _make_catalogue_candidates(model)]
+
+
+def _make_catalogue_candidates(model: curated.CatalogueModel) -> list[Candidate]:
+    if not model.dimensions.n_layers:  # the KV cache size depends on the number of layers
+        return []
+    candidates, sizes = [], compute_file_sizes(model)
+    for quant, profile in make_synthetic_profiles(model).items():
+        n_params = model.dimensions.n_params or profile.n_params
+        candidates.append(Candidate(
+            name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
+            is_size_estimated=not sizes[quant][1], is_default=model.is_default,
+            quality=quality(quant, n_params, model.dimensions.n_params_active, model), thinking=_thinking(model),
+        ))  # fmt: skip
     return candidates
+
+
+def find_catalogue_candidates(name: str, *, with_quants: bool) -> list[Candidate]:
+    """Return the candidates for a catalogue ID with or without a quant: all quants, or the one that is downloaded.
+
+    Returns [] if the catalogue has no such model, or not its dimensions. Raises CatalogueError for an unknown quant.
+    """
+    from edgechat.catalogue.hub import PREFERRED_QUANTS
+
+    model_id, _, quant = name.lower().partition(":")
+    model = curated.load_catalogue().get(model_id)
+    if model is None:
+        return []
+    curated.check_quant(model, quant)
+    candidates = _make_catalogue_candidates(model)
+    if with_quants:
+        return candidates
+    preferred_quants = [quant.upper()] if quant else [*PREFERRED_QUANTS, *(c.quant for c in candidates)]
+    choice = next((c for q in preferred_quants for c in candidates if c.quant.upper() == q.upper()), None)
+    return [choice] if choice is not None else []
 
 
 def make_named_candidates(
     engine: EngineClient, names: Sequence[str], directory: Path, *, with_quants: bool = False
 ) -> list[Candidate]:
-    """Return the candidates for `names`: installed models, files, or `owner/repo[:QUANT]` on the hub.
+    """Return the candidates for `names`: installed models, files, catalogue IDs, or `owner/repo[:QUANT]` on the hub.
 
-    The headers of models on the hub are downloaded into `directory`. With `with_quants`, each candidate is followed by
-    candidates for its other quants, with sizes computed by llama.cpp's rules. Raises EdgechatError for an unknown name.
+    Models of the catalogue are planned without the network. The headers of models on the hub are downloaded into
+    `directory`. With `with_quants`, each candidate is followed by candidates for its other quants, with sizes computed
+    by llama.cpp's rules. Raises EdgechatError for an unknown name.
     """
     candidates: list[Candidate] = []
     for name in names:
-        header, repo, is_installed = _find_header(name, directory / str(len(candidates)))
+        try:
+            header, repo, is_installed = _find_header(name, directory / str(len(candidates)))
+        except ModelFileError:
+            catalogue_candidates = find_catalogue_candidates(name, with_quants=with_quants)
+            if not catalogue_candidates:
+                raise
+            candidates += catalogue_candidates
+            continue
         candidates.append(make_candidate(name, header, repo=repo, is_installed=is_installed))
         for quant in requantize.PRESETS if with_quants else ():
             tensor_types = engine.list_quant_types(

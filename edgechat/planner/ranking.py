@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -114,7 +115,7 @@ def evaluate(
     reserve_text = f"fits only without the {format_size(machine.reserved_bytes)} reserved for other programs"
     verdict = "; ".join([reserve_text] * uses_reserve + [*load_plan.concessions]) or "fits"
     if speed is not None and is_slow:
-        verdict = f"too slow: {speed.decode_tps:.1f} tokens/s, minimum {min_tps:g} tokens/s"
+        verdict = f"too slow: {math.floor(speed.decode_tps * 10) / 10:.1f} tokens/s, minimum {min_tps:g} tokens/s"
     max_bytes = machine.max_download_bytes
     is_download_too_large = not candidate.is_installed and max_bytes is not None and profile.tensor_bytes > max_bytes
     if is_download_too_large:

@@ -61,7 +61,7 @@ class Editor:
 
         Raises UsageError if no editor is found, or if the editor cannot be started or fails.
         """
-        command = _find_editor()
+        command = find_editor()
         try:
             self._process = subprocess.Popen([*command, str(file)])
             code = self._process.wait()
@@ -77,7 +77,7 @@ class Editor:
             raise UsageError(f"The editor {command[0]} {end}; the text is unchanged.")
 
 
-def _find_editor() -> list[str]:
+def find_editor() -> list[str]:
     """Return the command of the editor without the name of a file. Raises UsageError if there is none."""
     configured_editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     try:

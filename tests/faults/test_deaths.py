@@ -17,7 +17,16 @@ from tests.models import write_tiny_llama
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-LONG = ["ask", "Tell me a very long story about the sea.", "--temperature", "0", "--max-tokens", "2000"]
+LONG = [
+    "ask",
+    "-m",
+    "starter",
+    "Tell me a very long story about the sea.",
+    "--temperature",
+    "0",
+    "--max-tokens",
+    "2000",
+]
 
 
 def engine_of(parent: int) -> psutil.Process | None:

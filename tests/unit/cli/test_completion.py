@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.store import open_store
 from tests.conftest import Cli, edgechat_command
 
 
@@ -33,3 +35,31 @@ def test_commands_and_options_are_completed(line: str, completions: set[str]) ->
     }  # fmt: skip
     result = subprocess.run(edgechat_command(), env=environment, capture_output=True, text=True, check=False)
     assert {line.partition(",")[2] for line in result.stdout.split()} == completions
+
+
+def complete(line: str) -> list[str]:
+    environment = os.environ | {
+        "_EDGECHAT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")),
+    }  # fmt: skip
+    result = subprocess.run(edgechat_command(), env=environment, capture_output=True, text=True, check=True)
+    return [line.partition(",")[2] for line in result.stdout.split()]
+
+
+@pytest.mark.parametrize("command", ["ask -m", "-m", "plan -m", "models info"])
+def test_installed_models_are_completed_first(command: str) -> None:
+    names = complete(f"edgechat {command} ")
+    assert names[0] == "starter"
+    assert "qwen3.5-4b" in names
+    assert names[1:] == sorted(names[1:])
+
+
+def test_conversation_ids_are_completed() -> None:
+    store = open_store()
+    for number, conversation_id in enumerate(("aaaa1111b", "bbbb1111c", "bbbb1111d")):
+        message = Message(id=new_id(), role="user", text="Hi")
+        store.append(Conversation(id=conversation_id * 3, title="T", created_at_ms=number), [message])
+    store.close()
+    for command in ("history show", "history delete", "history export", "ask --conversation"):
+        assert complete(f"edgechat {command} ") == ["bbbb1111d" * 3, "bbbb1111c" * 3, "aaaa1111"]
+    assert complete("edgechat history show aa") == ["aaaa1111"]
+    assert complete("edgechat history show zz") == []

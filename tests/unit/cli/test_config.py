@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import tomlkit
+
+from edgechat import config
 from tests.conftest import Cli
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_validate_reports_invalid_themes_and_keys(cli: Cli, home: Path) -> None:
@@ -20,3 +29,37 @@ def test_validate_reports_invalid_themes_and_keys(cli: Cli, home: Path) -> None:
     assert cli("config", "validate").returncode == 0
     file.write_text('theme = "ansi-dark"\n[keys]\n"chat.search" = "f7"\n')
     assert cli("config", "validate").returncode == 0
+
+
+def test_new_settings_file_explains_every_setting_in_valid_toml(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITOR", "true")
+    assert cli("config", "edit").returncode == 0
+    text = (home / "config" / "config.toml").read_text()
+    assert config.read_toml(home / "config" / "config.toml", []) == {}
+    uncommented = re.sub(r"(?m)^#(?=\S)", "", text)
+    values = tomlkit.parse(uncommented).unwrap()
+    assert list(values) == list(config.Settings.__struct_fields__)
+    assert [config.check(name, value) for name, value in values.items()] == [""] * len(values)
+    defaults = config.Settings()
+    assert all(values[n] == getattr(defaults, n) for n in values if getattr(defaults, n) not in (None, {}))
+    flat_text = " ".join(text.replace("\n# ", " ").split())
+    assert all(" ".join(d.split()) in flat_text for d in config.describe_settings().values())
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_settings_cannot_be_edited_without_terminal_and_editor(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDITOR", raising=False)
+    monkeypatch.delenv("VISUAL", raising=False)
+    result = cli("config", "edit", stdin=subprocess.DEVNULL)
+    assert (result.returncode, (home / "config" / "config.toml").exists()) == (2, False)
+    assert "An editor needs a terminal" in result.stderr
+
+
+def test_shown_settings_are_valid_toml(cli: Cli, home: Path) -> None:
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    (home / "config" / "config.toml").write_text('[keys]\n"chat.search" = "f7"\n')
+    assert tomlkit.parse(cli("config", "show").stdout).unwrap()["keys"] == {"chat.search": "f7"}

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from edgechat.cli.root import edgechat
+from tests.conftest import Cli
 
 MAX_SUMMARY = 60
 
@@ -60,3 +61,30 @@ def test_model_as_argument_still_works(path: str, arguments: list[str]) -> None:
     command = ALL[path]
     context = command.make_context(path, list(arguments))
     assert sum(len(context.params[name]) for name in ("names", "files", "models") if name in context.params) == 1
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_help_has_80_columns_and_describes_ranges_in_words(path: str) -> None:
+    context = click.Context(ALL[path], info_name=path, terminal_width=80)
+    lines = ALL[path].get_help(context).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "<=" in line or ">=" in line or "…" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "--temperature", "hot", "x"], "Invalid value for --temperature: must be a number, not 'hot'."),
+        (["ask", "--seed", "1.5", "x"], "Invalid value for --seed: must be a whole number, not '1.5'."),
+        (["ask", "--answers", "0", "x"], "Invalid value for --answers: must be at least 1, not 0."),
+        (["ask", "--budget", "lots", "x"], "Invalid value for --budget: 'lots' is not a size."),
+        (["history", "list", "-n", "x"], "Invalid value for --limit: must be a whole number, not 'x'."),
+        (["serve", "--port", "70000"], "Invalid value for --port: must be from 0 to 65535, not 70000."),
+        (["plan", "--min-speed", "a" * 999], "Invalid value for --min-speed: must be a number, not 'aaa"),
+    ],
+)
+def test_invalid_numbers_are_described_in_words(arguments: list[str], message: str, cli: Cli) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"edgechat: {message}")
+    assert len(result.stderr) < 250

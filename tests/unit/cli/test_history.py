@@ -300,3 +300,34 @@ def measure_show(n_messages: int) -> float:
     assert result.exit_code == 0
     assert result.output.count("## ") == n_messages
     return time.process_time() - started_at
+
+
+def test_export_overwrites_only_with_force_and_refuses_unknown_suffixes(
+    cli: Cli, ids: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.md"
+    file.write_text("mine")
+    refused = cli("history", "export", ids[0], "-o", str(file))
+    assert (refused.returncode, file.read_text()) == (2, "mine")
+    assert "talk.md exists already. Choose another file name, or add --force" in refused.stderr
+    assert cli("history", "export", ids[0], "-o", str(file), "--force").returncode == 0
+    assert "about rivers" in file.read_text()
+    refused = cli("history", "export", ids[0], "-o", str(tmp_path / "x.pdf"))
+    assert (refused.returncode, (tmp_path / "x.pdf").exists()) == (2, False)
+    assert "must end in .md, .html or .json, or add --format" in refused.stderr
+    for name, options in (("x.pdf", ["--format", "html"]), ("x.txt", []), ("no-suffix", [])):
+        assert cli("history", "export", ids[0], "-o", str(tmp_path / name), *options).returncode == 0
+
+
+def test_empty_results_are_reported_on_standard_error(cli: Cli, ids: list[str]) -> None:
+    assert len(ids) == 3
+    result = cli("history", "search", "zzz")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "edgechat: No message or title contains zzz.\n"
+    assert (cli("history", "search", "zzz", "--json").stdout, cli("history", "list", "--tag", "no").stderr) == (
+        "[]\n", "edgechat: No conversations match.\n",
+    )  # fmt: skip
+
+
+def test_empty_history_is_reported(cli: Cli) -> None:
+    assert cli("history", "list").stderr == "edgechat: No conversations yet.\n"

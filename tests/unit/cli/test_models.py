@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from edgechat import paths
+from edgechat.cli.model_lists import print_catalogue
+from edgechat.models import resources, selection
 from tests.conftest import Cli, edgechat_command
 from tests.hub import FakeRepo, Faults, LocalHub, local_hub
 from tests.models import split_tiny, write_tiny_llama
+from tests.unit.planner.profiles import WITHOUT_AMX
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +155,34 @@ def test_listing_installed_models_imports_no_heavy_package() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_catalogue_is_printed_in_aligned_columns_with_known_speeds(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, *lines = cli("models", "list", "--catalogue").stdout.splitlines()
+    for column in ("tools", "licence"):
+        start = head.index(column)
+        assert all(line[start - 1] == " " and line[start] != " " for line in lines), column
+    assert not [line for line in lines if "toggle" in line]
+    assert any("qwen-research" in line for line in lines)
+    monkeypatch.setattr(resources, "load_measured_speeds", lambda: WITHOUT_AMX)
+    monkeypatch.setattr(selection, "load_measured_speeds", lambda: WITHOUT_AMX)
+    print_catalogue(as_json=False)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("qwen3.5-4b "))
+    assert float(row[head.index("tok/s") - 1 :].split()[0]) > 0
+
+
+def test_catalogue_model_is_described_in_plain_words(cli: Cli) -> None:
+    text = cli("models", "info", "qwen3.5-4b").stdout
+    for line in (
+        "context length        262,144 tokens",
+        "reasoning             optional",
+        "parameters            4.66 B",
+    ):
+        assert line in text
+    for note in ("llmfit", "n_params", "figures from", "toggle", "is default", "n ctx train", "None"):
+        assert note not in text
+    assert "Q4_K_M           2.74 GB" in text
+    for name in ("n_params", "figures_from"):
+        assert name in cli("models", "info", "qwen3.5-4b", "--json").stdout

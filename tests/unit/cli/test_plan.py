@@ -128,3 +128,13 @@ def test_nothing_fits_a_machine_without_memory(cli: Cli, tmp_path: Path) -> None
     assert output["choice"] is None
     assert not any(row["fits"] for row in models)
     assert cli("plan", "starter", "--machine", str(tmp_path / "machine.json")).returncode == 0
+
+
+def test_catalogue_model_is_planned_by_name_without_the_network(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert [row["name"] for row in rows(cli, "qwen3.5-4b")[1]] == ["qwen3.5-4b:Q4_K_M"]
+    assert {row["name"] for row in rows(cli, "qwen3.5-4b:q8_0", "starter")[1]} == {"qwen3.5-4b:Q8_0", "starter"}
+    quants = {row["quant"] for row in rows(cli, "qwen3.5-4b", "--quants")[1]}
+    assert {"BF16", "Q8_0", "Q4_K_M", "Q4_0"} <= quants
+    unknown = cli("plan", "qwen3.5-4b:q9_9")
+    assert (unknown.returncode, "does not list the quant 'q9_9'" in unknown.stderr) == (2, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,3 +98,13 @@ def test_unknown_speed_of_a_model_that_is_only_partly_on_a_gpu_is_no_recommendat
     small_gpu, large_gpu = (machine(40 * GIB, gpu_free_bytes=size) for size in (3 * GIB, 48 * GIB))
     assert choose_picks([evaluate(large, small_gpu)]) == []
     assert choose_picks([evaluate(large, large_gpu)])
+
+
+def test_speed_below_the_minimum_is_not_rounded_up_to_it() -> None:
+    [candidate, _] = two_quants()
+    speed = evaluate(candidate, machine(64 * GIB), speeds=WITHOUT_AMX).speed
+    assert speed is not None
+    minimum = math.floor(speed.decode_tps) + 1
+    for min_tps in (minimum, math.floor(speed.decode_tps * 100 + 1) / 100):
+        verdict = evaluate(candidate, machine(64 * GIB), speeds=WITHOUT_AMX, min_tps=min_tps).verdict
+        assert float(verdict.removeprefix("too slow: ").partition(" ")[0]) <= speed.decode_tps
