@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
-    from edgechat.chat.store import SearchHit
     from edgechat.config import Settings
     from edgechat.tui.actions import Actions
     from edgechat.tui.conversation_pane import ConversationPane
@@ -221,19 +220,19 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "search":
-            self._open_search(message.argument)
+            from edgechat.tui.views import open_search
+
+            open_search(self, self.worker.session, message.argument, self.actions.go_to)
         elif message.view == "models":
             self._open_models()
         elif message.view == "personas":
-            self._open_personas()
+            self.actions.attempt(self._choose_persona, "")
         elif message.view == "settings":
             from edgechat.tui.screens.settings import SettingsScreen
 
             self.push_screen(SettingsScreen(self.settings, self.apply_settings))
         elif message.view == "themes":
-            from edgechat.tui.theme_choice import choose_theme
-
-            self.actions.attempt(lambda name: choose_theme(self, name), message.argument)
+            self.actions.attempt(self._choose_theme, message.argument)
         elif message.view == "plan":
             from edgechat.tui.screens.plan import PlanScreen
 
@@ -249,31 +248,26 @@ class ChatApp(textual_private.CrashReportApp[int]):
         else:
             raise AssertionError(f"no screen for {message.view}")
 
-    def _open_search(self, query: str) -> None:
-        from edgechat.tui.screens.search import SearchScreen
-
-        session = self.worker.session
-
-        def search(text: str, limit: int) -> Sequence[SearchHit]:
-            return session.store.search(text, limit=limit) if session is not None else []
-
-        self.push_screen(SearchScreen(query, search), lambda target: self.actions.go_to(target) if target else None)
-
     def _open_models(self) -> None:
         from edgechat.tui.screens.models import ModelsScreen
 
         screen = ModelsScreen(self.settings, self.downloads, self.download_status, lambda: self.pane.is_generating)
         self.push_screen(screen, lambda name: self.actions.use_model(name) if name is not None else None)
 
-    def _open_personas(self) -> None:
-        from edgechat.chat import personas
-        from edgechat.tui.screens.picker import pick
+    def _choose_persona(self, _argument: str) -> None:
+        from edgechat.tui.views import pick_persona
 
-        names = personas.list_names()
-        if names:
-            pick(self, "Personas", [(n, n) for n in names], lambda name: self.actions.run("persona", name))
+        pick_persona(self, lambda name: self.actions.run("persona", name))
+
+    def _choose_theme(self, name: str) -> None:
+        """Use and save the theme called `name`, or open a list of themes if `name` is empty."""
+        from edgechat.tui.views import pick_theme, save_theme
+
+        if name:
+            self.apply_settings(save_theme(name, self.settings))
+            self.notify(f"Theme: {name}, saved to the settings")
         else:
-            self.pane.add_error(f"There are no personas yet. To add one, create {paths.personas_dir() / 'NAME.toml'}.")
+            pick_theme(self, lambda theme: self.actions.run("theme", theme))
 
     # Downloads
 

@@ -1,0 +1,61 @@
+"""Functions that open the search screen, the list of personas and the list of themes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgechat.errors import UsageError
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+    from edgechat.chat.commands import Destination
+    from edgechat.chat.session import Session
+    from edgechat.chat.store import SearchHit
+    from edgechat.config import Settings
+
+
+def open_search(app: App[Any], session: Session | None, query: str, on_chosen: Callable[[Destination], None]) -> None:
+    """Search all conversations of `session`, starting with `query`; call `on_chosen` with the chosen message."""
+    from edgechat.tui.screens.search import SearchScreen
+
+    def search(text: str, limit: int) -> Sequence[SearchHit]:
+        return session.store.search(text, limit=limit) if session is not None else []
+
+    app.push_screen(SearchScreen(query, search), lambda target: on_chosen(target) if target else None)
+
+
+def pick_persona(app: App[Any], on_chosen: Callable[[str], object]) -> None:
+    """Show a list of all personas, and call `on_chosen` with the chosen name. Raises UsageError if there are none."""
+    from edgechat import paths
+    from edgechat.chat import personas
+    from edgechat.tui.screens.picker import pick
+
+    names = personas.list_names()
+    if not names:
+        raise UsageError(f"There are no personas yet. To add one, create {paths.personas_dir() / 'NAME.toml'}.")
+    pick(app, "Personas", [(n, n) for n in names], on_chosen)
+
+
+def pick_theme(app: App[Any], on_chosen: Callable[[str], object]) -> None:
+    """Show a list of all themes, in which the current one is marked, and call `on_chosen` with the chosen name."""
+    from edgechat.tui import themes
+    from edgechat.tui.screens.picker import pick
+
+    options = [(n, f"{n}  (current)" if n == app.theme else n) for n in themes.theme_names()]
+    pick(app, "Themes", options, on_chosen)
+
+
+def save_theme(name: str, settings: Settings) -> Settings:
+    """Save the theme called `name`, and return the changed settings. Raises UsageError and SettingsError."""
+    from edgechat import config
+    from edgechat.tui import themes
+
+    _, problem = themes.find_theme(name)
+    if problem:
+        raise UsageError(problem.removeprefix("theme: ").capitalize())
+    config.save("theme", name)
+    return msgspec.structs.replace(settings, theme=name)
