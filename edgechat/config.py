@@ -83,6 +83,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """Also scroll conversations with j, k, g and G."""
     figures: bool = False
     """Show the speed below each reply."""
+    footer: bool = True
+    """Show the keys of the focused part of the screen below the input."""
     keys: dict[str, str] = {}
     """Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions."""
 

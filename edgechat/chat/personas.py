@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def load(name: str) -> Persona:
         else:
             values[key] = value
     return Persona(name, path, values, problems)
+
+
+def find_by_settings(settings: Mapping[str, object]) -> Persona | None:
+    """Return the persona whose settings a conversation has; None if there is none."""
+    for name in list_names() if settings else ():
+        persona = load(name)
+        values = {key: value for key, value in persona.values.items() if key != "model"}
+        if values and values.items() <= settings.items():
+            return persona
+    return None
 
 
 def load_settings(name: str) -> dict[str, Any]:

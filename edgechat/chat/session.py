@@ -76,6 +76,11 @@ class Session:
         return self._stored_conversation.metadata
 
     @property
+    def base_settings(self) -> Settings:
+        """Settings of all conversations, to which `settings` adds those of this conversation and of the flags."""
+        return self._base_settings
+
+    @property
     def save_error(self) -> str:
         """Reason why the last reply is not saved; "" if it is saved. After `close`, the reply is lost."""
         return self._stored_conversation.save_error

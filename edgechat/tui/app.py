@@ -94,7 +94,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         problems = [*problems, *self._apply_theme(settings.theme), *self._apply_keys(settings)]
         self.chat = ChatScreen(
             self.worker, lambda: self.palette, lambda: self.key_overrides, lambda: self.download_status, self._start,
-            problems, figures=settings.figures,
+            problems, figures=settings.figures, footer=settings.footer,
         )  # fmt: skip
 
     def on_load(self) -> None:
@@ -203,6 +203,8 @@ class ChatApp(textual_private.CrashReportApp[int]):
         old_settings, self.settings = self.settings, settings
         for problem in [*self._apply_theme(settings.theme), *self._apply_keys(settings)]:
             self.notify(problem)
+        self.pane.footer.shows_keys = settings.footer
+        self.pane.footer.redraw()
         if settings.figures not in (old_settings.figures, self.pane.shows_figures):
             self.pane.toggle_figures()
         self.worker.queue(lambda session: session.set_base_settings(settings))
@@ -302,7 +304,10 @@ class ChatApp(textual_private.CrashReportApp[int]):
     # The terminal
 
     def notify(self, message: str, **options: Any) -> None:
-        """Show a notification; escape control characters, because titles and errors are untrusted text."""
+        """Show a notice in the footer of the chat, or as a toast on other screens. `message` is untrusted text."""
+        if self.screen is self.chat:
+            self.pane.show_notice(message, options.get("severity", "information"))
+            return
         super().notify(escape_controls(message), **{**options, "markup": False})
 
     def copy_to_clipboard(self, text: str) -> None:

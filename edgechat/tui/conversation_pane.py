@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from textual.containers import Vertical
 
 from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
+from edgechat.tui import textual_private
 from edgechat.tui.composer import Composer
+from edgechat.tui.widgets.footer import Footer
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.status_line import ChatStatus, StatusLine
+from edgechat.tui.widgets.title_line import ChatTitle, TitleLine, describe_settings
 from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
+    from edgechat.tui.widgets.footer import Severity
     from edgechat.tui.widgets.prompt import PromptState
+
+# Minimum height of the screen in rows for notices in the footer.
+_MIN_NOTICE_ROWS: Final = 8
 
 
 class ConversationPane(Vertical):
@@ -29,18 +36,21 @@ class ConversationPane(Vertical):
 
     def __init__(
         self, worker: SessionWorker, get_palette: Callable[[], Palette],
-        get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str], *, figures: bool,
+        get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str],
+        *, figures: bool, footer: bool,
     ) -> None:  # fmt: skip
         """`get_palette`, `get_key_overrides` and `get_download_status` return current values.
 
-        If `figures` is true, the speed of each reply is shown.
+        If `figures` is true, the speed of each reply is shown. If `footer` is true, the footer lists keys.
         """
         super().__init__()
         self._worker = worker
         self._get_palette = get_palette
         self._get_download_status = get_download_status
         self.transcript = Transcript(get_palette, self._send_to_prompt, id="transcript")
-        self.status_line = StatusLine(self._read_status)
+        self.title_line = TitleLine()
+        self.status_line = StatusLine(self._read_status, self._show_frame)
+        self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
         self.composer = Composer(self.prompt, worker)
         self.view: ui_messages.ConversationView | None = None
@@ -53,9 +63,11 @@ class ConversationPane(Vertical):
         """Entry of the reply that is being generated."""
 
     def compose(self) -> ComposeResult:
+        yield self.title_line
         yield self.transcript
         yield self.status_line
         yield self.prompt
+        yield self.footer
 
     @property
     def is_busy(self) -> bool:
@@ -80,11 +92,12 @@ class ConversationPane(Vertical):
         session = self._worker.session
         model_properties = session.model_properties if session is not None else None
         return ChatStatus(
-            shows_message_keys=self.transcript.has_focus and not self.is_busy,
+            shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
             composer_status=self.composer.status,
             shows_end=self.transcript.follows_end,
             n_ctx=model_properties.n_ctx if model_properties is not None else None,
-            model_name=session.model_path.stem if session is not None and model_properties is not None else "",
+            model_name=session.model_path.stem if session is not None and not self.title_line.display else "",
+            bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
             download_status=self._get_download_status(),
         )
 
@@ -105,6 +118,41 @@ class ConversationPane(Vertical):
         """Scroll the transcript if the mouse is over the input or the status line, and these cannot scroll."""
         event.stop()
         self.transcript.scroll_rows(direction * max(1, round(self.app.scroll_sensitivity_y)))
+
+    # Title, footer and notices
+
+    def on_resize(self) -> None:
+        self.title_line.fold()
+        self.footer.redraw()
+
+    def _show_frame(self) -> None:
+        """Update the title line, the title of the window and the footer."""
+        session, view = self._worker.session, self.view
+        if session is not None and view is not None:
+            marks = describe_settings(session.settings, session.base_settings, view.persona)
+            if not session.store.is_persistent:
+                marks += ("ephemeral",)
+            title = view.conversation.title if view.path else ""
+            self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
+            textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
+        self.footer.redraw()
+
+    def _read_focused_part(self) -> str:
+        """Return the part of the screen whose keys the footer shows."""
+        if self.is_generating and self.app.focused in {self.prompt, self.transcript}:
+            return "reply"
+        if self.transcript.has_focus:
+            return "conversation"
+        if self.prompt.has_focus or self.app.focused is None:
+            return "edit" if self.composer.edited_id is not None else "input"
+        return "list"
+
+    def show_notice(self, text: str, severity: Severity) -> None:
+        """Show a notice in the footer for some seconds; on a screen of few rows, in the status line."""
+        if self.app.size.height >= _MIN_NOTICE_ROWS:
+            self.footer.show_notice(text, severity)
+        else:
+            self.status_line.show_state(self.status_line.state, text)
 
     # Notes and errors
 
@@ -151,6 +199,7 @@ class ConversationPane(Vertical):
     def on_title_changed(self, message: ui_messages.TitleChanged) -> None:
         if self.view is not None and self.shows(message.conversation.id):
             self.view = self.view._replace(conversation=message.conversation)
+            self.status_line.redraw()
             self.post_message(ui_messages.ConversationsChanged())
 
     def toggle_figures(self) -> None:
@@ -171,6 +220,7 @@ class ConversationPane(Vertical):
         entries = reconcile_entries(old_entries, view.path, self._get_palette().glyphs, shows_stats=self.shows_figures)
         self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.post_message(ui_messages.ConversationsChanged())
+        self._show_frame()
 
     def _scroll_to_message(self, message_id: str) -> None:
         for index, entry in enumerate(self.transcript.entries):

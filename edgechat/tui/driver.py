@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from edgechat.tui import window_title
 from edgechat.tui.output_flow import CHUNK_CHARS, OutputFlow
 from edgechat.tui.painter import Painter
 from edgechat.tui.terminal_parser import POLL_S, TerminalParser
@@ -33,6 +34,7 @@ _READ_BYTES: Final = 1 << 16
 _RESTORE: Final = (
     b"".join(b"\x1b[?%dl" % mode for mode in (2004, 2048, 1004, 1000, 1003, 1015, 1006, 1016, 2026))
     + b"\x1b[?7h\x1b[<u\x1b[?1049l\x1b[?25h"
+    + window_title.RESTORE.encode()
 )
 
 
@@ -50,6 +52,7 @@ class ChatDriver(LinuxDriver):
         self._file = self._output  # type: ignore[assignment]
         self._is_started = False
         self.painter = Painter(lambda strip: strip.render(app.console), self._flow.budget)
+        self._window_title = "edgechat"
 
     # Input
 
@@ -102,7 +105,18 @@ class ChatDriver(LinuxDriver):
             self._output.is_lost = True
             self._report_lost()
 
+        elif window_title.has_title():
+            self.write(window_title.SAVE + window_title.make_title_sequence(self._window_title))
+
+    def set_window_title(self, text: str) -> None:
+        """Set the title of the terminal's window; `stop_application_mode` restores the previous one."""
+        if text != self._window_title and self._is_started and window_title.has_title():
+            self.write(window_title.make_title_sequence(text))
+        self._window_title = text
+
     def stop_application_mode(self) -> None:
+        if self._is_started and window_title.has_title():
+            self.write(window_title.RESTORE)
         super().stop_application_mode()
         self._is_started = False
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from textual.message import Message
+
+from edgechat.errors import EdgechatError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from edgechat.chat.events import TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Conversation
     from edgechat.chat.messages import Message as ChatMessage
+    from edgechat.chat.personas import Persona
     from edgechat.chat.session import Session
     from edgechat.tui.widgets.prompt import PromptState
 
@@ -24,16 +28,23 @@ class ConversationView(NamedTuple):
     conversation: Conversation
     path: list[tuple[ChatMessage, tuple[int, int]]]
     """Messages from the first to the head, each with (its number among its alternatives, number of alternatives)."""
+    persona: Persona | None = None
+    """Persona whose settings the conversation has; None if there is none."""
 
     @classmethod
     def from_session(cls, session: Session) -> ConversationView:
         """Return a snapshot of the conversation. Call it only in the thread that changes the conversation."""
+        from edgechat.chat import personas
+
         tree = session.tree
-        path = []
+        path: list[tuple[ChatMessage, tuple[int, int]]] = []
+        persona: Persona | None = None
         for message in tree.path:
             alternatives = tree.alternatives(message.id)
             path.append((message, (alternatives.index(message.id) + 1, len(alternatives))))
-        return cls(session.conversation, path)
+        with contextlib.suppress(EdgechatError):  # the file of a persona may have been deleted meanwhile
+            persona = personas.find_by_settings(session.conversation.settings)
+        return cls(session.conversation, path, persona)
 
 
 class OutgoingMessage(NamedTuple):

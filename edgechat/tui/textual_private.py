@@ -95,6 +95,13 @@ class _Frame(CompositorUpdate):
         return self._output
 
 
+def set_window_title(app: App[ReturnType], text: str) -> None:
+    """Set the title of the terminal's window, if the driver of the application can restore the previous one."""
+    set_title = getattr(app._driver, "set_window_title", None)  # noqa: SLF001
+    if set_title is not None:
+        set_title(text)
+
+
 class CrashReportApp(App[ReturnType]):
     """Application that calls `report_crash` for an unhandled exception, instead of printing Textual's traceback.
 

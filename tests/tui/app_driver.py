@@ -86,6 +86,18 @@ def status_text(app: ChatApp) -> str:
     return str(app.chat.query_one("#live", Static).content)
 
 
+def title_text(app: ChatApp) -> str:
+    """Return the text of the title line; "" while it is hidden."""
+    line = app.pane.title_line
+    return str(line.content) if line.display else ""
+
+
+def footer_text(app: ChatApp) -> str:
+    """Return the text of the footer, keys or a notice; "" while it is hidden."""
+    footer = app.pane.footer
+    return str(footer.content) if footer.display else ""
+
+
 def shown_texts(app: ChatApp, kind: str) -> list[str]:
     """Return the texts of all transcript entries of one kind: user, assistant, note or error."""
     return [entry.text for entry in app.pane.transcript.entries if entry.kind == kind]

@@ -13,6 +13,7 @@ from edgechat.store import open_ephemeral_store
 from edgechat.tui.widgets.sidebar import Sidebar
 from tests.tui.app_driver import (
     ask,
+    footer_text,
     is_open,
     make_scripted_app,
     option_list,
@@ -158,6 +159,5 @@ async def test_control_characters_of_saved_texts_are_escaped() -> None:
         await until_async(lambda: "evil" in app.pane.prompt.text)
         assert "\x1b" not in app.pane.prompt.text
         app.notify("evil \x1b[2J [bold]title")
-        await until_async(lambda: list(app._notifications))
-        [toast] = app._notifications
-        assert toast.message == "evil ␛[2J [bold]title"
+        await until_async(lambda: "evil" in footer_text(app))
+        assert footer_text(app) == "evil ␛[2J [bold]title"

@@ -57,7 +57,7 @@ async def test_reasoning_is_collapsed_and_expands() -> None:
         await pilot.press("t")
         await until_async(lambda: "about it." not in screen_text(app))
         row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "Reasoning (" in line)
-        await pilot.click("#transcript", offset=(5, row))
+        await pilot.click(offset=(5, row))
         await until_async(lambda: "about it." in screen_text(app))
 
 

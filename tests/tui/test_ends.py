@@ -168,3 +168,21 @@ def test_signal_while_the_editor_runs_saves_what_it_wrote(tmp_path: Path) -> Non
         assert t.wait() == 128 + signal.SIGTERM
         assert t.modes() == t.initial_modes
     assert read_unsent_text() == "written from the editor"
+
+
+@pytest.mark.parametrize("ends_by_key", [True, False])
+def test_window_title_is_set_and_restored(*, ends_by_key: bool) -> None:
+    with terminal(*PROGRAM) as t:
+        t.until("Ready")
+        saved, _, rest = t.output.partition(b"\x1b[22;2t\x1b]2;edgechat\x07")
+        assert rest
+        assert b"\x1b]2;" not in saved
+        t.type("A question\r")
+        t.until("word5")
+        t.until(lambda: b"\x1b]2;A question - edgechat\x07" in t.output)
+        if ends_by_key:
+            t.type("\x11")
+        else:
+            t.child.send_signal(signal.SIGTERM)
+        t.wait()
+        assert t.output.count(b"\x1b[22;2t") == t.output.count(b"\x1b[23;2t") == 1

@@ -33,7 +33,7 @@ from tests.tui.app_driver import (
     screen_text,
     session,
     shown_texts,
-    status_text,
+    title_text,
     wait_until_ready,
 )
 from tests.waiting import until_async
@@ -87,7 +87,7 @@ async def test_model_is_switched_during_a_conversation(tmp_path: Path) -> None:
         await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
         await ask(app, "And now?")
         app.actions.run("model", str(second))
-        await until_async(lambda: "second" in status_text(app) and not app.pane.is_busy)
+        await until_async(lambda: "second" in title_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
         (tmp_path / "broken.gguf").write_text("no model")
@@ -112,7 +112,7 @@ async def test_model_found_on_the_hub_is_downloaded_and_used(hub: LocalHub, tmp_
         await until_async(lambda: "parrot-Q8_0" in option_ids(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
-        await until_async(lambda: "parrot-Q8_0" in status_text(app) and not app.pane.is_busy)
+        await until_async(lambda: "parrot-Q8_0" in title_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app)[-1] == "Bird"
 

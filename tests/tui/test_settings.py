@@ -20,7 +20,7 @@ from tests.tui.app_driver import (
     session,
     shown_messages,
     shown_texts,
-    status_text,
+    title_text,
     wait_until_ready,
 )  # fmt: skip
 from tests.waiting import until_async
@@ -141,7 +141,7 @@ async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
     async with app.run_test():
         await wait_until_ready(app)
         app.actions.run("new", "other")
-        await until_async(lambda: "second" in status_text(app) and not app.pane.is_busy)
+        await until_async(lambda: "second" in title_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app)[-1] == "Two"
         app.actions.run("set", f"model {first}")

@@ -95,11 +95,13 @@ class ChatScreen(Screen[None]):
         self, worker: SessionWorker, get_palette: Callable[[], Palette],
         get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str],
         on_first_frame: Callable[[], object], problems: Sequence[str],
-        *, figures: bool,
+        *, figures: bool, footer: bool,
     ) -> None:  # fmt: skip
         """`on_first_frame` is called after the first frame. `problems` are descriptions of invalid settings."""
         super().__init__()
-        self.pane = ConversationPane(worker, get_palette, get_key_overrides, get_download_status, figures=figures)
+        self.pane = ConversationPane(
+            worker, get_palette, get_key_overrides, get_download_status, figures=figures, footer=footer
+        )
         self._worker = worker
         self._get_palette = get_palette
         self._on_first_frame = on_first_frame
@@ -130,6 +132,9 @@ class ChatScreen(Screen[None]):
         gc.freeze()  # the objects of all imports live until the end
         gc.enable()  # edgechat.cli.chat disables garbage collection to speed up the first frame
         self._on_first_frame()
+
+    def on_screen_resume(self) -> None:
+        self.app.clear_notifications()  # toasts of the screen above would cover the input
 
     def leave(self) -> None:
         """Save the unsent text before the application closes."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgechat.chat.commands import COMMANDS
 from edgechat.paths import config_file
+from edgechat.tui.key_names import format_key
 from edgechat.tui.screens.plan import TextScreen
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ _GROUP_TITLES = {
     "text": "In help and the plan",
     "first": "At the first start",
 }
-_KEY_NAMES = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "slash": "/", "delete": "Del"}
 
 
 class HelpScreen(TextScreen):
@@ -54,12 +54,3 @@ def _format_help(keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> st
         "The name of each key is shown in brackets above.",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def format_key(key: str) -> str:
-    """Return the label of a key, such as "Ctrl+O" for "ctrl+o"."""
-    *modifiers, base_key = key.split("+")
-    name = _KEY_NAMES.get(base_key) or (
-        base_key.capitalize() if len(base_key) > 1 else base_key.upper() if modifiers else base_key
-    )
-    return "+".join([*(m.capitalize() for m in modifiers), name])

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from textual.content import Content
 from textual.widgets import Static
 
 from edgechat.terminal import escape_controls
@@ -16,6 +17,10 @@ _UPDATE_INTERVAL_S: Final = 0.25
 _MIN_MEASUREMENT_S: Final = 0.2
 # Minimum width in columns to show the name of the model.
 _MODEL_NAME_COLUMNS: Final = 60
+_BAR_COLUMNS: Final = 8
+# Shares of the context from which the bar has the colour of a warning or of an error.
+_WARNING_SHARE: Final = 0.75
+_ERROR_SHARE: Final = 0.9
 _KEY_HINT: Final = "y copy  c code  e edit  r retry  b branch  d delete  Enter: write"
 _SHORT_KEY_HINT: Final = "y c e r b d   Enter: write"
 
@@ -32,6 +37,9 @@ class ChatStatus(NamedTuple):
     n_ctx: int | None
     """Context length in tokens; None if no model is loaded."""
     model_name: str
+    """Name of the model; "" if the title line shows it."""
+    bar_glyphs: tuple[str, str]
+    """Characters for a used and a free part of the context."""
     download_status: str
     """Progress of the download; empty if no download is running."""
 
@@ -43,9 +51,11 @@ class StatusLine(Static):
     StatusLine { height: 1; padding: 0 2; color: $text-muted; }
     """
 
-    def __init__(self, read_status: Callable[[], ChatStatus]) -> None:
+    def __init__(self, read_status: Callable[[], ChatStatus], on_redraw: Callable[[], object]) -> None:
+        """`on_redraw` is called when the state of the chat may have changed."""
         super().__init__("", id="live", markup=False)
         self._read_status = read_status
+        self._on_redraw = on_redraw
         self.state = "Starting"
         self.detail = ""
         self.context_tokens = 0
@@ -83,18 +93,40 @@ class StatusLine(Static):
         """Update the line from the current state of the chat."""
         self._drawn_at = time.monotonic()
         status = self._read_status()
+        self._on_redraw()
         if status.shows_message_keys:
             self._show(_KEY_HINT if self.size.width >= len(_KEY_HINT) + 4 else _SHORT_KEY_HINT)
             return
-        parts = [self.state, self.detail, *status.composer_status]
+        parts: list[str | Content] = [self.state, self.detail, *status.composer_status]
         if not status.shows_end:
             parts.append("More below (Ctrl+End)")
         if status.n_ctx is not None:
-            parts.append(f"context {self.context_tokens}/{status.n_ctx}")
+            parts.append(format_context(self.context_tokens, status.n_ctx, status.bar_glyphs))
             if self.size.width >= _MODEL_NAME_COLUMNS:
                 parts.append(status.model_name)
         parts.append(status.download_status)
-        self._show("  ".join(part for part in parts if part))
+        context = next((part for part in parts if isinstance(part, Content)), None)
+        texts = [_one_line(part) if isinstance(part, str) else part for part in parts if part]
+        self.update(Content("  ").join(texts) if context is not None else "  ".join(map(str, texts)), layout=False)
 
     def _show(self, text: str) -> None:
-        self.update(escape_controls(text).replace("\n", " "), layout=False)
+        self.update(_one_line(text), layout=False)
+
+
+def format_context(n_tokens: int, n_ctx: int, glyphs: tuple[str, str]) -> Content:
+    """Return a bar of the used context and its numbers, in the colour of a warning from 75 %, of an error from 90 % on.
+
+    `glyphs` are the characters for a used and a free part.
+    """
+    share = n_tokens / max(1, n_ctx)
+    n_used = min(_BAR_COLUMNS, round(share * _BAR_COLUMNS)) or (1 if n_tokens else 0)
+    bar = glyphs[0] * n_used + glyphs[1] * (_BAR_COLUMNS - n_used)
+    if share < _WARNING_SHARE:
+        return Content(f"context {bar} {n_tokens}/{n_ctx}")
+    style = "$text-error" if share >= _ERROR_SHARE else "$text-warning"
+    label = "nearly full" if share >= _ERROR_SHARE else f"{int(share * 100)} % full"
+    return Content.styled(f"context {bar} {n_tokens}/{n_ctx} {label}", style)
+
+
+def _one_line(text: str) -> str:
+    return escape_controls(text).replace("\n", " ")

@@ -10,8 +10,8 @@ from textual.dom import DOMNode
 
 import edgechat.tui
 from edgechat.tui.app import ChatApp
+from edgechat.tui.key_names import format_key
 from edgechat.tui.keys import resolve_key_map
-from edgechat.tui.screens.help import format_key
 
 KNOWN = ChatApp.list_key_bindings()
 

@@ -1,0 +1,144 @@
+"""The footer below the input: the keys that work in the focused part, or a notice that replaces them for seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from textual.content import Content
+from textual.widgets import Static
+
+from edgechat.terminal import escape_controls
+from edgechat.tui import keys
+from edgechat.tui.key_names import format_key
+
+if TYPE_CHECKING:
+    from textual.timer import Timer
+
+# Minimum height of the screen in rows for the row of keys.
+_MIN_SCREEN_ROWS: Final = 12
+_MAX_NOTICE_ROWS: Final = 3
+_NOTICE_S: Final = 3.0
+# Further seconds that a notice stays for each character.
+_S_PER_CHAR: Final = 0.03
+# Padding of the row, in columns.
+_PADDING: Final = 4
+_SEPARATOR: Final = "  "
+
+Severity = Literal["information", "warning", "error"]
+
+
+class KeyHint(NamedTuple):
+    """Key binding in the footer, with a label of one or two words."""
+
+    binding_id: str
+    label: str
+
+
+_COMMON: Final = (
+    KeyHint("chat.help", "help"), KeyHint("app.palette", "commands"), KeyHint("chat.conversations", "conversations"),
+    KeyHint("chat.models", "models"), KeyHint("chat.search", "search"), KeyHint("chat.new", "new"),
+    KeyHint("app.quit", "quit"),
+)  # fmt: skip
+_HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
+    "input": (
+        KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), KeyHint("chat.stop", "conversation"),
+        *_COMMON,
+    ),
+    "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON),
+    "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON),
+    "conversation": (
+        KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.edit", "edit"),
+        KeyHint("message.retry", "retry"), KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"),
+        KeyHint("message.undo", "undo"), KeyHint("chat.prompt", "input"), *_COMMON,
+    ),
+    "list": (
+        KeyHint("list.open", "open"), KeyHint("list.pin", "pin"), KeyHint("list.delete", "delete"),
+        KeyHint("list.leave", "back"), *_COMMON,
+    ),
+}  # fmt: skip
+"""Key hints for each part of the screen that can have the focus, most important first."""
+_FIXED_KEYS: Final = {"list.open": "enter"}
+"""Keys of actions that Textual's widgets define, and that cannot be remapped."""
+
+
+class Footer(Static):
+    """Row of keys that work now. A notice replaces it, and disappears when it is old or when another one comes."""
+
+    DEFAULT_CSS = """
+    Footer { height: 1; padding: 0 2; color: $text-muted; }
+    """
+
+    def __init__(
+        self, read_part: Callable[[], str], get_key_overrides: Callable[[], Mapping[str, str]], *, shows_keys: bool
+    ) -> None:
+        """`read_part` returns the key of `_HINTS` for the current state. If not `shows_keys`, only notices show."""
+        super().__init__("", id="footer", markup=False)
+        self._read_part = read_part
+        self._get_key_overrides = get_key_overrides
+        self.shows_keys = shows_keys
+        self.notice = ""
+        """Text of the notice that is shown; "" if the keys are shown."""
+        self._severity: Severity = "information"
+        self._timer: Timer | None = None
+        self._shown: tuple[object, ...] = ()
+        self.display = shows_keys
+
+    def on_mount(self) -> None:
+        self.watch(self.screen, "focused", self.redraw, init=False)
+        self.redraw()
+
+    def on_resize(self) -> None:
+        self.redraw()
+
+    def show_notice(self, text: str, severity: Severity = "information") -> None:
+        """Show a notice for some seconds instead of the previous one; "" removes the notice."""
+        if self._timer is not None:
+            self._timer.stop()
+        self.notice, self._severity = " ".join(escape_controls(text).split()), severity
+        self._timer = self.set_timer(_NOTICE_S + len(self.notice) * _S_PER_CHAR, self._end_notice) if text else None
+        self.redraw()
+
+    def _end_notice(self) -> None:
+        self.show_notice("")
+
+    def redraw(self) -> None:
+        """Show the notice or the keys, if they have changed."""
+        if not self.is_attached:
+            return
+        width, height = (self.size.width or self.app.size.width - _PADDING), self.app.size.height
+        has_keys = self.shows_keys and height >= _MIN_SCREEN_ROWS
+        state = (self.notice, self._severity, has_keys, width, self._read_part(), dict(self._get_key_overrides()))
+        if state == self._shown:
+            return
+        self._shown = state
+        self.display = bool(self.notice) or has_keys
+        if self.notice:
+            self.styles.height = n_rows = min(_MAX_NOTICE_ROWS, -(-len(self.notice) // max(1, width)))
+            style = "$foreground" if self._severity == "information" else f"$text-{self._severity}"
+            self.update(Content.styled(self.notice[: width * n_rows], style), layout=False)
+        elif has_keys:
+            self.styles.height = 1
+            self.update(self._format_keys(width), layout=False)
+
+    def _format_keys(self, width: int) -> Content:
+        """Return as many key hints as fit into `width` columns, the most important ones first."""
+        default_keys, overrides = self._read_default_keys(), self._get_key_overrides()
+        parts: list[tuple[str, str] | str] = []
+        n_columns = 0
+        for hint in _HINTS[self._read_part()]:
+            key = format_key(
+                (overrides.get(hint.binding_id) or default_keys.get(hint.binding_id, "")).partition(",")[0]
+            )
+            n_columns += len(key) + 1 + len(hint.label) + (len(_SEPARATOR) if parts else 0)
+            if key and n_columns > width:
+                break
+            if key:
+                parts += [_SEPARATOR if parts else "", (key, "bold"), f" {hint.label}"]
+        return Content.assemble(*parts)
+
+    def _read_default_keys(self) -> dict[str, str]:
+        """Return the declared keys by binding ID of all parts of the screen."""
+        nodes = [self.app, self.screen, *self.screen.walk_children()]
+        declared = keys.list_declared_bindings(*dict.fromkeys(type(node) for node in nodes))
+        return _FIXED_KEYS | {binding.id: binding.keys for binding in declared}

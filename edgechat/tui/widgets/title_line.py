@@ -1,0 +1,100 @@
+"""The title line above the conversation: title, model, persona, system prompt, changed sampling, ephemeral."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from textual.widgets import Static
+
+from edgechat.terminal import escape_controls
+
+if TYPE_CHECKING:
+    from edgechat.chat.personas import Persona
+    from edgechat.config import Settings
+
+# Minimum height of the screen in rows for the title line.
+_MIN_SCREEN_ROWS: Final = 24
+# Padding of the row, in columns.
+_PADDING: Final = 4
+_NEW_TITLE: Final = "New conversation"
+# Settings of a conversation that the line shows if they differ from the settings file, with their labels.
+_SHOWN_SETTINGS: Final = {
+    "temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p",
+    "repeat_penalty": "repeat penalty", "presence_penalty": "presence penalty",
+    "frequency_penalty": "frequency penalty", "seed": "seed", "max_tokens": "max tokens",
+    "reasoning": "reasoning",
+}  # fmt: skip
+
+
+class ChatTitle(NamedTuple):
+    """What the title line shows."""
+
+    title: str = ""
+    model_name: str = ""
+    marks: tuple[str, ...] = ()
+    """Persona, system prompt, changed settings and `ephemeral`, in the order of importance."""
+
+    def format(self, separator: str, ellipsis: str, width: int) -> str:
+        """Return the text of the line; a title that is too long is cut, so that the marks are visible."""
+        others = [part for part in (self.model_name, *self.marks) if part]
+        rest = separator.join(["", *others])
+        title = self.title or _NEW_TITLE
+        n_chars = max(width // 3, width - len(rest))
+        if len(title) > n_chars:
+            title = title[: n_chars - len(ellipsis)].rstrip() + ellipsis
+        return title + rest
+
+
+def describe_settings(settings: Settings, base_settings: Settings, persona: Persona | None) -> tuple[str, ...]:
+    """Return the marks for the settings of a conversation that differ from `base_settings`, those of all conversations.
+
+    The name of `persona` stands for the settings that it contains.
+    """
+    marks = [persona.name] if persona is not None else []
+    persona_names = persona.values.keys() if persona is not None else ()
+    if settings.system_prompt and "system_prompt" not in persona_names:
+        marks.append("system prompt")
+    for name, label in _SHOWN_SETTINGS.items():
+        value = getattr(settings, name)
+        if value is not None and value != getattr(base_settings, name) and name not in persona_names:
+            text = ("on" if value else "off") if isinstance(value, bool) else f"{value:g}"
+            marks.append(f"{label} {text}")
+    return tuple(marks)
+
+
+class TitleLine(Static):
+    """One row, which is hidden on screens of less than 24 rows."""
+
+    DEFAULT_CSS = """
+    TitleLine { height: 1; padding: 0 2; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", id="title", markup=False)
+        self._shown = ("", 0)
+        self._chat_title = ChatTitle("edgechat")
+
+    def on_mount(self) -> None:
+        self.fold()
+
+    def fold(self) -> None:
+        """Hide the line on a low screen, and show it on a higher one."""
+        self.display = self.app.size.height >= _MIN_SCREEN_ROWS
+        self.redraw()
+
+    def on_resize(self) -> None:
+        self.redraw()
+
+    def show(self, chat_title: ChatTitle) -> None:
+        """Show a new title."""
+        self._chat_title = chat_title
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the line, if its text has changed."""
+        width = self.size.width or self.app.size.width - _PADDING
+        separator, ellipsis = (" | ", "...") if self.app.has_class("ascii") else (" · ", "…")
+        text = escape_controls(self._chat_title.format(separator, ellipsis, width)).replace("\n", " ")
+        if (text, width) != self._shown:
+            self._shown = (text, width)
+            self.update(text, layout=False)

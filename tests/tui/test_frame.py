@@ -1,0 +1,153 @@
+"""Title line, footer with keys and notices, context bar and window title of the chat."""
+
+from __future__ import annotations
+
+from edgechat import paths
+from edgechat.bench.scripted_session import Script
+from edgechat.store import open_store
+from edgechat.tui.widgets.status_line import format_context
+from tests.tui.app_driver import (
+    ask,
+    footer_text,
+    is_open,
+    make_scripted_app,
+    save_conversation,
+    screen_text,
+    status_text,
+    title_text,
+    wait_until_ready,
+)
+from tests.waiting import until_async
+
+
+async def test_title_line_names_conversation_model_and_changed_settings() -> None:
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "cook.toml").write_text('system_prompt = "Cook."\ntemperature = 0.3\n')
+    store = open_store()
+    app = make_scripted_app(store=store, conversation=save_conversation(store, [("Q", "A")], "Old talk"))
+    async with app.run_test():
+        await wait_until_ready(app)
+        model = app.worker.session.model_path.stem if app.worker.session is not None else ""
+        assert title_text(app) == f"Old talk · {model}"
+        app.actions.run("set", "top_k 20")
+        await until_async(lambda: title_text(app) == f"Old talk · {model} · top-k 20")
+        app.actions.run("system", "Be brief.")
+        await until_async(lambda: title_text(app) == f"Old talk · {model} · system prompt · top-k 20")
+        app.actions.run("rename", "New name")
+        await until_async(lambda: title_text(app).startswith("New name · "))
+        app.actions.run("persona", "cook")
+        await until_async(lambda: title_text(app) == f"New name · {model} · cook · top-k 20")
+        app.actions.run("set", "temperature 0.5")
+        await until_async(lambda: "system prompt · temperature 0.5" in title_text(app))
+        app.actions.run("new")
+        await until_async(lambda: title_text(app) == f"New conversation · {model}")
+
+
+async def test_ephemeral_conversation_is_marked_and_long_titles_are_cut() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(60, 24)):
+        await wait_until_ready(app)
+        await until_async(lambda: title_text(app).endswith(" · ephemeral"))
+        await ask(app, "word " * 50)
+        await until_async(lambda: title_text(app).startswith("word"))
+        assert len(title_text(app)) <= 56
+        assert title_text(app).endswith(" · ephemeral")
+
+
+async def test_title_line_folds_away_below_24_rows() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        assert screen_text(app).startswith("  New conversation")
+        await pilot.resize_terminal(80, 23)
+        await until_async(lambda: not title_text(app))
+        await pilot.resize_terminal(80, 24)
+        await until_async(lambda: title_text(app).startswith("New conversation"))
+
+
+async def test_footer_lists_the_keys_of_the_focused_part() -> None:
+    app = make_scripted_app(keys={"chat.help": "f7", "message.copy": "z"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc conversation  F7 help  Ctrl+P commands")
+        await pilot.press("escape")
+        await until_async(lambda: footer_text(app).startswith("z copy  c code  e edit"))
+        await pilot.press("ctrl+b")
+        await until_async(lambda: footer_text(app).startswith("Enter open  Ctrl+S pin  Ctrl+X delete  Esc back"))
+        await pilot.press("escape")
+        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        assert max(map(len, screen_text(app).splitlines())) <= 100
+
+
+async def test_footer_shows_how_to_stop_a_reply() -> None:
+    script = Script(["A long reply."])
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        app.pane.submit("Question")
+        await until_async(lambda: footer_text(app).startswith("Esc stop  Enter queue"))
+        script.may_continue.set()
+        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        await pilot.press("escape", "e")
+        await until_async(lambda: footer_text(app).startswith("Enter send  Esc cancel the edit"))
+
+
+async def test_footer_can_be_switched_off_and_hides_on_low_screens() -> None:
+    app = make_scripted_app(footer=False)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        assert not footer_text(app)
+        app.notify("A notice")
+        await until_async(lambda: footer_text(app) == "A notice")
+        app.apply_settings(type(app.settings)(footer=True))
+        app.notify("")
+        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        await pilot.resize_terminal(80, 11)
+        await until_async(lambda: not footer_text(app))
+        await pilot.resize_terminal(80, 7)
+        app.notify("Another notice")
+        await until_async(lambda: "Another notice" in status_text(app))
+
+
+async def test_new_notice_replaces_the_old_one_and_never_covers_the_input() -> None:
+    app = make_scripted_app("A", store=open_store())
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press("escape", "d")
+        await until_async(lambda: footer_text(app).startswith("Press the same key again"))
+        await pilot.press("d")
+        await until_async(lambda: footer_text(app).startswith("Message deleted"))
+        await pilot.press("u")
+        await until_async(lambda: footer_text(app) == "Message restored")
+        assert not list(app._notifications)
+        app.notify("long " * 40)
+        await until_async(lambda: app.pane.footer.size.height == 3)
+        assert "╰" in screen_text(app)
+        app.pane.footer.show_notice("")
+        await until_async(lambda: footer_text(app).startswith("y copy"))
+
+
+async def test_toast_of_another_screen_does_not_cover_the_chat() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2")
+        await until_async(lambda: is_open(app, "SettingsScreen"))
+        app.notify("Installed something")
+        await until_async(lambda: list(app._notifications))
+        await pilot.press("escape")
+        await until_async(lambda: app.screen is app.chat and not list(app._notifications))
+
+
+def test_context_bar_warns_at_75_and_90_percent() -> None:
+    glyphs = ("#", "-")
+    texts = [str(format_context(n, 1000, glyphs)) for n in (0, 1, 500, 749, 750, 899, 900, 5000)]
+    assert texts == [
+        "context -------- 0/1000", "context #------- 1/1000", "context ####---- 500/1000",
+        "context ######-- 749/1000", "context ######-- 750/1000 75 % full", "context #######- 899/1000 89 % full",
+        "context #######- 900/1000 nearly full", "context ######## 5000/1000 nearly full",
+    ]  # fmt: skip
+    styles = [format_context(n, 1000, glyphs).spans for n in (749, 750, 900)]
+    assert [str(s[0].style) if s else "" for s in styles] == ["", "$text-warning", "$text-error"]
