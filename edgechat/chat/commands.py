@@ -66,6 +66,8 @@ class Outcome(NamedTuple):
     """Name of the model to load; "" keeps the current model."""
     attachment: Path | None = None
     """File to attach to the next message, or None."""
+    detach: str | None = None
+    """Name of an attachment to remove from the next message, "" for the last one; None to remove none."""
     export_to: Path | None = None
     """File to export the conversation to before `text` is shown, or None."""
     path_changed: bool = False
@@ -152,6 +154,19 @@ def last_message(session: Session, role: Role) -> Message:
     if message is None:
         raise UsageError("This conversation has no messages yet")
     return message
+
+
+def remove_attachment(attachments: list[Path], name: str) -> str:
+    """Remove the file called `name`, by default the last one, from `attachments`; return a status text.
+
+    Raises UsageError if there is no such file.
+    """
+    file = next((f for f in reversed(attachments) if name in {"", f.name, str(f)}), None)
+    if file is None:
+        names = ", ".join(f.name for f in attachments)
+        raise UsageError(f"{name} is not attached. Attached: {names}." if names and name else "No file is attached.")
+    attachments.remove(file)
+    return f"{file.name} will not be sent"
 
 
 def find_by_title(store: Store, text: str) -> Conversation:
@@ -252,6 +267,10 @@ def _attach(session: Session, name: str) -> Outcome:
     file = parse_path(name)
     load_attachments([file], session.model_path.stem)  # raises AttachmentError for a file that cannot be sent
     return Outcome(f"{file.name} will be sent with the next message", attachment=file)
+
+
+def _detach(_session: Session, name: str) -> Outcome:
+    return Outcome(detach=name)
 
 
 # Handlers of commands that change the model or settings
@@ -358,6 +377,7 @@ COMMANDS: Final = (
     Command("rename", "TITLE", "Change the title of the conversation", _rename),
     Command("pin", "", "Pin the conversation to the top of the list, or unpin", _pin),
     Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
+    Command("detach", "[FILE]", "Remove an attachment, by default the last one", _detach, "caller"),
     Command("copy", "[code]", "Copy the last reply, or its last code block", view="copy"),
     Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),

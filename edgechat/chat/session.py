@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from edgechat.chat import events, titles
-from edgechat.chat.attachments import load_attachments
+from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import ConversationPromptBuilder
 from edgechat.chat.messages import (
@@ -28,7 +28,7 @@ from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
-from edgechat.errors import StoreError, UsageError
+from edgechat.errors import ContextOverflowError, StoreError, UsageError
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
@@ -150,7 +150,25 @@ class Session:
         message_attachments, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, message_attachments)
         turn = Turn(new_replies(message.id, self.model_path.name, n_replies, self.model.plan), message, files)
-        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+        try:
+            yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+        except ContextOverflowError as error:
+            cause = self.find_long_attachment(attachments)
+            if not cause:
+                raise
+            raise ContextOverflowError(f"{error} {cause}") from error
+
+    def count_file_tokens(self, file: Path) -> int:
+        """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError."""
+        attachments, contents = load_attachments([file], self.model_path.stem)
+        return len(self.model.engine.tokenize(prepend_attachments("", attachments, contents.__getitem__)))
+
+    def find_long_attachment(self, files: Sequence[Path]) -> str:
+        """Return a sentence that names the longest of `files` if it exceeds the context alone; "" if none does."""
+        n_ctx = self.model_properties.n_ctx if self.model_properties is not None else 0
+        lengths = [(self.count_file_tokens(file), file.name) for file in files]
+        n_tokens, name = max(lengths, default=(0, ""))
+        return f"{name} has {n_tokens:,} tokens, but the context holds {n_ctx:,}." if n_tokens > n_ctx else ""
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Send `text` as an alternative to a user message.

@@ -172,6 +172,8 @@ class PlainChat:
             export(self._session.store, self._session.conversation.id, outcome.export_to)
         if outcome.attachment is not None:
             self._attachments.append(outcome.attachment)
+        if outcome.detach is not None:
+            self._print_note(commands.remove_attachment(self._attachments, outcome.detach))
         if outcome.destination is not None:
             commands.go_to(self._session, outcome.destination)
         if outcome.text:

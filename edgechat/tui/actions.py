@@ -68,7 +68,9 @@ class Actions:
         """Carry out the actions in the outcome of a command, and show the outcome's text."""
         if outcome.attachment is not None:
             self._pane.composer.attachments.append(outcome.attachment)
-            self._pane.status_line.redraw()
+            self._pane.show_attachments()
+        if outcome.detach is not None:
+            self._pane.detach(outcome.detach)
         if outcome.destination is not None:
             self.go_to(outcome.destination)
             self._pane.prompt.focus()

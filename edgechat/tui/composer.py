@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgechat.tui.messages import OutgoingMessage
+from edgechat.tui.widgets.composer_bar import ComposerState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,11 @@ class Composer:
         self.edited_id: str | None = None
         """ID of the message that the next Enter edits; None if Enter sends a new message."""
         self.attachments: list[Path] = []
+        self.n_tokens_by_file: dict[Path, int] = {}
+        """Lengths of attachments in tokens, as far as they were counted."""
         self._queue: list[OutgoingMessage] = []
+        self._is_queue_held = False
+        """True after the user stopped a reply: queued messages wait until the user sends the next message."""
         self._text_before_edit = ""
 
     # Sending
@@ -37,6 +42,7 @@ class Composer:
         """
         from edgechat.chat import mentions
 
+        self._is_queue_held = False
         problem = mentions.describe_missing_files(text)
         if problem:
             self._prompt.notify(problem)
@@ -52,8 +58,22 @@ class Composer:
         self._queue.append(outgoing_message)
 
     def dequeue(self) -> OutgoingMessage | None:
-        """Remove and return the oldest queued message; return None if the queue is empty."""
-        return self._queue.pop(0) if self._queue else None
+        """Remove and return the oldest queued message; return None if the queue is empty or waits for the user."""
+        return self._queue.pop(0) if self._queue and not self._is_queue_held else None
+
+    def take_back(self, index: int = 0) -> bool:
+        """Move one queued message to the input if that is empty, and hold the others; return whether it was moved."""
+        self._is_queue_held = bool(self._queue)
+        if index >= len(self._queue) or self._prompt.text or self.edited_id is not None:
+            return False
+        self.restore(self._queue.pop(index))
+        self._prompt.focus()
+        return True
+
+    def remove_queued(self, index: int) -> None:
+        """Discard a queued message; do nothing if it was sent meanwhile."""
+        if index < len(self._queue):
+            del self._queue[index]
 
     # Editing
 
@@ -92,7 +112,7 @@ class Composer:
 
     def restore_queue(self) -> bool:
         """Move all queued messages back to the input; return whether there were any."""
-        queue, self._queue = self._queue, []
+        queue, self._queue, self._is_queue_held = self._queue, [], False
         for outgoing_message in queue:
             self.restore(outgoing_message)
         return bool(queue)
@@ -128,12 +148,10 @@ class Composer:
 
     @property
     def status(self) -> list[str]:
-        """Short texts about the edit, the queue and the attachments, for the status line."""
-        parts = ["editing (Esc cancels)"] if self.edited_id is not None else []
-        if self._queue:
-            from edgechat.chat.messages import first_line  # not at the top: it would delay the first frame
+        """Short texts about the edit, for the status line."""
+        return ["editing (Esc cancels)"] if self.edited_id is not None else []
 
-            parts.append(f"queued: {first_line(self._queue[0].text, 20)}")
-        if self.attachments:
-            parts.append(f"{len(self.attachments)} attached")
-        return parts
+    def read_state(self, n_ctx: int | None) -> ComposerState:
+        """Return the attachments and the queue for the rows above the input; `n_ctx` is the context length."""
+        texts = [outgoing_message.text for outgoing_message in self._queue]
+        return ComposerState(self.attachments, self.n_tokens_by_file, texts, self._is_queue_held, n_ctx)

@@ -11,6 +11,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
 from edgechat.tui import textual_private
 from edgechat.tui.composer import Composer
+from edgechat.tui.widgets.composer_bar import ComposerBar
 from edgechat.tui.widgets.footer import Footer
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.status_line import ChatStatus, StatusLine
@@ -53,6 +54,7 @@ class ConversationPane(Vertical):
         self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
         self.composer = Composer(self.prompt, worker)
+        self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.shows_figures = figures
@@ -66,6 +68,7 @@ class ConversationPane(Vertical):
         yield self.title_line
         yield self.transcript
         yield self.status_line
+        yield self.composer_bar
         yield self.prompt
         yield self.footer
 
@@ -88,14 +91,20 @@ class ConversationPane(Vertical):
         """Return whether the conversation with this ID is open."""
         return self.view is not None and self.view.conversation.id == conversation_id
 
-    def _read_status(self) -> ChatStatus:
+    @property
+    def _n_ctx(self) -> int | None:
+        """Context length in tokens; None while no model is loaded."""
         session = self._worker.session
         model_properties = session.model_properties if session is not None else None
+        return model_properties.n_ctx if model_properties is not None else None
+
+    def _read_status(self) -> ChatStatus:
+        session = self._worker.session
         return ChatStatus(
             shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
             composer_status=self.composer.status,
             shows_end=self.transcript.follows_end,
-            n_ctx=model_properties.n_ctx if model_properties is not None else None,
+            n_ctx=self._n_ctx,
             model_name=session.model_path.stem if session is not None and not self.title_line.display else "",
             bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
             download_status=self._get_download_status(),
@@ -136,6 +145,7 @@ class ConversationPane(Vertical):
             self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
             textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
         self.footer.redraw()
+        self.composer_bar.redraw()
 
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""
@@ -263,14 +273,48 @@ class ConversationPane(Vertical):
         Does nothing while a load or a reply is pending.
         """
         if not self.is_busy:
-            self._worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
+            composer = self.composer
+            self._worker.measure_context(
+                self.prompt.full_text.strip(), list(composer.attachments), dict(composer.n_tokens_by_file)
+            )
 
     def on_context_measured(self, message: ui_messages.ContextMeasured) -> None:
         if self.is_busy or self.prompt.full_text.strip() != message.text:
             return
+        self.composer.n_tokens_by_file = message.n_tokens_by_file
         if message.context_tokens:
             self.status_line.context_tokens = message.context_tokens
         self.status_line.show_state("Ready", message.warning or self._speed)
+
+    # Attachments and the queue
+
+    def show_attachments(self) -> None:
+        """Show the attachments, and measure the context with them."""
+        self.status_line.redraw()
+        self.measure_context()
+
+    def detach(self, name: str) -> None:
+        """Remove the attachment called `name`, or the last one if `name` is empty. Raises UsageError."""
+        from edgechat.chat.commands import remove_attachment
+
+        self.notify(remove_attachment(self.composer.attachments, name))
+        self.show_attachments()
+
+    def on_composer_bar_detach_requested(self, message: ComposerBar.DetachRequested) -> None:
+        if message.index < len(self.composer.attachments):
+            self.detach(str(self.composer.attachments[message.index]))
+
+    def on_prompt_input_erased_at_start(self) -> None:
+        if self.composer.attachments:
+            self.detach("")
+
+    def on_composer_bar_queued_selected(self, message: ComposerBar.QueuedSelected) -> None:
+        if message.removes:
+            self.composer.remove_queued(message.index)
+        elif not self.composer.take_back(message.index):
+            self.notify("To edit a queued message, first send or delete the text in the input")
+        self.composer.save()
+        self.status_line.redraw()
 
     # Loads and replies
 

@@ -130,6 +130,8 @@ class ContextMeasured(Message):
     text: str
     context_tokens: int
     warning: str
+    n_tokens_by_file: dict[Path, int]
+    """Numbers of tokens of the attachments."""
 
 
 @dataclass(repr=False, eq=False)

@@ -216,14 +216,16 @@ class ChatScreen(Screen[None]):
         self.actions.attempt(getattr(self.actions, name), self.pane.transcript.current_message)
 
     def action_stop(self) -> None:
-        """Stop the reply; without a reply, cancel the edit or switch the focus. Queued messages return to the input.
+        """Stop the reply; without a reply, cancel the edit or switch the focus.
 
-        A second press within a second after the first did something does nothing.
+        The next queued message returns to the input if that is empty. A second press within a second after the first
+        did something does nothing.
         """
         pane = self.pane
         if time.monotonic() - max(self._escape_at, pane.prompt.popup_closed_at) < _DOUBLE_PRESS_S:
             return
-        restored_queue = pane.composer.restore_queue()
+        restored_queue = pane.composer.take_back()
+        pane.status_line.redraw()
         if pane.is_generating or restored_queue or pane.composer.edited_id is not None:
             self._escape_at = time.monotonic()
         if pane.is_generating:

@@ -78,6 +78,9 @@ class PromptInput(LineEditor):
     class Interrupted(Message):
         """The user pressed Ctrl+C without a selection in the input."""
 
+    class ErasedAtStart(Message):
+        """The user pressed Backspace at the start of the text."""
+
     class EditorRequested(Message):
         """The user wants to edit the text in an external editor."""
 
@@ -244,6 +247,9 @@ class PromptInput(LineEditor):
 
     def action_erase(self) -> None:
         """Delete the character or the complete paste marker to the left of the cursor."""
+        if self.cursor_location == (0, 0) and not self.selected_text:
+            self.post_message(self.ErasedAtStart())
+            return
         text_before = self.get_text_range((0, 0), self.cursor_location)
         markers = _PASTE_MARKER.finditer(text_before) if self._pastes and not self.selected_text else ()
         marker = next((m for m in markers if m.end() == len(text_before)), None)

@@ -40,7 +40,8 @@ FAILING = """
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
-A question | /rename Animals | /pin | /pin | /attach notes.txt | /export | /export out.json | /export out.json
+A question | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /detach
+/attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3 | /edit Another question
 /continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
