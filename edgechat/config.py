@@ -83,6 +83,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """Also scroll conversations with j, k, g and G."""
     figures: bool = False
     """Show the speed below each reply."""
+    centered: bool = False
+    """Show conversations in the centre of a wide screen, also code; otherwise text is at the left."""
     footer: bool = True
     """Show the keys of the focused part of the screen below the input."""
     keys: dict[str, str] = {}

@@ -105,8 +105,8 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def on_mount(self) -> None:
         self.theme_changed_signal.subscribe(self, lambda _theme: self._redraw())
-        if self.settings.ascii:
-            self.add_class("ascii")
+        self.set_class(self.settings.ascii, "ascii")
+        self.pane.apply_settings(self.settings)
 
     def _start(self) -> None:
         """Load the model; on the first run, let the user choose a model first."""
@@ -203,8 +203,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         old_settings, self.settings = self.settings, settings
         for problem in [*self._apply_theme(settings.theme), *self._apply_keys(settings)]:
             self.notify(problem)
-        self.pane.footer.shows_keys = settings.footer
-        self.pane.footer.redraw()
+        self.pane.apply_settings(settings)
         if settings.figures not in (old_settings.figures, self.pane.shows_figures):
             self.pane.toggle_figures()
         self.worker.queue(lambda session: session.set_base_settings(settings))

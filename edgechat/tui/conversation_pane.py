@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.events import Key, MouseScrollDown, MouseScrollUp, Paste
 
+    from edgechat.config import Settings
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Minimum height of the screen in rows for notices in the footer.
 _MIN_NOTICE_ROWS: Final = 8
+# Width of a centred conversation: 100 columns of text, bars at its left and a scrollbar.
+_CENTERED_COLUMNS: Final = 104
 
 
 class ConversationPane(Vertical):
@@ -58,6 +61,7 @@ class ConversationPane(Vertical):
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.shows_figures = figures
+        self._is_centered = False
         self.is_generating = False
         self._n_pending = 1  # the chat starts with a pending load of the model
         self._speed = ""
@@ -133,6 +137,19 @@ class ConversationPane(Vertical):
     def on_resize(self) -> None:
         self.title_line.fold()
         self.footer.redraw()
+        self._centre_transcript()
+
+    def apply_settings(self, settings: Settings) -> None:
+        """Apply the settings of the footer and of the position of conversations."""
+        self._is_centered = settings.centered
+        self._centre_transcript()
+        self.footer.shows_keys = settings.footer
+        self.footer.redraw()
+
+    def _centre_transcript(self) -> None:
+        margin = max(0, (self.size.width - _CENTERED_COLUMNS) // 2) if self._is_centered else 0
+        if self.transcript.styles.margin.left != margin:
+            self.transcript.styles.margin = (0, margin)
 
     def _show_frame(self) -> None:
         """Update the title line, the title of the window and the footer."""

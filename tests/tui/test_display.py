@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+from textual.geometry import Offset
+from textual.selection import Selection
 from textual.widgets import Static
 
 from edgechat import paths
@@ -104,3 +107,30 @@ async def test_plan_screen_explains_the_settings(starter: Path) -> None:
         assert "total" in words
         assert "n_ctx = 2048: set by the user" in words or "n_ctx = 2048" in words
         await pilot.press("escape")
+
+
+async def test_copied_code_has_no_wrap_marks() -> None:
+    line = "merge_sort(values[:middle], values[middle:], key=key, reverse=reverse)"
+    app = make_scripted_app(f"```\n{line}\nnext\n```")
+    async with app.run_test(size=(40, 30)):
+        await wait_until_ready(app)
+        await ask(app, "Q")
+        await until_async(lambda: "↪" in screen_text(app))
+        rows = [i for i in range(20) if "merge_sort" in app.pane.transcript._render_row(i).text]
+        selection = Selection(Offset(0, rows[0]), Offset(39, rows[0] + 2))
+        copied = app.pane.transcript.get_selection(selection)
+        assert copied is not None
+        assert copied[0].splitlines()[0].strip() == line
+
+
+async def test_conversation_is_centred_by_a_setting() -> None:
+    app = make_scripted_app("word " * 80)
+    async with app.run_test(size=(160, 30)):
+        await wait_until_ready(app)
+        await ask(app, "Q")
+        await until_async(lambda: "word word" in screen_text(app))
+        assert app.pane.transcript.region.x == 0
+        app.apply_settings(msgspec.structs.replace(app.settings, centered=True))
+        await until_async(lambda: app.pane.transcript.region.x == 28)
+        assert app.pane.transcript.region.width == 104
+        assert app.pane.prompt.region.width == 160

@@ -94,7 +94,7 @@ class MessageEntry(TranscriptEntry):
     def build_blocks(self) -> list[LayoutBlock]:
         blocks = self._build_header()
         if self.kind == "user":
-            blocks += split_plain_text(escape_controls(self.text), "")
+            blocks += split_plain_text(escape_controls(self.text), "user_text")
         else:
             self._escaper = TextEscaper()
             splitter = MarkdownSplitter(self._escaper.feed(self.text))

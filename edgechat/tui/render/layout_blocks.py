@@ -19,6 +19,7 @@ from rich.text import Text
 from textual.strip import Strip
 
 from edgechat.tui.render.markdown_blocks import MarkdownBlock
+from edgechat.tui.render.palette import CONTINUES_LINE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,12 @@ SYNC_HIGHLIGHT_CHARS: Final = 4000
 
 Longer code is highlighted in a thread, because the delay would be noticeable.
 """
+MAX_PROSE_COLUMNS: Final = 100
+"""Maximum width of text. Longer lines are hard to read; code and tables use the whole width."""
 _TAB_COLUMNS: Final = 4
+_TABLE_RULE_CHARS: Final = frozenset("|:- \t>")
+# Number of lines at the start of a block in which a table is recognised.
+_MAX_TABLE_START: Final = 40
 _NO_LETTERS: Final = re.compile(r"[\W\d_]+")
 
 
@@ -96,9 +102,10 @@ class PlainTextLayout(LayoutBlock):
         self.gap = gap
 
     def estimate_height(self, width: int) -> int:
-        return estimate_rows(self.text, width)
+        return estimate_rows(self.text, min(width, MAX_PROSE_COLUMNS))
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
+        width = min(width, MAX_PROSE_COLUMNS)
         style = getattr(palette, self.style) if self.style else Style.null()
         return wrap_text(Text(self.text, style=style, end=""), width, palette.console)
 
@@ -124,9 +131,15 @@ class ProseLayout(MarkdownLayout):
     """Layout of a Markdown block other than code."""
 
     def estimate_height(self, width: int) -> int:
-        return estimate_rows(self.block.source, width)
+        return estimate_rows(self.block.source, self._limit_width(width))
+
+    def _limit_width(self, width: int) -> int:
+        """Return the width of text; a table, which has a row of hyphens and vertical bars, uses the whole width."""
+        is_table = any("|" in line and {*line} <= _TABLE_RULE_CHARS for line in self.block.lines[:_MAX_TABLE_START])
+        return width if is_table else min(width, MAX_PROSE_COLUMNS)
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
+        width = self._limit_width(width)
         source = "\n".join([*self.block.lines, self.partial_line] if self.partial_line else self.block.lines)
         indent = min(self.block.indent, width // 2)
         rows = _render_markdown_rows(source, max(1, width - indent), palette)
@@ -164,10 +177,14 @@ class CodeLayout(MarkdownLayout):
         first_new_row = self._n_complete_rows if is_incremental else 0
         del self._rows[self._n_complete_rows :]
         for line in block.lines[self._n_lines :]:
-            self._rows += wrap_code_line([Segment(expand_tabs(line), palette.code)], width, palette.code)
+            self._rows += wrap_code_line(
+                [Segment(expand_tabs(line), palette.code)], width, palette.code, palette.wrap_mark
+            )
         self._n_lines, self._n_complete_rows = len(block.lines), len(self._rows)
         if self.partial_line:
-            self._rows += wrap_code_line([Segment(expand_tabs(self.partial_line), palette.code)], width, palette.code)
+            self._rows += wrap_code_line(
+                [Segment(expand_tabs(self.partial_line), palette.code)], width, palette.code, palette.wrap_mark
+            )
         self._store_rows(self._rows, width)
         self.first_changed_row = first_new_row
 
@@ -196,7 +213,9 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     try:
         lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
     except ClassNotFound:
-        return caption + [row for line in plain_lines for row in wrap_code_line(line, width, palette.code)]
+        return caption + [
+            row for line in plain_lines for row in wrap_code_line(line, width, palette.code, palette.wrap_mark)
+        ]
     theme = Syntax.get_theme(palette.code_theme)
     lines: list[list[Segment]] = [[]]
     for token_type, text in lexer.get_tokens(expand_tabs(block.source)):
@@ -208,7 +227,7 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     # Some lexers drop characters. In this case, show the code without colours.
     if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain_lines]:
         lines = plain_lines
-    return caption + [row for line in lines for row in wrap_code_line(line, width, palette.code)]
+    return caption + [row for line in lines for row in wrap_code_line(line, width, palette.code, palette.wrap_mark)]
 
 
 def _get_token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
@@ -230,8 +249,13 @@ def expand_tabs(line: str) -> str:
     return line.expandtabs(_TAB_COLUMNS) if "\t" in line else line
 
 
-def wrap_code_line(segments: Sequence[Segment], width: int, background: Style) -> list[Strip]:
-    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on each side."""
+def wrap_code_line(
+    segments: Sequence[Segment], width: int, background: Style, wrap_mark: Segment | None = None
+) -> list[Strip]:
+    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on each side.
+
+    `wrap_mark` is the left margin of all rows but the first.
+    """
     inner_width = max(1, width - 2)
     line = Strip([s for s in segments if s.text])
     margin = Segment(" ", background)
@@ -240,8 +264,13 @@ def wrap_code_line(segments: Sequence[Segment], width: int, background: Style) -
     for start in range(0, max(1, length), inner_width):
         part = line if length <= inner_width else line.crop(start, start + inner_width)
         padding = Segment(" " * (inner_width - part.cell_length), background)
-        rows.append(Strip([margin, *part, padding, margin], width))
+        rows.append(Strip([margin if not start else wrap_mark or margin, *part, padding, margin], width))
     return rows
+
+
+def continues_line(row: Strip) -> bool:
+    """Return whether a row continues the line of code in the row above it."""
+    return any(segment.style is not None and CONTINUES_LINE in segment.style.meta for segment in row)
 
 
 def estimate_rows(text: str, width: int) -> int:

@@ -6,11 +6,14 @@ import io
 from typing import Final, NamedTuple
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.style import Style
 from rich.theme import Theme as RichTheme
 from textual.color import Color
 
 _ANSI_PREFIX: Final = "ansi_"
+CONTINUES_LINE: Final = "continues_line"
+"""Key in the metadata of a style: the row continues the line of code above it."""
 
 
 class Glyphs(NamedTuple):
@@ -22,10 +25,12 @@ class Glyphs(NamedTuple):
     expanded: str
     left: str
     right: str
+    wrap: str
+    """Mark at the start of a row that continues a line of code."""
 
 
-UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "‹", "›")  # noqa: RUF001
-ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">")
+UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "‹", "›", "↪")  # noqa: RUF001
+ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">", "\\")
 
 
 class Palette:
@@ -42,11 +47,14 @@ class Palette:
 
         self.glyphs = ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
         self.user = make_style("primary")
+        self.user_text = Style(bold=True) if ansi else make_style("text-primary", bold=True)
         self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
         self.error = make_style("error") if ansi else make_style("text-error")
         self.cursor = make_style("accent", bold=True)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
         self.code = Style(bgcolor=None if ansi else _to_rich_colour(variables.get("surface", "")))
+        self.wrap_mark = Segment(self.glyphs.wrap, self.code + self.muted + Style(meta={CONTINUES_LINE: True}))
+        """Margin of a row that continues a line of code."""
         # All settings are explicit, so that Rich does not read the environment or the size of the real terminal.
         self.console = Console(
             file=io.StringIO(), force_terminal=True, force_interactive=False, color_system="truecolor", no_color=False,

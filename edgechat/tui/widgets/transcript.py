@@ -211,15 +211,21 @@ class Transcript(ScrollView, can_focus=True):
         """Return the text of the selected rows without the gutter, or the source of all entries if all are selected."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
+        from edgechat.tui.render.layout_blocks import continues_line  # not at the top: it would delay the first frame
+
         last_row = self._layout.index.n_rows - 1
         first = selection.start.y if selection.start is not None else 0
         last = selection.end.y if selection.end is not None else last_row
-        lines = []
+        lines: list[str] = []
         for row in range(first, min(last, last_row) + 1):
             start, end = selection.get_span(row) or (0, 0)
-            text = self._render_row(row).crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
-            lines.append(text.rstrip())
-        return "\n".join(lines), "\n"
+            strip = self._render_row(row)
+            text = strip.crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
+            if lines and continues_line(strip):  # replaces the margin of the row above and the mark of this row
+                lines[-1] = lines[-1][:-1] + text[1:]
+            else:
+                lines.append(text)
+        return "\n".join(line.rstrip() for line in lines), "\n"
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
