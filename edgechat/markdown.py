@@ -26,8 +26,9 @@ MAX_NESTING: Final = 50
 _MAX_BRACKETS: Final = 500
 _MAX_PARAGRAPH_CHARS: Final = 8192
 
-_FIRST_PLACEHOLDER: Final = 0x100000
-_MAX_FORMULAS: Final = 0xFFFE
+# Private characters that stand for formulas, unless the text itself contains them.
+_PLACEHOLDERS: Final = range(0x100000, 0x10FFFE)
+_PRIVATE_CHARACTER: Final = re.compile("[\U00100000-\U0010fffd]")
 # A display formula with blank lines is at most this long; other formulas end at the next blank line.
 _MAX_DISPLAY_CHARS: Final = 4096
 _MAX_PREFIX_CHARS: Final = 200
@@ -37,7 +38,7 @@ _SCAN: Final = re.compile(
       ^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*$
     | (?P<code>`+)
     | (?P<skipped>https?://[^\s<>`]+ | \]\([^()\s]*\) | \\[\\$`])
-    | (?P<literal>\\[{}\])] | [\U00100000-\U0010fffd])
+    | (?P<literal>\\[{}\])])
     | (?P<opening>\\\[ | \\\( | \$\$ | \$ | \\begin\{(?P<name>[A-Za-z]{1,30}\*?)\})
     """,
     re.VERBOSE | re.MULTILINE,
@@ -72,10 +73,9 @@ class Formulas:
         self._next_matches: dict[str, int] = {}
         parts = []
         position = 0
-        for start, end in self._find():
-            if len(self._by_placeholder) == _MAX_FORMULAS:
-                break
-            placeholder = _FIRST_PLACEHOLDER + len(self._by_placeholder)
+        private_characters = set(map(ord, _PRIVATE_CHARACTER.findall(source)))
+        placeholders = (number for number in _PLACEHOLDERS if number not in private_characters)
+        for (start, end), placeholder in zip(self._find(), placeholders, strict=False):
             self._by_placeholder[placeholder] = _unindent(source, start, end)
             parts += [source[position:start], chr(placeholder)]
             position = end
@@ -89,8 +89,7 @@ class Formulas:
         """Split `text` at its placeholders; every second part is a formula."""
         if not self._by_placeholder or text.isascii():
             return [text]
-        last = chr(_FIRST_PLACEHOLDER + len(self._by_placeholder) - 1)
-        parts = re.split(f"([{chr(_FIRST_PLACEHOLDER)}-{last}])", text)
+        parts = re.split(f"([{''.join(map(chr, self._by_placeholder))}])", text)
         parts[1::2] = map(self.restore, parts[1::2])
         return parts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgechat.markdown import Formulas, parse, render_html
@@ -141,6 +141,8 @@ def test_private_characters_of_the_text_are_kept() -> None:
         max_size=40,
     ).map("".join)
 )
+@example("\\(`\U00100000`")
+@example("$x$ \U00100000 $y$")
 def test_formulas_are_restored_in_any_text(text: str) -> None:
     formulas = Formulas(text)
     if "> " not in text and "\n" not in text:

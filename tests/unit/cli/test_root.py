@@ -128,7 +128,7 @@ def test_settings_with_errors_are_reported_once_by_commands_that_use_them(
     paths.config_file().write_text(text)
     result = cli(*arguments)
     assert result.returncode == 0
-    assert [line.endswith("(ignored)") for line in result.stderr.splitlines()] == [True] * n_reports
+    assert sum(line.endswith("(ignored)") for line in result.stderr.splitlines()) == n_reports
 
 
 def test_plan_reports_settings_with_errors(cli: Cli, tmp_path: Path) -> None:
