@@ -73,7 +73,7 @@ class ComposerBar(Static):
             return
         self._shown = key
         rows = [self._format_chips(state, width)] if state.attachments else []
-        rows += self._format_queue(state, width)
+        rows += self._format_queue(state, width) if state.queued_texts else []
         self.display = bool(rows)
         if rows:
             self.styles.height = len(rows)
