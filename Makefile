@@ -9,6 +9,7 @@ WITH_PROGRESS := $(BIN)/python native/progress.py
 # CPU modules of the native bundle: host (two for this machine), dev (a few common ones, for the tests), all, or a list
 # separated by semicolons.
 VARIANTS ?= host
+TEST_VARIANTS := $(if $(filter host,$(VARIANTS)),dev,$(VARIANTS))
 
 .PHONY: help chat serve test test-fast test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
@@ -59,7 +60,7 @@ check: setup-dev
 # One stamp file per set-up step, so that a second `make` does nothing.
 setup: $(VENV)/setup.stamp
 	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
-setup-dev: VARIANTS = dev
+setup-dev: VARIANTS = $(TEST_VARIANTS)
 setup-dev: setup $(VENV)/setup-dev.stamp
 
 $(VENV)/python.stamp:

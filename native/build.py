@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -229,8 +230,10 @@ def locked(tree: Path) -> Iterator[None]:
                     import fcntl
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):  # another program holds it
+                    return False
+                raise BuildError(f"Cannot lock {file.name}: {error.strerror}. Set EDGECHAT_BUILD_CACHE.") from error
             return True
 
         wait_with_progress(lock, "build: compiling the native bundle", tree / "build.log")
