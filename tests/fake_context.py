@@ -107,6 +107,8 @@ class FakeContext:
     def synchronize(self) -> None:
         pass
 
+    uses_all_threads = True
+
     def start_stopwatch(self) -> Stopwatch:
         return Stopwatch(1)
 

@@ -147,7 +147,7 @@ class Scheduler:
                 break
         context.synchronize()
         timing = stopwatch.stop()
-        if len(sequences) == 1:
+        if len(sequences) == 1 and context.uses_all_threads:
             [(request, sequence)] = sequences
             request.speeds.record_step(len(context.tokens(sequence.seq)) - 1, timing)
         for i, (request, sequence) in enumerate(sequences):
@@ -200,7 +200,7 @@ class Scheduler:
         context.synchronize()
         timing = stopwatch.stop()
         request.record_timing(timing)
-        if not draft:
+        if not draft and context.uses_all_threads:
             request.speeds.record_step(depth, timing)
         self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, timing))
 

@@ -18,6 +18,9 @@ _IGNORED_LOAD: Final = 0.25
 _MIN_KEPT_LOAD: Final = 0.3
 # Time over which the load must be the same before the number of threads changes, in seconds: two windows of the load.
 _MIN_DURATION_S: Final = 0.45
+# Time for which all threads share the cores after other programs took more than half of them. They take even more while
+# fewer threads compute, so their load cannot tell when that ends.
+_SHARED_S: Final = 10.0
 
 
 class AdaptiveThreadCount:
@@ -34,8 +37,10 @@ class AdaptiveThreadCount:
         self._n_windows = 0
         self._n_taken = 0
         """Number of cores that are left to other programs."""
-        self._contrary_s = 0.0
+        self._pending_change_s = 0.0
         """Time during which the load of other programs required another number, in seconds."""
+        self._shared_s = 0.0
+        """Time for which all threads still share the cores with other programs, in seconds."""
 
     def choose(self) -> int:
         """Return the number of threads for a step that starts now. Takes microseconds."""
@@ -47,10 +52,13 @@ class AdaptiveThreadCount:
 
     def _follow(self, load: float, duration_s: float) -> None:
         """Leave as many cores to other programs as their `load` in the last `duration_s` needs, if it lasts."""
-        n_taken = self._count_taken(load)
-        self._contrary_s = self._contrary_s + duration_s if n_taken != self._n_taken else 0.0
-        if self._contrary_s >= _MIN_DURATION_S:
-            self._n_taken, self._contrary_s = n_taken, 0.0
+        self._shared_s = max(0.0, self._shared_s - duration_s) if load >= _MIN_TAKEN_LOAD else 0.0
+        n_taken = 0 if self._shared_s else self._count_taken(load)
+        self._pending_change_s = self._pending_change_s + duration_s if n_taken != self._n_taken else 0.0
+        if self._pending_change_s >= _MIN_DURATION_S:
+            if n_taken < self._n_taken and load >= _MIN_TAKEN_LOAD:
+                self._shared_s = _SHARED_S
+            self._n_taken, self._pending_change_s = n_taken, 0.0
 
     def _count_taken(self, load: float) -> int:
         n_taken = math.ceil(load - _IGNORED_LOAD) if load >= _MIN_TAKEN_LOAD else 0

@@ -6,7 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.hardware.contention import Stopwatch, Timing
@@ -20,6 +20,10 @@ from edgechat.runtime.sequences import SequenceMemory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_MAX_STEP_TOKENS: Final = 32
+"""Largest number of tokens in a batch with all logits that counts as a step; more are a prefill with logprobs."""
 
 
 class DecodeAborted(Exception):  # noqa: N818  (a requested stop, not an error)
@@ -134,6 +138,11 @@ class Context(SequenceMemory):
         top_tokens = _find_largest(logprobs, n_top)
         return float(logprobs[token]), [(int(t), float(logprobs[t])) for t in top_tokens]
 
+    @property
+    def uses_all_threads(self) -> bool:
+        """True if the last decode left no cores to other programs."""
+        return self._current_thread_counts[0] == self.n_threads
+
     def start_stopwatch(self) -> Stopwatch:
         """Start to measure a decode of this context, and whether other programs disturb it."""
         return Stopwatch(self._min_n_threads, is_cpu_bound=self._is_cpu_bound)
@@ -212,7 +221,7 @@ class Context(SequenceMemory):
             raise EngineError(f"Cannot append {count} tokens: the context has {self.n_ctx} cells.")
         batch.logits[count - 1] = True
         batch.n_tokens = count
-        self._adapt_thread_counts(is_step=logits or len(start_lengths) == count)
+        self._adapt_thread_counts(is_step=len(start_lengths) == count or (logits and count <= _MAX_STEP_TOKENS))
         # A step of a recurrent model must not be aborted: it is short, and an abort would empty the whole sequence.
         code = self._run(batch, is_step=len(start_lengths) == count or (logits and self._has_state))
         if code == 0:

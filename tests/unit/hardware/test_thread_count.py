@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,6 +90,21 @@ def test_an_unknown_load_changes_nothing() -> None:
     machine = Machine(4)
     machine.threads = AdaptiveThreadCount(4, LoadMonitor(lambda: 0.0, lambda: None, lambda: machine.now))
     assert machine.decode(3.0) == 4
+
+
+@pytest.mark.parametrize(("n_cpus", "n_busy"), [(2, 2), (2, 5), (4, 3), (8, 5), (8, 6), (8, 20)])
+def test_threads_do_not_oscillate_beside_programs_that_take_what_they_leave(
+    n_cpus: int, n_busy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contention, "count_allowed_cpus", lambda: n_cpus)
+    machine, counts = Machine(n_cpus), []
+    for _ in range(120):
+        counts.append(machine.decode(0.25))
+        n_running = counts[-1] + n_busy  # each gets the same share of the cores
+        machine.load = n_busy * min(1.0, n_cpus / n_running)
+    assert sum(before != after for before, after in itertools.pairwise(counts)) <= 8  # in 30 s
+    machine.load = 0.0
+    assert machine.decode(1.0) == n_cpus
 
 
 @given(st.integers(1, 64), st.lists(st.floats(0.0, 64.0), max_size=60))
