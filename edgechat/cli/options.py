@@ -41,11 +41,15 @@ def complete_conversation(
 ) -> list[CompletionItem]:
     """Return the IDs of recent conversations that start with `incomplete`, with their titles, for shell completion."""
     from edgechat.chat.messages import first_line
-    from edgechat.store import open_store
+    from edgechat.paths import history_file
+    from edgechat.store.database import Database
+    from edgechat.store.sqlite import SqliteStore
     from edgechat.terminal import escape_controls
 
+    if not history_file().exists():
+        return []
     try:
-        store = open_store()
+        store = SqliteStore(Database(history_file()))  # without the recovery of a damaged database
     except EdgechatError:
         return []
     try:

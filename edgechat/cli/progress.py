@@ -17,8 +17,6 @@ from edgechat.humanize import shorten
 from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from edgechat.catalogue.download.request import DownloadProgress
 
 # Interval at which a status line with the elapsed time is drawn again.
@@ -44,6 +42,8 @@ class StderrStatus:
         self._text = ""
         self._counts_from: float | None = None
         """Start of the elapsed time in the status line, on the monotonic clock; None without an elapsed time."""
+        self._is_notice_due = False
+        """Whether the next status is also printed as a line."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -71,7 +71,7 @@ class StderrStatus:
     @contextlib.contextmanager
     def announce_wait(self) -> Iterator[None]:
         """Print the current status once, as a line, if the block takes seconds and standard error is not a terminal."""
-        notice = threading.Timer(_WAIT_NOTICE_S, lambda: echo_note(f"edgechat: {escape_controls(self._text)}"))
+        notice = threading.Timer(_WAIT_NOTICE_S, self._print_status)
         notice.daemon = True
         if not self.is_active:
             notice.start()
@@ -79,13 +79,23 @@ class StderrStatus:
             yield
         finally:
             notice.cancel()
+            self._is_notice_due = False
+
+    def _print_status(self) -> None:
+        with self._lock:
+            text, self._is_notice_due = self._text, not self._text
+        if text:
+            echo_note(f"edgechat: {escape_controls(text)}")
 
     def show(self, text: str) -> None:
         """Show `text` as the status line; "" leaves the line unchanged."""
         with self._lock:
             self._text = text or self._text
+            is_notice_due = self._is_notice_due
             if self.is_active and text:
                 self._draw()
+        if is_notice_due:
+            self._print_status()
         if self.is_active:
             return
         if self._prints_lines and text and time.monotonic() >= self._next_line_at:

@@ -297,8 +297,10 @@ def load_or_measure_speeds(
         is_contradicted = speeds is not None and _is_contradicted(speeds) and not is_machine_busy(speeds.n_threads)
         if not is_contradicted:
             return speeds
+    new_speeds = engine.list_devices(benchmark=True, remeasure=is_contradicted, on_event=on_event).speeds
+    if is_contradicted and new_speeds is not None:
         observed_speeds.record_remeasurement()
-    return engine.list_devices(benchmark=True, remeasure=is_contradicted, on_event=on_event).speeds or speeds
+    return new_speeds or speeds
 
 
 def _is_contradicted(speeds: KernelSpeeds) -> bool:

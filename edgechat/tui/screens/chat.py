@@ -129,7 +129,6 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._finish_start)
 
     def _finish_start(self) -> None:
-        gc.freeze()  # the objects of all imports live until the end
         gc.enable()  # edgechat.cli.chat disables garbage collection to speed up the first frame
         self._on_first_frame()
 
