@@ -41,9 +41,11 @@ class OutputFlow:
         self._n_buffered = 0.0
         """Estimated characters in the kernel at `_estimated_at`."""
         self._estimated_at = 0.0
-        self._full_at: float | None = None
-        """Time at which the kernel's buffer was full and a measurement began; None if there is no measurement."""
+        self._is_measuring = False
+        """True from a write that blocked, after which the kernel's buffer was full, to the end of the measurement."""
         self._n_since_full = 0
+        self._blocked_s = 0.0
+        """Time spent in writes since then. Pauses between writes say nothing about the terminal."""
         self._measured_at = 0.0
 
     def queued(self, n_chars: int) -> None:
@@ -58,17 +60,20 @@ class OutputFlow:
             self._n_queued = max(0, self._n_queued - n_chars)
             self._drain(now)
             self._n_buffered += n_chars
-            if self._full_at is not None:
+            if self._is_measuring:
                 self._n_since_full += n_chars
+                self._blocked_s += duration_s
                 if self._n_since_full >= _MEASURED_CHARS:
                     self._finish_measurement(now)
+                elif self._n_queued == 0 and duration_s <= _BLOCKED_S:
+                    self._is_measuring = False  # the terminal has taken everything
             elif duration_s > _BLOCKED_S:
-                self._full_at, self._n_since_full = now, 0
+                self._is_measuring, self._n_since_full, self._blocked_s = True, 0, 0.0
 
     def _finish_measurement(self, now: float) -> None:
-        rate = self._n_since_full / max(1e-6, now - (self._full_at or now))
+        rate = self._n_since_full / max(1e-6, self._blocked_s)
         self._rate = max(rate, _MIN_CHARS_PER_S) if rate < _FAST_CHARS_PER_S else None
-        self._n_buffered, self._estimated_at, self._full_at = _BUFFER_CHARS, now, None
+        self._n_buffered, self._estimated_at, self._is_measuring = _BUFFER_CHARS, now, False
         self._measured_at = now
 
     def _drain(self, now: float) -> None:
@@ -81,7 +86,7 @@ class OutputFlow:
         """Return the number of characters that a frame may have; None for any number, 0 if the terminal is behind."""
         with self._lock:
             self._drain(self._clock())
-            if self._rate is None or self._full_at is not None:
+            if self._rate is None or self._is_measuring:
                 return None if self._n_queued <= _MAX_QUEUED_CHARS else 0
             free = int(self._rate * _MAX_DELAY_S - self._n_buffered - self._n_queued)
             return free if free >= _MIN_BUDGET_CHARS else 0

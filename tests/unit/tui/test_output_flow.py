@@ -62,3 +62,13 @@ def test_terminal_may_have_become_fast_after_half_a_minute() -> None:
         blocked_write(flow, clock, 1024, 0.5)
     clock.now += 31
     assert flow.budget() is None
+
+
+def test_pauses_after_a_stall_do_not_make_the_terminal_slow() -> None:
+    clock = Clock()
+    flow = OutputFlow(clock)
+    blocked_write(flow, clock, 1024, 0.03)
+    for _ in range(100):
+        clock.now += 0.05
+        blocked_write(flow, clock, 70, 0.0001)  # 1.4 kB/s of a reply
+        assert flow.budget() is None
