@@ -11,7 +11,7 @@ import pytest
 
 from edgechat.bench.scripted_session import Script
 from tests.terminal import terminal
-from tests.tui.app_driver import ask, make_scripted_app, session, shown_texts, wait_until_ready
+from tests.tui.app_driver import ask, footer_text, make_scripted_app, session, shown_texts, wait_until_ready
 from tests.waiting import until_async
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ async def test_ctrl_c_clears_the_input_and_quits_when_repeated_without_text() ->
         assert app.pane.prompt.text == "some words"
         await press(pilot, "ctrl+c", "ctrl+c")
         assert not app.is_leaving
-        assert "again to quit" in [n.message for n in app._notifications][-1]
+        assert "again to quit" in footer_text(app)
         await press(pilot, "ctrl+c")
         assert app.is_leaving
         await until_async(lambda: app.return_code is not None)
