@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgechat.bench.scripted_session import Script
+from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.terminal import terminal
 from tests.tui.app_driver import ask, footer_text, make_scripted_app, session, shown_texts, wait_until_ready
 from tests.waiting import until_async
@@ -115,6 +116,25 @@ async def test_second_escape_after_a_stop_does_nothing() -> None:
         assert app.pane.prompt.text == "explain"
         await until_async(lambda: not app.pane.is_busy)
         assert app.pane.composer.edited_id is None
+
+
+async def test_escape_stops_a_reply_at_once_after_it_closed_the_completions() -> None:
+    script = Script([LONG], token_interval_s=0.01)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("Question")
+        await press(pilot, "enter")
+        await until_async(lambda: any(shown_texts(app, "assistant")))
+        await press(pilot, "/")
+        await until_async(lambda: any(popup.display for popup in app.screen.query(CompletionPopup)))
+        await press(pilot, "escape")
+        assert app.pane.is_generating
+        await press(pilot, "escape")
+        script.may_continue.set()
+        await until_async(lambda: not app.pane.is_busy)
+        assert shown_texts(app, "assistant") != [LONG]
 
 
 async def test_ctrl_c_clears_the_input_and_quits_when_repeated_without_text() -> None:

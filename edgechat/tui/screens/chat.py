@@ -221,7 +221,9 @@ class ChatScreen(Screen[None]):
         did something does nothing.
         """
         pane = self.pane
-        if time.monotonic() - max(self._escape_at, pane.prompt.popup_closed_at) < _DOUBLE_PRESS_S:
+        # A reply can be stopped at once after Esc has closed the list of completions.
+        escape_at = self._escape_at if pane.is_generating else max(self._escape_at, pane.prompt.popup_closed_at)
+        if time.monotonic() - escape_at < _DOUBLE_PRESS_S:
             return
         restored_queue = pane.composer.take_back()
         pane.status_line.redraw()
