@@ -61,9 +61,12 @@ class Composer:
         """Remove and return the oldest queued message; return None if the queue is empty or waits for the user."""
         return self._queue.pop(0) if self._queue and not self._is_queue_held else None
 
-    def take_back(self, index: int = 0) -> bool:
-        """Move one queued message to the input if that is empty, and hold the others; return whether it was moved."""
+    def hold_queue(self) -> None:
+        """Let the queued messages wait until the user sends the next message."""
         self._is_queue_held = bool(self._queue)
+
+    def take_back(self, index: int = 0) -> bool:
+        """Move one queued message to the input if that is empty; return whether it was moved."""
         if index >= len(self._queue) or self._prompt.text or self.edited_id is not None:
             return False
         self.restore(self._queue.pop(index))

@@ -9,6 +9,7 @@ import pytest
 from edgechat.bench.scripted_session import Script
 from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import (
+    footer_text,
     make_scripted_app,
     screen_text,
     session,
@@ -111,13 +112,31 @@ async def test_queued_messages_are_listed_edited_and_removed() -> None:
         column, row = bar_row(app, "third")
         await pilot.click(offset=(column, row))
         await until_async(lambda: app.pane.prompt.text == "third question")
-        await until_async(lambda: "held 1/1  second question" in screen_text(app))
+        await until_async(lambda: "queued 1/1  second question" in screen_text(app))
         column, row = bar_row(app, "second question \u00d7")
         await pilot.click(offset=(column + len("second question "), row))
         await until_async(lambda: bar_text(app) == "")
         script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
         assert [m.text for m in session(app).tree.path] == ["First", "One."]
+
+
+async def test_refused_click_on_a_queued_message_does_not_hold_the_queue() -> None:
+    script = Script(["One.", "Two."], token_interval_s=0.01)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(80, 30)) as pilot:
+        await wait_until_ready(app)
+        for text in ("First", "second"):
+            app.pane.submit(text)
+        app.pane.prompt.load("a draft")
+        await until_async(lambda: "queued 1/1  second" in screen_text(app))
+        await pilot.click(offset=bar_row(app, "second"))
+        await until_async(lambda: "first send or delete the text" in footer_text(app))
+        assert "queued 1/1  second" in screen_text(app)
+        script.may_continue.set()
+        await until_async(lambda: len(session(app).tree) == 4 and not app.pane.is_busy)
+        assert app.pane.prompt.text == "a draft"
 
 
 async def test_escape_stops_and_brings_queued_messages_back_one_by_one() -> None:

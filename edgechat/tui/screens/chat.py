@@ -225,6 +225,8 @@ class ChatScreen(Screen[None]):
         escape_at = self._escape_at if pane.is_generating else max(self._escape_at, pane.prompt.popup_closed_at)
         if time.monotonic() - escape_at < _DOUBLE_PRESS_S:
             return
+        if pane.is_generating:
+            pane.composer.hold_queue()
         restored_queue = pane.composer.take_back()
         pane.status_line.redraw()
         if pane.is_generating or restored_queue or pane.composer.edited_id is not None:
