@@ -157,14 +157,16 @@ def last_message(session: Session, role: Role) -> Message:
 
 
 def remove_attachment(attachments: list[Path], name: str) -> str:
-    """Remove the file called `name`, by default the last one, from `attachments`; return a status text.
+    """Remove the file with the path or the name `name`, by default the last one; return a status text.
 
-    Raises UsageError if there is no such file.
+    A path has priority over a name. Raises UsageError if there is no such file.
     """
-    file = next((f for f in reversed(attachments) if name in {"", f.name, str(f)}), None)
-    if file is None:
+    same_path = [f for f in attachments if str(f) == name]
+    files = same_path or [f for f in attachments if name in {"", f.name}]
+    if not files:
         names = ", ".join(f.name for f in attachments)
         raise UsageError(f"{name} is not attached. Attached: {names}." if names and name else "No file is attached.")
+    file = files[-1]
     attachments.remove(file)
     return f"{file.name} will not be sent"
 

@@ -319,7 +319,9 @@ class ConversationPane(Vertical):
 
     def on_composer_bar_detach_requested(self, message: ComposerBar.DetachRequested) -> None:
         if message.index < len(self.composer.attachments):
-            self.detach(str(self.composer.attachments[message.index]))
+            file = self.composer.attachments.pop(message.index)
+            self.notify(f"{file.name} will not be sent")
+            self.show_attachments()
 
     def on_prompt_input_erased_at_start(self) -> None:
         if self.composer.attachments:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.bench.scripted_session import Script
+from edgechat.chat.commands import remove_attachment
 from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import (
     footer_text,
@@ -97,6 +98,21 @@ async def test_detach_and_the_mouse_remove_attachments() -> None:
         app.pane.submit("Question")
         await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
         assert session(app).tree.path[0].attachments == ()
+
+
+async def test_cross_removes_its_own_file_among_files_of_the_same_name(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "notes.md").write_text("other")
+    files = [Path("notes.md"), Path("sub/notes.md")]
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        app.pane.composer.attachments[:] = files
+        app.pane.composer_bar.action_detach(0)
+        await until_async(lambda: app.pane.composer.attachments == files[1:])
+    attachments = list(files)
+    remove_attachment(attachments, "notes.md")
+    assert attachments == files[1:]
 
 
 async def test_queued_messages_are_listed_edited_and_removed() -> None:
