@@ -23,6 +23,8 @@ class Painter:
         self._image = ScreenImage(render, erases_with_colour=erases_with_colour())
         self._get_budget = get_budget
         self._cursor: Offset | None = None
+        self._is_cursor_late = False
+        """True if the cursor has moved while nothing could be written."""
 
     def add(self, rows: Iterable[tuple[int, list[tuple[int, Strip]]]], size: Size) -> None:
         """Add changed rows of a screen of this size: row numbers, and pairs of a column and cells."""
@@ -33,7 +35,7 @@ class Painter:
     @property
     def is_behind(self) -> bool:
         """True if the terminal does not show everything yet."""
-        return not self._image.is_current
+        return self._is_cursor_late or not self._image.is_current
 
     def forget(self) -> None:
         """Write the whole screen with the next frames."""
@@ -45,8 +47,10 @@ class Painter:
         It is empty if nothing has changed, or if nothing may be written now.
         """
         budget = self._get_budget()
+        has_moved = cursor != self._cursor
+        self._is_cursor_late = has_moved and budget == 0
         if budget == 0:
             return ""
         output = self._image.flush(budget, cursor.y)
-        has_moved, self._cursor = cursor != self._cursor, cursor
+        self._cursor = cursor
         return output or ("\x1b[m" if has_moved else "")
