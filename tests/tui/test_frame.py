@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+from rich.cells import cell_len
+
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.store import open_store
 from edgechat.tui.widgets.status_line import format_context
+from edgechat.tui.widgets.title_line import ChatTitle
 from tests.tui.app_driver import (
     ask,
     footer_text,
@@ -127,6 +131,21 @@ async def test_new_notice_replaces_the_old_one_and_never_covers_the_input() -> N
         assert "╰" in screen_text(app)
         app.pane.footer.show_notice("")
         await until_async(lambda: footer_text(app).startswith("y copy"))
+
+
+@pytest.mark.parametrize("text", ["記" * 60 + "終", "w" * 50 + " " + "x" * 50 + " " + "終"], ids=["cjk", "words"])
+async def test_notice_is_shown_to_its_end(text: str) -> None:
+    app = make_scripted_app("A")
+    async with app.run_test(size=(80, 24)):
+        await wait_until_ready(app)
+        app.notify(text)
+        await until_async(lambda: "終" in screen_text(app))
+
+
+def test_wide_title_leaves_room_for_the_marks() -> None:
+    text = ChatTitle("会話" * 40, "model", ("ephemeral",)).format(" · ", "…", 60)
+    assert text.endswith("… · model · ephemeral")
+    assert 58 <= cell_len(text) <= 60
 
 
 async def test_toast_of_another_screen_does_not_cover_the_chat() -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 # Minimum height of the screen in rows for the row of keys.
 _MIN_SCREEN_ROWS: Final = 12
-_MAX_NOTICE_ROWS: Final = 3
 _NOTICE_S: Final = 3.0
 # Further seconds that a notice stays for each character.
 _S_PER_CHAR: Final = 0.03
@@ -66,7 +65,7 @@ class Footer(Static):
     """Row of keys that work now. A notice replaces it, and disappears when it is old or when another one comes."""
 
     DEFAULT_CSS = """
-    Footer { height: 1; padding: 0 2; color: $text-muted; }
+    Footer { height: 1; max-height: 3; padding: 0 2; color: $text-muted; }
     """
 
     def __init__(
@@ -114,9 +113,9 @@ class Footer(Static):
         self._shown = state
         self.display = bool(self.notice) or has_keys
         if self.notice:
-            self.styles.height = n_rows = min(_MAX_NOTICE_ROWS, -(-len(self.notice) // max(1, width)))
+            self.styles.height = "auto"  # as many rows as the wrapped text needs
             style = "$foreground" if self._severity == "information" else f"$text-{self._severity}"
-            self.update(Content.styled(self.notice[: width * n_rows], style), layout=False)
+            self.update(Content.styled(self.notice, style))
         elif has_keys:
             self.styles.height = 1
             self.update(self._format_keys(width), layout=False)

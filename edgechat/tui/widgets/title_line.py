@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from textual.widgets import Static
 
 from edgechat.terminal import escape_controls
@@ -39,9 +40,9 @@ class ChatTitle(NamedTuple):
         others = [part for part in (self.model_name, *self.marks) if part]
         rest = separator.join(["", *others])
         title = self.title or _NEW_TITLE
-        n_chars = max(width // 3, width - len(rest))
-        if len(title) > n_chars:
-            title = title[: n_chars - len(ellipsis)].rstrip() + ellipsis
+        n_columns = max(width // 3, width - cell_len(rest))
+        if cell_len(title) > n_columns:
+            title = set_cell_size(title, max(0, n_columns - cell_len(ellipsis))).rstrip() + ellipsis
         return title + rest
 
 
