@@ -172,7 +172,7 @@ async def test_context_use_is_shown_before_a_message_is_sent(starter: Path) -> N
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("Ready"))
         await pilot.press(*"Hi")
-        await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in status_text(app))
+        await until_async(lambda: f" {session(app).context_usage('Hi')[0]}/2048" in status_text(app))
         app.pane.prompt.text = "word " * 3000
         await until_async(lambda: "too long for the context" in status_text(app))
 

@@ -41,7 +41,7 @@ async def test_reopened_conversation_shows_and_continues_its_messages(starter: P
         await wait_until_ready(app)
         assert shown_texts(app, "user") == [f"question {i}" for i in range(30)]
         assert "answer ␛[31m29" in screen_text(app)
-        await until_async(lambda: "context 0/" not in status_text(app))
+        await until_async(lambda: " 0/" not in status_text(app))
         await ask(app, "More")
         assert saved_texts(app)[-2:] == ["More", "An answer."]
 

@@ -89,7 +89,7 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
         t.until("What is gravity")
         t.type("\r")
         t.until(lambda: "Search all conversations" not in t.text())
-        t.until("Enter: write")  # the transcript has the focus
+        t.until("Enter input")  # the transcript has the focus
         t.type("\r")
         t.until_stable("Ready")
         t.type("/rename About weight\r")
