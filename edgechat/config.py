@@ -79,6 +79,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """Colour theme (`/settings` lists all themes); `ansi-dark` and `ansi-light` use the terminal's colours."""
     ascii: bool = False
     """Use only ASCII characters for drawing."""
+    copy_on_select: bool = False
+    """Copy text when it is selected with the mouse."""
     vim_keys: bool = False
     """Also scroll conversations with j, k, g and G."""
     figures: bool = False

@@ -38,6 +38,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     directory = tmp_path / "home"
     for name in [n for n in os.environ if n.startswith("EDGECHAT_")]:
         monkeypatch.delenv(name)
+    # Tests must not copy to the clipboard of whoever runs them.
+    for name in ("TMUX", "STY", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EDGECHAT_HOME", str(directory))
     if request.node.get_closest_marker("cold") is None and "unit" not in request.node.path.parts:
         request.getfixturevalue("warm")

@@ -137,15 +137,22 @@ def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
 
 
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> str:
-    """Return the part of a message that `/copy` copies: the whole `text` or its last code block. Raises UsageError."""
-    if argument not in {"", "code"}:
-        raise UsageError("Use /copy to copy the last reply, or /copy code to copy its last code block.")
-    if not argument:
+    """Return the part of a message that `/copy` copies: `text`, its last code block, or that with a number.
+
+    Raises UsageError.
+    """
+    match = re.fullmatch(r"code(?: +(?P<number>\d{1,4}))?", argument)
+    if match is None and argument:
+        raise UsageError("Use /copy for the last reply, /copy code for its last code block, /copy code 2 for block 2.")
+    if match is None:
         return text
     blocks = find_code_blocks(text)
     if not blocks:
         raise UsageError("This message has no code block to copy")
-    return blocks[-1]
+    number = int(match["number"] or len(blocks))
+    if not 1 <= number <= len(blocks):
+        raise UsageError(f"The last reply has {len(blocks)} code block{'s' if len(blocks) > 1 else ''}")
+    return blocks[number - 1]
 
 
 def last_message(session: Session, role: Role) -> Message:
@@ -380,7 +387,7 @@ COMMANDS: Final = (
     Command("pin", "", "Pin the conversation to the top of the list, or unpin", _pin),
     Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
     Command("detach", "[FILE]", "Remove an attachment, by default the last one", _detach, "caller"),
-    Command("copy", "[code]", "Copy the last reply, or its last code block", view="copy"),
+    Command("copy", "[code [N]]", "Copy the last reply, its last code block, or code block N", view="copy"),
     Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),

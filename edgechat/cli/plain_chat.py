@@ -59,6 +59,8 @@ class PlainChat:
         self._interruption = interruption
         self._unsent_line = UnsentLine(session, _PROMPT)
         self._is_terminal = sys.stdin.isatty()
+        self.has_terminal = sys.stdout.isatty()
+        """True if the output is a terminal, which can be asked to copy."""
         self._shows_figures = session.settings.figures
         self._attachments: list[Path] = []
         self._destinations: list[Destination] = []
@@ -245,10 +247,12 @@ class PlainChat:
         text = commands.select_text_to_copy(
             commands.last_message(self._session, "assistant").text, find_code_blocks, argument
         )
-        if sys.stdout.isatty() and len(text) <= clipboard.MAX_CHARS:
-            click.echo(clipboard.make_osc52_sequence(text), nl=False)
+        names = clipboard.run_programs(text) if self.has_terminal else []
+        was_sent = self.has_terminal and len(text) <= clipboard.MAX_CHARS
+        if was_sent:
+            click.echo(clipboard.make_osc52_sequence(text, is_in_tmux=clipboard.TMUX in names), nl=False)
         file = clipboard.save_copy(text) if self._session.store.is_persistent else None
-        self._print_note(clipboard.summary("Code" if argument else "Reply", text, file))
+        self._print_note(clipboard.summary("Code" if argument else "Reply", names, file, was_sent=was_sent))
 
     def _list_models(self, _argument: str) -> None:
         from edgechat.catalogue import library

@@ -5,13 +5,14 @@ Slow work runs in the session worker.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from edgechat.chat import commands
 from edgechat.errors import EdgechatError, UsageError
+from edgechat.tui import code_files
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
-from edgechat.tui.render.markdown_blocks import find_code_blocks
+from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,9 +237,43 @@ class Actions:
             self._pane.screen.post_message(CopyRequested(entry.text, "Message"))
 
     def copy_code(self, entry: MessageEntry | None) -> None:
-        """Copy the last code block of a message. Raises UsageError if the message has no code."""
-        text = commands.select_text_to_copy(entry.text if entry is not None else "", find_code_blocks, "code")
-        self._pane.screen.post_message(CopyRequested(text, "Code"))
+        """Copy a code block of a message; among several, the user chooses by number. Raises UsageError."""
+
+        def copy(block: MarkdownBlock) -> None:
+            self._pane.screen.post_message(CopyRequested(block.source, f"Code block {block.code_number}"))
+
+        self._choose_code(entry, "copy", copy)
+
+    def save_code(self, entry: MessageEntry | None) -> None:
+        """Save a code block of a message in the working directory. Raises UsageError."""
+
+        def save(block: MarkdownBlock) -> None:
+            file = code_files.save_code(block.source, block.language, block.code_number)
+            self._pane.notify(f"Code block {block.code_number} saved to {file}")
+
+        self._choose_code(entry, "save", save)
+
+    def _choose_code(
+        self, entry: MessageEntry | None, verb: Literal["copy", "save"], use: Callable[[MarkdownBlock], None]
+    ) -> None:
+        """Call `use` with the only code block of a message, or with the one whose number the user types next."""
+        blocks = list_code_blocks(entry.text if entry is not None else "")
+        if not blocks:
+            raise UsageError(f"This message has no code block to {verb}")
+        if len(blocks) == 1:
+            use(blocks[0])
+            return
+
+        def use_number(number: int | None) -> None:
+            if number is None or 1 <= number <= len(blocks):
+                self.attempt(use, blocks[-1 if number is None else number - 1])
+            else:
+                self._pane.notify(f"This message has {len(blocks)} code blocks")
+
+        self._pane.transcript.await_number(use_number)
+        self._pane.notify(
+            f"Press 1 to {min(9, len(blocks))} to {verb} a code block, or the same key again for the last one"
+        )
 
     def _copy_last_reply(self, argument: str) -> None:
         entry = next((e for e in reversed(self._pane.messages) if e.kind == "assistant"), None)

@@ -16,7 +16,7 @@ from edgechat import files, paths
 from edgechat.errors import EdgechatError
 from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls
-from edgechat.tui import keys, textual_private
+from edgechat.tui import copying, keys, textual_private, themes
 from edgechat.tui.ending import SignalEnding
 from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
@@ -144,16 +144,18 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
             theme = self.current_theme
             self._palette = Palette(
-                theme.to_color_system().generate(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
+                self.get_css_variables(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
             )
         return self._palette
+
+    def get_css_variables(self) -> dict[str, str]:
+        """Return the variables of the theme, with colours of selected text that are readable in this terminal."""
+        return themes.add_selection_colours(super().get_css_variables(), self.current_theme, self.console.color_system)
 
     def _apply_theme(self, name: str) -> list[str]:
         """Switch to a theme; if it is unknown or invalid, switch to the default theme and return the problem."""
         if name == self.theme:
             return []
-        from edgechat.tui import themes
-
         theme, problem = themes.find_theme(name)
         self.register_theme(theme)
         self.theme = theme.name
@@ -173,8 +175,6 @@ class ChatApp(textual_private.CrashReportApp[int]):
     @classmethod
     def find_appearance_problems(cls, settings: Settings) -> list[str]:
         """Return a message for each problem with the theme and the key bindings in the settings."""
-        from edgechat.tui import themes
-
         _, theme_problem = themes.find_theme(settings.theme)
         _, problems = keys.resolve_key_map(settings.keys, cls.list_key_bindings(), vim=settings.vim_keys)
         return [theme_problem, *problems] if theme_problem else problems
@@ -310,20 +310,18 @@ class ChatApp(textual_private.CrashReportApp[int]):
         super().notify(escape_controls(message), **{**options, "markup": False})
 
     def copy_to_clipboard(self, text: str) -> None:
-        """Copy `text` with the escape sequence OSC 52, wrapped for tmux and GNU screen if they are running."""
-        from edgechat.tui import clipboard
-
-        textual_private.set_clipboard(self, text)
-        if len(text) <= clipboard.MAX_CHARS:
-            textual_private.write_to_terminal(self, clipboard.make_osc52_sequence(text))
+        """Copy `text` from a widget of Textual."""
+        copying.copy(self, text)
 
     def on_copy_requested(self, message: CopyRequested) -> None:
         """Copy the text, and also save it to a file, because a terminal does not report whether copying succeeded."""
-        from edgechat.tui import clipboard
+        copying.copy(self, message.text, message.label, saves_file=self.worker.writes_files)
 
-        self.copy_to_clipboard(message.text)
-        file = clipboard.save_copy(message.text) if self.worker.writes_files else None
-        self.notify(clipboard.summary(message.label, message.text, file))
+    def on_text_selected(self) -> None:
+        """Copy what was selected with the mouse, if the setting `copy_on_select` is on."""
+        text = self.screen.get_selected_text() if self.settings.copy_on_select else None
+        if text:
+            self.on_copy_requested(CopyRequested(text, "Selection"))
 
     @on(PromptInput.EditorRequested)
     def _open_editor(self) -> None:

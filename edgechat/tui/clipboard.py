@@ -1,12 +1,15 @@
-"""Copy text to the terminal's clipboard with OSC 52, and to a file for terminals without it."""
+"""Copy text to the clipboard: with the desktop's programs, through tmux, and with the escape sequence OSC 52."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgechat import files, paths
 
@@ -17,21 +20,83 @@ Terminals ignore sequences longer than about 100 kB; base64 turns 50,000 ASCII c
 """
 # For GNU screen, which accepts strings of at most 768 bytes, the sequence is split into parts of this length.
 _SCREEN_CHUNK_CHARS: Final = 700
+CLIPBOARD: Final = "the clipboard"
+TMUX: Final = "tmux"
+_TIMEOUT_S: Final = 2.0
+"""Time that a program may take; `xclip` waits for an X server that does not answer."""
 
 
-def make_osc52_sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the escape sequence that copies `text` to the terminal's clipboard.
+class ClipboardProgram(NamedTuple):
+    """Program that reads a text from standard input and keeps it in a clipboard."""
 
-    If `environment` belongs to a tmux or GNU screen session, the sequence is wrapped, because both programs intercept
-    the unwrapped one. See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html.
+    command: tuple[str, ...]
+    destination: str
+    """What the text is copied to, for the notification."""
+    encoding: str = "utf-8"
+
+
+def list_programs(
+    environment: Mapping[str, str] = os.environ, which: Callable[[str], object] = shutil.which
+) -> list[ClipboardProgram]:
+    """Return the programs that reach a clipboard from here. Over ssh, a desktop here is not that of the user."""
+    programs: list[ClipboardProgram] = []
+    if environment.get("TMUX"):
+        # Since tmux 3.2, -w also sends the text to the clipboard of tmux's terminal.
+        programs.append(ClipboardProgram(("tmux", "load-buffer", "-w", "-"), TMUX))
+    if not (environment.get("SSH_CONNECTION") or environment.get("SSH_TTY")):
+        if sys.platform == "darwin":
+            programs.append(ClipboardProgram(("pbcopy",), CLIPBOARD))
+        elif sys.platform == "win32":
+            programs.append(ClipboardProgram(("clip",), CLIPBOARD, "utf-16"))
+        elif environment.get("WAYLAND_DISPLAY") and which("wl-copy"):
+            programs.append(ClipboardProgram(("wl-copy",), CLIPBOARD))
+        elif environment.get("DISPLAY") and which("xclip"):
+            programs.append(ClipboardProgram(("xclip", "-selection", "clipboard"), CLIPBOARD))
+        elif environment.get("DISPLAY"):
+            programs.append(ClipboardProgram(("xsel", "--input", "--clipboard"), CLIPBOARD))
+        elif environment.get("WSL_DISTRO_NAME"):
+            programs.append(ClipboardProgram(("clip.exe",), CLIPBOARD, "utf-16"))
+    return [program for program in programs if which(program.command[0])]
+
+
+def run_program(program: ClipboardProgram, text: str) -> bool:
+    """Copy `text` with a program; return whether it succeeded."""
+    try:
+        # A program may keep running behind to serve the clipboard, so its output must not be a pipe that is read.
+        result = subprocess.run(
+            program.command, input=text.encode(program.encoding, "replace"), timeout=_TIMEOUT_S, check=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0
+
+
+def run_programs(text: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Copy `text` with all programs that are there, and return what it was copied to. This can take seconds."""
+    return [program.destination for program in list_programs(environment) if run_program(program, text)]
+
+
+def make_osc52_sequence(text: str, environment: Mapping[str, str] = os.environ, *, is_in_tmux: bool = False) -> str:
+    """Return the escape sequences that copy `text` to the terminal's clipboard.
+
+    See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html. GNU screen and tmux pass on a sequence in a
+    wrapper, tmux only with `allow-passthrough`; with `set-clipboard on`, tmux takes the plain sequence itself, which
+    is left out if the text `is_in_tmux` already. Where $TERM says that one of them may run at the other end of ssh, the
+    result contains all forms.
     """
     sequence = f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\x07"
+    tmux_sequence = f"\x1bPtmux;{sequence.replace(chr(27), chr(27) * 2)}\x1b\\"
     if environment.get("TMUX"):
-        return f"\x1bPtmux;{sequence.replace(chr(27), chr(27) * 2)}\x1b\\"
+        return tmux_sequence if is_in_tmux else sequence + tmux_sequence
+    parts = [sequence[i : i + _SCREEN_CHUNK_CHARS] for i in range(0, len(sequence), _SCREEN_CHUNK_CHARS)]
+    screen_sequence = "".join(f"\x1bP{part}\x1b\\" for part in parts)
     if environment.get("STY"):
-        parts = [sequence[i : i + _SCREEN_CHUNK_CHARS] for i in range(0, len(sequence), _SCREEN_CHUNK_CHARS)]
-        return "".join(f"\x1bP{part}\x1b\\" for part in parts)
-    return sequence
+        return screen_sequence
+    term = environment.get("TERM", "")
+    if term.startswith("tmux"):
+        return sequence + tmux_sequence
+    return sequence + tmux_sequence + screen_sequence if term.startswith("screen") else sequence
 
 
 def save_copy(text: str) -> Path | None:
@@ -45,11 +110,15 @@ def save_copy(text: str) -> Path | None:
     return file
 
 
-def summary(label: str, text: str, file: Path | None) -> str:
-    """Return the notification text that is shown after `text` was copied.
+def summary(label: str, destinations: Sequence[str], file: Path | None, *, was_sent: bool) -> str:
+    """Return the notification text that is shown after a text was copied.
 
-    `label` names the text, such as "Reply"; `file` is the file that also contains it, or None.
+    `label` names the text, such as "Reply". `destinations` are the clipboards whose program confirmed the copy. The
+    terminal was asked to copy it, too, if `was_sent`. `file` also contains it, or is None.
     """
-    is_copied = len(text) <= MAX_CHARS
-    result = f"{label} copied" if is_copied else f"{label} is too long for the terminal's clipboard"
-    return f"{result}. Also saved to {file}" if file is not None else result
+    parts = [f"copied to {' and '.join(destinations)}"] if destinations else []
+    if CLIPBOARD not in destinations:
+        unconfirmed = "sent to the terminal, which does not confirm copies"
+        parts.append(unconfirmed if was_sent else "too long for the terminal's clipboard")
+    text = f"{label} {', '.join(parts)}"
+    return f"{text}. Also saved to {file}" if file is not None and CLIPBOARD not in destinations else text

@@ -54,3 +54,19 @@ def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
         return None, f"{file}: primary is missing. Example: primary = '#0178d4'"
     colours: dict[str, Any] = {key: str(value) for key, value in values.items()}
     return Theme(name=file.stem, dark=is_dark, **colours), ""
+
+
+def add_selection_colours(variables: dict[str, str], theme: Theme, color_system: str | None) -> dict[str, str]:
+    """Return the CSS variables of a theme with readable colours of selected text; black on cyan in ANSI themes.
+
+    `color_system` is Rich's name of what the terminal can show, or None if it shows no colours.
+    """
+    text, area = "ansi_black", "ansi_cyan"
+    if not theme.ansi:
+        from edgechat.tui.render.contrast import COLOUR_SYSTEMS, choose_selection_colours
+
+        text, area = choose_selection_colours(variables, COLOUR_SYSTEMS.get(color_system or "", COLOUR_SYSTEMS["256"]))
+    names = {"selection-text": text, "selection-area": area}
+    for kind in ("screen", "input"):
+        names |= {f"{kind}-selection-foreground": text, f"{kind}-selection-background": area}
+    return {**variables, **names}

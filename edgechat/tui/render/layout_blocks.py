@@ -171,9 +171,8 @@ class CodeLayout(MarkdownLayout):
         is_incremental = self.layout_width == width and not self.is_highlighted
         if not is_incremental:
             self._rows, self._n_lines, self._n_complete_rows, self.is_highlighted = [], 0, 0, False
-            if block.language:
-                self._rows += _render_caption(block, width, palette)
-                self._n_complete_rows = len(self._rows)
+            self._rows += _render_caption(block, width, palette)
+            self._n_complete_rows = len(self._rows)
         first_new_row = self._n_complete_rows if is_incremental else 0
         del self._rows[self._n_complete_rows :]
         for line in block.lines[self._n_lines :]:
@@ -208,7 +207,7 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     from pygments.util import ClassNotFound
     from rich.syntax import Syntax
 
-    caption = _render_caption(block, width, palette) if block.language else []
+    caption = _render_caption(block, width, palette)
     plain_lines = [[Segment(expand_tabs(line), palette.code)] for line in block.lines]
     try:
         lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
@@ -237,11 +236,12 @@ def _get_token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
 
 
 def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
+    """Return the row above a code block: its number, which keys use to copy and save it, and its language."""
     style = palette.code + palette.muted
-    text = f" {block.language}"
-    if cell_len(text) <= width:
-        return [Strip([Segment(text + " " * (width - cell_len(text)), style)], width)]
-    return wrap_code_line([Segment(expand_tabs(block.language), style)], width, style)
+    text = f"[{block.code_number}] {block.language}".rstrip()
+    if cell_len(text) < width:
+        return [Strip([Segment(f" {text}{' ' * (width - 1 - cell_len(text))}", style)], width)]
+    return wrap_code_line([Segment(expand_tabs(text), style)], width, style)
 
 
 def expand_tabs(line: str) -> str:

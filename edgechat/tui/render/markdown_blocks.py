@@ -32,6 +32,8 @@ class MarkdownBlock:
         self.is_open = True
         """True until the end of the block is reached."""
         self.n_chars = 0
+        self.code_number = 0
+        """Number of a code block among those of the text, from 1; 0 for other blocks."""
         self._continuations: set[int] = set()
 
     def add(self, line: str, *, continues: bool = False) -> None:
@@ -61,6 +63,7 @@ class MarkdownSplitter:
         """The opening fence of the open code block; an empty string outside of code."""
         self._formula_end = ""
         """End of the formula that is open in the last block, such as `\\]`; an empty string if there is none."""
+        self._n_code_blocks = 0
         self._gap = False
         self._continues = False
         """True if the next line continues a long line that was split."""
@@ -148,7 +151,11 @@ class MarkdownSplitter:
     def _start_block(self, kind: Literal["text", "code"], indent: int, language: str = "") -> None:
         gap = self._gap or (bool(self.blocks) and "code" in (kind, self.blocks[-1].kind))
         self._close_block()
-        self.blocks.append(MarkdownBlock(kind, indent, language, gap=gap and bool(self.blocks)))
+        block = MarkdownBlock(kind, indent, language, gap=gap and bool(self.blocks))
+        if kind == "code":
+            self._n_code_blocks += 1
+            block.code_number = self._n_code_blocks
+        self.blocks.append(block)
         self._gap = False
 
     def _close_block(self) -> None:
@@ -192,7 +199,12 @@ def split_markdown(text: str) -> list[MarkdownBlock]:
 
 def find_code_blocks(text: str) -> list[str]:
     """Return the contents of all fenced code blocks in `text`, in order."""
-    return [block.source for block in split_markdown(text) if block.kind == "code"]
+    return [block.source for block in list_code_blocks(text)]
+
+
+def list_code_blocks(text: str) -> list[MarkdownBlock]:
+    """Return all fenced code blocks in `text`, in order."""
+    return [block for block in split_markdown(text) if block.kind == "code"]
 
 
 def _dedent(line: str, indent: int) -> str:

@@ -37,7 +37,10 @@ class Palette:
     """Text styles and glyphs of one theme, and a Rich console that renders with these styles."""
 
     def __init__(self, variables: dict[str, str], *, dark: bool, ansi: bool, ascii_only: bool = False) -> None:
-        """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's 16 colours."""
+        """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's 16 colours.
+
+        Selected text has the variables `selection-text` and `selection-area`.
+        """
 
         def make_style(name: str, *, bold: bool | None = None) -> Style:
             return Style(color=_to_rich_colour(variables.get(name, ""), background), bold=bold)
@@ -51,6 +54,10 @@ class Palette:
         self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
         self.error = make_style("error") if ansi else make_style("text-error")
         self.cursor = make_style("accent", bold=True)
+        self.selection = Style(color="default", bgcolor="default", dim=False, reverse=True)
+        """Style of selected text, which replaces the colours that the text has otherwise."""
+        if not ansi and "selection-text" in variables:
+            self.selection = Style(color=variables["selection-text"], bgcolor=variables["selection-area"], dim=False)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
         self.code = Style(bgcolor=None if ansi else _to_rich_colour(variables.get("surface", "")))
         self.wrap_mark = Segment(self.glyphs.wrap, self.code + self.muted + Style(meta={CONTINUES_LINE: True}))

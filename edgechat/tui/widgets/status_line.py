@@ -21,8 +21,8 @@ _BAR_COLUMNS: Final = 8
 # Shares of the context from which the bar has the colour of a warning or of an error.
 _WARNING_SHARE: Final = 0.75
 _ERROR_SHARE: Final = 0.9
-_KEY_HINT: Final = "y copy  c code  e edit  r retry  b branch  d delete  Enter: write"
-_SHORT_KEY_HINT: Final = "y c e r b d   Enter: write"
+_KEY_HINT: Final = "y copy  c code  s save  e edit  r retry  b branch  d delete  Enter: write"
+_SHORT_KEY_HINT: Final = "y c s e r b d   Enter: write"
 
 
 class ChatStatus(NamedTuple):
@@ -95,7 +95,7 @@ class StatusLine(Static):
         status = self._read_status()
         self._on_redraw()
         if status.shows_message_keys:
-            self._show(_KEY_HINT if self.size.width >= len(_KEY_HINT) + 4 else _SHORT_KEY_HINT)
+            self._show(_KEY_HINT if self.size.width >= len(_KEY_HINT) else _SHORT_KEY_HINT)
             return
         parts: list[str | Content] = [self.state, self.detail, *status.composer_status]
         if not status.shows_end:

@@ -85,6 +85,9 @@ class Transcript(ScrollView, can_focus=True):
         """True if the last row is visible, and stays visible when entries grow."""
         self.cursor: int | None = None
         """Index of the entry at the message cursor; None if there is no cursor."""
+        self._last_key = ""
+        self._on_number: tuple[str, Callable[[int | None], object]] | None = None
+        """Key that asked for a number, and the function that is called with it."""
         self._is_updating = False
         self._base_style: Style | None = None
         """Style of the widget, applied beneath the style of each row; None until `render_line` reads it."""
@@ -201,7 +204,7 @@ class Transcript(ScrollView, can_focus=True):
         selection = self.text_selection
         span = selection.get_span(row) if selection is not None else None
         if span is not None:
-            strip = _highlight_span(strip, span, self.screen.get_component_rich_style("screen--selection"))
+            strip = _highlight_span(strip, span, self._get_palette().selection)
         if self._base_style is None:
             self._base_style = self.rich_style
         strip = strip.crop_extend(0, self.scrollable_content_region.width, None).apply_style(self._base_style)
@@ -283,11 +286,28 @@ class Transcript(ScrollView, can_focus=True):
 
         Keys of the same packet may arrive after the focus has moved; they belong to the input, too.
         """
+        if self._take_number(event):
+            event.prevent_default()
+            event.stop()
+            return
         has_lost_focus = self.screen.focused is not self
         if has_lost_focus or (event.is_printable and event.key not in self.screen.active_bindings):
             event.prevent_default()
             event.stop()
             self._on_text_typed(events.Key(event.key, event.character))
+
+    def await_number(self, on_number: Callable[[int | None], object]) -> None:
+        """Call `on_number` with the digit that is typed next, or with None if the last key is pressed again."""
+        self._on_number = (self._last_key, on_number)
+
+    def _take_number(self, event: events.Key) -> bool:
+        """Return whether a key answers `await_number`; Esc cancels, and any other key has its usual meaning."""
+        (key, on_number), self._on_number = self._on_number or ("", None), None
+        self._last_key = event.key
+        is_answer = event.key == key or (event.character or "").isdecimal()
+        if on_number is not None and is_answer:
+            on_number(int(event.character) if event.character and event.character.isdecimal() else None)
+        return on_number is not None and (is_answer or event.key == "escape")
 
     def on_paste(self, event: events.Paste) -> None:
         event.stop()

@@ -83,11 +83,13 @@ def walk_plain_chat(lines: list[str], capsys: pytest.CaptureFixture[str]) -> Ite
     plain_session = ScriptedSession(open_ephemeral_store(), Settings(titles=False), Script(REPLIES))
     plain_session.open()
     chat = PlainChat(plain_session, StderrStatus(), Interruption(plain_session))
+    chat.has_terminal = True
     for line in lines:
         chat.handle(line)
         output = capsys.readouterr()
         texts = [text.removeprefix("edgechat: ") for text in output.err.splitlines()]
-        texts += [text[1:-1] for text in output.out.splitlines() if text.startswith("(")]
+        lines_after_osc = [text.rpartition("\a")[2] for text in output.out.splitlines()]
+        texts += [text[1:-1] for text in lines_after_osc if text.startswith("(")]
         yield line, texts, state(plain_session)
     plain_session.close()
 
