@@ -7,6 +7,7 @@ an `Outcome`. A command without a handler opens a view, which every front end im
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
