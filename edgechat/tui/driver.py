@@ -21,6 +21,7 @@ from textual.message import Message
 from edgechat.tui import window_title
 from edgechat.tui.output_flow import CHUNK_CHARS, OutputFlow
 from edgechat.tui.painter import Painter
+from edgechat.tui.render.screen_image import count_bytes
 from edgechat.tui.terminal_parser import POLL_S, TerminalParser
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class ChatDriver(LinuxDriver):
     def write(self, data: str) -> None:
         """Write to the terminal, unless it is gone: the queue of the writer thread would fill up and block."""
         if not self._output.is_lost:
-            self._flow.queued(len(data))
+            self._flow.queued(count_bytes(data))
             super().write(data)
 
     def _disable_mouse_support(self) -> None:
@@ -175,7 +176,7 @@ class _TerminalOutput:
             part = text[start : start + CHUNK_CHARS]
             started_at = time.monotonic()
             self._attempt(lambda part=part: self._write_through(part))  # type: ignore[misc]
-            self._flow.written(len(part), time.monotonic() - started_at)
+            self._flow.written(count_bytes(part), time.monotonic() - started_at)
 
     def flush(self) -> None:
         self._attempt(self._file.flush)

@@ -8,38 +8,38 @@ from collections.abc import Callable
 from typing import Final
 
 CHUNK_CHARS: Final = 1024
-"""Maximum length of one write, so that blocking is noticed soon."""
+"""Maximum length of one write in characters, so that blocking is noticed soon."""
 _BLOCKED_S: Final = 0.02
 """A write that takes longer has waited for the terminal."""
-_MEASURED_CHARS: Final = 4096
+_MEASURED_BYTES: Final = 4096
 """Output after the first blocked write from which the rate is measured. The wait itself says nothing: a terminal can
 stop for any time, for example after Ctrl+S, and be fast afterwards."""
-_FAST_CHARS_PER_S: Final = 50_000
+_FAST_BYTES_PER_S: Final = 50_000
 """Rate from which a terminal has no limit."""
-_MIN_CHARS_PER_S: Final = 500
-_BUFFER_CHARS: Final = 20_000
+_MIN_BYTES_PER_S: Final = 500
+_BUFFER_BYTES: Final = 20_000
 """Output that the kernel holds when a write blocks, measured with pseudo-terminals of Linux 6.18."""
 _MAX_DELAY_S: Final = 0.25
 """Time that output may wait in buffers; a key is shown after at most this time and its own transfer."""
-_MIN_BUDGET_CHARS: Final = 64
-_MAX_QUEUED_CHARS: Final = 4096
+_MIN_BUDGET_BYTES: Final = 64
+_MAX_QUEUED_BYTES: Final = 4096
 """Output that the writer thread may have while the rate is unknown."""
 _FORGET_S: Final = 30.0
 """Time after which the line may have become faster."""
 
 
 class OutputFlow:
-    """Number of characters that may be written now. One thread calls `queued` and `budget`, another one `written`."""
+    """Number of bytes that may be written now. One thread calls `queued` and `budget`, another one `written`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._n_queued = 0
-        """Characters that the kernel has not accepted yet."""
+        """Bytes that the kernel has not accepted yet."""
         self._rate: float | None = None
-        """Measured characters per second; None if the terminal is fast or not measured."""
+        """Measured bytes per second; None if the terminal is fast or not measured."""
         self._n_buffered = 0.0
-        """Estimated characters in the kernel at `_estimated_at`."""
+        """Estimated bytes in the kernel at `_estimated_at`."""
         self._estimated_at = 0.0
         self._is_measuring = False
         """True from a write that blocked, after which the kernel's buffer was full, to the end of the measurement."""
@@ -48,22 +48,22 @@ class OutputFlow:
         """Time spent in writes since then. Pauses between writes say nothing about the terminal."""
         self._measured_at = 0.0
 
-    def queued(self, n_chars: int) -> None:
+    def queued(self, n_bytes: int) -> None:
         """Count output that was given to the writer thread."""
         with self._lock:
-            self._n_queued += n_chars
+            self._n_queued += n_bytes
 
-    def written(self, n_chars: int, duration_s: float) -> None:
+    def written(self, n_bytes: int, duration_s: float) -> None:
         """Count output that the kernel accepted after `duration_s` seconds."""
         now = self._clock()
         with self._lock:
-            self._n_queued = max(0, self._n_queued - n_chars)
+            self._n_queued = max(0, self._n_queued - n_bytes)
             self._drain(now)
-            self._n_buffered += n_chars
+            self._n_buffered += n_bytes
             if self._is_measuring:
-                self._n_since_full += n_chars
+                self._n_since_full += n_bytes
                 self._blocked_s += duration_s
-                if self._n_since_full >= _MEASURED_CHARS:
+                if self._n_since_full >= _MEASURED_BYTES:
                     self._finish_measurement(now)
                 elif self._n_queued == 0 and duration_s <= _BLOCKED_S:
                     self._is_measuring = False  # the terminal has taken everything
@@ -72,8 +72,8 @@ class OutputFlow:
 
     def _finish_measurement(self, now: float) -> None:
         rate = self._n_since_full / max(1e-6, self._blocked_s)
-        self._rate = max(rate, _MIN_CHARS_PER_S) if rate < _FAST_CHARS_PER_S else None
-        self._n_buffered, self._estimated_at, self._is_measuring = _BUFFER_CHARS, now, False
+        self._rate = max(rate, _MIN_BYTES_PER_S) if rate < _FAST_BYTES_PER_S else None
+        self._n_buffered, self._estimated_at, self._is_measuring = _BUFFER_BYTES, now, False
         self._measured_at = now
 
     def _drain(self, now: float) -> None:
@@ -83,10 +83,10 @@ class OutputFlow:
         self._estimated_at = now
 
     def budget(self) -> int | None:
-        """Return the number of characters that a frame may have; None for any number, 0 if the terminal is behind."""
+        """Return the number of bytes that a frame may have; None for any number, 0 if the terminal is behind."""
         with self._lock:
             self._drain(self._clock())
             if self._rate is None or self._is_measuring:
-                return None if self._n_queued <= _MAX_QUEUED_CHARS else 0
+                return None if self._n_queued <= _MAX_QUEUED_BYTES else 0
             free = int(self._rate * _MAX_DELAY_S - self._n_buffered - self._n_queued)
-            return free if free >= _MIN_BUDGET_CHARS else 0
+            return free if free >= _MIN_BUDGET_BYTES else 0

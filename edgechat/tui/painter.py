@@ -18,7 +18,7 @@ class Painter:
     def __init__(self, render: Callable[[Strip], str], get_budget: Callable[[], int | None]) -> None:
         """`render` returns the escape sequences and the text of a strip.
 
-        `get_budget` returns the number of characters that may be written now; None for any number.
+        `get_budget` returns the number of bytes that may be written now; None for any number.
         """
         self._image = ScreenImage(render, erases_with_colour=erases_with_colour())
         self._get_budget = get_budget

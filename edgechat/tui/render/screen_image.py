@@ -88,10 +88,10 @@ class ScreenImage:
         self._target[y] = row
         self._dirty.add(y)
 
-    def flush(self, max_chars: int | None = None, first_row: int = 0) -> str:
+    def flush(self, max_bytes: int | None = None, first_row: int = 0) -> str:
         """Return the output for the changed rows, nearest to `first_row` first.
 
-        Rows after the first `max_chars` characters of output are left for the next call.
+        Rows after the first `max_bytes` bytes of output are left for the next call.
         """
         runs = {y: self._runs(self._target[y]) for y in self._dirty}
         changed = {y for y, new in runs.items() if new != self._shown[y]}
@@ -104,7 +104,7 @@ class ScreenImage:
             self._dirty |= set(bounds)
             runs.update({y: self._runs(self._target[y]) for y in bounds if y not in runs})
         for y in sorted(self._dirty, key=lambda y: abs(y - first_row)):
-            if max_chars is not None and writer.n_chars >= max_chars:
+            if max_bytes is not None and writer.n_bytes >= max_bytes:
                 break
             if runs[y] != self._shown[y]:
                 writer.write_row(y, self._shown[y], runs[y])
@@ -185,11 +185,11 @@ class _Writer:
         self._erases_with_colour = erases_with_colour
         self._parts: list[str] = []
         self._current_sgr = ""
-        self.n_chars = 0
+        self.n_bytes = 0
 
     def _add(self, text: str) -> None:
         self._parts.append(text)
-        self.n_chars += len(text)
+        self.n_bytes += count_bytes(text)
 
     def _set_style(self, sgr: str) -> None:
         if sgr != self._current_sgr:
@@ -244,6 +244,11 @@ class _Writer:
                 self._add(f"\x1b[{y + 1};{column + cell_len(text[:start]) + 1}H")
         self._add(text[start:])
         return start < len(text) or start == 0
+
+
+def count_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text.encode(errors="replace"))
 
 
 def _has_only_background(sgr: str) -> bool:

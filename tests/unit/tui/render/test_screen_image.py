@@ -35,13 +35,13 @@ class Emulator:
         self._stream: Any = pyte.Stream(self.screen)
         self.render: Callable[[Strip], str] = lambda strip: strip.render(console)
 
-    def show(self, rows: list[Strip], *, max_chars: int | None = None) -> str:
+    def show(self, rows: list[Strip], *, max_bytes: int | None = None) -> str:
         for y, row in enumerate(rows):
             self.image.set_row(y, [(0, row)])
-        return self.flush(max_chars)
+        return self.flush(max_bytes)
 
-    def flush(self, max_chars: int | None = None) -> str:
-        output = self.image.flush(max_chars)
+    def flush(self, max_bytes: int | None = None) -> str:
+        output = self.image.flush(max_bytes)
         self._stream.feed(output)
         return output
 
@@ -80,14 +80,14 @@ def words(first: int, n_rows: int = HEIGHT) -> list[Strip]:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(SCREENS, min_size=1, max_size=4), st.booleans(), st.sampled_from([None, 1, 60]))
 def test_terminal_shows_any_sequence_of_screens(
-    screens: list[list[list[tuple[str, str]]]], has_colour_erase: bool, max_chars: int | None
+    screens: list[list[list[tuple[str, str]]]], has_colour_erase: bool, max_bytes: int | None
 ) -> None:
     emulator = Emulator(has_colour_erase=has_colour_erase)
     for screen in screens:
         rows = [row(*parts) for parts in screen]
-        emulator.show(rows, max_chars=max_chars)
+        emulator.show(rows, max_bytes=max_bytes)
         while not emulator.image.is_current:
-            emulator.flush(max_chars)
+            emulator.flush(max_bytes)
         assert emulator.cells() == emulator.expected_cells(rows)
 
 
@@ -135,6 +135,13 @@ def test_rows_near_the_cursor_come_first() -> None:
         emulator.image.set_row(y, [(0, strip)])
     assert "line 8 " in emulator.image.flush(1, first_row=7)
     assert not emulator.image.is_current
+
+
+def test_output_is_limited_in_bytes() -> None:
+    emulator = Emulator()
+    for y in range(2):
+        emulator.image.set_row(y, [(0, row(("日本" * 5, "")))])
+    assert emulator.image.flush(30, first_row=0).count("日") == 5  # 10 characters, 30 bytes
 
 
 def test_forgotten_screen_is_written_again() -> None:
