@@ -35,6 +35,8 @@ from edgechat.planner.turn import is_thinking_default
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
+# Maximum number of attachments whose lengths are remembered.
+_MAX_COUNTED_FILES: Final = 256
 
 
 class Session:
@@ -63,6 +65,8 @@ class Session:
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel()
+        self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
+        """Lengths of attachments by path, time of change in nanoseconds, size in bytes, and model."""
         self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
 
     @property
@@ -159,9 +163,20 @@ class Session:
             raise ContextOverflowError(f"{error} {cause}") from error
 
     def count_file_tokens(self, file: Path) -> int:
-        """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError."""
+        """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError.
+
+        A file that has not changed is tokenized only once for each model.
+        """
         attachments, contents = load_attachments([file], self.model_path.stem)
-        return len(self.model.engine.tokenize(prepend_attachments("", attachments, contents.__getitem__)))
+        status = file.stat()
+        key = (file.absolute(), status.st_mtime_ns, status.st_size, self.model_path)
+        n_tokens = self._n_tokens_by_file.get(key)
+        if n_tokens is None:
+            n_tokens = len(self.model.engine.tokenize(prepend_attachments("", attachments, contents.__getitem__)))
+            if len(self._n_tokens_by_file) >= _MAX_COUNTED_FILES:
+                self._n_tokens_by_file.clear()
+            self._n_tokens_by_file[key] = n_tokens
+        return n_tokens
 
     def find_long_attachment(self, files: Sequence[Path]) -> str:
         """Return a sentence that names the longest of `files` if it exceeds the context alone; "" if none does."""

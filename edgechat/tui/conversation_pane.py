@@ -290,10 +290,7 @@ class ConversationPane(Vertical):
         Does nothing while a load or a reply is pending.
         """
         if not self.is_busy:
-            composer = self.composer
-            self._worker.measure_context(
-                self.prompt.full_text.strip(), list(composer.attachments), dict(composer.n_tokens_by_file)
-            )
+            self._worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
 
     def on_context_measured(self, message: ui_messages.ContextMeasured) -> None:
         if self.is_busy or self.prompt.full_text.strip() != message.text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -273,18 +273,15 @@ class SessionWorker:
         if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
 
-    def measure_context(self, text: str, files: Sequence[Path], n_tokens_by_file: Mapping[Path, int]) -> None:
-        """Post the number of context tokens that are used if `text` and `files` are sent now.
-
-        Also counts the tokens of each file that is not in `n_tokens_by_file`.
-        """
+    def measure_context(self, text: str, files: Sequence[Path]) -> None:
+        """Post the number of context tokens that are used if `text` and `files` are sent now, and of each file."""
 
         def measure(session: Session) -> None:
             from edgechat.chat import mentions
 
             if session.model_properties is None:
                 return
-            counts = {file: n_tokens_by_file.get(file) or session.count_file_tokens(file) for file in files}
+            counts = {file: session.count_file_tokens(file) for file in files}
             all_files = list(dict.fromkeys([*files, *mentions.find_attached_files(text)]))
             try:
                 n_tokens, n_dropped = session.context_usage(text, all_files)

@@ -63,6 +63,25 @@ async def test_chips_show_name_size_and_tokens_and_name_the_long_file() -> None:
         await until_async(lambda: app.pane.prompt.text == "Summarise it" and "big.txt" in bar_text(app))
 
 
+async def test_tokens_are_counted_once_for_each_version_of_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        chat, texts = session(app), []
+        tokenize = chat.model.engine.tokenize
+        monkeypatch.setattr(chat.model.engine, "tokenize", lambda text: texts.append(text) or tokenize(text))
+        n_tokens = chat.count_file_tokens(Path("notes.md"))
+        assert chat.find_long_attachment([Path("notes.md")]) == ""
+        assert len(texts) == 1
+        (folder / "notes.md").write_text("Remember the milk. " * 90)
+        assert chat.count_file_tokens(Path("notes.md")) > n_tokens
+        chat.model_path = Path("other.gguf")
+        chat.count_file_tokens(Path("notes.md"))
+        assert len(texts) == 3
+
+
 async def test_backspace_at_the_start_removes_the_last_attachment() -> None:
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
