@@ -59,13 +59,14 @@ def load(name: str) -> Persona:
 
 
 def find_by_settings(settings: Mapping[str, object]) -> Persona | None:
-    """Return the persona whose settings a conversation has; None if there is none."""
+    """Return the persona whose settings a conversation has, the one with the most settings; None if there is none."""
+    best, n_most = None, 0
     for name in list_names() if settings else ():
         persona = load(name)
         values = {key: value for key, value in persona.values.items() if key != "model"}
-        if values and values.items() <= settings.items():
-            return persona
-    return None
+        if len(values) > n_most and values.items() <= settings.items():
+            best, n_most = persona, len(values)
+    return best
 
 
 def load_settings(name: str) -> dict[str, Any]:
