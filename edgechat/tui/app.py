@@ -304,7 +304,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def notify(self, message: str, **options: Any) -> None:
         """Show a notice in the footer of the chat, or as a toast on other screens. `message` is untrusted text."""
-        if self.screen is self.chat:
+        if self.screen_stack[-1:] == [self.chat]:  # there is no screen before the start and after the end
             self.pane.show_notice(message, options.get("severity", "information"))
             return
         super().notify(escape_controls(message), **{**options, "markup": False})

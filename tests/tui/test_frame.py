@@ -148,6 +148,14 @@ def test_wide_title_leaves_room_for_the_marks() -> None:
     assert 58 <= cell_len(text) <= 60
 
 
+async def test_notice_before_the_start_and_after_the_end_is_no_error() -> None:
+    app = make_scripted_app()
+    app.notify("too early")
+    async with app.run_test():
+        await wait_until_ready(app)
+    app.notify("too late")
+
+
 async def test_toast_of_another_screen_does_not_cover_the_chat() -> None:
     app = make_scripted_app()
     async with app.run_test() as pilot:
