@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgechat.chat import command_parser, commands
+from edgechat.chat import command_arguments, command_parser, commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
 from edgechat.cli.interruption import Interruption
@@ -244,7 +244,7 @@ class PlainChat:
         from edgechat.tui import clipboard
         from edgechat.tui.render.markdown_blocks import find_code_blocks
 
-        text = commands.select_text_to_copy(
+        text = command_arguments.select_text_to_copy(
             commands.last_message(self._session, "assistant").text, find_code_blocks, argument
         )
         names = clipboard.run_programs(text) if self.has_terminal else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from edgechat.chat import commands
+from edgechat.chat import command_arguments, commands
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui import code_files
 from edgechat.tui.confirm import Confirmation
@@ -279,7 +279,7 @@ class Actions:
         entry = next((e for e in reversed(self._pane.messages) if e.kind == "assistant"), None)
         if entry is None:
             raise UsageError("This conversation has no messages yet")
-        text = commands.select_text_to_copy(entry.text, find_code_blocks, argument)
+        text = command_arguments.select_text_to_copy(entry.text, find_code_blocks, argument)
         self._pane.screen.post_message(CopyRequested(text, "Code" if argument else "Reply"))
 
     # Helpers

@@ -69,9 +69,15 @@ async def test_tokens_are_counted_once_for_each_version_of_a_file(
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)):
         await wait_until_ready(app)
-        chat, texts = session(app), []
+        chat = session(app)
+        texts: list[str] = []
         tokenize = chat.model.engine.tokenize
-        monkeypatch.setattr(chat.model.engine, "tokenize", lambda text: texts.append(text) or tokenize(text))
+
+        def record_text(text: str) -> list[int]:
+            texts.append(text)
+            return tokenize(text)
+
+        monkeypatch.setattr(chat.model.engine, "tokenize", record_text)
         n_tokens = chat.count_file_tokens(Path("notes.md"))
         assert chat.find_long_attachment([Path("notes.md")]) == ""
         assert len(texts) == 1

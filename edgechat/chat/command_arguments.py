@@ -1,0 +1,47 @@
+"""Arguments of slash commands: the text that `/copy` copies, and the file that `/export` writes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from edgechat.errors import UsageError
+
+
+def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> str:
+    """Return the part of a message that `/copy` copies: `text`, its last code block, or that with a number.
+
+    Raises UsageError.
+    """
+    match = re.fullmatch(r"code(?: +(?P<number>\d{1,4}))?", argument)
+    if match is None and argument:
+        raise UsageError("Use /copy for the last reply, /copy code for its last code block, /copy code 2 for block 2.")
+    if match is None:
+        return text
+    blocks = find_code_blocks(text)
+    if not blocks:
+        raise UsageError("This message has no code block to copy")
+    number = int(match["number"] or len(blocks))
+    if not 1 <= number <= len(blocks):
+        raise UsageError(f"The last reply has {len(blocks)} code block{'s' if len(blocks) > 1 else ''}")
+    return blocks[number - 1]
+
+
+def choose_export_path(name: str, title: str) -> Path:
+    """Return the absolute path of an export file: `name`, or an unused name derived from the conversation's title.
+
+    Raises UsageError if `name` exists, because an export never overwrites a file.
+    """
+    from edgechat.chat.mentions import parse_path
+
+    if name:
+        path = parse_path(name).absolute()
+        if path.exists():
+            raise UsageError(f"{path} exists already. Choose another file name.")
+        return path
+    words = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
+    stem = "-".join(words.split())[:60] or "conversation"
+    numbered_stems = (f"{stem}-{number}" for number in itertools.count(2))
+    return next(p for s in itertools.chain((stem,), numbered_stems) if not (p := Path(f"{s}.md").absolute()).exists())
