@@ -45,6 +45,8 @@ class LayoutBlock:
 
     gap = False
     """True if an empty row precedes the block."""
+    has_caption = False
+    """True if the first row is not text of the message."""
     needs_highlighting = False
     """True if the block is complete code that is shown without colours and must be highlighted in a thread."""
 
@@ -148,6 +150,8 @@ class ProseLayout(MarkdownLayout):
 
 class CodeLayout(MarkdownLayout):
     """Layout of a code block, which is highlighted only when the block is complete."""
+
+    has_caption = True
 
     def __init__(self, block: MarkdownBlock) -> None:
         super().__init__(block)

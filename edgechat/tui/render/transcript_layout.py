@@ -149,6 +149,14 @@ class TranscriptLayout:
         if rows and block.layout_width == width == self._get_width() and not block.block.is_open:
             block.set_highlighted_rows(rows, width)
 
+    def is_caption(self, row: int) -> bool:
+        """Return whether a row shows the number and the language of a code block."""
+        position = self.position(row)
+        if position.entry_index >= len(self.entries) or position.block_index < 0 or position.block_row:
+            return False
+        blocks = self.entries[position.entry_index].blocks
+        return position.block_index < len(blocks) and blocks[position.block_index].has_caption
+
     def content(self, position: RowPosition) -> Strip:
         """Return the rendered row at a position; for empty rows between blocks, return an empty strip."""
         blocks = self.entries[position.entry_index].blocks

@@ -211,7 +211,7 @@ class Transcript(ScrollView, can_focus=True):
         return strip.apply_offsets(0, row)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Return the text of the selected rows without the gutter, or the source of all entries if all are selected."""
+        """Return the text of the selected rows without gutter and captions, or the source if all rows are selected."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
         from edgechat.tui.render.layout_blocks import continues_line  # not at the top: it would delay the first frame
@@ -221,6 +221,8 @@ class Transcript(ScrollView, can_focus=True):
         last = selection.end.y if selection.end is not None else last_row
         lines: list[str] = []
         for row in range(first, min(last, last_row) + 1):
+            if self._layout.is_caption(row):
+                continue
             start, end = selection.get_span(row) or (0, 0)
             strip = self._render_row(row)
             text = strip.crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text

@@ -195,13 +195,13 @@ async def test_resize_keeps_the_message_at_the_top() -> None:
         assert min(abs(int(top) - n) for n in numbers) <= 1
 
 
-async def test_selected_text_excludes_the_bar() -> None:
+async def test_selected_text_excludes_the_bar_and_the_caption() -> None:
     app = TranscriptApp([make_entry("one two"), make_entry("```\ncode()\n```")])
     async with app.run_test(size=(40, 10)) as pilot:
         await pilot.pause()
         await pilot.mouse_down("#transcript", offset=(0, 1))
-        await pilot.hover("#transcript", offset=(30, 3))
-        await pilot.mouse_up("#transcript", offset=(30, 3))
+        await pilot.hover("#transcript", offset=(30, 4))
+        await pilot.mouse_up("#transcript", offset=(30, 4))
         assert app.screen.get_selected_text() == "one two\n\n code()"
 
 
