@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
-from tests.tui.app_driver import ask, make_scripted_app, screen_text, shown_texts, wait_until_ready
+from tests.tui.app_driver import ask, footer_text, make_scripted_app, screen_text, shown_texts, wait_until_ready
 from tests.waiting import until_async
 
 THREE_BLOCKS = "One:\n```python\nfirst()\n```\nTwo:\n```\nsecond\n```\nThree:\n```sh\nthird\n```\n"
@@ -21,10 +21,6 @@ THREE_BLOCKS = "One:\n```python\nfirst()\n```\nTwo:\n```\nsecond\n```\nThree:\n`
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def toasts(app: ChatApp) -> list[str]:
-    return [notification.message for notification in app._notifications]
 
 
 async def test_code_blocks_are_numbered() -> None:
@@ -68,9 +64,9 @@ async def test_s_saves_code_to_new_files_with_the_suffix_of_the_language(folder:
         await wait_until_ready(app)
         await ask(app, "Question")
         await pilot.press("escape", "s", "1")
-        await until_async(lambda: any("code-1-2.py" in text for text in toasts(app)))
+        await until_async(lambda: "code-1-2.py" in footer_text(app))
         await pilot.press("s", "2", "s", "s")
-        await until_async(lambda: any("code-3.sh" in text for text in toasts(app)))
+        await until_async(lambda: "code-3.sh" in footer_text(app))
     assert (folder / "code-1.py").read_text() == "precious"
     assert (folder / "code-1-2.py").read_text() == "first()\n"
     assert (folder / "code-2.txt").read_text() == "second\n"
@@ -127,9 +123,9 @@ async def test_selected_text_is_readable_on_the_screen(theme: str, system: str) 
             assert compute_contrast(text, area, COLOUR_SYSTEMS[system]) >= 4.5, segment
 
 
-async def test_status_line_lists_the_keys_that_copy_and_save() -> None:
+async def test_footer_lists_the_keys_that_copy_and_save() -> None:
     app = make_scripted_app("A reply.")
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
         await pilot.press("escape")
-        await until_async(lambda: "c code  s save" in str(app.chat.query_one("#live", Static).content))
+        await until_async(lambda: "c code  s save" in footer_text(app))

@@ -145,7 +145,7 @@ def test_signal_while_an_earlier_message_is_edited_keeps_both_texts() -> None:
         t.until("not sent")
         t.type("\x1b")
         t.until("Enter input")
-        t.type("k")
+        t.type("\x1b[A")
         t.type("e")
         t.until("editing (Esc cancels)")
         t.type(" changed")

@@ -47,7 +47,8 @@ _HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
     "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON),
     "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON),
     "conversation": (
-        KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.edit", "edit"),
+        KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.save_code", "save"),
+        KeyHint("message.edit", "edit"),
         KeyHint("message.retry", "retry"), KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"),
         KeyHint("message.undo", "undo"), KeyHint("chat.prompt", "input"), *_COMMON,
     ),
