@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgechat.tui.messages import OutgoingMessage
-from edgechat.tui.widgets.composer_bar import ComposerState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.session_worker import SessionWorker
+    from edgechat.tui.widgets.composer_bar import ComposerState
     from edgechat.tui.widgets.prompt import PromptInput, PromptState
 
 
@@ -154,7 +154,14 @@ class Composer:
         """Short texts about the edit, for the status line."""
         return ["editing (Esc cancels)"] if self.edited_id is not None else []
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there are neither attachments nor queued messages."""
+        return not self.attachments and not self._queue
+
     def read_state(self, n_ctx: int | None) -> ComposerState:
         """Return the attachments and the queue for the rows above the input; `n_ctx` is the context length."""
+        from edgechat.tui.widgets.composer_bar import ComposerState
+
         texts = [outgoing_message.text for outgoing_message in self._queue]
         return ComposerState(self.attachments, self.n_tokens_by_file, texts, self._is_queue_held, n_ctx)

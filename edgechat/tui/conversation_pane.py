@@ -11,7 +11,6 @@ from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
 from edgechat.tui import textual_private
 from edgechat.tui.composer import Composer
-from edgechat.tui.widgets.composer_bar import ComposerBar
 from edgechat.tui.widgets.footer import Footer
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.status_line import ChatStatus, StatusLine
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
+    from edgechat.tui.widgets.composer_bar import ComposerBar
     from edgechat.tui.widgets.footer import Severity
     from edgechat.tui.widgets.prompt import PromptState
 
@@ -57,7 +57,8 @@ class ConversationPane(Vertical):
         self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
         self.composer = Composer(self.prompt, worker)
-        self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
+        self.composer_bar: ComposerBar | None = None
+        """Rows of attachments and queued messages; None until there are some: it would delay the first frame."""
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.shows_figures = figures
@@ -72,7 +73,6 @@ class ConversationPane(Vertical):
         yield self.title_line
         yield self.transcript
         yield self.status_line
-        yield self.composer_bar
         yield self.prompt
         yield self.footer
 
@@ -162,7 +162,13 @@ class ConversationPane(Vertical):
             self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
             textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
         self.footer.redraw()
-        self.composer_bar.redraw()
+        if self.composer_bar is None and not self.composer.is_empty:
+            from edgechat.tui.widgets.composer_bar import ComposerBar
+
+            self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
+            self.mount(self.composer_bar, before=self.prompt)
+        if self.composer_bar is not None:
+            self.composer_bar.redraw()
 
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""

@@ -33,7 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bar_text(app: ChatApp) -> str:
-    return str(app.pane.composer_bar.content) if app.pane.composer_bar.display else ""
+    bar = app.pane.composer_bar
+    return str(bar.content) if bar is not None and bar.display else ""
 
 
 def bar_row(app: ChatApp, text: str) -> tuple[int, int]:

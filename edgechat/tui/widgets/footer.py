@@ -82,9 +82,15 @@ class Footer(Static):
         self._severity: Severity = "information"
         self._timer: Timer | None = None
         self._shown: tuple[object, ...] = ()
+        self._is_started = False
+        """True after the first frame."""
         self.display = shows_keys
 
     def on_mount(self) -> None:
+        self.call_after_refresh(self._start)  # the keys would delay the first frame by 5 ms
+
+    def _start(self) -> None:
+        self._is_started = True
         self.watch(self.screen, "focused", self.redraw, init=False)
         self.redraw()
 
@@ -104,7 +110,7 @@ class Footer(Static):
 
     def redraw(self) -> None:
         """Show the notice or the keys, if they have changed."""
-        if not self.is_attached:
+        if not self._is_started or not self.is_attached:
             return
         width, height = (self.size.width or self.app.size.width - _PADDING), self.app.size.height
         has_keys = self.shows_keys and height >= _MIN_SCREEN_ROWS

@@ -116,8 +116,9 @@ def test_end_of_file_in_a_command_is_no_declined_question(
 @pytest.mark.parametrize(
     ("arguments", "n_reports"),
     [
-        (["--version"], 0), (["--help"], 0), (["ask", "--help"], 0), (["models", "list"], 0), (["history", "list"], 0),
-        (["config", "path"], 0), (["completion", "bash"], 0), (["config", "show"], 1),
+        (["--version"], 0), (["--help"], 0), (["ask", "--help"], 0), (["models", "list"], 0),
+        (["history", "list", "--json"], 0), (["config", "path"], 0), (["completion", "bash"], 0),
+        (["config", "show"], 1),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("text", ['temperature = "hot"\n', "temperature = = 3\n"])
