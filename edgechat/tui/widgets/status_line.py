@@ -48,7 +48,7 @@ class StatusLine(Static):
     """Status text in one row of fixed height, so that an update does not lay out the screen again."""
 
     DEFAULT_CSS = """
-    StatusLine { height: 1; padding: 0 2; color: $text-muted; }
+    StatusLine { height: 1; padding: 0 2; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     def __init__(self, read_status: Callable[[], ChatStatus], on_redraw: Callable[[], object]) -> None:
