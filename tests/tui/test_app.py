@@ -12,6 +12,7 @@ from textual.events import Key
 
 from edgechat.tui import messages
 from edgechat.tui.app import ChatApp
+from edgechat.tui.screens import chat as chat_screen
 from tests.models import write_parrot
 from tests.tui.app_driver import make_app, screen_text, session, shown_texts, status_text
 from tests.waiting import until_async
@@ -152,7 +153,10 @@ async def test_reply_stopped_before_its_first_token_is_saved_as_interrupted(star
         assert session(app).tree.path[1].is_interrupted
 
 
-async def test_escape_returns_queued_messages_to_the_prompt_one_by_one(starter: Path) -> None:
+async def test_escape_returns_queued_messages_to_the_prompt_one_by_one(
+    starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_screen, "_DOUBLE_PRESS_S", 0.0)
     app = make_app(starter)
     async with app.run_test() as pilot:
         for text in (LONG, "next", "and then"):

@@ -134,7 +134,11 @@ async def test_cross_removes_its_own_file_among_files_of_the_same_name(folder: P
     async with app.run_test(size=(100, 30)):
         await wait_until_ready(app)
         app.pane.composer.attachments[:] = files
-        app.pane.composer_bar.action_detach(0)
+        app.pane.show_attachments()
+        await until_async(lambda: app.pane.composer_bar is not None)
+        composer_bar = app.pane.composer_bar
+        assert composer_bar is not None
+        composer_bar.action_detach(0)
         await until_async(lambda: app.pane.composer.attachments == files[1:])
     attachments = list(files)
     remove_attachment(attachments, "notes.md")

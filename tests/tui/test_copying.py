@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from textual.theme import BUILTIN_THEMES
-from textual.widgets import Static
 
-from edgechat.tui.app import ChatApp
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
 from tests.tui.app_driver import ask, footer_text, make_scripted_app, screen_text, shown_texts, wait_until_ready
 from tests.waiting import until_async

@@ -217,9 +217,11 @@ async def test_first_start_offers_download_and_local_model(
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
             app.screen._download_names["get Fast"] = REPO  # the test hub has none of the models in the catalogue
+            app.screen.query_one(OptionList).highlighted = 0
             await pilot.press("enter")
         elif choice == "local":
-            await pilot.press("down", "down", "enter")
+            app.screen.query_one(OptionList).highlighted = 2
+            await pilot.press("enter")
         else:
             await pilot.press("escape")
         await wait_until_ready(app)
@@ -265,6 +267,7 @@ async def test_failed_first_download_returns_to_the_choice(hub: LocalHub, monkey
         assert isinstance(app.screen, FirstRunScreen)
         app.screen._download_names["get Fast"] = REPO
         options = app.screen.query_one(OptionList)
+        options.highlighted = 0
         await pilot.press("enter")
         await until_async(lambda: str(app.screen.query_one("#pull", Static).content))
         await until_async(lambda: not options.disabled)
@@ -304,7 +307,10 @@ async def test_first_start_shows_the_progress_of_the_measurement(monkeypatch: py
         await until_async(lambda: "Measuring" not in screen_text(app))
 
 
-async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("keys", "option_id"), [((), "local"), (("down",), "all")])
+async def test_first_start_recommends_nothing_before_the_measurement(
+    monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], option_id: str
+) -> None:
     is_measured = threading.Event()
     monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: is_measured.wait())
     set_machine(monkeypatch)
@@ -315,13 +321,13 @@ async def test_first_start_recommends_nothing_before_the_measurement(monkeypatch
             await until_async(lambda: isinstance(app.screen, FirstRunScreen) and option_ids(app) == ["local", "all"])
             texts = ("This machine", "Installed: starter", "Measuring the speed of this machine")
             await until_async(lambda: all(text in screen_text(app) for text in texts))
-            await pilot.press("down")
+            await pilot.press(*keys)
         finally:
             is_measured.set()
         await until_async(lambda: "get Fast" in option_ids(app))
         highlighted = app.screen.query_one(OptionList).highlighted_option
         assert highlighted is not None
-        assert highlighted.id == "all"  # the user moved to it
+        assert highlighted.id == option_id  # so that Enter never starts a download that was not highlighted before
         picks = ("Fast, Balanced: ", "Best quality: ", " file, ", " in memory", "a typical reply takes about")
         await until_async(lambda: all(text in screen_text(app) for text in picks))
 

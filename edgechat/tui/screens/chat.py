@@ -247,6 +247,7 @@ class ChatScreen(Screen[None]):
         if selected_text:
             self.post_message(CopyRequested(selected_text, "Selection"))
         elif self.pane.is_generating:
+            self.pane.composer.hold_queue()
             self._worker.stop()
         elif self.pane.prompt.has_focus and self.pane.prompt.text:
             self.pane.prompt.clear_undoably()

@@ -164,7 +164,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
             lines += ["", "Recommended downloads (need internet access):"]
         if offer.problem:
             lines += ["", offer.problem]
-        moved_to = options.highlighted_option if options.highlighted else None
+        highlighted_option = options.highlighted_option
         options.clear_options()
         self._download_names = {}
         for pick in offer.picks or ():
@@ -177,10 +177,10 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         options.add_option(Option("Show all models", id="all"))
         self._show_progress()
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
-        # The Balanced download is the default, but an option that the user moved to stays highlighted.
+        # The Balanced download is the default, but Enter never starts a download that was not highlighted before.
         options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.objectives), 0)
-        if moved_to is not None and moved_to.id is not None:
-            options.highlighted = options.get_option_index(moved_to.id)
+        if highlighted_option is not None and highlighted_option.id is not None:
+            options.highlighted = options.get_option_index(highlighted_option.id)
         options.focus()
 
     @on(OptionList.OptionSelected)

@@ -48,9 +48,9 @@ _HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
     "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON),
     "conversation": (
         KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.save_code", "save"),
-        KeyHint("message.edit", "edit"),
-        KeyHint("message.retry", "retry"), KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"),
-        KeyHint("message.undo", "undo"), KeyHint("chat.prompt", "input"), *_COMMON,
+        KeyHint("message.edit", "edit"), KeyHint("message.retry", "retry"), KeyHint("chat.prompt", "input"),
+        KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"), KeyHint("message.undo", "undo"),
+        *_COMMON,
     ),
     "list": (
         KeyHint("list.open", "open"), KeyHint("list.pin", "pin"), KeyHint("list.delete", "delete"),
