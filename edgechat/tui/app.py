@@ -21,7 +21,7 @@ from edgechat.tui.ending import SignalEnding
 from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
-from edgechat.tui.suspending import suspend_process_group
+from edgechat.tui.suspending import suspend_job
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
@@ -341,7 +341,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def action_suspend_process(self) -> None:
         """Suspend the program as a terminal does with Ctrl+Z, if a shell can resume it."""
-        if not suspend_process_group():
+        if not suspend_job(lambda: textual_private.suspend_driver(self)):
             self.notify("There is no shell to return to")
 
     # Quitting

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 
-def suspend_process_group() -> bool:
-    """Send SIGTSTP to all processes of the job, as a terminal does with Ctrl+Z; return False if no shell waits for it.
+def suspend_job(restore_terminal: Callable[[], object]) -> bool:
+    """Stop all processes of the job, as a terminal does with Ctrl+Z; return False if no shell waits for it.
 
-    A program that starts this one, such as `make`, must stop too, or the shell would not continue.
+    A program that starts this one, such as `make`, must stop too, or the shell would not continue. It stops after
+    `restore_terminal` was called: when it stops, the shell takes the terminal, and from then on this process would be
+    stopped as soon as it changes the terminal.
     """
     if sys.platform == "win32" or os.getpgrp() == os.getsid(0):
         return False  # in the process group of the session's leader there is no job control: nothing could resume it
+    restore_terminal()
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     os.killpg(0, signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
+    os.kill(os.getpid(), signal.SIGSTOP)
     return True

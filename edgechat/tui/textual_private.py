@@ -77,6 +77,14 @@ def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list
         yield y, [(x, strip) for (x, strip), end in ends if strip is not None and x <= last and end > first]
 
 
+def suspend_driver(app: App[ReturnType]) -> None:
+    """Restore the terminal, and take it again when the program is resumed."""
+    driver = app._driver  # noqa: SLF001
+    if driver is not None:
+        driver.suspend_application_mode()
+        driver._must_signal_resume = True  # type: ignore[attr-defined]  # noqa: SLF001
+
+
 def redraw(app: App[ReturnType]) -> None:
     """Write the whole screen again, for example because another program wrote to the terminal."""
     painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001

@@ -222,11 +222,15 @@ async def test_ctrl_l_removes_errors_and_keeps_messages() -> None:
 
 
 @pytest.mark.cold
-def test_ctrl_z_returns_to_the_shell_and_fg_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("starter_program", ["", "sh -c '{}; true'"], ids=["shell", "program"])
+def test_ctrl_z_returns_to_the_shell_and_fg_resumes(tmp_path: Path, starter_program: str) -> None:
+    command = f"{sys.executable} -m tests.tui.scripted_program"
+    if starter_program:  # as `make` does
+        command = starter_program.format(command)
     env = {**os.environ, "PS1": "shell> ", "HISTFILE": str(tmp_path / "history")}
     with terminal("bash", "--norc", "-i", env=env, is_controlling=True) as t:
         t.until("shell>")
-        t.type(f"{sys.executable} -m tests.tui.scripted_program\r")
+        t.type(f"{command}\r")
         t.until_stable("Ready")
         t.type("half a draft")
         t.until("half a draft")
