@@ -7,10 +7,16 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from edgechat.hardware.cgroups import list_groups, read_text
+
+# Kinds of cores that macOS can report, fastest first, and the largest CPU number that Linux supports.
+_MAX_PERFORMANCE_LEVELS: Final = 3
+_MAX_CPUS: Final = 8192
+_SYS: Final = Path("/sys")
 
 
 class Cpu(msgspec.Struct, frozen=True):
@@ -93,22 +99,40 @@ def read_cpu_quotas(root: Path = Path("/")) -> list[int]:
     return quotas
 
 
-def count_cores_by_speed(root: Path = Path("/sys")) -> tuple[int, ...]:
+def count_cores_by_speed(root: Path = _SYS) -> tuple[int, ...]:
     """Return the number of physical cores by speed class, fastest class first; one number if speeds are unknown."""
+    if sys.platform == "darwin" and root == _SYS:
+        counts = [_read_sysctl(f"hw.perflevel{level}.physicalcpu") for level in range(_MAX_PERFORMANCE_LEVELS)]
+        if counts[0].isdigit():
+            return tuple(int(count) for count in counts if count.isdigit())
     cores_by_class: dict[int, int] = {}
     counted_siblings = set()
+    performance_cpus = parse_cpu_list(read_text(root / "devices/cpu_core/cpus"))
     for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
         siblings = read_text(directory / "topology/thread_siblings_list").strip() or directory.name
         if siblings in counted_siblings:  # another hardware thread of a core that was already counted
             continue
         counted_siblings.add(siblings)
         speed = _read_speed_class(directory)
+        if performance_cpus:  # Intel's processors with two kinds of cores
+            speed = 2 if int(directory.name.removeprefix("cpu")) in performance_cpus else 1
         cores_by_class[speed] = cores_by_class.get(speed, 0) + 1
     if cores_by_class and 0 not in cores_by_class:
         return tuple(cores_by_class[speed] for speed in sorted(cores_by_class, reverse=True))
     import psutil
 
     return (psutil.cpu_count(logical=False) or os.cpu_count() or 1,)
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """Parse a list of CPU numbers of Linux, such as `0-3,8`; empty if it is damaged."""
+    numbers: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) >= _MAX_CPUS:
+            return set()
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
 
 
 def _read_speed_class(directory: Path) -> int:

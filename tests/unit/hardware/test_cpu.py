@@ -142,3 +142,30 @@ def test_cores_are_grouped_by_capacity_on_arm(tmp_path: Path) -> None:
     for number in range(6):
         add_core(tmp_path, number, str(number), capacity=1024 if number < 2 else 400)
     assert count_cores_by_speed(tmp_path) == (2, 4)
+
+
+def test_cores_are_grouped_by_kind_on_hybrid_intel_processors(tmp_path: Path) -> None:
+    for number in range(8):  # the clocks of both kinds are almost the same
+        add_core(tmp_path, number, f"{number // 2 * 2}-{number // 2 * 2 + 1}" if number < 4 else str(number), 4_400_000)
+    (tmp_path / "devices/cpu_core").mkdir(parents=True)
+    (tmp_path / "devices/cpu_core/cpus").write_text("0-3\n")
+    assert count_cores_by_speed(tmp_path) == (2, 4)
+
+
+def test_cores_are_grouped_by_performance_level_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda **_options: 8)
+    counts = {"hw.perflevel0.physicalcpu": "4", "hw.perflevel1.physicalcpu": "6"}
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(cpu_module, "_read_sysctl", lambda name: counts.get(name, ""))
+    assert count_cores_by_speed() == (4, 6)
+    counts.clear()  # an Intel Mac
+    monkeypatch.setattr(Path, "glob", lambda *_arguments: [])
+    assert count_cores_by_speed() == (8,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0-3,8\n", {0, 1, 2, 3, 8}), ("", set()), ("0-\n", {0}), ("a-b", set()), ("0-99999999999", set())],
+)
+def test_lists_of_cpus(text: str, expected: set[int]) -> None:
+    assert cpu_module.parse_cpu_list(text) == expected
