@@ -20,7 +20,7 @@ _MIN_KEPT_LOAD: Final = 0.3
 _MIN_DURATION_S: Final = 0.45
 # Time for which all threads share the cores after other programs took more than half of them. They take even more while
 # fewer threads compute, so their load cannot tell when that ends.
-_SHARED_S: Final = 10.0
+_SHARED_S: Final = 20.0
 
 
 class AdaptiveThreadCount:
