@@ -45,9 +45,16 @@ class Actions:
     # Commands
 
     def run(self, name: str, argument: str = "") -> None:
-        """Run a slash command, or open the list or screen that belongs to it."""
-        command = commands.COMMANDS_BY_NAME[name]
-        self.attempt(lambda text: self._run_command(command, text), argument)
+        """Run a slash command, or open the list or screen that belongs to it.
+
+        A command that fails returns to the input if that is empty, to be corrected.
+        """
+        try:
+            self._run_command(commands.COMMANDS_BY_NAME[name], argument)
+        except EdgechatError as error:
+            self._pane.add_error(str(error))
+            if argument and not self._pane.prompt.text:
+                self._pane.prompt.load(f"/{name} {argument}")
 
     def _run_command(self, command: Command, argument: str) -> None:
         if command.view is not None and command.opens_view(argument):

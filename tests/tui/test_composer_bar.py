@@ -64,6 +64,29 @@ async def test_chips_show_name_size_and_tokens_and_name_the_long_file() -> None:
         await until_async(lambda: app.pane.prompt.text == "Summarise it" and "big.txt" in bar_text(app))
 
 
+async def test_a_file_that_is_too_long_is_never_hidden_behind_others(folder: Path) -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(60, 30)):
+        await wait_until_ready(app)
+        for number in range(4):
+            (folder / f"short-{number}.md").write_text("Remember the milk.")
+            app.actions.run("attach", f"short-{number}.md")
+        app.actions.run("attach", "big.txt")
+        await until_async(lambda: bar_text(app).startswith("[big.txt 300 kB"))
+        assert "+4 more" in bar_text(app)
+
+
+async def test_command_that_fails_returns_to_the_input() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("/attach missing.md")
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "missing.md" in shown_texts(app, "error")[0]
+        assert app.pane.prompt.text == "/attach missing.md"
+
+
 async def test_tokens_are_counted_once_for_each_version_of_a_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

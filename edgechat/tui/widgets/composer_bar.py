@@ -80,14 +80,15 @@ class ComposerBar(Static):
             self.update(Content("\n").join(rows), layout=False)
 
     def _format_chips(self, state: ComposerState, width: int) -> Content:
-        """Return the chips that fit into `width` columns, and the number of the others."""
+        """Return the chips that fit into `width` columns, files that are too long first, and how many do not fit."""
         parts: list[Content] = []
         n_columns = 0
-        for index, file in enumerate(state.attachments):
+        files = sorted(enumerate(state.attachments), key=lambda item: not _is_too_long(item[1], state))
+        for index, file in files:
             chip = self._format_chip(index, file, state)
             n_columns += chip.cell_length + 2
             if parts and n_columns > width - len("+99 more"):
-                parts.append(Content(f"+{len(state.attachments) - index} more"))
+                parts.append(Content(f"+{len(files) - len(parts)} more"))
                 break
             parts.append(chip)
         return Content("  ").join(parts)
@@ -101,7 +102,7 @@ class ComposerBar(Static):
             details = " missing"
         n_tokens, style = state.n_tokens_by_file.get(file), ""
         if n_tokens is not None:
-            is_too_long = state.n_ctx is not None and n_tokens > state.n_ctx
+            is_too_long = _is_too_long(file, state)
             details += f" {n_tokens:,} tokens" + (f" of {state.n_ctx:,}: too long" if is_too_long else "")
             style = "$text-error" if is_too_long else ""
         name = first_line(escape_controls(file.name), _MAX_NAME_CHARS)
@@ -133,3 +134,8 @@ class ComposerBar(Static):
 
     def action_remove_queued(self, index: int) -> None:
         self.post_message(self.QueuedSelected(index, removes=True))
+
+
+def _is_too_long(file: Path, state: ComposerState) -> bool:
+    n_tokens = state.n_tokens_by_file.get(file)
+    return n_tokens is not None and state.n_ctx is not None and n_tokens > state.n_ctx
