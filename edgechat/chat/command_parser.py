@@ -48,7 +48,7 @@ def parse(text: str) -> tuple[Command, str] | None:
 
 def _suggest(name: str) -> str:
     """Return a sentence with the commands that `name` could mean."""
-    longer_names = [known for known in COMMANDS_BY_NAME if len(name) > 1 and known.startswith(name)]
+    longer_names = [n for n in COMMANDS_BY_NAME if len(name) > 1 and n.startswith(name)]
     similar_names = difflib.get_close_matches(name, COMMANDS_BY_NAME, n=_MAX_SUGGESTIONS)
     suggestions = list(dict.fromkeys((*longer_names, *similar_names)))[:_MAX_SUGGESTIONS]
     if not suggestions:

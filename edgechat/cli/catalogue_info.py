@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REASONING_LABELS: Final = {"no": "no", "always": "always", "toggle": "optional", None: "?"}
 """Labels of the values of `CatalogueModel.thinking`."""
-_UNKNOWN_LABELS: Final = {True: "yes", False: "no", None: "?"}
+_YES_NO_LABELS: Final = {True: "yes", False: "no", None: "?"}
 _LABEL_WIDTH: Final = 22
 
 
@@ -34,7 +34,7 @@ def print_rows(models: Sequence[CatalogueModel]) -> None:
         row = (
             f"{model.id:<{id_width}} {_format_params(model.dimensions.n_params):>8} "
             f"{format_size(sizes[0]) if sizes else '':>9} {_format_speed(evaluations.get(model.id)):>6}  "
-            f"{REASONING_LABELS[model.thinking]:<10}{_UNKNOWN_LABELS[model.supports_tools]:<6}"
+            f"{REASONING_LABELS[model.thinking]:<10}{_YES_NO_LABELS[model.supports_tools]:<6}"
             f"{model.licence or '?':<{licence_width}}  {', '.join(model.strengths)}".rstrip()
         )
         click.echo(escape_controls(row))
@@ -57,8 +57,8 @@ def print_properties(model: CatalogueModel) -> None:
         "strengths": ", ".join(model.strengths),
         "languages": ", ".join(model.languages),
         "reasoning": REASONING_LABELS[model.thinking],
-        "tools": _UNKNOWN_LABELS[model.supports_tools],
-        "vision": "" if model.supports_vision is None else _UNKNOWN_LABELS[model.supports_vision],
+        "tools": _YES_NO_LABELS[model.supports_tools],
+        "vision": "" if model.supports_vision is None else _YES_NO_LABELS[model.supports_vision],
         "quality": quality,
         "MMLU-Pro": f"{model.mmlu_pro:g} %" if model.mmlu_pro is not None else "",
         "licence": model.licence or "?",

@@ -83,8 +83,8 @@ class SlowerModel(NamedTuple):
     """Model of better quality that a time limit excluded."""
 
     evaluation: Evaluation
-    seconds: float
-    """Time of a typical turn of the model."""
+    turn_s: float
+    """Time of a typical turn of the model, in seconds."""
     limit_s: float
     """Time limit that the picked model meets and this one exceeds, in seconds."""
 
@@ -98,10 +98,10 @@ def find_slower_model(
         best_model = _choose(models, objective._replace(limits_s=()))
         if best_model is None or best_model.points <= pick.evaluation.points + _TIE_POINTS:
             continue
-        seconds = _ranking_s(best_model)
-        limit_s = next((limit_s for limit_s in objective.limits_s if pick_s <= limit_s < seconds), None)
+        turn_s = _ranking_s(best_model)
+        limit_s = next((limit_s for limit_s in objective.limits_s if pick_s <= limit_s < turn_s), None)
         if limit_s is not None:
-            return SlowerModel(best_model, seconds, limit_s)
+            return SlowerModel(best_model, turn_s, limit_s)
     return None
 
 

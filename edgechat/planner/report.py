@@ -226,7 +226,7 @@ def explain_pick(pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only
     if slower_model is not None:
         lines.append(
             f"{slower_model.evaluation.candidate.name} has better quality ({slower_model.evaluation.points:.1f}), but "
-            f"a typical reply takes {slower_model.seconds:.1f} s, above {slower_model.limit_s:.0f} s"
+            f"a typical reply takes {slower_model.turn_s:.1f} s, above {slower_model.limit_s:.0f} s"
         )
     better_models = [
         e for e in evaluations

@@ -88,7 +88,7 @@ class ChatDriver(LinuxDriver):
     def write(self, data: str) -> None:
         """Write to the terminal, unless it is gone: the queue of the writer thread would fill up and block."""
         if not self._output.is_lost:
-            self._flow.queued(count_bytes(data))
+            self._flow.count_queued(count_bytes(data))
             super().write(data)
 
     def _disable_mouse_support(self) -> None:
@@ -99,7 +99,7 @@ class ChatDriver(LinuxDriver):
     # Start and stop
 
     def start_application_mode(self) -> None:
-        self.painter.forget()
+        self.painter.invalidate()
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self._is_started = self._writer_thread is not None and self._writer_thread.is_alive()
         if not self._is_started:  # Textual gives up silently if it cannot change the terminal's attributes
@@ -171,12 +171,12 @@ class _TerminalOutput:
         self.is_lost = False
 
     def write(self, text: str) -> None:
-        """Write in parts, and tell `flow` how long each part waited for the terminal."""
+        """Write in parts, and record how long the terminal blocked each part."""
         for start in range(0, len(text), CHUNK_CHARS):
             part = text[start : start + CHUNK_CHARS]
             started_at = time.monotonic()
             self._attempt(lambda part=part: self._write_through(part))  # type: ignore[misc]
-            self._flow.written(count_bytes(part), time.monotonic() - started_at)
+            self._flow.count_written(count_bytes(part), time.monotonic() - started_at)
 
     def flush(self) -> None:
         self._attempt(self._file.flush)

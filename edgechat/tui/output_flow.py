@@ -24,7 +24,7 @@ _MAX_DELAY_S: Final = 0.25
 _MIN_BUDGET_BYTES: Final = 64
 _MAX_QUEUED_BYTES: Final = 4096
 """Output that the writer thread may have while the rate is unknown."""
-_FORGET_S: Final = 30.0
+_RATE_MAX_AGE_S: Final = 30.0
 """Time after which the line may have become faster."""
 
 
@@ -48,12 +48,12 @@ class OutputFlow:
         """Time spent in writes since then. Pauses between writes say nothing about the terminal."""
         self._measured_at = 0.0
 
-    def queued(self, n_bytes: int) -> None:
+    def count_queued(self, n_bytes: int) -> None:
         """Count output that was given to the writer thread."""
         with self._lock:
             self._n_queued += n_bytes
 
-    def written(self, n_bytes: int, duration_s: float) -> None:
+    def count_written(self, n_bytes: int, duration_s: float) -> None:
         """Count output that the kernel accepted after `duration_s` seconds."""
         now = self._clock()
         with self._lock:
@@ -77,7 +77,7 @@ class OutputFlow:
         self._measured_at = now
 
     def _drain(self, now: float) -> None:
-        if self._rate is not None and now - self._measured_at > _FORGET_S:
+        if self._rate is not None and now - self._measured_at > _RATE_MAX_AGE_S:
             self._rate = None
         self._n_buffered = max(0.0, self._n_buffered - (self._rate or 0.0) * (now - self._estimated_at))
         self._estimated_at = now

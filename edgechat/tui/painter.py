@@ -1,4 +1,4 @@
-"""Decides what is written to the terminal, and when: changed cells only, and no more than a slow line can carry."""
+"""Painter of the screen: writes only changed cells, and no more than a slow line can carry."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Painter:
         """True if the terminal does not show everything yet."""
         return self._is_cursor_late or not self._image.is_current
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Write the whole screen with the next frames."""
-        self._image.forget()
+        self._image.invalidate()
 
     def take(self, cursor: Offset) -> str:
         """Return the output of the next frame, the rows near the cursor first.

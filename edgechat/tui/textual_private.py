@@ -89,7 +89,7 @@ def redraw(app: App[ReturnType]) -> None:
     """Write the whole screen again, for example because another program wrote to the terminal."""
     painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
     if painter is not None:
-        painter.forget()
+        painter.invalidate()
     app.screen.refresh()
 
 
@@ -150,7 +150,7 @@ class CrashReportApp(App[ReturnType]):
     def on_resize(self) -> None:
         """Write the whole screen again, because terminals move text when their size changes."""
         if self._painter is not None:
-            self._painter.forget()
+            self._painter.invalidate()
 
     def get_driver_class(self) -> type[Driver]:
         """Return a driver that survives any input, or the driver that $TEXTUAL_DRIVER names."""

@@ -48,7 +48,7 @@ def erases_with_colour(environment: dict[str, str] | os._Environ[str] = os.envir
 
 
 class ScreenImage:
-    """What the screen should show, and what the terminal shows. `flush` returns the output that makes them equal."""
+    """Rows of the screen, and rows that the terminal shows. `flush` returns the output that makes them equal."""
 
     def __init__(self, render: Callable[[Strip], str], *, erases_with_colour: bool) -> None:
         """`render` returns the output for a strip, with a reset after each styled segment."""
@@ -70,9 +70,9 @@ class ScreenImage:
         """Set the size in cells. A changed size makes the content of the terminal unknown."""
         if (width, height) != (self._width, len(self._target)):
             self._width, self._target = width, [Strip.blank(width)] * height
-            self.forget()
+            self.invalidate()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Write every row again with the next `flush`, for example because another program wrote to the terminal."""
         self._shown = [None] * len(self._target)
         self._dirty = set(range(len(self._target)))
@@ -165,8 +165,8 @@ class ScreenImage:
             return None
         first, last = min(moved_rows[n_rows]), max(moved_rows[n_rows])
         bounds = range(min(first, first + n_rows), max(last, last + n_rows) + 1)
-        kept = [old for y in bounds if (old := self._shown[y]) is not None and old == runs.get(y, old)]
-        loss = sum(len("".join(run.text for run in old).strip()) for old in kept)
+        unmoved_rows = [old for y in bounds if (old := self._shown[y]) is not None and old == runs.get(y, old)]
+        loss = sum(len("".join(run.text for run in old).strip()) for old in unmoved_rows)
         return (first, last, n_rows) if gains[n_rows] - loss >= _MIN_SCROLL_GAIN else None
 
     def _scroll(self, writer: _Writer, first: int, last: int, n_rows: int) -> None:

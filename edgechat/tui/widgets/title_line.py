@@ -28,7 +28,7 @@ _SHOWN_SETTINGS: Final = {
 
 
 class ChatTitle(NamedTuple):
-    """What the title line shows."""
+    """Content of the title line."""
 
     title: str = ""
     model_name: str = ""

@@ -14,23 +14,23 @@ class Clock:
 
 
 def blocked_write(flow: OutputFlow, clock: Clock, n_chars: int, duration_s: float) -> None:
-    flow.queued(n_chars)
+    flow.count_queued(n_chars)
     clock.now += duration_s
-    flow.written(n_chars, duration_s)
+    flow.count_written(n_chars, duration_s)
 
 
 def test_fast_terminal_has_no_limit() -> None:
     clock = Clock()
     flow = OutputFlow(clock)
     for _ in range(1000):
-        flow.queued(1000)
-        flow.written(1000, 0.0001)
+        flow.count_queued(1000)
+        flow.count_written(1000, 0.0001)
     assert flow.budget() is None
 
 
 def test_nothing_is_written_while_a_write_waits() -> None:
     flow = OutputFlow(Clock())
-    flow.queued(10_000)
+    flow.count_queued(10_000)
     assert flow.budget() == 0
 
 

@@ -147,7 +147,7 @@ def test_output_is_limited_in_bytes() -> None:
 def test_forgotten_screen_is_written_again() -> None:
     emulator = Emulator()
     output = emulator.show(words(1))
-    emulator.image.forget()
+    emulator.image.invalidate()
     assert emulator.flush() == output
 
 
