@@ -28,7 +28,7 @@ from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
-from edgechat.errors import ContextOverflowError, StoreError, UsageError
+from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
@@ -61,6 +61,8 @@ class Session:
         self._overrides: dict[str, object] = {}
         self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
+        self.model_error: EdgechatError | None = None
+        """Reason why `model_path` cannot be loaded, which `open` raises; None if the model exists."""
         self._stored_conversation = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
@@ -124,6 +126,8 @@ class Session:
     def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:
         """Load the messages of the conversation, then plan and load the model. Raises EdgechatError."""
         self.load_messages()
+        if self.model_error is not None:
+            raise self.model_error
         return self.model.open(self.model_path, self.settings, on_event)
 
     def change_model(
@@ -131,12 +135,15 @@ class Session:
     ) -> protocol.Loaded:
         """Load another model for the next replies. If this raises EdgechatError, the previous model is kept."""
         with self._turn_runner.idle_gate.block_requests():
-            previous_path, self.model_path = self.model_path, model_path
+            previous_path, previous_error = self.model_path, self.model_error
+            self.model_path, self.model_error = model_path, None
             try:
                 model_properties = self.open(on_event)
             except Exception:
-                self.model_path = previous_path
-                if self.model_properties is None:  # the failed load has already unloaded the previous model
+                self.model_path, self.model_error = previous_path, previous_error
+                if (
+                    self.model_properties is None and previous_error is None
+                ):  # the failed load has already unloaded the previous model
                     self.open(on_event)
                 raise
         self._stored_conversation.update_metadata(model=model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgechat.errors import StoreError, UsageError
+from edgechat.errors import EdgechatError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,14 @@ def prepare_session(
     conversation_id: str | None = None,
     ephemeral: bool | None = None,
     persona: str | None = None,
+    opens_without_model: bool = False,
     **flags: object,
 ) -> tuple[Callable[[], Session], list[SettingsProblem]]:
     """Check flags and settings; return a function that creates the session, and the problems in the settings.
 
     The returned function reads the conversation to continue, so the terminal UI calls it only after the first frame.
-    The function does not open the session. It raises StoreError and ModelFileError.
+    The function does not open the session. It raises StoreError, and ModelFileError for a model that is missing; with
+    `opens_without_model`, the session has the error instead, so that the conversations can be read without a model.
 
     Raises UsageError for an invalid flag, and EdgechatError for an unknown model.
     """  # fmt: skip
@@ -47,10 +49,8 @@ def prepare_session(
 
         overrides = personas.load_settings(persona) | overrides
     opens_existing_conversation = bool(continue_last or conversation_id)
-    if not opens_existing_conversation and str(overrides.get("model", settings.model)) != config.AUTO:
-        from edgechat.catalogue.resolve import find_model
-
-        find_model(str(overrides.get("model", settings.model)))  # reports an unknown model before the first frame
+    if not opens_existing_conversation and ("model" in overrides or not opens_without_model):
+        _check_model_name(str(overrides.get("model", settings.model)))
 
     def make_session() -> Session:
         from edgechat.catalogue import registry
@@ -72,11 +72,15 @@ def prepare_session(
         conversation_settings = dict(conversation.settings)
         if conversation.model:
             conversation_settings["model"] = conversation.model
-        name, path = choose_model(config.with_overrides(settings, conversation_settings, overrides))
+        session_settings = config.with_overrides(settings, conversation_settings, overrides)
+        name, path, model_error = _try_to_choose_model(session_settings)
+        if model_error is not None and not opens_without_model:
+            raise model_error
         conversation = msgspec.structs.replace(conversation, model=name)
-        if not ephemeral:
+        if not ephemeral and model_error is None:
             registry.record_use(path)
         session = Session(store, settings, path, conversation, overrides)
+        session.model_error = model_error
         session.warnings.extend(store.take_notices())
         return session
 
@@ -127,6 +131,25 @@ def settings_from_flags(**flags: object) -> dict[str, object]:
         if problem:
             raise UsageError(f"Invalid value for {_format_flag_name(name)}: {problem}")
     return overrides
+
+
+def _check_model_name(name: str) -> None:
+    """Raise ModelFileError for an unknown model, so that it is reported before the first frame."""
+    from edgechat import config
+    from edgechat.catalogue.resolve import find_model
+
+    if name != config.AUTO:
+        find_model(name)
+
+
+def _try_to_choose_model(settings: Settings) -> tuple[str, Path, EdgechatError | None]:
+    """Return the result of `choose_model` and None, or the name of the model as a path and the error."""
+    from pathlib import Path
+
+    try:
+        return (*choose_model(settings), None)
+    except EdgechatError as error:
+        return settings.model, Path(settings.model), error
 
 
 def choose_model(settings: Settings) -> tuple[str, Path]:

@@ -398,6 +398,9 @@ class ConversationPane(Vertical):
         if message.ends_operation:
             self.is_generating = False
             self._end_operation()
+            session = self._worker.session
+            if session is not None and session.model_error is not None:
+                self.screen.post_message(ui_messages.ViewRequested("models", ""))
 
     def _end_operation(self, speed: str = "") -> None:
         """Decrease the number of pending loads and replies; at zero, send the next queued message."""

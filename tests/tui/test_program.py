@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgechat import paths
 from edgechat.bench.pty_program import run_in_pty
 from tests.conftest import edgechat_command
 from tests.terminal import Terminal, terminal
@@ -109,6 +110,33 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
         t.until_stable("Ready")
         t.type("\x11")
         assert t.wait() == 0
+
+
+def test_a_missing_model_opens_the_history_and_the_list_of_models() -> None:
+    with terminal(*edgechat_command("-m", "starter", "--max-tokens", "8")) as t:
+        t.until_stable("Ready")
+        t.type("What is gravity?\r")
+        t.until(lambda: "tokens/s" in t.text() and "Ready" in t.text())
+        t.type("\x11")
+        assert t.wait() == 0
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text('model = "gone-model"\n')
+    with terminal(*edgechat_command()) as t:
+        t.until("Models")
+        t.until("starter")
+        t.type("\x1b")
+        t.until("No model with the name 'gone-model'")
+        t.type("\x02")  # the list of conversations
+        t.until("What is gravity?")
+        t.type("\x02")
+        t.until(lambda: "What is gravity?" not in t.text())
+        t.type("/model starter\r")
+        t.until_stable("Ready")
+        t.type("Hi\r")
+        t.until(lambda: "tokens/s" in t.text() and "Ready" in t.text())
+        t.type("\x11")
+        assert t.wait() == 0
+    assert len(json.loads(history("list", "--json"))) == 2
 
 
 def test_reply_is_stopped_continued_and_interrupted_by_quit() -> None:
