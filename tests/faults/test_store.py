@@ -236,7 +236,7 @@ def test_damaged_history_does_not_prevent_a_chat(cli: Cli, home: Path) -> None:
     assert result.returncode == 0
     assert "damaged" in result.stderr
     assert list((home / "data").glob("*.damaged-*"))
-    assert cli("ask", "Hi", "--max-tokens", "3").stderr.replace(CUT_NOTE, "") == ""
+    assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "3").stderr.replace(CUT_NOTE, "") == ""
 
 
 @pytest.mark.parametrize("name", ["history.db", "history.db-wal", "history.db.damaged-20260101-000000"])
@@ -300,7 +300,7 @@ def test_deletion_of_a_conversation_that_is_answered_is_one_sentence(cli: Cli, h
 @pytest.mark.parametrize("name", [os.fsdecode(b"h\xe9me"), "a\nb ?#%", "/".join(["d" * 200] * 10)])
 def test_data_folder_with_an_odd_name_does_not_prevent_a_chat(cli: Cli, tmp_path: Path, name: str) -> None:
     environment = os.environ | {"EDGECHAT_HOME": str(tmp_path / name)}
-    result = cli("ask", "Hi", "--max-tokens", "3", env=environment)
+    result = cli("ask", "-m", "starter", "Hi", "--max-tokens", "3", env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     listed = cli("history", "list", env=environment)

@@ -75,7 +75,7 @@ async def test_footer_lists_the_keys_of_the_focused_part() -> None:
         await wait_until_ready(app)
         assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc conversation  F7 help  Ctrl+P commands")
         await pilot.press("escape")
-        await until_async(lambda: footer_text(app).startswith("z copy  c code  e edit"))
+        await until_async(lambda: footer_text(app).startswith("z copy  c code  s save  e edit"))
         await pilot.press("ctrl+b")
         await until_async(lambda: footer_text(app).startswith("Enter open  Ctrl+S pin  Ctrl+X delete  Esc back"))
         await pilot.press("escape")

@@ -87,7 +87,7 @@ def test_copy_reaches_tmux_and_its_terminal(server: TmuxServer) -> None:
 def test_text_selected_with_the_mouse_is_readable_and_copied_by_ctrl_c(server: TmuxServer) -> None:
     server.run("new-session", "-d", "-x", "80", "-y", "24", PROGRAM)
     server.start_chat()
-    for sequence in ("\x1b[<0;3;4M", "\x1b[<32;12;4M", "\x1b[<0;12;4m"):
+    for sequence in ("\x1b[<0;3;5M", "\x1b[<32;12;5M", "\x1b[<0;12;5m"):
         server.run("send-keys", "-l", sequence)
     server.run("send-keys", "C-c")
     server.until_shown("copied to tmux")
