@@ -105,6 +105,12 @@ def count_cores_by_speed(root: Path = _SYS) -> tuple[int, ...]:
         counts = [_read_sysctl(f"hw.perflevel{level}.physicalcpu") for level in range(_MAX_PERFORMANCE_LEVELS)]
         if counts[0].isdigit():
             return tuple(int(count) for count in counts if count.isdigit())
+    if sys.platform == "win32" and root == _SYS:
+        from edgechat.hardware import windows_cores
+
+        windows_counts = windows_cores.count_cores_by_efficiency_class()
+        if windows_counts:
+            return windows_counts
     cores_by_class: dict[int, int] = {}
     counted_siblings = set()
     performance_cpus = parse_cpu_list(read_text(root / "devices/cpu_core/cpus"))
