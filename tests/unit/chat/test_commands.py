@@ -131,6 +131,7 @@ async def walk_terminal_ui(steps: list[Step], monkeypatch: pytest.MonkeyPatch) -
 async def test_commands_give_the_same_outcome_in_both_front_ends(
     script: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")  # in tmux and screen, copied text is followed by more sequences
     steps = list(walk_plain_chat(lines_of(script), capsys))
     remove_exports(folder)
     await walk_terminal_ui(steps, monkeypatch)
