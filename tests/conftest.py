@@ -18,8 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Without the limit of 200 ms for each example, which a busy machine exceeds without a fault.
 hypothesis.settings.register_profile("edgechat", deadline=None)
 hypothesis.settings.load_profile("edgechat")
-# The clipboard of the desktop, and of a tmux in which the tests run, must not get texts of tests.
-CLIPBOARD_VARIABLES = ("TMUX", "TMUX_PANE", "STY", "DISPLAY", "WAYLAND_DISPLAY")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -40,10 +38,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     directory = tmp_path / "home"
     for name in [n for n in os.environ if n.startswith("EDGECHAT_")]:
         monkeypatch.delenv(name)
-    for name in CLIPBOARD_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    # Tests must not copy to the clipboard of whoever runs them.
-    for name in ("TMUX", "STY", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
+    # Texts of tests must not reach the clipboard of the desktop, or of a tmux in which the tests run.
+    for name in ("TMUX", "TMUX_PANE", "STY", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EDGECHAT_HOME", str(directory))
     if request.node.get_closest_marker("cold") is None and "unit" not in request.node.path.parts:
