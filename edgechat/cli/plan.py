@@ -197,22 +197,16 @@ def _read_profile(file: Path) -> HardwareProfile:
 
 
 def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measure: bool) -> KernelSpeeds | None:
-    from edgechat.engine import protocol
     from edgechat.errors import EdgechatError
     from edgechat.models import selection
     from edgechat.models.resources import load_measured_speeds
 
     if not measure:
         return load_measured_speeds()
-
-    def on_event(event: protocol.AnyEvent) -> None:
-        if isinstance(event, protocol.BackendTesting):
-            status.show(event.message)
-
     status.show("Measuring the speed of this machine")
     try:
         with status.counting():
-            return selection.load_or_measure_speeds(engine, on_event)
+            return selection.load_or_measure_speeds(engine, status.show)
     except EdgechatError as error:  # without speeds, models can still be compared by memory and quality
         status.note(f"Cannot measure the speed of this machine: {error}")
         return None

@@ -88,7 +88,7 @@ def _make_catalogue_candidates(model: curated.CatalogueModel) -> list[Candidate]
 
 
 def find_catalogue_candidates(name: str, *, with_quants: bool) -> list[Candidate]:
-    """Return the candidates for a catalogue ID with or without a quant: all quants, or the one that is downloaded.
+    """Return the candidates for a catalogue ID with or without a quant: the quant that `models pull` takes, or all.
 
     Returns [] if the catalogue has no such model, or not its dimensions. Raises CatalogueError for an unknown quant.
     """
@@ -271,26 +271,26 @@ def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], obje
     `on_progress` receives status lines.
     """
     engine = EngineClient()
-
-    def on_event(event: protocol.AnyEvent) -> None:
-        if isinstance(event, protocol.BackendTesting):
-            on_progress(event.message)
-
     try:
         with contextlib.suppress(EdgechatError), cancellation.interrupting(lambda: engine.close(timeout_s=0.0)):
-            load_or_measure_speeds(engine, on_event)
+            load_or_measure_speeds(engine, on_progress)
     finally:
         engine.close()
 
 
 def load_or_measure_speeds(
-    engine: EngineClient, on_event: Callable[[protocol.AnyEvent], None] = lambda event: None
+    engine: EngineClient, on_progress: Callable[[str], object] = lambda message: None
 ) -> KernelSpeeds | None:
     """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is outdated.
 
-    It is outdated if it is old or was disturbed, and at most once a day if recent replies contradict it. Raises
-    EdgechatError.
+    It is outdated if it is old or was disturbed, and at most once a day if recent replies contradict it. `on_progress`
+    receives status lines. Raises EdgechatError.
     """
+
+    def on_event(event: protocol.AnyEvent) -> None:
+        if isinstance(event, protocol.BackendTesting):
+            on_progress(event.message)
+
     speeds = load_measured_speeds()
     is_contradicted = False
     if not kernel_benchmark.needs_measurement(speeds):
