@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import EdgechatError, StoreError, UsageError
@@ -54,20 +54,13 @@ def prepare_session(
 
     def make_session() -> Session:
         from edgechat.catalogue import registry
-        from edgechat.chat import personas
-        from edgechat.chat.messages import Conversation, new_id, now_ms
         from edgechat.chat.session import Session
 
         store, conversation = open_conversation(
             conversation_id, continue_last=opens_existing_conversation, ephemeral=bool(ephemeral)
         )
         if conversation is None:
-            persona_settings = {
-                name: value
-                for name, value in overrides.items()
-                if name in personas.PERSONA_SETTINGS and name != "model"
-            }
-            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=persona_settings)
+            conversation = _make_conversation(overrides)
         # The conversation's own settings apply unless a flag overrides them.
         conversation_settings = dict(conversation.settings)
         if conversation.model:
@@ -140,6 +133,15 @@ def _check_model_name(name: str) -> None:
 
     if name != config.AUTO:
         find_model(name)
+
+
+def _make_conversation(overrides: Mapping[str, object]) -> Conversation:
+    """Return a new conversation, which keeps those of the flags that a persona can set, except for the model."""
+    from edgechat.chat import personas
+    from edgechat.chat.messages import Conversation, new_id, now_ms
+
+    settings = {n: value for n, value in overrides.items() if n in personas.PERSONA_SETTINGS and n != "model"}
+    return Conversation(id=new_id(), created_at_ms=now_ms(), settings=settings)
 
 
 def _try_to_choose_model(settings: Settings) -> tuple[str, Path, EdgechatError | None]:
