@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat.errors import UsageError
+from edgechat.humanize import format_count
 
 
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> str:
@@ -25,7 +26,7 @@ def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]],
         raise UsageError("This message has no code block to copy")
     number = int(match["number"] or len(blocks))
     if not 1 <= number <= len(blocks):
-        raise UsageError(f"The last reply has {len(blocks)} code block{'s' if len(blocks) > 1 else ''}")
+        raise UsageError(f"The last reply has {format_count(len(blocks), 'code block')}")
     return blocks[number - 1]
 
 

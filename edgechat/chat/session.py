@@ -141,9 +141,8 @@ class Session:
                 model_properties = self.open(on_event)
             except Exception:
                 self.model_path, self.model_error = previous_path, previous_error
-                if (
-                    self.model_properties is None and previous_error is None
-                ):  # the failed load has already unloaded the previous model
+                # The failed load has already unloaded the previous model.
+                if self.model_properties is None and previous_error is None:
                     self.open(on_event)
                 raise
         self._stored_conversation.update_metadata(model=model)

@@ -19,6 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MAX_COMPLETED_IDS: Final = 200
 # Length of a completed ID, as in `edgechat history list`.
 _SHORT_ID_CHARS: Final = 8
+# Maximum length of a title in a completion, and of a value in an error message.
+_MAX_VALUE_CHARS: Final = 60
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
@@ -68,7 +70,6 @@ def complete_conversation(
     return items
 
 
-_MAX_VALUE_CHARS: Final = 60
 MAX_ROWS: Final = 10**9
 """Largest number of rows to show or skip. SQLite refuses numbers from 2**63 on."""
 

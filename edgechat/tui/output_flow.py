@@ -29,7 +29,10 @@ _RATE_MAX_AGE_S: Final = 30.0
 
 
 class OutputFlow:
-    """Number of bytes that may be written now. One thread calls `queued` and `budget`, another one `written`."""
+    """Number of bytes that may be written now.
+
+    One thread calls `count_queued` and `budget`, another one `count_written`.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -78,7 +78,7 @@ class ScreenImage:
         self._dirty = set(range(len(self._target)))
 
     def set_row(self, y: int, strips: Iterable[tuple[int, Strip]]) -> None:
-        """Replace parts of row `y`: pairs of a column and the cells from there on."""
+        """Replace cells of row `y`: each pair is a column and the cells that begin there."""
         if not 0 <= y < len(self._target):
             return
         row = self._target[y]
