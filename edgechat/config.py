@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -22,75 +21,80 @@ AUTO: Final = "auto"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampler settings. The defaults are those of llama.cpp, with all penalties off."""
+    """Sampler settings. The defaults are those of llama.cpp, with all penalties off.
+
+    temperature: Randomness of the reply; 0 always takes the most likely token.
+    top_k: Number of most likely tokens to sample from; 0 for all tokens.
+    top_p: Total probability of the most likely tokens to sample from; 1 for all tokens.
+    min_p: Minimum probability of a token, as a fraction of the highest probability; 0 for no minimum.
+    repeat_penalty: Penalty factor for tokens that occur in the last 64 tokens; 1 for no penalty.
+    presence_penalty: Penalty for tokens that occur in the last 64 tokens; 0 for no penalty.
+    frequency_penalty: Penalty for each occurrence of a token in the last 64 tokens; 0 for no penalty.
+    seed: Random seed of the sampler; unset: a new seed for each reply.
+    """
 
     temperature: float = 0.8
-    """Randomness of the reply; 0 always takes the most likely token."""
     top_k: int = 40
-    """Number of most likely tokens to sample from; 0 for all tokens."""
     top_p: float = 0.95
-    """Total probability of the most likely tokens to sample from; 1 for all tokens."""
     min_p: float = 0.05
-    """Minimum probability of a token, as a fraction of the highest probability; 0 for no minimum."""
     repeat_penalty: float = 1.0
-    """Penalty factor for tokens that occur in the last 64 tokens; 1 for no penalty."""
     presence_penalty: float = 0.0
-    """Penalty for tokens that occur in the last 64 tokens; 0 for no penalty."""
     frequency_penalty: float = 0.0
-    """Penalty for each occurrence of a token in the last 64 tokens; 0 for no penalty."""
     seed: int | None = None
-    """Random seed of the sampler; unset: a new seed for each reply."""
 
 
 GREEDY: Final = Sampling(temperature=0.0)
 
 
 class Settings(Sampling, frozen=True, kw_only=True):
-    """All settings. Field names are the keys of the settings file; docstrings are the help text of `/settings`."""
+    """All settings: keys of the settings file, and their help text in `/settings`.
+
+    model: Model name or .gguf file; `auto`: the best installed model that fits and is fast enough.
+    min_speed: Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum.
+    n_ctx: Context length in tokens, rounded up to a multiple of 256; unset: the longest that fits in memory, up to
+        8192.
+    budget: Memory budget, such as `4GB` or `1500MiB`; unset: the available memory.
+    n_threads: Number of compute threads; unset: the fastest number, and fewer while other programs are busy.
+    gpu: Use a GPU if one passes the self-test.
+    max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
+    system_prompt: System prompt of new conversations.
+    reasoning: Let reasoning models think before they reply; unset: only if this machine is fast enough.
+    prefix_cache: Save the KV cache of conversations on disk, so that their prompts need not be processed again.
+    speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
+    strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
+    titles: Let the model write titles for new conversations while it is idle.
+    theme: Colour theme (`/settings` lists all themes); `ansi-dark` and `ansi-light` use the terminal's colours.
+    ascii: Use only ASCII characters for drawing.
+    copy_on_select: Copy text when it is selected with the mouse.
+    vim_keys: Also scroll conversations with j, k, g and G.
+    figures: Show the speed below each reply.
+    centered: Show conversations in the centre of a wide screen, also code; otherwise text is at the left.
+    footer: Show the keys of the focused part of the screen below the input.
+    keys: Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions.
+    """
 
     model: str = AUTO
-    """Model name or .gguf file; `auto`: the best installed model that fits and is fast enough."""
     min_speed: float = 5.0
-    """Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum."""
     n_ctx: int | None = None
-    """Context length in tokens, rounded up to a multiple of 256; unset: the longest that fits in memory, up to 8192."""
     budget: str | None = None
-    """Memory budget, such as `4GB` or `1500MiB`; unset: the available memory."""
     n_threads: int | None = None
-    """Number of compute threads; unset: the fastest number, and fewer while other programs are busy."""
     gpu: bool = True
-    """Use a GPU if one passes the self-test."""
     max_tokens: int | None = None
-    """Maximum length of a reply in tokens; unset: limited by the context only."""
     system_prompt: str = ""
-    """System prompt of new conversations."""
     reasoning: bool | None = None
-    """Let reasoning models think before they reply; unset: only if this machine is fast enough."""
     prefix_cache: bool = True
-    """Save the KV cache of conversations on disk, so that their prompts need not be processed again."""
     speculation: bool = True
-    """Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change."""
     strict: bool = False
-    """Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text."""
     titles: bool = True
-    """Let the model write titles for new conversations while it is idle."""
 
     theme: str = "textual-dark"
-    """Colour theme (`/settings` lists all themes); `ansi-dark` and `ansi-light` use the terminal's colours."""
     ascii: bool = False
-    """Use only ASCII characters for drawing."""
     copy_on_select: bool = False
-    """Copy text when it is selected with the mouse."""
     vim_keys: bool = False
-    """Also scroll conversations with j, k, g and G."""
     figures: bool = False
-    """Show the speed below each reply."""
     centered: bool = False
-    """Show conversations in the centre of a wide screen, also code; otherwise text is at the left."""
     footer: bool = True
-    """Show the keys of the focused part of the screen below the input."""
     keys: dict[str, str] = {}
-    """Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions."""
 
     @property
     def sampling(self) -> Sampling:
@@ -199,18 +203,12 @@ def setting_types() -> dict[str, Any]:
 
 
 def describe_settings() -> dict[str, str]:
-    """Return the help text of each setting, which is the docstring of its field."""
-    import ast
+    """Return the help text of each setting, from the docstrings of the classes: packages may have no source files."""
     import inspect
 
-    descriptions = {}
-    for settings_class in (Settings, Sampling):
-        [definition] = ast.parse(inspect.getsource(settings_class)).body
-        body = definition.body if isinstance(definition, ast.ClassDef) else []
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                descriptions[field.target.id] = str(ast.literal_eval(text.value))
-    return descriptions
+    docstrings = [inspect.cleandoc(str(settings_class.__doc__)) for settings_class in (Settings, Sampling)]
+    lines = "\n".join(docstrings).replace("\n    ", " ")
+    return dict(re.findall(r"^(\w+): (.+)$", lines, re.MULTILINE))
 
 
 def parse_size(text: str) -> int | None:

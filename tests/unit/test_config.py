@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_failed_save_leaves_the_file_unchanged(tmp_path: Path) -> None:
 def test_every_setting_has_a_description() -> None:
     assert set(config.describe_settings()) == set(Settings.__struct_fields__)
     assert all(config.describe_settings().values())
+
+
+def test_descriptions_need_no_source_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptions = config.describe_settings()
+
+    def fail(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", fail)
+    assert config.describe_settings() == descriptions
 
 
 @pytest.mark.parametrize(
