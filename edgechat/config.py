@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from edgechat import files, paths
-from edgechat.decode_errors import describe_decode_error
 from edgechat.errors import InvalidFileError, SettingsError, format_reason
+from edgechat.humanize import shorten
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
@@ -108,6 +109,12 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "repeat_penalty": (0.1, 10.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip
+_TYPE_NAMES: Final[dict[Any, str]] = {
+    dict: "a table of actions and keys", bool: "true or false", int: "a whole number", float: "a number", str: "text",
+}  # fmt: skip
+# Maximum length of an invalid value in an error message.
+_MAX_SHOWN_CHARS: Final = 60
+_MIN_LONG_NUMBER: Final = 10**18
 
 _SIZE_PATTERN: Final = re.compile(r"(?P<number>\d{1,18}(?:[.,]\d{1,9})?)\s*(?P<unit>[kmgt]?i?b?)")
 _UNIT_FACTORS: Final = {
@@ -124,10 +131,11 @@ class SettingsProblem(msgspec.Struct, frozen=True):
     location: str = msgspec.field(name="where")
     """Location of the setting: `config.toml: temperature`, `EDGECHAT_TOP_K`, or a file with a line number."""
     message: str
+    """Clause whose subject is the location: `must be a number between 0 and 10, not "hot"`."""
 
     def __str__(self) -> str:
-        """Format location and message on one line."""
-        return f"{self.location}: {self.message}"
+        """Format location and message as one sentence."""
+        return f"{self.location} {self.message}"
 
 
 def load(
@@ -153,7 +161,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
 
     problem = check(name, value) if value is not None else ""
     if problem:
-        raise SettingsError(f"{name}: {problem}")
+        raise SettingsError(f"{name} {problem}")
     file = path or paths.config_file()
     try:
         text = files.read_bytes(file, files.MAX_TOML_BYTES).decode() if file.exists() else ""
@@ -180,20 +188,58 @@ def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Setting
 
 
 def check(name: str, value: object) -> str:
-    """Return the reason why `value` is invalid for the setting `name`; "" if it is valid."""
+    """Return the reason why `value` is invalid for the setting `name`, as a clause; "" if it is valid.
+
+    The reason of an invalid number is `must be a number between 0 and 10, not 11`.
+    """
     types = setting_types()
     if name not in types:
-        return f"no such setting. Available settings: {', '.join(types)}"
+        return f"is not a setting; {_suggest_name(name)}"
+    low, high = _BOUNDS.get(name, (-math.inf, math.inf))
     try:
         parsed_value = msgspec.convert(value, types[name])
-    except msgspec.ValidationError as error:
-        return describe_decode_error(error)
-    if name == "budget" and isinstance(parsed_value, str):
-        return "" if parse_size(parsed_value) else f"{parsed_value!r} is not a size. Examples: 4GB, 1500MiB, 900000000."
-    low, high = _BOUNDS.get(name, (None, None))
-    if low is not None and high is not None and parsed_value is not None and not low <= parsed_value <= high:
-        return f"{parsed_value} is not between {low} and {high}"
-    return ""
+    except msgspec.ValidationError:
+        is_valid = False
+    else:
+        is_size = name == "budget" and isinstance(parsed_value, str)
+        is_number = isinstance(parsed_value, (int, float)) and name in _BOUNDS
+        is_valid = bool(parse_size(parsed_value)) if is_size else not is_number or low <= parsed_value <= high
+    return "" if is_valid else f"must be {describe_valid_values(name)}, not {_format_invalid_value(value)}"
+
+
+def describe_valid_values(name: str) -> str:
+    """Describe the values that a setting accepts, such as `a number between 0 and 10`."""
+    if name == "budget":
+        return "a size such as 4GB, 1500MiB or 900000000"
+    setting_type = setting_types()[name]
+    types = (setting_type, get_origin(setting_type), *get_args(setting_type))
+    text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)
+    if name in _BOUNDS:
+        low, high = _BOUNDS[name]
+        text += f" between {low:,.10g} and {high:,.10g}"
+    return text
+
+
+def _suggest_name(name: str) -> str:
+    import difflib
+
+    similar_names = difflib.get_close_matches(name.lower(), setting_types(), n=1)
+    return f"did you mean {similar_names[0]}?" if similar_names else "`edgechat config show` lists all settings"
+
+
+def _format_invalid_value(value: object) -> str:
+    """Format a value of a settings file, of a variable or of a flag for an error message."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value) if abs(value) < _MIN_LONG_NUMBER else "a number of 19 digits or more"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, str):
+        return repr(shorten(value, _MAX_SHOWN_CHARS))
+    if isinstance(value, (dict, list)):
+        return "a table" if isinstance(value, dict) else "a list"
+    return shorten(str(value), _MAX_SHOWN_CHARS)
 
 
 @functools.cache
@@ -241,7 +287,7 @@ def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
     try:
         return files.read_toml(path)
     except InvalidFileError as error:
-        problems.append(SettingsProblem(error.location, error.reason.removeprefix("is ")))
+        problems.append(SettingsProblem(error.location, error.reason))
         return {}
 
 
@@ -252,7 +298,9 @@ def _add_setting(
     if name == "keys" and isinstance(value, dict):  # one invalid key binding must not discard the others
         invalid_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
         problems += [
-            SettingsProblem(f"{location}.{k}", f'{v!r} is not a string of keys, such as "ctrl+f,f7"')
+            SettingsProblem(
+                f"{location}.{k}", f'must be a text of keys such as "ctrl+f,f7", not {_format_invalid_value(v)}'
+            )
             for k, v in invalid_keys.items()
         ]
         value = {k: v for k, v in value.items() if k not in invalid_keys}

@@ -50,7 +50,7 @@ def load(name: str) -> Persona:
         if key in PERSONA_SETTINGS:
             problem = config.check(key, value)
         else:
-            problem = f"not a persona setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
+            problem = f"is not a persona setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
         if problem:
             problems.append(config.SettingsProblem(f"{path}: {key}", problem))
         else:

@@ -340,9 +340,9 @@ class Session:
             if name in PERSONA_SETTINGS:
                 problem = check(name, value)
             else:
-                problem = f"not a conversation setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
+                problem = f"is not a conversation setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
             if problem:
-                raise UsageError(f"Cannot change {name}: {problem}")
+                raise UsageError(f"{name} {problem}")
         self._stored_conversation.update_metadata(settings={**self.conversation.settings, **values})
         self._overrides |= values
         self._apply_settings()

@@ -131,7 +131,7 @@ def test_invalid_settings_are_named_and_ignored(home: Path, cli: Cli) -> None:
     result = cli("ask", "Hi")
     assert result.returncode == 0
     assert "temprature" in result.stderr
-    check_refused(cli("config", "validate"), 2, "temprature", "no such setting")
+    check_refused(cli("config", "validate"), 2, "temprature", "is not a setting")
     assert "max_tokens = 3" in cli("config", "show").stdout
 
 

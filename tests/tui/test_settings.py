@@ -38,7 +38,9 @@ async def test_settings_screen_validates_and_saves_changes() -> None:
         option_list(app).highlighted = names.index("temperature")
         await pilot.press("enter", "ctrl+u", *"99", "enter")
         await pilot.pause()
-        assert "not between" in str(app.screen.query_one("#words", Static).content)
+        assert "temperature must be a number between 0 and 10, not 99" in str(
+            app.screen.query_one("#words", Static).content
+        )
         await pilot.press("ctrl+u", *"0.5", "enter")
         await until_async(lambda: load()[0].temperature == 0.5)
         await until_async(lambda: session(app).settings.temperature == 0.5)
@@ -95,7 +97,7 @@ async def test_persona_sets_the_system_prompt() -> None:
         await until_async(lambda: session(app).settings.system_prompt == "Arr.")
         app.actions.run("persona", "broken")
         await until_async(lambda: shown_texts(app, "error"))
-        assert "not between" in shown_texts(app, "error")[0]
+        assert "temperature must be a number between 0 and 10" in shown_texts(app, "error")[0]
 
 
 async def test_invalid_theme_and_keys_are_reported_and_ignored() -> None:

@@ -33,12 +33,20 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "where", "message"),
     [
-        ("temprature = 1", "temprature", "no such setting"),
-        ("temperature = 'hot'", "temperature", "must be a number, not text"),
-        ("temperature = -1", "temperature", "-1.0 is not between"),
-        ("top_k = 1.5", "top_k", "must be a whole number, not a decimal number"),
-        ("n_ctx = 1", "n_ctx", "not between"),
-        ("a = 1\nb = = 2", ":2", "not valid TOML"),
+        ("temprature = 1", "temprature", "is not a setting; did you mean temperature?"),
+        ("zzz = 1", "zzz", "is not a setting; `edgechat config show` lists all settings"),
+        ("temperature = 'hot'", "temperature", "must be a number between 0 and 10, not 'hot'"),
+        ("temperature = -1", "temperature", "must be a number between 0 and 10, not -1"),
+        ("min_p = 1.5", "min_p", "must be a number between 0 and 1, not 1.5"),
+        ("top_k = 1.5", "top_k", "must be a whole number between 0 and 1,048,576, not 1.5"),
+        ("n_ctx = 1", "n_ctx", "must be a whole number between 16 and 16,777,216, not 1"),
+        ("gpu = 'maybe'", "gpu", "must be true or false, not 'maybe'"),
+        ("reasoning = 2", "reasoning", "must be true or false, not 2"),
+        ("theme = true", "theme", "must be text, not true"),
+        ("seed = [1]", "seed", "must be a whole number between 0 and 4,294,967,295, not a list"),
+        ("keys = 1", "keys", "must be a table of actions and keys, not 1"),
+        ("[keys]\na = 1", "keys.a", 'must be a text of keys such as "ctrl+f,f7", not 1'),
+        ("a = 1\nb = = 2", ":2", "is not valid TOML"),
         ("[model]\nx = 1", "model", "must be text, not a table"),
     ],
 )
@@ -47,6 +55,19 @@ def test_invalid_setting_is_reported_and_its_default_used(tmp_path: Path, text: 
     assert where in problems[0].location
     assert message in problems[0].message
     assert settings == Settings()
+
+
+def test_problem_is_one_sentence_with_the_file_and_the_setting(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", "temperature = 11")
+    _, problems = load(file, {"EDGECHAT_TOP_K": "many"})
+    assert list(map(str, problems)) == [
+        f"{file}: temperature must be a number between 0 and 10, not 11",
+        "EDGECHAT_TOP_K must be a whole number between 0 and 1,048,576, not 'many'",
+    ]
+
+
+def test_long_invalid_value_is_shortened() -> None:
+    assert len(check("budget", "x" * 10_000)) < 160
 
 
 def test_one_invalid_key_binding_does_not_discard_the_others(tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_failed_save_leaves_the_file_unchanged(tmp_path: Path) -> None:
     file.write_text("this is = not = toml")
     with pytest.raises(SettingsError, match="nothing was written"):
         config.save("top_k", 7, file)
-    with pytest.raises(SettingsError, match="not between"):
+    with pytest.raises(SettingsError, match="temperature must be a number between 0 and 10, not 99"):
         config.save("temperature", 99.0, file)
     assert file.read_text() == "this is = not = toml"
 
@@ -135,7 +156,7 @@ def test_sizes_are_parsed_with_decimal_and_binary_units(text: str, n_bytes: int)
 )
 def test_invalid_sizes_are_refused(text: str) -> None:
     assert parse_size(text) is None
-    assert "not a size" in check("budget", text)
+    assert "must be a size such as 4GB" in check("budget", text)
 
 
 @given(st.text(max_size=12))

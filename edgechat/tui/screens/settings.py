@@ -114,7 +114,7 @@ class SettingsScreen(Modal[None]):
     def _save(self, name: str, value: object) -> None:
         """Save a setting to the file and apply it to the running chat; the value None restores the default."""
         if value is not None and (problem := config.check(name, value)):
-            self._show_text(f"{name}: {problem}")
+            self._show_text(f"{name} {problem}")
             return
         try:
             config.save(name, value)

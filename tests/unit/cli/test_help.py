@@ -77,7 +77,10 @@ def test_help_has_80_columns_and_describes_ranges_in_words(path: str) -> None:
         (["ask", "--temperature", "hot", "x"], "Invalid value for --temperature: must be a number, not 'hot'."),
         (["ask", "--seed", "1.5", "x"], "Invalid value for --seed: must be a whole number, not '1.5'."),
         (["ask", "--answers", "0", "x"], "Invalid value for --answers: must be at least 1, not 0."),
-        (["ask", "--budget", "lots", "x"], "Invalid value for --budget: 'lots' is not a size."),
+        (
+            ["ask", "--budget", "lots", "x"],
+            "Invalid value for --budget: must be a size such as 4GB, 1500MiB or 900000000, not 'lots'.",
+        ),
         (["history", "list", "-n", "x"], "Invalid value for --limit: must be a whole number, not 'x'."),
         (["serve", "--port", "70000"], "Invalid value for --port: must be from 0 to 65535, not 70000."),
         (["plan", "--min-speed", "a" * 999], "Invalid value for --min-speed: must be a number, not 'aaa"),
