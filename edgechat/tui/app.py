@@ -116,11 +116,13 @@ class ChatApp(textual_private.CrashReportApp[int]):
         from edgechat.tui.screens.first_run import FirstRunScreen
 
         def start_chat(choice: str | None) -> None:
+            self.pane.add_note(screen.tour)
             self.worker.open()
             if choice == "models":
                 self._open_models()
 
-        self.push_screen(FirstRunScreen(self.settings, self.downloads, self.pane.prompt.type_text), start_chat)
+        screen = FirstRunScreen(self.settings, self.downloads, self.pane.prompt.type_text)
+        self.push_screen(screen, start_chat)
 
     def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:
@@ -189,13 +191,14 @@ class ChatApp(textual_private.CrashReportApp[int]):
         """Return all key bindings, including those of screens that are not open."""
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
+        from edgechat.tui.screens.help import HelpScreen
         from edgechat.tui.screens.models import ModelsScreen
         from edgechat.tui.screens.plan import TextScreen
         from edgechat.tui.screens.settings import SettingsScreen
         from edgechat.tui.widgets.line_editor import LineEditor
         from edgechat.tui.widgets.sidebar import Sidebar
 
-        screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
+        screens = (FilterListScreen, ModelsScreen, SettingsScreen, HelpScreen, TextScreen, FirstRunScreen)
         return keys.list_declared_bindings(ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, Sidebar, *screens)
 
     def apply_settings(self, settings: Settings) -> None:
@@ -239,9 +242,9 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
             self.push_screen(PlanScreen(self.worker.session, self.settings.model))
         elif message.view == "help":
-            from edgechat.tui.screens.help import HelpScreen
+            from edgechat.tui.views import open_help
 
-            self.push_screen(HelpScreen(self.list_key_bindings(), self.key_overrides))
+            open_help(self, self.list_key_bindings(), self.key_overrides, self.pane.prompt.type_text)
         elif message.view == "suspend":
             self.action_suspend_process()
         elif message.view == "quit":

@@ -1,8 +1,8 @@
-"""Functions that open the search screen, the list of personas and the list of themes."""
+"""Functions that open the help, the search screen, the list of personas and the list of themes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.chat.store import SearchHit
     from edgechat.config import Settings
+    from edgechat.tui.keys import KeyBinding
+
+
+def open_help(
+    app: App[Any], keys: Sequence[KeyBinding], overrides: Mapping[str, str], type_text: Callable[[str], object]
+) -> None:
+    """Show the help. `type_text` gets the slash command that the user chooses there."""
+    from edgechat.tui.screens.help import HelpScreen
+
+    def use(name: str | None) -> None:
+        if name is not None:
+            type_text(f"/{name} ")
+
+    app.push_screen(HelpScreen(keys, overrides), use)
 
 
 def open_search(app: App[Any], session: Session | None, query: str, on_chosen: Callable[[Destination], None]) -> None:

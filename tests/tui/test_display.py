@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 from textual.geometry import Offset
 from textual.selection import Selection
-from textual.widgets import Static
+from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.store import open_ephemeral_store, open_store
+from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import (
     ask,
     is_open,
@@ -81,20 +82,49 @@ async def test_copy_goes_to_the_clipboard_and_to_a_file() -> None:
         await until_async(lambda: app.clipboard.startswith("Text."))
 
 
+def help_text(app: ChatApp) -> str:
+    """Return the rows of the help, each description on one line."""
+    options = app.screen.query_one(OptionList)
+    rows = [str(options.get_option_at_index(i).prompt) for i in range(options.option_count)]
+    return "\n".join(" ".join(row.split()) for row in rows)
+
+
 async def test_help_lists_every_key_and_command() -> None:
     from edgechat.chat.commands import COMMANDS
 
-    app = make_scripted_app(keys={"chat.search": "f7", "text.leave": "f9"})
-    async with app.run_test() as pilot:
+    app = make_scripted_app(keys={"chat.search": "f7", "listing.leave": "f9"})
+    async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
         await pilot.press("f1")
-        await until_async(lambda: is_open(app, "HelpScreen"))
-        words = str(app.screen.query_one("#text", Static).content)
-        assert all(key.id in words and key.description in words for key in app.list_key_bindings())
-        assert all(f"/{c.name}" in words for c in COMMANDS)
-        assert "F7" in words
+        await until_async(lambda: is_open(app, "HelpScreen") and "Ask" in help_text(app))
+        assert all(key.description in help_text(app) for key in app.list_key_bindings())
+        assert all(f"/{c.name}" in help_text(app) for c in COMMANDS)
+        assert "F7 Search all conversations" in help_text(app)
+        assert "chat.search" not in help_text(app)
+        await pilot.press("f1")
+        await until_async(lambda: "[chat.search]" in help_text(app))
+        assert all(f"[{key.id}]" in help_text(app) for key in app.list_key_bindings())
+        assert str(paths.config_file().name) in help_text(app)
         await pilot.press("f9")
         await until_async(lambda: not is_open(app, "HelpScreen"))
+
+
+async def test_help_is_filtered_by_words_and_types_a_chosen_command() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f1")
+        await until_async(lambda: is_open(app, "HelpScreen") and "Ask" in help_text(app))
+        await pilot.press(*"copy code")
+        await until_async(lambda: "Ask" not in help_text(app))
+        assert "c Copy a code block by its number" in help_text(app)
+        app.screen.query_one(Input).value = "no such words at all"
+        await until_async(lambda: not help_text(app))
+        await pilot.press("enter")
+        app.screen.query_one(Input).value = "rename"
+        await until_async(lambda: "/rename" in help_text(app))
+        await pilot.press("enter")
+        await until_async(lambda: app.pane.prompt.text == "/rename ")
 
 
 async def test_plan_screen_explains_the_settings(starter: Path) -> None:

@@ -225,6 +225,10 @@ async def test_first_start_offers_download_and_local_model(
         else:
             await pilot.press("escape")
         await wait_until_ready(app)
+        (tour,) = shown_texts(app, "note")
+        assert "Enter sends a message" in tour
+        assert ("starter model" in tour) == (choice != "get")
+        assert max(map(len, tour.splitlines())) <= 76
         await ask(app, "Hello")
         assert saved_texts(app) == ["Hello", "An answer."]
         assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")

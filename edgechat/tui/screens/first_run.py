@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 _TICK_S: Final = 0.5
 
 
+_STARTER_NOTE: Final = "This is the starter model, which knows little. Ctrl+O offers better ones.\n"
+# Lines of at most 76 columns, so that they fit on a narrow screen.
+_TOUR: Final = (
+    "Enter sends a message, Esc stops the reply, @NAME attaches a file.\n"
+    "In the conversation (Esc): y copies a message, c code, e edits, r retries.\n"
+    "F1 shows all keys and commands. Everything stays on this machine."
+)
+
+
 class Offer(NamedTuple):
     """Content of the first-run screen: the machine, and the models that the user can choose."""
 
@@ -93,6 +102,8 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         """Names of the recommended models by option ID."""
         self._offer = Offer("", None, [])
         self._measurement = Cancellation()
+        self._is_downloaded = False
+        """True after a download from this screen has succeeded."""
         self._progress = ""
         """Current part of the measurement, as a text."""
         self._started_at = time.monotonic()
@@ -200,11 +211,20 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
     def show_download_result(self, problem: str) -> None:
         """Start the chat if the download succeeded; otherwise show `problem` and let the user choose again."""
         if not problem:
+            self._is_downloaded = True
             self.dismiss("chat")
             return
         self.query_one("#pull", Static).update(escape_controls(problem))
         self.query_one(OptionList).disabled = False
         self.query_one(OptionList).focus()
+
+    @property
+    def tour(self) -> str:
+        """Text for the first conversation, in short lines: the starter model, if it is used, and the main keys."""
+        from edgechat.catalogue.library import STARTER
+
+        is_starter = self._offer.installed_model is not None and self._offer.installed_model.candidate.name == STARTER
+        return f"{_STARTER_NOTE if is_starter and not self._is_downloaded else ''}{_TOUR}"
 
     def action_leave(self) -> None:
         """Start the chat without a download; a running download continues in the background."""

@@ -1,56 +1,132 @@
-"""The help screen: key bindings and slash commands."""
+"""The help screen: key bindings and slash commands by topic, with a filter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+from rich.text import Text
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
 
 from edgechat.chat.commands import COMMANDS
 from edgechat.paths import config_file
+from edgechat.terminal import escape_controls
+from edgechat.tui.help_topics import TOPICS
 from edgechat.tui.key_names import format_key
-from edgechat.tui.screens.plan import TextScreen
+from edgechat.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
     from edgechat.tui.keys import KeyBinding
 
-_GROUP_TITLES = {
-    "app": "Everywhere",
-    "chat": "In the chat",
-    "prompt": "In the input",
-    "transcript": "In the conversation (press Esc)",
-    "message": "On the message under the cursor",
-    "list": "In the list of conversations",
-    "listing": "In other lists",
-    "models": "In the list of models",
-    "settings": "In the settings",
-    "text": "In help and the plan",
-    "first": "At the first start",
-}
+# Width of the column of keys, and minimum width of the column of descriptions.
+_KEY_COLUMNS: Final = 22
+_MIN_COLUMNS: Final = 20
 
 
-class HelpScreen(TextScreen):
-    """List of all key bindings with the configured keys, and of all slash commands."""
+class _Row(NamedTuple):
+    """Key binding or slash command in the help."""
+
+    key: str
+    """Keys or command, as the user types them."""
+    description: str
+    name: str = ""
+    """Name of the key binding in the settings; "" for a command."""
+    command: str = ""
+    """Name of the slash command; "" for a key binding."""
+
+
+class HelpScreen(FilterListScreen[str | None]):
+    """List of all keys and slash commands. Its result is the name of the chosen command, or None after Esc."""
+
+    DEFAULT_CSS = """
+    HelpScreen { background: $background 60%; align: center middle; }
+    HelpScreen > Vertical {
+        width: 100%; max-width: 100; height: 100%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
+    HelpScreen OptionList { height: 1fr; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "toggle_names", "Show the names of the keys, to change them", id="help.names"),
+    ]
 
     def __init__(self, keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> None:
         """For bindings whose ID is in `overrides`, show the keys in `overrides` instead of the default keys."""
-        super().__init__("Help", _format_help(keys, overrides))
+        super().__init__()
+        self._keys = {key.id: key._replace(keys=overrides.get(key.id) or key.keys) for key in keys}
+        self._shows_names = False
+        self._shown: tuple[object, ...] = ()
 
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = "Help"
+            box.border_subtitle = "Enter: use a command  F1: names of keys  Esc: close"
+            yield Input(placeholder="What do you want to do? Type words to filter", compact=True)
+            yield OptionList(markup=False)
 
-def _format_help(keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> str:
-    lines: list[str] = []
-    for group, title in _GROUP_TITLES.items():
-        lines += ["", title] if lines else [title]
-        for key in keys:
-            if key.id.partition(".")[0] == group:
-                binding_keys = overrides.get(key.id) or key.keys
-                lines.append(
-                    f"  {', '.join(format_key(k) for k in binding_keys.split(',')):<22} {key.description}  [{key.id}]"
-                )
-    lines += ["", "Commands, typed in the input"]
-    lines += [f"  {f'/{c.name} {c.argument}':<22} {c.description}" for c in COMMANDS]
-    lines += [
-        "", "@FILE in a message attaches a text file.", "",
-        f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.',
-        "The name of each key is shown in brackets above.",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fill_list)
+
+    def action_toggle_names(self) -> None:
+        self._shows_names = not self._shows_names
+        self._fill_list()
+
+    @on(Input.Changed)
+    def _fill_list(self) -> None:
+        options = self.options
+        n_columns = max(options.size.width - 2 - _KEY_COLUMNS, _MIN_COLUMNS)
+        state = (self.filter_text, n_columns, self._shows_names)
+        if state == self._shown:
+            return
+        self._shown = state
+        options.clear_options()
+        options.add_options(self._format_rows(n_columns))
+        options.highlighted = None
+        options.action_first()
+
+    def _format_rows(self, n_columns: int) -> Iterator[Option]:
+        """Yield the options that match the filter, with descriptions wrapped to `n_columns` columns."""
+        for i, (title, rows) in enumerate(self._list_topics()):
+            yield Option(Text("\n" * (i > 0) + title, "bold"), disabled=True)
+            for row in rows:
+                description = f"{row.description}  [{row.name}]" if self._shows_names and row.name else row.description
+                cells = textwrap.wrap(row.key, _KEY_COLUMNS - 2), textwrap.wrap(description, n_columns)
+                lines = [f"  {key:<{_KEY_COLUMNS}}{text}" for key, text in zip_longest(*cells, fillvalue="")]
+                yield Option(Text("\n".join(lines)), id=f"command {row.command}" if row.command else None)
+        if self._shows_names:
+            line = f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.'
+            yield Option(Text(escape_controls(textwrap.fill(line, n_columns + _KEY_COLUMNS))), disabled=True)
+
+    def _list_topics(self) -> Iterator[tuple[str, list[_Row]]]:
+        """Yield the title and the rows of each topic with rows that contain all words of the filter."""
+        terms = self.filter_text.lower().split()
+        commands = {command.name: command for command in COMMANDS}
+        for topic in TOPICS:
+            rows = [
+                _Row(", ".join(map(format_key, key.keys.split(","))), key.description, key.id)
+                for key in (self._keys[name] for name in topic.bindings if name in self._keys)
+            ]
+            if not self._shows_names:  # several parts of the screen have the same key
+                rows = list({(row.key, row.description): row for row in rows}.values())
+            rows += [
+                _Row(f"/{name} {commands[name].argument}".rstrip(), commands[name].description, command=name)
+                for name in topic.commands
+            ]
+            matches = [
+                row for row in rows
+                if all(term in f"{topic.title} {row.key} {row.description} {row.name}".lower() for term in terms)
+            ]  # fmt: skip
+            if matches:
+                yield topic.title, matches
+
+    def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        if option_id is not None:
+            self.dismiss(option_id.removeprefix("command "))

@@ -1,0 +1,68 @@
+"""The topics of the help: all key bindings and slash commands, grouped by what people want to do."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Topic(NamedTuple):
+    """Group of the help. Bindings come first, then commands, each in this order."""
+
+    title: str
+    bindings: tuple[str, ...]
+    """IDs of key bindings."""
+    commands: tuple[str, ...] = ()
+    """Names of slash commands."""
+
+
+TOPICS: Final = (
+    Topic(
+        "Ask",
+        ("prompt.send", "prompt.newline", "chat.stop", "prompt.up", "prompt.down", "prompt.search", "prompt.editor",
+         "prompt.complete"),
+        ("attach", "detach", "reasoning", "temperature", "system"),
+    ),
+    Topic(
+        "Read",
+        ("chat.page_up", "chat.page_down", "chat.scroll_up", "chat.scroll_down", "chat.end", "transcript.up",
+         "transcript.down", "transcript.page_up", "transcript.page_down", "transcript.top", "transcript.bottom",
+         "transcript.fold", "chat.prompt", "chat.figures", "chat.redraw"),
+        ("tokens", "figures"),
+    ),
+    Topic(
+        "Copy and save",
+        ("chat.interrupt", "prompt.copy", "message.copy", "message.copy_code", "message.save_code"),
+        ("copy", "export"),
+    ),
+    Topic(
+        "Change a message or a reply",
+        ("message.edit", "message.retry", "message.continue", "chat.previous", "chat.next", "message.previous",
+         "message.next", "message.branch", "message.delete", "message.undo"),
+        ("edit", "retry", "continue", "switch", "delete", "undo"),
+    ),
+    Topic(
+        "Conversations",
+        ("chat.new", "chat.conversations", "list.down", "list.pin", "list.delete", "list.leave", "chat.search",
+         "message.search"),
+        ("new", "open", "search", "rename", "pin"),
+    ),
+    Topic(
+        "Models and settings",
+        ("chat.models", "models.hub", "models.cancel", "chat.plan", "chat.personas", "chat.settings", "settings.reset",
+         "settings.leave"),
+        ("model", "plan", "persona", "theme", "settings", "set"),
+    ),
+    Topic(
+        "Edit the input",
+        ("prompt.line_start", "prompt.line_end", "prompt.word_left", "prompt.word_right", "prompt.erase",
+         "prompt.delete", "prompt.kill_word_left", "prompt.kill_word_right", "prompt.kill_line_start",
+         "prompt.kill_line_end", "prompt.yank", "prompt.cut", "prompt.paste", "prompt.undo", "prompt.redo"),
+    ),
+    Topic(
+        "Help, lists and leaving",
+        ("chat.help", "help.names", "app.palette", "listing.up", "listing.down", "listing.leave", "text.leave",
+         "first.leave", "app.suspend", "app.quit"),
+        ("help", "suspend", "quit"),
+    ),
+)  # fmt: skip
+"""All topics, those that people need first at the beginning."""
