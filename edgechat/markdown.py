@@ -243,7 +243,7 @@ def _parse_tokens(parser: MarkdownIt, text: str) -> list[Token] | None:
         elif token.type == "inline":
             row.append(token)
         elif token.type == "tr_close" and row[0].map:
-            extra_cells = _split_row(lines[row[0].map[0]])[n_columns:]
+            extra_cells = split_row(lines[row[0].map[0]])[n_columns:]
             if extra_cells:
                 [extra] = parser.parseInline(" | ".join(extra_cells))
                 children = row[-1].children or []
@@ -251,7 +251,7 @@ def _parse_tokens(parser: MarkdownIt, text: str) -> list[Token] | None:
     return tokens
 
 
-def _split_row(line: str) -> list[str]:
+def split_row(line: str) -> list[str]:
     """Return the cells of a table row, as the parser does."""
     from markdown_it.rules_block.table import escapedSplit
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from edgechat.chat.messages import format_performance
 from edgechat.terminal import TextEscaper, escape_controls
+from edgechat.tui.render.code_layout import CodeLayout
 from edgechat.tui.render.layout_blocks import (
-    CodeLayout,
     LayoutBlock,
     MarkdownLayout,
     PlainTextLayout,

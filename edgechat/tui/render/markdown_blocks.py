@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
+from edgechat.tui.render.growing_tables import find_table_heading
+
 # Longer blocks are split, so that the layout of a single block is always fast.
 _MAX_LINES: Final = 30
 _MAX_CHARS: Final = 4096
@@ -34,6 +36,8 @@ class MarkdownBlock:
         self.n_chars = 0
         self.code_number = 0
         """Number of a code block among those of the text, from 1; 0 for other blocks."""
+        self.table_heading: list[str] = []
+        """Heading of the table that began in an earlier block, if this block is the next part of a long table."""
         self._continuations: set[int] = set()
 
     def add(self, line: str, *, continues: bool = False) -> None:
@@ -131,6 +135,8 @@ class MarkdownSplitter:
             block = self.open_block
             if block is None or self._must_start_block(block, line):
                 self._start_block("text", len(line) - len(line.lstrip(" ")))
+                if block is not None and "|" in line and not self._formula_end:
+                    self.blocks[-1].table_heading = block.table_heading or find_table_heading(block.lines)
             self.blocks[-1].add(line)
             self._formula_end = _find_open_formula(line, self._formula_end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 from rich.segment import Segment
@@ -60,6 +60,7 @@ class Palette:
             self.selection = Style(color=variables["selection-text"], bgcolor=variables["selection-area"], dim=False)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
         self.code = Style(bgcolor=None if ansi else _to_rich_colour(variables.get("surface", "")))
+        self._code_styles: dict[Any, Style] = {}
         self.wrap_mark = Segment(self.glyphs.wrap, self.code + self.muted + Style(meta={CONTINUES_LINE: True}))
         """Margin of a row that continues a line of code."""
         # All settings are explicit, so that Rich does not read the environment or the size of the real terminal.
@@ -77,6 +78,17 @@ class Palette:
                 "markdown.table.header": Style(bold=True),
             }),
         )  # fmt: skip
+
+    def code_style(self, token_type: Any) -> Style:
+        """Return the style of a token of Pygments: foreground from the theme of code, background of code."""
+        style = self._code_styles.get(token_type)
+        if style is None:
+            from rich.syntax import Syntax
+
+            token = Syntax.get_theme(self.code_theme).get_style_for_token(token_type)
+            style = Style(color=token.color, bold=token.bold, italic=token.italic) + self.code
+            self._code_styles[token_type] = style
+        return style
 
 
 def _to_rich_colour(value: str, background: str = "#000000") -> str | None:

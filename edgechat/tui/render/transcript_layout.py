@@ -11,8 +11,9 @@ from textual.strip import Strip
 from edgechat.tui.render.row_index import RowIndex, RowPosition
 
 if TYPE_CHECKING:
+    from edgechat.tui.render.code_layout import CodeLayout
     from edgechat.tui.render.entries import TranscriptEntry
-    from edgechat.tui.render.layout_blocks import CodeLayout, LayoutBlock
+    from edgechat.tui.render.layout_blocks import LayoutBlock
     from edgechat.tui.render.palette import Palette
 
 # Maximum number of blocks whose rendered rows are cached; about 10 times the number of visible blocks.

@@ -324,7 +324,7 @@ class ChatScreen(Screen[None]):
         """Highlight a long code block in a background thread."""
         import asyncio
 
-        from edgechat.tui.render.layout_blocks import CodeLayout, highlight_code
+        from edgechat.tui.render.code_layout import CodeLayout, highlight_code
 
         layout, width = message.block, message.width
         if not isinstance(layout, CodeLayout):

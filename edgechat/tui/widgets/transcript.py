@@ -26,8 +26,9 @@ from edgechat.tui.render.transcript_layout import TranscriptLayout
 if TYPE_CHECKING:
     from textual.selection import Selection
 
+    from edgechat.tui.render.code_layout import CodeLayout
     from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
-    from edgechat.tui.render.layout_blocks import CodeLayout, LayoutBlock
+    from edgechat.tui.render.layout_blocks import LayoutBlock
     from edgechat.tui.render.palette import Palette
 
 GUTTER: Final = 2
@@ -214,7 +215,7 @@ class Transcript(ScrollView, can_focus=True):
         """Return the text of the selected rows without gutter and captions, or the source if all rows are selected."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
-        from edgechat.tui.render.layout_blocks import continues_line  # not at the top: it would delay the first frame
+        from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
 
         last_row = self._layout.index.n_rows - 1
         first = selection.start.y if selection.start is not None else 0

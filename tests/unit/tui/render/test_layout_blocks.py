@@ -7,8 +7,8 @@ from pygments.lexers import get_all_lexers
 from textual.color import Color
 from textual.theme import BUILTIN_THEMES
 
+from edgechat.tui.render.code_layout import CodeLayout, continues_line, highlight_code
 from edgechat.tui.render.entries import TranscriptEntry
-from edgechat.tui.render.layout_blocks import CodeLayout, continues_line, highlight_code
 from edgechat.tui.render.markdown_blocks import MarkdownSplitter, split_markdown
 from edgechat.tui.render.palette import Palette
 from tests.unit.tui.layouts import PALETTE, make_entry, rendered_rows

@@ -8,8 +8,8 @@ import pytest
 from textual.app import App, ComposeResult
 from textual.strip import Strip
 
+from edgechat.tui.render.code_layout import CodeLayout, highlight_code
 from edgechat.tui.render.entries import TranscriptEntry
-from edgechat.tui.render.layout_blocks import CodeLayout, highlight_code
 from edgechat.tui.widgets.transcript import Transcript
 from tests.hostile_texts import HOSTILE_TEXTS
 from tests.unit.tui.layouts import PALETTE, make_entry, rendered_rows

@@ -1,0 +1,148 @@
+"""Layout of code blocks: a caption, and rows of code in colours that appear while the code is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from textual.strip import Strip
+
+from edgechat.tui.render.highlighting import (
+    MAX_SYNC_CHARS,
+    GrowingHighlighter,
+    Line,
+    expand_tabs,
+    find_lexer,
+    highlight,
+    make_plain_lines,
+)
+from edgechat.tui.render.layout_blocks import MarkdownLayout
+from edgechat.tui.render.palette import CONTINUES_LINE
+
+if TYPE_CHECKING:
+    from rich.style import Style
+
+    from edgechat.tui.render.markdown_blocks import MarkdownBlock
+    from edgechat.tui.render.palette import Palette
+
+
+class CodeLayout(MarkdownLayout):
+    """Layout of a code block. An update while the block grows costs the same however long the block is."""
+
+    has_caption = True
+
+    def __init__(self, block: MarkdownBlock) -> None:
+        super().__init__(block)
+        self.is_highlighted = False
+        """True if the complete block has its final colours."""
+        self._highlighter: GrowingHighlighter | None = None
+        self._lines: list[Line] = []
+        """Lines of the block that have rows."""
+        self._first_rows: list[int] = []
+        """Number of the first row of each line."""
+
+    def estimate_height(self, width: int) -> int:
+        return sum(1 + len(line) // max(1, width - 2) for line in self.block.lines) + 1
+
+    @property
+    def needs_highlighting(self) -> bool:  # type: ignore[override]
+        return not (self.is_highlighted or self.block.is_open) and bool(self.block.language) and self.layout_width > 0
+
+    def lay_out(self, width: int, palette: Palette) -> None:
+        """Highlight complete short code; of growing code, render the lines at its end that can have changed."""
+        block = self.block
+        if not block.is_open and block.language and block.n_chars <= MAX_SYNC_CHARS:
+            self.set_highlighted_rows(highlight_code(block, width, palette), width)
+            return
+        is_new = self.layout_width != width or self.is_highlighted
+        first_line, new_lines = self._colour_end(palette)
+        if is_new:
+            self._rows, self._first_rows, self.is_highlighted = _render_caption(block, width, palette), [], False
+            new_lines, first_line = [*self._lines[:first_line], *new_lines], 0
+        first_row = self._first_rows[first_line] if first_line < len(self._first_rows) else len(self._rows)
+        old_rows = self._rows[first_row:]
+        del self._rows[first_row:], self._first_rows[first_line:], self._lines[first_line:]
+        for line in new_lines:
+            self._first_rows.append(len(self._rows))
+            self._rows += wrap_code_line(line, width, palette.code, palette.wrap_mark)
+        self._lines += new_lines
+        pairs = enumerate(zip(old_rows, self._rows[first_row:]))  # noqa: B905  (up to the end of the shorter list)
+        n_equal_rows = next((i for i, (a, b) in pairs if a != b), min(len(old_rows), len(self._rows) - first_row))
+        self.first_changed_row = 0 if is_new else first_row + n_equal_rows
+        self._n_rows = len(self._rows)
+        self.layout_width = self._measured_width = width
+        self.is_stale = False
+
+    def _colour_end(self, palette: Palette) -> tuple[int, list[Line]]:
+        """Return the number of the first line that can have changed, and all lines from there on."""
+        block = self.block
+        if self._highlighter is None and block.is_open and block.language:
+            lexer = find_lexer(block.language)
+            self._highlighter = GrowingHighlighter(lexer, palette) if lexer is not None else None
+        if self._highlighter is not None:
+            return self._highlighter.update(block.lines, self.partial_line)
+        # Without colours, only the last line can have changed: it was incomplete.
+        first_line = min(max(0, len(self._lines) - 1), len(block.lines))
+        partial_lines = [self.partial_line] if self.partial_line else []
+        return first_line, make_plain_lines([*block.lines[first_line:], *partial_lines], palette)
+
+    def set_highlighted_rows(self, rows: list[Strip], width: int) -> None:
+        """Replace the rows with the result of `highlight_code` for `width`."""
+        self._store_rows(rows, width)
+        self._forget_lines()
+        self.is_highlighted = True
+
+    def discard_rows(self) -> None:
+        super().discard_rows()
+        self._forget_lines()
+        self.is_highlighted = False
+
+    def _forget_lines(self) -> None:
+        self._highlighter = None
+        self._lines, self._first_rows = [], []
+
+
+def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
+    """Render a code block with syntax colours; the number of rows is the same as without colours.
+
+    This function is thread-safe, and slow for long code.
+    """
+    rows = _render_caption(block, width, palette)
+    for line in highlight(block.lines, block.source, block.language, palette):
+        rows += wrap_code_line(line, width, palette.code, palette.wrap_mark)
+    return rows
+
+
+def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
+    """Return the row above a code block: its number, which keys use to copy and save it, and its language."""
+    style = palette.code + palette.muted
+    text = f"[{block.code_number}] {block.language}".rstrip()
+    if cell_len(text) < width:
+        return [Strip([Segment(f" {text}{' ' * (width - 1 - cell_len(text))}", style)], width)]
+    return wrap_code_line([Segment(expand_tabs(text), style)], width, style)
+
+
+def wrap_code_line(
+    segments: Sequence[Segment], width: int, background: Style, wrap_mark: Segment | None = None
+) -> list[Strip]:
+    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on each side.
+
+    `wrap_mark` is the left margin of all rows but the first.
+    """
+    inner_width = max(1, width - 2)
+    line = Strip([s for s in segments if s.text])
+    margin = Segment(" ", background)
+    length = line.cell_length
+    rows = []
+    for start in range(0, max(1, length), inner_width):
+        part = line if length <= inner_width else line.crop(start, start + inner_width)
+        padding = Segment(" " * (inner_width - part.cell_length), background)
+        rows.append(Strip([margin if not start else wrap_mark or margin, *part, padding, margin], width))
+    return rows
+
+
+def continues_line(row: Strip) -> bool:
+    """Return whether a row continues the line of code in the row above it."""
+    return any(segment.style is not None and CONTINUES_LINE in segment.style.meta for segment in row)
