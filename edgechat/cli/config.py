@@ -141,9 +141,21 @@ def _check_settings() -> None:
     if settings.keys or settings.theme != Settings().theme:
         from edgechat.tui.app import ChatApp
 
-        all_problems += ChatApp.find_appearance_problems(settings)
+        all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
     if all_problems:
         raise SettingsError("\n".join(["Problems in the settings:", *(f"  {problem}" for problem in all_problems)]))
+
+
+def _add_location(problem: str) -> str:
+    """Return a problem that begins with the name of a setting with the file or the variable that has the setting."""
+    from edgechat.config import ENVIRONMENT_PREFIX
+    from edgechat.paths import config_file
+
+    name, _, text = problem.partition(": ")
+    if name not in ("theme", "keys"):  # the problem names the file of a theme
+        return problem
+    variable = ENVIRONMENT_PREFIX + name.upper()
+    return f"{variable}: {text}" if variable in os.environ else f"{config_file()}: {problem}"
 
 
 def _format_toml(value: object) -> str:

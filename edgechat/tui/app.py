@@ -234,7 +234,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         elif message.view == "settings":
             from edgechat.tui.screens.settings import SettingsScreen
 
-            self.push_screen(SettingsScreen(self.settings, self.apply_settings))
+            self.push_screen(SettingsScreen(self.settings, self.apply_settings, self._apply_theme))
         elif message.view == "themes":
             self.actions.attempt(self._choose_theme, message.argument)
         elif message.view == "plan":
@@ -271,7 +271,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
             self.apply_settings(save_theme(name, self.settings))
             self.notify(f"Theme: {name}, saved to the settings")
         else:
-            pick_theme(self, lambda theme: self.actions.run("theme", theme))
+            pick_theme(self, self.settings.theme, self._apply_theme, lambda theme: self.actions.run("theme", theme))
 
     # Downloads
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,9 @@ def find_theme(name: str) -> tuple[Theme, str]:
         return (theme or BUILTIN_THEMES[DEFAULT_THEME]), problem
     if name in BUILTIN_THEMES:
         return BUILTIN_THEMES[name], ""
-    return BUILTIN_THEMES[DEFAULT_THEME], f"theme: unknown theme {name!r}; available: {', '.join(theme_names())}"
+    similar_names = difflib.get_close_matches(name, theme_names(), n=1)
+    hint = f"did you mean {similar_names[0]}?" if similar_names else f"available: {', '.join(theme_names())}"
+    return BUILTIN_THEMES[DEFAULT_THEME], f"theme: unknown theme {name!r}; {hint}"
 
 
 def _read_theme_file(file: Path) -> tuple[Theme | None, str]:

@@ -54,13 +54,18 @@ def pick_persona(app: App[Any], on_chosen: Callable[[str], object]) -> None:
     pick(app, "Personas", [(n, n) for n in names], on_chosen)
 
 
-def pick_theme(app: App[Any], on_chosen: Callable[[str], object]) -> None:
-    """Show a list of all themes, in which the current one is marked, and call `on_chosen` with the chosen name."""
+def pick_theme(
+    app: App[Any], current: str, preview: Callable[[str], object], on_chosen: Callable[[str], object]
+) -> None:
+    """Show a list of all themes, in which `current` is marked, and call `on_chosen` with the chosen name.
+
+    `preview` is called with each highlighted theme, and with `current` after Esc.
+    """
     from edgechat.tui import themes
     from edgechat.tui.screens.picker import pick
 
-    options = [(n, f"{n}  (current)" if n == app.theme else n) for n in themes.theme_names()]
-    pick(app, "Themes", options, on_chosen)
+    options = [(name, name) for name in themes.theme_names()]
+    pick(app, "Themes", options, on_chosen, current=current, on_highlighted=preview)
 
 
 def save_theme(name: str, settings: Settings) -> Settings:

@@ -7,7 +7,8 @@ from pathlib import Path
 from textual.widgets import Static
 
 from edgechat import paths
-from edgechat.config import Settings, load
+from edgechat.config import load
+from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
 from tests.tui.app_driver import (
     ask,
@@ -17,6 +18,7 @@ from tests.tui.app_driver import (
     option_list,
     option_texts,
     saved_texts,
+    screen_text,
     session,
     shown_messages,
     shown_texts,
@@ -34,28 +36,111 @@ async def test_settings_screen_validates_and_saves_changes() -> None:
         await wait_until_ready(app)
         await pilot.press("f2")
         await until_async(lambda: is_open(app, "SettingsScreen") and option_list(app).option_count > 20)
-        names = list(Settings.__struct_fields__)
-        option_list(app).highlighted = names.index("temperature")
+        await pilot.press(*"temper")
+        await until_async(lambda: option_ids(app)[0] == "temperature")
         await pilot.press("enter", "ctrl+u", *"99", "enter")
-        await pilot.pause()
-        assert "temperature must be a number between 0 and 10, not 99" in str(
-            app.screen.query_one("#words", Static).content
-        )
+        await until_async(lambda: notice(app) == "temperature must be a number between 0 and 10, not 99")
+        await pilot.press("ctrl+u", *"hot", "enter")
+        await until_async(lambda: notice(app) == "temperature must be a number between 0 and 10, not 'hot'")
         await pilot.press("ctrl+u", *"0.5", "enter")
         await until_async(lambda: load()[0].temperature == 0.5)
         await until_async(lambda: session(app).settings.temperature == 0.5)
-        option_list(app).highlighted = names.index("titles")
+        await pilot.pause()  # the message that the row is highlighted again must not replace the confirmation
+        assert notice(app).startswith(f"temperature = 0.5, saved to {paths.config_file()}")
+        await pilot.press("ctrl+u", *"titles")
+        await until_async(lambda: option_ids(app)[0] == "titles")
+        assert notice(app) == ""
         await pilot.press("enter")
-        await until_async(lambda: load()[0].titles is True)
+        await until_async(lambda: load()[0].titles is True and notice(app).startswith("titles = yes"))
         await pilot.press("delete")
+        await until_async(lambda: "titles" not in paths.config_file().read_text())
         assert paths.config_file().read_text().startswith("# my file\ntop_k = 3\n")
-        option_list(app).highlighted = names.index("theme")
-        await pilot.press("enter", *"nord")
-        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count == 1)
-        await pilot.press("enter")
-        await until_async(lambda: app.theme == "nord")
-        assert load()[0].theme == "nord"
         await pilot.press("escape")
+
+
+def option_ids(app: ChatApp) -> list[str]:
+    return [option.id or "" for option in option_list(app).options]
+
+
+def notice(app: ChatApp) -> str:
+    return str(app.screen.query_one("#notice", Static).content)
+
+
+async def test_settings_are_filtered_by_name_and_description() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2")
+        await until_async(lambda: is_open(app, "SettingsScreen") and option_list(app).option_count > 20)
+        value_columns = {text.index(value) for text, value in settings_rows(app)}
+        assert len(value_columns) == 1  # long names do not move their values
+        await pilot.press(*"penalty")
+        await until_async(lambda: len(option_ids(app)) == 3)
+        await pilot.press("ctrl+u", *"random")  # only in descriptions
+        await until_async(lambda: set(option_ids(app)) == {"temperature", "seed"})
+        await pilot.press("ctrl+u", *"zzz")
+        await until_async(lambda: "No setting matches" in screen_text(app))
+        await pilot.press("enter", "delete", "escape")
+        await until_async(lambda: is_open(app, "ChatScreen"))
+
+
+def settings_rows(app: ChatApp) -> list[tuple[str, str]]:
+    """Return the rows of the settings that have a default value without spaces, each with its value."""
+    rows = [(text, text.split(None, 1)[1]) for text in option_texts(app)]
+    return [(text, value) for text, value in rows if value]
+
+
+async def test_themes_are_previewed_and_escape_restores_the_previous_one() -> None:
+    app = make_scripted_app(theme="gruvbox")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2", *"theme")
+        await until_async(lambda: is_open(app, "SettingsScreen") and option_ids(app)[0] == "theme")
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen") and "gruvbox  (current)" in option_texts(app))
+        highlighted = option_list(app).highlighted_option
+        assert highlighted is not None
+        assert highlighted.id == "gruvbox"
+        await pilot.press("down")
+        await until_async(lambda: app.theme not in {"gruvbox", "textual-dark"})
+        await pilot.press(*"nord")
+        await until_async(lambda: app.theme == "nord")
+        assert app.current_theme.name == "nord"
+        await pilot.press("escape")
+        await until_async(lambda: app.theme == "gruvbox" and is_open(app, "SettingsScreen"))
+        assert not paths.config_file().exists()
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen"))
+        await pilot.press(*"nord", "enter")
+        await until_async(lambda: load()[0].theme == "nord" and app.theme == "nord")
+
+
+async def test_flags_without_a_default_and_models_are_chosen_from_lists() -> None:
+    paths.models_dir().mkdir(parents=True)
+    first = write_parrot(paths.models_dir() / "bird.gguf", "Bird")
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2", *"reasoning")
+        await until_async(lambda: is_open(app, "SettingsScreen") and option_ids(app)[0] == "reasoning")
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen"))
+        assert option_texts(app) == ["default  (current)", "yes", "no"]
+        await pilot.press("down", "down", "enter")
+        await until_async(lambda: load()[0].reasoning is False)
+        await pilot.press("ctrl+u", *"model")
+        await until_async(lambda: option_ids(app)[0] == "model")
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen") and "bird" in option_ids(app))
+        await pilot.press(*"bird", "enter")
+        await until_async(lambda: load()[0].model == "bird")
+        assert "used when a model is loaded next" in notice(app)
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen") and "bird  (current)" in option_texts(app))
+        await pilot.press(*"type a", "enter")
+        await until_async(lambda: is_open(app, "SettingsScreen"))
+        await pilot.press("ctrl+u", *str(first), "enter")
+        await until_async(lambda: load()[0].model == str(first))
 
 
 async def test_conversation_settings_override_the_general_ones() -> None:

@@ -30,11 +30,19 @@ class PickerScreen(FilterListScreen[str | None]):
     PickerScreen OptionList { height: 1fr; }
     """
 
-    def __init__(self, title: str, options: Sequence[tuple[str, str]]) -> None:
-        """`options` are (ID, label) pairs."""
+    def __init__(
+        self, title: str, options: Sequence[tuple[str, str]], current: str | None = None,
+        on_highlighted: Callable[[str], object] = lambda option_id: None,
+    ) -> None:  # fmt: skip
+        """`options` are (ID, label) pairs; that with the ID `current` is marked, and highlighted at the start.
+
+        `on_highlighted` is called with the ID of each option on which the user moves the cursor.
+        """
         super().__init__()
         self._title = title
-        self._options = options
+        self._options = [(i, f"{label}  (current)" if i == current else label) for i, label in options]
+        self._current = current
+        self._on_highlighted = on_highlighted
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -54,18 +62,33 @@ class PickerScreen(FilterListScreen[str | None]):
         options.add_options(
             [Option(Text(escape_controls(label), no_wrap=True, overflow="ellipsis"), id=i) for i, label in matches]
         )
-        options.highlighted = 0 if matches else None
+        ids = [i for i, _ in matches]
+        options.highlighted = ids.index(self._current) if self._current in ids else 0 if matches else None
+
+    @on(OptionList.OptionHighlighted)
+    def _report_highlighted(self, message: OptionList.OptionHighlighted) -> None:
+        message.stop()
+        if message.option_id is not None:
+            self._on_highlighted(message.option_id)
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
         if option_id is not None:
             self.dismiss(option_id)
 
 
-def pick(app: App[Any], title: str, options: Sequence[tuple[str, str]], on_chosen: Callable[[str], object]) -> None:
-    """Show a picker for the (ID, label) pairs `options`; call `on_chosen` with the chosen ID, but not after Esc."""
+def pick(
+    app: App[Any], title: str, options: Sequence[tuple[str, str]], on_chosen: Callable[[str], object],
+    *, current: str | None = None, on_highlighted: Callable[[str], object] = lambda option_id: None,
+) -> None:  # fmt: skip
+    """Show a picker for the (ID, label) pairs `options`; call `on_chosen` with the chosen ID, but not after Esc.
+
+    `on_highlighted` is called with the ID of each highlighted option, and with `current` after Esc.
+    """
 
     def report_choice(option_id: str | None) -> None:
         if option_id is not None:
             on_chosen(option_id)
+        elif current is not None:
+            on_highlighted(current)
 
-    app.push_screen(PickerScreen(title, options), report_choice)
+    app.push_screen(PickerScreen(title, options, current, on_highlighted), report_choice)

@@ -1,9 +1,9 @@
-"""The settings screen: all settings with their values and descriptions; new values are validated."""
+"""The settings screen: all settings with their values and descriptions; new values are chosen or typed, and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 from rich.text import Text
@@ -18,13 +18,21 @@ from edgechat.config import Settings
 from edgechat.errors import SettingsError
 from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
-from edgechat.tui.screens.modal import Modal
+from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.screens.picker import pick
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
+_FLAGS: Final = {"yes": True, "no": False}
+# ID of the option of the list of models with which the user types a name.
+_OTHER_MODEL: Final = ""
+# Settings that are used when a model is loaded.
+_LOAD_SETTINGS: Final = ("model", "n_ctx", "budget", "n_threads", "gpu")
 
-class SettingsScreen(Modal[None]):
+
+class SettingsScreen(FilterListScreen[None]):
     """List of all settings. Enter changes the highlighted setting in the settings file and in the running chat."""
 
     DEFAULT_CSS = """
@@ -35,113 +43,210 @@ class SettingsScreen(Modal[None]):
     }
     SettingsScreen OptionList { height: 1fr; }
     SettingsScreen #words { height: auto; min-height: 2; border-top: solid $border-blurred; }
-    SettingsScreen Input { display: none; }
+    SettingsScreen #notice { height: auto; color: $text-accent; }
+    SettingsScreen #notice.error { color: $text-error; }
+    SettingsScreen #value { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Close", id="settings.leave"),
-        Binding("delete,backspace", "reset", "Reset to the default", id="settings.reset"),
+        Binding("delete", "reset", "Reset to the default", id="settings.reset", priority=True),
     ]
 
-    def __init__(self, settings: Settings, on_changed: Callable[[Settings], None]) -> None:
-        """`on_changed` is called with the new settings after each change."""
+    def __init__(
+        self, settings: Settings, on_changed: Callable[[Settings], None], preview_theme: Callable[[str], object]
+    ) -> None:
+        """`on_changed` is called with the new settings after each change.
+
+        `preview_theme` is called with each theme on which the cursor stands in the list of themes.
+        """
         super().__init__()
         self._settings = settings
         self._on_changed = on_changed
+        self._preview_theme = preview_theme
         self._descriptions = config.describe_settings()
         self._edited_name = ""
+        self._notice_name = ""
+        """Name of the setting to which the notice belongs; the notice disappears when another one is highlighted."""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Settings"
             box.border_subtitle = "Enter: change   Del: default   Esc: close"
+            yield Input(placeholder="Filter by name or description", compact=True)
             yield OptionList(markup=False)
             yield Static("", id="words", markup=False)
-            yield Input(compact=True)
+            yield Static("", id="notice", markup=False)
+            yield Input(compact=True, id="value")
 
     def on_mount(self) -> None:
         self._fill_list()
-        self.query_one(OptionList).highlighted = 0
-        self.query_one(OptionList).focus()
 
-    def _fill_list(self) -> None:
-        options = self.query_one(OptionList)
-        index = options.highlighted
-        options.clear_options()
-        defaults = Settings()
+    @property
+    def _value_input(self) -> Input:
+        return self.query_one("#value", Input)
+
+    @on(Input.Changed)
+    def _on_changed_text(self, message: Input.Changed) -> None:
+        if message.input is not self._value_input:
+            self._fill_list()
+
+    def _fill_list(self, highlighted_name: str = "") -> None:
+        """Show the settings that match the filter, and highlight `highlighted_name`, or else the first setting."""
+        options, defaults, names = self.options, Settings(), self._find_names()
         name_width = max(len(name) for name in Settings.__struct_fields__)
-        for name in Settings.__struct_fields__:
+        options.clear_options()
+        for name in names:
             value = getattr(self._settings, name)
             row = Text(f"{name:<{name_width}} ", no_wrap=True, overflow="ellipsis")
             is_default = value == getattr(defaults, name)
             row.append(escape_controls(_format_value(value)), style="dim" if is_default else "bold")
             options.add_option(Option(row, id=name))
-        options.highlighted = index
+        if names:
+            options.highlighted = names.index(highlighted_name) if highlighted_name in names else 0
+        else:
+            self._show_description("No setting matches the filter.")
+
+    def _find_names(self) -> list[str]:
+        """Return the settings that match the filter, those with a matching name first."""
+        terms = self.filter_text.lower().split()
+
+        def matches(text: str) -> bool:
+            return all(term in text.lower() for term in terms)
+
+        names = [n for n in Settings.__struct_fields__ if matches(f"{n} {n.replace('_', ' ')} {self._descriptions[n]}")]
+        return sorted(names, key=lambda name: not matches(f"{name} {name.replace('_', ' ')}"))
+
+    @property
+    def _highlighted_name(self) -> str:
+        option = self.options.highlighted_option
+        return (option.id or "") if option is not None else ""
+
+    # Texts
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        self._show_text(self._descriptions.get(message.option_id or "", ""))
+        name = message.option_id or ""
+        self._show_description(self._descriptions.get(name, ""))
+        if name != self._notice_name:
+            self._show_notice("", name)
 
-    def _show_text(self, text: str) -> None:
+    def _show_description(self, text: str) -> None:
         self.query_one("#words", Static).update(escape_controls(text))
 
-    @on(OptionList.OptionSelected)
-    def _on_chosen(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        name = message.option_id or ""
-        value = getattr(self._settings, name)
-        if config.setting_types()[name] is bool:
+    def _show_notice(self, text: str, name: str, *, is_error: bool = False) -> None:
+        """Show `text` below the description until another setting than `name` is highlighted."""
+        self._notice_name = name
+        notice = self.query_one("#notice", Static)
+        notice.set_class(is_error, "error")
+        notice.update(escape_controls(text))
+
+    # Changes
+
+    def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        if option_id is None:
+            return
+        name, value = option_id, getattr(self._settings, option_id)
+        setting_type = config.setting_types()[name]
+        if setting_type is bool:
             self._save(name, not value)
+        elif setting_type == bool | None:
+            options = [(text, text) for text in ("default", *_FLAGS)]
+            current = "default" if value is None else _format_value(value)
+            pick(self.app, name, options, lambda text: self._save(name, _FLAGS.get(text)), current=current)
         elif name == "theme":
-            from edgechat.tui import themes
-            from edgechat.tui.screens.picker import pick
-
-            pick(self.app, "Themes", [(n, n) for n in themes.theme_names()], lambda theme: self._save("theme", theme))
+            self._choose_theme(value)
+        elif name == "model":
+            self._choose_model()
         elif isinstance(value, dict):
-            self._show_text(f"{self._descriptions[name]}\nChange this setting in {config_file()}")
+            self._show_notice(f"Change this table in {config_file()}. F1 lists the actions.", name)
         else:
-            self._edited_name = name
-            value_input = self.query_one(Input)
-            value_input.value = "" if value is None else str(value)
-            value_input.placeholder = f"{name} (empty: default)"
-            value_input.display = True
-            value_input.focus()
+            self._edit_value(name)
 
-    @on(Input.Submitted)
-    def _on_submitted(self, message: Input.Submitted) -> None:
+    def _choose_theme(self, current: str) -> None:
+        from edgechat.tui.themes import theme_names
+
+        def save(name: str) -> None:
+            self._save("theme", name)
+
+        options = [(name, name) for name in theme_names()]
+        pick(self.app, "Themes", options, save, current=current, on_highlighted=self._preview_theme)
+
+    def _show_model_problem(self, text: str) -> None:
+        self._show_notice(text, "model", is_error=True)
+
+    @thread_worker(_show_model_problem, group="models")
+    def _choose_model(self) -> None:
+        """Find the installed models in a thread, because it takes time with many files, and let the user choose one."""
+        from edgechat.catalogue import library
+
+        names = [entry.name for entry in library.scan() if entry.is_usable and entry.facts.kind == "model"]
+        self.app.call_from_thread(self._show_models, names)
+
+    def _show_models(self, names: Sequence[str]) -> None:
+        def save(name: str) -> None:
+            self._edit_value("model") if name == _OTHER_MODEL else self._save("model", name)
+
+        if self.is_current:
+            auto_label = "auto  (the best installed model that fits and is fast enough)"
+            options = [(config.AUTO, auto_label), *((n, n) for n in names), (_OTHER_MODEL, "Type a name or a file ...")]
+            pick(self.app, "Models", options, save, current=self._settings.model)
+
+    def _edit_value(self, name: str) -> None:
+        self._edited_name = name
+        value, value_input = getattr(self._settings, name), self._value_input
+        value_input.value = "" if value is None else str(value)
+        value_input.placeholder = f"{config.describe_valid_values(name).capitalize()}; empty: default"
+        value_input.display = True
+        value_input.focus()
+        self._show_notice(f"{name}: {config.describe_valid_values(name)}; empty: default", name)
+
+    @on(Input.Submitted, "#value")
+    def _on_value_submitted(self, message: Input.Submitted) -> None:
+        message.stop()
+        message.prevent_default()
         text = message.value.strip()
         self._save(self._edited_name, config.parse_value(self._edited_name, text) if text else None)
 
     def _save(self, name: str, value: object) -> None:
         """Save a setting to the file and apply it to the running chat; the value None restores the default."""
-        if value is not None and (problem := config.check(name, value)):
-            self._show_text(f"{name} {problem}")
-            return
         try:
             config.save(name, value)
         except SettingsError as error:
-            self._show_text(str(error))
+            self._show_notice(str(error), name, is_error=True)
             return
         value = value if value is not None else getattr(Settings(), name)
         self._settings = msgspec.structs.replace(self._settings, **{name: value})
         self._on_changed(self._settings)
-        self._close_input()
-        self._fill_list()
-        self._show_text(f"{name} = {_format_value(value)}, saved to {config_file()}")
+        self._close_value_input()
+        self._fill_list(name)
+        suffix = "; used when a model is loaded next" if name in _LOAD_SETTINGS else ""
+        self._show_notice(f"{name} = {_format_value(value)}, saved to {config_file()}{suffix}", name)
 
-    def _close_input(self) -> None:
-        self.query_one(Input).display = False
-        self.query_one(OptionList).focus()
+    def _close_value_input(self) -> None:
+        if self._value_input.display:
+            self._value_input.display = False
+            self.query_one(Input).focus()
+
+    # Keys
+
+    def action_move(self, step: int) -> None:
+        if not self._value_input.display:
+            super().action_move(step)
 
     def action_reset(self) -> None:
-        """Reset the highlighted setting to its default."""
-        options = self.query_one(OptionList)
-        if options.has_focus and options.highlighted is not None:
-            self._save(options.get_option_at_index(options.highlighted).id or "", None)
+        """Reset the highlighted setting to its default, if there is no text to delete after the cursor of an input."""
+        text_input = self.focused
+        if isinstance(text_input, Input) and (
+            text_input is self._value_input or text_input.cursor_position < len(text_input.value)
+        ):
+            text_input.action_delete_right()
+        elif self._highlighted_name:
+            self._save(self._highlighted_name, None)
 
     def action_leave(self) -> None:
         """Close the value input if it is open, otherwise the screen."""
-        if self.query_one(Input).display:
-            self._close_input()
+        if self._value_input.display:
+            self._close_value_input()
+            self._show_notice("", self._edited_name)
         else:
             self.dismiss()
 

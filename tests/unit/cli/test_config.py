@@ -22,13 +22,19 @@ def test_validate_reports_invalid_themes_and_keys(cli: Cli, home: Path) -> None:
     file.write_text('theme = "nope"\n[keys]\n"chat.serch" = "f7"\n"chat.search" = "banana"\n')
     result = cli("config", "validate")
     assert result.returncode == 2
-    assert "unknown theme 'nope'" in result.stderr
-    assert "did you mean chat.search?" in result.stderr
+    assert f"{file}: theme: unknown theme 'nope'" in result.stderr
+    assert f"{file}: keys: unknown name 'chat.serch'; did you mean chat.search?" in result.stderr
     assert "'banana' is not a valid key" in result.stderr
     file.write_text("temperature = 0.5\n")
     assert cli("config", "validate").returncode == 0
     file.write_text('theme = "ansi-dark"\n[keys]\n"chat.search" = "f7"\n')
     assert cli("config", "validate").returncode == 0
+
+
+def test_validate_names_the_variable_of_an_unknown_theme(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECHAT_THEME", "nrod")
+    result = cli("config", "validate")
+    assert (result.returncode, "EDGECHAT_THEME: unknown theme 'nrod'; did you mean nord?" in result.stderr) == (2, True)
 
 
 def test_new_settings_file_explains_every_setting_in_valid_toml(
