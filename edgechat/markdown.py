@@ -10,7 +10,7 @@ import bisect
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -84,6 +84,11 @@ class Formulas:
     def restore(self, text: str) -> str:
         """Replace the placeholders in `text` by their formulas."""
         return text.translate(self._by_placeholder) if self._by_placeholder and not text.isascii() else text
+
+    @property
+    def by_placeholder(self) -> Mapping[int, str]:
+        """The formulas by the code points of their placeholders, and other marks that Markdown must not change."""
+        return self._by_placeholder
 
     def split(self, text: str) -> list[str]:
         """Split `text` at its placeholders; every second part is a formula."""
@@ -263,9 +268,10 @@ def split_row(line: str) -> list[str]:
 def _make_parser() -> MarkdownIt:
     """Return a parser without link references, whose definitions would not be shown, and without encoded links."""
     from markdown_it import MarkdownIt
+    from mdit_py_plugins.deflist import deflist_plugin
 
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING + 1})
-    parser.enable(["strikethrough", "table"]).disable("reference")
+    parser.enable(["strikethrough", "table"]).disable("reference").use(deflist_plugin)
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     return parser
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from edgechat.tui.render.markdown_blocks import MarkdownBlock
     from edgechat.tui.render.palette import Palette
 
+_DIAGRAMS: Final = {"mermaid": "Mermaid", "dot": "Graphviz", "graphviz": "Graphviz", "plantuml": "PlantUML"}
+"""Languages whose code is a diagram, and the names of the programs that draw it."""
+_DIAGRAM_KINDS: Final = {"graph": "flowchart", "pie": "pie chart", "gantt": "Gantt chart", "journey": "user journey"}
+_DIAGRAM_KIND: Final = re.compile(r"[A-Za-z]{3,40}")
+_DIAGRAM_TITLE: Final = re.compile(r"(?:pie[ \t]+(?:showData[ \t]+)?)?title(?:[ \t]+|[ \t]*[:=][ \t]*)(\S.{0,80})")
+_MAX_DIAGRAM_HEAD: Final = 20
+"""Number of lines in which the kind and the title of a diagram are looked for."""
+
 
 class CodeLayout(MarkdownLayout):
     """Layout of a code block. An update while the block grows costs the same however long the block is."""
@@ -40,6 +49,7 @@ class CodeLayout(MarkdownLayout):
         self._highlighter: GrowingHighlighter | None = None
         self._lines: list[Line] = []
         """Lines of the block that have rows."""
+        self._caption = ""
         self._first_rows: list[int] = []
         """Number of the first row of each line."""
 
@@ -56,10 +66,12 @@ class CodeLayout(MarkdownLayout):
         if not block.is_open and block.language and block.n_chars <= MAX_SYNC_CHARS:
             self.set_highlighted_rows(highlight_code(block, width, palette), width)
             return
-        is_new = self.layout_width != width or self.is_highlighted
+        caption = describe_code(block)
+        is_new = self.layout_width != width or self.is_highlighted or caption != self._caption
         first_line, new_lines = self._colour_end(palette)
         if is_new:
             self._rows, self._first_rows, self.is_highlighted = _render_caption(block, width, palette), [], False
+            self._caption = caption
             new_lines, first_line = [*self._lines[:first_line], *new_lines], 0
         first_row = self._first_rows[first_line] if first_line < len(self._first_rows) else len(self._rows)
         old_rows = self._rows[first_row:]
@@ -115,10 +127,25 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     return rows
 
 
+def describe_code(block: MarkdownBlock) -> str:
+    """Return the language of a code block; for a diagram, its kind and its title."""
+    name = _DIAGRAMS.get(block.language.split(maxsplit=1)[0].lower() if block.language else "")
+    if name is None:
+        return block.language
+    lines = [line.strip() for line in block.lines[:_MAX_DIAGRAM_HEAD]]
+    title = next((match[1] for line in lines if (match := _DIAGRAM_TITLE.match(line))), "").strip("\"' ")
+    kind = "diagram"
+    if name == "Mermaid":
+        start = lines.index("---", 1) + 1 if lines[:1] == ["---"] and "---" in lines[1:] else 0
+        word = next((match[0] for line in lines[start:] if (match := _DIAGRAM_KIND.match(line))), "")
+        kind = _DIAGRAM_KINDS.get(word) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", word).lower() or kind
+    return f"{name} {kind}: {title}" if title else f"{name} {kind}"
+
+
 def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
-    """Return the row above a code block: its number, which keys use to copy and save it, and its language."""
+    """Return the row above a code block: its number, which keys use to copy and save it, and what it is."""
     style = palette.code + palette.muted
-    text = f"[{block.code_number}] {block.language}".rstrip()
+    text = f"[{block.code_number}] {describe_code(block)}".rstrip()
     if cell_len(text) < width:
         return [Strip([Segment(f" {text}{' ' * (width - 1 - cell_len(text))}", style)], width)]
     return wrap_code_line([Segment(expand_tabs(text), style)], width, style)

@@ -6,9 +6,6 @@ Only blocks near the visible part of the transcript keep their rows.
 from __future__ import annotations
 
 import contextlib
-import html
-import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +26,6 @@ MAX_PROSE_COLUMNS: Final = 100
 """Maximum width of text. Longer lines are hard to read; code and tables use the whole width."""
 # Number of lines at the start of a block in which a table is recognised.
 _MAX_TABLE_START: Final = 40
-_NO_LETTERS: Final = re.compile(r"[\W\d_]+")
 
 
 class LayoutBlock:
@@ -153,19 +149,10 @@ def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
 
 
 def _render_markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Return the rows of rendered Markdown, or of its source if a letter would be missing on the screen.
-
-    Letters are lost if quotes and lists are nested so deeply that no columns remain for their text.
-    """
+    """Return the rows of rendered Markdown, or of its source if it cannot be rendered completely."""
     from edgechat.tui.render.markdown_renderer import render_markdown
 
     rows: list[Strip] | None = None
     with contextlib.suppress(RecursionError):  # Rich calls itself for each level of nesting
         rows = render_markdown(source, width, palette)
-    if not rows or _count_letters(html.unescape(source)) - _count_letters("".join(row.text for row in rows)):
-        return wrap_text(Text(source), width, palette.console)
-    return rows
-
-
-def _count_letters(text: str) -> Counter[str]:
-    return Counter(_NO_LETTERS.sub("", text))
+    return rows or wrap_text(Text(source), width, palette.console)

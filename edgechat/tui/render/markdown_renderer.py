@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from markdown_it.token import Token
-from rich.markdown import Heading, ListItem, Markdown, MarkdownElement
+from rich.markdown import Heading, ListItem, Markdown, MarkdownElement, TextElement
 from rich.segment import Segment
+from rich.style import Style
 from textual.strip import Strip
 
-from edgechat.markdown import Document, parse
-from edgechat.terminal import escape_controls
+from edgechat.markdown import parse
 from edgechat.tui.render.markdown_tables import ChatTable
+from edgechat.tui.render.markdown_tokens import MUTED_TAG, TokenAdapter
 from edgechat.tui.render.palette import ASCII_GLYPHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
+    from markdown_it.token import Token
     from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.containers import Renderables
+    from rich.markdown import MarkdownContext
 
     from edgechat.tui.render.palette import Palette
 
 # Rich's drawing characters and their replacements in ASCII mode.
 _TO_ASCII: Final = str.maketrans("•▌─│━┃…", "*|-|-|.")
+_NO_LETTERS: Final = re.compile(r"[\W\d_]+")
 
 
 class _LeftAlignedHeading(Heading):
@@ -33,93 +37,116 @@ class _LeftAlignedHeading(Heading):
         yield self.text
 
 
-class _NumberedListItem(ListItem):
-    """List item with a dot after its number. Rich omits the dot."""
+class _ChatListItem(ListItem):
+    """List item with a dot after its number, which Rich omits, and with a box instead of the bullet of a task."""
+
+    def __init__(self, bullet: str) -> None:
+        super().__init__()
+        self.bullet = bullet
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> _ChatListItem:  # noqa: ARG003
+        return cls(str(token.meta.get("bullet", "\u2022")))
+
+    def render_bullet(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        style = console.get_style("markdown.item.bullet", default="none")
+        return _render_indented(self.elements, f" {self.bullet} ", style, console, options)
 
     def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
-        width = len(str(last_number)) + 2
-        lines = console.render_lines(
-            self.elements, options.update(width=max(1, options.max_width - width)), style=self.style
-        )
         style = console.get_style("markdown.item.number", default="none")
-        for i, line in enumerate(lines):
-            yield Segment(f"{number}. ".rjust(width) if i == 0 else " " * width, style)
-            yield from line
-            yield Segment.line()
+        return _render_indented(self.elements, f"{number}. ".rjust(len(str(last_number)) + 2), style, console, options)
+
+
+class _DefinitionList(MarkdownElement):
+    """List of terms and their definitions."""
+
+    def __init__(self) -> None:
+        self._elements: list[MarkdownElement] = []
+
+    def on_child_close(self, context: MarkdownContext, child: MarkdownElement) -> bool:  # noqa: ARG002
+        self._elements.append(child)
+        return False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._elements
+
+
+class _Term(TextElement):
+    """Term of a definition list."""
+
+    style_name = "markdown.strong"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.text
+
+
+class _Definition(ListItem):
+    """Indented definition of a term."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        return _render_indented(self.elements, "    ", Style.null(), console, options)
+
+
+def _render_indented(
+    elements: Renderables, prefix: str, style: Style, console: Console, options: ConsoleOptions
+) -> RenderResult:
+    """Yield the elements with `prefix` at the start of the first row, and blanks at the start of the others."""
+    width = max(1, options.max_width - len(prefix))
+    for number, line in enumerate(console.render_lines(elements, options.update(width=width))):
+        yield Segment(" " * len(prefix) if number else prefix, style)
+        yield from line
+        yield Segment.line()
 
 
 class ChatMarkdown(Markdown):
-    """Markdown document that keeps single line breaks and formulas, and shows HTML and images as text."""
+    """Markdown document that keeps single line breaks, and shows HTML and images as text."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
         "heading_open": _LeftAlignedHeading,
-        "list_item_open": _NumberedListItem,
+        "list_item_open": _ChatListItem,
+        "dl_open": _DefinitionList,
+        "dt_open": _Term,
+        "dd_open": _Definition,
         "table_open": ChatTable,
     }
 
-    def __init__(self, source: str, document: Document, code_theme: str) -> None:
+    def __init__(self, source: str, tokens: list[Token], code_theme: str) -> None:
         # Do not call super().__init__(): it builds a parser for every document and enables HTML.
         # Checked against Rich 15.0.0; a test compares the attributes with those of rich.markdown.Markdown.
         self.markup = source
-        self.parsed = _adapt_tokens(document)
+        self.parsed = tokens
         self.code_theme = self.inline_code_theme = code_theme
         self.justify, self.style, self.inline_code_lexer = None, "none", None
         self.hyperlinks = False
-
-
-def _adapt_tokens(document: Document) -> list[Token]:
-    """Return tokens for Rich: with formulas in place of their placeholders, and without any word left out."""
-    restore = document.formulas.restore
-    for token in document.tokens:
-        token.content = escape_controls(restore(token.content))
-        token.children = list(_adapt_children(token.children, document)) if token.children else token.children
-    return document.tokens
-
-
-def _adapt_children(children: Iterable[Token], document: Document) -> Iterator[Token]:
-    """Yield inline tokens: a line end breaks the line, an image is a link, and a link to itself is a text."""
-    restore = document.formulas.restore
-    for child in children:
-        # Entities such as `&rlm;` stand for characters that are escaped elsewhere.
-        child.content = escape_controls(restore(child.content))
-        if child.type == "softbreak":
-            child.type = "hardbreak"
-        if child.type == "image":
-            source = _format_target(child, "src", document)
-            yield Token("text", "", 0, content="[image] ")
-            yield Token("link_open", "a", 1, attrs={"href": source})
-            yield from _adapt_children(child.children or (), document)
-            yield Token("link_close", "a", -1)
-        elif child.type == "link_open":
-            if child.markup != "autolink":
-                yield Token("link_open", "a", 1, attrs={"href": _format_target(child, "href", document)})
-        elif child.type != "link_close" or child.markup != "autolink":
-            yield child
-
-
-def _format_target(token: Token, attribute: str, document: Document) -> str:
-    """Return the URL of a link or image, with its title if it has one."""
-    title = token.attrs.get("title")
-    text = f'{token.attrs.get(attribute, "")} "{title}"' if title else str(token.attrs.get(attribute, ""))
-    return escape_controls(document.formulas.restore(text))
+        self.inlines = {*Markdown.inlines, MUTED_TAG}
 
 
 def render_markdown(source: str, width: int, palette: Palette) -> list[Strip] | None:
     """Render Markdown to rows of at most `width` cells, without empty rows at the start and the end.
 
-    Return None if the text cannot be parsed in a bounded time.
+    Return None if the text cannot be parsed in a bounded time, or if a letter of it would be missing on the screen:
+    letters are lost if quotes and lists are nested so deeply that no columns remain for their text.
     """
     document = parse(source)
     if document is None:
         return None
+    is_ascii = palette.glyphs is ASCII_GLYPHS
+    adapter = TokenAdapter(document, is_ascii=is_ascii)
     options = palette.console.options.update(width=max(1, width), height=None)
-    lines = palette.console.render_lines(ChatMarkdown(source, document, palette.code_theme), options, pad=False)
-    if palette.glyphs is ASCII_GLYPHS:
+    markdown = ChatMarkdown(source, adapter.adapt(), palette.code_theme)
+    lines = palette.console.render_lines(markdown, options, pad=False)
+    if is_ascii:
         lines = [[Segment(s.text.translate(_TO_ASCII), s.style) for s in line] for line in lines]
     rows = [Strip(line) for line in lines]
     while rows and not rows[-1].text.strip():
         rows.pop()
     while rows and not rows[0].text.strip():
         del rows[0]
+    if _count_letters(adapter.shown_text) - _count_letters("".join(row.text for row in rows)):
+        return None
     return rows
+
+
+def _count_letters(text: str) -> Counter[str]:
+    return Counter(_NO_LETTERS.sub("", text))

@@ -75,7 +75,7 @@ class Palette:
                 "markdown.link_url": self.muted, "markdown.block_quote": self.muted,
                 "markdown.item.bullet": make_style("primary"), "markdown.item.number": make_style("primary"),
                 "markdown.list": Style(), "markdown.table.border": self.muted,
-                "markdown.table.header": Style(bold=True),
+                "markdown.table.header": Style(bold=True), "markdown.muted": self.muted,
             }),
         )  # fmt: skip
 

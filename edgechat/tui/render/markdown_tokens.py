@@ -1,0 +1,141 @@
+"""Adapt the tokens of parsed Markdown to Rich: formulas as Unicode, tasks, footnotes, images; no word is left out."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from markdown_it.token import Token
+
+from edgechat.terminal import escape_controls
+from edgechat.tui.render.formulas import convert_formula
+
+if TYPE_CHECKING:
+    from edgechat.markdown import Document
+
+MUTED_TAG: Final = "muted"
+"""Tag of tokens for text in a quiet colour."""
+_TASK: Final = re.compile(r"\[([ xX])\][ \t]+")
+_TASK_LINE: Final = re.compile(r"^([ \t>]*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[xX]\](?=[ \t])", re.MULTILINE)
+_BOXES: Final = {" ": "☐", "x": "☑", "X": "☑"}
+_FOOTNOTE: Final = re.compile(r"\[\^(?:(?P<number>\d{1,4})|(?P<name>[^\]\[\s^]{1,40}))\](?P<colon>:[ \t]*)?")
+_SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class TokenAdapter:
+    """Converts the tokens of one document. In ASCII mode, formulas, tasks and footnotes stay as they are written."""
+
+    def __init__(self, document: Document, *, is_ascii: bool) -> None:
+        self._document = document
+        self._is_ascii = is_ascii
+        formulas = document.formulas.by_placeholder
+        self._shown_formulas = formulas if is_ascii else {key: convert_formula(text) for key, text in formulas.items()}
+
+    @property
+    def shown_text(self) -> str:
+        """The source with the formulas that are shown, and without letters that other characters stand for."""
+        text = html.unescape(self._document.formulas.text)
+        return (text if self._is_ascii else _TASK_LINE.sub(r"\1", text)).translate(self._shown_formulas)
+
+    def _show(self, text: str) -> str:
+        """Return a text with its formulas in place of their placeholders."""
+        # Entities such as `&rlm;` stand for characters that are escaped elsewhere.
+        return escape_controls(text if text.isascii() else text.translate(self._shown_formulas))
+
+    def _restore(self, text: str) -> str:
+        """Return code or the target of a link with formulas as they are written."""
+        return escape_controls(self._document.formulas.restore(text))
+
+    def adapt(self) -> list[Token]:
+        """Return the tokens for Rich."""
+        item: Token | None = None
+        previous_type = ""
+        for token in self._document.tokens:
+            if token.type == "list_item_open":
+                item = token
+            elif token.type == "inline":
+                children = token.children or []
+                if not self._is_ascii:
+                    self._mark_task(item, children)
+                    item = None
+                is_image_block = previous_type == "paragraph_open" and _has_only_images(children)
+                adapt = self._adapt_image_block if is_image_block else self._adapt_children
+                token.children = list(adapt(children))
+            elif token.type != "paragraph_open":
+                item = None
+            token.content = self._restore(token.content)
+            previous_type = token.type
+        return self._document.tokens
+
+    def _mark_task(self, item: Token | None, children: Sequence[Token]) -> None:
+        """Replace `[x]` at the start of a list item by a box, which stands in place of the bullet."""
+        if item is None or not children or children[0].type != "text":
+            return
+        task = _TASK.match(children[0].content)
+        if task is not None:
+            box, content = _BOXES[task[1]], children[0].content[task.end() :]
+            if item.markup in ("-", "*", "+"):
+                item.meta["bullet"] = box
+            else:
+                content = f"{box} {content}"
+            children[0].content = content
+
+    def _adapt_children(self, children: Iterable[Token]) -> Iterator[Token]:
+        """Yield inline tokens: a line end breaks the line, an image is a link, and a link to itself is a text."""
+        starts_line = True
+        for child in children:
+            if child.type == "text":
+                child.content = self._show(self._format_footnotes(child.content, starts_line=starts_line))
+            else:
+                child.content = self._restore(child.content)
+            starts_line = child.type in ("softbreak", "hardbreak")
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+            if child.type == "image":
+                yield Token("text", "", 0, content="[image] ")
+                yield Token("link_open", "a", 1, attrs={"href": self._format_target(child, "src")})
+                yield from self._adapt_children(child.children or ())
+                yield Token("link_close", "a", -1)
+            elif child.type == "link_open":
+                if child.markup != "autolink":
+                    yield Token("link_open", "a", 1, attrs={"href": self._format_target(child, "href")})
+            elif child.type != "link_close" or child.markup != "autolink":
+                yield child
+
+    def _adapt_image_block(self, children: Iterable[Token]) -> Iterator[Token]:
+        """Yield two lines for each image of a paragraph without text: its title, and its address."""
+        for number, image in enumerate(child for child in children if child.type == "image"):
+            if number:
+                yield Token("hardbreak", "br", 0)
+            yield Token("strong_open", "strong", 1)
+            yield Token("text", "", 0, content="[image] " if self._is_ascii else "▣ Image: ")
+            yield from self._adapt_children(image.children or ())
+            yield Token("strong_close", "strong", -1)
+            yield Token("hardbreak", "br", 0)
+            yield Token("muted_open", MUTED_TAG, 1)
+            yield Token("text", "", 0, content=f"  {self._format_target(image, 'src')}")
+            yield Token("muted_close", MUTED_TAG, -1)
+
+    def _format_footnotes(self, text: str, *, starts_line: bool) -> str:
+        """Replace `[^1]` by a raised number, and the mark `[^1]:` of the note by the number in front of it."""
+        if self._is_ascii or "[^" not in text:
+            return text
+
+        def format_mark(mark: re.Match[str]) -> str:
+            is_note = starts_line and not mark.start() and mark["colon"] is not None
+            label = mark["number"].translate(_SUPERSCRIPTS) if mark["number"] else f"[{mark['name']}]"
+            return f"{label} " if is_note else label + (mark["colon"] or "")
+
+        return _FOOTNOTE.sub(format_mark, text)
+
+    def _format_target(self, token: Token, attribute: str) -> str:
+        """Return the URL of a link or image, with its title if it has one."""
+        title = token.attrs.get("title")
+        address = str(token.attrs.get(attribute, ""))
+        return self._restore(f'{address} "{title}"' if title else address)
+
+
+def _has_only_images(children: Sequence[Token]) -> bool:
+    return bool(children) and all(child.type in ("image", "softbreak") for child in children)
