@@ -259,7 +259,6 @@ class ConversationPane(Vertical):
         for index, entry in enumerate(self.transcript.entries):
             message = entry.as_message
             if message is not None and message.message.id == message_id:
-                self.transcript.follows_end = False
                 self.transcript.focus()
                 self.transcript.move_cursor_to(index)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from edgechat.bench.scripted_session import Script
+from edgechat.chat.commands import Destination
+from edgechat.store import open_ephemeral_store
 from tests.tui.app_driver import (
     ask,
     make_scripted_app,
+    save_conversation,
     saved_texts,
     screen_text,
     session,
@@ -127,3 +130,36 @@ async def test_failed_command_does_not_stop_the_reply() -> None:
         assert app.pane.is_busy or len(session(app).tree) == 4
         await wait_until_ready(app)
         await until_async(lambda: len(saved_texts(app)) == 4)
+
+
+async def test_mark_of_hidden_rows_appears_only_if_rows_are_hidden() -> None:
+    store = open_ephemeral_store()
+    conversation = save_conversation(store, [("common", "a zebra"), ("more", "end")], "Animals")
+    app = make_scripted_app("One.", "Two.", store=store, conversation=conversation)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        first = store.messages(conversation.id)[0]
+        app.actions.go_to(Destination(conversation.id, first.id))
+        await until_async(lambda: app.pane.transcript.cursor == 0)
+        assert "More below" not in status_text(app)
+        await pilot.press("end", "r", "r")
+        await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 5)
+        await pilot.press("left")
+        await until_async(lambda: shown_texts(app, "assistant")[-1] == "end")
+        await pilot.pause()
+        await pilot.press("enter")
+        assert "More below" not in status_text(app)
+
+
+async def test_mark_of_hidden_rows_disappears_when_the_rows_are_deleted() -> None:
+    store = open_ephemeral_store()
+    conversation = save_conversation(store, [("first", "short"), ("second", "line\n\n" * 60)], "Long")
+    app = make_scripted_app(store=store, conversation=conversation)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.actions.go_to(Destination(conversation.id, store.messages(conversation.id)[0].id))
+        await until_async(lambda: app.pane.transcript.cursor == 0 and not app.pane.transcript.follows_end)
+        await pilot.press("enter")
+        await until_async(lambda: "More below" in status_text(app))
+        app.actions.run("delete")
+        await until_async(lambda: len(shown_messages(app)) == 2 and "More below" not in status_text(app))

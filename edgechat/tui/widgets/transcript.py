@@ -84,6 +84,7 @@ class Transcript(ScrollView, can_focus=True):
         )
         self.follows_end = True
         """True if the last row is visible, and stays visible when entries grow."""
+        self._reported_end = True
         self.cursor: int | None = None
         """Index of the entry at the message cursor; None if there is no cursor."""
         self._last_key = ""
@@ -161,6 +162,7 @@ class Transcript(ScrollView, can_focus=True):
             top = max(0, self._layout.row_of(first_changed) + first_row - old_scroll_y)
             bottom = min(bottom, max(old_n_rows, self._layout.index.n_rows) + 1 - old_scroll_y)
         self.refresh(Region(0, top, self.size.width, max(0, bottom - top)))
+        self._report_end()
 
     def _lay_out(self, height: int) -> None:
         """Render the visible rows, then scroll so that the end stays visible, or the top row keeps its position."""
@@ -172,6 +174,7 @@ class Transcript(ScrollView, can_focus=True):
         n_rows = self._layout.index.n_rows + 1
         scroll_y = max(0, n_rows - height)
         if top is not None:
+            self.follows_end = self._layout.row_of(top) >= scroll_y
             scroll_y = min(self._layout.row_of(top), scroll_y)
         self._set_virtual_size(self.scrollable_content_region.width, n_rows)
         self.set_reactive(ScrollView.scroll_target_y, scroll_y)
@@ -242,16 +245,19 @@ class Transcript(ScrollView, can_focus=True):
 
     # Scrolling
 
+    def _report_end(self) -> None:
+        """Post `ViewChanged` if the last row became visible or hidden."""
+        if self._reported_end != self.follows_end:
+            self._reported_end = self.follows_end
+            self.post_message(self.ViewChanged())
+
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
         if self._is_updating or round(old_value) == round(new_value):
             return
-        followed_end = self.follows_end
         self._layout.measure_last()
         self.follows_end = new_value >= self.max_scroll_y
         self.update_layout()
-        if followed_end != self.follows_end:
-            self.post_message(self.ViewChanged())
 
     def on_resize(self) -> None:
         if self.entries:
@@ -276,11 +282,9 @@ class Transcript(ScrollView, can_focus=True):
 
     def action_bottom(self) -> None:
         self.cursor = self._layout.last_message
-        followed_end, self.follows_end = self.follows_end, True
+        self.follows_end = True
         self._layout.measure_last()
         self.update_layout()
-        if not followed_end:
-            self.post_message(self.ViewChanged())
 
     # Keys
 
