@@ -66,8 +66,8 @@ class Composer:
         self._is_queue_held = bool(self._queue)
 
     def take_back(self, index: int = 0) -> bool:
-        """Move one queued message to the input if that is empty; return whether it was moved."""
-        if index >= len(self._queue) or self._prompt.text or self.edited_id is not None:
+        """Move one queued message, -1 being the last, to the input if that is empty; return whether it was moved."""
+        if not -1 <= index < len(self._queue) or not self._queue or self._prompt.text or self.edited_id is not None:
             return False
         self.restore(self._queue.pop(index))
         self._prompt.focus()

@@ -224,3 +224,25 @@ async def test_escape_stops_and_brings_queued_messages_back_one_by_one() -> None
         await until_async(lambda: "second!" in [m.text for m in session(app).tree.path])
         await until_async(lambda: session(app).tree.path[-2].text == "fifth" and not app.pane.is_busy)
         assert bar_text(app) == ""
+
+
+async def test_up_in_the_empty_input_takes_the_last_queued_message_back() -> None:
+    script = Script(["A reply of some words."])
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(100, 24)) as pilot:
+        await wait_until_ready(app)
+        for text in ("first", "second", "third"):
+            app.pane.prompt.load(text)
+            await pilot.press("enter")
+        await until_async(lambda: "queued 2/2  third" in screen_text(app))
+        await pilot.press("up")
+        assert app.pane.prompt.text == "third"
+        await until_async(lambda: "queued 1/1  second" in screen_text(app))
+        await pilot.press("end", "!", "enter")
+        await until_async(lambda: "queued 2/2  third!" in screen_text(app))
+        await pilot.press("up", "up")  # the second key finds text in the input, so it goes to the history
+        await until_async(lambda: app.pane.prompt.text == "third!" or app.pane.prompt.past_messages is not None)
+        assert app.pane.composer.dequeue() is not None
+        script.may_continue.set()
+        await until_async(lambda: not app.pane.is_busy)

@@ -121,6 +121,8 @@ class PromptInput(LineEditor):
         self._completions: list[Completion] = []
         self._completion_text = ""
         """Text before the cursor for which `_completions` were computed."""
+        self.take_back_queued: Callable[[], bool] = lambda: False
+        """Function that moves the last queued message to the empty input; it returns False if there is none."""
         self.popup_closed_at = 0.0
         """Time at which Esc last closed the list of completions."""
         self._popup: OptionList | None = None
@@ -268,7 +270,9 @@ class PromptInput(LineEditor):
         self.post_message(self.HistoryRequested(search=True))
 
     def action_history_back(self) -> None:
-        """Move the cursor up; on the first row, recall the previous message."""
+        """Move the cursor up; on the first row, recall the previous message, a queued one first."""
+        if not self.text and self._history_index < 0 and self.take_back_queued():
+            return
         if self.cursor_location[0] > 0 or self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
         elif self.past_messages is None:
