@@ -22,6 +22,7 @@ from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
 from edgechat.tui.suspending import suspend_job
+from edgechat.tui.type_ahead import TypeAheadApp
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
@@ -45,7 +46,7 @@ class _DownloadScreen(Protocol):
     def show_download_result(self, problem: str) -> None: ...
 
 
-class ChatApp(textual_private.CrashReportApp[int]):
+class ChatApp(TypeAheadApp[int]):
     """Application with the chat screen and the screens that commands open above it."""
 
     TITLE = "edgechat"
@@ -55,8 +56,14 @@ class ChatApp(textual_private.CrashReportApp[int]):
         scrollbar-background: $background; scrollbar-background-hover: $background;
         scrollbar-background-active: $background; scrollbar-size-vertical: 1;
     }
-    OptionList { border: none; padding: 0; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
-    OptionList:focus { border: none; }
+    OptionList {
+        border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+    }
+    OptionList:focus { border: none; background-tint: transparent; }
+    OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {
+        color: $selection-text; background: $selection-area; text-style: none;
+    }
+    OptionList > .option-list--option-disabled { color: $list-quiet; }
     Sidebar OptionList { background: $background; }
     .ascii * { scrollbar-size: 0 0; }
     .ascii PromptInput, .ascii PromptInput:focus, .ascii ModalScreen > * { border: ascii $border; }

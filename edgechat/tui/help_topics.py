@@ -42,14 +42,12 @@ TOPICS: Final = (
     ),
     Topic(
         "Conversations",
-        ("chat.new", "chat.conversations", "list.down", "list.pin", "list.delete", "list.leave", "chat.search",
-         "message.search"),
+        ("chat.new", "chat.conversations", "list.down", "list.pin", "list.delete", "list.leave", "chat.search"),
         ("new", "open", "search", "rename", "pin"),
     ),
     Topic(
         "Models and settings",
-        ("chat.models", "models.hub", "models.cancel", "chat.plan", "chat.personas", "chat.settings", "settings.reset",
-         "settings.leave"),
+        ("chat.models", "models.hub", "models.cancel", "chat.plan", "chat.personas", "chat.settings", "settings.reset"),
         ("model", "plan", "persona", "theme", "settings", "set"),
     ),
     Topic(
@@ -60,8 +58,9 @@ TOPICS: Final = (
     ),
     Topic(
         "Help, lists and leaving",
-        ("chat.help", "help.names", "app.palette", "listing.up", "listing.down", "listing.leave", "text.leave",
-         "first.leave", "app.suspend", "app.quit"),
+        ("chat.help", "help.names", "app.palette", "listing.up", "listing.down", "listing.page_up",
+         "listing.page_down", "listing.first", "listing.last", "listing.leave", "text.leave", "first.leave",
+         "app.suspend", "app.quit"),
         ("help", "suspend", "quit"),
     ),
 )  # fmt: skip

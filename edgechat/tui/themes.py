@@ -60,16 +60,21 @@ def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
 
 
 def add_selection_colours(variables: dict[str, str], theme: Theme, color_system: str | None) -> dict[str, str]:
-    """Return the CSS variables of a theme with readable colours of selected text; black on cyan in ANSI themes.
+    """Return the CSS variables of a theme with readable colours of selected text and of lists.
+
+    Selected text is black on cyan in ANSI themes.
 
     `color_system` is Rich's name of what the terminal can show, or None if it shows no colours.
     """
-    text, area = "ansi_black", "ansi_cyan"
+    text, area, list_text, quiet = "ansi_black", "ansi_cyan", "ansi_default", "ansi_default"
     if not theme.ansi:
-        from edgechat.tui.render.contrast import COLOUR_SYSTEMS, choose_selection_colours
+        from edgechat.tui.render.contrast import COLOUR_SYSTEMS, choose_list_colours, choose_selection_colours
 
-        text, area = choose_selection_colours(variables, COLOUR_SYSTEMS.get(color_system or "", COLOUR_SYSTEMS["256"]))
-    names = {"selection-text": text, "selection-area": area}
+        system = COLOUR_SYSTEMS.get(color_system or "", COLOUR_SYSTEMS["256"])
+        text, area = choose_selection_colours(variables, system)
+        foreground, background, surface = (variables[name][:7] for name in ("foreground", "background", "surface"))
+        list_text, quiet = choose_list_colours(foreground, background, surface, system)
+    names = {"selection-text": text, "selection-area": area, "list-text": list_text, "list-quiet": quiet}
     for kind in ("screen", "input"):
         names |= {f"{kind}-selection-foreground": text, f"{kind}-selection-background": area}
     return {**variables, **names}

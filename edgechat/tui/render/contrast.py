@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.color import Color, ColorSystem
 
 MIN_TEXT_CONTRAST: Final = 4.5
 """Minimum contrast of text for level AA of the guidelines."""
+_MIN_QUIET_CONTRAST: Final = 5.0
+"""Minimum contrast of quiet text; above the guidelines' minimum, because colours are rounded."""
 _MIN_AREA_CONTRAST: Final = 1.4
 """Minimum contrast between selected text and the area around it."""
 _MAX_DARK_CHANNEL: Final = 0.04045
@@ -29,6 +32,28 @@ def _compute_luminance(colour: Color) -> float:
     channels = [channel / 255 for channel in colour.get_truecolor()]
     red, green, blue = (c / 12.92 if c <= _MAX_DARK_CHANNEL else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@functools.lru_cache(maxsize=8)
+def choose_list_colours(foreground: str, background: str, surface: str, system: ColorSystem) -> tuple[str, str]:
+    """Return the colours of text and of quiet text in lists, which both areas of a theme are behind.
+
+    The text is the foreground, if that is readable; quiet text is as close to the background as is readable.
+    """
+    from textual.color import Color as BlendedColour
+
+    areas, text = (background, surface), foreground
+    if _find_least(text, areas, system) < _MIN_QUIET_CONTRAST:
+        text = max(("#ffffff", "#000000"), key=lambda colour: _find_least(colour, areas, system))
+    blends = (BlendedColour.parse(background).blend(BlendedColour.parse(text), n / 100) for n in range(60, 100, 5))
+    readable = (c.hex[:7] for c in blends if _find_least(c.hex[:7], areas, system) >= _MIN_QUIET_CONTRAST)
+    quiet = next(readable, text)
+    return (foreground if _find_least(foreground, areas, system) >= MIN_TEXT_CONTRAST else quiet), quiet
+
+
+def _find_least(colour: str, areas: Sequence[str], system: ColorSystem) -> float:
+    """Return the least contrast of a colour with one of several areas."""
+    return min(compute_contrast(colour, area, system) for area in areas)
 
 
 def choose_selection_colours(variables: Mapping[str, str], system: ColorSystem) -> tuple[str, str]:

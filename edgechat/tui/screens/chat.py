@@ -89,7 +89,6 @@ class ChatScreen(Screen[None]):
         ),
         Binding("u", "command('undo')", "Restore the last deleted message", id="message.undo", show=False),
         Binding("b", "on_message('branch')", "Start a new branch after this message", id="message.branch", show=False),
-        Binding("slash", "command('search')", "Search all conversations", id="message.search", show=False),
     ]
 
     def __init__(
@@ -126,6 +125,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         for problem in self._problems:
             self.pane.add_note(f"{problem} (ignored)")
+        self.pane.prompt.take_back_queued = self._take_back_queued
         self.pane.status_line.show_state("Starting")
         self.call_after_refresh(self._finish_start)
 
@@ -175,6 +175,14 @@ class ChatScreen(Screen[None]):
     @on(PromptInput.HistoryRequested)
     def _on_history_requested(self, message: PromptInput.HistoryRequested) -> None:
         self._read_history(self._pick_from_history if message.search else lambda: self.pane.prompt.recall(0))
+
+    def _take_back_queued(self) -> bool:
+        """Move the last queued message to the input, to be edited; return False if there is none."""
+        is_moved = self.pane.composer.take_back(-1)
+        if is_moved:
+            self.pane.composer.save()
+            self.pane.status_line.redraw()
+        return is_moved
 
     def _read_history(self, on_read: Callable[[], object]) -> None:
         def read_texts(session: Session) -> None:

@@ -20,6 +20,10 @@ class FilterListScreen(Modal[T]):
         Binding("escape", "leave", "Close", id="listing.leave"),
         Binding("down", "move(1)", "Down", id="listing.down", show=False),
         Binding("up", "move(-1)", "Up", id="listing.up", show=False),
+        Binding("pagedown", "page(1)", "Page down", id="listing.page_down", show=False),
+        Binding("pageup", "page(-1)", "Page up", id="listing.page_up", show=False),
+        Binding("ctrl+home", "jump(0)", "Go to the first", id="listing.first", show=False),
+        Binding("ctrl+end", "jump(-1)", "Go to the last", id="listing.last", show=False),
     ]
 
     @property
@@ -37,6 +41,12 @@ class FilterListScreen(Modal[T]):
 
     def action_move(self, step: int) -> None:
         self.options.action_cursor_down() if step > 0 else self.options.action_cursor_up()
+
+    def action_page(self, direction: int) -> None:
+        self.options.action_page_down() if direction > 0 else self.options.action_page_up()  # type: ignore[no-untyped-call]
+
+    def action_jump(self, index: int) -> None:
+        self.options.action_first() if index == 0 else self.options.action_last()
 
     def action_leave(self) -> None:
         self.dismiss(None)

@@ -18,6 +18,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_duration, format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class ModelsScreen(FilterListScreen[str | None]):
             box.border_title = "Models"
             box.border_subtitle = "Enter: use or download   Ctrl+S: search the hub   Esc: close"
             yield Input(placeholder="Filter, or words to search the hub for", compact=True)
-            yield OptionList(markup=False)
+            yield EntryList(markup=False)
             yield Static(_LOADING_TEXT, id="details", markup=False)
             yield Static(self._download_status, id="pull", markup=False)
 

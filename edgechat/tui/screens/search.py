@@ -17,6 +17,7 @@ from edgechat.chat.commands import Destination
 from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         with Vertical() as box:
             box.border_title = "Search all conversations"
             yield Input(self._query, placeholder='Words, or an "exact phrase"', compact=True)
-            yield OptionList(markup=False)
+            yield EntryList(markup=False)
             yield Static("", id="preview", markup=False)
 
     @on(Input.Changed)

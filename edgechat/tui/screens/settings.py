@@ -20,6 +20,7 @@ from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.screens.picker import pick
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class SettingsScreen(FilterListScreen[None]):
             box.border_title = "Settings"
             box.border_subtitle = "Enter: change   Del: default   Esc: close"
             yield Input(placeholder="Filter by name or description", compact=True)
-            yield OptionList(markup=False)
+            yield EntryList(markup=False)
             yield Static("", id="words", markup=False)
             yield Static("", id="notice", markup=False)
             yield Input(compact=True, id="value")

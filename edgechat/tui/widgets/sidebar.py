@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
 from edgechat.tui.confirm import Confirmation
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Sidebar(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Input(placeholder="Filter", id="filter", compact=True)
-        yield OptionList(id="conversations", markup=False)
+        yield EntryList(id="conversations", markup=False)
 
     @property
     def _covers_screen(self) -> bool:

@@ -1,0 +1,56 @@
+"""Keys that are typed while a list or a screen opens go to its input, not to the part of the screen behind it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from textual import events
+
+from edgechat.tui.textual_private import CrashReportApp
+
+if TYPE_CHECKING:
+    from textual.widget import Widget
+
+ReturnType = TypeVar("ReturnType")
+_OPENING_ACTIONS: Final = {
+    *(f"command('{name}')" for name in ("open", "search", "model", "help", "settings", "plan", "persona")),
+    "search_history",
+}
+"""Actions of keys that open a screen or a list with an input."""
+# Time after which the keys go to the focused part, because nothing opened; opening takes 0.1 s on slow machines.
+_MAX_WAIT_S: Final = 0.5
+_INTERVAL_S: Final = 0.01
+
+
+class TypeAheadApp(CrashReportApp[ReturnType]):
+    """Application that holds keys and pastes after a key that opens an input, until this input has the focus."""
+
+    _held: list[events.Event] | None = None
+    """Events that wait until an input has opened; None if none opens."""
+
+    async def on_event(self, event: events.Event) -> None:
+        is_typed = isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded
+        if is_typed and self._held is not None:
+            self._held.append(event)
+            return
+        if not isinstance(event, events.Key) or not is_typed or not self._opens_input(event):
+            await super().on_event(event)
+            return
+        self._held = []
+        focused = self.focused
+        await super().on_event(event)
+        await self._release(focused, time.monotonic() + _MAX_WAIT_S)
+
+    def _opens_input(self, event: events.Key) -> bool:
+        binding = self.screen.active_bindings.get(event.key) if not event.is_printable else None
+        return binding is not None and binding.binding.action in _OPENING_ACTIONS
+
+    async def _release(self, previous: Widget | None, deadline: float) -> None:
+        """Handle the held events if another widget than `previous` has the focus, or the time is over; or try later."""
+        if self.focused in {None, previous} and time.monotonic() < deadline:
+            self.set_timer(_INTERVAL_S, lambda: self._release(previous, deadline))
+            return
+        held, self._held = self._held or [], None
+        for event in held:
+            await self.on_event(event)

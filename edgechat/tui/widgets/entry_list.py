@@ -1,0 +1,41 @@
+"""List of options whose highlighted row is always visible and readable, and whose rows can depend on its width."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.message import Message
+from textual.strip import Strip
+from textual.widgets import OptionList
+
+_HIGHLIGHTED_CLASSES = ("option-list--option", "option-list--option-highlighted")
+
+
+class EntryList(OptionList):
+    """Option list for rows with quiet parts: the highlighted row has one colour, because only that is readable."""
+
+    class WidthChanged(Message):
+        """The width of the rows has changed, so rows that depend on it must be formatted again."""
+
+    _row_width = 0
+
+    @property
+    def row_width(self) -> int:
+        """Width of a row in columns; 0 before the first layout."""
+        return self.scrollable_content_region.width
+
+    def on_resize(self) -> None:
+        """Keep the highlighted row visible, for example when the description below the list needs more rows."""
+        self.call_after_refresh(self.scroll_to_highlight)
+        if self._row_width != self.row_width:
+            self._row_width = self.row_width
+            self.post_message(self.WidthChanged())
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        index = next((s.style.meta["option"] for s in strip if s.style is not None and "option" in s.style.meta), None)
+        if index is None or index != self.highlighted or self.options[index].disabled:
+            return strip
+        colour = self.get_visual_style(*_HIGHLIGHTED_CLASSES).rich_style.color
+        uniform = Style(color=colour, dim=False)
+        return Strip([Segment(s.text, (s.style or Style.null()) + uniform) for s in strip], strip.cell_length)

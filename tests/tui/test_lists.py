@@ -1,0 +1,41 @@
+"""Lists of all screens: keys that move far leave the selected row visible."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tui.app_driver import is_open, make_scripted_app, option_list, wait_until_ready
+from tests.waiting import until_async
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (60, 14)])
+@pytest.mark.parametrize("keys", [["end"], ["pagedown", "pagedown"], ["end", "up", "pageup"], ["end", "home"]])
+async def test_selected_setting_stays_visible(size: tuple[int, int], keys: list[str]) -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=size) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2")
+        await until_async(lambda: is_open(app, "SettingsScreen") and option_list(app).option_count > 20)
+        option_list(app).focus()
+        await pilot.press(*keys)
+        await pilot.pause()
+        options = option_list(app)
+        first, height = round(options.scroll_y), options.scrollable_content_region.height
+        assert options.highlighted is not None
+        assert first <= options.highlighted < first + height
+
+
+async def test_pages_of_a_filtered_list() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.actions.run("theme")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count > 15)
+        await pilot.press("pagedown")
+        assert (option_list(app).highlighted or 0) > 5
+        await pilot.press("pageup")
+        assert option_list(app).highlighted == 0
+        await pilot.press("ctrl+end")
+        assert option_list(app).highlighted == option_list(app).option_count - 1
+        await pilot.press("ctrl+home")
+        assert option_list(app).highlighted == 0
