@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from edgechat import config
 from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.cli.chat import export
 from edgechat.config import Settings
@@ -18,7 +19,7 @@ def main() -> int:
     defaults = ["0.01", LONG_REPLY, "0"]
     interval_s, reply, n_fast_tokens = [*sys.argv[1:], *defaults[len(sys.argv) - 1 :]]
     script = Script([reply], token_interval_s=float(interval_s), n_fast_tokens=int(n_fast_tokens))
-    settings = Settings(temperature=0.0, titles=False)
+    settings = Settings(temperature=0.0, titles=False, theme=config.load()[0].theme)
     app = ChatApp(lambda: ScriptedSession(open_store(), settings, script), [], settings, export)
     return run_app(app)
 
