@@ -192,7 +192,7 @@ def take_picture(name: str, size: tuple[int, int], look: str, file: Path) -> Non
         arguments = []
     elif name == "streaming":
         program, arguments = SCRIPTED_PROGRAM, ["9", STREAMED, str(len(STREAMED) // 4 - 1)]
-    with tempfile.TemporaryDirectory() as folder, virtual_display() as display:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, virtual_display() as display:
         home = Path(folder) / "home"
         prepare_home(home, look, name)
         window = Window(display, [*program, *arguments], size, look, home)
