@@ -17,7 +17,7 @@ help:
 	@echo "make chat         set up, then chat with the best installed model, at first the starter model"
 	@echo "make serve        set up, then serve the starter model over the OpenAI API"
 	@echo "make test         set up, then run the tests (under 30 minutes)"
-	@echo "make test-fast    set up, then run lint, types and unit tests on all cores (7 minutes on two)"
+	@echo "make test-fast    set up, then run lint, types and most unit tests (2 minutes on two cores)"
 	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
 	@echo "make peers        build llama-bench, llama-cli and llama-server from the same source"
@@ -43,7 +43,7 @@ test: setup-dev check
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --ignore tests/unit
 
 test-fast: setup-dev check
-	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
+	@$(BIN)/python -m pytest -q -n auto --fast -m "not long" tests/unit
 
 test-long: setup-dev
 	@$(BIN)/python -m pytest -m long

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,30 @@ ROOT = Path(__file__).resolve().parent.parent
 # Without the limit of 200 ms for each example, which a busy machine exceeds without a fault.
 hypothesis.settings.register_profile("edgechat", deadline=None)
 hypothesis.settings.load_profile("edgechat")
+# Cases of a parametrized test that `--fast` keeps.
+_MAX_FAST_CASES = 2
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="leave out slow tests, and all but two cases of each parametrized test"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Apply the option `--fast`."""
+    if not config.getoption("--fast"):
+        return
+    n_cases: Counter[str] = Counter()
+    kept: list[pytest.Item] = []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        n_cases[function] += 1
+        if n_cases[function] <= _MAX_FAST_CASES and item.get_closest_marker("slow") is None:
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

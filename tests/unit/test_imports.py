@@ -15,6 +15,7 @@ def imported_by(code: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm")
 def test_client_process_imports_no_native_code_and_no_numpy() -> None:
     loaded = imported_by(

@@ -132,6 +132,7 @@ def test_escaped_json_shows_the_numbers_of_characters() -> None:
     assert escape_json('["a' + "\u0301" * 11 + '"]') == '["a' + "\\u0301" * 11 + '"]'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("char", ["x", "é", "क", "\u0301", "\u200b", "\U000e0041", "\r", "👩\u200d"])
 def test_escaping_takes_less_than_a_second_per_megabyte(char: str) -> None:
     text = char * 1_000_000

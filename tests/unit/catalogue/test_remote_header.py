@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from edgechat.catalogue import remote_header
 from edgechat.catalogue.hub import RemoteFile
 from edgechat.modelfile.split import read_header
@@ -12,6 +14,7 @@ from tests.models import split_tiny
 from tests.unit.modelfile.large_vocabulary import write_large_vocabulary
 
 
+@pytest.mark.slow
 def test_remote_header_takes_few_requests_and_no_weights(tmp_path: Path) -> None:
     path = write_large_vocabulary(tmp_path / "m.gguf")
     assert path.stat().st_size > 13e6

@@ -165,6 +165,7 @@ VIEWS: dict[View, Callable[[ChatApp], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 async def test_every_view_opens_in_the_terminal_ui(monkeypatch: pytest.MonkeyPatch) -> None:
     app = make_scripted_app(*REPLIES)

@@ -53,6 +53,7 @@ def test_installed_models_are_completed_first(command: str) -> None:
     assert names[1:] == sorted(names[1:])
 
 
+@pytest.mark.slow
 def test_conversation_ids_are_completed() -> None:
     store = open_store()
     for number, conversation_id in enumerate(("aaaa1111b", "bbbb1111c", "bbbb1111d")):

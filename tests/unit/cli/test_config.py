@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
 import tomlkit
 
 from edgechat import config
 from tests.conftest import Cli
 
-if TYPE_CHECKING:
-    import pytest
 
-
+@pytest.mark.slow
 def test_validate_reports_invalid_themes_and_keys(cli: Cli, home: Path) -> None:
     (home / "config").mkdir(parents=True, exist_ok=True)
     file = home / "config" / "config.toml"

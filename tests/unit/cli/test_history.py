@@ -42,6 +42,7 @@ def ids() -> list[str]:
     return created
 
 
+@pytest.mark.slow
 def test_list_filters(cli: Cli, ids: list[str]) -> None:
     assert [line.split()[0] for line in cli("history", "list").stdout.splitlines()] == [i[:8] for i in reversed(ids)]
     assert cli("history", "mark", ids[0], "--pin", "--tag", "work", "--tag", "x", "--folder", "F").returncode == 0
@@ -56,6 +57,7 @@ def test_list_filters(cli: Cli, ids: list[str]) -> None:
     assert len(cli("history", "list", "--limit", "1", "--offset", "1").stdout.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_output_contains_no_control_characters(cli: Cli, ids: list[str]) -> None:
     for arguments in (["list"], ["show", ids[2]], ["search", "evil"]):
         out = cli("history", *arguments).stdout
@@ -82,6 +84,7 @@ def test_rename_and_delete(cli: Cli, ids: list[str]) -> None:
     assert len(cli("history", "list").stdout.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_export_and_import_round_trip(
     cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +103,7 @@ def test_export_and_import_round_trip(
     assert (again["messages"], again["known"]) == (0, 9)
 
 
+@pytest.mark.slow
 def test_import_names_bad_files_and_continues(
     cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +306,7 @@ def measure_show(n_messages: int) -> float:
     return time.process_time() - started_at
 
 
+@pytest.mark.slow
 def test_export_overwrites_only_with_force_and_refuses_unknown_suffixes(
     cli: Cli, ids: list[str], tmp_path: Path
 ) -> None:

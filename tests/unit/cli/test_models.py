@@ -50,6 +50,7 @@ def hub(server: LocalHub, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     return server
 
 
+@pytest.mark.slow
 def test_search_pull_list_verify_and_remove(hub: LocalHub, cli: Cli, files: Path) -> None:
     assert [found["id"] for found in json.loads(cli("models", "search", "TINY", "--json").stdout)] == ["own/tiny-GGUF"]
     info = json.loads(cli("models", "info", "own/tiny-GGUF", "--json").stdout)
@@ -76,6 +77,7 @@ def test_search_pull_list_verify_and_remove(hub: LocalHub, cli: Cli, files: Path
     assert cli("models", "info", "mine").returncode == 3
 
 
+@pytest.mark.slow
 def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None:
     pulled = cli("models", "pull", f"{hub.store_url}/own/tiny-GGUF/tiny-Q8_0.gguf")
     assert pulled.returncode == 0, pulled.stderr
@@ -108,6 +110,7 @@ def test_failed_pull_explains_the_reason(hub: LocalHub, cli: Cli, reference: str
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_add_and_remove_own_files_and_folders(hub: LocalHub, cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -173,6 +176,7 @@ def test_catalogue_is_printed_in_aligned_columns_with_known_speeds(
     assert float(row[head.index("tok/s") - 1 :].split()[0]) > 0
 
 
+@pytest.mark.slow
 def test_catalogue_model_is_described_in_plain_words(cli: Cli) -> None:
     text = cli("models", "info", "qwen3.5-4b").stdout
     for line in (

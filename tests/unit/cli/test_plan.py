@@ -22,6 +22,7 @@ def rows(cli: Cli, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]
     return output, output["models"]
 
 
+@pytest.mark.slow
 def test_installed_and_remote_model_have_the_same_memory(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, starter: Path
 ) -> None:
@@ -38,6 +39,7 @@ def test_installed_and_remote_model_have_the_same_memory(
         assert hub.sent_bytes < 4 << 20
 
 
+@pytest.mark.slow
 def test_small_budget_names_the_least_memory(cli: Cli) -> None:
     small = json.loads(cli("plan", "starter", "--json", "--budget", "100MB").stdout)["models"][0]
     assert (small["fits"], "at least" in small["verdict"]) == (False, True)
@@ -49,6 +51,7 @@ def test_invalid_budget_and_unknown_model_are_errors(cli: Cli) -> None:
     assert cli("plan", "no-such-model").returncode == 3
 
 
+@pytest.mark.slow
 def test_budget_limits_a_chat(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = cli("ask", "--budget", "100MB", "hi")
     assert (refused.returncode, "the memory budget is 100 MB. Set a larger budget" in refused.stderr) == (5, True)
@@ -56,6 +59,7 @@ def test_budget_limits_a_chat(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert cli("ask", "hi").returncode == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PROFILES, ids=[file.stem for file in PROFILES])
 def test_catalogue_is_planned_for_recorded_machines(cli: Cli, file: Path) -> None:
     output, models = rows(cli, "--all", "--machine", str(file), "--min-speed", "5")
@@ -72,6 +76,7 @@ def test_catalogue_is_planned_for_recorded_machines(cli: Cli, file: Path) -> Non
         assert row["total_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_planning_the_catalogue_needs_no_network_and_no_second(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     times = []
@@ -83,6 +88,7 @@ def test_planning_the_catalogue_needs_no_network_and_no_second(cli: Cli, monkeyp
     assert min(times) < 3
 
 
+@pytest.mark.slow
 def test_minimum_speed_changes_the_choice(cli: Cli) -> None:
     pi = next(str(file) for file in PROFILES if "pi-5" in file.name)
     chosen = [rows(cli, "--all", "--machine", pi, "--min-speed", tps)[0]["choice"] for tps in ("0", "20")]
@@ -120,6 +126,7 @@ def test_output_of_doctor_describes_a_machine(cli: Cli, tmp_path: Path) -> None:
     assert models[0]["fits"]
 
 
+@pytest.mark.slow
 def test_nothing_fits_a_machine_without_memory(cli: Cli, tmp_path: Path) -> None:
     profile = json.loads(PROFILES[0].read_text())
     profile["memory"] = {"total_bytes": 0, "available_bytes": 0}
@@ -130,6 +137,7 @@ def test_nothing_fits_a_machine_without_memory(cli: Cli, tmp_path: Path) -> None
     assert cli("plan", "starter", "--machine", str(tmp_path / "machine.json")).returncode == 0
 
 
+@pytest.mark.slow
 def test_catalogue_model_is_planned_by_name_without_the_network(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert [row["name"] for row in rows(cli, "qwen3.5-4b")[1]] == ["qwen3.5-4b:Q4_K_M"]

@@ -137,7 +137,7 @@ def test_plan_reports_settings_with_errors(cli: Cli, tmp_path: Path) -> None:
     paths.config_file().write_text('n_ctx = "long"\n')
     (tmp_path / "machine.json").write_text("{}")
     first, last = cli("plan", "--machine", str(tmp_path / "machine.json")).stderr.splitlines()
-    assert "n_ctx: must be a whole number, not text (ignored)" in first
+    assert "n_ctx must be a whole number between 16 and 16,777,216, not 'long'" in first
     assert "is not a hardware profile" in last
 
 
@@ -148,7 +148,7 @@ def test_settings_with_errors_are_reported_before_the_conversation_opens(cli: Cl
     result = cli("ask", "--continue", "Hi")
     assert result.returncode == 2
     assert [line.split(": ")[0] for line in result.stderr.splitlines()] == ["edgechat"] * 2
-    assert "n_ctx: must be a whole number, not text (ignored)" in result.stderr.splitlines()[0]
+    assert "n_ctx must be a whole number between 16 and 16,777,216, not 'long'" in result.stderr.splitlines()[0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX exit code")

@@ -24,6 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
+@pytest.mark.slow
 def test_header_matches_the_gguf_package(starter: Path) -> None:
     parsed, reference = read_header(starter), gguf.GGUFReader(starter)
     assert [(t.name, t.size_bytes) for t in parsed.tensors] == [(t.name, t.n_bytes) for t in reference.tensors]
@@ -56,6 +57,7 @@ def test_files_that_are_no_model_are_explained(tmp_path: Path) -> None:
     assert "not a GGUF file" in error_message(text)
 
 
+@pytest.mark.slow
 def test_file_truncated_at_any_byte_is_refused(tiny: Path, tmp_path: Path) -> None:
     data, cut = tiny.read_bytes(), tmp_path / "cut.gguf"
     for size in [*range(64), *range(64, len(data), 997), len(data) - 1]:
@@ -124,6 +126,7 @@ def test_valid_small_file_is_read(tmp_path: Path) -> None:
     assert [t.size_bytes for t in read_header(path).tensors] == [128, 36]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_are_read_or_refused(tiny: Path, tmp_path: Path, data: st.DataObject) -> None:
@@ -139,6 +142,7 @@ def test_changed_bytes_are_read_or_refused(tiny: Path, tmp_path: Path, data: st.
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="asks the system for the memory of a child as Unix does")
 def test_header_of_a_large_vocabulary_takes_little_memory(tmp_path: Path) -> None:
     path = write_large_vocabulary(tmp_path / "m.gguf")

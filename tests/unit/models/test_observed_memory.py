@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from edgechat import paths
 from edgechat.models import observed_memory
 from tests.conftest import Cli
@@ -12,6 +14,7 @@ from tests.conftest import Cli
 MIB = 1 << 20
 
 
+@pytest.mark.slow
 def test_largest_difference_of_the_last_loads_counts_in_plans(cli: Cli, starter: Path) -> None:
     observed_memory.record(str(starter), 100 * MIB, 140 * MIB)
     observed_memory.record(str(starter), 100 * MIB, 90 * MIB)

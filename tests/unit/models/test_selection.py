@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgechat.engine.client import EngineClient
 
 
+@pytest.mark.slow
 def test_download_is_suggested_if_no_model_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "scan", list)
     with pytest.raises(PlanError, match=r"No model is installed\. `edgechat plan --all` measures this machine"):
@@ -117,6 +118,7 @@ def evaluate_installed(settings: Settings = Settings()) -> Evaluation:  # noqa: 
     return evaluation
 
 
+@pytest.mark.slow
 def test_replies_correct_the_speed_of_their_model(starter: Path, cli: Cli) -> None:
     save_benchmark()
     predicted = evaluate_installed()
@@ -148,6 +150,7 @@ def test_replies_correct_the_speed_of_their_model(starter: Path, cli: Cli) -> No
     assert evaluate_installed().speed == predicted.speed
 
 
+@pytest.mark.slow
 def test_replies_do_not_count_for_a_machine_that_is_described(starter: Path, cli: Cli, tmp_path: Path) -> None:
     save_benchmark()
     save_replies(starter, decode=8.0, prefill=20.0)

@@ -142,6 +142,7 @@ class PrefixMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "moe"])
 def test_cached_prefixes_equal_computed_ones_in_random_histories(kind: Kind) -> None:
     machine = type("Machine", (PrefixMachine,), {"kind": kind})

@@ -88,6 +88,7 @@ def child_of(renderer: Renderer) -> psutil.Process:
     return psutil.Process(renderer._child.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [{3}, {0, 5, 7}, set(range(100))])
 def test_reply_survives_kills_of_the_render_process(renderer: Renderer, qwen: ReplyFormat, positions: set[int]) -> None:
     def kill(position: int) -> None:

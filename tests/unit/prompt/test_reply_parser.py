@@ -95,6 +95,7 @@ def test_call_in_open_reasoning_is_found(renderer: Renderer, name: str) -> None:
     assert parser.reply.reasoning == "I need the weather."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "GLM-4.6", "Qwen3-Coder", "mistralai-Mistral-Nemo-Instruct-2407"])
 def test_call_that_is_cut_is_a_call_from_its_name_on(renderer: Renderer, name: str) -> None:
     calls = {

@@ -152,6 +152,7 @@ TEMPLATES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(TEMPLATES).map("".join))
 def test_blocks_and_white_space_are_rendered_as_in_transformers(template: str) -> None:
     template = "{% set n = namespace(a=0) %}" + template

@@ -174,6 +174,7 @@ def test_body_after_an_early_response_has_a_deadline(
     until(is_closed_in_spite_of_more_bytes, 5, interval_s=0.05)
 
 
+@pytest.mark.slow
 def test_idle_connection_is_closed_and_a_used_one_stays_open(
     server: Server, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

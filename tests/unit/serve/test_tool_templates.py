@@ -67,6 +67,7 @@ UNUSUAL_SCHEMAS: list[object] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_unusual_schema_of_one_tool_does_not_refuse_the_request(renderer: Renderer, template: str) -> None:
     engine = RecordingEngine()
@@ -141,6 +142,7 @@ def find_accepted(grammar: ToolGrammar, output: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_several_calls_are_refused_if_the_request_allows_one(renderer: Renderer) -> None:
     functions = {"get_weather": CITY, "get_time": CITY}
     n_single, n_several = 0, 0
@@ -171,6 +173,7 @@ def test_several_calls_are_refused_if_the_request_allows_one(renderer: Renderer)
     assert n_several >= 45
 
 
+@pytest.mark.slow
 def test_call_in_open_reasoning_is_constrained(renderer: Renderer) -> None:
     """llama.cpp's parsers of several families end the reasoning where a call begins."""
     templates = []
@@ -211,6 +214,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_many_tools_have_a_grammar_within_the_limit(
     renderer: Renderer, template: str, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +236,7 @@ def test_many_tools_have_a_grammar_within_the_limit(
         assert is_short or len(to_lark(grammar)) < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["Qwen-Qwen3-0.6B", "openai-gpt-oss-120b"])
 def test_too_many_tools_have_weaker_grammars_that_can_be_compiled(renderer: Renderer, template: str) -> None:
     builder = make_builder(renderer, template)
@@ -244,6 +249,7 @@ def test_too_many_tools_have_weaker_grammars_that_can_be_compiled(renderer: Rend
     check_grammar(lark)
 
 
+@pytest.mark.slow
 def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> None:
     open_templates = []
     for template in TEMPLATES:
@@ -262,6 +268,7 @@ def test_output_format_is_not_forced_in_open_reasoning(renderer: Renderer) -> No
     assert len(open_templates) >= 20
 
 
+@pytest.mark.slow
 def test_formatted_content_is_between_the_marks_of_the_model(renderer: Renderer) -> None:
     found = {}
     for template, think in itertools.product(TEMPLATES, (False, True)):

@@ -103,6 +103,7 @@ def test_failed_migration_changes_nothing(path: Path) -> None:
     assert len(open_store(path).search("message")) == 2
 
 
+@pytest.mark.slow
 def test_processes_can_create_same_database_at_once(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from edgechat.store import open_store; "

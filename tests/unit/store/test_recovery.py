@@ -80,6 +80,7 @@ def test_readable_messages_of_a_damaged_database_are_recovered(path: Path) -> No
     assert recovery.is_intact(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damage_anywhere_is_reported_or_recovered(
@@ -375,6 +376,7 @@ def test_lock_that_another_process_holds_is_not_to_be_deleted(path: Path, monkey
     assert damaged_copies(path) == []
 
 
+@pytest.mark.slow
 def test_database_that_cannot_be_opened_is_not_called_damaged(path: Path) -> None:
     store = open_store(path)
     fill(store, 1)

@@ -124,6 +124,7 @@ def read(data: bytes, sizes: list[int] | None = None) -> str:
     return "".join(t.text if isinstance(t, Paste) else t for t in tokens + filter_.expire(LATER_S))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("report", IGNORED.values(), ids=IGNORED.keys())
 def test_unused_report_is_dropped_in_every_split(report: bytes) -> None:
     assert read(b"draft" + report + b" more") == "draft more"

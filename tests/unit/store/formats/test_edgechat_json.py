@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from tests.unit.store.examples import (
 )
 
 
+@pytest.mark.slow
 @given(stores())
 def test_round_trip_is_identical_and_second_import_changes_nothing(store: SqliteStore) -> None:
     exported = export_all(store)

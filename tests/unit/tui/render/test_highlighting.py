@@ -103,6 +103,7 @@ def test_code_is_coloured_before_its_end_has_arrived() -> None:
     assert layout.row(2).text.strip() == "return a + b"
 
 
+@pytest.mark.slow
 def test_cost_of_an_update_does_not_depend_on_the_length_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     lexer = get_lexer_by_name("python", stripnl=False)
     n_chars: list[int] = []
@@ -143,6 +144,7 @@ def test_token_that_never_ends_does_not_slow_down_the_next_updates() -> None:
         assert first + len(new_lines) == len(lines)
 
 
+@pytest.mark.slow
 def test_every_lexer_can_read_growing_code() -> None:
     source = "$ pip install x\n>>> y = 1\n\n- z: 1\tend\n<a b='c'>\n/* d\n" * 20
     for _, names, _, _ in get_all_lexers():

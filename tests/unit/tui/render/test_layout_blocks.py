@@ -14,6 +14,7 @@ from edgechat.tui.render.palette import Palette
 from tests.unit.tui.layouts import PALETTE, make_entry, rendered_rows
 
 
+@pytest.mark.slow
 def test_highlighting_keeps_all_lines_with_every_lexer() -> None:
     source = "$ pip install x\n>>> y = 1\n\n- z: 1\tend"
     for _, names, _, _ in get_all_lexers():

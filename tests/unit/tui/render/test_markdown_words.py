@@ -159,6 +159,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_layout_of_hostile_text_is_fast_and_complete(number: int) -> None:
     source = HOSTILE[number]

@@ -77,6 +77,7 @@ def words(first: int, n_rows: int = HEIGHT) -> list[Strip]:
     return [row((f"line {n} of a long text", "red on #101010")) for n in range(first, first + n_rows)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(SCREENS, min_size=1, max_size=4), st.booleans(), st.sampled_from([None, 1, 60]))
 def test_terminal_shows_any_sequence_of_screens(

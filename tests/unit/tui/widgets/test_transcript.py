@@ -83,6 +83,7 @@ async def test_scrolling_through_estimated_rows_never_jumps() -> None:
         assert len(rows) == transcript.virtual_size.height
 
 
+@pytest.mark.slow
 async def test_only_blocks_near_the_screen_are_rendered() -> None:
     app = TranscriptApp([make_entry(LONG) for _ in range(2000)])
     async with app.run_test(size=(80, 24)) as pilot:
@@ -125,6 +126,7 @@ async def test_nothing_is_painted_while_the_end_is_not_visible() -> None:
         assert "more words and" in visible_rows(app)[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [LONG * 3, "```py\n" + "x = 1 + 2\n" * 40 + "```\nand **bold\n** text " * 20])
 async def test_rows_above_the_painted_region_are_unchanged(text: str) -> None:
     last = make_entry("")
