@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgechat import __version__
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
-from edgechat.errors import EdgechatError
-from edgechat.humanize import format_size
+from edgechat.errors import EdgechatError, EngineError
+from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
+
+if TYPE_CHECKING:
+    from edgechat.planner.throughput import KernelSpeeds
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 @click.option("--report", is_flag=True, help="Omit the home directory and the user name, for a bug report.")
 @click.option("--retest", is_flag=True, help="Discard saved test results and test all backends again.")
-def doctor(as_json: bool, report: bool, retest: bool) -> None:
+@click.option("--measure", is_flag=True, help="Measure the speed of this machine again, for predictions.")
+def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
     """Describe this machine and test every backend.
 
     Shows the test result of each backend and the backend that edgechat uses. Exits with code 4 if no backend works.
@@ -28,6 +32,8 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
         from edgechat.runtime.backends.verdicts import clear_verdicts
 
         clear_verdicts()
+    if measure:
+        _measure_speeds()
     diagnosis = diagnose()
     if report:
         diagnosis = redact(diagnosis)
@@ -37,6 +43,25 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
         _print_diagnosis(diagnosis)
     if diagnosis["problem"]:
         raise SystemExit(4)
+
+
+def _measure_speeds() -> None:
+    """Run the kernel benchmark although a result is saved, and show its progress. Raises EngineError if it fails."""
+    import time
+
+    from edgechat.engine.client import EngineClient
+    from edgechat.models.selection import remeasure_speeds
+
+    engine, status, started_at = EngineClient(), StderrStatus(prints_lines=True), time.time()
+    try:
+        speeds = remeasure_speeds(engine, status.show)
+    finally:
+        status.clear()
+        engine.close()
+    if speeds is None:
+        raise EngineError("The benchmark of the backend failed. `edgechat doctor` shows the backends and the log.")
+    if speeds.measured_at < started_at:
+        click.echo("edgechat: Other programs were busy, so the saved measurement is better and is kept.", err=True)
 
 
 def diagnose() -> dict[str, Any]:
@@ -73,6 +98,7 @@ def diagnose() -> dict[str, Any]:
         "warnings": [*profile.warnings(), *(bundle["left_out"] if bundle else ())],
         "bundle": bundle,
         "backends": backends,
+        "speed": _describe_speeds(speeds),
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
         "distrusted": _list_distrusted(),
         "problem": problem,
@@ -83,6 +109,18 @@ def diagnose() -> dict[str, Any]:
             "log": str(paths.log_file()), "cache_writable": _is_writable(paths.cache_dir()),
         },
     }  # fmt: skip
+
+
+def _describe_speeds(speeds: KernelSpeeds | None) -> dict[str, Any] | None:
+    """Return the main result of the kernel benchmark; None if this machine was not measured."""
+    if speeds is None:
+        return None
+    return {
+        "read_bytes_per_s": speeds.read_bytes_per_s,
+        "threads": speeds.n_decode_threads or speeds.n_threads,
+        "measured_at": speeds.measured_at,
+        "is_disturbed": speeds.is_disturbed,
+    }
 
 
 def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
@@ -181,6 +219,7 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
         click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
     for record in diagnosis["distrusted"]:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
+    click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
     click.echo(f"starter model  {diagnosis['starter_model'] or 'not installed'}")
     locations = diagnosis["paths"]
     click.echo(f"settings file  {locations['config']}")
@@ -192,3 +231,14 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     for problem in diagnosis["settings_problems"]:
         click.echo(f"settings error {problem}")
     click.echo(diagnosis["problem"] or f"edgechat uses {diagnosis['backend']}")
+
+
+def _format_speed(speed: dict[str, Any] | None) -> str:
+    import time
+
+    if speed is None:
+        return "not measured yet; measure it with --measure"
+    measured_at = time.strftime("%Y-%m-%d %H:%M", time.localtime(speed["measured_at"]))
+    note = ", while other programs were busy; measure again with --measure" if speed["is_disturbed"] else ""
+    rate = f"reads {format_size(speed['read_bytes_per_s'])} of weights per second"
+    return f"{rate} with {format_count(speed['threads'], 'thread')} (measured {measured_at}{note})"

@@ -286,21 +286,34 @@ def load_or_measure_speeds(
     It is outdated if it is old or was disturbed, and at most once a day if recent replies contradict it. `on_progress`
     receives status lines. Raises EdgechatError.
     """
+    speeds = load_measured_speeds()
+    if speeds is None or kernel_benchmark.needs_measurement(speeds):
+        return engine.list_devices(benchmark=True, on_event=_pass_progress_to(on_progress)).speeds or speeds
+    if _is_contradicted(speeds) and not is_machine_busy(speeds.n_threads):
+        return remeasure_speeds(engine, on_progress) or speeds
+    return speeds
 
+
+def remeasure_speeds(
+    engine: EngineClient, on_progress: Callable[[str], object] = lambda message: None
+) -> KernelSpeeds | None:
+    """Run the kernel benchmark in `engine`, also if a result is saved; None if it failed. Raises EdgechatError.
+
+    `on_progress` receives status lines.
+    """
+    on_event = _pass_progress_to(on_progress)
+    speeds = engine.list_devices(benchmark=True, remeasure=True, on_event=on_event).speeds
+    if speeds is not None:
+        observed_speeds.record_remeasurement()
+    return speeds
+
+
+def _pass_progress_to(on_progress: Callable[[str], object]) -> Callable[[protocol.AnyEvent], None]:
     def on_event(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting):
             on_progress(event.message)
 
-    speeds = load_measured_speeds()
-    is_contradicted = False
-    if not kernel_benchmark.needs_measurement(speeds):
-        is_contradicted = speeds is not None and _is_contradicted(speeds) and not is_machine_busy(speeds.n_threads)
-        if not is_contradicted:
-            return speeds
-    new_speeds = engine.list_devices(benchmark=True, remeasure=is_contradicted, on_event=on_event).speeds
-    if is_contradicted and new_speeds is not None:
-        observed_speeds.record_remeasurement()
-    return new_speeds or speeds
+    return on_event
 
 
 def _is_contradicted(speeds: KernelSpeeds) -> bool:
