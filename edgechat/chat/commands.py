@@ -48,6 +48,8 @@ class Destination(NamedTuple):
     """ID of the conversation to open; None starts a new conversation."""
     message_id: str | None = None
     """ID of a message to show; the branch with this message becomes the active path."""
+    words: tuple[str, ...] = ()
+    """Searched words and phrases, to be marked in the message."""
     settings: Mapping[str, object] = MappingProxyType({})
     """Settings of a new conversation."""
 

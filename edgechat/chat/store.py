@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -29,11 +30,19 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """ID of the matching message; None if the title matches."""
     role: str
     created_at_ms: int
+    updated_at_ms: int
+    """Time of the last change of the conversation in milliseconds since 1970."""
     snippet: str
     marks: list[tuple[int, int]]
     """Ranges of `snippet` that match words of the query, as [start, end)."""
     score: float
     """Relevance of the match: higher is better. Scores of different searches cannot be compared."""
+
+
+def parse_query(query: str) -> list[str]:
+    """Split a query into words. A phrase in double quotes is one word; all other characters have no special meaning."""
+    matches = re.findall(r'"([^"]+)"|([^\s"]+)', query)
+    return [word for word in (phrase or plain_word for phrase, plain_word in matches) if word.strip()]
 
 
 class Store(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgechat.chat.messages import first_line
-from edgechat.chat.store import SearchHit, SearchOrder
+from edgechat.chat.store import SearchHit, SearchOrder, parse_query
 from edgechat.store.row_repair import repair_value
 from edgechat.store.schema import INDEXED_CHARS
 
@@ -26,15 +26,9 @@ _MAX_REWRITTEN_BLOCKS: Final = 10_000
 # `MAX_RANKED_ROWS` messages are loaded.
 _MAX_RANKED_CHARS: Final = 20_000
 # Length of a snippet before and after the start of the first match, in characters.
-_CHARS_BEFORE, _CHARS_AFTER = 40, 120
+_CHARS_BEFORE, _CHARS_AFTER = 60, 240
 # Usual constants of BM25: k1 limits the weight of repeated words, b sets the strength of length normalisation.
 _BM25_K1, _BM25_B = 1.2, 0.75
-
-
-def parse_query(query: str) -> list[str]:
-    """Split a query into words. A phrase in double quotes is one word; all other characters have no special meaning."""
-    matches = re.findall(r'"([^"]+)"|([^\s"]+)', query)
-    return [word for word in (phrase or plain_word for phrase, plain_word in matches) if word.strip()]
 
 
 def search(db: sqlite3.Connection, query: str, *, order: SearchOrder, limit: int, offset: int) -> list[SearchHit]:
@@ -76,11 +70,11 @@ def _make_match_expression(words: Sequence[str]) -> str:
 
 _TITLE_COLUMNS = (
     "c.key AS key, c.key AS conversation_key, c.id AS conversation_id, CAST(ifnull(c.title, '') AS TEXT) AS title, "
-    "NULL AS message_id, '' AS role, c.created_at_ms, CAST(ifnull(c.title, '') AS TEXT) AS text"
+    "NULL AS message_id, '' AS role, c.created_at_ms, c.updated_at_ms, CAST(ifnull(c.title, '') AS TEXT) AS text"
 )
 _MESSAGE_COLUMNS = (
     "m.key AS key, c.key AS conversation_key, c.id AS conversation_id, CAST(ifnull(c.title, '') AS TEXT) AS title, "
-    "m.id AS message_id, m.role, m.created_at_ms"
+    "m.id AS message_id, m.role, m.created_at_ms, c.updated_at_ms"
 )
 
 
@@ -159,6 +153,7 @@ def _make_hit(row: sqlite3.Row, words: Sequence[str], score: float) -> SearchHit
         message_id=None if message_id is None else repair_value("messages", "id", message_id, row["key"]),
         role=repair_value("messages", "role", row["role"], row["key"]) if row["role"] else "",
         created_at_ms=repair_value("messages", "created_at_ms", row["created_at_ms"], row["key"]),
+        updated_at_ms=repair_value("conversations", "updated_at_ms", row["updated_at_ms"], row["conversation_key"]),
         snippet=snippet, marks=marks, score=score,
     )  # fmt: skip
 

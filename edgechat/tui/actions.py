@@ -112,6 +112,7 @@ class Actions:
         """
         view = self._pane.view
         is_current = view is not None and view.conversation.id == destination.conversation_id
+        self._pane.transcript.mark_words(destination.message_id or "", destination.words)
         if is_current and destination.message_id is None:
             return
         if not is_current:

@@ -107,7 +107,7 @@ async def test_search_opens_a_message_on_another_branch() -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("ctrl+f", *"zebra")
-        await until_async(lambda: is_open(app, "SearchScreen") and option_list(app).option_count == 1)
+        await until_async(lambda: is_open(app, "SearchScreen") and option_list(app).option_count == 2)
         await until_async(lambda: "a zebra" in str(app.screen.query_one("#preview", Static).content))
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["a zebra", "end"])

@@ -26,6 +26,7 @@ from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.throughput import DeviceRates
 from edgechat.store import open_ephemeral_store
+from edgechat.tui import search_rows
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
@@ -72,6 +73,12 @@ def compare(app: ChatApp, name: str) -> None:
 def svg_texts(svg: str) -> list[str]:
     """Return the visible texts of a screenshot."""
     return [html.unescape(t) for t in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def fix_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the dates of lists, which depend on the day of the test."""
+    monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
+    monkeypatch.setattr(search_rows, "format_date_and_time", lambda at_ms, today: "Today 14:05")
 
 
 async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
@@ -192,7 +199,7 @@ SCREENS: dict[str, OpenScreen] = {
 
 
 async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
+    fix_dates(monkeypatch)
     store = open_ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
@@ -205,7 +212,7 @@ async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", SCREENS)
 async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
+    fix_dates(monkeypatch)
     monkeypatch.setattr(
         entries, "format_performance", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )

@@ -49,6 +49,16 @@ class LayoutBlock:
         self._n_rows = 0
         self._measured_width = 0
 
+    @property
+    def source_text(self) -> str:
+        """The text of the block before it was laid out."""
+        return ""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rendered rows."""
+        return len(self._rows)
+
     def height(self, width: int) -> int:
         """Return the number of rows: exact for the width of the last layout, otherwise an estimate."""
         return self._n_rows if self._measured_width == width else max(1, self.estimate_height(width))
@@ -91,6 +101,10 @@ class PlainTextLayout(LayoutBlock):
         self.style = style
         self.gap = gap
 
+    @property
+    def source_text(self) -> str:
+        return self.text
+
     def estimate_height(self, width: int) -> int:
         return estimate_rows(self.text, min(width, MAX_PROSE_COLUMNS))
 
@@ -109,6 +123,10 @@ class MarkdownLayout(LayoutBlock):
         self.partial_line = partial_line
         self.gap = block.gap
         self._content_key = (-1, True, "")
+
+    @property
+    def source_text(self) -> str:
+        return self.block.source
 
     def set_partial_line(self, partial_line: str) -> None:
         """Set the incomplete line, and mark the layout as stale if the line or the block has changed."""

@@ -31,6 +31,11 @@ class FilterListScreen(Modal[T]):
         return self.query_one(OptionList)
 
     @property
+    def list_width(self) -> int:
+        """Width of a row of the list in columns; 0 before the first layout."""
+        return self.options.scrollable_content_region.width
+
+    @property
     def filter_text(self) -> str:
         """Text in the filter input."""
         return self.query_one(Input).value

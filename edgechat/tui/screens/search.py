@@ -1,22 +1,22 @@
-"""The search screen: matches in all conversations, with a preview."""
+"""The search screen: matches grouped by conversation, with a preview."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rich.text import Text
 from textual import on
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
 
 from edgechat.chat.commands import Destination
-from edgechat.chat.messages import first_line
+from edgechat.chat.store import parse_query
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.search_rows import format_preview, list_hit_options
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
@@ -36,7 +36,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     DEFAULT_CSS = """
     SearchScreen { align: center middle; background: $background 60%; }
     SearchScreen > Vertical {
-        width: 90%; max-width: 110; height: 90%;
+        width: 90%; max-width: 160; height: 90%;
         border: round $border; padding: 0 1; background: $surface;
     }
     SearchScreen OptionList { height: 1fr; }
@@ -61,6 +61,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Search all conversations"
+            box.border_subtitle = "Enter: open   Esc: close"
             yield Input(self._query, placeholder='Words, or an "exact phrase"', compact=True)
             yield EntryList(markup=False)
             yield Static("", id="preview", markup=False)
@@ -92,45 +93,27 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     def _show_hits(self, hits: list[SearchHit], text: str) -> None:
         """Show the hits, or `text` if there are none."""
         self._hits = hits
-        options = self.options
-        options.clear_options()
-        options.add_options([Option(_format_hit(hit)) for hit in hits])
-        options.highlighted = 0 if hits else None
+        self.options.highlighted = None
+        self._fill_list()
         if not hits:
             self.query_one("#preview", Static).update(escape_controls(text))
+
+    @on(EntryList.WidthChanged)
+    def _fill_list(self) -> None:
+        """Format the hits for the width of the list; the highlighted hit stays highlighted."""
+        options = self.options
+        index = options.highlighted
+        options.clear_options()
+        options.add_options(list_hit_options(self._hits, self.list_width, dt.datetime.now().astimezone().date()))
+        options.highlighted = (index or 1) if self._hits else None  # the first row is a heading
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
-        if message.option_index < len(self._hits):
-            self.query_one("#preview", Static).update(_format_preview(self._hits[message.option_index]))
+        if message.option_id is not None:
+            self.query_one("#preview", Static).update(format_preview(self._hits[int(message.option_id)]))
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        if index is not None and index < len(self._hits):
-            hit = self._hits[index]
-            self.dismiss(Destination(hit.conversation_id, hit.message_id))
-
-
-def _format_hit(hit: SearchHit) -> Text:
-    title = first_line(escape_controls(hit.title), 40) or "(no title)"
-    text = Text(f"{title}  ", no_wrap=True, overflow="ellipsis")
-    start = max(0, hit.marks[0][0] - 20) if hit.marks else 0
-    return text.append_text(_format_snippet(hit, start, one_line=True))
-
-
-def _format_snippet(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
-    """Return the snippet from character `start` on, with the words of the query in bold."""
-    text = Text(hit.snippet[start:], style="dim")
-    for mark_start, mark_end in hit.marks:
-        text.stylize("bold not dim", max(0, mark_start - start), max(0, mark_end - start))
-    escaped_text = escape_controls(text.plain)
-    # If `escape_controls` removed characters, the marks do not fit, so the snippet is shown without bold words.
-    if len(escaped_text) == len(text.plain):
-        text.plain = escaped_text.replace("\n", " ") if one_line else escaped_text
-        return text
-    return Text(escaped_text.replace("\n", " ") if one_line else escaped_text, style="dim")
-
-
-def _format_preview(hit: SearchHit) -> Text:
-    text = Text(f"{first_line(escape_controls(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
-    return text.append_text(_format_snippet(hit))
+        if option_id is not None:
+            hit = self._hits[int(option_id)]
+            self.dismiss(Destination(hit.conversation_id, hit.message_id, tuple(parse_query(self.filter_text))))

@@ -19,16 +19,12 @@ class EntryList(OptionList):
 
     _row_width = 0
 
-    @property
-    def row_width(self) -> int:
-        """Width of a row in columns; 0 before the first layout."""
-        return self.scrollable_content_region.width
-
     def on_resize(self) -> None:
         """Keep the highlighted row visible, for example when the description below the list needs more rows."""
         self.call_after_refresh(self.scroll_to_highlight)
-        if self._row_width != self.row_width:
-            self._row_width = self.row_width
+        width = self.scrollable_content_region.width
+        if self._row_width != width:
+            self._row_width = width
             self.post_message(self.WidthChanged())
 
     def render_line(self, y: int) -> Strip:

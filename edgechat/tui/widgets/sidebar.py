@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
 from edgechat.tui.confirm import Confirmation
+from edgechat.tui.dates import format_day_heading
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Conversation
     from edgechat.chat.store import ConversationSummary
 
-_DAYS_PER_WEEK: Final = 7
 # Minimum screen width to show the sidebar next to the conversation; on narrower screens it covers the conversation.
 _MIN_SPLIT_COLUMNS: Final = 70
 
@@ -202,17 +202,3 @@ def list_options(summaries: Iterable[ConversationSummary], today: dt.date, curre
         title = first_line(escape_controls(conversation.title), 200) or "(no title)"
         mark = "* " if conversation.id == current_id else "  "
         yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=conversation.id)
-
-
-def format_day_heading(at_ms: int, today: dt.date) -> str:
-    """Return the heading for a Unix time in milliseconds, such as "Yesterday" or "March 2026"."""
-    try:
-        date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()
-    except (OverflowError, OSError, ValueError):  # an imported conversation can have a time outside the range of dates
-        return "Unknown date"
-    n_days_ago = (today - date).days
-    if n_days_ago <= 0:
-        return "Today"
-    if n_days_ago == 1:
-        return "Yesterday"
-    return "Last seven days" if n_days_ago < _DAYS_PER_WEEK else f"{date:%B %Y}"

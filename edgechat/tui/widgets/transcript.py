@@ -7,10 +7,9 @@ the top visible row keeps its position on the screen, so that the visible text d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -22,17 +21,16 @@ from textual.strip import Strip
 from edgechat.tui import textual_private
 from edgechat.tui.render.row_index import RowPosition
 from edgechat.tui.render.transcript_layout import TranscriptLayout
+from edgechat.tui.render.word_marks import GUTTER, WordMarks, highlight_span, join_selected_rows
 
 if TYPE_CHECKING:
+    from rich.style import Style
     from textual.selection import Selection
 
     from edgechat.tui.render.code_layout import CodeLayout
     from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
     from edgechat.tui.render.layout_blocks import LayoutBlock
     from edgechat.tui.render.palette import Palette
-
-GUTTER: Final = 2
-"""Width in columns of the gutter, which shows the bar of user messages and of the cursor, left of the text."""
 
 
 class Transcript(ScrollView, can_focus=True):
@@ -85,6 +83,7 @@ class Transcript(ScrollView, can_focus=True):
         self.follows_end = True
         """True if the last row is visible, and stays visible when entries grow."""
         self._reported_end = True
+        self._marks = WordMarks()
         self.cursor: int | None = None
         """Index of the entry at the message cursor; None if there is no cursor."""
         self._last_key = ""
@@ -162,7 +161,9 @@ class Transcript(ScrollView, can_focus=True):
             top = max(0, self._layout.row_of(first_changed) + first_row - old_scroll_y)
             bottom = min(bottom, max(old_n_rows, self._layout.index.n_rows) + 1 - old_scroll_y)
         self.refresh(Region(0, top, self.size.width, max(0, bottom - top)))
-        self._report_end()
+        if self._reported_end != self.follows_end:
+            self._reported_end = self.follows_end
+            self.post_message(self.ViewChanged())
 
     def _lay_out(self, height: int) -> None:
         """Render the visible rows, then scroll so that the end stays visible, or the top row keeps its position."""
@@ -204,37 +205,33 @@ class Transcript(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         row = round(self.scroll_y) + y
-        strip = self._render_row(row)
+        strip = self._mark_words(row, self._render_row(row)) if self._marks else self._render_row(row)
         selection = self.text_selection
         span = selection.get_span(row) if selection is not None else None
         if span is not None:
-            strip = _highlight_span(strip, span, self._get_palette().selection)
+            strip = highlight_span(strip, span, self._get_palette().selection)
         if self._base_style is None:
             self._base_style = self.rich_style
         strip = strip.crop_extend(0, self.scrollable_content_region.width, None).apply_style(self._base_style)
         return strip.apply_offsets(0, row)
 
+    def _mark_words(self, row: int, strip: Strip) -> Strip:
+        index = self._layout.position(row).entry_index
+        if index < len(self.entries) and self._marks.apply_to(self.entries[index]):
+            rows = [self._render_row(n) for n in range(row - 1, row + 2)]
+            for span in self._marks.find_spans(rows, 1):
+                strip = highlight_span(strip, span, self._get_palette().selection)
+        return strip
+
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """Return the text of the selected rows without gutter and captions, or the source if all rows are selected."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
-        from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
-
         last_row = self._layout.index.n_rows - 1
         first = selection.start.y if selection.start is not None else 0
         last = selection.end.y if selection.end is not None else last_row
-        lines: list[str] = []
-        for row in range(first, min(last, last_row) + 1):
-            if self._layout.is_caption(row):
-                continue
-            start, end = selection.get_span(row) or (0, 0)
-            strip = self._render_row(row)
-            text = strip.crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
-            if lines and continues_line(strip):  # replaces the margin of the row above and the mark of this row
-                lines[-1] = lines[-1][:-1] + text[1:]
-            else:
-                lines.append(text)
-        return "\n".join(line.rstrip() for line in lines), "\n"
+        rows = (row for row in range(first, min(last, last_row) + 1) if not self._layout.is_caption(row))
+        return join_selected_rows((self._render_row(row), selection.get_span(row) or (0, 0)) for row in rows), "\n"
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -244,12 +241,6 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
 
     # Scrolling
-
-    def _report_end(self) -> None:
-        """Post `ViewChanged` if the last row became visible or hidden."""
-        if self._reported_end != self.follows_end:
-            self._reported_end = self.follows_end
-            self.post_message(self.ViewChanged())
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -293,12 +284,15 @@ class Transcript(ScrollView, can_focus=True):
 
         Keys of the same packet may arrive after the focus has moved; they belong to the input, too.
         """
+        binding = self.screen.active_bindings.get(event.key)
+        if binding is None or not binding.binding.action.startswith(("page", "scroll_rows")):
+            self.mark_words()
         if self._take_number(event):
             event.prevent_default()
             event.stop()
             return
         has_lost_focus = self.screen.focused is not self
-        if has_lost_focus or (event.is_printable and event.key not in self.screen.active_bindings):
+        if has_lost_focus or (event.is_printable and binding is None):
             event.prevent_default()
             event.stop()
             self._on_text_typed(events.Key(event.key, event.character))
@@ -350,7 +344,22 @@ class Transcript(ScrollView, can_focus=True):
             self.scroll_to(y=start, animate=False, force=True)
         elif end > top + height:
             self.scroll_to(y=end - height + 1, animate=False, force=True)
+        if self._marks.apply_to(self.entries[index]):
+            self.call_after_refresh(self._reveal_mark, index)
         self.refresh()
+
+    def mark_words(self, message_id: str = "", words: Sequence[str] = ()) -> None:
+        """Mark words in a message until a key changes something; without arguments, remove the marks."""
+        if self._marks or words:
+            self._marks = WordMarks(message_id, words)
+            self.refresh()
+
+    def _reveal_mark(self, index: int) -> None:
+        """Scroll to the first marked word of an entry, if it is not visible."""
+        height, top = self.scrollable_content_region.height, round(self.scroll_y)
+        row = self._marks.find_row(self._layout, index, height)
+        if row is not None and not top <= row < top + height:
+            self.scroll_to(y=row - height // 3, animate=False, force=True, immediate=True)
 
     def on_focus(self) -> None:
         if self.cursor is None:
@@ -360,6 +369,7 @@ class Transcript(ScrollView, can_focus=True):
 
     def on_blur(self) -> None:
         self.cursor = None
+        self.mark_words()
         self.refresh()
         self.post_message(self.ViewChanged())
 
@@ -387,14 +397,3 @@ class Transcript(ScrollView, can_focus=True):
             if entry.reasoning and position.block_index == (1 if entry.alternative[1] > 1 else 0):
                 self._toggle_reasoning(entry)
             self.refresh()
-
-
-def _highlight_span(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
-    """Apply `style` to the columns [start, end) of `span` except the gutter; end -1 is the end of the row."""
-    start, end = max(GUTTER, span[0]), strip.cell_length if span[1] < 0 else span[1]
-    if end <= start:
-        return strip
-    selected_segments = [
-        Segment(segment.text, (segment.style or Style.null()) + style) for segment in strip.crop(start, end)
-    ]
-    return Strip([*strip.crop(0, start), *selected_segments, *strip.crop(end, strip.cell_length)])

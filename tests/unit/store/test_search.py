@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.chat.store import parse_query
 from edgechat.store import open_ephemeral_store, search
 from edgechat.store.sqlite import SqliteStore
 
@@ -66,7 +67,7 @@ def test_every_hit_contains_every_word_of_any_query(store: SqliteStore, query: s
     for hit in store.search(query):
         text = texts[hit.message_id] if hit.message_id else hit.title
         if text.isascii() and query.isascii() and "\0" not in query:
-            assert all(word.lower() in text.lower() for word in search.parse_query(query)[: search.MAX_WORDS])
+            assert all(word.lower() in text.lower() for word in parse_query(query)[: search.MAX_WORDS])
         for start, end in hit.marks:
             assert 0 <= start < end <= len(hit.snippet)
 

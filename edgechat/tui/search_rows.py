@@ -1,0 +1,92 @@
+"""Rows of the search screen: a heading for each conversation, and its hits with role and preview."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets.option_list import Option
+
+from edgechat.chat.messages import first_line
+from edgechat.terminal import escape_controls
+from edgechat.tui.dates import format_date_and_time
+
+if TYPE_CHECKING:
+    from edgechat.chat.store import SearchHit
+
+_ROLE_COLUMNS: Final = 12
+"""Width of the column with the role, with its margins."""
+_ROLES: Final = {"user": "you", "": "title"}
+_TITLE_CHARS: Final = 200
+_ID_CHARS: Final = 6
+
+
+def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> Iterator[Option]:
+    """Yield, for each conversation, its heading and its hits, which have their index in `hits` as ID.
+
+    The conversation with the newest hit comes first. `width` is the width of a row in columns.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, hit in enumerate(hits):
+        groups.setdefault(hit.conversation_id, []).append(index)
+    firsts = [hits[indexes[0]] for indexes in groups.values()]
+    labels = [_label(hit, today) for hit in firsts]
+    for (conversation_id, indexes), label in zip(groups.items(), labels, strict=True):
+        title, date = label
+        if labels.count(label) > 1:
+            date += f" ({escape_controls(conversation_id[:_ID_CHARS])})"
+        n_columns = max(0, width - cell_len(date) - 2)
+        yield Option(Content.assemble((_cut(title, n_columns), "bold $list-text"), f"  {date}"), disabled=True)
+        for index in indexes:
+            yield Option(format_hit(hits[index], width), id=str(index))
+
+
+def _label(hit: SearchHit, today: dt.date) -> tuple[str, str]:
+    title = first_line(escape_controls(hit.title), _TITLE_CHARS) or "(no title)"
+    return title, format_date_and_time(hit.updated_at_ms, today)
+
+
+def _cut(text: str, n_columns: int) -> str:
+    """Return `text` in at most `n_columns` columns, with an ellipsis at the end if it is cut."""
+    if cell_len(text) <= n_columns:
+        return text
+    while text and cell_len(text) >= n_columns:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def format_hit(hit: SearchHit, width: int) -> Content:
+    """Return a row with the role and the part of the snippet around its first match that fits into `width` columns."""
+    role = _ROLES.get(hit.role, hit.role)
+    n_columns = max(1, width - _ROLE_COLUMNS)
+    parts = _split_snippet(hit, one_line=True)
+    match_columns = cell_len(parts[1][0]) if len(parts) > 1 else 0
+    before, is_cut = parts[0][0], False
+    # Show the first match within the row, and as much of the text before it as is left, at most a third of the row.
+    while before and cell_len(before) > max(0, min(n_columns // 3, n_columns - match_columns - 1)):
+        before, is_cut = before[1:], True
+    before = f"…{before}" if is_cut else before
+    row = [(before, ""), *((text, "bold underline" if is_match else "") for text, is_match in parts[1:])]
+    return Content.assemble((f"  {role:<{_ROLE_COLUMNS - 2}}", "$list-quiet"), *row)
+
+
+def format_preview(hit: SearchHit) -> Content:
+    """Return the title, the role and the whole snippet of a hit."""
+    title = first_line(escape_controls(hit.title), _TITLE_CHARS)
+    parts = ((text, "bold underline" if is_match else "") for text, is_match in _split_snippet(hit))
+    return Content.assemble((f"{title}  ({_ROLES.get(hit.role, hit.role)})\n", "bold"), *parts)
+
+
+def _split_snippet(hit: SearchHit, *, one_line: bool = False) -> list[tuple[str, bool]]:
+    """Return the parts of the snippet, each with whether it matches the query; the first part does not match."""
+    parts: list[tuple[str, bool]] = []
+    position = 0
+    for start, end in hit.marks:
+        parts += [(hit.snippet[position:start], False), (hit.snippet[start:end], True)]
+        position = end
+    parts.append((hit.snippet[position:], False))
+    escaped = [(escape_controls(text), is_match) for text, is_match in parts]
+    return [(" ".join(text.split("\n")), is_match) for text, is_match in escaped] if one_line else escaped

@@ -1,0 +1,115 @@
+"""Searching all conversations, and the marks of the searched words in the message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from textual.theme import BUILTIN_THEMES
+
+from edgechat.store import open_ephemeral_store
+from edgechat.tui.app import ChatApp
+from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
+from tests.tui.app_driver import (
+    is_open,
+    make_scripted_app,
+    option_list,
+    option_texts,
+    save_conversation,
+    shown_texts,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+    from edgechat.chat.store import Store
+
+
+def make_store() -> Store:
+    store = open_ephemeral_store()
+    save_conversation(store, [("Where is the zebra?", "The zebra\n\nis **in the zoo**. Zebra!")], "Animals")
+    save_conversation(store, [("a zebra", "another")], "Animals", at_ms=10**12)
+    save_conversation(store, [("nothing", "line\n\n" * 80 + "a hidden zebra")], "Long")
+    return store
+
+
+async def search(app: ChatApp, pilot: Pilot[int], text: str, n_rows: int) -> None:
+    await wait_until_ready(app)
+    await pilot.press("ctrl+f", *text)
+    await until_async(lambda: is_open(app, "SearchScreen") and option_list(app).option_count == n_rows)
+
+
+def marked_texts(app: ChatApp) -> list[str]:
+    """Return the visible texts in the colours of marks."""
+    transcript, style = app.pane.transcript, app.palette.selection
+    rows = [transcript.render_line(y) for y in range(transcript.size.height)]
+    return [
+        segment.text.strip()
+        for row in rows
+        for segment in row
+        if segment.style is not None and segment.style.bgcolor == style.bgcolor and segment.text.strip()
+    ]
+
+
+async def test_hits_are_grouped_by_conversation_with_date_and_role() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(120, 36)) as pilot:
+        await search(app, pilot, "zebra", 7)
+        rows = option_texts(app)
+        headings = [row for row in rows if not row.startswith("  ")]
+        assert len(headings) == len(set(headings)) == 3
+        assert [row.split()[0] for row in rows if row.startswith("  ")].count("you") == 2
+        assert option_list(app).highlighted == 1  # headings cannot be chosen
+        await pilot.press("up")
+        assert option_list(app).highlighted != 0
+
+
+async def test_words_are_marked_until_a_key_changes_something() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await search(app, pilot, "zebra zoo", 2)
+        await pilot.press("enter")
+        await until_async(lambda: marked_texts(app) == ["zebra", "zoo", "Zebra"])
+        await pilot.press("pageup", "pagedown")
+        assert marked_texts(app) == ["zebra", "zoo", "Zebra"]
+        await pilot.press("up")
+        await until_async(lambda: marked_texts(app) == [])
+
+
+@pytest.mark.parametrize("keys", [["escape"], ["h", "i", "enter"], ["ctrl+n"], ["left"]])
+async def test_keys_that_remove_the_marks(keys: list[str]) -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await search(app, pilot, "zebra zoo", 2)
+        await pilot.press("enter")
+        await until_async(lambda: len(marked_texts(app)) == 3)
+        await pilot.press(*keys)
+        await until_async(lambda: marked_texts(app) == [])
+
+
+async def test_marked_word_far_below_the_start_of_its_message_is_visible() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await search(app, pilot, "hidden", 2)
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "user") == ["nothing"] and marked_texts(app) == ["hidden"])
+
+
+async def test_rows_of_the_search_are_readable_in_every_theme() -> None:
+    app = make_scripted_app(store=make_store())
+    app.console._color_system = COLOUR_SYSTEMS["truecolor"]
+    async with app.run_test(size=(100, 30)) as pilot:
+        await search(app, pilot, "zebra", 7)
+        for name, theme in BUILTIN_THEMES.items():
+            if theme.ansi:
+                continue
+            app.theme = name
+            await pilot.pause()
+            for option_row in option_list(app).render_lines(option_list(app).size.region):
+                for text, style, _ in option_row:
+                    if text.strip(" ▁▂▃▄▅▆▇█") and style is not None and style.color and style.bgcolor:
+                        colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
+                        contrast = compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"])
+                        assert contrast >= 4.5, (name, text, colours)
