@@ -1,85 +1,36 @@
-"""Widget for the open conversation: transcript, status line and input, updated by messages of the session worker."""
+"""Widget for the open conversation, updated by messages of the session worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, Literal
-
-from textual.containers import Vertical
+from typing import TYPE_CHECKING, Literal
 
 from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
-from edgechat.tui import textual_private
-from edgechat.tui.composer import Composer
-from edgechat.tui.widgets.footer import Footer
-from edgechat.tui.widgets.prompt import PromptInput
-from edgechat.tui.widgets.status_line import ChatStatus, StatusLine
-from edgechat.tui.widgets.title_line import ChatTitle, TitleLine, describe_settings
-from edgechat.tui.widgets.transcript import Transcript
+from edgechat.tui.conversation_frame import ConversationFrame
 
 if TYPE_CHECKING:
-    from textual.app import ComposeResult
-    from textual.events import Key, MouseScrollDown, MouseScrollUp, Paste
-
-    from edgechat.config import Settings
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.composer_bar import ComposerBar
-    from edgechat.tui.widgets.footer import Severity
     from edgechat.tui.widgets.prompt import PromptState
 
-# Minimum height of the screen in rows for notices in the footer.
-_MIN_NOTICE_ROWS: Final = 8
-# Width of a centred conversation: 100 columns of text, bars at its left and a scrollbar.
-_CENTERED_COLUMNS: Final = 104
 
-
-class ConversationPane(Vertical):
-    """Shows the conversation, and counts pending loads and replies. All methods run in the event loop's thread."""
+class ConversationPane(ConversationFrame):
+    """Shows the conversation, sends messages and shows replies. All methods run in the event loop's thread."""
 
     def __init__(
         self, worker: SessionWorker, get_palette: Callable[[], Palette],
         get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str],
         *, figures: bool, footer: bool,
     ) -> None:  # fmt: skip
-        """`get_palette`, `get_key_overrides` and `get_download_status` return current values.
-
-        If `figures` is true, the speed of each reply is shown. If `footer` is true, the footer lists keys.
-        """
-        super().__init__()
-        self._worker = worker
-        self._get_palette = get_palette
-        self._get_download_status = get_download_status
-        self.transcript = Transcript(get_palette, self._send_to_prompt, id="transcript")
-        self.title_line = TitleLine()
-        self.status_line = StatusLine(self._read_status, self._show_frame)
-        self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
-        self.prompt = PromptInput(get_key_overrides, id="prompt")
-        self.composer = Composer(self.prompt, worker)
-        self.composer_bar: ComposerBar | None = None
-        """Rows of attachments and queued messages; None until there are some: it would delay the first frame."""
-        self.view: ui_messages.ConversationView | None = None
-        """Snapshot of the open conversation; None until the session is created."""
+        """See `ConversationFrame`. If `figures` is true, the speed of each reply is shown."""
+        super().__init__(worker, get_palette, get_key_overrides, get_download_status, footer=footer)
         self.shows_figures = figures
-        self._is_centered = False
-        self.is_generating = False
-        self._n_pending = 1  # the chat starts with a pending load of the model
         self._speed = ""
         self._streaming_entry: MessageEntry | None = None
         """Entry of the reply that is being generated."""
-
-    def compose(self) -> ComposeResult:
-        yield self.title_line
-        yield self.transcript
-        yield self.status_line
-        yield self.prompt
-        yield self.footer
-
-    @property
-    def is_busy(self) -> bool:
-        """True while a load or a reply is pending."""
-        return self._n_pending > 0
 
     @property
     def messages(self) -> list[MessageEntry]:
@@ -94,98 +45,6 @@ class ConversationPane(Vertical):
     def shows(self, conversation_id: str) -> bool:
         """Return whether the conversation with this ID is open."""
         return self.view is not None and self.view.conversation.id == conversation_id
-
-    @property
-    def _n_ctx(self) -> int | None:
-        """Context length in tokens; None while no model is loaded."""
-        session = self._worker.session
-        model_properties = session.model_properties if session is not None else None
-        return model_properties.n_ctx if model_properties is not None else None
-
-    def _read_status(self) -> ChatStatus:
-        session = self._worker.session
-        return ChatStatus(
-            shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
-            composer_status=self.composer.status,
-            shows_end=self.transcript.follows_end,
-            n_ctx=self._n_ctx,
-            model_name=session.model_path.stem if session is not None and not self.title_line.display else "",
-            bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
-            download_status=self._get_download_status(),
-        )
-
-    # Keys and the mouse
-
-    def _send_to_prompt(self, event: Key | Paste) -> None:
-        """Move the focus to the input, and give it a key or a paste that the transcript has no use for."""
-        self.screen.set_focus(self.prompt)
-        self.prompt.post_message(event)
-
-    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
-        self._scroll_by_wheel(event, -1)
-
-    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
-        self._scroll_by_wheel(event, 1)
-
-    def _scroll_by_wheel(self, event: MouseScrollUp | MouseScrollDown, direction: int) -> None:
-        """Scroll the transcript if the mouse is over the input or the status line, and these cannot scroll."""
-        event.stop()
-        self.transcript.scroll_rows(direction * max(1, round(self.app.scroll_sensitivity_y)))
-
-    # Title, footer and notices
-
-    def on_resize(self) -> None:
-        self.title_line.fold()
-        self.footer.redraw()
-        self._centre_transcript()
-
-    def apply_settings(self, settings: Settings) -> None:
-        """Apply the settings of the footer and of the position of conversations."""
-        self._is_centered = settings.centered
-        self._centre_transcript()
-        self.footer.shows_keys = settings.footer
-        self.footer.redraw()
-
-    def _centre_transcript(self) -> None:
-        margin = max(0, (self.size.width - _CENTERED_COLUMNS) // 2) if self._is_centered else 0
-        if self.transcript.styles.margin.left != margin:
-            self.transcript.styles.margin = (0, margin)
-
-    def _show_frame(self) -> None:
-        """Update the title line, the title of the window and the footer."""
-        session, view = self._worker.session, self.view
-        if session is not None and view is not None:
-            marks = describe_settings(session.settings, session.base_settings, view.persona)
-            if not session.store.is_persistent:
-                marks += ("ephemeral",)
-            title = view.conversation.title if view.path else ""
-            self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
-            textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
-        self.footer.redraw()
-        if self.composer_bar is None and not self.composer.is_empty:
-            from edgechat.tui.widgets.composer_bar import ComposerBar
-
-            self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
-            self.mount(self.composer_bar, before=self.prompt)
-        if self.composer_bar is not None:
-            self.composer_bar.redraw()
-
-    def _read_focused_part(self) -> str:
-        """Return the part of the screen whose keys the footer shows."""
-        if self.is_generating and self.app.focused in {self.prompt, self.transcript}:
-            return "reply"
-        if self.transcript.has_focus:
-            return "conversation"
-        if self.prompt.has_focus or self.app.focused is None:
-            return "edit" if self.composer.edited_id is not None else "input"
-        return "list"
-
-    def show_notice(self, text: str, severity: Severity) -> None:
-        """Show a notice in the footer for some seconds; on a screen of few rows, in the status line."""
-        if self.app.size.height >= _MIN_NOTICE_ROWS:
-            self.footer.show_notice(text, severity)
-        else:
-            self.status_line.show_state(self.status_line.state, text)
 
     # Notes and errors
 
@@ -227,7 +86,7 @@ class ConversationPane(Vertical):
             self.status_line.show_state("Ready", "")
             self.measure_context()
         if is_switch:
-            self._worker.run_when_idle(lambda session: session.warm_cache())
+            self.worker.run_when_idle(lambda session: session.warm_cache())
 
     def on_title_changed(self, message: ui_messages.TitleChanged) -> None:
         if self.view is not None and self.shows(message.conversation.id):
@@ -250,10 +109,10 @@ class ConversationPane(Vertical):
         self.composer.conversation_id = view.conversation.id if view.path else ""
         # Notes added before the first conversation stay visible below it; notes of another conversation are removed.
         old_entries = self.transcript.entries if not is_switch else []
-        entries = reconcile_entries(old_entries, view.path, self._get_palette().glyphs, shows_stats=self.shows_figures)
+        entries = reconcile_entries(old_entries, view.path, self.get_palette().glyphs, shows_stats=self.shows_figures)
         self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.post_message(ui_messages.ConversationsChanged())
-        self._show_frame()
+        self.show_frame()
 
     def _scroll_to_message(self, message_id: str) -> None:
         for index, entry in enumerate(self.transcript.entries):
@@ -279,14 +138,14 @@ class ConversationPane(Vertical):
         if self.prompt.past_messages is not None:
             self.prompt.past_messages.insert(0, outgoing_message.text)
         self.begin_reply()
-        self._worker.send(outgoing_message)
+        self.worker.send(outgoing_message)
 
     def begin_reply(self) -> None:
         """Count a reply as pending, and update the status line. Call it before the reply is requested."""
-        self._n_pending += 1
+        self.n_pending += 1
         self.is_generating = True
-        if self._worker.session is not None:
-            self._worker.session.clear_stop()
+        if self.worker.session is not None:
+            self.worker.session.clear_stop()
         self.status_line.show_state("Reading")
 
     def measure_context(self) -> None:
@@ -295,7 +154,7 @@ class ConversationPane(Vertical):
         Does nothing while a load or a reply is pending.
         """
         if not self.is_busy:
-            self._worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
+            self.worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
 
     def on_context_measured(self, message: ui_messages.ContextMeasured) -> None:
         if self.is_busy or self.prompt.full_text.strip() != message.text:
@@ -343,18 +202,18 @@ class ConversationPane(Vertical):
         self.status_line.show_state(message.text)
 
     def on_load_started(self, _message: ui_messages.LoadStarted) -> None:
-        self._n_pending += 1
+        self.n_pending += 1
 
     def on_model_ready(self, message: ui_messages.ModelReady) -> None:
         for warning in message.warnings:
             self.add_note(warning)
         self._end_operation()
-        self._worker.run_when_idle(lambda session: session.warm_cache())
+        self.worker.run_when_idle(lambda session: session.warm_cache())
 
     def on_reply_started(self, message: ui_messages.ReplyStarted) -> None:
         if self.view is not None and not self.view.path:
             self.composer.start_conversation(message.view.conversation.id)
-        self._worker.paint_pace.start_reply()
+        self.worker.paint_pace.start_reply()
         self.is_generating = True
         self._show(message.view, follow=True)
         last = self.last_message
@@ -364,7 +223,7 @@ class ConversationPane(Vertical):
         self.status_line.start_reply()
 
     def on_text_arrived(self, message: ui_messages.TextArrived) -> None:
-        self._worker.paint_pace.note_text()
+        self.worker.paint_pace.note_text()
         entry = self._streaming_entry
         if entry is None or not (message.text or message.reasoning or message.n_tokens):
             return
@@ -397,16 +256,16 @@ class ConversationPane(Vertical):
         if message.ends_operation:
             self.is_generating = False
             self._end_operation()
-            session = self._worker.session
+            session = self.worker.session
             if session is not None and session.model_error is not None:
                 self.screen.post_message(ui_messages.ViewRequested("models", ""))
 
     def _end_operation(self, speed: str = "") -> None:
         """Decrease the number of pending loads and replies; at zero, send the next queued message."""
-        self._n_pending = max(0, self._n_pending - 1)
+        self.n_pending = max(0, self.n_pending - 1)
         if self.is_busy:
             return
-        is_loaded = self._worker.is_loaded
+        is_loaded = self.worker.is_loaded
         self._speed = speed
         self.status_line.show_state("Ready" if is_loaded else "No model", speed)
         outgoing_message = self.composer.dequeue() if is_loaded else None

@@ -1,0 +1,168 @@
+"""The widgets around the open conversation, and what they show: title line, status line, input and footer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from textual.containers import Vertical
+
+from edgechat.tui import textual_private
+from edgechat.tui.composer import Composer
+from edgechat.tui.widgets.footer import Footer
+from edgechat.tui.widgets.prompt import PromptInput
+from edgechat.tui.widgets.status_line import ChatStatus, StatusLine
+from edgechat.tui.widgets.title_line import ChatTitle, TitleLine, describe_settings
+from edgechat.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.events import Key, MouseScrollDown, MouseScrollUp, Paste
+
+    from edgechat.config import Settings
+    from edgechat.tui import messages as ui_messages
+    from edgechat.tui.render.palette import Palette
+    from edgechat.tui.session_worker import SessionWorker
+    from edgechat.tui.widgets.composer_bar import ComposerBar
+    from edgechat.tui.widgets.footer import Severity
+
+# Minimum height of the screen in rows for notices in the footer.
+_MIN_NOTICE_ROWS: Final = 8
+# Width of a centred conversation: 100 columns of text, bars at its left and a scrollbar.
+_CENTERED_COLUMNS: Final = 104
+
+
+class ConversationFrame(Vertical):
+    """Lays out the widgets of the open conversation, and keeps the lines around it true."""
+
+    def __init__(
+        self, worker: SessionWorker, get_palette: Callable[[], Palette],
+        get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str], *, footer: bool,
+    ) -> None:  # fmt: skip
+        """`get_palette`, `get_key_overrides` and `get_download_status` return current values.
+
+        If `footer` is true, the footer lists keys.
+        """
+        super().__init__()
+        self.worker = worker
+        self.get_palette = get_palette
+        self._get_download_status = get_download_status
+        self.transcript = Transcript(get_palette, self._send_to_prompt, id="transcript")
+        self.title_line = TitleLine()
+        self.status_line = StatusLine(self._read_status, self.show_frame)
+        self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
+        self.prompt = PromptInput(get_key_overrides, id="prompt")
+        self.composer = Composer(self.prompt, worker)
+        self.composer_bar: ComposerBar | None = None
+        """Rows of attachments and queued messages; None until there are some: it would delay the first frame."""
+        self.view: ui_messages.ConversationView | None = None
+        """Snapshot of the open conversation; None until the session is created."""
+        self.is_generating = False
+        """True while a reply is generated, or waits to be."""
+        self.n_pending = 1
+        """Number of pending loads and replies; the chat starts with a pending load of the model."""
+        self._is_centered = False
+
+    def compose(self) -> ComposeResult:
+        yield self.title_line
+        yield self.transcript
+        yield self.status_line
+        yield self.prompt
+        yield self.footer
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a load or a reply is pending."""
+        return self.n_pending > 0
+
+    @property
+    def _n_ctx(self) -> int | None:
+        """Context length in tokens; None while no model is loaded."""
+        session = self.worker.session
+        model_properties = session.model_properties if session is not None else None
+        return model_properties.n_ctx if model_properties is not None else None
+
+    def _read_status(self) -> ChatStatus:
+        session = self.worker.session
+        return ChatStatus(
+            shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
+            composer_status=self.composer.status,
+            shows_end=self.transcript.follows_end,
+            n_ctx=self._n_ctx,
+            model_name=session.model_path.stem if session is not None and not self.title_line.display else "",
+            bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
+            download_status=self._get_download_status(),
+        )
+
+    # Keys and the mouse
+
+    def _send_to_prompt(self, event: Key | Paste) -> None:
+        """Move the focus to the input, and give it a key or a paste that the transcript has no use for."""
+        self.screen.set_focus(self.prompt)
+        self.prompt.post_message(event)
+
+    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
+        self._scroll_by_wheel(event, -1)
+
+    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
+        self._scroll_by_wheel(event, 1)
+
+    def _scroll_by_wheel(self, event: MouseScrollUp | MouseScrollDown, direction: int) -> None:
+        """Scroll the transcript if the mouse is over the input or the status line, and these cannot scroll."""
+        event.stop()
+        self.transcript.scroll_rows(direction * max(1, round(self.app.scroll_sensitivity_y)))
+
+    # Title, footer and notices
+
+    def on_resize(self) -> None:
+        self.title_line.fold()
+        self.footer.redraw()
+        self._centre_transcript()
+
+    def apply_settings(self, settings: Settings) -> None:
+        """Apply the settings of the footer and of the position of conversations."""
+        self._is_centered = settings.centered
+        self._centre_transcript()
+        self.footer.shows_keys = settings.footer
+        self.footer.redraw()
+
+    def _centre_transcript(self) -> None:
+        margin = max(0, (self.size.width - _CENTERED_COLUMNS) // 2) if self._is_centered else 0
+        if self.transcript.styles.margin.left != margin:
+            self.transcript.styles.margin = (0, margin)
+
+    def show_frame(self) -> None:
+        """Update the title line, the title of the window and the footer."""
+        session, view = self.worker.session, self.view
+        if session is not None and view is not None:
+            marks = describe_settings(session.settings, session.base_settings, view.persona)
+            if not session.store.is_persistent:
+                marks += ("ephemeral",)
+            title = view.conversation.title if view.path else ""
+            self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
+            textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
+        self.footer.redraw()
+        if self.composer_bar is None and not self.composer.is_empty:
+            from edgechat.tui.widgets.composer_bar import ComposerBar
+
+            self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
+            self.mount(self.composer_bar, before=self.prompt)
+        if self.composer_bar is not None:
+            self.composer_bar.redraw()
+
+    def _read_focused_part(self) -> str:
+        """Return the part of the screen whose keys the footer shows."""
+        if self.is_generating and self.app.focused in {self.prompt, self.transcript}:
+            return "reply"
+        if self.transcript.has_focus:
+            return "conversation"
+        if self.prompt.has_focus or self.app.focused is None:
+            return "edit" if self.composer.edited_id is not None else "input"
+        return "list"
+
+    def show_notice(self, text: str, severity: Severity) -> None:
+        """Show a notice in the footer for some seconds; on a screen of few rows, in the status line."""
+        if self.app.size.height >= _MIN_NOTICE_ROWS:
+            self.footer.show_notice(text, severity)
+        else:
+            self.status_line.show_state(self.status_line.state, text)
