@@ -47,7 +47,7 @@ def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_install
     model = curated.guess_model(repo, header.name, Path(header.path).name)
     profile = ModelProfile.from_header(header)
     return Candidate(
-        name=name, quant=header.quant, profile=profile, is_installed=is_installed,
+        name=name, quant=header.quant, profile=profile, is_installed=is_installed, file_bytes=header.file_bytes,
         quality=quality(header.quant, profile.n_params, _count_active_params(profile, model), model),
         extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0, thinking=_thinking(model),
     )  # fmt: skip
@@ -81,7 +81,7 @@ def _make_catalogue_candidates(model: curated.CatalogueModel) -> list[Candidate]
         n_params = model.dimensions.n_params or profile.n_params
         candidates.append(Candidate(
             name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
-            is_size_estimated=not sizes[quant][1], is_default=model.is_default,
+            file_bytes=sizes[quant][0], is_size_estimated=not sizes[quant][1], is_default=model.is_default,
             quality=quality(quant, n_params, model.dimensions.n_params_active, model), thinking=_thinking(model),
         ))  # fmt: skip
     return candidates

@@ -43,12 +43,19 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     is_installed: bool = True
     is_default: bool = True
     """True if edgechat can choose the model automatically; False if the licence of the model has conditions."""
+    file_bytes: int = 0
+    """Size of the file, or of all parts of a split model, in bytes; 0 if only the size of the weights is known."""
     is_size_estimated: bool = False
     """True if the file size is estimated from the number of weights."""
     extra_bytes: int = 0
     """Additional memory that earlier loads needed on this machine, compared with the estimate, in bytes."""
     observed_speed: ObservedSpeed = ObservedSpeed()
     """Speeds of recent replies on this machine."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file in bytes, or of the weights if the size of the file is unknown."""
+        return self.file_bytes or self.profile.tensor_bytes
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +66,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Load plan; None if the model does not fit."""
     memory: MemoryEstimate
     """Memory of the plan, or of the smallest load variant if the model does not fit."""
+    is_memory_upper_bound: bool = False
+    """True if `memory` counts a second copy of all weights, because it is not known which of them are repacked."""
     speed: PredictedSpeed | None
     """Predicted prefill and decode speed, corrected by recent replies; None if unknown."""
     speed_reasons: dict[str, str] = {}
@@ -96,6 +105,7 @@ def evaluate(
     repacked types of `speeds`.
     """
     profile = candidate.profile
+    is_backend_unknown = estimator is None and speeds is None
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:
@@ -124,6 +134,7 @@ def evaluate(
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
         speed_reasons=speed_reasons,
+        is_memory_upper_bound=is_backend_unknown and load_plan.estimate.repacked_weights > 0,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
         is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,

@@ -52,6 +52,8 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
     total_bytes: int
     """Planned memory, or the memory of the smallest load variant if the model does not fit."""
+    is_memory_upper_bound: bool
+    """True if the speed of the machine was not measured, so that the memory of repacked weights is not known."""
     memory: MemoryEstimate
     n_ctx: int | None
     decode_tps: float | None
@@ -85,7 +87,8 @@ def make_plan_row(
         picks=tuple(o.label for pick in picks if pick.evaluation is evaluation for o in pick.objectives),
         fits=plan is not None, uses_reserve=evaluation.uses_reserve, is_fast_enough=evaluation.is_fast_enough,
         verdict=evaluation.verdict,
-        file_bytes=candidate.profile.tensor_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
+        file_bytes=candidate.size_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
+        is_memory_upper_bound=evaluation.is_memory_upper_bound,
         n_ctx=plan.options.n_ctx if plan is not None else None,
         decode_tps=_finite_or_none(speed.decode_tps if speed else None),
         prefill_tps=_finite_or_none(speed.prefill_tps if speed else None),
@@ -173,12 +176,12 @@ def format_plan_lines(plan: LoadPlan) -> list[str]:
 
 def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     """Format a table row as lines of text: verdict, memory, speed and quality."""
-    lines = [f"{row.name}  {row.quant}", row.verdict]
+    lines = [row.name if row.name.endswith(row.quant) else f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
         bar = format_memory_bar(row.memory, available_bytes)
+        memory = ("up to " if row.is_memory_upper_bound else "") + format_size(row.total_bytes)
         lines.append(
-            f"[{bar:<{BAR_WIDTH}}] {format_size(row.total_bytes)} of {format_size(available_bytes)}, "
-            f"file {format_size(row.file_bytes)}"
+            f"[{bar:<{BAR_WIDTH}}] {memory} of {format_size(available_bytes)}, file {format_size(row.file_bytes)}"
         )
     properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
     properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
@@ -198,9 +201,9 @@ def format_turn(turn_s: float, thinking_s: float) -> str:
 
 def format_summary(evaluation: Evaluation) -> str:
     """Format file size, memory and the time of a typical turn of a model that fits."""
+    limit = "up to " if evaluation.is_memory_upper_bound else ""
     sizes = (
-        f"{format_size(evaluation.candidate.profile.tensor_bytes)} file, "
-        f"{format_size(evaluation.memory.total)} in memory"
+        f"{format_size(evaluation.candidate.size_bytes)} file, {limit}{format_size(evaluation.memory.total)} in memory"
     )
     if evaluation.turn is None:
         return f"{sizes}, speed unknown"

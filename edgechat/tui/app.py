@@ -262,7 +262,7 @@ class ChatApp(TypeAheadApp[int]):
     def _open_models(self) -> None:
         from edgechat.tui.screens.models import ModelsScreen
 
-        screen = ModelsScreen(self.settings, self.downloads, self.download_status, lambda: self.pane.is_generating)
+        screen = ModelsScreen(self.settings, self.downloads, lambda: self.pane.is_generating)
         self.push_screen(screen, lambda name: self.actions.use_model(name) if name is not None else None)
 
     def _choose_persona(self, _argument: str) -> None:

@@ -1,4 +1,4 @@
-"""The models screen: models that are installed, in the catalogue or on the hub, with memory, speed and quality."""
+"""The models screen: models that are installed, in the catalogue or on the hub, with their quants, and downloads."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
 
 from edgechat.engine.cancellation import Cancellation
-from edgechat.humanize import format_duration, format_size
+from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
+from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
+from edgechat.tui.screens import hub_models, model_groups
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.screens.model_groups import ModelFile, ModelGroup, describe_download, make_heading, make_option
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
+    from textual.widgets.option_list import Option
 
+    from edgechat.catalogue.hub import SearchResult
     from edgechat.config import Settings
-    from edgechat.planner.ranking import Evaluation
-    from edgechat.planner.report import PlanRow
-    from edgechat.tui.downloads import DownloadRunner
+    from edgechat.tui.downloads import Download, DownloadRunner
 
-_LOADING_TEXT: Final = "Estimating memory and speed on this machine ..."
 _HUB_PREFIX: Final = "hub:"
-# Width in columns of a list row without the name and the verdict.
-_FIXED_COLUMNS: Final = 28
-# Character that separates model and quant. A filter with it shows all quants of the catalogue.
-_QUANT_SEPARATOR: Final = ":"
+_MODEL_PREFIX: Final = "model:"
+_DOWNLOAD_PREFIX: Final = "download:"
 
 
 class ModelsScreen(FilterListScreen[str | None]):
@@ -48,160 +47,288 @@ class ModelsScreen(FilterListScreen[str | None]):
     }
     ModelsScreen OptionList { height: 1fr; }
     ModelsScreen #details { height: auto; max-height: 9; border-top: solid $border-blurred; }
-    ModelsScreen #pull { height: auto; color: $text-muted; }
+    ModelsScreen #pull { height: auto; color: $text-accent; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "hub", "Search the hub for the typed words", id="models.hub", priority=True),
-        Binding("ctrl+x", "cancel", "Stop the download", id="models.cancel", priority=True),
+        Binding("ctrl+s", "hub", "Search Hugging Face for the typed words", id="models.hub", priority=True),
+        Binding("ctrl+t", "pause", "Pause or resume the download", id="models.pause", priority=True),
+        Binding("ctrl+x", "cancel", "Cancel the download", id="models.cancel", priority=True),
+        Binding("right", "unfold", "Show the quants of the model", id="models.unfold", priority=True),
+        Binding("left", "fold", "Hide the quants of the model", id="models.fold", priority=True),
     ]
 
     @dataclass
-    class EvaluationsReady(Message):
-        """The worker thread has planned the models."""
+    class GroupsReady(Message):
+        """The worker thread has listed or planned the models."""
 
-        rows: list[PlanRow]
-        available_bytes: int
+        groups: list[ModelGroup]
+        available_bytes: int = 0
 
-    def __init__(
-        self, settings: Settings, downloads: DownloadRunner, download_status: str, is_generating: Callable[[], bool]
-    ) -> None:
+    @dataclass
+    class MeasurementProgressed(Message):
+        """The measurement of the speed has completed a part; `text` is empty at its end."""
+
+        text: str
+
+    def __init__(self, settings: Settings, downloads: DownloadRunner, is_generating: Callable[[], bool]) -> None:
         """If `is_generating` returns True, the speed of the machine is not measured."""
         super().__init__()
         self._settings = settings
         self._downloads = downloads
-        self._download_status = download_status
         self._is_generating = is_generating
-        self._rows: dict[str, PlanRow] = {}
-        self._hub_results: dict[str, str] = {}
+        self._groups: list[ModelGroup] = []
+        self._hub_results: list[SearchResult] = []
+        self._hub_quants: dict[str, list[ModelFile]] = {}
+        """Quants by repository, of the repositories that were unfolded."""
+        self._unfolded: set[str] = set()
+        """Names of the models and repositories whose quants are shown."""
+        self._files: dict[str, ModelFile] = {}
+        """Models by the ID of their option."""
+        self._shown_downloads: list[tuple[str, str]] = []
+        self._filled_text = ""
+        """Filter of the rows in the list."""
+        self._planned_repository = ""
         self._available_bytes = 0
         self._measurement = Cancellation()
+        self._glyphs = ASCII_GLYPHS if settings.ascii else UNICODE_GLYPHS
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Models"
-            box.border_subtitle = "Enter: use or download   Ctrl+S: search the hub   Esc: close"
-            yield Input(placeholder="Filter, or words to search the hub for", compact=True)
+            box.border_subtitle = "Enter: use or get   Right: quants   Ctrl+S: Hugging Face   Esc: close"
+            yield Input(placeholder="Filter, or words to search Hugging Face for", compact=True)
             yield EntryList(markup=False)
-            yield Static(_LOADING_TEXT, id="details", markup=False)
-            yield Static(self._download_status, id="pull", markup=False)
+            yield Static("Listing the models ...", id="details", markup=False)
+            yield Static("", id="pull", markup=False)
 
     def on_mount(self) -> None:
+        self._show_notice("")
         self._evaluate()
 
     def on_unmount(self) -> None:
         self._measurement.cancel()
 
+    def on_resize(self) -> None:
+        self._fill_list()
+
     def _show_details(self, text: str) -> None:
         self.query_one("#details", Static).update(Text(escape_controls(text)))
 
-    @thread_worker(_show_details, group="rate")
+    def _show_notice(self, text: str) -> None:
+        field = self.query_one("#pull", Static)
+        field.display = bool(text)
+        field.update(Text(escape_controls(text)))
+
+    # Plans
+
+    @thread_worker(_show_notice, group="rate")
     def _evaluate(self) -> None:
-        """Plan the installed models first, because planning the catalogue takes about half a second more."""
+        """List the models with sizes at once, then with the plans for this machine, and measure its speed if needed."""
+        if not self._groups:  # before the imports, which take time
+            self.post_message(self.GroupsReady(model_groups.list_unplanned()))
         from edgechat.models import selection
+        from edgechat.models.resources import load_measured_speeds
 
+        self._post_plans()
         if not self._is_generating():  # during a reply, the measured speed would be too low
-            selection.measure_speeds(self._measurement)
-        evaluations = selection.evaluate_all(selection.list_installed_candidates(), self._settings)
-        self._post_rows(evaluations)
-        self._post_rows(evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), self._settings))
+            speeds = load_measured_speeds()
+            selection.measure_speeds(
+                self._measurement, lambda text: self.post_message(self.MeasurementProgressed(text))
+            )
+            self.post_message(self.MeasurementProgressed(""))
+            if load_measured_speeds() != speeds:
+                self._post_plans()
 
-    def _post_rows(self, evaluations: list[Evaluation]) -> None:
-        from edgechat.models.resources import current_machine
-        from edgechat.planner.picks import choose_evaluation, choose_picks
-        from edgechat.planner.report import make_plan_rows
+    def _post_plans(self) -> None:
+        groups, available_bytes = model_groups.plan_models(self._settings)
+        self.post_message(self.GroupsReady(groups, available_bytes))
 
-        choice = choose_evaluation([e for e in evaluations if e.candidate.is_installed])
-        rows = make_plan_rows(evaluations, choice, choose_picks(evaluations, defaults_only=True))
-        self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
-
-    def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
+    def on_models_screen_groups_ready(self, message: GroupsReady) -> None:
         self._available_bytes = message.available_bytes or self._available_bytes
-        self._rows = {row.name: row for row in message.rows}
+        self._groups = message.groups
+        for group in self._groups:  # a pick must be visible even if it is not the first of its model
+            if sum(bool(file.row and file.row.picks) for file in group.files) > 1:
+                self._unfolded.add(group.name)
         self._fill_list()
+
+    def on_models_screen_measurement_progressed(self, message: MeasurementProgressed) -> None:
+        self._show_notice(f"{message.text} (speeds follow)" if message.text else "")
 
     # List of models
 
     @on(Input.Changed)
     def _fill_list(self) -> None:
-        terms = self.filter_text.lower().split()
-        with_all_quants = _QUANT_SEPARATOR in self.filter_text
-        matches = [
-            row for row in self._rows.values()
-            if all(term in row.name.lower() for term in terms) and (row.is_recommended or with_all_quants)
-        ]  # fmt: skip
-        options = self.options
-        index = options.highlighted
-        previous_id = (
-            options.get_option_at_index(index).id if index is not None and index < options.option_count else None
-        )
-        options.clear_options()
-        for title, is_installed in (("Installed", True), ("Available", False)):
-            rows = [row for row in matches if row.is_installed is is_installed]
-            if rows:
-                heading = f"{title:<{self._name_width + 2}} {'file':>8} {'reply':>8}"
-                options.add_option(Option(Text(heading, style="dim", no_wrap=True), disabled=True))
-                options.add_options([Option(self._format_row(row), id=row.name) for row in rows])
+        options, width = self.options, self._list_width
+        highlighted_id = options.highlighted_option.id if options.highlighted_option is not None else None
+        self._files, self._filled_text = {}, self.filter_text
+        rows = self._make_download_rows()
+        for title, is_installed in (("Installed", True), ("Available to download", False)):
+            group_options = [o for g in self._groups if g.is_installed is is_installed for o in self._make_options(g)]
+            if group_options:
+                rows += [make_heading(model_groups.format_heading(title, width)), *group_options]
         if self._hub_results:
-            options.add_option(Option(Text("On the hub", style="dim"), disabled=True))
-            for name, details in self._hub_results.items():
-                line = Text(escape_controls(f"  {name}  {details}"), no_wrap=True, overflow="ellipsis")
-                options.add_option(Option(line, id=f"{_HUB_PREFIX}{name}"))
-        ids = [option.id for option in options.options if not option.disabled]
-        highlighted_id = previous_id if previous_id in ids else next(iter(ids), None)
-        if highlighted_id is not None:
-            options.highlighted = options.get_option_index(highlighted_id)
+            rows.append(make_heading("On Hugging Face"))
+            rows += [option for result in self._hub_results for option in self._make_hub_options(result)]
+        options.clear_options()
+        options.add_options(rows)
+        ids = [option.id for option in rows if not option.disabled and option.id is not None]
+        default_id = next((i for i in ids if not i.startswith(_DOWNLOAD_PREFIX)), next(iter(ids), None))
+        new_id = highlighted_id if highlighted_id in ids else default_id
+        if new_id is not None:
+            options.highlighted = options.get_option_index(new_id)
+        elif self.filter_text:
+            self._show_details("No model matches. Enter searches Hugging Face for these words.")
 
     @property
-    def _name_width(self) -> int:
-        return min(34, max(12, self.size.width - _FIXED_COLUMNS))
+    def _list_width(self) -> int:
+        return min(120, self.size.width) - 5  # border, padding and scrollbar
 
-    def _format_row(self, row: PlanRow) -> Text:
-        name = escape_controls(row.name)
-        mark = "*" if row.is_chosen else " "
-        reply = f"{format_duration(max(1.0, row.turn_s))}" if row.turn_s else "?"
-        width = self._name_width
-        verdict = ", ".join(row.picks) or row.verdict
-        text = f"{mark} {name:<{width}.{width}} {format_size(row.file_bytes):>8} {reply:>8}  {verdict}"
-        return Text(text, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
+    def _make_options(self, group: ModelGroup) -> list[Option]:
+        """Return the rows of a model that match the filter: the model, and its quants if they are shown."""
+        terms = self.filter_text.lower().split()
+        files = [file for file in group.files if all(term in file.name.lower() for term in terms)]
+        if not files:
+            return []
+        is_name_match = all(term in group.name.lower() for term in terms)
+        if len(group.files) == 1:
+            return [self._make_file_option(group.recommended, group.recommended.name, "")]
+        is_unfolded = group.name in self._unfolded or not is_name_match
+        mark = self._glyphs.expanded if is_unfolded else self._glyphs.collapsed
+        option_id = f"{_MODEL_PREFIX}{group.name}"
+        name = group.name if is_unfolded else group.recommended.name
+        rows = [self._make_file_option(group.recommended, name, mark, option_id)]
+        if is_unfolded:
+            rows += [self._make_quant_option(file, is_recommended=file is group.recommended) for file in files]
+        return rows
+
+    def _make_quant_option(self, file: ModelFile, *, is_recommended: bool = False) -> Option:
+        return self._make_file_option(file, f"  {file.quant}", "*" if is_recommended else "", is_quant=True)
+
+    def _make_file_option(
+        self, file: ModelFile, name: str, mark: str, option_id: str = "", *, is_quant: bool = False
+    ) -> Option:
+        download = self._downloads.find(file.name)
+        label = model_groups.choose_label(file, download, is_quant=is_quant)
+        text = model_groups.format_file(file, name, mark, label, self._list_width)
+        is_dim = file.row is not None and not file.row.fits
+        self._files[option_id or file.name] = file
+        return make_option(text, option_id or file.name, "dim" if is_dim else "")
+
+    def _make_hub_options(self, result: SearchResult) -> list[Option]:
+        mark = self._glyphs.expanded if result.id in self._unfolded else self._glyphs.collapsed
+        rows = [make_option(f"{mark} {hub_models.format_result(result)}", f"{_HUB_PREFIX}{result.id}")]
+        if result.id in self._unfolded:
+            rows += [self._make_quant_option(file) for file in self._hub_quants.get(result.id, [])]
+        return rows
+
+    # Downloads in the list
+
+    def _make_download_rows(self) -> list[Option]:
+        downloads = self._downloads.list_downloads()
+        self._shown_downloads = [(d.reference, d.state) for d in downloads]
+        if not downloads:
+            return []
+        heading = make_heading("Downloads   Ctrl+T or Enter: pause or resume   Ctrl+X: cancel")
+        return [heading, *(make_option(self._format_download(d), _DOWNLOAD_PREFIX + d.reference) for d in downloads)]
+
+    def _format_download(self, download: Download) -> str:
+        glyphs = ("#", "-") if self._settings.ascii else ("█", "░")
+        return model_groups.format_download(download, "", glyphs, self._list_width)
+
+    def show_download(self, _status: str) -> None:
+        """Show the progress of the downloads."""
+        downloads = self._downloads.list_downloads()
+        if [(d.reference, d.state) for d in downloads] != self._shown_downloads:
+            self._fill_list()
+            return
+        for download in downloads:
+            prompt = make_option(self._format_download(download)).prompt
+            self.options.replace_option_prompt(_DOWNLOAD_PREFIX + download.reference, prompt)
+
+    def show_download_result(self, problem: str) -> None:
+        """Show `problem`, or "Installed" if the download succeeded, and plan the models again."""
+        self._show_notice(problem or "Installed")
+        if not problem:
+            self._evaluate()
 
     # Details of the highlighted model
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
-        row = self._rows.get(message.option_id or "")
-        if row is not None:
-            self._show_details(self._format_details(row))
-        elif message.option_id is not None:
-            self._plan_repository(message.option_id.removeprefix(_HUB_PREFIX))
+        option_id = message.option_id or ""
+        file, repo = self._files.get(option_id), ""
+        if option_id.startswith(_DOWNLOAD_PREFIX):
+            download = self._downloads.find(option_id.removeprefix(_DOWNLOAD_PREFIX))
+            self._show_details(describe_download(download) if download is not None else "")
+        elif file is not None and (file.row is not None or not file.name.count("/")):
+            is_model = option_id.startswith(_MODEL_PREFIX)
+            self._show_details(model_groups.describe_file(file, self._available_bytes, is_model=is_model))
+        elif option_id:
+            repo = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
+            if repo != self._planned_repository:
+                self._show_details(f"{repo}\nReading the header of the model ...")
+                self._plan_repository(repo)
+        self._planned_repository = repo
 
     @thread_worker(_show_details, group="look")
     def _plan_repository(self, repo: str) -> None:
         """Plan a model of the hub from the header of its remote file, and show the details."""
         from textual.worker import get_current_worker
 
-        from edgechat.catalogue import remote_header
-        from edgechat.models import selection
-        from edgechat.planner.report import make_plan_row
+        worker, file = get_current_worker(), hub_models.plan(repo, self._settings)
+        if file is not None and not worker.is_cancelled:
+            text = model_groups.describe_file(file, self._available_bytes, is_model=False)
+            self.app.call_from_thread(self._show_details, text)
 
-        worker = get_current_worker()
-        remote_model = remote_header.find_remote_model(repo)
-        if remote_model is not None:
-            candidate = selection.make_candidate(repo, remote_model[1], repo=repo, is_installed=False)
-            [evaluation] = selection.evaluate_all([candidate], self._settings)
-            text = self._format_details(make_plan_row(evaluation, None))
-            if not worker.is_cancelled:
-                self.app.call_from_thread(self._show_details, text)
+    # Folding
 
-    def _format_details(self, row: PlanRow) -> str:
-        from edgechat.planner.report import format_row_lines
+    def action_unfold(self) -> None:
+        """Show the quants of the highlighted model, or move the cursor of the filter if they are shown already."""
+        if self._filled_text != self.filter_text:  # the key arrived before the change of the filter
+            self._fill_list()
+        name = self._find_foldable_name()
+        if not name or name in self._unfolded:
+            self.query_one(Input).action_cursor_right()
+            return
+        self._unfolded.add(name)
+        self._fill_list()
+        if "/" in name and name not in self._hub_quants:
+            self._show_notice(f"Listing the quants of {name} ...")
+            self._list_hub_quants(name)
 
-        key = "Enter uses this model" if row.is_installed else "Enter downloads this model"
-        model = row.name.partition(_QUANT_SEPARATOR)[0]
-        quants = [r.quant for r in self._rows.values() if r.name.startswith(f"{model}{_QUANT_SEPARATOR}")]
-        if len(quants) > 1:
-            key += f"; type {model}{_QUANT_SEPARATOR} for its {len(quants)} quants"
-        return "\n".join([*format_row_lines(row, self._available_bytes), key])
+    def action_fold(self) -> None:
+        """Hide the quants of the highlighted model, or move the cursor of the filter if they are hidden already."""
+        name = self._find_foldable_name()
+        if name not in self._unfolded:
+            self.query_one(Input).action_cursor_left()
+            return
+        self._unfolded.discard(name)
+        option_id = f"{_HUB_PREFIX if '/' in name else _MODEL_PREFIX}{name}"
+        self.options.highlighted = self.options.get_option_index(option_id)
+        self._fill_list()
+
+    def _find_foldable_name(self) -> str:
+        """Return the name of the model or repository of the highlighted row; "" if it has no quants to show."""
+        option = self.options.highlighted_option
+        option_id = (option.id or "") if option is not None else ""
+        if option_id.startswith(_HUB_PREFIX):
+            return option_id.removeprefix(_HUB_PREFIX)
+        file = self._files.get(option_id)
+        if file is None or file.is_installed:
+            return ""
+        name = file.name.partition(":")[0]
+        is_foldable = any(g.name == name and len(g.files) > 1 for g in self._groups) or name in self._hub_quants
+        return name if is_foldable else ""
+
+    @thread_worker(_show_notice, group="quants")
+    def _list_hub_quants(self, repo: str) -> None:
+        self.app.call_from_thread(self._show_hub_quants, repo, hub_models.list_quants(repo))
+
+    def _show_hub_quants(self, repo: str, files: list[ModelFile]) -> None:
+        self._hub_quants[repo] = files
+        self._show_notice("" if files else f"{repo} has no models in the format GGUF")
+        self._fill_list()
 
     # Choice, download and search
 
@@ -209,51 +336,65 @@ class ModelsScreen(FilterListScreen[str | None]):
         if option_id is None:  # no model in the list matches the filter: search the hub
             self.action_hub()
             return
-        row = self._rows.get(option_id)
-        if row is not None and row.is_installed:
-            self.dismiss(row.name)
+        file = self._files.get(option_id)
+        if option_id.startswith(_DOWNLOAD_PREFIX):
+            self.action_pause()
+        elif file is not None and (file.is_installed or file.installed_name):
+            self.dismiss(file.installed_name or file.name)
         else:
-            self._downloads.start(option_id.removeprefix(_HUB_PREFIX))
+            reference = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
+            self._show_notice("")
+            self._downloads.start(reference)
+
+    def _find_download(self) -> Download | None:
+        """Return the download of the highlighted row, or else the one that runs or is first in the list."""
+        option = self.options.highlighted_option
+        option_id = (option.id or "") if option is not None else ""
+        file = self._files.get(option_id)
+        reference = (
+            file.name if file is not None else option_id.removeprefix(_DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)
+        )
+        downloads = self._downloads.list_downloads()
+        running = next((d for d in downloads if d.state == "downloading"), next(iter(downloads), None))
+        return next((d for d in downloads if d.reference == reference), running)
+
+    def action_pause(self) -> None:
+        """Pause the download, or resume it if it is paused or failed."""
+        download = self._find_download()
+        if download is None:
+            return
+        self._show_notice("")
+        if download.state in ("waiting", "downloading"):
+            self._downloads.pause(download.reference)
+        else:
+            self._downloads.start(download.reference)
+
+    def action_cancel(self) -> None:
+        """Remove the download from the list. Choosing the model again resumes it."""
+        download = self._find_download()
+        if download is not None:
+            self._downloads.cancel(download.reference)
+            saved = f" The received {format_size(download.done_bytes)} are saved." if download.done_bytes else ""
+            self._show_notice(f"Cancelled the download of {download.reference}.{saved} Enter on the model resumes it.")
 
     def action_hub(self) -> None:
         """Search the hub for the words in the filter."""
         query = self.filter_text.strip()
         if query:
-            self.show_download(f"Searching the hub for {query!r} ...")
+            self._show_notice(f"Searching Hugging Face for {query!r} ...")
             self._search_hub(query)
 
-    def _show_hub_error(self, text: str) -> None:
-        self._show_hub_results({}, text)
-
-    @thread_worker(_show_hub_error, group="hub")
+    @thread_worker(_show_notice, group="hub")
     def _search_hub(self, query: str) -> None:
-        from edgechat.catalogue.hub import Hub
+        results = hub_models.search(query)
+        problem = "" if results else f"No model on Hugging Face matches {query!r}"
+        self.app.call_from_thread(self._show_hub_results, results, problem)
 
-        results = Hub().search(query)
-        details = {r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in results}
-        problem = "" if details else f"No model on the hub matches {query!r}"
-        self.app.call_from_thread(self._show_hub_results, details, problem)
-
-    def _show_hub_results(self, details: dict[str, str], problem: str) -> None:
-        self._hub_results = details
-        if details:
+    def _show_hub_results(self, results: list[SearchResult], problem: str) -> None:
+        self._hub_results = results
+        if results:
             self.query_one(Input).value = ""
         self._fill_list()
-        self.query_one("#pull", Static).update(escape_controls(problem))
-        if details:
-            options = self.options
-            options.highlighted = options.get_option_index(f"{_HUB_PREFIX}{next(iter(details))}")
-
-    def action_cancel(self) -> None:
-        """Stop the download. Choosing the model again resumes it."""
-        self._downloads.cancel()
-
-    def show_download(self, status: str) -> None:
-        """Show `status`, such as the progress of a download; an empty string leaves the current text."""
-        if status:
-            self.query_one("#pull", Static).update(escape_controls(status))
-
-    def show_download_result(self, problem: str) -> None:
-        """Show `problem`, or "Installed" if the download succeeded, and plan the models again."""
-        self.show_download(problem or "Installed")
-        self._evaluate()
+        self._show_notice(problem)
+        if results:
+            self.options.highlighted = self.options.get_option_index(f"{_HUB_PREFIX}{results[0].id}")

@@ -1,0 +1,239 @@
+"""Rows of the models screen: models with their quants, before and after they are planned for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rich.text import Text
+from textual.widgets.option_list import Option
+
+from edgechat.humanize import format_duration, format_size
+from edgechat.terminal import escape_controls
+
+if TYPE_CHECKING:
+    from edgechat.catalogue.library import InstalledModel
+    from edgechat.config import Settings
+    from edgechat.planner.report import PlanRow
+    from edgechat.tui.downloads import Download
+
+LABEL_WIDTH: Final = 14
+"""Minimum width in columns of the label at the end of a row."""
+# Width of the columns for file size, memory, tokens per second and the time of a reply.
+_NUMBER_WIDTHS: Final = (9, 9, 6, 7)
+_MARK_WIDTH: Final = 2
+_BAR_WIDTH: Final = 12
+_SLOW_TPS: Final = 9.5
+
+
+class ModelFile(NamedTuple):
+    """One quant of a model: an installed file, or a file to download."""
+
+    name: str
+    """Name of an installed model, or the reference of a download."""
+    quant: str
+    file_bytes: int
+    is_installed: bool = False
+    is_size_known: bool = True
+    row: PlanRow | None = None
+    """Plan for this machine; None before the model was planned."""
+    installed_name: str = ""
+    """Name of the installed model with the same weights, or "" if it is not installed."""
+
+
+class ModelGroup(NamedTuple):
+    """Model with all of its quants, largest first."""
+
+    name: str
+    files: Sequence[ModelFile]
+    recommended: ModelFile
+    """Quant that is chosen with the model."""
+
+    @property
+    def is_installed(self) -> bool:
+        """True if the group is an installed file, and False for a model of the catalogue or of the hub."""
+        return self.recommended.is_installed
+
+
+def list_unplanned() -> list[ModelGroup]:
+    """List the installed models and the catalogue with file sizes only, which takes less time than planning them."""
+    from edgechat.catalogue import curated, library
+    from edgechat.catalogue.hub import PREFERRED_QUANTS
+    from edgechat.planner.synthetic_profile import compute_file_sizes
+
+    entries = [entry for entry in library.scan() if entry.is_usable]
+    installed_names = find_installed_quants(entries)
+    files = [ModelFile(e.name, e.facts.quant, e.facts.size_bytes, is_installed=True) for e in entries]
+    groups = [ModelGroup(file.name, [file], file) for file in files]
+    for model in curated.load_catalogue().values():
+        if model.dimensions.n_layers:  # models of unknown dimensions cannot be planned, and are not listed
+            quants = [
+                ModelFile(
+                    f"{model.id}:{quant}", quant, n_bytes, is_size_known=is_known,
+                    installed_name=installed_names.get(f"{model.id}:{quant}", ""),
+                )
+                for quant, (n_bytes, is_known) in compute_file_sizes(model).items()
+            ]  # fmt: skip
+            order = {quant: number for number, quant in enumerate(PREFERRED_QUANTS)}
+            recommended = min(quants, key=lambda file: order.get(file.quant, len(order)), default=None)
+            if recommended is not None:
+                groups.append(ModelGroup(model.id, _sort_by_size(quants), recommended))
+    return groups
+
+
+def find_installed_quants(entries: Iterable[InstalledModel]) -> dict[str, str]:
+    """Return the names of the installed models by catalogue name with quant, such as `qwen3.5-4b:Q4_K_M`."""
+    from edgechat.catalogue import curated
+    from edgechat.catalogue.hub import parse_quant
+
+    ids_by_repo = {repo.lower(): model.id for model in curated.load_catalogue().values() for repo in model.repos}
+    return {
+        f"{ids_by_repo[entry.repo.lower()]}:{parse_quant(entry.path.name) or entry.facts.quant}": entry.name
+        for entry in entries
+        if entry.repo.lower() in ids_by_repo
+    }
+
+
+def plan_models(settings: Settings) -> tuple[list[ModelGroup], int]:
+    """Plan all models with the saved speed of this machine; return them, and the available memory in bytes."""
+    from edgechat.catalogue import library
+    from edgechat.models import selection
+    from edgechat.models.resources import current_machine
+    from edgechat.planner.picks import choose_evaluation, choose_picks
+    from edgechat.planner.report import make_plan_rows
+
+    installed = selection.evaluate_all(selection.list_installed_candidates(), settings)
+    evaluations = installed + selection.evaluate_all(selection.list_catalogue_candidates(), settings)
+    rows = make_plan_rows(evaluations, choose_evaluation(installed), choose_picks(evaluations, defaults_only=True))
+    groups = group_rows(rows, find_installed_quants(library.scan()))
+    return groups, current_machine(settings).available_bytes
+
+
+def group_rows(rows: Iterable[PlanRow], installed_names: dict[str, str]) -> list[ModelGroup]:
+    """Group planned models by name, in the order of their recommended quants in `rows`."""
+    files_by_model: dict[str, list[ModelFile]] = {}
+    for row in rows:
+        name = row.name if row.is_installed else row.name.partition(":")[0]
+        files_by_model.setdefault(f"{row.is_installed} {name}", []).append(
+            ModelFile(
+                row.name, row.quant, row.file_bytes, row.is_installed, row.size_is_known, row,
+                "" if row.is_installed else installed_names.get(row.name, ""),
+            )
+        )  # fmt: skip
+    groups = []
+    for key, files in files_by_model.items():
+        recommended = next((file for file in files if file.row is not None and file.row.is_recommended), files[0])
+        groups.append(ModelGroup(key.partition(" ")[2], _sort_by_size(files), recommended))
+    return groups
+
+
+def _sort_by_size(files: Sequence[ModelFile]) -> list[ModelFile]:
+    return sorted(files, key=lambda file: -file.file_bytes)
+
+
+# Text of the rows
+
+
+def format_heading(title: str, width: int) -> str:
+    """Return the heading of a section, with the names of the columns; `width` is the width of the list in columns."""
+    columns = "".join(
+        f"{name:>{n}}" for name, n in zip(("file", "memory", "tok/s", "reply"), _NUMBER_WIDTHS, strict=True)
+    )
+    return f"{title:<{_MARK_WIDTH + _name_width(width)}}{columns}"
+
+
+def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -> str:
+    """Return the row of a model or a quant: mark, name, file size, memory, speed, time of a reply and label."""
+    row = file.row
+    tps = reply = memory = ""
+    if row is not None:
+        memory = ("<" if row.is_memory_upper_bound else "") + format_size(row.total_bytes)
+        tps = "?" if row.decode_tps is None else f"{row.decode_tps:.{0 if row.decode_tps >= _SLOW_TPS else 1}f}"
+        reply = format_duration(max(1.0, row.turn_s)) if row.turn_s else "?"
+    size = ("" if file.is_size_known else "~") + format_size(file.file_bytes)
+    numbers = "".join(f"{text:>{n}}" for text, n in zip((size, memory, tps, reply), _NUMBER_WIDTHS, strict=True))
+    name_width = _name_width(width)
+    return f"{mark:<{_MARK_WIDTH}}{_fit_name(name, name_width):<{name_width}}{numbers}  {label}"
+
+
+def choose_label(file: ModelFile, download: Download | None, *, is_quant: bool) -> str:
+    """Return a word about a model: the state of its download, what it is recommended for, or why it is unsuitable."""
+    if download is not None or file.installed_name:
+        return download.state if download is not None else "installed"
+    row = file.row
+    if row is None or row.picks:
+        return ", ".join(row.picks) if row is not None else ""
+    labels = {  # in the order of their importance
+        "too large": not row.fits, "too slow": not row.is_fast_enough, "automatic": row.is_chosen,
+        "tight": row.uses_reserve, "recommended": is_quant and row.is_recommended,
+    }  # fmt: skip
+    return next((label for label, applies in labels.items() if applies), "")
+
+
+def format_download(download: Download, mark: str, glyphs: tuple[str, str], width: int) -> str:
+    """Return the row of a download: name, bar, share, rate and time left. `glyphs` are a full and an empty cell."""
+    name_width = max(14, min(_name_width(width), width - 48))
+    parts = [f"{mark:<{_MARK_WIDTH}}{_fit_name(download.reference, name_width):<{name_width}}"]
+    share, progress = download.share, download.progress
+    if share is not None:
+        n_full = int(share * _BAR_WIDTH)
+        parts.append(f"{glyphs[0] * n_full}{glyphs[1] * (_BAR_WIDTH - n_full)} {share:>4.0%}")
+    if download.state != "downloading":
+        parts.append(download.state)
+    elif progress is None:
+        parts.append("connecting")
+    elif progress.state != "downloading":
+        parts.append(progress.state)
+    else:
+        parts.append(f"{format_size(progress.bytes_per_s)}/s")
+        if download.remaining_s is not None:
+            parts.append(f"{format_duration(download.remaining_s)} left")
+        total = f"of {format_size(download.total_bytes or 0)}"
+        if download.total_bytes and len("  ".join([*parts, total])) <= width:
+            parts.append(total)
+    return "  ".join(parts)
+
+
+def _name_width(width: int) -> int:
+    return max(16, min(44, width - _MARK_WIDTH - sum(_NUMBER_WIDTHS) - 2 - LABEL_WIDTH))
+
+
+def _fit_name(name: str, width: int) -> str:
+    """Shorten a name to `width` columns; the quant at its end stays visible."""
+    if len(name) <= width:
+        return name
+    model, separator, quant = name.partition(":")
+    end = f"…{separator}{quant}" if separator else "…"
+    return f"{model[: max(0, width - len(end))]}{end}"[:width]
+
+
+def make_heading(text: str) -> Option:
+    """Return a row of the list that cannot be highlighted."""
+    return Option(Text(text, style="dim", no_wrap=True, overflow="ellipsis"), disabled=True)
+
+
+def make_option(text: str, option_id: str | None = None, style: str = "") -> Option:
+    """Return a row of the list; `text` is untrusted."""
+    return Option(Text(escape_controls(text), style=style, no_wrap=True, overflow="ellipsis"), id=option_id)
+
+
+def describe_download(download: Download) -> str:
+    """Return what the download has received, its error, and what the keys do."""
+    received = f"received {format_size(download.done_bytes)}"
+    if download.total_bytes:
+        received += f" of {format_size(download.total_bytes)}"
+    verb = "pauses" if download.state in ("waiting", "downloading") else "resumes"
+    lines = [download.reference, download.problem or received, f"Enter or Ctrl+T {verb} it, Ctrl+X cancels it"]
+    return "\n".join(lines)
+
+
+def describe_file(file: ModelFile, available_bytes: int, *, is_model: bool) -> str:
+    """Return the plan of a model or quant, and what the keys do. With `is_model`, its quants can be shown."""
+    from edgechat.planner.report import format_row_lines
+
+    key = "Enter uses this model" if file.is_installed or file.installed_name else "Enter downloads this model"
+    if is_model:
+        key = f"Enter downloads {file.quant}, the recommended quant (*); Right and Left show and hide all"
+    if file.row is None:
+        return f"{file.name}\nfile {format_size(file.file_bytes)}\n{key}"
+    return "\n".join([*format_row_lines(file.row, available_bytes), key])

@@ -1,0 +1,24 @@
+"""Fixtures of the tests of the terminal interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub import FakeRepo, LocalHub, local_hub
+from tests.models import write_parrot
+from tests.tui.model_lists import REPO
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """Run a local hub with one repository that has one small model."""
+    file = write_parrot(tmp_path / "parrot-Q8_0.gguf", "Bird")
+    with local_hub() as server:
+        server.repos[REPO] = FakeRepo({"parrot-Q8_0.gguf": file})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
