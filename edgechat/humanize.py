@@ -46,5 +46,5 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """Format a number with a noun in the singular or plural: `1 token`, `2 tokens`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Format a number with a noun in the singular or plural: `1 token`, `2,048 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

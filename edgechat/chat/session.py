@@ -28,7 +28,9 @@ from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
+from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
@@ -166,7 +168,7 @@ class Session:
             cause = self.find_long_attachment(attachments)
             if not cause:
                 raise
-            raise ContextOverflowError(f"{error} {cause}") from error
+            raise ContextOverflowError(cause) from error
 
     def count_file_tokens(self, file: Path) -> int:
         """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError.
@@ -185,11 +187,14 @@ class Session:
         return n_tokens
 
     def find_long_attachment(self, files: Sequence[Path]) -> str:
-        """Return a sentence that names the longest of `files` if it exceeds the context alone; "" if none does."""
-        n_ctx = self.model_properties.n_ctx if self.model_properties is not None else 0
+        """Return a message that names the longest of `files` if it exceeds the context alone; "" if none does."""
+        properties = self.model_properties
         lengths = [(self.count_file_tokens(file), file.name) for file in files]
         n_tokens, name = max(lengths, default=(0, ""))
-        return f"{name} has {n_tokens:,} tokens, but the context holds {n_ctx:,}." if n_tokens > n_ctx else ""
+        if properties is None or n_tokens <= properties.n_ctx:
+            return ""
+        subject = f"{name} has {format_count(n_tokens, 'token')}"
+        return str(make_overflow_error(subject, properties.n_ctx, properties.n_ctx_train, "Attach a part of it"))
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Send `text` as an alternative to a user message.

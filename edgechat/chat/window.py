@@ -57,7 +57,7 @@ def choose_window_start(
     n_prompt_tokens = count_tokens(start)
     if n_prompt_tokens >= n_ctx:
         raise make_overflow_error(
-            f"The message and the system prompt have {n_prompt_tokens} tokens", n_ctx, n_ctx_train, "Shorten them"
+            f"The message and the system prompt have {n_prompt_tokens:,} tokens", n_ctx, n_ctx_train, "Shorten them"
         )
     return start
 

@@ -122,7 +122,7 @@ def settings_from_flags(**flags: object) -> dict[str, object]:
     for name, value in overrides.items():
         problem = config.check(name, value)
         if problem:
-            raise UsageError(f"Invalid value for {_format_flag_name(name)}: {problem}")
+            raise UsageError(f"Invalid value for {_format_flag_name(name)}: {problem}.")
     return overrides
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from edgechat.errors import ContextOverflowError
+from edgechat.humanize import format_count
 
 
 def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str = "Shorten it") -> ContextOverflowError:
-    """Return the error that `subject` ("The prompt has 5000 tokens") does not fit in a context of `n_ctx` tokens.
+    """Return the error that `subject` ("The prompt has 5,000 tokens") does not fit in a context of `n_ctx` tokens.
 
     `n_ctx_train` is the context length that the model was trained with, 0 if it is unknown. A longer context is
     recommended only up to that length: beyond it, replies get worse.
     """
+    trained_length = format_count(n_ctx_train, "token")
     if not n_ctx_train:
         advice = f"{remedy}, or set a larger context with --ctx."
     elif n_ctx < n_ctx_train:
-        advice = f"{remedy}, or set a larger context with --ctx (the model was trained with {n_ctx_train} tokens)."
+        advice = f"{remedy}, or set a larger context with --ctx (the model was trained with {trained_length})."
     else:
-        advice = f"{remedy}: the model was trained with {n_ctx_train} tokens, so a larger context does not help."
-    return ContextOverflowError(f"{subject}, but the context holds {n_ctx} tokens. {advice}")
+        length = "as many" if n_ctx == n_ctx_train else trained_length
+        advice = f"{remedy}: the model was trained with {length}, so a larger context does not help."
+    return ContextOverflowError(f"{subject}, but the context holds {format_count(n_ctx, 'token')}. {advice}")

@@ -126,7 +126,7 @@ class TokenizationQueue:
         for part in text.parts:
             text.tokens.extend(part)
             if text.max_tokens is not None and len(text.tokens) > text.max_tokens:
-                subject = f"The text has more than {text.max_tokens} tokens"
+                subject = f"The text has more than {text.max_tokens:,} tokens"
                 raise make_overflow_error(subject, self._n_ctx, self._n_ctx_train)
             if time.monotonic() > deadline:
                 return False

@@ -275,5 +275,5 @@ def check_prompt_bytes(text: str, model_properties: Loaded) -> None:
     n_ctx = model_properties.n_ctx
     n_bytes = len(text.encode("utf-8", "replace"))
     if n_bytes > n_ctx * _MAX_TOKEN_BYTES:
-        subject = f"The prompt has {n_bytes} bytes, more than {n_bytes // _MAX_TOKEN_BYTES} tokens"
+        subject = f"The prompt has {n_bytes:,} bytes, more than {n_bytes // _MAX_TOKEN_BYTES:,} tokens"
         raise make_overflow_error(subject, n_ctx, model_properties.n_ctx_train)

@@ -135,7 +135,7 @@ def test_context_length_limits_a_reply(engine: EngineClient) -> None:
     assert turn.finish_reason == "length"
     assert turn.context_tokens == 2048
     assert len(tokens) == 9
-    with pytest.raises(ContextOverflowError, match="2048 tokens, but the context holds 2048"):
+    with pytest.raises(ContextOverflowError, match="2,048 tokens, but the context holds 2,048"):
         generate(engine, tokens=[7] * 2048)
 
 

@@ -39,9 +39,9 @@ def test_many_short_messages_are_tokenised_in_linear_time(engine: EngineClient) 
 
 def test_text_with_too_many_tokens_is_refused_before_its_end(engine: EngineClient) -> None:
     started_at = time.monotonic()
-    with pytest.raises(ContextOverflowError, match="more than 1000 tokens, but the context holds 2048"):
+    with pytest.raises(ContextOverflowError, match="more than 1,000 tokens, but the context holds 2,048"):
         engine.tokenize(LONG_TEXT, max_tokens=1000)
-    with pytest.raises(ContextOverflowError, match="more than 2048 tokens, but the context holds 2048"):
+    with pytest.raises(ContextOverflowError, match="more than 2,048 tokens, but the context holds 2,048"):
         list(engine.generate(protocol.Generate(id=engine.next_id(), text=LONG_TEXT)))
     assert time.monotonic() - started_at < 5
 

@@ -51,7 +51,7 @@ def is_idle(server: ServerProcess) -> bool:
         ({"messages": user("x"), "stop": ["x"] * 17}, "stop"),
         ({"messages": user("x"), "logit_bias": {"x": 1}}, "logit_bias"),
         ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"),
-        ({"messages": user("x " * 4000)}, "the context holds 2048"),
+        ({"messages": user("x " * 4000)}, "the context holds 2,048"),
         ({"messages": user("x " * 400_000)}, "more than 8192 tokens"),
         ({"messages": [*user("x"), *user("y")] * 20_000}, "has 40000 messages"),
         ({"messages": user("x " * 1_500_000)}, "3000"),

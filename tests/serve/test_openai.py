@@ -192,7 +192,7 @@ def test_models_are_listed(client: OpenAI) -> None:
         ({"model": "gpt-9"}, openai.NotFoundError, "Model 'gpt-9' is not served"),
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, openai.BadRequestError, "king"),
-        ({"messages": user("long " * 3000)}, openai.BadRequestError, "the context holds 2048"),
+        ({"messages": user("long " * 3000)}, openai.BadRequestError, "the context holds 2,048"),
         ({"n": 1000}, openai.BadRequestError, "at most 8"),
         ({"temperature": "hot"}, openai.BadRequestError, "temperature"),
         ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "several functions have the name 'get_weather'"),

@@ -54,13 +54,16 @@ async def test_chips_show_name_size_and_tokens_and_name_the_long_file() -> None:
         await until_async(lambda: f"[notes.md 1 kB {n_tokens} tokens" in bar_text(app))
         app.actions.run("attach", "big.txt")
         await until_async(lambda: f"[big.txt 300 kB {n_long:,} tokens of 32,768: too long" in bar_text(app))
-        warning = f"big.txt has {n_long:,} tokens, but the context holds 32,768."
+        warning = f"big.txt has {n_long:,} tokens, but the context holds 32,768 tokens."
         await until_async(lambda: warning in status_text(app))
         assert f"[notes.md 1 kB {n_tokens} tokens" in screen_text(app)
         app.pane.prompt.load("Summarise it")
         app.pane.prompt.action_send()
         await until_async(lambda: shown_texts(app, "error"))
-        assert warning in shown_texts(app, "error")[0]
+        error = shown_texts(app, "error")[0]
+        assert error.startswith(f"{warning} Attach a part of it")
+        assert error.count("32,768") == 1
+        assert str(n_long) not in error
         await until_async(lambda: app.pane.prompt.text == "Summarise it" and "big.txt" in bar_text(app))
 
 

@@ -113,7 +113,7 @@ async def test_paste_larger_than_the_context_returns_to_the_prompt() -> None:
         await until_async(lambda: app.pane.prompt.text)
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"))
-        assert "the context holds 32768" in shown_texts(app, "error")[0]
+        assert "the context holds 32,768" in shown_texts(app, "error")[0]
         assert app.pane.prompt.full_text.split() == ["word"] * 400_000
         assert session(app).tree.path == []
 
