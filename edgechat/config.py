@@ -64,8 +64,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
     titles: Let the model write titles for new conversations while it is idle.
-    theme: Colour theme (`/settings` lists all themes); `ansi-dark` and `ansi-light` use the terminal's colours.
-    ascii: Use only ASCII characters for drawing.
+    theme: Colour theme (`/theme` lists all); `auto`: dark or light as the terminal; `ansi-dark`: its own colours.
+    ascii: Use only ASCII characters for drawing; unset: unless the locale or the terminal uses UTF-8.
     copy_on_select: Copy text when it is selected with the mouse.
     vim_keys: Also scroll conversations with j, k, g and G.
     figures: Show the speed below each reply.
@@ -88,8 +88,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     strict: bool = False
     titles: bool = True
 
-    theme: str = "textual-dark"
-    ascii: bool = False
+    theme: str = AUTO
+    ascii: bool | None = None
     copy_on_select: bool = False
     vim_keys: bool = False
     figures: bool = False

@@ -31,7 +31,7 @@ class PtyProgram:
         self.started_at = time.monotonic()
         self._process = subprocess.Popen(
             list(command), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env={"LANG": "C.UTF-8", **env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )  # fmt: skip
         os.close(slave)
         self.output = b""

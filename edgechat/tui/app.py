@@ -22,7 +22,7 @@ from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
 from edgechat.tui.suspending import suspend_job
-from edgechat.tui.type_ahead import TypeAheadApp
+from edgechat.tui.themed_app import ThemedApp
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.driver import TerminalLost
-    from edgechat.tui.render.palette import Palette
 
 
 @runtime_checkable
@@ -46,16 +45,12 @@ class _DownloadScreen(Protocol):
     def show_download_result(self, problem: str) -> None: ...
 
 
-class ChatApp(TypeAheadApp[int]):
+class ChatApp(ThemedApp):
     """Application with the chat screen and the screens that commands open above it."""
 
     TITLE = "edgechat"
     CSS = """
-    Transcript, OptionList, VerticalScroll {
-        scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
-        scrollbar-background: $background; scrollbar-background-hover: $background;
-        scrollbar-background-active: $background; scrollbar-size-vertical: 1;
-    }
+    * { scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background; }
     OptionList {
         border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
     }
@@ -86,9 +81,8 @@ class ChatApp(TypeAheadApp[int]):
 
         If `is_first_run`, the user chooses a model before one is loaded.
         """
-        super().__init__()
+        super().__init__(settings)
         self.animation_level = "none"  # animations cause many repaints, which are slow over a slow connection
-        self.settings = settings
         self.is_first_run = is_first_run
         self.is_leaving = False
         self.download_status = ""
@@ -96,9 +90,8 @@ class ChatApp(TypeAheadApp[int]):
         self.worker = SessionWorker(make_session, self._post_to_pane, export)
         self._exit_code = 0
         self._downloads: DownloadRunner | None = None
-        self._palette: Palette | None = None
         self.key_overrides: dict[str, str] = {}
-        problems = [*problems, *self._apply_theme(settings.theme), *self._apply_keys(settings)]
+        problems = [*problems, *self.apply_theme(settings.theme), *self._apply_keys(settings)]
         self.chat = ChatScreen(
             self.worker, lambda: self.palette, lambda: self.key_overrides, lambda: self.download_status, self._start,
             problems, figures=settings.figures, footer=settings.footer,
@@ -111,8 +104,9 @@ class ChatApp(TypeAheadApp[int]):
         return self.chat
 
     def on_mount(self) -> None:
-        self.theme_changed_signal.subscribe(self, lambda _theme: self._redraw())
-        self.set_class(self.settings.ascii, "ascii")
+        self.theme_changed_signal.subscribe(self, lambda _theme: self.redraw())
+        self.update_ascii()
+        self.ask_terminal()
         self.pane.apply_settings(self.settings)
 
     def _start(self) -> None:
@@ -145,31 +139,6 @@ class ChatApp(TypeAheadApp[int]):
 
     # Theme and keys
 
-    @property
-    def palette(self) -> Palette:
-        """Text styles and glyphs of the transcript in the current theme."""
-        if self._palette is None:
-            from edgechat.tui.render.palette import Palette
-
-            theme = self.current_theme
-            self._palette = Palette(
-                self.get_css_variables(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
-            )
-        return self._palette
-
-    def get_css_variables(self) -> dict[str, str]:
-        """Return the variables of the theme, with colours of selected text that are readable in this terminal."""
-        return themes.add_selection_colours(super().get_css_variables(), self.current_theme, self.console.color_system)
-
-    def _apply_theme(self, name: str) -> list[str]:
-        """Switch to a theme; if it is unknown or invalid, switch to the default theme and return the problem."""
-        if name == self.theme:
-            return []
-        theme, problem = themes.find_theme(name)
-        self.register_theme(theme)
-        self.theme = theme.name
-        return [problem] if problem else []
-
     def _apply_keys(self, settings: Settings) -> list[str]:
         """Apply the key bindings in the settings; return a message for each invalid one."""
         problems: list[str] = []
@@ -188,10 +157,12 @@ class ChatApp(TypeAheadApp[int]):
         _, problems = keys.resolve_key_map(settings.keys, cls.list_key_bindings(), vim=settings.vim_keys)
         return [theme_problem, *problems] if theme_problem else problems
 
-    def _redraw(self) -> None:
-        self._palette = None
-        if self.chat.is_attached:
+    def redraw(self) -> None:
+        super().redraw()
+        if self.chat.is_mounted:
             self.pane.transcript.discard_layout()
+            self.pane.title_line.redraw()
+            self.pane.status_line.redraw()
 
     @staticmethod
     def list_key_bindings() -> list[keys.KeyBinding]:
@@ -211,8 +182,11 @@ class ChatApp(TypeAheadApp[int]):
     def apply_settings(self, settings: Settings) -> None:
         """Apply changed settings. Does not reload the model."""
         old_settings, self.settings = self.settings, settings
-        for problem in [*self._apply_theme(settings.theme), *self._apply_keys(settings)]:
+        for problem in [*self.apply_theme(settings.theme), *self._apply_keys(settings)]:
             self.notify(problem)
+        if settings.theme != old_settings.theme:
+            self.ask_terminal()
+        self.update_ascii()
         self.pane.apply_settings(settings)
         if settings.figures not in (old_settings.figures, self.pane.shows_figures):
             self.pane.toggle_figures()
@@ -241,7 +215,7 @@ class ChatApp(TypeAheadApp[int]):
         elif message.view == "settings":
             from edgechat.tui.screens.settings import SettingsScreen
 
-            self.push_screen(SettingsScreen(self.settings, self.apply_settings, self._apply_theme))
+            self.push_screen(SettingsScreen(self.settings, self.apply_settings, self.apply_theme))
         elif message.view == "themes":
             self.actions.attempt(self._choose_theme, message.argument)
         elif message.view == "plan":
@@ -278,7 +252,7 @@ class ChatApp(TypeAheadApp[int]):
             self.apply_settings(save_theme(name, self.settings))
             self.notify(f"Theme: {name}, saved to the settings")
         else:
-            pick_theme(self, self.settings.theme, self._apply_theme, lambda theme: self.actions.run("theme", theme))
+            pick_theme(self, self.settings.theme, self.apply_theme, lambda theme: self.actions.run("theme", theme))
 
     # Downloads
 

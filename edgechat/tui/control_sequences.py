@@ -17,12 +17,43 @@ _FIXED_REPORTS: Final = frozenset({"\x1b[I", "\x1b[O"})
 _MODE_REPORT: Final = re.compile(r"\x1b\[\?(?:2026|2048);\d\$y")
 _CURSOR: Final = re.compile(r"\x1b\[\d{1,5};\d{1,5}R")
 _SIZE: Final = re.compile(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
+_BACKGROUND: Final = re.compile(
+    rb"11;(?:rgb:|rgba:)([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?\xc2?"
+)
+MAX_BACKGROUND_CHARS: Final = 32
+"""Length of the longest answer to OSC 11."""
+BACKGROUND_START: Final = re.compile(rb"1(1(;(r(g(b(a?(:[0-9a-fA-F/]*\xc2?)?)?)?)?)?)?)?")
+"""Incomplete answer; `\\xc2` is the first byte of the terminator in UTF-8."""
 _KEY: Final = re.compile(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
 _KEY_RELEASE: Final = "3"
 _SURROGATES: Final = range(0xD800, 0xE000)
 _PRIVATE_USE: Final = range(0xE000, 0xF900)
 """Code points that the Kitty keyboard protocol uses for keys without a character."""
 _CONTROLS: Final = (range(0x20), range(0x7F, 0xA0))
+
+
+class Background(NamedTuple):
+    """Colour of the terminal's background, from 0 to 1."""
+
+    red: float
+    green: float
+    blue: float
+
+    @property
+    def is_light(self) -> bool:
+        """True if black text is easier to read on it than white text."""
+        channels = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in self)  # noqa: PLR2004
+        luminance = sum(share * channel for share, channel in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
+        return luminance > 0.179  # noqa: PLR2004  (where black and white have the same contrast, by WCAG 2.2)
+
+
+def read_background(content: bytes) -> Background | None:
+    """Return the colour in the content of an OSC that answers OSC 11; None if it is no such answer.
+
+    Each channel has one to four hexadecimal digits, as in `11;rgb:1e1e/1e1e/2e2e`.
+    """
+    match = _BACKGROUND.fullmatch(content)
+    return Background(*(int(digits, 16) / (16 ** len(digits) - 1) for digits in match.groups())) if match else None
 
 
 class KeyTables(NamedTuple):

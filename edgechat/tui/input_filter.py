@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from edgechat.tui.control_sequences import KeyTables, find_tokens
+from edgechat.tui.control_sequences import (
+    BACKGROUND_START,
+    MAX_BACKGROUND_CHARS,
+    Background,
+    KeyTables,
+    find_tokens,
+    read_background,
+)
 from edgechat.tui.input_text import (
     C1_START,
     C1_STARTS,
@@ -28,6 +35,8 @@ from edgechat.tui.paste_reader import Paste, PasteReader
 # can stop for longer than an answer, because the terminal reads its clipboard meanwhile.
 _SEQUENCE_TIMEOUT_S: Final = 1.0
 _PASTE_TIMEOUT_S: Final = 2.0
+# The rest of a report of the background, which the chat has asked for, can be late over a slow line.
+_REPORT_TIMEOUT_S: Final = 10.0
 # A terminal writes a report of ESC and a few signs at once; of two typed keys, the second comes later.
 _REPORT_GAP_S: Final = 0.01
 # Longest control sequence of keys: a text that an input method commits, as code points of up to 7 digits.
@@ -56,11 +65,14 @@ _MOUSE: Final = re.compile(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
 _MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
+Token = str | Paste | Background
+
+
 class InputFilter:
     """Incremental parser of terminal input. Times are in seconds of one monotonic clock.
 
     A token of the result is a text without ESC, one complete escape sequence that is a key or a report, ESC alone for
-    the Escape key, or a `Paste`.
+    the Escape key, a `Paste`, or a `Background`.
     """
 
     def __init__(self, keys: KeyTables, escape_delay_s: float) -> None:
@@ -74,8 +86,10 @@ class InputFilter:
         self._has_eight_bits = False
         """True if the sequence started with a C1 control instead of ESC. It is never a key that was typed."""
         self._string = ControlString()
+        self._content = bytearray()
+        """Start of the content of an incomplete OSC."""
         self._paste = PasteReader(has_eight_bits=False)
-        self._tokens: list[str | Paste] = []
+        self._tokens: list[Token] = []
         self._now = 0.0
         self._started_at = 0.0
         """Time of the first byte of the incomplete sequence, or of the last byte of the incomplete paste."""
@@ -88,6 +102,8 @@ class InputFilter:
         if self._state == self._read_text:
             return self._started_at + self._escape_delay_s if self._incomplete_character else None
         # ESC alone is a key, and so is ESC with one byte; with more bytes it is a sequence that is still arriving.
+        if self._state == self._read_string and BACKGROUND_START.fullmatch(self._content):
+            return self._started_at + _REPORT_TIMEOUT_S
         return self._started_at + (self._escape_delay_s if self._can_be_key else _SEQUENCE_TIMEOUT_S)
 
     @property
@@ -95,7 +111,7 @@ class InputFilter:
         is_short = len(self._sequence) <= _PAIR_LENGTH or self._state == self._read_short_report
         return is_short and not self._has_eight_bits
 
-    def feed(self, data: bytes, now: float) -> list[str | Paste]:
+    def feed(self, data: bytes, now: float) -> list[Token]:
         """Return the tokens that are complete after `data`, which was read at the time `now`.
 
         This does not call `expire`: if the program was slow, the data may have waited for longer than the time-outs.
@@ -107,7 +123,7 @@ class InputFilter:
             position = self._state(data, position)
         return self._take_tokens()
 
-    def expire(self, now: float) -> list[str | Paste]:
+    def expire(self, now: float) -> list[Token]:
         """End what is incomplete and too old: return a key, and drop an incomplete report.
 
         Call this only if there is no more data to read.
@@ -126,7 +142,7 @@ class InputFilter:
             self._abandon_sequence()
         return self._take_tokens()
 
-    def _take_tokens(self) -> list[str | Paste]:
+    def _take_tokens(self) -> list[Token]:
         tokens, self._tokens = self._tokens, []
         return tokens
 
@@ -198,7 +214,7 @@ class InputFilter:
         if second_byte == ord("O"):
             return self._read_ss3
         if second_byte in _STRING_STARTS:
-            self._string = ControlString()
+            self._string, self._content = ControlString(), bytearray()
             return self._read_string
         if second_byte >= FIRST_NON_ASCII:  # Alt and a character of several bytes
             return self._read_alt_character
@@ -315,9 +331,16 @@ class InputFilter:
     def _read_string(self, data: bytes, start: int) -> int:
         r"""Drop a string up to BEL, `ESC \` or ST with eight bits. Any other control is a key and ends the string."""
         end = self._string.find_end(data, start)
+        self._content += data[start : len(data) if end is None else end][
+            : MAX_BACKGROUND_CHARS + 1 - len(self._content)
+        ]
         if end is None:
             self._sequence[_PAIR_LENGTH:] = b"*"  # the content is dropped, but its presence extends the deadline
             return len(data)
+        is_complete = self._sequence[1:2] == b"]" and data[end] in (_BEL, _ESC, C1_TERMINATOR)
+        background = read_background(bytes(self._content)) if is_complete else None
+        if background is not None:
+            self._tokens.append(background)
         self._end_sequence()
         if data[end] == _ESC:
             self._start_sequence()  # with `\` the terminator, which is dropped

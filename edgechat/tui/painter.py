@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from rich.cells import cell_len
 
 from edgechat.tui.render.screen_image import ScreenImage, erases_with_colour
 
 if TYPE_CHECKING:
     from textual.geometry import Offset, Size
     from textual.strip import Strip
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+
+
+def _replace(text: re.Match[str]) -> str:
+    return "?" * cell_len(text[0])
 
 
 class Painter:
@@ -20,6 +29,8 @@ class Painter:
 
         `get_budget` returns the number of bytes that may be written now; None for any number.
         """
+        self.ascii_only = False
+        """True if the terminal cannot show other characters: each column of them becomes a question mark."""
         self._image = ScreenImage(render, erases_with_colour=erases_with_colour())
         self._get_budget = get_budget
         self._cursor: Offset | None = None
@@ -53,4 +64,6 @@ class Painter:
             return ""
         output = self._image.flush(budget, cursor.y)
         self._cursor = cursor
+        if self.ascii_only and not output.isascii():
+            output = _NOT_ASCII.sub(_replace, output)
         return output or ("\x1b[m" if has_moved else "")

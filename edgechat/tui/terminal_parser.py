@@ -13,9 +13,10 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._keyboard_protocol import FUNCTIONAL_KEYS
 from textual._xterm_parser import XTermParser
 
-from edgechat.tui.control_sequences import KeyTables
-from edgechat.tui.input_filter import InputFilter
+from edgechat.tui.control_sequences import Background, KeyTables
+from edgechat.tui.input_filter import InputFilter, Token
 from edgechat.tui.paste_reader import Paste
+from edgechat.tui.terminal_traits import BackgroundReported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,11 +49,14 @@ class TerminalParser:
         deadline = self._filter.deadline
         return POLL_S if deadline is None else min(POLL_S, max(0.0, deadline - time.monotonic()))
 
-    def _parse(self, tokens: Iterable[str | Paste]) -> Iterator[Message]:
+    def _parse(self, tokens: Iterable[Token]) -> Iterator[Message]:
         parser = self._parser
         for token in tokens:
             if isinstance(token, Paste):
                 yield events.Paste(token.text)
+                continue
+            if isinstance(token, Background):
+                yield BackgroundReported(is_light=token.is_light)
                 continue
             yield from parser.feed(token)
             # Textual's parser waits whether ESC or Alt with a letter continues, but tokens are complete.

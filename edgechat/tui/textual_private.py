@@ -56,10 +56,28 @@ def set_clipboard(app: App[ReturnType], text: str) -> None:
     app._clipboard = text  # noqa: SLF001
 
 
-def write_to_terminal(app: App[ReturnType], data: str) -> None:
-    """Send an escape sequence to the terminal; do nothing before the application runs."""
-    if app._driver is not None:  # noqa: SLF001
-        app._driver.write(data)  # noqa: SLF001
+def write_to_terminal(app: App[ReturnType], data: str) -> bool:
+    """Send an escape sequence to the terminal; before the application runs, do nothing and return False."""
+    if app._driver is None:  # noqa: SLF001
+        return False
+    app._driver.write(data)  # noqa: SLF001
+    return True
+
+
+def write_below_frame(app: App[ReturnType], data: str) -> None:
+    """Send text to the terminal that the next frame covers."""
+    write_to_terminal(app, data)
+    painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
+    if painter is not None:
+        painter.invalidate()
+
+
+def restrict_output(app: App[ReturnType], *, ascii_only: bool) -> None:
+    """Draw a question mark for each column of a character outside of ASCII, or no longer."""
+    painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
+    if painter is not None and painter.ascii_only != ascii_only:
+        painter.ascii_only = ascii_only
+        painter.invalidate()
 
 
 def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list[tuple[int, Strip]]]]:

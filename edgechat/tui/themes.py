@@ -12,20 +12,27 @@ from textual.theme import BUILTIN_THEMES, Theme
 from edgechat import paths
 from edgechat.config import SettingsProblem, read_toml
 
+AUTO: Final = "auto"
+"""Name that stands for the dark or the light theme below, as the background of the terminal is dark or light."""
 DEFAULT_THEME: Final = "textual-dark"
+LIGHT_THEME: Final = "textual-light"
+_SCROLLBAR_SHARE: Final = 0.2
+"""Share of the foreground in the colour of a scrollbar; the rest is background."""
 _COLOURS: Final = (
     "primary", "secondary", "warning", "error", "success", "accent", "foreground", "background", "surface", "panel",
 )  # fmt: skip
 
 
 def theme_names() -> list[str]:
-    """Return the names of all themes; the user's themes come first."""
+    """Return the names of all themes: `auto`, the user's themes, and the others."""
     user_themes = sorted(p.stem for p in paths.themes_dir().glob("*.toml"))
-    return [*user_themes, *(name for name in BUILTIN_THEMES if name not in user_themes)]
+    return [AUTO, *user_themes, *(name for name in BUILTIN_THEMES if name not in user_themes)]
 
 
 def find_theme(name: str) -> tuple[Theme, str]:
     """Return the theme `name` and "", or the default theme and the problem with the theme `name`."""
+    if name == AUTO:
+        return BUILTIN_THEMES[DEFAULT_THEME], ""
     file = paths.themes_dir() / f"{name}.toml"
     if name.isprintable() and not {"/", "\\"} & {*name} and file.is_file():
         theme, problem = _read_theme_file(file)
@@ -59,22 +66,30 @@ def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
     return Theme(name=file.stem, dark=is_dark, **colours), ""
 
 
-def add_selection_colours(variables: dict[str, str], theme: Theme, color_system: str | None) -> dict[str, str]:
-    """Return the CSS variables of a theme with readable colours of selected text and of lists.
+def add_own_colours(variables: dict[str, str], theme: Theme, color_system: str | None) -> dict[str, str]:
+    """Return the CSS variables of a theme with readable selected text and lists, and grey scrollbars.
 
-    Selected text is black on cyan in ANSI themes.
-
-    `color_system` is Rich's name of what the terminal can show, or None if it shows no colours.
+    In ANSI themes, selected text is black on cyan. `color_system` is Rich's name of what the terminal can show, or None
+    if it shows no colours.
     """
-    text, area, list_text, quiet = "ansi_black", "ansi_cyan", "ansi_default", "ansi_default"
-    if not theme.ansi:
+    names = {"selection-text": "ansi_black", "selection-area": "ansi_cyan"}
+    if theme.ansi:
+        names |= {"list-text": "ansi_default", "list-quiet": "ansi_default"}
+        names |= {"scrollbar": "ansi_bright_black", "scrollbar-background": "ansi_default"}
+    else:
         from edgechat.tui.render.contrast import COLOUR_SYSTEMS, choose_list_colours, choose_selection_colours
 
         system = COLOUR_SYSTEMS.get(color_system or "", COLOUR_SYSTEMS["256"])
-        text, area = choose_selection_colours(variables, system)
         foreground, background, surface = (variables[name][:7] for name in ("foreground", "background", "surface"))
+        text, area = choose_selection_colours(variables, system)
         list_text, quiet = choose_list_colours(foreground, background, surface, system)
-    names = {"selection-text": text, "selection-area": area, "list-text": list_text, "list-quiet": quiet}
+        # A tinted grey would become a saturated colour in a terminal with 256 colours.
+        bar = Color.parse(background).blend(Color.parse(foreground), _SCROLLBAR_SHARE).monochrome.hex
+        names = {"selection-text": text, "selection-area": area, "list-text": list_text, "list-quiet": quiet}
+        names |= {"scrollbar": bar, "scrollbar-background": background}
     for kind in ("screen", "input"):
-        names |= {f"{kind}-selection-foreground": text, f"{kind}-selection-background": area}
-    return {**variables, **names}
+        names |= {f"{kind}-selection-foreground": names["selection-text"]}
+        names |= {f"{kind}-selection-background": names["selection-area"]}
+    for state in ("hover", "active"):
+        names |= {f"scrollbar-background-{state}": names["scrollbar-background"]}
+    return {**variables, **names, "scrollbar-corner-color": names["scrollbar-background"]}

@@ -13,6 +13,7 @@ from edgechat import paths
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.store import open_ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
+from edgechat.tui.terminal_traits import BackgroundReported
 from tests.tui.app_driver import (
     ask,
     is_open,
@@ -164,3 +165,30 @@ async def test_conversation_is_centred_by_a_setting() -> None:
         await until_async(lambda: app.pane.transcript.region.x == 28)
         assert app.pane.transcript.region.width == 104
         assert app.pane.prompt.region.width == 160
+
+
+async def test_ascii_can_be_switched_while_the_chat_runs() -> None:
+    app = make_scripted_app("An answer.")
+    async with app.run_test():
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        assert "\u258c" in screen_text(app)
+        app.apply_settings(msgspec.structs.replace(app.settings, ascii=True))
+        await until_async(lambda: screen_text(app).isascii())
+        app.apply_settings(msgspec.structs.replace(app.settings, ascii=None))
+        await until_async(lambda: "\u258c" in screen_text(app))
+
+
+async def test_theme_auto_is_followed_only_after_a_question() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        assert app.theme == "textual-dark"
+        app.post_message(BackgroundReported(is_light=True))
+        await until_async(lambda: app.theme == "textual-light")
+        app.post_message(BackgroundReported(is_light=False))
+        app.apply_settings(msgspec.structs.replace(app.settings, theme="nord"))
+        await until_async(lambda: app.theme == "nord")
+        app.post_message(BackgroundReported(is_light=False))
+        app.apply_settings(msgspec.structs.replace(app.settings, theme="auto"))
+        await until_async(lambda: app.theme == "textual-light")

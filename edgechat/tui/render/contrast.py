@@ -23,11 +23,16 @@ COLOUR_SYSTEMS: Final = {
 
 def compute_contrast(first: str, second: str, system: ColorSystem) -> float:
     """Return the contrast, from 1 to 21, of two colours such as "#102030" in a terminal with these colours."""
-    luminances = sorted(_compute_luminance(Color.parse(colour).downgrade(system)) for colour in (first, second))
+    return compute_rgb_contrast(Color.parse(first), Color.parse(second), system)
+
+
+def compute_rgb_contrast(first: Color, second: Color, system: ColorSystem) -> float:
+    """Return the contrast, from 1 to 21, of two colours in a terminal with these colours."""
+    luminances = sorted(compute_luminance(colour.downgrade(system)) for colour in (first, second))
     return (luminances[1] + 0.05) / (luminances[0] + 0.05)
 
 
-def _compute_luminance(colour: Color) -> float:
+def compute_luminance(colour: Color) -> float:
     """Return the relative luminance of WCAG 2.2."""
     channels = [channel / 255 for channel in colour.get_truecolor()]
     red, green, blue = (c / 12.92 if c <= _MAX_DARK_CHANNEL else ((c + 0.055) / 1.055) ** 2.4 for c in channels)

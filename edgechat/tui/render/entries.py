@@ -146,6 +146,12 @@ class MessageEntry(TranscriptEntry):
             blocks.append(PlainTextLayout(escape_controls(format_performance(message)), "muted", gap=True))
         return blocks
 
+    def use_glyphs(self, glyphs: Glyphs) -> None:
+        """Draw with other characters."""
+        if glyphs != self.glyphs:
+            self.glyphs = glyphs
+            self.invalidate()
+
     def start_streaming(self) -> None:
         """Prepare to stream text: later calls of `append` add to the current text."""
         # `build_blocks` replaces this splitter with one that contains the text so far.

@@ -128,7 +128,10 @@ class Transcript(ScrollView, can_focus=True):
             self.update_layout(first_changed=RowPosition(index, first_block, 0))
 
     def discard_layout(self) -> None:
-        """Discard all rendered rows and render the visible rows again, for example after a change of colours."""
+        """Discard all rendered rows and render the visible rows again, after a change of colours or glyphs."""
+        for entry in self.entries:
+            if entry.as_message is not None:
+                entry.as_message.use_glyphs(self._get_palette().glyphs)
         self._layout.discard()
         self.update_layout()
 

@@ -9,7 +9,7 @@ from textual import constants, events, messages
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._keyboard_protocol import FUNCTIONAL_KEYS
 
-from edgechat.tui.control_sequences import KeyTables
+from edgechat.tui.control_sequences import Background, KeyTables
 from edgechat.tui.input_filter import InputFilter
 from edgechat.tui.paste_reader import Paste
 from edgechat.tui.terminal_parser import TerminalParser
@@ -121,7 +121,8 @@ def read(data: bytes, sizes: list[int] | None = None) -> str:
     """Return the tokens of `data`, which arrives in parts without delay, as one text."""
     filter_ = make_filter()
     tokens = [t for part in split(data, sizes or []) for t in filter_.feed(part, 0.0)]
-    return "".join(t.text if isinstance(t, Paste) else t for t in tokens + filter_.expire(LATER_S))
+    tokens += filter_.expire(LATER_S)
+    return "".join(t.text if isinstance(t, Paste) else t for t in tokens if not isinstance(t, Background))
 
 
 @pytest.mark.slow
@@ -159,8 +160,51 @@ def test_keys_typed_after_alt_are_no_report() -> None:
 
 def test_later_text_is_not_a_part_of_a_finished_string() -> None:
     for end in (b"\x9c", b"\xc2\x9c", b"\x1b\\", b"\x07"):
-        assert make_filter().feed(b"\x1b]11;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
-        assert make_filter().feed(b"\x9d11;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
+        assert make_filter().feed(b"\x1b]12;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
+        assert make_filter().feed(b"\x9d12;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("content", "is_light"),
+    [
+        ("rgb:1e1e/1e1e/2e2e", False), ("rgb:ffff/ffff/dddd", True), ("rgb:f/f/f", True), ("rgb:00/00/80", False),
+        ("rgba:fdfd/f6f6/e3e3/ffff", True), ("rgb:7777/7777/7777", True), ("rgb:6f/6f/6f", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", [b"\x07", b"\x1b\\", b"\xc2\x9c"])
+def test_background_is_reported_in_every_split_however_late(content: str, *, is_light: bool, end: bytes) -> None:
+    report = b"\x1b]11;" + content.encode() + end
+    for position in range(2, len(report)):
+        filter_ = make_filter()
+        tokens = filter_.feed(b"a" + report[:position], 0.0)
+        tokens += filter_.expire(0.09 if report[position - 1 : position] == b"\x1b" or position == 2 else 3.0)
+        tokens += filter_.feed(report[position:] + b"b", 3.1)
+        assert [token for token in tokens if isinstance(token, str)] == ["a", "b"], position
+        [background] = [token for token in tokens if isinstance(token, Background)]
+        assert background.is_light == is_light
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"?", b"", b"rgb:", b"rgb:1/2", b"rgb:1/2/3/4/5", b"rgb:12345/1/1", b"rgb:g/0/0", b"rgb:-1/0/0", b"#ffffff",
+        b"rgb:1/2/3" + b"0" * 100_000, b"rgb:1/2/3;x", b"white", b"rgb: 1/2/3",
+        "rgb:\u0661/2/3".encode(), b"rgb:1/2/3\n",
+    ],
+)  # fmt: skip
+def test_hostile_report_of_the_background_is_dropped(content: bytes) -> None:
+    tokens = make_filter().feed(b"\x1b]11;" + content + b"\x07x", 0.0)
+    assert not any(isinstance(token, Background) for token in tokens)
+    assert str(tokens[-1]).endswith("x")
+
+
+def test_unfinished_report_of_the_background_does_not_swallow_keys_for_ever() -> None:
+    filter_ = make_filter()
+    assert filter_.feed(b"\x1b]11;rgb:12/", 0.0) == []
+    assert filter_.expire(9.0) == []
+    assert filter_.feed(b"q", 9.0) == []  # no part of a report: the sequence is abandoned
+    assert filter_.expire(9.0) == []
+    assert filter_.feed(b"later", 9.1) == ["later"]
 
 
 def test_every_key_that_textual_knows_passes() -> None:
@@ -231,7 +275,7 @@ def test_alt_with_a_letter_that_starts_a_string_is_a_key_after_a_pause() -> None
     assert filter_.feed(b"x", 2.0) == ["x"]
 
 
-@pytest.mark.parametrize("start", [b"\x1b]11;", b"\x1bP>|x", b"\x1b_G", b"\x1b[?6", b"\x1b[<3;", b"\x1b[M#"])
+@pytest.mark.parametrize("start", [b"\x1b]12;", b"\x1bP>|x", b"\x1b_G", b"\x1b[?6", b"\x1b[<3;", b"\x1b[M#"])
 def test_sequence_without_end_is_dropped_after_a_second(start: bytes) -> None:
     filter_ = make_filter()
     assert filter_.feed(start, 0.0) == []

@@ -1,0 +1,51 @@
+"""What the terminal is like: questions for its background and its charset, and the charset of the locale."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from textual.message import Message
+
+_BACKGROUND_QUERY: Final = "\x1b]11;?\x1b\\"
+"""OSC 11; see https://invisible-island.net/xterm/ctlseqs/ctlseqs.html."""
+_COERCED_LOCALES: Final = frozenset({"c.utf-8", "c.utf8", "utf-8"})
+"""Values of $LC_CTYPE that Python itself sets when the locale is C (PEP 538)."""
+
+
+class BackgroundReported(Message):
+    """The terminal has reported the colour of its background."""
+
+    def __init__(self, *, is_light: bool) -> None:
+        super().__init__()
+        self.is_light = is_light
+
+
+def make_background_query(environment: Mapping[str, str]) -> str:
+    """Return the question for the background.
+
+    tmux answers from 3.4 on, and passes the second form on to its terminal if `allow-passthrough` is on.
+    """
+    if environment.get("TMUX"):
+        return _BACKGROUND_QUERY + "\x1bPtmux;" + _BACKGROUND_QUERY.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+    return _BACKGROUND_QUERY
+
+
+def make_utf8_query(row: int) -> str:
+    """Write one character of two bytes at the start of a row, and ask for the position of the cursor after it.
+
+    The cursor is in the next column if the terminal decodes UTF-8, otherwise in the one after that.
+    """
+    return f"\x1b[{row + 1};1H\u00e9\x1b[6n"
+
+
+def has_utf8_locale(environment: Mapping[str, str]) -> bool:
+    """Return whether the charset of the locale is UTF-8. Without any variable it is, because containers set none."""
+    if sys.platform == "win32":
+        return True
+    names = [environment.get(variable, "") for variable in ("LC_ALL", "LC_CTYPE", "LANG")]
+    if not names[0] and names[1].lower() in _COERCED_LOCALES and names[2] in ("C", "POSIX"):
+        names[1] = ""
+    name = next((name for name in names if name), "utf8")
+    return "utf8" in name.lower().replace("-", "")
