@@ -92,14 +92,17 @@ def validate() -> None:
 def edit() -> None:
     """Open the settings file in $EDITOR, then check it.
 
-    A new file explains each setting. Exits with code 2 if any setting is invalid.
+    The editor is $VISUAL or $EDITOR, or else nano or vi. A new file explains each setting.
+
+    Exits with code 2 if any setting is invalid.
     """
     from edgechat.paths import config_file
     from edgechat.tui.editor import Editor, find_editor
 
     file = config_file()
-    find_editor()
-    if not sys.stdin.isatty() and not (os.environ.get("VISUAL") or os.environ.get("EDITOR")):
+    is_editor_set = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
+    [editor, *_] = find_editor()
+    if not sys.stdin.isatty() and not is_editor_set:
         raise UsageError(f"An editor needs a terminal. Run this command in a terminal, or edit {file} directly.")
     if not file.exists():
         try:
@@ -107,6 +110,8 @@ def edit() -> None:
             file.write_text(make_settings_template(), encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"Cannot create {file}: {error.strerror or error}") from error
+    if not is_editor_set:
+        echo_note(f"edgechat: Opening the settings file with {editor}. Set $EDITOR to use another editor.")
     Editor().edit_file(file)
     _check_settings()
 

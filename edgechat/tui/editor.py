@@ -9,8 +9,11 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from edgechat.errors import UsageError, format_reason
+
+_FALLBACK_EDITORS: Final = ("nano", "vi", "vim", "notepad")
 
 
 class Editor:
@@ -78,13 +81,17 @@ class Editor:
 
 
 def find_editor() -> list[str]:
-    """Return the command of the editor without the name of a file. Raises UsageError if there is none."""
+    """Return the command of the editor, without the name of a file. Raises UsageError if there is none.
+
+    It is that of $VISUAL or $EDITOR, or else an installed one. Debian's `sensible-editor` is not used, because it asks
+    for an editor the first time.
+    """
     configured_editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     try:
         command = shlex.split(configured_editor, posix=os.name != "nt")
     except ValueError as error:
         raise UsageError(f"Cannot parse $VISUAL or $EDITOR as a command: {configured_editor!r}: {error}") from None
-    fallback = next((name for name in ("sensible-editor", "nano", "vi", "notepad") if shutil.which(name)), "")
+    fallback = next((name for name in _FALLBACK_EDITORS if shutil.which(name)), "")
     if not command and not fallback:
         raise UsageError("No editor found. Set $VISUAL or $EDITOR to the command of an editor.")
     return command or [fallback]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomlkit
 
 from edgechat import config
+from edgechat.cli import config as config_commands
 from tests.conftest import Cli
 
 
@@ -51,6 +54,23 @@ def test_new_settings_file_explains_every_setting_in_valid_toml(
     flat_text = " ".join(text.replace("\n# ", " ").split())
     assert all(" ".join(d.split()) in flat_text for d in config.describe_settings().values())
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_settings_are_edited_with_a_simple_editor_if_none_is_set(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("sensible-editor", "nano"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/calls\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for variable in ("EDITOR", "VISUAL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert config_commands.edit.callback is not None
+    config_commands.edit.callback()
+    assert (tmp_path / "calls").read_text() == "nano\n"
+    assert "Opening the settings file with nano. Set $EDITOR to use another editor." in capsys.readouterr().err
+    assert (home / "config" / "config.toml").exists()
 
 
 def test_settings_cannot_be_edited_without_terminal_and_editor(
