@@ -122,7 +122,8 @@ def _make_unknown_name_message(name: str, models: list[InstalledModel]) -> str:
     hint = (
         f"Did you mean {' or '.join(similar_names)}?"
         if similar_names
-        else f"Installed models: {', '.join(installed_names) or 'none'}."
+        else f"Installed models: {', '.join(installed_names) or 'none'}. "
+        "`edgechat models list --catalogue` lists others, and `edgechat models pull NAME` downloads one."
     )
     return f"No model with the name {name!r}. {hint} For a file in the current folder, put ./ before the file name."
 

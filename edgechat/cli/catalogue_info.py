@@ -20,26 +20,37 @@ _YES_NO_LABELS: Final = {True: "yes", False: "no", None: "?"}
 _LABEL_WIDTH: Final = 22
 
 
-def print_rows(models: Sequence[CatalogueModel]) -> None:
-    """Print one row for each model, with the speed of its recommended quant on this machine if it is known."""
+def print_rows(models: Sequence[CatalogueModel], width: int | None) -> None:
+    """Print one row for each model, with the speed of its recommended quant on this machine if it is known.
+
+    The last columns, licence and strengths, are left out if they do not fit in `width` columns; None for no limit.
+    """
     evaluations = _evaluate_recommended()
     id_width = max((len(model.id) for model in models), default=2)
     licence_width = max((len(model.licence or "?") for model in models), default=7)
-    click.echo(
-        f"{'name':<{id_width}} {'params':>8} {'smallest':>9} {'tok/s':>6}  {'reasoning':<10}{'tools':<6}"
-        f"{'licence':<{licence_width}}  strengths"
-    )
+    head = f"{'name':<{id_width}} {'params':>8} {'smallest':>9} {'tok/s':>6}  {'reasoning':<10}{'tools':<6}"
+    max_strengths_width = max((len(", ".join(model.strengths)) for model in models), default=0)
+    shows_licence = width is None or len(head) + licence_width <= width
+    shows_strengths = width is None or len(head) + licence_width + 2 + max_strengths_width <= width
+
+    def format_row(start: str, licence: str, strengths: str) -> str:
+        cells = [start, f"{licence:<{licence_width}}" * shows_licence, f"  {strengths}" * shows_strengths]
+        return escape_controls("".join(cells)).rstrip()
+
+    click.echo(format_row(head, "licence", "strengths"))
     for model in models:
         sizes = list(model.sizes().values())
-        row = (
+        start = (
             f"{model.id:<{id_width}} {_format_params(model.dimensions.n_params):>8} "
             f"{format_size(sizes[0]) if sizes else '':>9} {_format_speed(evaluations.get(model.id)):>6}  "
             f"{REASONING_LABELS[model.thinking]:<10}{_YES_NO_LABELS[model.supports_tools]:<6}"
-            f"{model.licence or '?':<{licence_width}}  {', '.join(model.strengths)}".rstrip()
         )
-        click.echo(escape_controls(row))
+        click.echo(format_row(start, model.licence or "?", ", ".join(model.strengths)))
     if evaluations:
         click.echo("tok/s = predicted decode speed of the recommended quant on this machine")
+    if not shows_strengths:
+        hidden = "Strengths" if shows_licence else "Licences and strengths"
+        click.echo(f"{hidden}: in a wider terminal, or `edgechat models info NAME`")
 
 
 def print_properties(model: CatalogueModel) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -65,7 +67,7 @@ def print_catalogue(*, as_json: bool) -> None:
         return
     from edgechat.cli.catalogue_info import print_rows
 
-    print_rows(entries)
+    print_rows(entries, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
 def print_folders(*, as_json: bool) -> None:

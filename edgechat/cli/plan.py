@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgechat.planner.throughput import KernelSpeeds
 
 # Width in characters of all table columns except the name of the model.
-_FIXED_COLUMNS_WIDTH: Final = 60
+_FIXED_COLUMNS_WIDTH: Final = 61
 _MAX_PROFILE_BYTES: Final = 1 << 20
 # Maximum number of installed models whose memory llama.cpp computes exactly; for more models, formulas estimate it.
 _MAX_EXACT_MODELS: Final = 8
@@ -223,12 +224,14 @@ def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: b
     """Print the recommended models, each with size, memory and the time of a typical reply."""
     from edgechat.planner.report import explain_pick, format_summary
 
+    columns = shutil.get_terminal_size().columns
     for pick in picks:
         name = pick.evaluation.candidate.name
         state = "" if pick.evaluation.candidate.is_installed else " (not installed)"
-        click.echo(escape_controls(f"{pick.label}: {name}{state}\n  {format_summary(pick.evaluation)}"))
+        click.echo(escape_controls(f"{pick.label}: {name}{state}"))
+        _echo_wrapped("  ", format_summary(pick.evaluation), columns)
         for line in explain_pick(pick, evaluations, defaults_only=defaults_only) if explain else ():
-            click.echo(escape_controls(f"  {line}"))
+            _echo_wrapped("  ", line, columns)
     if picks:
         click.echo()
     elif any(e.plan is not None and e.speed is None for e in evaluations):
@@ -236,34 +239,68 @@ def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: b
 
 
 def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
-    from edgechat.planner.report import BAR_WIDTH, format_memory_bar
+    from edgechat.planner.report import BAR_LABELS, BAR_WIDTH, format_memory_bar
+    from edgechat.planner.turn import PROMPT_TOKENS, REPLY_TOKENS
 
     if not rows:
         click.echo("No models installed. Try `edgechat plan --all`, or `edgechat plan -m owner/repo:Q4_K_M`.")
         return
-    max_width = max(12, shutil.get_terminal_size().columns - _FIXED_COLUMNS_WIDTH)
+    columns = shutil.get_terminal_size().columns
+    max_width = max(12, columns - _FIXED_COLUMNS_WIDTH)
     width = min(max(len(name) for name in ["model", *(row.name for row in rows)]), max_width)
     click.echo(
-        f"  {'model':<{width}}  {'quant':<9}{'memory':>9}{'context':>8}{'tok/s':>7}{'reply':>7}"
+        f"  {'model':<{width}}  {'quant':<10}{'memory':>10}{'context':>8}{'tok/s':>6}{'reply':>7}"
         f"{'quality':>9}{'loss':>6}"
     )
+    bars = ""
     for row in rows:
         mark = "*" if row.is_chosen else " "
-        memory = ("" if row.size_is_known else "~") + format_size(row.total_bytes)
+        memory_mark = "<" if row.is_memory_upper_bound else "" if row.size_is_known else "~"
+        memory = memory_mark + format_size(row.total_bytes)
         estimate_mark = "" if row.quality_is_measured else "?"
         quality_text = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{estimate_mark}"
         loss_text = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
         name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
         click.echo(escape_controls(
-            f"{mark} {name:<{width}}  {row.quant:<9}{memory:>9}{row.n_ctx or '':>8}"
-            f"{_format_number(row.decode_tps):>7}{_format_number(row.turn_s, ' s'):>7}"
+            f"{mark} {name:<{width}}  {row.quant:<10}{memory:>10}{row.n_ctx or '':>8}"
+            f"{_format_number(row.decode_tps):>6}{_format_number(row.turn_s, ' s'):>7}"
             f"{quality_text:>9}{loss_text:>6}"
         ))  # fmt: skip
-        click.echo(escape_controls(f"  {format_memory_bar(row.memory, available_bytes):<{BAR_WIDTH}}  {row.verdict}"))
-    click.echo("* automatic choice   ? estimated quality   ~ estimated size")
-    click.echo("tok/s = decode speed   reply = time of a typical reply: 600 prompt tokens and 300 tokens of reply")
-    click.echo("quality = Artificial Analysis Intelligence Index   loss = points lost to quantisation and concessions")
-    click.echo("# weights  + repacked weights  k KV cache  c compute buffers  s speculation  p processes")
+        bar = format_memory_bar(row.memory, available_bytes)
+        bars += bar
+        _echo_wrapped(f"  {bar:<{BAR_WIDTH}}  ", row.verdict, columns)
+    marks = {
+        "* automatic choice": any(row.is_chosen for row in rows),
+        "? estimated quality": any(not row.quality_is_measured for row in rows),
+        "~ estimated size": any(not row.size_is_known for row in rows),
+        "< the most memory, if all weights are repacked": any(row.is_memory_upper_bound for row in rows),
+    }
+    headings = [
+        "tok/s = decode speed",
+        f"reply = time of a typical reply: {PROMPT_TOKENS} prompt tokens and {REPLY_TOKENS} tokens of reply",
+        "quality = Artificial Analysis Intelligence Index", "loss = points lost to quantisation and concessions",
+    ]  # fmt: skip
+    parts = [f"{character} {label}" for character, label in BAR_LABELS.items() if character in bars]
+    for entries in ([mark for mark, is_used in marks.items() if is_used], headings, parts):
+        click.echo("".join(f"{line}\n" for line in _join_entries(entries, columns)), nl=False)
+
+
+def _join_entries(entries: list[str], columns: int) -> list[str]:
+    """Join the entries of a legend to lines of at most `columns` columns."""
+    lines: list[str] = []
+    for entry in entries:
+        if lines and len(lines[-1]) + 3 + len(entry) <= columns:
+            lines[-1] += f"   {entry}"
+        else:
+            lines.append(entry)
+    return lines
+
+
+def _echo_wrapped(start: str, text: str, columns: int) -> None:
+    """Print `text` after `start`, wrapped to `columns` columns; later lines are indented like the text."""
+    lines = textwrap.wrap(text, max(20, columns - len(start))) or [""]
+    for number, line in enumerate(lines):
+        click.echo(escape_controls(f"{start if number == 0 else ' ' * len(start)}{line}").rstrip())
 
 
 def _format_number(value: float | None, unit: str = "") -> str:
@@ -275,7 +312,9 @@ def _format_number(value: float | None, unit: str = "") -> str:
 def _print_explanation(row: PlanRow) -> None:
     from edgechat.planner.report import MEMORY_PARTS
 
-    click.echo(escape_controls(f"\n{row.name}: {row.verdict}"))
+    columns = shutil.get_terminal_size().columns
+    click.echo()
+    _echo_wrapped("", f"{row.name}: {row.verdict}", columns)
     for name, _, label in MEMORY_PARTS:
         n_bytes = getattr(row.memory, name)
         if n_bytes:
@@ -283,4 +322,4 @@ def _print_explanation(row: PlanRow) -> None:
     click.echo(f"  {'total':<32}{format_size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (estimated)'}")
     for field, reason in row.reasons.items():
         value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
-        click.echo(escape_controls(f"  {field}{value}: {reason}"))
+        _echo_wrapped("  ", f"{field}{value}: {reason}", columns)

@@ -29,6 +29,11 @@ MEMORY_PARTS: Final = (
     ("observed_excess", "p", "excess measured in earlier loads"),
 )
 """Field of MemoryEstimate, character in a memory bar, and label of each part of the memory."""
+BAR_LABELS: Final = {
+    "#": "weights", "+": "repacked weights", "k": "KV cache", "c": "compute buffers", "s": "speculation",
+    "p": "processes",
+}  # fmt: skip
+"""Label of each character in a memory bar."""
 
 
 class PlanRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,6 +47,8 @@ def test_unknown_names_are_explained_with_the_next_step(user: Path) -> None:
         find_model("some/thing:Q4_0")
     with pytest.raises(ModelFileError, match=r"Did you mean qwen3\.5-4b"):
         find_model("qwen35-4b")
+    with pytest.raises(ModelFileError, match=r"models list --catalogue` lists others, and `edgechat models pull NAME`"):
+        find_model("nosuch")
 
 
 def test_names_that_cannot_be_aliases_are_refused(user: Path) -> None:

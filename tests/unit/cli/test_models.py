@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgechat import paths
+from edgechat.catalogue import curated
+from edgechat.cli.catalogue_info import print_rows
 from edgechat.cli.model_lists import print_catalogue
 from edgechat.models import resources, selection
 from tests.conftest import Cli, edgechat_command
@@ -190,3 +192,15 @@ def test_catalogue_model_is_described_in_plain_words(cli: Cli) -> None:
     assert "Q4_K_M           2.74 GB" in text
     for name in ("n_params", "figures_from"):
         assert name in cli("models", "info", "qwen3.5-4b", "--json").stdout
+
+
+@pytest.mark.parametrize("width", [80, 100, 140, None])
+def test_catalogue_fits_a_terminal_and_is_complete_in_a_pipe(
+    width: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_rows(list(curated.load_catalogue().values()), width)
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= (width or 1000)
+    assert "apache-2.0" in output or width == 80
+    assert ("strengths" in output.splitlines()[0]) == (width is None or "in a wider terminal" not in output)
+    assert ("edgechat models info NAME" in output) == ("strengths" not in output.splitlines()[0])

@@ -97,6 +97,22 @@ def test_minimum_speed_changes_the_choice(cli: Cli) -> None:
     assert any(row["verdict"].startswith("too slow") for row in models)
 
 
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_tables_fit_the_terminal_and_the_legend_explains_only_what_is_shown(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    output = cli("plan", "--all", "--no-measure", "--explain").stdout
+    assert max(map(len, output.splitlines())) <= int(columns)
+    for entry in ("# weights", "+ repacked weights", "k KV cache", "~ estimated size", "< the most memory"):
+        assert entry in output
+    installed = cli("plan", "--no-measure", "--budget", "1TB").stdout  # the bar is empty: the model needs 0.05 %
+    assert "tok/s = decode speed" in installed
+    assert not {"# weights", "k KV cache", "s speculation", "~ estimated size"} & {
+        entry for line in installed.splitlines() for entry in line.split("   ")
+    }
+
+
 def test_explain_lists_memory_and_reasons(cli: Cli) -> None:
     output = cli("plan", "starter", "--explain", "--no-measure").stdout
     for text in ("* starter", "weights", "KV cache", "total", "n_ctx = 8192", "n_threads", "prefix_disk_bytes"):

@@ -14,6 +14,7 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.picks import choose_evaluation, choose_picks
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, evaluate
+from edgechat.planner.report import format_row_lines, format_summary, make_plan_row
 from tests.unit.planner.profiles import GIB, Q8_0, WITH_AMX, WITHOUT_AMX, candidates, llama, machine, two_quants
 
 
@@ -41,6 +42,23 @@ def test_model_that_does_not_fit_names_the_memory_it_needs() -> None:
     least = big.memory.total
     assert evaluate(big.candidate, machine(least)).plan is not None
     assert evaluate(big.candidate, machine(least - 1)).plan is None
+
+
+def test_memory_for_an_unknown_backend_is_an_upper_bound() -> None:
+    candidate = two_quants()[0]
+    unknown, known = evaluate(candidate, machine(64 * GIB)), evaluate(candidate, machine(64 * GIB), speeds=WITHOUT_AMX)
+    assert (unknown.is_memory_upper_bound, known.is_memory_upper_bound) == (True, False)
+    assert unknown.memory.total > known.memory.total
+    size = humanize.format_size(unknown.memory.total)
+    assert f" file, up to {size} in memory" in format_summary(unknown)
+    assert "up to" not in format_summary(known)
+    assert f"up to {size} of" in format_row_lines(make_plan_row(unknown), 64 * GIB)[2]
+
+
+def test_size_of_a_model_is_that_of_its_file() -> None:
+    candidate = msgspec.structs.replace(two_quants()[0], file_bytes=98_000_000)
+    assert format_summary(evaluate(candidate, machine(64 * GIB))).startswith("98 MB file")
+    assert make_plan_row(evaluate(candidate, machine(64 * GIB))).file_bytes == 98_000_000
 
 
 def test_model_with_licence_conditions_is_never_chosen_unasked() -> None:
