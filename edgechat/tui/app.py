@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -12,7 +11,6 @@ from textual import on
 from textual.app import SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 
-from edgechat import files, paths
 from edgechat.errors import EdgechatError
 from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls
@@ -114,16 +112,15 @@ class ChatApp(ThemedApp):
         if not self.is_first_run:
             self.worker.open()
             return
-        from edgechat.tui.screens.first_run import FirstRunScreen
+        from edgechat.tui.views import open_first_run
 
-        def start_chat(choice: str | None) -> None:
-            self.pane.add_note(screen.tour)
+        def start_chat(choice: str | None, tour: str) -> None:
+            self.pane.add_note(tour)
             self.worker.open()
             if choice == "models":
                 self._open_models()
 
-        screen = FirstRunScreen(self.settings, self.downloads, self.pane.prompt.type_text)
-        self.push_screen(screen, start_chat)
+        open_first_run(self, self.settings, self.downloads, self.pane.prompt.type_text, start_chat)
 
     def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:
@@ -357,20 +354,9 @@ class ChatApp(ThemedApp):
 
     def report_crash(self, error: Exception) -> None:
         """Print a short message with the path of the crash log instead of Textual's traceback."""
-        from rich.text import Text
+        from edgechat.tui.crash_report import save_crash_report
 
-        file = paths.cache_dir() / "crash.log"
-        lines = traceback.format_exception(error)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_file(file, "".join(lines).encode("utf-8", "replace"))
-            details = f" Details: {file}. Engine log: {paths.log_file()}."
-        except OSError:
-            details = "\n" + "".join(lines)
-        problem = lines[-1].strip()[:300]
-        self.panic(Text(
-            f"edgechat failed: {problem}\n\nYour conversation is saved: `edgechat -c` continues it.{details}"
-        ))  # fmt: skip
+        self.panic(save_crash_report(error))
 
 
 def run_app(app: ChatApp) -> int:

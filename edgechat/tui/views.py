@@ -1,4 +1,4 @@
-"""Functions that open the help, the search screen, the list of personas and the list of themes."""
+"""Functions that open screens above the chat."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.chat.store import SearchHit
     from edgechat.config import Settings
+    from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.keys import KeyBinding
 
 
@@ -30,6 +31,21 @@ def open_help(
             type_text(f"/{name} ")
 
     app.push_screen(HelpScreen(keys, overrides), use)
+
+
+def open_first_run(
+    app: App[Any], settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object],
+    on_chosen: Callable[[str | None, str], object],
+) -> None:  # fmt: skip
+    """Show the first-run screen, and call `on_chosen` with its result and the text of the tour."""
+    from edgechat.tui.screens.first_run import FirstRunScreen
+
+    screen = FirstRunScreen(settings, downloads, type_text)
+
+    def report_choice(choice: str | None) -> None:
+        on_chosen(choice, screen.tour)
+
+    app.push_screen(screen, report_choice)
 
 
 def open_search(app: App[Any], session: Session | None, query: str, on_chosen: Callable[[Destination], None]) -> None:
