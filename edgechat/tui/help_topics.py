@@ -47,7 +47,8 @@ TOPICS: Final = (
     ),
     Topic(
         "Models and settings",
-        ("chat.models", "models.hub", "models.cancel", "chat.plan", "chat.personas", "chat.settings", "settings.reset"),
+        ("chat.models", "models.unfold", "models.fold", "models.hub", "models.pause", "models.cancel", "chat.plan",
+         "chat.personas", "chat.settings", "settings.reset"),
         ("model", "plan", "persona", "theme", "settings", "set"),
     ),
     Topic(
