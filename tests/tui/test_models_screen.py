@@ -245,6 +245,30 @@ async def test_downloads_wait_pause_resume_and_are_cancelled(hub: LocalHub) -> N
         assert not any(i.startswith("download:") for i in option_ids(app))
 
 
+async def test_running_download_is_visible_wherever_the_list_is_scrolled(hub: LocalHub) -> None:
+    first, second = add_slow_models(hub, "one", "two")
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_models(app, pilot)
+        assert "Ctrl+T: pause" not in screen_text(app)
+        app.screen.query_one("OptionList").action_last()  # type: ignore[attr-defined]
+        app.downloads.start(first)
+        app.downloads.start(second)
+
+        def last_row() -> str:
+            return screen_text(app).splitlines()[-2]
+
+        await until_async(lambda: "someone/one-GGUF" in last_row() and "kB/s" in last_row() and " left" in last_row())
+        assert last_row().rstrip(" │").endswith("+1")
+        assert "Ctrl+T: pause   Ctrl+X: cancel" in screen_text(app)
+        await pilot.press("ctrl+t")
+        await until_async(lambda: "someone/two-GGUF" in last_row())
+        await pilot.press("ctrl+x")
+        await until_async(lambda: "someone/one-GGUF" in last_row() and "paused" in last_row())
+        await pilot.press("ctrl+x")
+        await until_async(lambda: "GGUF" not in last_row() and "Ctrl+T: pause" not in screen_text(app))
+
+
 async def test_paused_download_resumes_from_its_part_file(hub: LocalHub) -> None:
     [repo] = add_slow_models(hub, "one")
     app = make_scripted_app()

@@ -21,8 +21,8 @@ LABEL_WIDTH: Final = 14
 """Minimum width in columns of the label at the end of a row."""
 # Width of the columns for file size, memory, tokens per second and the time of a reply.
 _NUMBER_WIDTHS: Final = (9, 9, 6, 7)
-_MARK_WIDTH: Final = 2
-_BAR_WIDTH: Final = 12
+MARK_WIDTH: Final = 2
+"""Width in columns of the mark at the start of a row."""
 _SLOW_TPS: Final = 9.5
 
 
@@ -139,7 +139,7 @@ def format_heading(title: str, width: int) -> str:
     columns = "".join(
         f"{name:>{n}}" for name, n in zip(("file", "memory", "tok/s", "reply"), _NUMBER_WIDTHS, strict=True)
     )
-    return f"{title:<{_MARK_WIDTH + _name_width(width)}}{columns}"
+    return f"{title:<{MARK_WIDTH + get_name_width(width)}}{columns}"
 
 
 def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -> str:
@@ -152,8 +152,8 @@ def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -
         reply = format_duration(max(1.0, row.turn_s)) if row.turn_s else "?"
     size = ("" if file.is_size_known else "~") + format_size(file.file_bytes)
     numbers = "".join(f"{text:>{n}}" for text, n in zip((size, memory, tps, reply), _NUMBER_WIDTHS, strict=True))
-    name_width = _name_width(width)
-    return f"{mark:<{_MARK_WIDTH}}{_fit_name(name, name_width):<{name_width}}{numbers}  {label}"
+    name_width = get_name_width(width)
+    return f"{mark:<{MARK_WIDTH}}{fit_name(name, name_width):<{name_width}}{numbers}  {label}"
 
 
 def choose_label(file: ModelFile, download: Download | None, *, is_quant: bool) -> str:
@@ -170,35 +170,12 @@ def choose_label(file: ModelFile, download: Download | None, *, is_quant: bool) 
     return next((label for label, applies in labels.items() if applies), "")
 
 
-def format_download(download: Download, mark: str, glyphs: tuple[str, str], width: int) -> str:
-    """Return the row of a download: name, bar, share, rate and time left. `glyphs` are a full and an empty cell."""
-    name_width = max(14, min(_name_width(width), width - 48))
-    parts = [f"{mark:<{_MARK_WIDTH}}{_fit_name(download.reference, name_width):<{name_width}}"]
-    share, progress = download.share, download.progress
-    if share is not None:
-        n_full = int(share * _BAR_WIDTH)
-        parts.append(f"{glyphs[0] * n_full}{glyphs[1] * (_BAR_WIDTH - n_full)} {share:>4.0%}")
-    if download.state != "downloading":
-        parts.append(download.state)
-    elif progress is None:
-        parts.append("connecting")
-    elif progress.state != "downloading":
-        parts.append(progress.state)
-    else:
-        parts.append(f"{format_size(progress.bytes_per_s)}/s")
-        if download.remaining_s is not None:
-            parts.append(f"{format_duration(download.remaining_s)} left")
-        total = f"of {format_size(download.total_bytes or 0)}"
-        if download.total_bytes and len("  ".join([*parts, total])) <= width:
-            parts.append(total)
-    return "  ".join(parts)
+def get_name_width(width: int) -> int:
+    """Return the width of the names in a list of `width` columns."""
+    return max(16, min(44, width - MARK_WIDTH - sum(_NUMBER_WIDTHS) - 2 - LABEL_WIDTH))
 
 
-def _name_width(width: int) -> int:
-    return max(16, min(44, width - _MARK_WIDTH - sum(_NUMBER_WIDTHS) - 2 - LABEL_WIDTH))
-
-
-def _fit_name(name: str, width: int) -> str:
+def fit_name(name: str, width: int) -> str:
     """Shorten a name to `width` columns; the quant at its end stays visible."""
     if len(name) <= width:
         return name
@@ -215,16 +192,6 @@ def make_heading(text: str) -> Option:
 def make_option(text: str, option_id: str | None = None, style: str = "") -> Option:
     """Return a row of the list; `text` is untrusted."""
     return Option(Text(escape_controls(text), style=style, no_wrap=True, overflow="ellipsis"), id=option_id)
-
-
-def describe_download(download: Download) -> str:
-    """Return what the download has received, its error, and what the keys do."""
-    received = f"received {format_size(download.done_bytes)}"
-    if download.total_bytes:
-        received += f" of {format_size(download.total_bytes)}"
-    verb = "pauses" if download.state in ("waiting", "downloading") else "resumes"
-    lines = [download.reference, download.problem or received, f"Enter or Ctrl+T {verb} it, Ctrl+X cancels it"]
-    return "\n".join(lines)
 
 
 def describe_file(file: ModelFile, available_bytes: int, *, is_model: bool) -> str:

@@ -17,9 +17,10 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
-from edgechat.tui.screens import hub_models, model_groups
+from edgechat.tui.screens import download_rows, hub_models, model_groups
+from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, find_current, make_download_rows
 from edgechat.tui.screens.filter_list import FilterListScreen
-from edgechat.tui.screens.model_groups import ModelFile, ModelGroup, describe_download, make_heading, make_option
+from edgechat.tui.screens.model_groups import ModelFile, ModelGroup, make_heading, make_option
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from edgechat.catalogue.hub import SearchResult
     from edgechat.config import Settings
     from edgechat.tui.downloads import Download, DownloadRunner
+    from edgechat.tui.render.palette import Glyphs
 
 _HUB_PREFIX: Final = "hub:"
 _MODEL_PREFIX: Final = "model:"
-_DOWNLOAD_PREFIX: Final = "download:"
+_KEYS: Final = "Enter: use or get   Right: quants   Ctrl+S: Hugging Face   Esc: close"
+_DOWNLOAD_KEYS: Final = "Ctrl+T: pause   Ctrl+X: cancel   Enter: use or get   Right: quants   Esc"
 
 
 class ModelsScreen(FilterListScreen[str | None]):
@@ -90,19 +93,19 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._planned_repository = ""
         self._available_bytes = 0
         self._measurement = Cancellation()
-        self._glyphs = ASCII_GLYPHS if settings.ascii else UNICODE_GLYPHS
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Models"
-            box.border_subtitle = "Enter: use or get   Right: quants   Ctrl+S: Hugging Face   Esc: close"
             yield Input(placeholder="Filter, or words to search Hugging Face for", compact=True)
             yield EntryList(markup=False)
             yield Static("Listing the models ...", id="details", markup=False)
             yield Static("", id="pull", markup=False)
+            yield DownloadLine("", markup=False)
 
     def on_mount(self) -> None:
         self._show_notice("")
+        self.show_download("")
         self._evaluate()
 
     def on_unmount(self) -> None:
@@ -161,7 +164,9 @@ class ModelsScreen(FilterListScreen[str | None]):
         options, width = self.options, self._list_width
         highlighted_id = options.highlighted_option.id if options.highlighted_option is not None else None
         self._files, self._filled_text = {}, self.filter_text
-        rows = self._make_download_rows()
+        downloads = self._downloads.list_downloads()
+        self._shown_downloads = [(d.reference, d.state) for d in downloads]
+        rows = make_download_rows(downloads, width, ascii_only=self.app.has_class("ascii"))
         for title, is_installed in (("Installed", True), ("Available to download", False)):
             group_options = [o for g in self._groups if g.is_installed is is_installed for o in self._make_options(g)]
             if group_options:
@@ -172,12 +177,16 @@ class ModelsScreen(FilterListScreen[str | None]):
         options.clear_options()
         options.add_options(rows)
         ids = [option.id for option in rows if not option.disabled and option.id is not None]
-        default_id = next((i for i in ids if not i.startswith(_DOWNLOAD_PREFIX)), next(iter(ids), None))
+        default_id = next((i for i in ids if not i.startswith(DOWNLOAD_PREFIX)), next(iter(ids), None))
         new_id = highlighted_id if highlighted_id in ids else default_id
         if new_id is not None:
             options.highlighted = options.get_option_index(new_id)
         elif self.filter_text:
             self._show_details("No model matches. Enter searches Hugging Face for these words.")
+
+    @property
+    def _glyphs(self) -> Glyphs:
+        return ASCII_GLYPHS if self.app.has_class("ascii") else UNICODE_GLYPHS
 
     @property
     def _list_width(self) -> int:
@@ -216,34 +225,24 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def _make_hub_options(self, result: SearchResult) -> list[Option]:
         mark = self._glyphs.expanded if result.id in self._unfolded else self._glyphs.collapsed
-        rows = [make_option(f"{mark} {hub_models.format_result(result)}", f"{_HUB_PREFIX}{result.id}")]
+        download = self._downloads.find(result.id)
+        text = f"{mark} {hub_models.format_result(result)}{f'  {download.state}' if download is not None else ''}"
+        rows = [make_option(text, f"{_HUB_PREFIX}{result.id}")]
         if result.id in self._unfolded:
             rows += [self._make_quant_option(file) for file in self._hub_quants.get(result.id, [])]
         return rows
 
     # Downloads in the list
 
-    def _make_download_rows(self) -> list[Option]:
-        downloads = self._downloads.list_downloads()
-        self._shown_downloads = [(d.reference, d.state) for d in downloads]
-        if not downloads:
-            return []
-        heading = make_heading("Downloads   Ctrl+T or Enter: pause or resume   Ctrl+X: cancel")
-        return [heading, *(make_option(self._format_download(d), _DOWNLOAD_PREFIX + d.reference) for d in downloads)]
-
-    def _format_download(self, download: Download) -> str:
-        glyphs = ("#", "-") if self._settings.ascii else ("█", "░")
-        return model_groups.format_download(download, "", glyphs, self._list_width)
-
     def show_download(self, _status: str) -> None:
         """Show the progress of the downloads."""
-        downloads = self._downloads.list_downloads()
+        downloads, width, ascii_only = self._downloads.list_downloads(), self._list_width, self.app.has_class("ascii")
+        self.query_one(DownloadLine).show(downloads, width, ascii_only=ascii_only)
+        self.query_one(Vertical).border_subtitle = _DOWNLOAD_KEYS if downloads else _KEYS
         if [(d.reference, d.state) for d in downloads] != self._shown_downloads:
             self._fill_list()
-            return
-        for download in downloads:
-            prompt = make_option(self._format_download(download)).prompt
-            self.options.replace_option_prompt(_DOWNLOAD_PREFIX + download.reference, prompt)
+        for row in make_download_rows(downloads, width, ascii_only=ascii_only)[1:]:
+            self.options.replace_option_prompt(row.id or "", row.prompt)
 
     def show_download_result(self, problem: str) -> None:
         """Show `problem`, or "Installed" if the download succeeded, and plan the models again."""
@@ -258,9 +257,9 @@ class ModelsScreen(FilterListScreen[str | None]):
         message.stop()
         option_id = message.option_id or ""
         file, repo = self._files.get(option_id), ""
-        if option_id.startswith(_DOWNLOAD_PREFIX):
-            download = self._downloads.find(option_id.removeprefix(_DOWNLOAD_PREFIX))
-            self._show_details(describe_download(download) if download is not None else "")
+        if option_id.startswith(DOWNLOAD_PREFIX):
+            download = self._downloads.find(option_id.removeprefix(DOWNLOAD_PREFIX))
+            self._show_details(download_rows.describe_download(download) if download is not None else "")
         elif file is not None and (file.row is not None or not file.name.count("/")):
             is_model = option_id.startswith(_MODEL_PREFIX)
             self._show_details(model_groups.describe_file(file, self._available_bytes, is_model=is_model))
@@ -337,7 +336,7 @@ class ModelsScreen(FilterListScreen[str | None]):
             self.action_hub()
             return
         file = self._files.get(option_id)
-        if option_id.startswith(_DOWNLOAD_PREFIX):
+        if option_id.startswith(DOWNLOAD_PREFIX):
             self.action_pause()
         elif file is not None and (file.is_installed or file.installed_name):
             self.dismiss(file.installed_name or file.name)
@@ -351,12 +350,10 @@ class ModelsScreen(FilterListScreen[str | None]):
         option = self.options.highlighted_option
         option_id = (option.id or "") if option is not None else ""
         file = self._files.get(option_id)
-        reference = (
-            file.name if file is not None else option_id.removeprefix(_DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)
-        )
+        reference = file.name if file is not None else option_id.removeprefix(DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)
         downloads = self._downloads.list_downloads()
-        running = next((d for d in downloads if d.state == "downloading"), next(iter(downloads), None))
-        return next((d for d in downloads if d.reference == reference), running)
+        default = find_current(downloads) if downloads else None
+        return next((d for d in downloads if d.reference == reference), default)
 
     def action_pause(self) -> None:
         """Pause the download, or resume it if it is paused or failed."""
