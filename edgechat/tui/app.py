@@ -171,10 +171,13 @@ class ChatApp(ThemedApp):
         from edgechat.tui.screens.plan import TextScreen
         from edgechat.tui.screens.settings import SettingsScreen
         from edgechat.tui.widgets.line_editor import LineEditor
+        from edgechat.tui.widgets.row_scrolling import RowScrolling
         from edgechat.tui.widgets.sidebar import Sidebar
 
         screens = (FilterListScreen, ModelsScreen, SettingsScreen, HelpScreen, TextScreen, FirstRunScreen)
-        return keys.list_declared_bindings(ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, Sidebar, *screens)
+        return keys.list_declared_bindings(
+            ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, RowScrolling, Sidebar, *screens
+        )
 
     def apply_settings(self, settings: Settings) -> None:
         """Apply changed settings. Does not reload the model."""

@@ -44,17 +44,41 @@ class CodeLayout(MarkdownLayout):
 
     def __init__(self, block: MarkdownBlock) -> None:
         super().__init__(block)
+        self.wraps = True
         self.is_highlighted = False
         """True if the complete block has its final colours."""
         self._highlighter: GrowingHighlighter | None = None
         self._lines: list[Line] = []
         """Lines of the block that have rows."""
         self._caption = ""
+        self._max_cells = 0
         self._first_rows: list[int] = []
         """Number of the first row of each line."""
 
     def estimate_height(self, width: int) -> int:
+        if not self.wraps:
+            return len(self.block.lines) + 1
         return sum(1 + len(line) // max(1, width - 2) for line in self.block.lines) + 1
+
+    def set_wrapping(self, *, wraps: bool) -> None:
+        if wraps != self.wraps:
+            self.wraps = wraps
+            self.discard_rows()
+
+    @property
+    def max_offset(self) -> int:  # type: ignore[override]
+        return max(0, self._max_cells - max(1, self.layout_width - 2)) if self._rows and not self.wraps else 0
+
+    def cut_row(self, number: int, offset: int, palette: Palette) -> Strip:
+        row, width = self.row(number), self.layout_width
+        if self.wraps or not number or not row.cell_length:
+            return row
+        first = 1 + min(offset, self.max_offset)
+        part = row.crop(first, first + width - 2)
+        margin = Segment(" ", palette.code)
+        left = palette.cut_left if first > 1 and row.cell_length > 1 else margin
+        right = palette.cut_right if row.cell_length > first + width - 2 else margin
+        return Strip([left, *part, Segment(" " * (width - 2 - part.cell_length), palette.code), right], width)
 
     @property
     def needs_highlighting(self) -> bool:  # type: ignore[override]
@@ -64,7 +88,7 @@ class CodeLayout(MarkdownLayout):
         """Highlight complete short code; of growing code, render the lines at its end that can have changed."""
         block = self.block
         if not block.is_open and block.language and block.n_chars <= MAX_SYNC_CHARS:
-            self.set_highlighted_rows(highlight_code(block, width, palette), width)
+            self.set_highlighted_rows(highlight_code(block, width, palette, wraps=self.wraps), width)
             return
         caption = describe_code(block)
         is_new = self.layout_width != width or self.is_highlighted or caption != self._caption
@@ -78,8 +102,9 @@ class CodeLayout(MarkdownLayout):
         del self._rows[first_row:], self._first_rows[first_line:], self._lines[first_line:]
         for line in new_lines:
             self._first_rows.append(len(self._rows))
-            self._rows += wrap_code_line(line, width, palette.code, palette.wrap_mark)
+            self._rows += _render_line(line, width, palette, wraps=self.wraps)
         self._lines += new_lines
+        self._measure_rows(self._rows[first_row:])
         pairs = enumerate(zip(old_rows, self._rows[first_row:]))  # noqa: B905  (up to the end of the shorter list)
         n_equal_rows = next((i for i, (a, b) in pairs if a != b), min(len(old_rows), len(self._rows) - first_row))
         self.first_changed_row = 0 if is_new else first_row + n_equal_rows
@@ -104,6 +129,7 @@ class CodeLayout(MarkdownLayout):
         """Replace the rows with the result of `highlight_code` for `width`."""
         self._store_rows(rows, width)
         self._forget_lines()
+        self._measure_rows(rows[len(rows) - len(self.block.lines) :])  # without the caption
         self.is_highlighted = True
 
     def discard_rows(self) -> None:
@@ -111,20 +137,34 @@ class CodeLayout(MarkdownLayout):
         self._forget_lines()
         self.is_highlighted = False
 
+    def _measure_rows(self, rows: Sequence[Strip]) -> None:
+        """Find the length of the longest line, if lines are cut, from new rows."""
+        if not self.wraps:
+            self._max_cells = max(self._max_cells, *(row.cell_length - 1 for row in rows), 0)
+
     def _forget_lines(self) -> None:
+        self._max_cells = 0
         self._highlighter = None
         self._lines, self._first_rows = [], []
 
 
-def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
+def highlight_code(block: MarkdownBlock, width: int, palette: Palette, *, wraps: bool = True) -> list[Strip]:
     """Render a code block with syntax colours; the number of rows is the same as without colours.
+
+    If `wraps` is false, a row is as long as its line, with a margin of one cell at its left.
 
     This function is thread-safe, and slow for long code.
     """
     rows = _render_caption(block, width, palette)
     for line in highlight(block.lines, block.source, block.language, palette):
-        rows += wrap_code_line(line, width, palette.code, palette.wrap_mark)
+        rows += _render_line(line, width, palette, wraps=wraps)
     return rows
+
+
+def _render_line(line: Line, width: int, palette: Palette, *, wraps: bool) -> list[Strip]:
+    if wraps:
+        return wrap_code_line(line, width, palette.code, palette.wrap_mark)
+    return [Strip([Segment(" ", palette.code), *(segment for segment in line if segment.text)])]
 
 
 def describe_code(block: MarkdownBlock) -> str:

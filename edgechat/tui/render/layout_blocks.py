@@ -38,6 +38,9 @@ class LayoutBlock:
     needs_highlighting = False
     """True if the block is complete code that is shown without colours and must be highlighted in a thread."""
 
+    max_offset = 0
+    """Number of columns by which the longest row exceeds the width, if rows are cut."""
+
     def __init__(self) -> None:
         self.layout_width = 0
         """Width of the rendered rows in cells; 0 if no rows are rendered."""
@@ -85,6 +88,13 @@ class LayoutBlock:
         """Discard the rendered rows to free memory; their number is kept for `height`."""
         self._rows = []
         self.layout_width = 0
+
+    def set_wrapping(self, *, wraps: bool) -> None:
+        """Wrap long lines of code, or leave them as long as they are."""
+
+    def cut_row(self, number: int, offset: int, palette: Palette) -> Strip:  # noqa: ARG002
+        """Return the part of a row that is visible after scrolling by `offset` columns."""
+        return self.row(number)
 
     def row(self, number: int) -> Strip:
         """Return a rendered row, or an empty strip if `number` is too large."""

@@ -63,6 +63,10 @@ class Palette:
         self._code_styles: dict[Any, Style] = {}
         self.wrap_mark = Segment(self.glyphs.wrap, self.code + self.muted + Style(meta={CONTINUES_LINE: True}))
         """Margin of a row that continues a line of code."""
+        self.cut_left, self.cut_right = (
+            Segment(glyph, self.code + self.muted) for glyph in (self.glyphs.left, self.glyphs.right)
+        )
+        """Margins of a line of code that is cut there."""
         # All settings are explicit, so that Rich does not read the environment or the size of the real terminal.
         self.console = Console(
             file=io.StringIO(), force_terminal=True, force_interactive=False, color_system="truecolor", no_color=False,

@@ -34,6 +34,10 @@ class TranscriptLayout:
         `on_highlighting_needed` is called once for each long code block, with the width of its rows.
         """
         self.index = RowIndex()
+        self.wraps_code = True
+        """True if long lines of code are wrapped, otherwise they are cut."""
+        self.code_offset = 0
+        """Number of columns by which code is scrolled to the left, if it is cut."""
         self._get_width = get_width
         self._get_palette = get_palette
         self._on_highlighting_needed = on_highlighting_needed
@@ -113,6 +117,7 @@ class TranscriptLayout:
         palette, width = self._get_palette(), self._get_width()
         changed_entries: set[int] = set()
         for entry_index, block in blocks:
+            block.set_wrapping(wraps=self.wraps_code)
             if block.layout_width != width or block.is_stale:
                 block.lay_out(width, palette)
                 changed_entries.add(entry_index)
@@ -158,9 +163,20 @@ class TranscriptLayout:
         blocks = self.entries[position.entry_index].blocks
         return position.block_index < len(blocks) and blocks[position.block_index].has_caption
 
-    def content(self, position: RowPosition) -> Strip:
-        """Return the rendered row at a position; for empty rows between blocks, return an empty strip."""
+    @property
+    def max_code_offset(self) -> int:
+        """Number of columns by which the longest line of code near the visible rows exceeds the width."""
+        return max((block.max_offset for block in self._rendered), default=0)
+
+    def content(self, position: RowPosition, *, is_whole: bool = False) -> Strip:
+        """Return the rendered row at a position; for empty rows between blocks, return an empty strip.
+
+        If `is_whole`, a line of code is not cut.
+        """
         blocks = self.entries[position.entry_index].blocks
         if position.block_index < 0 or position.block_row < 0 or position.block_index >= len(blocks):
             return Strip.blank(0)
-        return blocks[position.block_index].row(position.block_row)
+        block = blocks[position.block_index]
+        if self.wraps_code or is_whole:
+            return block.row(position.block_row)
+        return block.cut_row(position.block_row, self.code_offset, self._get_palette())

@@ -337,10 +337,11 @@ class ChatScreen(Screen[None]):
         layout, width = message.block, message.width
         if not isinstance(layout, CodeLayout):
             return
-        palette = self._get_palette()
+        palette, wraps = self._get_palette(), layout.wraps
         try:
-            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette)
+            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette, wraps=wraps)
         except Exception as error:  # noqa: BLE001  (any error is shown, and the code stays without colours)
             self.notify(f"Cannot highlight the code: {format_error(error)}", severity="error")
             return
-        self.pane.transcript.apply_highlighting(layout, rows if palette is self._get_palette() else [], width)
+        is_current = palette is self._get_palette() and wraps == layout.wraps
+        self.pane.transcript.apply_highlighting(layout, rows if is_current else [], width)

@@ -22,6 +22,7 @@ from edgechat.tui import textual_private
 from edgechat.tui.render.row_index import RowPosition
 from edgechat.tui.render.transcript_layout import TranscriptLayout
 from edgechat.tui.render.word_marks import GUTTER, WordMarks, highlight_span, join_selected_rows
+from edgechat.tui.widgets.row_scrolling import RowScrolling
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
 
 
-class Transcript(ScrollView, can_focus=True):
+class Transcript(RowScrolling, can_focus=True):
     """Scrollable list of entries with a message cursor. While the end is visible, new text scrolls into view."""
 
     ALLOW_SELECT = True
@@ -43,8 +44,6 @@ class Transcript(ScrollView, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", "Previous message", id="transcript.up", show=False),
         Binding("down", "move(1)", "Next message", id="transcript.down", show=False),
-        Binding("pageup", "page(-1)", "Page up", id="transcript.page_up", show=False),
-        Binding("pagedown", "page(1)", "Page down", id="transcript.page_down", show=False),
         Binding("home", "top", "Go to the start", id="transcript.top", show=False),
         Binding("end", "bottom", "Go to the end", id="transcript.bottom", show=False),
         Binding("t", "fold", "Show or hide the reasoning", id="transcript.fold", show=False),
@@ -191,8 +190,8 @@ class Transcript(ScrollView, can_focus=True):
 
     # Painting
 
-    def _render_row(self, row: int) -> Strip:
-        """Return a transcript row with its gutter."""
+    def _render_row(self, row: int, *, is_whole: bool = False) -> Strip:
+        """Return a transcript row with its gutter. If `is_whole`, a line of code is not cut."""
         if row >= self._layout.index.n_rows or not self.entries:
             return Strip.blank(0)
         position = self._layout.position(row)
@@ -204,7 +203,7 @@ class Transcript(ScrollView, can_focus=True):
             bar, style = palette.glyphs.cursor, palette.cursor
         elif self.entries[position.entry_index].kind == "user":
             bar, style = palette.glyphs.bar, palette.user
-        return Strip([Segment(f"{bar} ", style), *self._layout.content(position)])
+        return Strip([Segment(f"{bar} ", style), *self._layout.content(position, is_whole=is_whole)])
 
     def render_line(self, y: int) -> Strip:
         row = round(self.scroll_y) + y
@@ -234,7 +233,8 @@ class Transcript(ScrollView, can_focus=True):
         first = selection.start.y if selection.start is not None else 0
         last = selection.end.y if selection.end is not None else last_row
         rows = (row for row in range(first, min(last, last_row) + 1) if not self._layout.is_caption(row))
-        return join_selected_rows((self._render_row(row), selection.get_span(row) or (0, 0)) for row in rows), "\n"
+        spans = ((row, selection.get_span(row) or (0, 0)) for row in rows)
+        return join_selected_rows((self._render_row(row, is_whole=span == (0, -1)), span) for row, span in spans), "\n"
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -261,13 +261,6 @@ class Transcript(ScrollView, can_focus=True):
                 self._set_virtual_size(self.size.width, self._layout.index.n_rows + 1)
                 self.scroll_y = self._layout.row_of(top)
             self.update_layout()
-
-    def scroll_rows(self, n_rows: int) -> None:
-        """Scroll down by `n_rows`, or up if negative, without animation."""
-        self.scroll_relative(y=n_rows, animate=False, force=True, immediate=True)
-
-    def action_page(self, direction: int) -> None:
-        self.scroll_rows(direction * max(1, self.scrollable_content_region.height - 1))
 
     def action_top(self) -> None:
         self.cursor = self._layout.next_message(-1, 1)
