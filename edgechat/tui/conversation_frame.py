@@ -152,11 +152,12 @@ class ConversationFrame(Vertical):
 
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""
-        if self.is_generating and self.app.focused in {self.prompt, self.transcript}:
+        focused = self.screen.focused  # `has_focus` of the widgets changes later
+        if self.is_generating and focused in {self.prompt, self.transcript}:
             return "reply"
-        if self.transcript.has_focus:
+        if focused is self.transcript:
             return "conversation"
-        if self.prompt.has_focus or self.app.focused is None:
+        if focused in {self.prompt, None}:
             return "edit" if self.composer.edited_id is not None else "input"
         return "list"
 

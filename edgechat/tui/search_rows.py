@@ -13,6 +13,7 @@ from textual.widgets.option_list import Option
 from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
 from edgechat.tui.dates import format_date_and_time
+from edgechat.tui.row_text import cut_to_columns
 
 if TYPE_CHECKING:
     from edgechat.chat.store import SearchHit
@@ -39,7 +40,9 @@ def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> I
         if labels.count(label) > 1:
             date += f" ({escape_controls(conversation_id[:_ID_CHARS])})"
         n_columns = max(0, width - cell_len(date) - 2)
-        yield Option(Content.assemble((_cut(title, n_columns), "bold $list-text"), f"  {date}"), disabled=True)
+        yield Option(
+            Content.assemble((cut_to_columns(title, n_columns), "bold $list-text"), f"  {date}"), disabled=True
+        )
         for index in indexes:
             yield Option(format_hit(hits[index], width), id=str(index))
 
@@ -47,15 +50,6 @@ def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> I
 def _label(hit: SearchHit, today: dt.date) -> tuple[str, str]:
     title = first_line(escape_controls(hit.title), _TITLE_CHARS) or "(no title)"
     return title, format_date_and_time(hit.updated_at_ms, today)
-
-
-def _cut(text: str, n_columns: int) -> str:
-    """Return `text` in at most `n_columns` columns, with an ellipsis at the end if it is cut."""
-    if cell_len(text) <= n_columns:
-        return text
-    while text and cell_len(text) >= n_columns:
-        text = text[:-1]
-    return f"{text}…"
 
 
 def format_hit(hit: SearchHit, width: int) -> Content:

@@ -59,7 +59,8 @@ async def test_sidebar_filters_and_opens_conversations() -> None:
         )
         await pilot.press(*"boats")
         await until_async(lambda: option_list(app, "#conversations").option_count == 3)
-        assert [line.strip("* ") for line in option_texts(app, "#conversations")[1:]] == ["More boats", "Boats"]
+        rows = option_texts(app, "#conversations")[1:]
+        assert [row.partition("(")[0].strip() for row in rows] == ["More boats", "Boats"]
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "user") == ["about More boats"])
         assert app.pane.prompt.has_focus

@@ -103,6 +103,7 @@ class ChatScreen(Screen[None]):
             worker, get_palette, get_key_overrides, get_download_status, figures=figures, footer=footer
         )
         self._worker = worker
+        self._get_key_overrides = get_key_overrides
         self._get_palette = get_palette
         self._on_first_frame = on_first_frame
         self._problems = problems
@@ -287,7 +288,7 @@ class ChatScreen(Screen[None]):
 
             pane = self.pane
             current_id = lambda: pane.view.conversation.id if pane.view is not None else None  # noqa: E731
-            self.sidebar = Sidebar(self._list_conversations, current_id)
+            self.sidebar = Sidebar(self._list_conversations, current_id, self._get_key_overrides)
             self.mount(self.sidebar, before=0)
             self.call_after_refresh(self.sidebar.refresh_list)
             self.call_after_refresh(self.sidebar.focus_filter)

@@ -20,6 +20,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.help_topics import TOPICS
 from edgechat.tui.key_names import format_key
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.widgets.filter_input import FilterInput
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -69,7 +70,7 @@ class HelpScreen(FilterListScreen[str | None]):
         with Vertical() as box:
             box.border_title = "Help"
             box.border_subtitle = "Enter: use a command  F1: names of keys  Esc: close"
-            yield Input(placeholder="What do you want to do? Type words to filter", compact=True)
+            yield FilterInput(placeholder="What do you want to do? Type words to filter")
             yield OptionList(markup=False)
 
     def on_resize(self) -> None:

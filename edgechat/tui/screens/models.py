@@ -22,6 +22,7 @@ from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, fi
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.screens.model_groups import ModelFile, ModelGroup, make_heading, make_option
 from edgechat.tui.widgets.entry_list import EntryList
+from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class ModelsScreen(FilterListScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Models"
-            yield Input(placeholder="Filter, or words to search Hugging Face for", compact=True)
+            yield FilterInput(placeholder="Filter, or words to search Hugging Face for")
             yield EntryList(markup=False)
             yield Static("Listing the models ...", id="details", markup=False)
             yield Static("", id="pull", markup=False)

@@ -14,6 +14,7 @@ from textual.widgets.option_list import Option
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.widgets.entry_list import EntryList
+from edgechat.tui.widgets.filter_input import FilterInput
 
 if TYPE_CHECKING:
     from textual.app import App, ComposeResult
@@ -48,7 +49,7 @@ class PickerScreen(FilterListScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self._title
-            yield Input(placeholder="Filter", compact=True)
+            yield FilterInput(placeholder="Filter")
             yield EntryList(markup=False)
 
     def on_mount(self) -> None:

@@ -18,6 +18,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.search_rows import format_preview, list_hit_options
 from edgechat.tui.widgets.entry_list import EntryList
+from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         with Vertical() as box:
             box.border_title = "Search all conversations"
             box.border_subtitle = "Enter: open   Esc: close"
-            yield Input(self._query, placeholder='Words, or an "exact phrase"', compact=True)
+            yield FilterInput(self._query, placeholder='Words, or an "exact phrase"')
             yield EntryList(markup=False)
             yield Static("", id="preview", markup=False)
 

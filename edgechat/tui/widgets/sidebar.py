@@ -1,46 +1,65 @@
-"""The sidebar: a list of conversations grouped by date, with pinned conversations first, and a filter for titles."""
+"""The sidebar: conversations grouped by date, pinned ones first, with a filter for titles and the keys of the list."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from rich.cells import cell_len
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.content import Content
 from textual.message import Message
-from textual.widgets import Input, OptionList
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
+from edgechat.tui import keys
 from edgechat.tui.confirm import Confirmation
-from edgechat.tui.dates import format_day_heading
+from edgechat.tui.dates import format_day_heading, format_short_date
+from edgechat.tui.key_names import format_key
+from edgechat.tui.row_text import cut_to_columns
 from edgechat.tui.widgets.entry_list import EntryList
+from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
+    from textual.events import Key
 
     from edgechat.chat.messages import Conversation
     from edgechat.chat.store import ConversationSummary
 
 # Minimum screen width to show the sidebar next to the conversation; on narrower screens it covers the conversation.
 _MIN_SPLIT_COLUMNS: Final = 70
+# Minimum height of the screen in rows for the keys of the list.
+_MIN_KEY_ROWS: Final = 12
+# Width of the column with the date, with its margin.
+# Columns of the border and the padding around the keys.
+_KEY_PADDING: Final = 2
+_DATE_COLUMNS: Final = 7
+_KEY_LABELS: Final = {"list.pin": "pin", "list.delete": "delete", "list.leave": "back"}
+"""Labels of the keys of the list by binding ID."""
 
 
 class Sidebar(Vertical):
     """List of conversations with a filter. It only posts messages; the screen changes the conversations."""
 
     DEFAULT_CSS = """
-    Sidebar { dock: left; width: 34; border-right: solid $border-blurred; padding: 0 1 0 0; }
+    Sidebar {
+        dock: left; width: 35%; min-width: 34; max-width: 48;
+        border-right: solid $border-blurred; padding: 0 1 0 0;
+    }
     Sidebar OptionList { height: 1fr; background: transparent; }
+    Sidebar #list-keys { height: auto; color: $list-quiet; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back to the chat", id="list.leave", show=False),
-        Binding("ctrl+x", "delete", "Delete the conversation", id="list.delete", show=False),
-        Binding("ctrl+s", "pin", "Pin or unpin the conversation", id="list.pin", show=False),
+        Binding("ctrl+x", "delete", "Delete the conversation", id="list.delete", show=False, priority=True),
+        Binding("ctrl+s", "pin", "Pin or unpin the conversation", id="list.pin", show=False, priority=True),
         Binding("down", "enter_list", "Go to the list", id="list.down", show=False),
     ]
 
@@ -79,20 +98,23 @@ class Sidebar(Vertical):
         self,
         list_conversations: Callable[[], Sequence[ConversationSummary] | None],
         current_id: Callable[[], str | None],
+        get_key_overrides: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """`list_conversations` is called in a thread, and returns None before the store is open.
 
-        `current_id` returns the ID of the open conversation.
+        `current_id` returns the ID of the open conversation, `get_key_overrides` the configured keys by binding ID.
         """
         super().__init__()
         self._list_conversations = list_conversations
         self._current_id = current_id
+        self._get_key_overrides = get_key_overrides
         self._summaries: Sequence[ConversationSummary] = ()
         self._confirmation = Confirmation()
 
     def compose(self) -> ComposeResult:
-        yield Input(placeholder="Filter", id="filter", compact=True)
+        yield FilterInput(placeholder="Filter", id="filter")
         yield EntryList(id="conversations", markup=False)
+        yield Static("", id="list-keys", markup=False)
 
     @property
     def _covers_screen(self) -> bool:
@@ -100,10 +122,24 @@ class Sidebar(Vertical):
 
     def on_mount(self) -> None:
         if self._covers_screen:
-            self.styles.width = "100%"
+            self.styles.width = self.styles.max_width = "100%"
+        self.call_after_refresh(self._show_keys)
+
+    def _show_keys(self) -> None:
+        """Show the keys of the list in the last rows, if the screen has room for them."""
+        overrides = self._get_key_overrides()
+        labels = {b.id: format_key((overrides.get(b.id) or b.keys).partition(",")[0]) for b in _list_bindings()}
+        hints = ["Enter open", *(f"{labels[name]} {label}" for name, label in _KEY_LABELS.items())]
+        keys = self.query_one("#list-keys", Static)
+        keys.display = self.screen.size.height >= _MIN_KEY_ROWS
+        rows = ["  ".join(hints)]
+        if len(rows[0]) > self.size.width - _KEY_PADDING:
+            rows = ["  ".join(hints[:2]), "  ".join(hints[2:])]
+        keys.update("\n".join(rows))
 
     def focus_filter(self) -> None:
         """Move the focus to the filter input."""
+        self._show_keys()
         self.query_one(Input).focus()
 
     def refresh_list(self) -> None:
@@ -124,26 +160,35 @@ class Sidebar(Vertical):
         self._fill_list()
 
     @on(Input.Changed)
+    @on(EntryList.WidthChanged)
     def _fill_list(self) -> None:
+        """Show the conversations whose titles contain all words of the filter."""
         words = self.query_one(Input).value.lower().split()
-        matches = (s for s in self._summaries if all(word in s.conversation.title.lower() for word in words))
+        matches = [s for s in self._summaries if all(word in s.conversation.title.lower() for word in words)]
         options = self.query_one(OptionList)
-        index = options.highlighted
-        is_valid = index is not None and index < options.option_count
-        highlighted_id = options.get_option_at_index(index).id if index is not None and is_valid else None
-        current_id = self._current_id()
+        highlighted, current_id = options.highlighted_option, self._current_id()
+        today, width = dt.datetime.now().astimezone().date(), options.scrollable_content_region.width
         options.clear_options()
-        options.add_options(list(list_options(matches, dt.datetime.now().astimezone().date(), current_id)))
-        ids = {option.id for option in options.options}
-        next_id = highlighted_id if highlighted_id in ids else current_id
-        if next_id is not None and next_id in ids:
+        options.add_options(list(list_options(matches, today, current_id, width)))
+        ids = [option.id for option in options.options if not option.disabled]
+        wanted_ids = [highlighted.id if highlighted is not None else None, current_id, *ids]
+        next_id = next((i for i in wanted_ids if i is not None and i in ids), None)
+        if next_id is not None:
             options.highlighted = options.get_option_index(next_id)
 
+    def on_key(self, event: Key) -> None:
+        """Type letters into the filter, also while the list has the focus."""
+        if event.is_printable and event.character:  # the filter stops the keys that it handles itself
+            event.stop()
+            filter_input = self.query_one(Input)
+            filter_input.focus()
+            filter_input.insert_text_at_cursor(event.character)
+
     @on(Input.Submitted)
-    def _select_first(self) -> None:
-        first_option = next((option for option in self.query_one(OptionList).options if not option.disabled), None)
-        if first_option is not None and first_option.id is not None:
-            self._select(first_option.id)
+    def _select_highlighted(self) -> None:
+        option = self.query_one(OptionList).highlighted_option
+        if option is not None and option.id is not None:
+            self._select(option.id)
 
     @on(OptionList.OptionSelected)
     def _select_option(self, message: OptionList.OptionSelected) -> None:
@@ -159,11 +204,9 @@ class Sidebar(Vertical):
 
     @property
     def _highlighted_conversation(self) -> Conversation | None:
-        """The highlighted conversation; None while the filter has the focus."""
-        options = self.query_one(OptionList)
-        if options.highlighted is None or not options.has_focus:
-            return None
-        conversation_id = options.get_option_at_index(options.highlighted).id
+        """The highlighted conversation; None if the list is empty."""
+        option = self.query_one(OptionList).highlighted_option
+        conversation_id = option.id if option is not None else None
         return next((s.conversation for s in self._summaries if s.conversation.id == conversation_id), None)
 
     def action_enter_list(self) -> None:
@@ -188,17 +231,30 @@ class Sidebar(Vertical):
             self.app.notify(f"Press the same key again to delete {conversation.title or 'this conversation'}")
 
 
-def list_options(summaries: Iterable[ConversationSummary], today: dt.date, current_id: str | None) -> Iterator[Option]:
-    """Yield an option for each conversation, marked if it is the current one, and a heading before each date group."""
-    from rich.text import Text
+def list_options(
+    summaries: Iterable[ConversationSummary], today: dt.date, current_id: str | None, width: int
+) -> Iterator[Option]:
+    """Yield a heading for each date group, and an option for each conversation, marked if it is the current one.
 
+    A row of `width` columns has the title, the number of messages and the date.
+    """
     last_heading = ""
     for summary in summaries:
         conversation = summary.conversation
         heading = "Pinned" if conversation.pinned else format_day_heading(conversation.updated_at_ms, today)
         if heading != last_heading:
-            yield Option(Text(heading, style="dim"), disabled=True)
+            yield Option(Content.styled(heading, "bold"), disabled=True)
             last_heading = heading
         title = first_line(escape_controls(conversation.title), 200) or "(no title)"
         mark = "* " if conversation.id == current_id else "  "
-        yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=conversation.id)
+        count = f" ({summary.n_messages:,})"
+        date = format_short_date(conversation.updated_at_ms, today)
+        title = cut_to_columns(title, max(1, width - len(mark) - len(count) - _DATE_COLUMNS))
+        n_padding = max(1, width - len(mark) - cell_len(title) - len(count) - len(date))
+        yield Option(
+            Content.assemble(mark, title, (f"{count}{' ' * n_padding}{date}", "$list-quiet")), id=conversation.id
+        )
+
+
+def _list_bindings() -> list[keys.KeyBinding]:
+    return keys.list_declared_bindings(Sidebar)

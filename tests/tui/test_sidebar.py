@@ -1,0 +1,114 @@
+"""The list of conversations (Ctrl+B): its rows, its keys, and its readability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.cells import cell_len
+from textual.theme import BUILTIN_THEMES
+from textual.widgets import Input
+
+from edgechat.store import open_ephemeral_store
+from edgechat.tui.app import ChatApp
+from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
+from tests.tui.app_driver import (
+    make_scripted_app,
+    option_list,
+    option_texts,
+    save_conversation,
+    screen_text,
+    shown_texts,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+    from edgechat.chat.store import Store
+
+
+def make_store() -> Store:
+    store = open_ephemeral_store()
+    for title, n_turns in (("Boats", 1), ("料理 " * 40, 3), ("Trees", 2)):
+        save_conversation(store, [(f"about {title} {n}", "yes") for n in range(n_turns)], title)
+    return store
+
+
+async def open_list(app: ChatApp, pilot: Pilot[int]) -> None:
+    await wait_until_ready(app)
+    await pilot.press("ctrl+b")
+    await until_async(
+        lambda: app.screen.query("#conversations") and option_list(app, "#conversations").option_count == 4
+    )
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60), (60, 20)])
+async def test_rows_show_title_number_of_messages_and_date(size: tuple[int, int]) -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=size) as pilot:
+        await open_list(app, pilot)
+        await pilot.pause()
+        rows = option_texts(app, "#conversations")
+        width = option_list(app, "#conversations").scrollable_content_region.width
+        assert rows[0] == "Today"
+        assert rows[1].startswith("  Trees (4) ")
+        assert rows[2].startswith("  料理")
+        assert "… (6) " in rows[2]
+        assert [cell_len(row) for row in rows[1:]] == [width] * 3
+        assert all(":" in row.split()[-1] for row in rows[1:])
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 20)])
+async def test_keys_of_the_list_are_shown(size: tuple[int, int]) -> None:
+    app = make_scripted_app(store=make_store(), keys={"list.pin": "f8"})
+    async with app.run_test(size=size) as pilot:
+        await open_list(app, pilot)
+        await until_async(lambda: "Enter open" in screen_text(app))
+        text = screen_text(app)
+        assert "F8 pin" in text
+        assert "Ctrl+X delete" in text
+
+
+async def test_keys_act_on_the_highlighted_conversation_from_the_filter() -> None:
+    store = make_store()
+    app = make_scripted_app(store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_list(app, pilot)
+        await pilot.press(*"boat")
+        await until_async(lambda: option_list(app, "#conversations").option_count == 2)
+        await pilot.press("ctrl+s")
+        await until_async(lambda: option_texts(app, "#conversations")[0] == "Pinned")
+        await pilot.press("ctrl+x", "ctrl+x")
+        await until_async(lambda: len(store.list_conversations()) == 2)
+        assert all(summary.conversation.title != "Boats" for summary in store.list_conversations())
+
+
+async def test_letters_go_to_the_filter_and_enter_opens_the_highlighted_conversation() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_list(app, pilot)
+        await pilot.press("down", *"tr")
+        await until_async(lambda: option_list(app, "#conversations").option_count == 2)
+        assert app.screen.query_one("#filter", Input).value == "tr"
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "user") == ["about Trees 0", "about Trees 1"])
+
+
+async def test_list_is_readable_in_every_theme() -> None:
+    app = make_scripted_app(store=make_store())
+    app.console._color_system = COLOUR_SYSTEMS["truecolor"]
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_list(app, pilot)
+        for name, theme in BUILTIN_THEMES.items():
+            if theme.ansi:
+                continue
+            app.theme = name
+            await pilot.pause()
+            options = option_list(app, "#conversations")
+            for row in options.render_lines(options.size.region):
+                for text, style, _ in row:
+                    if text.strip(" ▁▂▃▄▅▆▇█") and style is not None and style.color and style.bgcolor:
+                        colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
+                        assert compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"]) >= 4.5, (name, text, colours)
