@@ -115,6 +115,11 @@ def log_file() -> Path:
     return cache_dir() / "engine.log"
 
 
+def recent_choices_file() -> Path:
+    """Return the path of the file with the recent choices in the command palette."""
+    return cache_dir() / "recent-choices.json"
+
+
 def prefix_dir() -> Path:
     """Return the directory of the prefix cache, whose files are as private as the conversations."""
     return cache_dir() / "prefix"

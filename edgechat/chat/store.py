@@ -21,6 +21,14 @@ class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
     n_messages: int
 
 
+class ConversationTitle(msgspec.Struct, frozen=True, kw_only=True):
+    """Title and date of a conversation, which are read much faster than the other metadata."""
+
+    id: str
+    title: str
+    updated_at_ms: int
+
+
 class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """Message or title that matches a search query."""
 
@@ -130,6 +138,9 @@ class Store(Protocol):
         `archived` selects archived (True), unarchived (False) or all (None) conversations. `tag` and `folder` select
         conversations with this tag and in this folder; "" selects all.
         """
+
+    def list_titles(self, limit: int) -> Sequence[ConversationTitle]:
+        """Return the titles of unarchived conversations in the order of `list_conversations`."""
 
     def search(
         self, query: str, *, order: SearchOrder = "newest", limit: int = 20, offset: int = 0

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edgechat.chat.messages import Conversation, Message, now_ms
-from edgechat.chat.store import ConversationSummary, SearchHit, SearchOrder
+from edgechat.chat.store import ConversationSummary, ConversationTitle, SearchHit, SearchOrder
 from edgechat.errors import NotFoundError, StoreError, UsageError
 from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
@@ -272,6 +272,21 @@ class SqliteStore:
                 )
                 for row, n in zip(rows, counts, strict=True)
             ]
+
+    def list_titles(self, limit: int) -> Sequence[ConversationTitle]:
+        with self.database.read_connection() as db:
+            rows = db.execute(
+                "SELECT key, id, title, updated_at_ms FROM conversations WHERE archived = 0 "
+                "ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [
+            ConversationTitle(**{
+                column: repair_value("conversations", column, row[column], row["key"])
+                for column in ("id", "title", "updated_at_ms")
+            })
+            for row in rows
+        ]  # fmt: skip
 
     def count_conversations(self, *, archived: bool | None = False, tag: str = "", folder: str = "") -> int:
         """Return how many conversations `list_conversations` returns without a limit."""

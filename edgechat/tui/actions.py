@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from edgechat.chat import command_arguments, commands
+from edgechat.chat.store import parse_query
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui import code_files
 from edgechat.tui.confirm import Confirmation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
     from edgechat.tui.conversation_pane import ConversationPane
+    from edgechat.tui.palette_entries import PaletteChoice
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.session_worker import SessionWorker
 
@@ -102,6 +104,29 @@ class Actions:
         if self._pane.is_generating:
             self._worker.stop()
         self._worker.load_model(name)
+
+    def choose(self, choice: PaletteChoice) -> None:
+        """Do what was chosen in the command palette; a command that needs an argument is typed into the input."""
+        entry = choice.entry
+        if entry.kind == "conversation":
+            self.go_to(commands.Destination(entry.id))
+            self._pane.prompt.focus()
+        elif entry.kind == "message":
+            conversation_id, _, message_id = entry.id.partition("/")
+            self.go_to(commands.Destination(conversation_id, message_id, tuple(parse_query(choice.query))))
+        elif entry.kind == "model":
+            self.use_model(entry.id)
+        elif entry.kind == "setting":
+            self._pane.screen.post_message(ViewRequested("settings", entry.id))
+        elif entry.kind == "command":
+            argument = commands.COMMANDS_BY_NAME[entry.id].argument
+            if argument and not argument.startswith("[") and entry.id != "search":
+                self._pane.prompt.type_text(f"/{entry.id} ")
+                self._pane.prompt.focus()
+            else:
+                self.run(entry.id)
+        else:
+            self.run(entry.kind, entry.id)
 
     # Conversations
 

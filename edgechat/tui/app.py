@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from textual import on
-from textual.app import SuspendNotSupported, SystemCommand
+from textual.app import SuspendNotSupported
 from textual.binding import Binding, BindingType
 
 from edgechat.errors import EdgechatError
@@ -17,6 +17,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui import copying, keys, textual_private, themes
 from edgechat.tui.ending import SignalEnding
 from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
+from edgechat.tui.recent_choices import RecentChoices
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
 from edgechat.tui.suspending import suspend_job
@@ -51,6 +52,7 @@ class ChatApp(ThemedApp):
     * { scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background; }
     OptionList {
         border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+        scrollbar-gutter: stable;
     }
     OptionList:focus { border: none; background-tint: transparent; }
     OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {
@@ -62,9 +64,8 @@ class ChatApp(ThemedApp):
     .ascii PromptInput, .ascii PromptInput:focus, .ascii ModalScreen > * { border: ascii $border; }
     .ascii Static, .ascii Sidebar { border: none; }
     """
-    ENABLE_COMMAND_PALETTE = True
+    ENABLE_COMMAND_PALETTE = False  # Textual's own palette; `action_command_palette` opens ours
     NOTIFICATION_TIMEOUT = 3
-    COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
         Binding("ctrl+p", "command_palette", "Command palette", id="app.palette", priority=True),
@@ -88,6 +89,7 @@ class ChatApp(ThemedApp):
         self.worker = SessionWorker(make_session, self._post_to_pane, export)
         self._exit_code = 0
         self._downloads: DownloadRunner | None = None
+        self._recent_choices = RecentChoices()
         self.key_overrides: dict[str, str] = {}
         problems = [*problems, *self.apply_theme(settings.theme), *self._apply_keys(settings)]
         self.chat = ChatScreen(
@@ -194,14 +196,11 @@ class ChatApp(ThemedApp):
 
     # Screens
 
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """Yield the entries of the command palette: slash commands that need no argument."""
-        from edgechat.chat.commands import COMMANDS
+    def action_command_palette(self) -> None:
+        """Open the command palette over the chat, or close it."""
+        from edgechat.tui.views import open_palette
 
-        for command in COMMANDS:
-            if not command.argument or command.argument.startswith("[") or command.name == "search":
-                run = lambda name=command.name: self.actions.run(name)  # noqa: E731  (binds the name now)
-                yield SystemCommand(command.name.capitalize(), command.summary, run)
+        open_palette(self, self.worker, self.key_overrides, self._recent_choices, self.actions.choose)
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "search":
@@ -215,7 +214,7 @@ class ChatApp(ThemedApp):
         elif message.view == "settings":
             from edgechat.tui.screens.settings import SettingsScreen
 
-            self.push_screen(SettingsScreen(self.settings, self.apply_settings, self.apply_theme))
+            self.push_screen(SettingsScreen(self.settings, self.apply_settings, self.apply_theme, message.argument))
         elif message.view == "themes":
             self.actions.attempt(self._choose_theme, message.argument)
         elif message.view == "plan":

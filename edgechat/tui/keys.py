@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,6 +21,9 @@ VIM_KEYS: Final[Mapping[str, str]] = {
     "transcript.page_down": "pagedown,ctrl+d",
 }
 """Comma-separated keys by binding ID, which apply if the setting `vim_keys` is on."""
+
+
+_COMMAND_ACTION: Final = re.compile(r"command\('(\w+)'\)")
 
 
 class KeyBinding(NamedTuple):
@@ -99,6 +103,20 @@ def find_action(owner: type[DOMNode], key: str, overrides: Mapping[str, str]) ->
                 if key in keys.split(","):
                     return binding.action
     return None
+
+
+def find_command_keys(owner: type[DOMNode], overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return, for each slash command that a binding of a class runs, the first key of the binding.
+
+    `overrides` contains remapped keys by binding ID.
+    """
+    found: dict[str, str] = {}
+    for binding in owner.__dict__.get("BINDINGS", ()):
+        command = _COMMAND_ACTION.fullmatch(binding.action) if isinstance(binding, Binding) else None
+        key = (overrides.get(binding.id or "") or binding.key).partition(",")[0]
+        if command is not None and len(key) > 1:  # letters are keys of the conversation, not of the input
+            found.setdefault(command[1], key)
+    return found
 
 
 def is_assigned_elsewhere(key: str, area: str, overrides: Mapping[str, str]) -> bool:

@@ -16,6 +16,7 @@ ReturnType = TypeVar("ReturnType")
 _OPENING_ACTIONS: Final = {
     *(f"command('{name}')" for name in ("open", "search", "model", "help", "settings", "plan", "persona")),
     "search_history",
+    "command_palette",
 }
 """Actions of keys that open a screen or a list with an input."""
 # Time after which the keys go to the focused part, because nothing opened; opening takes 0.1 s on slow machines.

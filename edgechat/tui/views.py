@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edgechat.config import Settings
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.keys import KeyBinding
+    from edgechat.tui.palette_entries import PaletteChoice, PaletteEntry
+    from edgechat.tui.recent_choices import RecentChoices
+    from edgechat.tui.session_worker import SessionWorker
 
 
 def open_help(
@@ -46,6 +49,56 @@ def open_first_run(
         on_chosen(choice, screen.tour)
 
     app.push_screen(screen, report_choice)
+
+
+def open_palette(
+    app: App[Any],
+    worker: SessionWorker,
+    key_overrides: Mapping[str, str],
+    recent: RecentChoices,
+    on_chosen: Callable[[PaletteChoice], object],
+) -> None:
+    """Open the command palette; record its choice in `recent`, and call `on_chosen` with it.
+
+    Closes the palette if it is open; over other lists, it does not open.
+    """
+    from textual.screen import ModalScreen
+
+    from edgechat.tui import keys, palette_sources
+    from edgechat.tui.key_names import format_key
+    from edgechat.tui.screens.command_palette import CommandPaletteScreen
+
+    if isinstance(app.screen, ModalScreen):
+        if isinstance(app.screen, CommandPaletteScreen):
+            app.screen.dismiss()
+        else:
+            app.notify("Press Esc to close this list first")
+        return
+    session = worker.session
+    command_keys = keys.find_command_keys(type(app.screen), key_overrides)
+    labels = {name: format_key(key) for name, key in command_keys.items()}
+
+    def load_entries() -> Iterator[Iterator[PaletteEntry]]:
+        if session is not None:
+            yield palette_sources.list_conversations(session.store)
+        yield palette_sources.list_personas()
+        yield palette_sources.list_models()
+
+    def find_messages(query: str) -> list[PaletteEntry]:
+        return palette_sources.find_messages(session.store, query) if session is not None else []
+
+    def use(choice: PaletteChoice | None) -> None:
+        if choice is not None:
+            if choice.entry.kind != "message":
+                recent.record(choice.entry.choice, saves_file=worker.writes_files)
+            on_chosen(choice)
+
+    entries = [
+        *palette_sources.list_commands(labels),
+        *palette_sources.list_themes(app.theme),
+        *palette_sources.list_settings(),
+    ]
+    app.push_screen(CommandPaletteScreen(entries, load_entries, find_messages, recent.read()), use)
 
 
 def open_search(app: App[Any], session: Session | None, query: str, on_chosen: Callable[[Destination], None]) -> None:

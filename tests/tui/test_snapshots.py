@@ -26,7 +26,7 @@ from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.throughput import DeviceRates
 from edgechat.store import open_ephemeral_store
-from edgechat.tui import search_rows
+from edgechat.tui import palette_sources, search_rows
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
@@ -78,6 +78,8 @@ def svg_texts(svg: str) -> list[str]:
 def fix_dates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the dates of lists, which depend on the day of the test."""
     monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
+    monkeypatch.setattr(sidebar, "format_short_date", lambda at_ms, today: "14:05")
+    monkeypatch.setattr(palette_sources, "format_date_and_time", lambda at_ms, today: "Today 14:05")
     monkeypatch.setattr(search_rows, "format_date_and_time", lambda at_ms, today: "Today 14:05")
 
 

@@ -60,6 +60,7 @@ async def test_slash_opens_the_completions(focus: str) -> None:
         ("ctrl+f", "SearchScreen", "Input"),
         ("ctrl+o", "ModelsScreen", "Input"),
         ("ctrl+b", "ChatScreen", "#filter"),
+        ("ctrl+p", "CommandPaletteScreen", "Input"),
     ],
 )
 async def test_words_after_a_key_go_to_the_list_that_opens(focus: str, key: str, screen: str, selector: str) -> None:
@@ -85,3 +86,14 @@ async def test_keys_return_to_the_input_if_nothing_opens() -> None:
         await until_async(lambda: app.pane.prompt.text == "words")
         await pilot.pause()
         assert is_open(app, "ChatScreen")
+
+
+async def test_keys_of_a_filter_act_in_the_order_in_which_they_were_typed() -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)):
+        await wait_until_ready(app)
+        type_at_once(app, "ctrl+p", *"wrong", "ctrl+u", *"themex", "backspace")
+        await until_async(lambda: is_open(app, "CommandPaletteScreen"))
+        await until_async(lambda: app.screen.query_one(Input).value == "theme")
+        type_at_once(app, "ctrl+u", *"theme textual", "down", "enter")
+        await until_async(lambda: app.theme == "textual-light")

@@ -21,6 +21,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.screens.picker import pick
 from edgechat.tui.widgets.entry_list import EntryList
+from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -53,17 +54,23 @@ class SettingsScreen(FilterListScreen[None]):
     ]
 
     def __init__(
-        self, settings: Settings, on_changed: Callable[[Settings], None], preview_theme: Callable[[str], object]
+        self,
+        settings: Settings,
+        on_changed: Callable[[Settings], None],
+        preview_theme: Callable[[str], object],
+        name: str = "",
     ) -> None:
         """`on_changed` is called with the new settings after each change.
 
-        `preview_theme` is called with each theme on which the cursor stands in the list of themes.
+        `preview_theme` is called with each theme on which the cursor stands in the list of themes. `name` is the
+        setting that is highlighted first.
         """
         super().__init__()
         self._settings = settings
         self._on_changed = on_changed
         self._preview_theme = preview_theme
         self._descriptions = config.describe_settings()
+        self._first_name = name
         self._edited_name = ""
         self._notice_name = ""
         """Name of the setting to which the notice belongs; the notice disappears when another one is highlighted."""
@@ -72,14 +79,14 @@ class SettingsScreen(FilterListScreen[None]):
         with Vertical() as box:
             box.border_title = "Settings"
             box.border_subtitle = "Enter: change   Del: default   Esc: close"
-            yield Input(placeholder="Filter by name or description", compact=True)
+            yield FilterInput(placeholder="Filter by name or description")
             yield EntryList(markup=False)
             yield Static("", id="words", markup=False)
             yield Static("", id="notice", markup=False)
-            yield Input(compact=True, id="value")
+            yield FilterInput(placeholder="", id="value")
 
     def on_mount(self) -> None:
-        self._fill_list()
+        self._fill_list(self._first_name)
 
     @property
     def _value_input(self) -> Input:

@@ -1,0 +1,106 @@
+"""Sources of the command palette: commands, settings, themes, personas, conversations, models and messages."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from edgechat.chat.messages import first_line
+from edgechat.errors import EdgechatError
+from edgechat.terminal import escape_controls
+from edgechat.tui.dates import format_date_and_time
+from edgechat.tui.palette_entries import MAX_MATCHES_PER_KIND, PaletteEntry
+
+if TYPE_CHECKING:
+    from edgechat.chat.store import Store
+
+MIN_SEARCH_CHARS: Final = 3
+"""Minimum length of a query that searches messages."""
+_MAX_CONVERSATIONS: Final = 10_000
+_MAX_TITLE_CHARS: Final = 200
+_MAX_SNIPPET_CHARS: Final = 300
+_FIRST_COMMANDS: Final = (
+    "new", "open", "search", "model", "retry", "edit", "continue", "copy", "attach", "rename", "persona", "export",
+    "theme", "settings", "help",
+)  # fmt: skip
+"""Commands that are needed most often; the others follow in the order of the help."""
+
+
+def list_commands(key_labels: Mapping[str, str]) -> Iterator[PaletteEntry]:
+    """Yield all slash commands. `key_labels` are the labels of keys by command."""
+    from edgechat.chat.commands import COMMANDS
+
+    ranks = {name: rank for rank, name in enumerate(_FIRST_COMMANDS)}
+    for command in sorted(COMMANDS, key=lambda c: ranks.get(c.name, len(ranks))):
+        aliases = " ".join(command.aliases)
+        yield PaletteEntry(
+            "command",
+            command.name,
+            command.name.capitalize(),
+            command.summary,
+            key_labels.get(command.name, ""),
+            aliases,
+        )
+
+
+def list_settings() -> Iterator[PaletteEntry]:
+    """Yield all settings with their descriptions."""
+    from edgechat import config
+
+    for name, description in config.describe_settings().items():
+        yield PaletteEntry("setting", name, name, description)
+
+
+def list_themes(current: str) -> Iterator[PaletteEntry]:
+    """Yield all themes; the current one is described as such."""
+    from edgechat.tui import themes
+
+    for name in themes.theme_names():
+        yield PaletteEntry("theme", name, name, "current" if name == current else "")
+
+
+def list_personas() -> Iterator[PaletteEntry]:
+    """Yield all personas. Reads the disk."""
+    from edgechat.chat import personas
+
+    for name in personas.list_names():
+        yield PaletteEntry("persona", name, escape_controls(name))
+
+
+def list_models() -> Iterator[PaletteEntry]:
+    """Yield the installed models. Reads the disk; damaged records of models are no error here."""
+    from edgechat.catalogue import library
+    from edgechat.humanize import format_size
+
+    try:
+        models = [model for model in library.scan() if model.is_usable]
+    except EdgechatError:
+        models = []
+    for model in models:
+        aliases = " ".join(map(escape_controls, model.aliases))
+        size = format_size(model.facts.size_bytes)
+        yield PaletteEntry("model", model.name, escape_controls(model.name), size, more_words=aliases)
+
+
+def list_conversations(store: Store) -> Iterator[PaletteEntry]:
+    """Yield the conversations, pinned ones and then recent ones first. Raises StoreError."""
+    today = dt.datetime.now().astimezone().date()
+    for conversation in store.list_titles(_MAX_CONVERSATIONS):
+        title = first_line(escape_controls(conversation.title), _MAX_TITLE_CHARS) or "(no title)"
+        yield PaletteEntry(
+            "conversation", conversation.id, title, format_date_and_time(conversation.updated_at_ms, today)
+        )
+
+
+def find_messages(store: Store, query: str) -> list[PaletteEntry]:
+    """Return messages that contain all words of the query. Raises StoreError."""
+    hits = [hit for hit in store.search(query, limit=MAX_MATCHES_PER_KIND) if hit.message_id is not None]
+    return [
+        PaletteEntry(
+            "message", f"{hit.conversation_id}/{hit.message_id}",
+            escape_controls(" ".join(hit.snippet.split()))[:_MAX_SNIPPET_CHARS],
+            first_line(escape_controls(hit.title), _MAX_TITLE_CHARS),
+        )
+        for hit in hits
+    ]  # fmt: skip
