@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
 from edgechat.tui.conversation_frame import ConversationFrame
 
 if TYPE_CHECKING:
+    from textual.timer import Timer
+
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.composer_bar import ComposerBar
     from edgechat.tui.widgets.prompt import PromptState
+
+
+# Interval at which text that waits for the next token is shown, in seconds.
+_HELD_TEXT_S: Final = 0.25
 
 
 class ConversationPane(ConversationFrame):
@@ -31,6 +37,7 @@ class ConversationPane(ConversationFrame):
         self._speed = ""
         self._streaming_entry: MessageEntry | None = None
         """Entry of the reply that is being generated."""
+        self._held_text_timer: Timer | None = None
 
     @property
     def messages(self) -> list[MessageEntry]:
@@ -221,6 +228,7 @@ class ConversationPane(ConversationFrame):
         if self._streaming_entry is not None:
             self._streaming_entry.start_streaming()
         self.status_line.start_reply()
+        self._held_text_timer = self.set_interval(_HELD_TEXT_S, self.worker.post_held_text)
 
     def on_text_arrived(self, message: ui_messages.TextArrived) -> None:
         self.worker.paint_pace.note_text()
@@ -241,6 +249,8 @@ class ConversationPane(ConversationFrame):
         self._end_operation(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
     def _finish_streaming(self, view: ui_messages.ConversationView) -> None:
+        if self._held_text_timer is not None:
+            self._held_text_timer.stop()
         entry, self._streaming_entry = self._streaming_entry, None
         if entry is not None:
             saved_message = next((m for m, _ in reversed(view.path) if m.id == entry.message.id), entry.message)

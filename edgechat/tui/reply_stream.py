@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ class ReplyStream:
         self._text = ""
         self._reasoning = ""
         self._n_tokens = 0
+        self._lock = threading.Lock()
+        """Protects the collected text, which the thread of the screen takes if the model pauses."""
         self._posted_at = 0.0  # initially far in the past, so that the first text is posted at once
         self.has_started = False
         """True when the user's message and an empty reply are saved."""
@@ -57,16 +60,27 @@ class ReplyStream:
                 else:
                     self._post_progress(event)
         finally:
-            self._post_text()
+            with self._lock:
+                self._post_text()
         if turn is not None:  # the tree contains the saved reply only after the last event
             self._post(messages.ReplyEnded(turn, messages.ConversationView.from_session(session)))
         return turn
 
     def _add_text(self, event: ReplyTextGenerated) -> None:
-        if event.reply_index == 0:
-            self._text += event.text
-            self._reasoning += event.reasoning
-            self._n_tokens += event.n_tokens
+        with self._lock:
+            if event.reply_index == 0:
+                self._text += event.text
+                self._reasoning += event.reasoning
+                self._n_tokens += event.n_tokens
+            self._post_text_if_due()
+
+    def post_held_text(self) -> None:
+        """Post the text that waits for the next repaint, because the model may pause. Any thread may call this."""
+        with self._lock:
+            if self._text or self._reasoning or self._n_tokens:
+                self._post_text_if_due()
+
+    def _post_text_if_due(self) -> None:
         if time.monotonic() - self._posted_at >= self._pace.interval_s and self._pace.is_painted.is_set():
             self._pace.is_painted.clear()
             self._post_text()

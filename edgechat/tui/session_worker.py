@@ -65,6 +65,8 @@ class SessionWorker:
         self._early_unsent: tuple[str, str] | None = None
         """Conversation ID and unsent text, if the text was typed before the session was created."""
         self.paint_pace = PaintPace()
+        self._stream: ReplyStream | None = None
+        """Stream of the last reply."""
 
     @property
     def is_loaded(self) -> bool:
@@ -259,7 +261,7 @@ class SessionWorker:
         from edgechat.chat.events import TurnFinished
         from edgechat.tui.reply_stream import ReplyStream
 
-        stream = ReplyStream(self._post, self.paint_pace)
+        stream = self._stream = ReplyStream(self._post, self.paint_pace)
 
         def stream_reply(session: Session) -> None:
             if isinstance(stream.run(session, start(session)), TurnFinished):
@@ -268,6 +270,11 @@ class SessionWorker:
         self._run_job(
             stream_reply, needs_model=True, outgoing_message=outgoing_message, stream=stream, ends_operation=True
         )
+
+    def post_held_text(self) -> None:
+        """Post text of the reply that waits for the next repaint."""
+        if self._stream is not None:
+            self._stream.post_held_text()
 
     def _generate_title(self, session: Session) -> None:
         if session.generate_title():

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 
-from edgechat.bench.scripted_session import Script
+from edgechat.bench.scripted_session import CHARS_PER_TOKEN, Script
 from edgechat.models import selection
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
@@ -138,3 +138,14 @@ async def test_an_action_beside_a_reply_takes_less_than_0_3_s(name: str) -> None
         assert min(durations_s) < MAX_S, durations_s
         await until_async(lambda: len(shown_messages(app)[-1].text) > n_chars)
         assert app.pane.is_generating
+
+
+async def test_text_before_a_pause_of_the_model_is_shown() -> None:
+    reply = "word " * 40
+    app = make_scripted_app(script=Script([reply], token_interval_s=5.0, n_fast_tokens=30))
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("x", "enter")
+        await until_async(lambda: shown_texts(app, "assistant") == [reply[: 31 * CHARS_PER_TOKEN]], 4)
+        await pilot.press("escape")
+        await until_async(lambda: not app.pane.is_busy)
