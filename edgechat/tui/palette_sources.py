@@ -49,7 +49,7 @@ def list_settings() -> Iterator[PaletteEntry]:
     from edgechat import config
 
     for name, description in config.describe_settings().items():
-        yield PaletteEntry("setting", name, name, description)
+        yield PaletteEntry("setting", name, name, description.replace("`", ""))
 
 
 def list_themes(current: str) -> Iterator[PaletteEntry]:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # Pause in typing after which the input is saved and its tokens are counted.
 TYPING_PAUSE_S: Final = 0.3
 _MAX_PAST_MESSAGES: Final = 500
-_MAX_CONVERSATIONS: Final = 1000
 _MAX_LABEL_CHARS: Final = 300
 _SCROLLED_ROWS: Final = 3
 _DOUBLE_PRESS_S: Final = 1.0
@@ -300,8 +299,10 @@ class ChatScreen(Screen[None]):
             self.sidebar.focus_filter()
 
     def _list_conversations(self) -> Sequence[ConversationSummary] | None:
+        from edgechat.tui.widgets.sidebar import MAX_CONVERSATIONS
+
         session = self._worker.session
-        return session.store.list_conversations(limit=_MAX_CONVERSATIONS) if session is not None else None
+        return session.store.list_conversations(limit=MAX_CONVERSATIONS) if session is not None else None
 
     def on_conversations_changed(self, _message: ConversationsChanged) -> None:
         if self.sidebar is not None and self.sidebar.display:

@@ -41,6 +41,8 @@ _MIN_KEY_ROWS: Final = 12
 # Columns of the border and the padding around the keys.
 _KEY_PADDING: Final = 2
 _DATE_COLUMNS: Final = 7
+MAX_CONVERSATIONS: Final = 1000
+"""Maximum number of conversations in the list: more of them would delay the keys of the filter."""
 _KEY_LABELS: Final = {"list.pin": "pin", "list.delete": "delete", "list.leave": "back"}
 """Labels of the keys of the list by binding ID."""
 
@@ -170,6 +172,8 @@ class Sidebar(Vertical):
         today, width = dt.datetime.now().astimezone().date(), options.scrollable_content_region.width
         options.clear_options()
         options.add_options(list(list_options(matches, today, current_id, width)))
+        if len(self._summaries) >= MAX_CONVERSATIONS:
+            options.add_option(Option("Search older conversations with Ctrl+F", disabled=True))
         ids = [option.id for option in options.options if not option.disabled]
         wanted_ids = [highlighted.id if highlighted is not None else None, current_id, *ids]
         next_id = next((i for i in wanted_ids if i is not None and i in ids), None)
