@@ -89,7 +89,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
             yield EntryList(markup=False)
 
     def on_mount(self) -> None:
-        self._read_entries()
+        self.call_after_refresh(self._read_entries)  # the thread would delay the first frame
 
     def _show_error(self, text: str) -> None:
         self.app.notify(f"Cannot find everything: {text}", severity="error")
