@@ -49,7 +49,9 @@ class ChatApp(ThemedApp):
 
     TITLE = "edgechat"
     CSS = """
-    * { scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background; }
+    ScrollView, ScrollableContainer {
+        scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background;
+    }
     OptionList {
         border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
         scrollbar-gutter: stable;

@@ -31,14 +31,21 @@ class ReadableText(LineFilter):
         self._get_color_system = get_color_system
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        system = self._get_color_system() or "truecolor"
-        area = background.rich_color
-        return [
-            Segment(text, make_readable(style, area, system), control)
-            if style is not None and style.color is not None and not text.isspace() and any(map(str.isalnum, text))
-            else Segment(text, style, control)
-            for text, style, control in segments
-        ]
+        system, area = self._get_color_system() or "truecolor", _to_rich(background)
+        result = segments
+        for number, (text, style, control) in enumerate(segments):
+            if style is None or style.color is None:
+                continue
+            readable_style = make_readable(style, area, system)
+            if readable_style is not style and any(map(str.isalnum, text)):
+                result = [*segments] if result is segments else result
+                result[number] = Segment(text, readable_style, control)
+        return result
+
+
+@functools.lru_cache(64)
+def _to_rich(background: Color) -> RichColor:
+    return background.rich_color
 
 
 @functools.lru_cache(4096)

@@ -20,7 +20,7 @@ _MAX_CHARS: Final = 2000
 _DELIMITERS: Final = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
 _NEEDS_PARSER: Final = re.compile(r"[\\^_{}~&%]")
 _NO_DELIMITER: Final = re.compile(r"\\(?:left|right)\s*\.")
-_SIMPLE: Final = re.compile(r"[√∂∇-]?(?:[^\W\d_]*|\d+(?:\.\d+)?|[^\W\d_]['′]?[⁰¹²³⁴-⁹ⁿ₀-₉]+)!?|[^\W\d_]+\([^()]*\)")
+_SIMPLE: Final = re.compile(r"[√∂∇-]?(?:[^\W\d_]*|\d+(?:\.\d+)?|[^\W_]['′]?[⁰¹²³⁴-⁹ⁿ₀-₉ʰ-ʸᴬ-ᵪ]+)!?|[^\W\d_]+\([^()]*\)")
 _FRACTION_START, _FRACTION_END = "\ue000", "\ue001"
 """Marks around a fraction, which gets parentheses if a letter or a digit is beside it."""
 _NAME_START, _NAME_END = "\ue002", "\ue003"

@@ -37,12 +37,16 @@ class TokenAdapter:
     def shown_text(self) -> str:
         """The source with the formulas that are shown, and without letters that other characters stand for."""
         text = html.unescape(self._document.formulas.text)
-        return (text if self._is_ascii else _TASK_LINE.sub(r"\1", text)).translate(self._shown_formulas)
+        if not self._is_ascii and "[" in text:
+            text = _TASK_LINE.sub(r"\1", text)
+        return text.translate(self._shown_formulas) if self._shown_formulas else text
 
     def _show(self, text: str) -> str:
         """Return a text with its formulas in place of their placeholders."""
         # Entities such as `&rlm;` stand for characters that are escaped elsewhere.
-        return escape_controls(text if text.isascii() else text.translate(self._shown_formulas))
+        if self._shown_formulas and not text.isascii():
+            text = text.translate(self._shown_formulas)
+        return escape_controls(text)
 
     def _restore(self, text: str) -> str:
         """Return code or the target of a link with formulas as they are written."""

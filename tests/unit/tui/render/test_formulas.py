@@ -32,6 +32,7 @@ from tests.unit.tui.layouts import PALETTE, make_entry
         (r"\begin{cases} 1 & \text{if } x>0 \\ 0 & \text{else} \end{cases}", "{ 1 if x>0; 0 else"),
         (r"\hat{x} \cdot \mathrm{H_2O}", "x̂ · H₂O"),
         (r"\boxed{42}", "[42]"),
+        (r"2^k \cdot \frac{n}{2^k}", "2ᵏ · n/2ᵏ"),
         (r"\operatorname*{argmax}_x P(A|B)", "argmaxₓ P(A|B)"),
         (r"\left. x \right|_0^1", "x |₀¹"),
         (r"100\% \$5", "100% $5"),
