@@ -70,7 +70,7 @@ SITUATIONS: Final[dict[str, list[str]]] = {
     "message": ["key Escape", "key Up"],
     "conversations": ["key ctrl+b"],
     "search": ["key ctrl+f", "type sort"],
-    "palette": ["key ctrl+p", "type theme"],
+    "palette": ["key ctrl+p", "type sort"],
     "models": ["key ctrl+o", "wait 4", "key Right"],
     "settings": ["key F2"],
     "help": ["key F1"],
