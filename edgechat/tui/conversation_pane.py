@@ -38,6 +38,8 @@ class ConversationPane(ConversationFrame):
         self._streaming_entry: MessageEntry | None = None
         """Entry of the reply that is being generated."""
         self._held_text_timer: Timer | None = None
+        self._n_measurements = 0
+        """Number of requests to measure the context; only the answer to the last one counts."""
 
     @property
     def messages(self) -> list[MessageEntry]:
@@ -161,10 +163,14 @@ class ConversationPane(ConversationFrame):
         Does nothing while a load or a reply is pending.
         """
         if not self.is_busy:
-            self.worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
+            self._n_measurements += 1
+            self.worker.measure_context(
+                self._n_measurements, self.prompt.full_text.strip(), list(self.composer.attachments)
+            )
 
     def on_context_measured(self, message: ui_messages.ContextMeasured) -> None:
-        if self.is_busy or self.prompt.full_text.strip() != message.text:
+        is_outdated = message.number != self._n_measurements or message.text != self.prompt.full_text.strip()
+        if self.is_busy or is_outdated:
             return
         self.composer.n_tokens_by_file = message.n_tokens_by_file
         if message.context_tokens:

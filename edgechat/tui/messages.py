@@ -127,6 +127,8 @@ class TitleChanged(Message):
 class ContextMeasured(Message):
     """Number of context tokens that are used if `text` is sent now; 0 if the prompt does not fit."""
 
+    number: int
+    """Number of the request for this measurement."""
     text: str
     context_tokens: int
     warning: str

@@ -280,8 +280,11 @@ class SessionWorker:
         if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
 
-    def measure_context(self, text: str, files: Sequence[Path]) -> None:
-        """Post the number of context tokens that are used if `text` and `files` are sent now, and of each file."""
+    def measure_context(self, number: int, text: str, files: Sequence[Path]) -> None:
+        """Post the number of context tokens that are used if `text` and `files` are sent now, and of each file.
+
+        The answer contains `number`.
+        """
 
         def measure(session: Session) -> None:
             from edgechat.chat import mentions
@@ -294,11 +297,11 @@ class SessionWorker:
                 n_tokens, n_dropped = session.context_usage(text, all_files)
             except ContextOverflowError:
                 warning = session.find_long_attachment(all_files) or "too long for the context"
-                self._post(messages.ContextMeasured(text, 0, warning, counts))
+                self._post(messages.ContextMeasured(number, text, 0, warning, counts))
             else:
                 count_text = format_count(n_dropped, "message")
                 warning = f"sending drops {count_text} from the start of the context" if n_dropped else ""
-                self._post(messages.ContextMeasured(text, n_tokens, warning, counts))
+                self._post(messages.ContextMeasured(number, text, n_tokens, warning, counts))
 
         self.run_when_idle(measure)
 

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.store import open_store
+from edgechat.tui.messages import ContextMeasured
 from edgechat.tui.widgets.status_line import format_context
 from edgechat.tui.widgets.title_line import ChatTitle
 from tests.tui.app_driver import (
@@ -178,3 +179,14 @@ def test_context_bar_warns_at_75_and_90_percent() -> None:
     ]  # fmt: skip
     styles = [format_context(n, 1000, glyphs).spans for n in (749, 750, 900)]
     assert [str(s[0].style) if s else "" for s in styles] == ["", "$text-warning", "$text-error"]
+
+
+async def test_measurement_from_before_a_reply_is_ignored() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "A question that needs some tokens of the context")
+        await until_async(lambda: app.pane.status_line.context_tokens > 15)
+        app.pane.post_message(ContextMeasured(1, "", 4, "", {}))
+        await pilot.pause()
+        assert app.pane.status_line.context_tokens > 15
