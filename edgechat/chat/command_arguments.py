@@ -11,23 +11,25 @@ from edgechat.errors import UsageError
 from edgechat.humanize import format_count
 
 
-def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> str:
-    """Return the part of a message that `/copy` copies: `text`, its last code block, or that with a number.
+def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> tuple[str, str]:
+    """Return the part of a reply that `/copy` copies, and a label for it.
+
+    It is `text`, its last code block, or that with a number, with or without the word `code`.
 
     Raises UsageError.
     """
-    match = re.fullmatch(r"code(?: +(?P<number>\d{1,4}))?", argument)
+    match = re.fullmatch(r"code|(?:code +)?(?P<number>\d{1,4})", argument)
     if match is None and argument:
-        raise UsageError("Use /copy for the last reply, /copy code for its last code block, /copy code 2 for block 2.")
+        raise UsageError("Use /copy for the last reply, /copy code for its last code block, /copy 2 for block 2.")
     if match is None:
-        return text
+        return text, "Reply"
     blocks = find_code_blocks(text)
     if not blocks:
         raise UsageError("This message has no code block to copy")
     number = int(match["number"] or len(blocks))
     if not 1 <= number <= len(blocks):
         raise UsageError(f"The last reply has {format_count(len(blocks), 'code block')}")
-    return blocks[number - 1]
+    return blocks[number - 1], f"Code block {number}"
 
 
 def choose_export_path(name: str, title: str) -> Path:

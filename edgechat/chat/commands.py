@@ -352,7 +352,7 @@ COMMANDS: Final = (
     Command("pin", "", "Pin the conversation to the top of the list, or unpin", _pin),
     Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
     Command("detach", "[FILE]", "Remove an attachment, by default the last one", _detach, "caller"),
-    Command("copy", "[code [N]]", "Copy the last reply, its last code block, or code block N", view="copy"),
+    Command("copy", "[code] [N]", "Copy the last reply, its last code block, or code block N", view="copy"),
     Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),

@@ -244,7 +244,7 @@ class PlainChat:
         from edgechat.tui import clipboard
         from edgechat.tui.render.markdown_blocks import find_code_blocks
 
-        text = command_arguments.select_text_to_copy(
+        text, label = command_arguments.select_text_to_copy(
             commands.last_message(self._session, "assistant").text, find_code_blocks, argument
         )
         names = clipboard.run_programs(text) if self.has_terminal else []
@@ -252,7 +252,7 @@ class PlainChat:
         if was_sent:
             click.echo(clipboard.make_osc52_sequence(text, is_in_tmux=clipboard.TMUX in names), nl=False)
         file = clipboard.save_copy(text) if self._session.store.is_persistent else None
-        self._print_note(clipboard.summary("Code" if argument else "Reply", names, file, was_sent=was_sent))
+        self._print_note(clipboard.summary(label, names, file, was_sent=was_sent))
 
     def _list_models(self, _argument: str) -> None:
         from edgechat.catalogue import library

@@ -312,8 +312,8 @@ class Actions:
         entry = next((e for e in reversed(self._pane.messages) if e.kind == "assistant"), None)
         if entry is None:
             raise UsageError("This conversation has no messages yet")
-        text = command_arguments.select_text_to_copy(entry.text, find_code_blocks, argument)
-        self._pane.screen.post_message(CopyRequested(text, "Code" if argument else "Reply"))
+        text, label = command_arguments.select_text_to_copy(entry.text, find_code_blocks, argument)
+        self._pane.screen.post_message(CopyRequested(text, label))
 
     # Helpers
 

@@ -22,6 +22,8 @@ Terminals ignore sequences longer than about 100 kB; base64 turns 50,000 ASCII c
 _SCREEN_CHUNK_CHARS: Final = 700
 CLIPBOARD: Final = "the clipboard"
 TMUX: Final = "tmux"
+# Width of a notice in the footer of a terminal of 80 columns.
+_MAX_SUMMARY_CHARS: Final = 76
 _TIMEOUT_S: Final = 2.0
 """Time that a program may take; `xclip` waits for an X server that does not answer."""
 
@@ -111,14 +113,19 @@ def save_copy(text: str) -> Path | None:
 
 
 def summary(label: str, destinations: Sequence[str], file: Path | None, *, was_sent: bool) -> str:
-    """Return the notification text that is shown after a text was copied.
+    """Return the notification text that is shown after a text was copied: one sentence of at most 76 columns.
 
     `label` names the text, such as "Reply". `destinations` are the clipboards whose program confirmed the copy. The
-    terminal was asked to copy it, too, if `was_sent`. `file` also contains it, or is None.
+    terminal, which never confirms one, was asked to copy it, too, if `was_sent`. `file` also contains it, or is None.
     """
-    parts = [f"copied to {' and '.join(destinations)}"] if destinations else []
-    if CLIPBOARD not in destinations:
-        unconfirmed = "sent to the terminal, which does not confirm copies"
-        parts.append(unconfirmed if was_sent else "too long for the terminal's clipboard")
-    text = f"{label} {', '.join(parts)}"
-    return f"{text}. Also saved to {file}" if file is not None and CLIPBOARD not in destinations else text
+    name = label.lower()
+    if destinations:
+        to_terminal = ["the terminal"] if was_sent and CLIPBOARD not in destinations else []
+        return f"Copied {name} to {' and '.join([*destinations, *to_terminal])}"
+    text = f"Sent {name} to the terminal" if was_sent else f"{label} is too long for the terminal"
+    if file is None:
+        return text
+    home = paths.home_dir()
+    path = f"~/{file.relative_to(home).as_posix()}" if home is not None and file.is_relative_to(home) else str(file)
+    long_text = f"{text}, saved it in {path}"
+    return long_text if len(long_text) <= _MAX_SUMMARY_CHARS else f"{text}, saved it in {file.name}"

@@ -269,7 +269,11 @@ def test_an_export_never_overwrites_a_file(folder: Path) -> None:
 
 
 def test_copy_takes_a_message_or_its_last_code_block() -> None:
-    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "") == "Text."
-    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "code") == "b"
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "") == ("Text.", "Reply")
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "code") == ("b", "Code block 2")
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "1") == ("a", "Code block 1")
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "code 1") == ("a", "Code block 1")
+    with pytest.raises(UsageError, match="has 2 code blocks"):
+        select_text_to_copy("Text.", lambda _text: ["a", "b"], "3")
     with pytest.raises(UsageError, match="no code block"):
         select_text_to_copy("Text.", lambda _text: [], "code")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from pathlib import Path
 
@@ -77,12 +78,17 @@ def test_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run_program(ClipboardProgram((sys.executable, "-c", "import time; time.sleep(60)"), "here"), "x")
 
 
-def test_notification_says_what_was_done() -> None:
-    file = Path("copied.txt")
-    unconfirmed = "sent to the terminal, which does not confirm copies"
-    assert summary("Reply", ["the clipboard"], file, was_sent=True) == "Reply copied to the clipboard"
-    assert summary("Reply", [], file, was_sent=True) == f"Reply {unconfirmed}. Also saved to copied.txt"
-    text = summary("Reply", [clipboard.TMUX], None, was_sent=True)
-    assert text == f"Reply copied to tmux, {unconfirmed}"
-    text = summary("Reply", [], file, was_sent=False)
-    assert text == "Reply too long for the terminal's clipboard. Also saved to copied.txt"
+def test_notification_is_one_short_sentence_that_says_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", os.path.abspath("/home/user"))  # noqa: PTH100
+    file = Path(os.path.abspath("/home/user/.cache/edgechat/copied.txt"))  # noqa: PTH100
+    label = "Code block 3"
+    assert summary("Reply", ["the clipboard"], file, was_sent=True) == "Copied reply to the clipboard"
+    assert summary(label, [clipboard.TMUX], file, was_sent=True) == "Copied code block 3 to tmux and the terminal"
+    assert summary(label, [clipboard.TMUX], file, was_sent=False) == "Copied code block 3 to tmux"
+    assert summary("Reply", [], None, was_sent=True) == "Sent reply to the terminal"
+    sent = summary(label, [], file, was_sent=True)
+    assert sent == "Sent code block 3 to the terminal, saved it in ~/.cache/edgechat/copied.txt"
+    too_long = summary("Reply", [], file, was_sent=False)
+    assert too_long == "Reply is too long for the terminal, saved it in ~/.cache/edgechat/copied.txt"
+    assert max(map(len, (sent, too_long))) <= 76
+    assert len(summary(label, [], Path("/" + "x" * 99) / "copied.txt", was_sent=True)) <= 76
