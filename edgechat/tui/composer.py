@@ -82,8 +82,9 @@ class Composer:
 
     def start_edit(self, entry: MessageEntry) -> None:
         """Load the text of a message into the input, so that the next Enter edits this message."""
+        draft = self._prompt.take_draft()
         if self.edited_id is None:
-            self._text_before_edit = self._prompt.full_text
+            self._text_before_edit = draft
         self.edited_id = entry.message.id
         self._prompt.load(entry.text)
         self._prompt.focus()
@@ -91,6 +92,7 @@ class Composer:
     def cancel_edit(self) -> None:
         """Cancel the edit, and restore the text that was in the input before it."""
         self.edited_id = None
+        self._prompt.take_draft()
         self._prompt.load(self._text_before_edit)
         self._text_before_edit = ""
 
@@ -127,6 +129,7 @@ class Composer:
         """
         if self._worker.writes_files and self.conversation_id and self._prompt.text:
             self._worker.save_unsent(self.conversation_id, self._input_text)
+            self._prompt.take_draft()
             self._prompt.load("")
 
     def save(self) -> None:
@@ -147,7 +150,7 @@ class Composer:
     @property
     def _input_text(self) -> str:
         """The text in the input, after the text that was there before an edit."""
-        return "\n\n".join(t for t in (self._text_before_edit, self._prompt.full_text) if t)
+        return "\n\n".join(t for t in (self._text_before_edit, self._prompt.draft) if t)
 
     @property
     def status(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.chat import unsent_messages
@@ -127,3 +129,31 @@ async def test_edit_that_exceeds_the_context_is_still_an_edit(tmp_path: Path) ->
         app.actions.run("attach", "~nosuchuser/x")
         error = shown_texts(app, "error")[1]
         assert "is not a valid file name" in error or "Cannot read" in error
+
+
+@pytest.mark.parametrize("end", ["enter", "escape"])
+async def test_draft_before_a_recalled_prompt_returns_after_an_edit(end: str) -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press(*"my unsent draft", "up")
+        await until_async(lambda: app.pane.prompt.text == "Question")
+        assert app.pane.composer._input_text == "my unsent draft"
+        await pilot.press("escape", "up", "e", *" again", end)
+        await until_async(lambda: app.pane.composer.edited_id is None)
+        await until_async(lambda: app.pane.prompt.text == "my unsent draft")
+        await wait_until_ready(app)
+        await pilot.press("down")
+        assert app.pane.prompt.text == "my unsent draft"
+
+
+async def test_changed_text_of_a_recalled_prompt_is_part_of_the_draft() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press(*"draft", "up")
+        await until_async(lambda: app.pane.prompt.text == "Question")
+        await pilot.press(*"A ")
+        assert app.pane.prompt.take_draft() == "draft\n\nA Question"

@@ -300,6 +300,21 @@ class PromptInput(LineEditor):
         if index >= 0:
             self.move_cursor((0, 0))
 
+    @property
+    def draft(self) -> str:
+        """What the user typed and did not send: without a recalled message, unless the user has changed it."""
+        if self._history_index < 0:
+            return self.full_text
+        recalled_texts = (self.past_messages or [])[self._history_index : self._history_index + 1]
+        is_changed = [self.full_text] != [escape_input(text) for text in recalled_texts]
+        return "\n\n".join(t for t in (self._unsent_text, self.full_text if is_changed else "") if t)
+
+    def take_draft(self) -> str:
+        """Leave the history of past messages, and return the `draft`; the text in the input stays."""
+        draft = self.draft
+        self._history_index, self._unsent_text = -1, ""
+        return draft
+
     # Completion
 
     @property
