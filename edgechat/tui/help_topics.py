@@ -24,9 +24,9 @@ TOPICS: Final = (
     ),
     Topic(
         "Read",
-        ("chat.page_up", "chat.page_down", "chat.scroll_up", "chat.scroll_down", "chat.end", "transcript.up",
-         "transcript.down", "transcript.page_up", "transcript.page_down", "transcript.top", "transcript.bottom",
-         "transcript.fold", "transcript.wrap", "transcript.left", "transcript.right",
+        ("chat.page_up", "chat.page_down", "chat.scroll_up", "chat.scroll_down", "chat.start", "chat.end",
+         "transcript.up", "transcript.down", "transcript.page_up", "transcript.page_down", "transcript.top",
+         "transcript.bottom", "transcript.fold", "transcript.wrap", "transcript.left", "transcript.right",
          "chat.prompt", "chat.figures", "chat.redraw"),
         ("tokens", "figures"),
     ),

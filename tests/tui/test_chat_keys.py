@@ -250,3 +250,20 @@ def test_ctrl_z_without_a_shell_is_refused() -> None:
         t.until_stable("Ready")
         t.type("\x1a")
         t.until("There is no shell to return to")
+
+
+async def test_ctrl_home_and_ctrl_end_scroll_to_the_ends_from_the_input() -> None:
+    app = make_scripted_app(LONG)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        transcript = app.pane.transcript
+        end = transcript.scroll_y
+        await press(pilot, *"draft", "ctrl+home")
+        await until_async(lambda: transcript.scroll_y == 0)
+        assert app.pane.prompt.has_focus
+        assert transcript.cursor is None
+        await press(pilot, "ctrl+end")
+        await until_async(lambda: transcript.scroll_y == end)
+        assert transcript.cursor is None
+        assert app.pane.prompt.text == "draft"

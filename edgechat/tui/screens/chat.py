@@ -62,6 +62,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+up,shift+up", "scroll_rows(-1)", "Scroll up", id="chat.scroll_up", show=False),
         Binding("ctrl+down,shift+down", "scroll_rows(1)", "Scroll down", id="chat.scroll_down", show=False),
         Binding("ctrl+l", "redraw", "Remove errors and redraw the screen", id="chat.redraw", show=False),
+        Binding("ctrl+home", "start", "Scroll to the start", id="chat.start", show=False),
         Binding("ctrl+end", "end", "Scroll to the end", id="chat.end", show=False),
         Binding(
             "alt+left", "on_message('previous_alternative')", "Previous alternative", id="chat.previous", show=False
@@ -160,6 +161,7 @@ class ChatScreen(Screen[None]):
         else:
             self.pane.composer.save()
             self.actions.run(invocation[0].name, invocation[1])
+            self.pane.measure_context()  # without the command that was in the input
 
     @on(PromptInput.Changed)
     def _on_typed(self) -> None:
@@ -274,6 +276,9 @@ class ChatScreen(Screen[None]):
         """Remove the errors from the conversation, and write the whole screen again."""
         self.pane.remove_errors()
         textual_private.redraw(self.app)
+
+    def action_start(self) -> None:
+        self.pane.transcript.action_top()
 
     def action_end(self) -> None:
         self.pane.transcript.action_bottom()

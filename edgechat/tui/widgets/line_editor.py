@@ -9,7 +9,7 @@ from textual.widgets import TextArea
 
 EDITING_KEYS: Final = {
     "left": "cursor_left", "right": "cursor_right", "home": "cursor_line_start", "end": "cursor_line_end",
-    "ctrl+home": "document_start", "shift+left": "cursor_left(True)", "shift+right": "cursor_right(True)",
+    "shift+left": "cursor_left(True)", "shift+right": "cursor_right(True)",
     "shift+home": "cursor_line_start(True)", "shift+end": "cursor_line_end(True)",
     "ctrl+shift+left": "cursor_word_left(True)", "ctrl+shift+right": "cursor_word_right(True)",
     "delete": "delete_right",
@@ -83,6 +83,3 @@ class LineEditor(TextArea, inherit_bindings=False):
     def action_yank(self) -> None:
         """Insert the text that was deleted last."""
         self.insert(self._killed_text)
-
-    def action_document_start(self) -> None:
-        self.move_cursor((0, 0))

@@ -263,12 +263,12 @@ class Transcript(RowScrolling, can_focus=True):
             self.update_layout()
 
     def action_top(self) -> None:
-        self.cursor = self._layout.next_message(-1, 1)
+        self.cursor = self._layout.next_message(-1, 1) if self.has_focus else None
         self.scroll_to(y=0, animate=False, force=True)
         self.refresh()
 
     def action_bottom(self) -> None:
-        self.cursor = self._layout.last_message
+        self.cursor = self._layout.last_message if self.has_focus else None
         self.follows_end = True
         self._layout.measure_last()
         self.update_layout()
