@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgechat.tui import messages as ui_messages
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
-    from edgechat.tui.widgets.composer_bar import ComposerBar
+    from edgechat.tui.widgets.composer_bar import ComposerBar, ComposerState
     from edgechat.tui.widgets.footer import Severity
 
 # Minimum height of the screen in rows for notices in the footer.
@@ -116,6 +116,7 @@ class ConversationFrame(Vertical):
 
     def on_resize(self) -> None:
         self.title_line.fold()
+        self.status_line.redraw()  # it shows the name of the model while the title line is hidden
         self.footer.redraw()
         self._centre_transcript()
 
@@ -145,10 +146,13 @@ class ConversationFrame(Vertical):
         if self.composer_bar is None and not self.composer.is_empty:
             from edgechat.tui.widgets.composer_bar import ComposerBar
 
-            self.composer_bar = ComposerBar(lambda: self.composer.read_state(self._n_ctx))
+            self.composer_bar = ComposerBar(self._read_composer)
             self.mount(self.composer_bar, before=self.prompt)
         if self.composer_bar is not None:
             self.composer_bar.redraw()
+
+    def _read_composer(self) -> ComposerState:
+        return self.composer.read_state(self._n_ctx)._replace(up_key=self.footer.key_label("prompt.up"))
 
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""

@@ -85,7 +85,7 @@ class ConversationPane(ConversationFrame):
         is_switch = not self.shows(message.view.conversation.id)
         if is_switch:
             self.composer.reset()
-            self.status_line.context_tokens = 0
+            self.status_line.context_tokens, self._speed = 0, ""
             if message.unsent_text and not self.prompt.text:
                 self.prompt.load(message.unsent_text)
         self._show(message.view, follow=is_switch)
@@ -173,7 +173,7 @@ class ConversationPane(ConversationFrame):
         if self.is_busy or is_outdated:
             return
         self.composer.n_tokens_by_file = message.n_tokens_by_file
-        if message.context_tokens:
+        if message.context_tokens or not message.warning:
             self.status_line.context_tokens = message.context_tokens
         self.status_line.show_state("Ready", message.warning or self._speed)
 

@@ -249,3 +249,18 @@ async def test_up_in_the_empty_input_takes_the_last_queued_message_back() -> Non
         assert app.pane.composer.dequeue() is not None
         script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
+
+
+async def test_queue_says_how_to_take_a_message_back() -> None:
+    script = Script(["A long answer."], token_interval_s=0.01)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script, keys={"prompt.up": "f9,up"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        for n in range(5):
+            app.pane.submit(f"question {n} " + "long " * 30)
+            await pilot.pause()
+            if n == 1:
+                await until_async(lambda: "F9 in the empty input edits it" in screen_text(app))
+        await until_async(lambda: "and 2 more  F9 in the empty input edits the last one" in screen_text(app))
+        script.may_continue.set()

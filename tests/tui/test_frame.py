@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rich.cells import cell_len
 
@@ -18,6 +20,8 @@ from tests.tui.app_driver import (
     make_scripted_app,
     save_conversation,
     screen_text,
+    session,
+    shown_texts,
     status_text,
     title_text,
     wait_until_ready,
@@ -74,7 +78,7 @@ async def test_footer_lists_the_keys_of_the_focused_part() -> None:
     app = make_scripted_app(keys={"chat.help": "f7", "message.copy": "z"})
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
-        assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc conversation  F7 help  Ctrl+P commands")
+        assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc copy/edit/retry  F7 help  Ctrl+P commands")
         await pilot.press("escape")
         await until_async(lambda: footer_text(app).startswith("z copy  c code  s save  e edit"))
         await pilot.press("ctrl+b")
@@ -190,3 +194,62 @@ async def test_measurement_from_before_a_reply_is_ignored() -> None:
         app.pane.post_message(ContextMeasured(1, "", 4, "", {}))
         await pilot.pause()
         assert app.pane.status_line.context_tokens > 15
+
+
+@pytest.mark.parametrize("command", ["/export {folder}/x.md", "/temperature 99", "/theme nothing"])
+async def test_context_is_measured_without_a_command_that_was_taken_from_the_input(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        texts: list[str] = []
+        monkeypatch.setattr(app.worker, "measure_context", lambda _number, text, _files: texts.append(text))
+        app.pane.prompt.load(command.format(folder=tmp_path))
+        app.pane.measure_context()
+        await pilot.press("enter")
+        await until_async(lambda: "" in texts)
+
+
+async def test_name_of_the_model_is_in_one_line_after_a_resize() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        name = session(app).model_path.stem
+        await pilot.resize_terminal(60, 16)
+        await until_async(lambda: not title_text(app))
+        await pilot.resize_terminal(100, 30)
+        await until_async(lambda: name in title_text(app))
+        await until_async(lambda: name not in status_text(app))
+
+
+async def test_key_hints_are_never_cut() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        for keys in ([], ["escape"]):
+            await pilot.press(*keys)
+            for width in (40, 100, 61, 60, 57, 100, 30):
+                await pilot.resize_terminal(width, 16)
+                await pilot.pause()
+                await pilot.pause()
+                text = footer_text(app)
+                assert len(text) <= width - 4
+                assert screen_text(app).splitlines()[-1].strip() == text
+
+
+async def test_speed_is_not_carried_into_another_conversation() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        app.pane._speed = "15 tokens/s"
+        app.pane.measure_context()
+        await until_async(lambda: "15 tokens/s" in status_text(app))
+        app.actions.run("new")
+        await until_async(lambda: not shown_texts(app, "user"))
+        app.pane.measure_context()
+        await until_async(lambda: "tokens/s" not in status_text(app))
+        assert app.pane._speed == ""

@@ -16,6 +16,8 @@ from edgechat.terminal import escape_controls
 
 _MAX_QUEUE_ROWS: Final = 3
 _MAX_NAME_CHARS: Final = 30
+# Minimum width of the rows in columns for the key that takes a queued message back.
+_MIN_HINT_COLUMNS: Final = 70
 # Padding of the rows, in columns.
 _PADDING: Final = 4
 
@@ -31,6 +33,8 @@ class ComposerState(NamedTuple):
     """True if the queue waits for the user, because a reply was stopped."""
     n_ctx: int | None = None
     """Context length in tokens; None while no model is loaded."""
+    up_key: str = "Up"
+    """Key that moves the last queued message to the empty input."""
 
 
 class ComposerBar(Static):
@@ -114,13 +118,19 @@ class ComposerBar(Static):
         n_queued = len(state.queued_texts)
         n_rows = n_queued if n_queued <= _MAX_QUEUE_ROWS else _MAX_QUEUE_ROWS - 1
         verb = "held" if state.is_queue_held else "queued"
-        rows = []
+        hint = f"  {state.up_key} in the empty input edits {'it' if n_queued == 1 else 'the last one'}"
+        hint = hint if width >= _MIN_HINT_COLUMNS else ""
+        hints = [hint if index == n_queued - 1 else "" for index in range(n_rows)]
+        rows: list[Content] = []
         for index, text in enumerate(state.queued_texts[:n_rows]):
             label = f"{verb} {index + 1}/{n_queued}  "
-            line = Content(first_line(escape_controls(text), max(1, width - len(label) - 3)))
+            line = Content(first_line(escape_controls(text), max(1, width - len(label) - 3 - len(hints[index]))))
             action = Style.from_meta({"@click": f"edit_queued({index})"})
             rows.append(Content.assemble(label, line.stylize(action), " ", self._make_cross(f"remove_queued({index})")))
-        return [*rows, Content(f"and {n_queued - n_rows} more")] if n_queued > n_rows else rows
+        if n_queued > n_rows:
+            rows.append(Content(f"and {n_queued - n_rows} more"))
+        rows[-1] = Content.assemble(rows[-1], hint)
+        return rows
 
     def _make_cross(self, action: str) -> Content:
         mark = "x" if self.app.has_class("ascii") else "\u00d7"

@@ -41,7 +41,7 @@ _COMMON: Final = (
 )  # fmt: skip
 _HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
     "input": (
-        KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), KeyHint("chat.stop", "conversation"),
+        KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), KeyHint("chat.stop", "copy/edit/retry"),
         *_COMMON,
     ),
     "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON),
@@ -133,15 +133,20 @@ class Footer(Static):
         parts: list[tuple[str, str] | str] = []
         n_columns = 0
         for hint in _HINTS[self._read_part()]:
-            key = format_key(
-                (overrides.get(hint.binding_id) or default_keys.get(hint.binding_id, "")).partition(",")[0]
-            )
+            key = self._format_key(hint.binding_id, default_keys, overrides)
             n_columns += len(key) + 1 + len(hint.label) + (len(_SEPARATOR) if parts else 0)
             if key and n_columns > width:
                 break
             if key:
                 parts += [_SEPARATOR if parts else "", (key, "bold"), f" {hint.label}"]
         return Content.assemble(*parts)
+
+    def key_label(self, binding_id: str) -> str:
+        """Return the label of the first key of a binding; "" if it has none."""
+        return self._format_key(binding_id, self._read_default_keys(), self._get_key_overrides())
+
+    def _format_key(self, binding_id: str, default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:
+        return format_key((overrides.get(binding_id) or default_keys.get(binding_id, "")).partition(",")[0])
 
     def _read_default_keys(self) -> dict[str, str]:
         """Return the declared keys by binding ID of all parts of the screen."""
