@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tui.app_driver import is_open, make_scripted_app, option_list, wait_until_ready
+from edgechat.store import open_ephemeral_store
+from tests.tui.app_driver import is_open, make_scripted_app, option_list, save_conversation, wait_until_ready
 from tests.waiting import until_async
 
 
@@ -39,3 +40,16 @@ async def test_pages_of_a_filtered_list() -> None:
         assert option_list(app).highlighted == option_list(app).option_count - 1
         await pilot.press("ctrl+home")
         assert option_list(app).highlighted == 0
+
+
+@pytest.mark.parametrize("size", [(10, 4), (20, 6), (40, 8)])
+@pytest.mark.parametrize("key", ["f1", "f2", "ctrl+p", "ctrl+f", "ctrl+o", "ctrl+b"])
+async def test_lists_on_tiny_screens_accept_all_keys(size: tuple[int, int], key: str) -> None:
+    store = open_ephemeral_store()
+    app = make_scripted_app(store=store, conversation=save_conversation(store, [("Word", "Words")] * 9))
+    async with app.run_test(size=size) as pilot:
+        await wait_until_ready(app)
+        await pilot.press(key, "w", "pagedown", "pageup", "ctrl+end", "ctrl+home", "down", "up", "backspace", "end")
+        await pilot.pause()
+        assert app.return_code is None
+        assert app.is_running

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from textual.theme import BUILTIN_THEMES
+from textual.widgets.option_list import Option
 
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
@@ -113,3 +114,19 @@ async def test_rows_of_the_search_are_readable_in_every_theme() -> None:
                         colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
                         contrast = compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"])
                         assert contrast >= 4.5, (name, text, colours)
+
+
+async def test_highlight_of_an_earlier_longer_list_is_ignored() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("ctrl+f")
+        await until_async(lambda: is_open(app, "SearchScreen"))
+        options = option_list(app)
+        options.clear_options()
+        options.add_option(Option("A hit that is gone", id="99"))
+        options.highlighted = 0
+        await pilot.pause()
+        await pilot.press("enter")
+        await pilot.pause()
+        assert is_open(app, "SearchScreen")

@@ -20,6 +20,7 @@ from edgechat.planner.picks import BALANCED
 from edgechat.planner.report import format_summary
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.modal import Modal
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
             box.border_title = "Welcome to edgechat"
             yield Static("", id="about", markup=False)
             yield Static("", id="progress", markup=False)
-            yield OptionList(markup=False)
+            yield EntryList(markup=False)
             yield Static("", id="pull", markup=False)
 
     def on_mount(self) -> None:

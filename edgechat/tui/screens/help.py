@@ -11,7 +11,7 @@ from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Input, OptionList
+from textual.widgets import Input
 from textual.widgets.option_list import Option
 
 from edgechat.chat.commands import COMMANDS
@@ -20,6 +20,7 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.help_topics import TOPICS
 from edgechat.tui.key_names import format_key
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class HelpScreen(FilterListScreen[str | None]):
             box.border_title = "Help"
             box.border_subtitle = "Enter: use a command  F1: names of keys  Esc: close"
             yield FilterInput(placeholder="What do you want to do? Type words to filter")
-            yield OptionList(markup=False)
+            yield EntryList(markup=False)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._fill_list)

@@ -111,10 +111,16 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
-        if message.option_id is not None:
-            self.query_one("#preview", Static).update(format_preview(self._hits[int(message.option_id)]))
+        hit = self._find_hit(message.option_id)
+        if hit is not None:
+            self.query_one("#preview", Static).update(format_preview(hit))
+
+    def _find_hit(self, option_id: str | None) -> SearchHit | None:
+        """Return the hit of a row; None for a heading, and for a row of an earlier list that had more hits."""
+        index = int(option_id) if option_id is not None else len(self._hits)
+        return self._hits[index] if index < len(self._hits) else None
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        if option_id is not None:
-            hit = self._hits[int(option_id)]
+        hit = self._find_hit(option_id)
+        if hit is not None:
             self.dismiss(Destination(hit.conversation_id, hit.message_id, tuple(parse_query(self.filter_text))))

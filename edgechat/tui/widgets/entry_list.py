@@ -27,6 +27,14 @@ class EntryList(OptionList):
             self._row_width = width
             self.post_message(self.WidthChanged())
 
+    def action_page_up(self) -> None:
+        if self.virtual_size.height:  # Textual fails if no row has been laid out, on a screen of very few columns
+            super().action_page_up()  # type: ignore[no-untyped-call]
+
+    def action_page_down(self) -> None:
+        if self.virtual_size.height:
+            super().action_page_down()  # type: ignore[no-untyped-call]
+
     def render_line(self, y: int) -> Strip:
         strip = super().render_line(y)
         index = next((s.style.meta["option"] for s in strip if s.style is not None and "option" in s.style.meta), None)
