@@ -69,6 +69,8 @@ class LocalHub:
         self._tls = tls
         self.open_bodies = 0
         self.repos: dict[str, FakeRepo] = {}
+        self.n_repeats_in_search = 1
+        """Number of times that a search lists each repository."""
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         """Path, Range header and all headers of each request; paths of the file store start with `store:`."""
@@ -186,7 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _search(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         text = query.get("search", [""])[0].lower()
         limit = int(query.get("limit", ["20"])[0])
-        return [self._api_entry(name) for name in self.hub.repos if text in name.lower()][:limit]
+        names = [name for name in self.hub.repos if text in name.lower()] * self.hub.n_repeats_in_search
+        return [self._api_entry(name) for name in names][:limit]
 
     def _api_entry(self, name: str) -> dict[str, Any]:
         repo = self.hub.repos[name]

@@ -174,14 +174,15 @@ class Hub:
 
         def search() -> list[SearchResult]:
             repositories = self._api.list_models(search=text, filter="gguf", sort="downloads", limit=limit)
-            return [
-                SearchResult(
+            results = {
+                repo.id: SearchResult(
                     id=repo.id, downloads=int(repo.downloads or 0), likes=int(repo.likes or 0),
                     licence=_find_licence(repo), is_gated=bool(repo.gated),
                 )
                 for repo in repositories
                 if _is_repository_name(repo.id)
-            ]  # fmt: skip
+            }  # fmt: skip
+            return list(results.values())
 
         return self._call_api(search, repr(text))
 

@@ -53,7 +53,8 @@ class Download:
     def remaining_s(self) -> float | None:
         """Predicted time until the end of the download, in seconds; None if it is unknown."""
         bytes_per_s = self.progress.bytes_per_s if self.progress is not None else 0.0
-        return (self.total_bytes - self.done_bytes) / bytes_per_s if self.total_bytes and bytes_per_s > 0 else None
+        is_known = self.total_bytes is not None and bytes_per_s > 0
+        return max(0, (self.total_bytes or 0) - self.done_bytes) / bytes_per_s if is_known else None
 
 
 class DownloadRunner:
@@ -65,6 +66,7 @@ class DownloadRunner:
         self._on_end = on_end
         self._thread = ThreadPoolExecutor(1, "download")
         self._lock = threading.Lock()
+        self._is_closed = False
         self._downloads: dict[str, Download] = {}
         self._status_sent_at = 0.0
 
@@ -82,7 +84,7 @@ class DownloadRunner:
         """Queue a download, or resume it if it is paused or failed; it continues from its part file."""
         with self._lock:
             earlier = self._downloads.get(reference)
-            if earlier is not None and earlier.state in ("waiting", "downloading"):
+            if self._is_closed or (earlier is not None and earlier.state in ("waiting", "downloading")):
                 return
             download = Download(reference)
             if earlier is not None:
@@ -112,21 +114,25 @@ class DownloadRunner:
 
     def close(self) -> None:
         """Stop all downloads, and end the thread."""
-        for download in self.list_downloads():
-            download.cancel_event.set()
+        with self._lock:
+            self._is_closed = True
+            for download in self._downloads.values():
+                download.cancel_event.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, download: Download) -> None:
         try:
-            if download.cancel_event.is_set():
-                return
-            download.state = "downloading"
+            with self._lock:
+                if download.cancel_event.is_set():
+                    return
+                download.state = "downloading"
             self._report()
             name = self._transfer(download)
         except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
-            if download.cancel_event.is_set():  # paused or cancelled
-                return
-            download.state, download.problem = "failed", format_error(error)
+            with self._lock:
+                if download.cancel_event.is_set():  # paused or cancelled
+                    return
+                download.state, download.problem = "failed", format_error(error)
             self._report()
             self._on_end(DownloadEnded(download.reference, "", download.problem))
             return

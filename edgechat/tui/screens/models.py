@@ -242,8 +242,10 @@ class ModelsScreen(FilterListScreen[str | None]):
         self.query_one(Vertical).border_subtitle = _DOWNLOAD_KEYS if downloads else _KEYS
         if [(d.reference, d.state) for d in downloads] != self._shown_downloads:
             self._fill_list()
+        shown_ids = {f"{DOWNLOAD_PREFIX}{reference}" for reference, _ in self._shown_downloads}
         for row in make_download_rows(downloads, width, ascii_only=ascii_only)[1:]:
-            self.options.replace_option_prompt(row.id or "", row.prompt)
+            if row.id in shown_ids:  # a download may have ended since `downloads` was read
+                self.options.replace_option_prompt(row.id or "", row.prompt)
 
     def show_download_result(self, problem: str) -> None:
         """Show `problem`, or "Installed" if the download succeeded, and plan the models again."""

@@ -137,3 +137,9 @@ def test_endless_redirects_end(server: LocalHub) -> None:
     server.faults.redirect_to = f"{server.url}/{NAME}/resolve/main/x.gguf"
     with pytest.raises(http.InvalidUrlError, match="redirects more than 5 times"):
         http.get(server.faults.redirect_to)
+
+
+def test_repository_that_the_hub_lists_twice_is_shown_once(server: LocalHub) -> None:
+    server.repos[NAME] = FakeRepo({"x.Q4_0.gguf": b"GGUF"})
+    server.n_repeats_in_search = 2
+    assert [result.id for result in hub.Hub().search("repo")] == [NAME]
