@@ -11,7 +11,7 @@ import click
 
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import echo_note
-from edgechat.errors import SettingsError, UsageError
+from edgechat.errors import EdgechatError, SettingsError, UsageError
 
 _SETTINGS_FILE_HEADER = """\
 # Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...)
@@ -139,7 +139,8 @@ def make_settings_template() -> str:
 
 
 def _check_settings() -> None:
-    from edgechat.config import Settings, load
+    from edgechat.catalogue.resolve import find_model
+    from edgechat.config import AUTO, Settings, load
 
     settings, problems = load()
     all_problems = [str(problem) for problem in problems]
@@ -147,20 +148,30 @@ def _check_settings() -> None:
         from edgechat.tui.app import ChatApp
 
         all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
+    if settings.model != AUTO:
+        try:
+            find_model(settings.model)
+        except EdgechatError as error:
+            all_problems.append(f"{_locate('model')}: {error}")
     if all_problems:
         raise SettingsError("\n".join(["Problems in the settings:", *(f"  {problem}" for problem in all_problems)]))
 
 
 def _add_location(problem: str) -> str:
     """Return a problem that begins with the name of a setting with the file or the variable that has the setting."""
-    from edgechat.config import ENVIRONMENT_PREFIX
-    from edgechat.paths import config_file
-
     name, _, text = problem.partition(": ")
     if name not in ("theme", "keys"):  # the problem names the file of a theme
         return problem
+    return f"{_locate(name)}: {text}"
+
+
+def _locate(name: str) -> str:
+    """Return the environment variable that has the setting `name`, or else the file with the name of the setting."""
+    from edgechat.config import ENVIRONMENT_PREFIX
+    from edgechat.paths import config_file
+
     variable = ENVIRONMENT_PREFIX + name.upper()
-    return f"{variable}: {text}" if variable in os.environ else f"{config_file()}: {problem}"
+    return variable if variable in os.environ else f"{config_file()}: {name}"
 
 
 def _format_toml(value: object) -> str:

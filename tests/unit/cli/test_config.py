@@ -87,3 +87,14 @@ def test_shown_settings_are_valid_toml(cli: Cli, home: Path) -> None:
     (home / "config").mkdir(parents=True, exist_ok=True)
     (home / "config" / "config.toml").write_text('[keys]\n"chat.search" = "f7"\n')
     assert tomlkit.parse(cli("config", "show").stdout).unwrap()["keys"] == {"chat.search": "f7"}
+
+
+def test_validate_reports_a_missing_model(cli: Cli, home: Path) -> None:
+    (home / "config").mkdir(parents=True, exist_ok=True)
+    file = home / "config" / "config.toml"
+    file.write_text('model = "gone-model"\n')
+    result = cli("config", "validate")
+    assert result.returncode == 2
+    assert f"{file}: model: No model with the name 'gone-model'" in result.stderr
+    file.write_text('model = "starter"\n')
+    assert cli("config", "validate").returncode == 0
