@@ -153,7 +153,6 @@ def prepare_home(home: Path, look: str, name: str) -> None:
     """Write the conversations and the settings of a situation."""
     home.mkdir(parents=True)
     theme = "textual-dark" if look == "dark" else "textual-light"
-    settings = home / "config" / "config.toml"
     environment = {**os.environ, "EDGECHAT_HOME": str(home), "PYTHONPATH": str(ROOT)}
 
     def run(*arguments: str) -> str:

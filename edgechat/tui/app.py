@@ -202,7 +202,9 @@ class ChatApp(ThemedApp):
         """Open the command palette over the chat, or close it."""
         from edgechat.tui.views import open_palette
 
-        open_palette(self, self.worker, self.key_overrides, self._recent_choices, self.actions.choose)
+        open_palette(
+            self, self.worker, self.key_overrides, self._recent_choices, self.settings.theme, self.actions.choose
+        )
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "search":
@@ -250,7 +252,12 @@ class ChatApp(ThemedApp):
         from edgechat.tui.views import pick_theme, save_theme
 
         if name:
-            self.apply_settings(save_theme(name, self.settings))
+            try:
+                settings = save_theme(name, self.settings)
+            except EdgechatError:
+                self.apply_theme(self.settings.theme)  # removes the preview of the list
+                raise
+            self.apply_settings(settings)
             self.notify(f"Theme: {name}, saved to the settings")
         else:
             pick_theme(self, self.settings.theme, self.apply_theme, lambda theme: self.actions.run("theme", theme))

@@ -57,7 +57,7 @@ def list_themes(current: str) -> Iterator[PaletteEntry]:
     from edgechat.tui import themes
 
     for name in themes.theme_names():
-        yield PaletteEntry("theme", name, name, "current" if name == current else "")
+        yield PaletteEntry("theme", name, escape_controls(name), "current" if name == current else "")
 
 
 def list_personas() -> Iterator[PaletteEntry]:

@@ -25,14 +25,20 @@ _COLOURS: Final = (
 
 def theme_names() -> list[str]:
     """Return the names of all themes: `auto`, the user's themes, and the others."""
-    user_themes = sorted(p.stem for p in paths.themes_dir().glob("*.toml"))
+    user_themes = sorted(
+        p.stem for p in paths.themes_dir().glob("*.toml") if p.stem.isprintable() and p.stem != AUTO
+    )  # fmt: skip
     return [AUTO, *user_themes, *(name for name in BUILTIN_THEMES if name not in user_themes)]
 
 
 def find_theme(name: str) -> tuple[Theme, str]:
     """Return the theme `name` and "", or the default theme and the problem with the theme `name`."""
     if name == AUTO:
-        return BUILTIN_THEMES[DEFAULT_THEME], ""
+        own_file = paths.themes_dir() / f"{AUTO}.toml"
+        problem = (
+            f"{own_file}: this name is reserved for the setting `auto`; rename the file" if own_file.exists() else ""
+        )
+        return BUILTIN_THEMES[DEFAULT_THEME], problem
     file = paths.themes_dir() / f"{name}.toml"
     if name.isprintable() and not {"/", "\\"} & {*name} and file.is_file():
         theme, problem = _read_theme_file(file)

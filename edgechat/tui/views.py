@@ -56,11 +56,13 @@ def open_palette(
     worker: SessionWorker,
     key_overrides: Mapping[str, str],
     recent: RecentChoices,
+    theme: str,
     on_chosen: Callable[[PaletteChoice], object],
 ) -> None:
     """Open the command palette; record its choice in `recent`, and call `on_chosen` with it.
 
-    Closes the palette if it is open; over other lists, it does not open.
+    `theme` is the value of the setting, which the palette marks. Closes the palette if it is open; over other screens,
+    it does not open.
     """
     from textual.screen import ModalScreen
 
@@ -72,7 +74,7 @@ def open_palette(
         if isinstance(app.screen, CommandPaletteScreen):
             app.screen.dismiss()
         else:
-            app.notify("Press Esc to close this list first")
+            app.notify("Press Esc to close this screen first")
         return
     session = worker.session
     command_keys = keys.find_command_keys(type(app.screen), key_overrides)
@@ -95,7 +97,7 @@ def open_palette(
 
     entries = [
         *palette_sources.list_commands(labels),
-        *palette_sources.list_themes(app.theme),
+        *palette_sources.list_themes(theme),
         *palette_sources.list_settings(),
     ]
     app.push_screen(CommandPaletteScreen(entries, load_entries, find_messages, recent.read()), use)

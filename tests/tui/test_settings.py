@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from textual.widgets import Static
 
-from edgechat import paths
+from edgechat import config, paths
 from edgechat.config import load
+from edgechat.errors import SettingsError
 from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
 from tests.tui.app_driver import (
@@ -250,3 +252,27 @@ async def test_theme_command_saves_a_theme_by_name_or_from_a_list() -> None:
         assert "nord  (current)" in option_texts(app)
         await pilot.press(*"gruvbox", "enter")
         await until_async(lambda: load()[0].theme == "gruvbox")
+
+
+@pytest.mark.parametrize("opens_settings", [True, False])
+async def test_theme_that_cannot_be_saved_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch, *, opens_settings: bool
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise SettingsError("Cannot change the file; nothing was written.")
+
+    app = make_scripted_app(theme="textual-dark")
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        monkeypatch.setattr(config, "save", fail)
+        if opens_settings:
+            await pilot.press("f2")
+            await until_async(lambda: is_open(app, "SettingsScreen"))
+            await pilot.press(*"colour", "enter")
+        else:
+            app.actions.run("theme")
+        await until_async(lambda: is_open(app, "PickerScreen"))
+        await pilot.press(*"gruvbox")
+        await until_async(lambda: app.theme == "gruvbox")
+        await pilot.press("enter")
+        await until_async(lambda: app.theme == "textual-dark")

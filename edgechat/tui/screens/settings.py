@@ -219,6 +219,7 @@ class SettingsScreen(FilterListScreen[None]):
         try:
             config.save(name, value)
         except SettingsError as error:
+            self._on_changed(self._settings)  # removes the preview of a theme
             self._show_notice(str(error), name, is_error=True)
             return
         value = value if value is not None else getattr(Settings(), name)
