@@ -20,12 +20,20 @@ _MAX_CHARS: Final = 2000
 _DELIMITERS: Final = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
 _NEEDS_PARSER: Final = re.compile(r"[\\^_{}~&%]")
 _NO_DELIMITER: Final = re.compile(r"\\(?:left|right)\s*\.")
-_SIMPLE: Final = re.compile(r"[√∂∇-]?(?:[^\W\d_]*|\d+(?:\.\d+)?|[^\W_]['′]?[⁰¹²³⁴-⁹ⁿ₀-₉ʰ-ʸᴬ-ᵪ]+)!?|[^\W\d_]+\([^()]*\)")
-_FRACTION_START, _FRACTION_END = "\ue000", "\ue001"
-"""Marks around a fraction, which gets parentheses if a letter or a digit is beside it."""
+# One letter with its scripts, a number, or a differential such as `dx` or `Δt`.
+_SCRIPTS: Final = r"(?:[¹²³⁰-ₜʰ-ˤᴬ-ᵪⱼⱽ]|[_^](?:[^\s(]|\([^()]*\)))*"
+_ATOM: Final = rf"(?:\d+(?:\.\d+)?|[d∂Δ]?[^\W\d_][\u0300-\u036f\u20d7]?['′]*){_SCRIPTS}"
+_RADICAND: Final = re.compile(_ATOM)
+_DENOMINATOR: Final = re.compile(f"√?{_ATOM}")
+_NUMERATOR: Final = re.compile(rf"√?{_ATOM}|[∂∇-]?[^\W\d_]+!?|-?\d+(?:\.\d+)?!?|[^\W\d_]+\([^()]*\)")
+_POWER_BASE: Final = re.compile(r"\d+|.", re.DOTALL)
+_FRACTION_START, _RADICAL_START, _FRACTION_END = "\ue000", "\ue004", "\ue001"
+"""Marks around a fraction or a radical, which gets parentheses if text beside it could be read as a part of it."""
+_SAFE_BEFORE: Final = re.compile(r"(?:^|[-−+=<>,;(\[{\n]|(?<![/÷!^_ ]) +)$")
+_SAFE_AFTER: Final = re.compile(r" *(?:$|[-−+=<>,;)\]}\n]|[.:](?:\s|$))| +(?![/÷!^_])")
 _NAME_START, _NAME_END = "\ue002", "\ue003"
 """Marks around the name of a function, which gets spaces where a letter or a digit is beside it."""
-_FRACTION: Final = re.compile(f"(.?){_FRACTION_START}([^{_FRACTION_END}]*){_FRACTION_END}(?=(.?))", re.DOTALL)
+_FRACTION: Final = re.compile(f"([{_FRACTION_START}{_RADICAL_START}])([^{_FRACTION_END}]*){_FRACTION_END}")
 
 _TEXT_MACROS: Final = frozenset({
     "text", "textrm", "textit", "textbf", "textsf", "texttt", "mbox", "mathrm", "mathbf", "mathit", "mathsf", "mathtt",
@@ -157,7 +165,10 @@ def _make_scripts(kind: str) -> dict[int, str]:
 def _join(nodes: Sequence[Any] | None) -> str:
     parts = []
     for node, following in zip(nodes or (), [*(nodes or ())[1:], None], strict=True):
-        parts.append(_format(node))
+        part = _format(node)
+        if getattr(following, "specials_chars", "") == "^" and hasattr(node, "delimiters"):
+            part = _group(part, _POWER_BASE)
+        parts.append(part)
         text = getattr(following, "chars", "") or ""
         if getattr(node, "macro_post_space", "") and text and not text[0].isalnum():  # the blank of `\pi = 3`
             parts.append(" ")
@@ -197,7 +208,7 @@ def _format_specials(node: Any) -> str:
     compact = text.replace(" ", "")
     if compact and all(ord(char) in scripts for char in compact):
         return compact.translate(scripts)
-    return f"{mark}{text}" if len(text) == 1 or text.isalnum() else f"{mark}({text})"
+    return f"{mark}{text}" if len(text) == 1 else f"{mark}({text})"
 
 
 def _format_environment(node: Any) -> str:
@@ -237,14 +248,24 @@ def _format_command(name: str, texts: Sequence[str]) -> str:
     if name in _ALPHABETS:
         return "".join(_find_letter(char, *_ALPHABETS[name]) for char in texts[0])
     if name in _ACCENTS and (len(texts[0]) == 1 or name in ("overline", "underline")):
-        return "".join(char + _ACCENTS[name] for char in texts[0])
+        return "".join(char + _ACCENTS[name] for char in _finish(texts[0]))
     if name in _FRACTIONS:
-        return _FRACTION_START + "/".join(_group(text) for text in texts) + _FRACTION_END
+        fraction = f"{_group(texts[0], _NUMERATOR)}/{_group(texts[1], _DENOMINATOR)}"
+        return f"{_FRACTION_START}{fraction}{_FRACTION_END}"
     if name == "sqrt":
-        return f"{texts[0].translate(_make_scripts('<super>'))}√{_group(texts[1])}"
+        return _format_radical(*texts)
     if name in _TEMPLATES:
         return _TEMPLATES[name].format(*map(_finish, texts))
     raise _NoUnicodeError
+
+
+def _format_radical(index: str, radicand: str) -> str:
+    """Return the text of a root. Raises _NoUnicodeError if its index has no superscripts."""
+    scripts = _make_scripts("<super>")
+    if not all(ord(char) in scripts for char in index):
+        raise _NoUnicodeError
+    start = _FRACTION_START if index else _RADICAL_START
+    return f"{start}{index.translate(scripts)}√{_group(radicand, _RADICAND)}{_FRACTION_END}"
 
 
 def _find_letter(char: str, *alphabets: str) -> str:
@@ -266,10 +287,10 @@ def _finish(text: str) -> str:
     return " ".join(_finish_marks(text).split())
 
 
-def _group(text: str) -> str:
-    """Return a part of a formula, in parentheses unless it is one number or name."""
+def _group(text: str, pattern: re.Pattern[str]) -> str:
+    """Return a part of a formula, in parentheses unless it is one character or matches `pattern`."""
     text = _finish(text)
-    return text if _SIMPLE.fullmatch(text) or (len(text) == 1) else f"({text})"
+    return text if len(text) == 1 or pattern.fullmatch(text) else f"({text})"
 
 
 def _finish_marks(text: str) -> str:
@@ -286,6 +307,9 @@ def _end_name(match: re.Match[str]) -> str:
 
 
 def _finish_fraction(match: re.Match[str]) -> str:
-    before, fraction, after = match.groups()
-    has_neighbour = before.isalnum() or after.isalnum() or after in ("(", "^", "_")
-    return f"{before}({fraction})" if has_neighbour and after + before else f"{before}{fraction}"
+    start, fraction = match.groups()
+    is_separate = _SAFE_AFTER.match(match.string, match.end()) is not None
+    if start == _FRACTION_START:  # text before a square root is never a part of it
+        before = match.string[max(0, match.start() - 50) : match.start()]
+        is_separate = is_separate and _SAFE_BEFORE.search(before) is not None
+    return fraction if is_separate else f"({fraction})"
