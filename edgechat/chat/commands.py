@@ -92,6 +92,11 @@ class Command(NamedTuple):
     """View that opens if the command has no handler, or if the user typed no argument."""
     aliases: tuple[str, ...] = ()
     """Further names that run the command, such as the names that other programs use."""
+    needs_argument: bool = False
+    """True if the command only shows or removes a value, fails, or uses a default name without an argument.
+
+    A front end that offers commands in a list types such a command into the input instead of running it.
+    """
 
     @property
     def description(self) -> str:
@@ -348,24 +353,32 @@ COMMANDS: Final = (
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),
     Command("delete", "", "Delete your last message and its reply", _delete),
     Command("undo", "", "Restore the last deleted message", _undo),
-    Command("rename", "TITLE", "Change the title of the conversation", _rename),
+    Command("rename", "TITLE", "Change the title of the conversation", _rename, needs_argument=True),
     Command("pin", "", "Pin the conversation to the top of the list, or unpin", _pin),
-    Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
+    Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller", needs_argument=True),
     Command("detach", "[FILE]", "Remove an attachment, by default the last one", _detach, "caller"),
     Command("copy", "[code] [N]", "Copy the last reply, its last code block, or code block N", view="copy"),
-    Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
+    Command(
+        "export",
+        "[FILE]",
+        "Export the conversation to a .md, .html or .json file",
+        _export,
+        "side",
+        needs_argument=True,
+    ),
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),
-    Command("system", "[TEXT]", "Set the system prompt of this conversation", _system),
-    Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning),
+    Command("system", "[TEXT]", "Set the system prompt of this conversation", _system, needs_argument=True),
+    Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning, needs_argument=True),
     Command(
         "temperature",
         "[T]",
         "Show or set the sampling temperature of this conversation",
         _temperature,
         aliases=("temp",),
+        needs_argument=True,
     ),
-    Command("set", "NAME VALUE", "Change a setting of this conversation", _set),
+    Command("set", "NAME VALUE", "Change a setting of this conversation", _set, needs_argument=True),
     Command("tokens", "", "Count the context tokens that the conversation uses", _tokens, aliases=("context",)),
     Command("theme", "[NAME]", "Choose the colour theme", view="themes", aliases=("themes",)),
     Command("settings", "", "Show all settings", view="settings", aliases=("config",)),

@@ -119,8 +119,7 @@ class Actions:
         elif entry.kind == "setting":
             self._pane.screen.post_message(ViewRequested("settings", entry.id))
         elif entry.kind == "command":
-            argument = commands.COMMANDS_BY_NAME[entry.id].argument
-            if argument and not argument.startswith("[") and entry.id != "search":
+            if commands.COMMANDS_BY_NAME[entry.id].needs_argument:
                 self._pane.prompt.type_text(f"/{entry.id} ")
                 self._pane.prompt.focus()
             else:

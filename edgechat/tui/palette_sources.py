@@ -57,7 +57,8 @@ def list_themes(current: str) -> Iterator[PaletteEntry]:
     from edgechat.tui import themes
 
     for name in themes.theme_names():
-        yield PaletteEntry("theme", name, escape_controls(name), "current" if name == current else "")
+        description = themes.AUTO_DESCRIPTION if name == themes.AUTO else ""
+        yield PaletteEntry("theme", name, escape_controls(name), "current" if name == current else description)
 
 
 def list_personas() -> Iterator[PaletteEntry]:

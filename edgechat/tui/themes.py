@@ -22,6 +22,8 @@ _COLOURS: Final = (
     "primary", "secondary", "warning", "error", "success", "accent", "foreground", "background", "surface", "panel",
 )  # fmt: skip
 
+AUTO_DESCRIPTION: Final = "light or dark like the terminal"
+
 
 def theme_names() -> list[str]:
     """Return the names of all themes: `auto`, the user's themes, and the others."""
@@ -29,6 +31,11 @@ def theme_names() -> list[str]:
         p.stem for p in paths.themes_dir().glob("*.toml") if p.stem.isprintable() and p.stem != AUTO
     )  # fmt: skip
     return [AUTO, *user_themes, *(name for name in BUILTIN_THEMES if name not in user_themes)]
+
+
+def list_theme_labels() -> list[tuple[str, str]]:
+    """Return the names of all themes with the labels that lists show, which explain `auto`."""
+    return [(name, f"{name}: {AUTO_DESCRIPTION}" if name == AUTO else name) for name in theme_names()]
 
 
 def find_theme(name: str) -> tuple[Theme, str]:

@@ -49,6 +49,8 @@ class TypeAheadApp(CrashReportApp[ReturnType]):
 
     async def _release(self, previous: Widget | None, deadline: float) -> None:
         """Handle the held events if another widget than `previous` has the focus, or the time is over; or try later."""
+        if not self.screen_stack:  # the application has ended
+            return
         if self.focused in {None, previous} and time.monotonic() < deadline:
             self.set_timer(_INTERVAL_S, lambda: self._release(previous, deadline))
             return

@@ -135,8 +135,7 @@ def pick_theme(
     from edgechat.tui import themes
     from edgechat.tui.screens.picker import pick
 
-    options = [(name, name) for name in themes.theme_names()]
-    pick(app, "Themes", options, on_chosen, current=current, on_highlighted=preview)
+    pick(app, "Themes", themes.list_theme_labels(), on_chosen, current=current, on_highlighted=preview)
 
 
 def save_theme(name: str, settings: Settings) -> Settings:

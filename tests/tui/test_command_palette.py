@@ -122,12 +122,29 @@ async def test_chosen_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         await until_async(lambda: loaded == ["starter"])
 
 
-async def test_command_with_an_argument_is_completed_in_the_input() -> None:
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("title change", "rename"), ("sampling temperature", "temperature"), ("set system prompt", "system"),
+        ("reasoning turn", "reasoning"), ("export conversation", "export"), ("attach file", "attach"),
+    ],
+)  # fmt: skip
+async def test_command_that_needs_an_argument_is_typed_into_the_input(query: str, name: str) -> None:
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
-        await open_palette(app, pilot, "title change", "command Rename")
+        await open_palette(app, pilot, query, f"command {name.capitalize()}")
         await pilot.press("enter")
-        await until_async(lambda: app.pane.prompt.text == "/rename " and app.pane.prompt.has_focus)
+        await until_async(lambda: app.pane.prompt.text == f"/{name} " and app.pane.prompt.has_focus)
+        assert shown_texts(app, "note") == shown_texts(app, "error") == []
+
+
+async def test_palette_says_that_nothing_matches() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_palette(app, pilot, "qqxxqq")
+        await until_async(lambda: option_texts(app) == ["Nothing matches"])
+        await pilot.press("enter")
+        assert is_open(app, "CommandPaletteScreen")
 
 
 @pytest.mark.parametrize("query", ["regenerate", "alternative reply"])

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from edgechat.store import open_ephemeral_store
-from tests.tui.app_driver import is_open, make_scripted_app, option_list, save_conversation, wait_until_ready
+from tests.tui.app_driver import (
+    is_open,
+    make_scripted_app,
+    option_list,
+    save_conversation,
+    screen_text,
+    wait_until_ready,
+)
 from tests.waiting import until_async
 
 
@@ -24,6 +31,18 @@ async def test_selected_setting_stays_visible(size: tuple[int, int], keys: list[
         first, height = round(options.scroll_y), options.scrollable_content_region.height
         assert options.highlighted is not None
         assert first <= options.highlighted < first + height
+
+
+async def test_list_of_themes_explains_its_keys_and_auto() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.actions.run("theme")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count > 15)
+        await pilot.pause()
+        text = screen_text(app)
+        assert "Enter: use   Esc: close" in text
+        assert "auto: light or dark like the terminal" in text
 
 
 async def test_pages_of_a_filtered_list() -> None:

@@ -55,9 +55,23 @@ async def test_rows_show_title_number_of_messages_and_date(size: tuple[int, int]
         assert rows[0] == "Today"
         assert rows[1].startswith("  Trees (4) ")
         assert rows[2].startswith("  料理")
-        assert "… (6) " in rows[2]
-        assert [cell_len(row) for row in rows[1:]] == [width] * 3
-        assert all(":" in row.split()[-1] for row in rows[1:])
+        assert rows[2].rstrip().endswith("…")  # a long title has the whole row
+        assert cell_len(rows[2]) in {width - 1, width}
+        assert [cell_len(row) for row in (rows[1], rows[3])] == [width] * 2
+        assert all(":" in row.split()[-1] for row in (rows[1], rows[3]))
+
+
+@pytest.mark.parametrize(("n_columns", "n_title_columns"), [(80, 27), (100, 32), (160, 48)])
+async def test_titles_have_more_room_than_counts_and_dates(n_columns: int, n_title_columns: int) -> None:
+    store = open_ephemeral_store()
+    title = "Sorting photos by the date taken and place"[:n_title_columns].strip()
+    save_conversation(store, [("about photos", "yes")], title)
+    app = make_scripted_app(store=store)
+    async with app.run_test(size=(n_columns, 30)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("ctrl+b")
+        await until_async(lambda: title in screen_text(app))
+        assert app.pane.size.width >= 40
 
 
 @pytest.mark.parametrize("size", [(80, 24), (60, 20)])
@@ -69,6 +83,51 @@ async def test_keys_of_the_list_are_shown(size: tuple[int, int]) -> None:
         text = screen_text(app)
         assert "F8 pin" in text
         assert "Ctrl+X delete" in text
+        if size[0] < 70:  # the list covers the input
+            return
+        app.pane.prompt.focus()
+        await until_async(lambda: "Ctrl+X delete" not in screen_text(app))
+        app.screen.query_one("#filter").focus()
+        await until_async(lambda: "Ctrl+X delete" in screen_text(app))
+
+
+async def test_filter_is_empty_after_a_choice_and_when_the_list_opens() -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_list(app, pilot)
+        await pilot.press(*"nothing like it")
+        await until_async(lambda: option_texts(app, "#conversations") == ["No conversation matches"])
+        await pilot.press("enter", "escape", "ctrl+b", *"tr")
+        await until_async(lambda: option_list(app, "#conversations").option_count == 2)
+        assert app.screen.query_one("#filter", Input).value == "tr"
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "user") == ["about Trees 0", "about Trees 1"])
+        await until_async(lambda: option_list(app, "#conversations").option_count == 4)
+        await pilot.press("ctrl+b", "ctrl+b", *"boat")
+        await until_async(lambda: app.screen.query_one("#filter", Input).value == "boat")
+
+
+@pytest.mark.parametrize("close_key", ["escape", "ctrl+b"])
+@pytest.mark.parametrize("part", ["input", "conversation"])
+async def test_closed_list_returns_the_focus(part: str, close_key: str) -> None:
+    app = make_scripted_app(store=make_store())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_list(app, pilot)  # the first time, the list is created
+        await pilot.press("escape")
+        await until_async(lambda: app.pane.prompt.has_focus)
+        widget = app.pane.prompt if part == "input" else app.pane.transcript
+        widget.focus()
+        await pilot.press("ctrl+b")
+        await until_async(lambda: app.screen.query_one("#filter").has_focus)
+        await pilot.press(close_key)
+        await until_async(lambda: widget.has_focus)
+        await pilot.press("ctrl+b")
+        await until_async(lambda: app.screen.query_one("#filter").has_focus)
+        app.pane.transcript.focus()
+        await pilot.press("ctrl+b")  # closes the list without its focus
+        await until_async(lambda: not app.screen.query_one("Sidebar").display)
+        await pilot.pause()
+        assert app.pane.transcript.has_focus
 
 
 async def test_keys_act_on_the_highlighted_conversation_from_the_filter() -> None:

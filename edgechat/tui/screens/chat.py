@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.timer import Timer
+    from textual.widget import Widget
 
     from edgechat.chat.session import Session
     from edgechat.chat.store import ConversationSummary
@@ -108,6 +109,7 @@ class ChatScreen(Screen[None]):
         self._on_first_frame = on_first_frame
         self._problems = problems
         self.sidebar: Sidebar | None = None
+        self._focused_before_list: Widget | None = None
         self._typing_timer: Timer | None = None
         self._confirmation = Confirmation()
         self._escape_at = 0.0
@@ -290,7 +292,7 @@ class ChatScreen(Screen[None]):
         if self.sidebar is None:
             from edgechat.tui.widgets.sidebar import Sidebar
 
-            pane = self.pane
+            pane, self._focused_before_list = self.pane, self.focused
             current_id = lambda: pane.view.conversation.id if pane.view is not None else None  # noqa: E731
             self.sidebar = Sidebar(self._list_conversations, current_id, self._get_key_overrides)
             self.mount(self.sidebar, before=0)
@@ -299,6 +301,7 @@ class ChatScreen(Screen[None]):
         elif self.sidebar.display:
             self.sidebar.action_leave()
         else:
+            self._focused_before_list = self.focused
             self.sidebar.display = True
             self.sidebar.refresh_list()
             self.sidebar.focus_filter()
@@ -317,6 +320,8 @@ class ChatScreen(Screen[None]):
         from edgechat.chat.commands import Destination
 
         self.actions.go_to(Destination(message.conversation_id))
+        self.pane.prompt.focus()
+        self._focused_before_list = self.pane.prompt
 
     def on_sidebar_pin_toggled(self, message: Sidebar.PinToggled) -> None:
         self.actions.toggle_pin(message.conversation)
@@ -325,7 +330,7 @@ class ChatScreen(Screen[None]):
         self.actions.delete_conversation(message.conversation)
 
     def on_sidebar_closed(self) -> None:
-        self.pane.prompt.focus()
+        (self._focused_before_list or self.pane.prompt).focus()
 
     # Transcript
 

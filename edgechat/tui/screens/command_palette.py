@@ -80,6 +80,8 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._messages: list[PaletteEntry] = []
         self._found: list[PaletteEntry] = []
         self._timer: Timer | None = None
+        self._is_searching = False
+        """True while the search for messages with the typed words is pending."""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -109,17 +111,18 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
 
     def on_command_palette_screen_messages_found(self, message: MessagesFound) -> None:
         if message.query == self.filter_text:  # otherwise, the user has changed the query
-            self._messages = message.entries
+            self._messages, self._is_searching = message.entries, False
             self._fill_list()
 
     @on(Input.Changed)
     def _on_typed(self) -> None:
         self._messages = []
+        self._is_searching = len(self.filter_text.strip()) >= MIN_SEARCH_CHARS
         self.options.highlighted = None
         self._fill_list()
         if self._timer is not None:
             self._timer.stop()
-        if len(self.filter_text.strip()) >= MIN_SEARCH_CHARS:
+        if self._is_searching:
             self._timer = self.set_timer(_TYPING_PAUSE_S, lambda: self._search_messages(self.filter_text))
 
     @on(EntryList.WidthChanged)
@@ -133,6 +136,8 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._found = [*self._index.find(self.filter_text, self._recent), *self._messages]
         options.clear_options()
         options.add_options([Option(format_entry(entry, width)) for entry in self._found])
+        if not self._found and not self._is_searching:
+            options.add_option(Option("Nothing matches", disabled=True))
         choices = [entry.choice for entry in self._found]
         options.highlighted = (choices.index(highlighted) if highlighted in choices else 0) if choices else None
 

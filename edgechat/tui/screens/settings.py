@@ -170,13 +170,12 @@ class SettingsScreen(FilterListScreen[None]):
             self._edit_value(name)
 
     def _choose_theme(self, current: str) -> None:
-        from edgechat.tui.themes import theme_names
+        from edgechat.tui.themes import list_theme_labels
 
         def save(name: str) -> None:
             self._save("theme", name)
 
-        options = [(name, name) for name in theme_names()]
-        pick(self.app, "Themes", options, save, current=current, on_highlighted=self._preview_theme)
+        pick(self.app, "Themes", list_theme_labels(), save, current=current, on_highlighted=self._preview_theme)
 
     def _show_model_problem(self, text: str) -> None:
         self._show_notice(text, "model", is_error=True)

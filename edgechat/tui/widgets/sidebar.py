@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 _MIN_SPLIT_COLUMNS: Final = 70
 # Minimum height of the screen in rows for the keys of the list.
 _MIN_KEY_ROWS: Final = 12
-# Width of the column with the date, with its margin.
 # Columns of the border and the padding around the keys.
 _KEY_PADDING: Final = 2
-_DATE_COLUMNS: Final = 7
+# Columns between a title and the date.
+_DATE_GAP: Final = 2
 MAX_CONVERSATIONS: Final = 1000
 """Maximum number of conversations in the list: more of them would delay the keys of the filter."""
 _KEY_LABELS: Final = {"list.pin": "pin", "list.delete": "delete", "list.leave": "back"}
@@ -52,7 +52,7 @@ class Sidebar(Vertical):
 
     DEFAULT_CSS = """
     Sidebar {
-        dock: left; width: 35%; min-width: 34; max-width: 48;
+        dock: left; width: 38%; min-width: 34; max-width: 56;
         border-right: solid $border-blurred; padding: 0 1 0 0;
     }
     Sidebar OptionList { height: 1fr; background: transparent; }
@@ -73,7 +73,7 @@ class Sidebar(Vertical):
             self.summaries = summaries
 
     class Closed(Message):
-        """The user left the sidebar or chose a conversation, so the prompt gets the focus."""
+        """The user closed the sidebar, which had the focus."""
 
     class ConversationSelected(Message):
         """The user chose a conversation to show."""
@@ -125,23 +125,23 @@ class Sidebar(Vertical):
     def on_mount(self) -> None:
         if self._covers_screen:
             self.styles.width = self.styles.max_width = "100%"
-        self.call_after_refresh(self._show_keys)
+        self.watch(self.screen, "focused", self._show_keys)
 
     def _show_keys(self) -> None:
-        """Show the keys of the list in the last rows, if the screen has room for them."""
+        """Show the keys of the list in the last rows while it has the focus, if the screen has room for them."""
         overrides = self._get_key_overrides()
         labels = {b.id: format_key((overrides.get(b.id) or b.keys).partition(",")[0]) for b in _list_bindings()}
         hints = ["Enter open", *(f"{labels[name]} {label}" for name, label in _KEY_LABELS.items())]
         keys = self.query_one("#list-keys", Static)
-        keys.display = self.screen.size.height >= _MIN_KEY_ROWS
+        keys.display = self.has_focus_within and self.screen.size.height >= _MIN_KEY_ROWS
         rows = ["  ".join(hints)]
         if len(rows[0]) > self.size.width - _KEY_PADDING:
             rows = ["  ".join(hints[:2]), "  ".join(hints[2:])]
         keys.update("\n".join(rows))
 
     def focus_filter(self) -> None:
-        """Move the focus to the filter input."""
-        self._show_keys()
+        """Clear the filter input and move the focus to it."""
+        self.query_one(Input).value = ""
         self.query_one(Input).focus()
 
     def refresh_list(self) -> None:
@@ -172,6 +172,8 @@ class Sidebar(Vertical):
         today, width = dt.datetime.now().astimezone().date(), options.scrollable_content_region.width
         options.clear_options()
         options.add_options(list(list_options(matches, today, current_id, width)))
+        if words and not matches:
+            options.add_option(Option("No conversation matches", disabled=True))
         if len(self._summaries) >= MAX_CONVERSATIONS:
             options.add_option(Option("Search older conversations with Ctrl+F", disabled=True))
         ids = [option.id for option in options.options if not option.disabled]
@@ -201,10 +203,10 @@ class Sidebar(Vertical):
             self._select(message.option_id)
 
     def _select(self, conversation_id: str) -> None:
+        self.query_one(Input).value = ""
         self.post_message(self.ConversationSelected(conversation_id))
         if self._covers_screen:
             self.display = False
-        self.post_message(self.Closed())
 
     @property
     def _highlighted_conversation(self) -> Conversation | None:
@@ -217,8 +219,9 @@ class Sidebar(Vertical):
         self.query_one(OptionList).focus()
 
     def action_leave(self) -> None:
+        if self.has_focus_within:  # otherwise, the focus stays where it is
+            self.post_message(self.Closed())
         self.display = False
-        self.post_message(self.Closed())
 
     def action_pin(self) -> None:
         conversation = self._highlighted_conversation
@@ -240,7 +243,7 @@ def list_options(
 ) -> Iterator[Option]:
     """Yield a heading for each date group, and an option for each conversation, marked if it is the current one.
 
-    A row of `width` columns has the title, the number of messages and the date.
+    A row of `width` columns has the title and, where the whole title leaves room, the date and the number of messages.
     """
     last_heading = ""
     for summary in summaries:
@@ -251,12 +254,15 @@ def list_options(
             last_heading = heading
         title = first_line(escape_controls(conversation.title), 200) or "(no title)"
         mark = "* " if conversation.id == current_id else "  "
-        count = f" ({summary.n_messages:,})"
-        date = format_short_date(conversation.updated_at_ms, today)
-        title = cut_to_columns(title, max(1, width - len(mark) - len(count) - _DATE_COLUMNS))
-        n_padding = max(1, width - len(mark) - cell_len(title) - len(count) - len(date))
+        title = cut_to_columns(title, max(1, width - len(mark)))
+        n_left = max(0, width - len(mark) - cell_len(title))
+        date, count = format_short_date(conversation.updated_at_ms, today), f" ({summary.n_messages:,})"
+        if n_left < _DATE_GAP + len(date):
+            date = ""
+        if n_left < len(count) + _DATE_GAP + len(date):
+            count = ""
         yield Option(
-            Content.assemble(mark, title, (f"{count}{' ' * n_padding}{date}", "$list-quiet")), id=conversation.id
+            Content.assemble(mark, title, (f"{count}{date:>{n_left - len(count)}}", "$list-quiet")), id=conversation.id
         )
 
 

@@ -277,3 +277,8 @@ def test_copy_takes_a_message_or_its_last_code_block() -> None:
         select_text_to_copy("Text.", lambda _text: ["a", "b"], "3")
     with pytest.raises(UsageError, match="no code block"):
         select_text_to_copy("Text.", lambda _text: [], "code")
+
+
+def test_commands_that_do_something_useful_without_an_argument_need_none() -> None:
+    needing = {command.name for command in COMMANDS if command.needs_argument}
+    assert needing == {"rename", "attach", "export", "system", "reasoning", "temperature", "set"}
