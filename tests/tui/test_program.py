@@ -43,7 +43,7 @@ def test_first_frame_imports_neither_engine_nor_planner() -> None:
 @pytest.mark.parametrize("key", ["\x11", "\x1b"], ids=["Ctrl+Q", "Esc"])
 def test_first_run_screen_is_shown_once(key: str) -> None:
     with terminal(*edgechat_command()) as t:
-        t.until("Chat now with starter, offline")
+        t.until("Chat now with starter (no internet needed)")
         assert "Welcome to edgechat" in t.text()
         t.type(key)
         if key == "\x1b":

@@ -51,9 +51,11 @@ class Palette:
         self.glyphs = ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
         self.user = make_style("primary")
         self.user_text = Style(bold=True) if ansi else make_style("text-primary", bold=True)
+        self.list_mark = make_style("primary" if ansi else "text-primary")
+        """Style of bullets, numbers and boxes in lists."""
         self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
         self.error = make_style("error") if ansi else make_style("text-error")
-        self.cursor = make_style("accent", bold=True)
+        self.cursor = make_style("accent" if ansi else "text-accent", bold=True)
         self.selection = Style(color="default", bgcolor="default", dim=False, reverse=True)
         """Style of selected text, which replaces the colours that the text has otherwise."""
         if not ansi and "selection-text" in variables:
@@ -77,7 +79,7 @@ class Palette:
                 "markdown.h3": Style(bold=True), "markdown.h4": Style(bold=True), "markdown.h5": Style(bold=True),
                 "markdown.h6": Style(bold=True), "markdown.hr": self.muted, "markdown.link": Style(underline=True),
                 "markdown.link_url": self.muted, "markdown.block_quote": self.muted,
-                "markdown.item.bullet": make_style("primary"), "markdown.item.number": make_style("primary"),
+                "markdown.item.bullet": self.list_mark, "markdown.item.number": self.list_mark,
                 "markdown.list": Style(), "markdown.table.border": self.muted,
                 "markdown.table.header": Style(bold=True), "markdown.muted": self.muted,
             }),

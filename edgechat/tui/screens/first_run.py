@@ -185,7 +185,9 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
             text = f"{pick.label}: {pick.evaluation.candidate.name}\n  {format_summary(pick.evaluation)}"
             options.add_option(Option(text, id=option_id))
         if offer.installed_model is not None:
-            options.add_option(Option(f"Chat now with {offer.installed_model.candidate.name}, offline", id="local"))
+            options.add_option(
+                Option(f"Chat now with {offer.installed_model.candidate.name} (no internet needed)", id="local")
+            )
         options.add_option(Option("Show all models", id="all"))
         self._show_progress()
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from edgechat.tui.keys import KeyBinding
 
-# Width of the column of keys, and minimum width of the column of descriptions.
+# Width of the column of keys on narrow and wide screens, and minimum width of the column of descriptions.
 _KEY_COLUMNS: Final = 22
+_WIDE_KEY_COLUMNS: Final = 30
+_WIDE_COLUMNS: Final = 90
 _MIN_COLUMNS: Final = 20
 
 
@@ -83,29 +85,30 @@ class HelpScreen(FilterListScreen[str | None]):
 
     @on(Input.Changed)
     def _fill_list(self) -> None:
-        options = self.options
-        n_columns = max(options.size.width - 2 - _KEY_COLUMNS, _MIN_COLUMNS)
-        state = (self.filter_text, n_columns, self._shows_names)
+        options, width = self.options, self.options.size.width
+        state = (self.filter_text, width, self._shows_names)
         if state == self._shown:
             return
         self._shown = state
         options.clear_options()
-        options.add_options(self._format_rows(n_columns))
+        options.add_options(self._format_rows(width))
         options.highlighted = None
         options.action_first()
 
-    def _format_rows(self, n_columns: int) -> Iterator[Option]:
-        """Yield the options that match the filter, with descriptions wrapped to `n_columns` columns."""
+    def _format_rows(self, width: int) -> Iterator[Option]:
+        """Yield the options that match the filter, with keys and descriptions wrapped to `width` columns."""
+        n_key_columns = _WIDE_KEY_COLUMNS if width >= _WIDE_COLUMNS else _KEY_COLUMNS
+        n_columns = max(width - 2 - n_key_columns, _MIN_COLUMNS)
         for i, (title, rows) in enumerate(self._list_topics()):
             yield Option(Text("\n" * (i > 0) + title, "bold"), disabled=True)
             for row in rows:
                 description = f"{row.description}  [{row.name}]" if self._shows_names and row.name else row.description
-                cells = textwrap.wrap(row.key, _KEY_COLUMNS - 2), textwrap.wrap(description, n_columns)
-                lines = [f"  {key:<{_KEY_COLUMNS}}{text}" for key, text in zip_longest(*cells, fillvalue="")]
+                cells = textwrap.wrap(row.key, n_key_columns - 2), textwrap.wrap(description, n_columns)
+                lines = [f"  {key:<{n_key_columns}}{text}" for key, text in zip_longest(*cells, fillvalue="")]
                 yield Option(Text("\n".join(lines)), id=f"command {row.command}" if row.command else None)
         if self._shows_names:
             line = f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.'
-            yield Option(Text(escape_controls(textwrap.fill(line, n_columns + _KEY_COLUMNS))), disabled=True)
+            yield Option(Text(escape_controls(textwrap.fill(line, n_columns + n_key_columns))), disabled=True)
 
     def _list_topics(self) -> Iterator[tuple[str, list[_Row]]]:
         """Yield the title and the rows of each topic with rows that contain all words of the filter."""

@@ -54,7 +54,7 @@ class PlanScreen(TextScreen):
 
     def __init__(self, session: Session | None, model_setting: str) -> None:
         """`model_setting` is the value of the setting `model`: a model name or `auto`."""
-        super().__init__("Why this model", _format_plan(session, model_setting))
+        super().__init__("How this model runs", _format_plan(session, model_setting))
 
 
 def _format_plan(session: Session | None, model_setting: str) -> str:
