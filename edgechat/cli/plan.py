@@ -255,8 +255,8 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
     bars = ""
     for row in rows:
         mark = "*" if row.is_chosen else " "
-        memory_mark = "<" if row.is_memory_upper_bound else "" if row.size_is_known else "~"
-        memory = memory_mark + format_size(row.total_bytes)
+        memory_mark = ">" if row.is_memory_upper_bound else "" if row.size_is_known else "~"
+        memory = memory_mark + format_size(row.min_bytes)
         estimate_mark = "" if row.quality_is_measured else "?"
         quality_text = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{estimate_mark}"
         loss_text = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
@@ -273,7 +273,7 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
         "* automatic choice": any(row.is_chosen for row in rows),
         "? estimated quality": any(not row.quality_is_measured for row in rows),
         "~ estimated size": any(not row.size_is_known for row in rows),
-        "< the most memory, if all weights are repacked": any(row.is_memory_upper_bound for row in rows),
+        "> at least, more if weights are repacked": any(row.is_memory_upper_bound for row in rows),
     }
     headings = [
         "tok/s = decode speed",

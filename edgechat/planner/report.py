@@ -80,6 +80,11 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     """Planned load options, thread counts and cache budgets; None if the model does not fit."""
     reasons: dict[str, str]
 
+    @property
+    def min_bytes(self) -> int:
+        """Planned memory without the copy of weights that a backend may need, so that the quants of a model compare."""
+        return self.total_bytes - (self.memory.repacked_weights if self.is_memory_upper_bound else 0)
+
 
 def make_plan_row(
     evaluation: Evaluation, choice: Evaluation | None = None, picks: Sequence[Pick] = (), *, is_recommended: bool = True
@@ -184,13 +189,16 @@ def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     lines = [row.name if row.name.endswith(row.quant) else f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
         bar = format_memory_bar(row.memory, available_bytes)
-        memory = ("up to " if row.is_memory_upper_bound else "") + format_size(row.total_bytes)
+        copy_text = (
+            f"{format_size(row.min_bytes)}, if all weights are copied up to " if row.is_memory_upper_bound else ""
+        )
+        memory = copy_text + format_size(row.total_bytes)
         lines.append(
             f"[{bar:<{BAR_WIDTH}}] {memory} of {format_size(available_bytes)}, file {format_size(row.file_bytes)}"
         )
     properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
     properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
-    if row.quality is not None:
+    if row.quality is not None and (row.quality_is_measured or row.quality > 0):  # estimates below 0 tell nothing
         properties.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (estimated)'}")
     lines.append(", ".join(text for text in properties if text))
     if row.turn_s:

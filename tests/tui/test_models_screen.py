@@ -18,7 +18,7 @@ from edgechat.tui.app import ChatApp
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import FakeRepo, LocalHub
 from tests.models import write_parrot
-from tests.tui.app_driver import make_scripted_app, screen_text, shown_texts, wait_until_ready
+from tests.tui.app_driver import make_scripted_app, screen_text, session, shown_texts, wait_until_ready
 from tests.tui.model_lists import REPO, details, highlighted_id, notice, option_ids, row_texts, set_machine
 from tests.waiting import until_async
 
@@ -62,7 +62,7 @@ async def test_names_and_sizes_are_shown_before_the_models_are_planned(monkeypat
         finally:
             may_plan.set()
         await until_async(lambda: len(row_texts(app)["qwen3.5-4b:Q4_K_M"].split()) > 6)
-        assert highlighted_id(app) == "model:qwen3.5-4b"
+        assert highlighted_id(app) == "qwen3.5-4b:Q4_K_M"  # the plan recommends another quant than the highlighted one
 
 
 async def test_speeds_are_filled_in_after_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +153,56 @@ async def test_every_row_is_complete_at_the_size_of_the_screen(
         await pilot.press(*"gemma-4-e2b:")
         await until_async(lambda: "gemma-4-e2b:Q8_0" in option_ids(app))
         text = screen_text(app)
-        columns = "file   memory tok/s  reply"
+        columns = "file    memory tok/s  reply"
         assert columns in text
         assert all(len(row) <= size[0] for row in text.splitlines())
         if size[0] >= 80:
             labels = [row_texts(app)[name].split("  ")[-1].strip() for name in option_ids(app)]
             assert all(label in text for label in labels)
+
+
+async def test_highlight_stays_on_its_model_while_rows_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    paths.models_dir().mkdir(parents=True)
+    for name in ("aaa", "zzz"):
+        write_parrot(paths.models_dir() / f"{name}.gguf", "Bird")
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        session(app).model_path = paths.models_dir() / "zzz.gguf"
+        await pilot.press("ctrl+o")
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and highlighted_id(app) == "zzz")
+        screen = app.screen
+        assert isinstance(screen, ModelsScreen)
+        await until_async(lambda: "[" in details(app))
+        assert highlighted_id(app) == "zzz"
+        await pilot.press("ctrl+end")
+        while not (chosen_id := highlighted_id(app) or "").startswith("model:"):
+            await pilot.press("up")
+        screen.on_models_screen_groups_ready(ModelsScreen.GroupsReady(screen._groups[::-1]))
+        await pilot.pause()
+        assert highlighted_id(app) == chosen_id
+        row, first = screen.options.highlighted or 0, round(screen.options.scroll_y)
+        assert first <= row < first + screen.options.scrollable_content_region.height
+        group = next(g for g in screen._groups if f"model:{g.name}" == chosen_id)
+        other = next(file for file in group.files if file is not group.recommended)
+        changed = [g._replace(recommended=other) if g is group else g for g in screen._groups]
+        screen.on_models_screen_groups_ready(ModelsScreen.GroupsReady(changed))
+        assert highlighted_id(app) == group.recommended.name  # Enter downloads what was highlighted
+
+
+async def test_marks_and_bar_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch, DeviceRates())
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_models(app, pilot)
+        await pilot.press(*"gemma-4-e2b:")
+        await until_async(lambda: "gemma-4-e2b:Q8_0" in option_ids(app))
+        assert "# weights" in details(app)
+        assert "~ about" in details(app)
+        assert " GB>" not in screen_text(app)
+        assert " GB<" not in screen_text(app)
+        assert "quality 0.0" not in details(app)
 
 
 async def test_installed_quant_is_used_instead_of_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

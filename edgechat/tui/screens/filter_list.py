@@ -31,6 +31,12 @@ class FilterListScreen(Modal[T]):
         return self.query_one(OptionList)
 
     @property
+    def highlighted_id(self) -> str:
+        """ID of the highlighted option; "" if there is none."""
+        option = self.options.highlighted_option
+        return (option.id or "") if option is not None else ""
+
+    @property
     def list_width(self) -> int:
         """Width of a row of the list in columns; 0 before the first layout."""
         return self.options.scrollable_content_region.width

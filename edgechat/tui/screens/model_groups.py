@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.text import Text
@@ -12,6 +12,8 @@ from edgechat.humanize import format_duration, format_size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgechat.catalogue.library import InstalledModel
     from edgechat.config import Settings
     from edgechat.planner.report import PlanRow
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH: Final = 14
 """Minimum width in columns of the label at the end of a row."""
-# Width of the columns for file size, memory, tokens per second and the time of a reply.
-_NUMBER_WIDTHS: Final = (9, 9, 6, 7)
+# Width of the columns for file size, memory, tokens per second and the time of a reply, with the space before each.
+_NUMBER_WIDTHS: Final = (10, 10, 6, 7)
 MARK_WIDTH: Final = 2
 """Width in columns of the mark at the start of a row."""
 _SLOW_TPS: Final = 9.5
+# Labels of the characters in a memory bar, shorter than those of the planner, so that they fit into one row.
+_BAR_LABELS: Final = {
+    "#": "weights", "+": "copied weights", "k": "KV cache", "c": "compute", "s": "speculation", "p": "processes"
+}  # fmt: skip
 
 
 class ModelFile(NamedTuple):
@@ -147,7 +153,7 @@ def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -
     row = file.row
     tps = reply = memory = ""
     if row is not None:
-        memory = ("<" if row.is_memory_upper_bound else "") + format_size(row.total_bytes)
+        memory = (">" if row.is_memory_upper_bound else "") + format_size(row.min_bytes)
         tps = "?" if row.decode_tps is None else f"{row.decode_tps:.{0 if row.decode_tps >= _SLOW_TPS else 1}f}"
         reply = format_duration(max(1.0, row.turn_s)) if row.turn_s else "?"
     size = ("" if file.is_size_known else "~") + format_size(file.file_bytes)
@@ -194,13 +200,68 @@ def make_option(text: str, option_id: str | None = None, style: str = "") -> Opt
     return Option(Text(escape_controls(text), style=style, no_wrap=True, overflow="ellipsis"), id=option_id)
 
 
-def describe_file(file: ModelFile, available_bytes: int, *, is_model: bool) -> str:
-    """Return the plan of a model or quant, and what the keys do. With `is_model`, its quants can be shown."""
-    from edgechat.planner.report import format_row_lines
+def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, is_model: bool) -> str:
+    """Return the plan of a model or quant, its legend with the `marks` of the list, and what the keys do.
+
+    With `is_model`, the quants of the model can be shown.
+    """
+    from edgechat.planner.report import format_memory_bar, format_row_lines
 
     key = "Enter uses this model" if file.is_installed or file.installed_name else "Enter downloads this model"
     if is_model:
         key = f"Enter downloads {file.quant}, the recommended quant (*); Right and Left show and hide all"
     if file.row is None:
-        return f"{file.name}\nfile {format_size(file.file_bytes)}\n{key}"
-    return "\n".join([*format_row_lines(file.row, available_bytes), key])
+        lines, bar = [file.name, f"file {format_size(file.file_bytes)}"], ""
+    else:
+        lines = format_row_lines(file.row, available_bytes)
+        bar = format_memory_bar(file.row.memory, available_bytes) if available_bytes else ""
+    legend = ", ".join(f"{character} {label}" for character, label in _BAR_LABELS.items() if character in bar)
+    legend = "; ".join(text for text in (legend, marks) if text)
+    return "\n".join([*lines, *([legend] if legend else []), key])
+
+
+def list_marks(groups: Iterable[ModelGroup]) -> str:
+    """Return the legend of the marks before the sizes in the list; "" if it has none."""
+    files = [file for group in groups for file in group.files]
+    marks = {
+        "~ about": any(not file.is_size_known for file in files),
+        "> at least": any(file.row is not None and file.row.is_memory_upper_bound for file in files),
+    }
+    return ", ".join(mark for mark, is_used in marks.items() if is_used)
+
+
+def find_installed_name(path: Path | None) -> str:
+    """Return the name of the installed model with the file `path`; "" if there is none."""
+    from edgechat.catalogue import library
+
+    entries = library.scan() if path is not None else []
+    return next((entry.name for entry in entries if path in {entry.path, *entry.other_paths}), "")
+
+
+def find_row(ids: Sequence[str], files: Mapping[str, ModelFile], old_id: str, old_file: ModelFile | None) -> str:
+    """Return the ID of the row in a changed list that is the same as the row `old_id` with `old_file`; "" if none is.
+
+    `files` are the models by row. The row of a model that now recommends another quant is not the same.
+    """
+    same_ids = [i for i in ids if old_file is not None and i in files and files[i].name == old_file.name]
+    return old_id if old_id in (same_ids or ids) else next(iter(same_ids), "")
+
+
+def find_unfolded(groups: Iterable[ModelGroup], name: str, file: ModelFile | None) -> set[str]:
+    """Return the names of models whose quants must be visible: several are picks, or another one was highlighted.
+
+    `file` was the recommended quant of the highlighted model `name`.
+    """
+    return {
+        g.name
+        for g in groups
+        if sum(bool(f.row and f.row.picks) for f in g.files) > 1
+        or (file is not None and g.name == name and g.recommended.name != file.name)
+    }
+
+
+def find_foldable_name(file: ModelFile, groups: Iterable[ModelGroup], hub_names: Container[str]) -> str:
+    """Return the name of the model or repository of `file` if it has several quants to show, or else ""."""
+    name = file.name.partition(":")[0]
+    has_quants = name in hub_names or any(g.name == name and len(g.files) > 1 for g in groups)
+    return name if has_quants and not file.is_installed else ""

@@ -26,6 +26,8 @@ from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from textual.app import ComposeResult
     from textual.widgets.option_list import Option
 
@@ -74,12 +76,15 @@ class ModelsScreen(FilterListScreen[str | None]):
 
         text: str
 
-    def __init__(self, settings: Settings, downloads: DownloadRunner, is_generating: Callable[[], bool]) -> None:
-        """If `is_generating` returns True, the speed of the machine is not measured."""
+    def __init__(
+        self, settings: Settings, downloads: DownloadRunner, is_generating: Callable[[], bool],
+        model_path: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`model_path` is the model in use. If `is_generating` returns True, the speed is not measured."""
         super().__init__()
-        self._settings = settings
-        self._downloads = downloads
-        self._is_generating = is_generating
+        self._model_path = model_path
+        self._name_in_use = self._default_id = ""  # the default row is highlighted until the user moves
+        self._settings, self._downloads, self._is_generating = settings, downloads, is_generating
         self._groups: list[ModelGroup] = []
         self._hub_results: list[SearchResult] = []
         self._hub_quants: dict[str, list[ModelFile]] = {}
@@ -91,8 +96,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._shown_downloads: list[tuple[str, str]] = []
         self._filled_text = ""
         """Filter of the rows in the list."""
-        self._planned_repository = ""
-        self._available_bytes = 0
+        self._planned_repository, self._available_bytes = "", 0
         self._measurement = Cancellation()
 
     def compose(self) -> ComposeResult:
@@ -129,6 +133,7 @@ class ModelsScreen(FilterListScreen[str | None]):
     def _evaluate(self) -> None:
         """List the models with sizes at once, then with the plans for this machine, and measure its speed if needed."""
         if not self._groups:  # before the imports, which take time
+            self._name_in_use = model_groups.find_installed_name(self._model_path)
             self.post_message(self.GroupsReady(model_groups.list_unplanned()))
         from edgechat.models import selection
         from edgechat.models.resources import load_measured_speeds
@@ -150,9 +155,8 @@ class ModelsScreen(FilterListScreen[str | None]):
     def on_models_screen_groups_ready(self, message: GroupsReady) -> None:
         self._available_bytes = message.available_bytes or self._available_bytes
         self._groups = message.groups
-        for group in self._groups:  # a pick must be visible even if it is not the first of its model
-            if sum(bool(file.row and file.row.picks) for file in group.files) > 1:
-                self._unfolded.add(group.name)
+        name, file = self.highlighted_id.removeprefix(_MODEL_PREFIX), self._files.get(self.highlighted_id)
+        self._unfolded |= model_groups.find_unfolded(self._groups, name, file)
         self._fill_list()
 
     def on_models_screen_measurement_progressed(self, message: MeasurementProgressed) -> None:
@@ -162,8 +166,8 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     @on(Input.Changed)
     def _fill_list(self) -> None:
-        options, width = self.options, self._list_width
-        highlighted_id = options.highlighted_option.id if options.highlighted_option is not None else None
+        options, width, old_id = self.options, self._list_width, self.highlighted_id
+        old_file = self._files.get(old_id)
         self._files, self._filled_text = {}, self.filter_text
         downloads = self._downloads.list_downloads()
         self._shown_downloads = [(d.reference, d.state) for d in downloads]
@@ -178,9 +182,12 @@ class ModelsScreen(FilterListScreen[str | None]):
         options.clear_options()
         options.add_options(rows)
         ids = [option.id for option in rows if not option.disabled and option.id is not None]
-        default_id = next((i for i in ids if not i.startswith(DOWNLOAD_PREFIX)), next(iter(ids), None))
-        new_id = highlighted_id if highlighted_id in ids else default_id
-        if new_id is not None:
+        has_moved = old_id not in {"", self._default_id}
+        name_in_use = "" if has_moved or self._name_in_use not in ids else self._name_in_use
+        same_id = name_in_use or model_groups.find_row(ids, self._files, old_id, old_file)
+        new_id = same_id or next((i for i in ids if not i.startswith(DOWNLOAD_PREFIX)), "".join(ids[:1]))
+        self._default_id = self._default_id if has_moved else new_id
+        if new_id:
             options.highlighted = options.get_option_index(new_id)
         elif self.filter_text:
             self._show_details("No model matches. Enter searches Hugging Face for these words.")
@@ -264,8 +271,8 @@ class ModelsScreen(FilterListScreen[str | None]):
             download = self._downloads.find(option_id.removeprefix(DOWNLOAD_PREFIX))
             self._show_details(download_rows.describe_download(download) if download is not None else "")
         elif file is not None and (file.row is not None or not file.name.count("/")):
-            is_model = option_id.startswith(_MODEL_PREFIX)
-            self._show_details(model_groups.describe_file(file, self._available_bytes, is_model=is_model))
+            is_model, marks = option_id.startswith(_MODEL_PREFIX), model_groups.list_marks(self._groups)
+            self._show_details(model_groups.describe_file(file, self._available_bytes, marks, is_model=is_model))
         elif option_id:
             repo = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
             if repo != self._planned_repository:
@@ -312,16 +319,10 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def _find_foldable_name(self) -> str:
         """Return the name of the model or repository of the highlighted row; "" if it has no quants to show."""
-        option = self.options.highlighted_option
-        option_id = (option.id or "") if option is not None else ""
-        if option_id.startswith(_HUB_PREFIX):
-            return option_id.removeprefix(_HUB_PREFIX)
-        file = self._files.get(option_id)
-        if file is None or file.is_installed:
-            return ""
-        name = file.name.partition(":")[0]
-        is_foldable = any(g.name == name and len(g.files) > 1 for g in self._groups) or name in self._hub_quants
-        return name if is_foldable else ""
+        if self.highlighted_id.startswith(_HUB_PREFIX):
+            return self.highlighted_id.removeprefix(_HUB_PREFIX)
+        file = self._files.get(self.highlighted_id)
+        return model_groups.find_foldable_name(file, self._groups, self._hub_quants) if file is not None else ""
 
     @thread_worker(_show_notice, group="quants")
     def _list_hub_quants(self, repo: str) -> None:
@@ -350,8 +351,7 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def _find_download(self) -> Download | None:
         """Return the download of the highlighted row, or else the one that runs or is first in the list."""
-        option = self.options.highlighted_option
-        option_id = (option.id or "") if option is not None else ""
+        option_id = self.highlighted_id
         file = self._files.get(option_id)
         reference = file.name if file is not None else option_id.removeprefix(DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)
         downloads = self._downloads.list_downloads()

@@ -52,7 +52,17 @@ def test_memory_for_an_unknown_backend_is_an_upper_bound() -> None:
     size = humanize.format_size(unknown.memory.total)
     assert f" file, up to {size} in memory" in format_summary(unknown)
     assert "up to" not in format_summary(known)
-    assert f"up to {size} of" in format_row_lines(make_plan_row(unknown), 64 * GIB)[2]
+    row = make_plan_row(unknown)
+    assert f"up to {size} of" in format_row_lines(row, 64 * GIB)[2]
+    assert row.min_bytes == row.total_bytes - row.memory.repacked_weights < row.total_bytes
+    assert make_plan_row(known).min_bytes == known.memory.total
+
+
+def test_quality_that_is_estimated_below_zero_is_left_out() -> None:
+    row = make_plan_row(evaluate(two_quants()[0], machine(64 * GIB)))
+    for points, is_measured, is_shown in ((-3.0, False, False), (3.0, False, True), (-3.0, True, True)):
+        changed = msgspec.structs.replace(row, quality=points, quality_is_measured=is_measured)
+        assert ("quality" in "\n".join(format_row_lines(changed, 64 * GIB))) == is_shown
 
 
 def test_size_of_a_model_is_that_of_its_file() -> None:
