@@ -46,6 +46,14 @@ def parse(text: str) -> tuple[Command, str] | None:
     return command, argument
 
 
+def is_command(text: str) -> bool:
+    """Return whether an input line is a command, valid or not, and no message."""
+    try:
+        return parse(text) is not None
+    except UsageError:
+        return True
+
+
 def _suggest(name: str) -> str:
     """Return a sentence with the commands that `name` could mean."""
     longer_names = [n for n in COMMANDS_BY_NAME if len(name) > 1 and n.startswith(name)]

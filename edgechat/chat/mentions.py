@@ -9,6 +9,7 @@ from typing import Final
 from edgechat.errors import UsageError
 
 _MENTION_PATTERN: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
+_PATH_PATTERN: Final = re.compile(r"^~|[/\\]|\.\w")
 
 _MAX_SHOWN_NAMES: Final = 5
 
@@ -34,9 +35,14 @@ def describe_missing_files(text: str) -> str:
 
 
 def find_missing_files(text: str) -> list[str]:
-    """Return the mentioned names that look like file names (with a dot or slash) but do not exist as files."""
+    """Return the mentioned names that look like paths but do not exist as files.
+
+    A path contains a slash, a backslash or a dot with a suffix, or starts with `~`.
+    """
     return [
-        name for name in find_mentions(text) if {".", "/"} & {*name} and "@" not in name and _find_file(name) is None
+        name
+        for name in find_mentions(text)
+        if _PATH_PATTERN.search(name) and "@" not in name and _find_file(name) is None
     ]
 
 

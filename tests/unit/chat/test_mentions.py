@@ -34,6 +34,12 @@ def test_existing_files_are_attached_and_missing_file_names_are_reported(tmp_pat
     assert describe_missing_files("me@example.org @alice") == ""
 
 
+def test_only_names_that_look_like_paths_are_missing_files() -> None:
+    assert find_missing_files("@everyone @you. a@b.de @x@b.de @you, @") == []
+    names = ["nosuch.py", "/nosuch/x", "a\\b", "~nosuchuser", "~/nosuch"]
+    assert find_missing_files(" ".join(f"@{name}" for name in names)) == names
+
+
 def test_a_path_of_an_unknown_user_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="is not a valid file name"):
         parse_path("~nosuchuser/x")
