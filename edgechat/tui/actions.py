@@ -11,7 +11,7 @@ from edgechat.chat import command_arguments, commands
 from edgechat.chat.store import parse_query
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui import code_files
-from edgechat.tui.confirm import Confirmation
+from edgechat.tui.confirm import KeyConfirmation
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
 
@@ -35,47 +35,48 @@ class Actions:
     def __init__(self, pane: ConversationPane, worker: SessionWorker) -> None:
         self._pane = pane
         self._worker = worker
-        self._confirmation = Confirmation()
+        self._confirmation = KeyConfirmation()
 
-    def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Call `action(argument)`; if it raises an EdgechatError, show the error in the transcript."""
+    def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
+        """Call `action(argument)`; if it raises an EdgechatError, show the error in the transcript.
+
+        `line` is the typed command, which returns to the input then; "" if none was typed.
+        """
         try:
             action(argument)
         except EdgechatError as error:
-            self._pane.add_error(str(error))
+            self._pane.show_failure(str(error), line)
 
     # Commands
 
-    def run(self, name: str, argument: str = "") -> None:
+    def run(self, name: str, argument: str = "", line: str = "") -> None:
         """Run a slash command, or open the list or screen that belongs to it.
 
-        A command that fails returns to the input if that is empty, to be corrected.
+        `line` is the command as the user typed it, if so. A command that fails returns to the input if that is empty,
+        to be corrected.
         """
-        try:
-            self._run_command(commands.COMMANDS_BY_NAME[name], argument)
-        except EdgechatError as error:
-            self._pane.add_error(str(error))
-            if argument and not self._pane.prompt.text:
-                self._pane.prompt.load(f"/{name} {argument}")
+        line = line or (f"/{name} {argument}" if argument else "")
+        command = commands.COMMANDS_BY_NAME[name]
+        self.attempt(lambda text: self._run_command(command, text, line), argument, line)
 
-    def _run_command(self, command: Command, argument: str) -> None:
+    def _run_command(self, command: Command, argument: str, line: str) -> None:
         if command.view is not None and command.opens_view(argument):
             self._open_view(command.view, argument)
         elif command.run_mode == "caller" and command.run is not None and self._worker.session is not None:
-            self.apply_outcome(command.run(self._worker.session, argument))
+            self.apply_outcome(command.run(self._worker.session, argument), line)
         elif command.run_mode == "side":
             # While a load or a reply is pending, the command runs at once; otherwise it is queued after all earlier
             # changes.
-            self._worker.run_command(command, argument, during_reply=self._pane.is_busy)
+            self._worker.run_command(command, argument, line, during_reply=self._pane.is_busy)
         else:
             if command.run_mode == "reply":
                 self._start_reply()
             else:
                 self._refuse_while_generating()
-            self._worker.run_command(command, argument)
+            self._worker.run_command(command, argument, line)
 
-    def apply_outcome(self, outcome: Outcome) -> None:
-        """Carry out the actions in the outcome of a command, and show the outcome's text."""
+    def apply_outcome(self, outcome: Outcome, line: str = "") -> None:
+        """Carry out the actions in the outcome of the command `line`, and show the outcome's text."""
         if outcome.attachment is not None:
             self._pane.composer.attachments.append(outcome.attachment)
             self._pane.show_attachments()
@@ -85,7 +86,7 @@ class Actions:
             self.go_to(outcome.destination)
             self._pane.prompt.focus()
         if outcome.model:
-            self.use_model(outcome.model)
+            self.use_model(outcome.model, line)
         if outcome.text:
             self._pane.add_note(outcome.text) if outcome.is_note else self._pane.notify(outcome.text)
 
@@ -99,11 +100,14 @@ class Actions:
         else:
             self._pane.screen.post_message(ViewRequested(view, argument))
 
-    def use_model(self, name: str) -> None:
-        """Load another model for the next replies, and stop the reply that is being generated."""
+    def use_model(self, name: str, line: str = "") -> None:
+        """Load another model for the next replies, and stop the reply that is being generated.
+
+        `line` is the typed command, which returns to the input if the load fails.
+        """
         if self._pane.is_generating:
             self._worker.stop()
-        self._worker.load_model(name)
+        self._worker.load_model(name, line)
 
     def choose(self, choice: PaletteChoice) -> None:
         """Do what was chosen in the command palette; a command that needs an argument is typed into the input."""
@@ -211,14 +215,14 @@ class Actions:
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Generate an alternative to a reply; for a user message, generate another reply to it."""
-        if entry is not None and self._confirm_reply("retry", entry, "generate another reply"):
+        if entry is not None and self._confirm_reply("retry", entry, "for another reply; this one stays"):
             message_id = entry.message.id
             self._start_reply()
             self._worker.generate(lambda session: session.regenerate(message_id))
 
     def continue_message(self, entry: MessageEntry | None) -> None:
         """Continue a stopped reply."""
-        if entry is not None and self._confirm_reply("continue", entry, "continue the reply"):
+        if entry is not None and self._confirm_reply("continue", entry, "to continue this reply"):
             message_id = entry.message.id
             self._start_reply()
             self._worker.generate(lambda session: session.continue_reply(message_id))
@@ -228,9 +232,15 @@ class Actions:
         self._refuse_while_busy()
         messages = self._pane.messages
         has_reply = entry.kind == "assistant" or entry is not messages[-1]
-        if not has_reply or self._confirmation.confirm(f"{action} {entry.message.id}"):
+        return not has_reply or self._confirm(action, entry, effect)
+
+    def _confirm(self, action: str, entry: MessageEntry, effect: str) -> bool:
+        """Return whether the key of `action` was pressed twice; at first, ask the user to press it again."""
+        footer = self._pane.footer
+        if self._confirmation.confirm(f"{action} {entry.message.id}", footer.n_keys):
+            footer.show_notice("")
             return True
-        self._pane.notify(f"Press the same key again to {effect}")
+        self._pane.ask(f"Press {footer.key_label(f'message.{action}')} again {effect}")
         return False
 
     def edit_message(self, entry: MessageEntry | None) -> None:
@@ -248,10 +258,14 @@ class Actions:
         if entry is None:
             return
         message_id = entry.message.id
-        if self._confirmation.confirm(message_id):
-            self._change_conversation(lambda session: session.delete(message_id), commands.DELETION_NOTICE)
+        if entry is not self._pane.last_message:
+            effect = "to delete this message and all messages below it"
+        elif entry.kind == "assistant":
+            effect = "to delete this reply; select your message to delete both"
         else:
-            self._pane.notify("Press the same key again to delete this message and all messages below it")
+            effect = "to delete this message"
+        if self._confirm("delete", entry, effect):
+            self._change_conversation(lambda session: session.delete(message_id), commands.DELETION_NOTICE)
 
     def branch(self, entry: MessageEntry | None) -> None:
         """Start a branch below a reply: the next message follows this reply; existing messages stay on their branch."""

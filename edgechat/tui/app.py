@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from textual import on
+from textual import events, on
 from textual.app import SuspendNotSupported
 from textual.binding import Binding, BindingType
 
@@ -220,7 +220,7 @@ class ChatApp(ThemedApp):
 
             self.push_screen(SettingsScreen(self.settings, self.apply_settings, self.apply_theme, message.argument))
         elif message.view == "themes":
-            self.actions.attempt(self._choose_theme, message.argument)
+            self.actions.attempt(self._choose_theme, message.argument, f"/theme {message.argument}".rstrip())
         elif message.view == "plan":
             from edgechat.tui.screens.plan import PlanScreen
 
@@ -301,6 +301,11 @@ class ChatApp(ThemedApp):
             self.pane.show_notice(message, options.get("severity", "information"))
             return
         super().notify(escape_controls(message), **{**options, "markup": False})
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            self.pane.footer.note_key()
+        await super().on_event(event)
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy `text` from a widget of Textual."""

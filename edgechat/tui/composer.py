@@ -43,9 +43,6 @@ class Composer:
         from edgechat.chat import mentions
 
         self._is_queue_held = False
-        problem = mentions.describe_missing_files(text)
-        if problem:
-            self._prompt.notify(problem)
         files = tuple(dict.fromkeys((*self.attachments, *mentions.find_attached_files(text))))
         outgoing_message = OutgoingMessage(text, files, self.edited_id, prompt_state)
         if self.edited_id is not None and self._text_before_edit:

@@ -20,3 +20,16 @@ class Confirmation:
         is_confirmed = self._item_id == item_id and time.monotonic() - self._requested_at < _TIMEOUT_S
         self._item_id, self._requested_at = "" if is_confirmed else item_id, time.monotonic()
         return is_confirmed
+
+
+class KeyConfirmation:
+    """Confirms an action when its key is pressed twice, without another key in between."""
+
+    def __init__(self) -> None:
+        self._request: tuple[str, int] | None = None
+
+    def confirm(self, item_id: str, n_keys: int) -> bool:
+        """Request an action on an item after `n_keys` key presses; return whether the key before requested it, too."""
+        is_confirmed = self._request in {(item_id, n_keys), (item_id, n_keys - 1)}
+        self._request = None if is_confirmed else (item_id, n_keys)
+        return is_confirmed

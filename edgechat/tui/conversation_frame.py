@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Minimum height of the screen in rows for notices in the footer.
 _MIN_NOTICE_ROWS: Final = 8
+# Parts of the screen in which a message with alternatives is selected.
+_WITH_ALTERNATIVES: Final = {"replies", "versions"}
 # Width of a centred conversation: 100 columns of text, bars at its left and a scrollbar.
 _CENTERED_COLUMNS: Final = 104
 
@@ -86,6 +88,7 @@ class ConversationFrame(Vertical):
         session = self.worker.session
         return ChatStatus(
             shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
+            alternative_keys=self.format_alternative_keys() if self._read_focused_part() in _WITH_ALTERNATIVES else "",
             composer_status=self.composer.status,
             shows_end=self.transcript.follows_end,
             n_ctx=self._n_ctx,
@@ -151,6 +154,11 @@ class ConversationFrame(Vertical):
         if self.composer_bar is not None:
             self.composer_bar.redraw()
 
+    def format_alternative_keys(self) -> str:
+        """Return which keys show the other alternatives of a message."""
+        area = "message" if self.transcript.has_focus else "chat"
+        return f"{self.footer.key_label(f'{area}.previous', f'{area}.next')} other reply"
+
     def _read_composer(self) -> ComposerState:
         return self.composer.read_state(self._n_ctx)._replace(up_key=self.footer.key_label("prompt.up"))
 
@@ -160,14 +168,21 @@ class ConversationFrame(Vertical):
         if self.is_generating and focused in {self.prompt, self.transcript}:
             return "reply"
         if focused is self.transcript:
+            entry = self.transcript.current_message
+            if entry is not None and entry.alternative[1] > 1:
+                return "replies" if entry.kind == "assistant" else "versions"
             return "conversation"
         if focused in {self.prompt, None}:
             return "edit" if self.composer.edited_id is not None else "input"
         return "list"
 
-    def show_notice(self, text: str, severity: Severity) -> None:
-        """Show a notice in the footer for some seconds; on a screen of few rows, in the status line."""
+    def ask(self, question: str) -> None:
+        """Show a question in the footer until the next key, which is the answer."""
+        self.show_notice(question, "warning", stays=True)
+
+    def show_notice(self, text: str, severity: Severity, *, stays: bool = False) -> None:
+        """Show a notice in the footer, for some seconds or until the next key; on a low screen, in the status line."""
         if self.app.size.height >= _MIN_NOTICE_ROWS:
-            self.footer.show_notice(text, severity)
+            self.footer.show_notice(text, severity, stays=stays)
         else:
             self.status_line.show_state(self.status_line.state, text)

@@ -35,6 +35,8 @@ class ConversationPane(ConversationFrame):
         super().__init__(worker, get_palette, get_key_overrides, get_download_status, footer=footer)
         self.shows_figures = figures
         self._speed = ""
+        self._has_named_keys = False
+        """True after a notice has named the keys that show other replies."""
         self._streaming_entry: MessageEntry | None = None
         """Entry of the reply that is being generated."""
         self._held_text_timer: Timer | None = None
@@ -62,8 +64,19 @@ class ConversationPane(ConversationFrame):
         self._append("note", text)
 
     def add_error(self, text: str) -> None:
-        """Append an error to the transcript."""
-        self._append("error", text)
+        """Append an error to the transcript, unless it is the last entry; older notices vanish."""
+        self.footer.show_notice("")
+        last = self.transcript.entries[-1:]
+        if last and last[0].kind == "error" and last[0].text == escape_controls(text):
+            self.transcript.action_bottom()
+        else:
+            self._append("error", text)
+
+    def show_failure(self, text: str, line: str) -> None:
+        """Show the error of the command `line`, which returns to the input if that is empty, to be corrected."""
+        self.add_error(text)
+        if line and not self.prompt.text:
+            self.prompt.load(line)
 
     def _append(self, kind: Literal["note", "error"], text: str) -> None:
         from edgechat.tui.render.entries import TranscriptEntry
@@ -88,9 +101,13 @@ class ConversationPane(ConversationFrame):
             self.status_line.context_tokens, self._speed = 0, ""
             if message.unsent_text and not self.prompt.text:
                 self.prompt.load(message.unsent_text)
+        old_ids = {entry.message.id for entry in self.messages}
         self._show(message.view, follow=is_switch)
+        new_ids = [m.id for m, _ in message.view.path if m.id not in old_ids]
         if message.message_id is not None:
             self._scroll_to_message(message.message_id)
+        elif not is_switch and new_ids and self.transcript.has_focus:
+            self._scroll_to_message(new_ids[0])
         if not self.is_busy:
             self.status_line.show_state("Ready", "")
             self.measure_context()
@@ -252,6 +269,11 @@ class ConversationPane(ConversationFrame):
         self._finish_streaming(message.view)
         stats = turn.reply.stats
         self.is_generating = False
+        entry = self.last_message
+        if entry is not None and entry.alternative[1] > 1 and not self._has_named_keys:
+            self._has_named_keys = True
+            number, count = entry.alternative
+            self.notify(f"Reply {number} of {count}; {self.format_alternative_keys()}")
         self._end_operation(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
     def _finish_streaming(self, view: ui_messages.ConversationView) -> None:
@@ -266,7 +288,7 @@ class ConversationPane(ConversationFrame):
     def on_session_failed(self, message: ui_messages.SessionFailed) -> None:
         if message.view is not None and (message.ends_operation or self._streaming_entry is None):
             self._finish_streaming(message.view)
-        self.add_error(message.text)
+        self.show_failure(message.text, message.line)
         if message.failed_message is not None:
             self.composer.restore(message.failed_message)
         if message.ends_operation:

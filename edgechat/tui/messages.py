@@ -153,6 +153,8 @@ class SessionFailed(Message):
     """Message that could not be sent and is to be restored in the input; None if there is none."""
     ends_operation: bool = False
     """True if the failed operation is a load or a reply, which the conversation pane counts as pending."""
+    line: str = ""
+    """Command that the user typed and that failed; "" if none was typed."""
 
 
 # Messages from the session worker and the actions to the chat screen

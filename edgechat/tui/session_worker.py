@@ -80,32 +80,40 @@ class SessionWorker:
 
     # Jobs
 
-    def queue(self, job: Job) -> None:
-        """Run a job after all replies, loads and changes that were queued before it."""
-        self._submit(self._turn_thread, lambda: self._run_job(job))
+    def queue(self, job: Job, line: str = "") -> None:
+        """Run a job after all replies, loads and changes that were queued before it.
 
-    def run_side_job(self, job: Job) -> None:
-        """Run a job immediately, even while a reply is generated. If there is no session yet, queue the job instead."""
+        If it fails, SessionFailed contains `line`, the typed command.
+        """
+        self._submit(self._turn_thread, lambda: self._run_job(job, line=line))
+
+    def run_side_job(self, job: Job, line: str = "") -> None:
+        """Run a job immediately, even while a reply is generated. If there is no session yet, queue the job instead.
+
+        If it fails, SessionFailed contains `line`, the typed command.
+        """
         if self.session is None:
-            self.queue(job)
+            self.queue(job, line)
         else:
-            self._submit(self._side_thread, lambda: self._run_job(job, posts_view=False))
+            self._submit(self._side_thread, lambda: self._run_job(job, posts_view=False, line=line))
 
     def run_when_idle(self, job: Job) -> None:
         """Run an idle job: it yields to replies, and its EdgechatErrors are ignored."""
         self._submit(self._idle_threads, lambda: self._run_when_idle(job))
 
-    def run_command(self, command: Command, argument: str, *, during_reply: bool = False) -> None:
-        """Run the handler of a command. With `during_reply`, do not wait until the current reply ends."""
+    def run_command(self, command: Command, argument: str, line: str = "", *, during_reply: bool = False) -> None:
+        """Run the handler of a command. With `during_reply`, do not wait until the current reply ends.
+
+        `line` is the command as the user typed it, for SessionFailed.
+        """
         if command.run_mode == "reply":
-            text = f"/{command.name} {argument}"
             self.generate(
                 lambda session: _start_command_reply(command, session, argument),
-                messages.OutgoingMessage(text) if argument else None,
+                messages.OutgoingMessage(line) if line else None,
             )
         else:
             submit = self.run_side_job if during_reply else self.queue
-            submit(lambda session: self._run_command(session, command, argument))
+            submit(lambda session: self._run_command(session, command, argument, line), line)
 
     def generate(self, start: StartReply, outgoing_message: messages.OutgoingMessage | None = None) -> None:
         """Generate the reply whose events `start` returns; if `outgoing_message` fails, SessionFailed contains it."""
@@ -159,6 +167,7 @@ class SessionWorker:
     def _run_job(
         self, job: Job, *, needs_model: bool = False, outgoing_message: messages.OutgoingMessage | None = None,
         stream: ReplyStream | None = None, ends_operation: bool = False, posts_view: bool = True,
+        line: str = "",
     ) -> None:  # fmt: skip
         try:
             job(self._get_session_with_model() if needs_model else self._get_or_create_session())
@@ -167,7 +176,7 @@ class SessionWorker:
             self._post(
                 messages.SessionFailed(
                     format_error(error), _take_snapshot(self.session) if posts_view else None,
-                    None if is_saved else outgoing_message, ends_operation,
+                    None if is_saved else outgoing_message, ends_operation, line,
                 )
             )  # fmt: skip
 
@@ -176,7 +185,7 @@ class SessionWorker:
             if self.session is not None and not self.is_closing:
                 job(self.session)
 
-    def _run_command(self, session: Session, command: Command, argument: str) -> None:
+    def _run_command(self, session: Session, command: Command, argument: str, line: str) -> None:
         assert command.run is not None  # noqa: S101  (view commands are not run here)
         outcome = command.run(session, argument)
         if outcome.export_to is not None:
@@ -187,7 +196,7 @@ class SessionWorker:
         self.post_conversation(session)
         self._post(messages.CommandFinished(outcome._replace(model="")))
         if outcome.model:  # load the model at once, so that messages sent meanwhile use it
-            self._load_model(outcome.model)
+            self._load_model(outcome.model, line)
 
     # Opening and closing
 
@@ -195,11 +204,14 @@ class SessionWorker:
         """Create the session, post its conversation, and load the model."""
         self._submit(self._turn_thread, lambda: self._run_job(self._post_ready, needs_model=True, ends_operation=True))
 
-    def load_model(self, name: str) -> None:
-        """Load another model for the next replies; if this fails, the session loads the previous model again."""
-        self._submit(self._turn_thread, lambda: self._load_model(name))
+    def load_model(self, name: str, line: str = "") -> None:
+        """Load another model for the next replies; if this fails, the session loads the previous model again.
 
-    def _load_model(self, name: str) -> None:
+        SessionFailed contains `line`, the typed command, then.
+        """
+        self._submit(self._turn_thread, lambda: self._load_model(name, line))
+
+    def _load_model(self, name: str, line: str) -> None:
         def load(session: Session) -> None:
             from edgechat.chat.commands import load_model
 
@@ -207,7 +219,7 @@ class SessionWorker:
             self._post_ready(session)
 
         self._post(messages.LoadStarted())
-        self._run_job(load, ends_operation=True)
+        self._run_job(load, ends_operation=True, line=line)
 
     def _post_ready(self, session: Session) -> None:
         warnings, session.warnings[:] = list(session.warnings), []

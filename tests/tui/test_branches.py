@@ -7,6 +7,7 @@ from edgechat.chat.commands import Destination
 from edgechat.store import open_ephemeral_store
 from tests.tui.app_driver import (
     ask,
+    footer_text,
     make_scripted_app,
     save_conversation,
     saved_texts,
@@ -163,3 +164,65 @@ async def test_mark_of_hidden_rows_disappears_when_the_rows_are_deleted() -> Non
         await until_async(lambda: "More below" in status_text(app))
         app.actions.run("delete")
         await until_async(lambda: len(shown_messages(app)) == 2 and "More below" not in status_text(app))
+
+
+async def test_questions_name_the_action_and_stay_until_the_next_key() -> None:
+    app = make_scripted_app("One.", "Two.", "Three.", "Four.", keys={"message.retry": "f8,r"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "First")
+        await ask(app, "Question")
+        await pilot.press("escape", "r")
+        assert app.pane.footer.notice == "Press F8 again for another reply; this one stays"
+        assert app.pane.footer._severity == "warning"
+        assert app.pane.footer._timer is None
+        await pilot.press("n")
+        assert app.pane.footer.notice == "Press n again to continue this reply"
+        await pilot.press("d")
+        assert app.pane.footer.notice == "Press d again to delete this reply; select your message to delete both"
+        await pilot.press("up", "d")
+        assert app.pane.footer.notice == "Press d again to delete this message and all messages below it"
+        await pilot.press("f9", "d")  # another key in between
+        assert app.pane.footer.notice.startswith("Press d again")
+        assert len(session(app).tree) == 4
+
+
+async def test_message_stays_selected_after_retry_delete_and_undo() -> None:
+    app = make_scripted_app("One.", "Two.", "Three.")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "First")
+        await ask(app, "Question")
+        transcript = app.pane.transcript
+        await pilot.press("escape", "r", "r")
+        await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 5)
+        assert transcript.cursor == 3
+        assert transcript.current_message is not None
+        assert transcript.current_message.text == "Three."
+        await pilot.press("up", "d", "d")
+        await until_async(lambda: len(shown_messages(app)) == 2)
+        assert transcript.cursor == 1
+        await pilot.press("u")
+        await until_async(lambda: len(shown_messages(app)) == 4)
+        assert transcript.current_message.text == "Question"
+        assert transcript.has_focus
+
+
+async def test_keys_for_other_replies_are_shown() -> None:
+    app = make_scripted_app("One.", "Two.", "Three.", keys={"message.next": "f9,right", "chat.next": "alt+x,alt+right"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        app.actions.run("retry")
+        await until_async(lambda: app.pane.footer.notice == "Reply 2 of 2; Alt+Left/X other reply")
+        await wait_until_ready(app)
+        app.notify("")
+        await pilot.press("escape")
+        await until_async(lambda: footer_text(app).startswith("Left/F9 other reply  y copy"))
+        await pilot.press("up")
+        await until_async(lambda: footer_text(app).startswith("y copy"))
+        await pilot.press("down")
+        app.pane.footer.shows_keys = False
+        app.pane.footer.redraw()
+        app.pane.status_line.redraw()
+        await until_async(lambda: status_text(app).startswith("Left/F9 other reply  y copy"))

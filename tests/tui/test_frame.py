@@ -125,7 +125,7 @@ async def test_new_notice_replaces_the_old_one_and_never_covers_the_input() -> N
         await wait_until_ready(app)
         await ask(app, "Question")
         await pilot.press("escape", "d")
-        await until_async(lambda: footer_text(app).startswith("Press the same key again"))
+        await until_async(lambda: footer_text(app).startswith("Press d again"))
         await pilot.press("d")
         await until_async(lambda: footer_text(app).startswith("Message deleted"))
         await pilot.press("u")

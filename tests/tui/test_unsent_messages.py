@@ -17,6 +17,7 @@ from tests.tui.app_driver import (
     make_app,
     make_scripted_app,
     save_conversation,
+    session,
     shown_texts,
     wait_until_ready,
 )  # fmt: skip
@@ -61,8 +62,8 @@ async def test_message_returns_to_the_prompt_without_a_model(tmp_path: Path) -> 
         await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
         app.pane.prompt.load("Important text")
         await pilot.press("enter")
-        await until_async(lambda: len(shown_texts(app, "error")) == 2)
-        assert app.pane.prompt.text == "Important text"
+        await until_async(lambda: not app.pane.is_busy and app.pane.prompt.text == "Important text")
+        assert len(shown_texts(app, "error")) == 1
 
 
 async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tmp_path: Path) -> None:
@@ -157,3 +158,51 @@ async def test_changed_text_of_a_recalled_prompt_is_part_of_the_draft() -> None:
         await until_async(lambda: app.pane.prompt.text == "Question")
         await pilot.press(*"A ")
         assert app.pane.prompt.take_draft() == "draft\n\nA Question"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["/temperature hot", "/export bad.xyz", "/set", "/set top_k many", "/rename", "/theme nothing", "/copy 99", "/undo",
+     "/open nothing", "/model /nothing.gguf", "/persona nobody", "/new nobody", "/detach", "/reasoning maybe",
+     "/switch", "/attach nothing.txt"],
+)  # fmt: skip
+async def test_failed_command_stays_in_the_input_and_its_error_is_shown_once(line: str) -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        app.notify("An old notice")
+        for _ in range(2):
+            app.pane.prompt.load(line)
+            app.pane.prompt.action_send()
+            await until_async(lambda: shown_texts(app, "error") and app.pane.prompt.text == line)
+            await wait_until_ready(app)
+        assert len(shown_texts(app, "error")) == 1
+        assert app.pane.footer.notice == ""
+
+
+async def test_retry_without_a_message_stays_in_the_input() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press(*"/retry", "space", "enter")
+        await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
+        await until_async(lambda: app.pane.prompt.text == "/retry")
+
+
+async def test_message_with_a_missing_file_is_sent_on_the_second_enter(tmp_path: Path) -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        question = f"No file {tmp_path}/nofile.txt; press Enter again to send it as text"
+        app.pane.prompt.load(f"hello @{tmp_path}/nofile.txt")
+        await pilot.press("enter")
+        await until_async(lambda: app.pane.footer.notice == question)
+        assert len(session(app).tree) == 0
+        await pilot.press("!", "enter")  # another text is another question
+        await until_async(lambda: "nofile.txt!; press Enter" in app.pane.footer.notice)
+        assert app.pane.prompt.text == f"hello @{tmp_path}/nofile.txt!"
+        await pilot.press("enter")
+        await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
+        assert app.pane.prompt.text == ""
+        await ask(app, "hello @everyone and a@b.de")

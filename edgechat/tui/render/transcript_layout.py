@@ -55,6 +55,12 @@ class TranscriptLayout:
         self.index.entries = list(entries)
         self.measure()
 
+    def find_new_message(self, old_entries: Sequence[TranscriptEntry]) -> int | None:
+        """Return the index of the first message below one of `old_entries`, or else of the last message."""
+        old = set(map(id, old_entries))
+        messages = (n for n, entry in enumerate(self.entries) if entry.as_message is not None)
+        return next((n for n in messages if id(self.entries[n]) not in old), 0) or self.last_message
+
     def measure(self, first_entry_index: int = 0) -> None:
         """Recompute the start rows of all entries from index `first_entry_index` on."""
         self.index.update_offsets(self._get_width(), first_entry_index)

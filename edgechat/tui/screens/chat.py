@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 TYPING_PAUSE_S: Final = 0.3
 _MAX_PAST_MESSAGES: Final = 500
 _MAX_LABEL_CHARS: Final = 300
+_MAX_NAME_CHARS: Final = 60
 _SCROLLED_ROWS: Final = 3
 _DOUBLE_PRESS_S: Final = 1.0
 
@@ -112,6 +113,8 @@ class ChatScreen(Screen[None]):
         self._focused_before_list: Widget | None = None
         self._typing_timer: Timer | None = None
         self._confirmation = Confirmation()
+        self._text_with_missing_files = ""
+        """Text that Enter did not send, because it names files that do not exist; a second Enter sends it."""
         self._escape_at = 0.0
         """Time at which Esc last stopped a reply, cancelled an edit or returned queued messages."""
 
@@ -129,6 +132,7 @@ class ChatScreen(Screen[None]):
         for problem in self._problems:
             self.pane.add_note(f"{problem} (ignored)")
         self.pane.prompt.take_back_queued = self._take_back_queued
+        self.pane.prompt.may_send = self._may_send
         self.pane.status_line.show_state("Starting")
         self.call_after_refresh(self._finish_start)
 
@@ -146,6 +150,21 @@ class ChatScreen(Screen[None]):
 
     # Input
 
+    def _may_send(self, text: str) -> bool:
+        """Return whether all mentioned files exist, or the user was asked before; otherwise ask the user."""
+        from edgechat.chat import command_parser, mentions
+        from edgechat.humanize import shorten
+
+        names = mentions.find_missing_files(text) if "@" in text and not command_parser.is_command(text) else []
+        if not names or text == self._text_with_missing_files:
+            self._text_with_missing_files = ""
+            return True
+        self._text_with_missing_files = text
+        key = self.pane.footer.key_label("prompt.send")
+        n_more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self.pane.ask(f"No file {shorten(names[0], _MAX_NAME_CHARS)}{n_more}; press {key} again to send it as text")
+        return False
+
     @on(PromptInput.Submitted)
     def _on_sent(self, message: PromptInput.Submitted) -> None:
         from edgechat.chat import command_parser
@@ -162,7 +181,7 @@ class ChatScreen(Screen[None]):
             self.pane.submit(message.text, message.state)
         else:
             self.pane.composer.save()
-            self.actions.run(invocation[0].name, invocation[1])
+            self.actions.run(invocation[0].name, invocation[1], message.text)
             self.pane.measure_context()  # without the command that was in the input
 
     @on(PromptInput.Changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from textual.content import Content
@@ -32,6 +32,8 @@ class KeyHint(NamedTuple):
 
     binding_id: str
     label: str
+    second_id: str = ""
+    """ID of the binding for the opposite direction, or ""."""
 
 
 _COMMON: Final = (
@@ -39,7 +41,7 @@ _COMMON: Final = (
     KeyHint("chat.models", "models"), KeyHint("chat.search", "search"), KeyHint("chat.new", "new"),
     KeyHint("app.quit", "quit"),
 )  # fmt: skip
-_HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
+_HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
     "input": (
         KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), KeyHint("chat.stop", "copy/edit/retry"),
         *_COMMON,
@@ -57,6 +59,8 @@ _HINTS: Final[Mapping[str, tuple[KeyHint, ...]]] = {
         KeyHint("list.leave", "back"), *_COMMON,
     ),
 }  # fmt: skip
+_HINTS["replies"] = (KeyHint("message.previous", "other reply", "message.next"), *_HINTS["conversation"])
+_HINTS["versions"] = (KeyHint("message.previous", "other version", "message.next"), *_HINTS["conversation"])
 """Key hints for each part of the screen that can have the focus, most important first."""
 _FIXED_KEYS: Final = {"list.open": "enter"}
 """Keys of actions that Textual's widgets define, and that cannot be remapped."""
@@ -81,6 +85,10 @@ class Footer(Static):
         """Text of the notice that is shown; "" if the keys are shown."""
         self._severity: Severity = "information"
         self._timer: Timer | None = None
+        self._stays = False
+        """True if the notice stays until the next key."""
+        self.n_keys = 0
+        """Number of keys that were pressed."""
         self._shown: tuple[object, ...] = ()
         self._is_started = False
         """True after the first frame."""
@@ -97,13 +105,21 @@ class Footer(Static):
     def on_resize(self) -> None:
         self.redraw()
 
-    def show_notice(self, text: str, severity: Severity = "information") -> None:
-        """Show a notice for some seconds instead of the previous one; "" removes the notice."""
+    def show_notice(self, text: str, severity: Severity = "information", *, stays: bool = False) -> None:
+        """Show a notice instead of the previous one, for some seconds or until the next key; "" removes the notice."""
         if self._timer is not None:
             self._timer.stop()
         self.notice, self._severity = " ".join(escape_controls(text).split()), severity
-        self._timer = self.set_timer(_NOTICE_S + len(self.notice) * _S_PER_CHAR, self._end_notice) if text else None
+        duration_s = _NOTICE_S + len(self.notice) * _S_PER_CHAR
+        self._timer = self.set_timer(duration_s, self._end_notice) if text and not stays else None
+        self._stays = stays
         self.redraw()
+
+    def note_key(self) -> None:
+        """Count a key that was pressed; it ends a notice that stays until then."""
+        self.n_keys += 1
+        if self._stays:
+            self._end_notice()
 
     def _end_notice(self) -> None:
         self.show_notice("")
@@ -133,7 +149,7 @@ class Footer(Static):
         parts: list[tuple[str, str] | str] = []
         n_columns = 0
         for hint in _HINTS[self._read_part()]:
-            key = self._format_key(hint.binding_id, default_keys, overrides)
+            key = _format_keys((hint.binding_id, hint.second_id), default_keys, overrides)
             n_columns += len(key) + 1 + len(hint.label) + (len(_SEPARATOR) if parts else 0)
             if key and n_columns > width:
                 break
@@ -141,15 +157,19 @@ class Footer(Static):
                 parts += [_SEPARATOR if parts else "", (key, "bold"), f" {hint.label}"]
         return Content.assemble(*parts)
 
-    def key_label(self, binding_id: str) -> str:
-        """Return the label of the first key of a binding; "" if it has none."""
-        return self._format_key(binding_id, self._read_default_keys(), self._get_key_overrides())
-
-    def _format_key(self, binding_id: str, default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:
-        return format_key((overrides.get(binding_id) or default_keys.get(binding_id, "")).partition(",")[0])
+    def key_label(self, *binding_ids: str) -> str:
+        """Return the label of the first key of each binding, such as "Alt+Left/Right"; "" if there is none."""
+        return _format_keys(binding_ids, self._read_default_keys(), self._get_key_overrides())
 
     def _read_default_keys(self) -> dict[str, str]:
         """Return the declared keys by binding ID of all parts of the screen."""
         nodes = [self.app, self.screen, *self.screen.walk_children()]
         declared = keys.list_declared_bindings(*dict.fromkeys(type(node) for node in nodes))
         return _FIXED_KEYS | {binding.id: binding.keys for binding in declared}
+
+
+def _format_keys(binding_ids: Iterable[str], default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:
+    keys_by_id = [overrides.get(binding_id) or default_keys.get(binding_id, "") for binding_id in binding_ids]
+    labels = [format_key(keys_.partition(",")[0]) for keys_ in keys_by_id if keys_]
+    modifiers = labels[0][: labels[0].rfind("+") + 1] if labels else ""
+    return "/".join([*labels[:1], *(label.removeprefix(modifiers) for label in labels[1:])])

@@ -57,15 +57,12 @@ class PromptInput(LineEditor):
         Binding("ctrl+r", "search_history", "Search previous prompts", id="prompt.search", show=False),
         Binding("ctrl+g", "open_editor", "Open in $EDITOR", id="prompt.editor", show=False),
         Binding(
-            "ctrl+c",
-            "copy_or_interrupt",
-            "Copy the selection, stop the reply, clear the input, or quit",
-            id="prompt.copy",
-            show=False,
+            "ctrl+c", "copy_or_interrupt", "Copy the selection, stop the reply, clear the input, or quit",
+            id="prompt.copy", show=False,
         ),
         Binding("backspace", "erase", "Delete backward", id="prompt.erase", show=False),
         Binding("ctrl+d", "delete_or_quit", "Delete forward, or quit if empty", id="prompt.delete", show=False),
-    ]
+    ]  # fmt: skip
 
     class Submitted(Message):
         """The user sent a message. `state` is the content of the prompt, to restore if sending fails."""
@@ -99,12 +96,7 @@ class PromptInput(LineEditor):
             self.text_before = text_before
             self.completions = completions
 
-    def __init__(
-        self,
-        get_key_overrides: Callable[[], Mapping[str, str]],
-        *,
-        id: str,  # noqa: A002  (Textual's name)
-    ) -> None:
+    def __init__(self, get_key_overrides: Callable[[], Mapping[str, str]], *, id: str) -> None:  # noqa: A002
         """`get_key_overrides` returns the configured keys by binding ID."""
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
@@ -123,6 +115,8 @@ class PromptInput(LineEditor):
         """Text before the cursor for which `_completions` were computed."""
         self.take_back_queued: Callable[[], bool] = lambda: False
         """Function that moves the last queued message to the empty input; it returns False if there is none."""
+        self.may_send: Callable[[str], bool] = lambda _text: True
+        """Function that returns whether the text can be sent now; it returns False after it has asked the user."""
         self.popup_closed_at = 0.0
         """Time at which Esc last closed the list of completions."""
         self._popup: OptionList | None = None
@@ -220,7 +214,7 @@ class PromptInput(LineEditor):
 
     def action_send(self) -> None:
         text = self.full_text.strip()
-        if text:
+        if text and self.may_send(text):
             state = PromptState(self.text, dict(self._pastes))
             self.clear()
             self._pastes.clear()

@@ -30,6 +30,8 @@ class ChatStatus(NamedTuple):
 
     shows_message_keys: bool
     """True if the line lists the keys that act on a message, instead of the state of the chat."""
+    alternative_keys: str
+    """Which keys show the other alternatives of the selected message; "" if it has none."""
     composer_status: Sequence[str]
     """Short texts about the edit, the queued messages and the attachments."""
     shows_end: bool
@@ -95,7 +97,8 @@ class StatusLine(Static):
         status = self._read_status()
         self._on_redraw()
         if status.shows_message_keys:
-            self._show(_KEY_HINT if self.size.width >= len(_KEY_HINT) else _SHORT_KEY_HINT)
+            prefix = f"{status.alternative_keys}  " if status.alternative_keys else ""
+            self._show(prefix + (_KEY_HINT if self.size.width >= len(prefix + _KEY_HINT) else _SHORT_KEY_HINT))
             return
         parts: list[str | Content] = [self.state, self.detail, *status.composer_status]
         if not status.shows_end:

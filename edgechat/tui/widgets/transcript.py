@@ -53,7 +53,7 @@ class Transcript(RowScrolling, can_focus=True):
     virtual_size = Reactive(Size(0, 0))
 
     class ViewChanged(Message):
-        """The last row became visible or hidden, or the transcript gained or lost the focus."""
+        """The last row became visible or hidden, the cursor moved, or the transcript gained or lost the focus."""
 
     class HighlightRequested(Message):
         """A long code block is complete and must be highlighted in a thread."""
@@ -64,21 +64,17 @@ class Transcript(RowScrolling, can_focus=True):
             self.width = width
 
     def __init__(
-        self,
-        get_palette: Callable[[], Palette],
-        on_text_typed: Callable[[events.Key | events.Paste], object] = lambda _event: None,
-        *,
-        id: str,  # noqa: A002  (Textual's name)
-    ) -> None:
+        self, get_palette: Callable[[], Palette],
+        on_text_typed: Callable[[events.Key | events.Paste], object] = lambda _event: None, *, id: str,  # noqa: A002
+    ) -> None:  # fmt: skip
         """`on_text_typed` is called for text that is typed or pasted while the transcript has the focus."""
         super().__init__(id=id)
         self._on_text_typed = on_text_typed
         self._get_palette = get_palette
         self._layout = TranscriptLayout(
-            lambda: self.text_width,
-            get_palette,
+            lambda: self.text_width, get_palette,
             lambda block, width: self.post_message(self.HighlightRequested(block, width)),
-        )
+        )  # fmt: skip
         self.follows_end = True
         """True if the last row is visible, and stays visible when entries grow."""
         self._reported_end = True
@@ -104,10 +100,15 @@ class Transcript(RowScrolling, can_focus=True):
         return max(8, self.scrollable_content_region.width - GUTTER - 1)
 
     def set_entries(self, entries: Sequence[TranscriptEntry], *, follow: bool = True) -> None:
-        """Replace the entries and keep the cursor on its entry. If `follow` is true, scroll to the end."""
-        cursor_entry = self.entries[self.cursor] if self.cursor is not None else None
+        """Replace the entries and keep the cursor on its entry. If `follow` is true, scroll to the end.
+
+        If the entry of the cursor is gone, the cursor moves to the message that replaces it, or to the last one.
+        """
+        old_entries, cursor_entry = self.entries, self.entries[self.cursor] if self.cursor is not None else None
         self._layout.set_entries(entries)
-        self.cursor = self.entries.index(cursor_entry) if cursor_entry in self.entries else None
+        if cursor_entry is not None:
+            is_kept = cursor_entry in self.entries
+            self.cursor = self.entries.index(cursor_entry) if is_kept else self._layout.find_new_message(old_entries)
         self.follows_end = self.follows_end or follow
         self.update_layout()
 
@@ -266,12 +267,14 @@ class Transcript(RowScrolling, can_focus=True):
         self.cursor = self._layout.next_message(-1, 1) if self.has_focus else None
         self.scroll_to(y=0, animate=False, force=True)
         self.refresh()
+        self.post_message(self.ViewChanged())
 
     def action_bottom(self) -> None:
         self.cursor = self._layout.last_message if self.has_focus else None
         self.follows_end = True
         self._layout.measure_last()
         self.update_layout()
+        self.post_message(self.ViewChanged())
 
     # Keys
 
@@ -343,6 +346,7 @@ class Transcript(RowScrolling, can_focus=True):
         if self._marks.apply_to(self.entries[index]):
             self.call_after_refresh(self._reveal_mark, index)
         self.refresh()
+        self.post_message(self.ViewChanged())
 
     def mark_words(self, message_id: str = "", words: Sequence[str] = ()) -> None:
         """Mark words in a message until a key changes something; without arguments, remove the marks."""
@@ -393,3 +397,4 @@ class Transcript(RowScrolling, can_focus=True):
             if entry.reasoning and position.block_index == (1 if entry.alternative[1] > 1 else 0):
                 self._toggle_reasoning(entry)
             self.refresh()
+            self.post_message(self.ViewChanged())
