@@ -20,7 +20,7 @@ from textual.message import Message
 
 from edgechat.tui import window_title
 from edgechat.tui.output_flow import CHUNK_CHARS, OutputFlow
-from edgechat.tui.painter import Painter
+from edgechat.tui.painter import Painter, replace_non_ascii
 from edgechat.tui.render.screen_image import count_bytes
 from edgechat.tui.terminal_parser import POLL_S, TerminalParser
 
@@ -54,6 +54,8 @@ class ChatDriver(LinuxDriver):
         self._is_started = False
         self.painter = Painter(lambda strip: strip.render(app.console), self._flow.budget)
         self._window_title = "edgechat"
+        self._written_title = ""
+        """Escape sequence that set the current title."""
 
     # Input
 
@@ -107,13 +109,23 @@ class ChatDriver(LinuxDriver):
             self._report_lost()
 
         elif window_title.has_title():
-            self.write(window_title.SAVE + window_title.make_title_sequence(self._window_title))
+            self.write(window_title.SAVE)
+            self._written_title = ""
+            self.update_window_title()
 
     def set_window_title(self, text: str) -> None:
         """Set the title of the terminal's window; `stop_application_mode` restores the previous one."""
-        if text != self._window_title and self._is_started and window_title.has_title():
-            self.write(window_title.make_title_sequence(text))
         self._window_title = text
+        self.update_window_title()
+
+    def update_window_title(self) -> None:
+        """Write the title if it has changed, or if the terminal can show other characters than before."""
+        sequence = window_title.make_title_sequence(self._window_title)
+        if self.painter.ascii_only:
+            sequence = replace_non_ascii(sequence)
+        if sequence != self._written_title and self._is_started and window_title.has_title():
+            self.write(sequence)
+            self._written_title = sequence
 
     def stop_application_mode(self) -> None:
         if self._is_started and window_title.has_title():

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
-def _replace(text: re.Match[str]) -> str:
-    return "?" * cell_len(text[0])
+def replace_non_ascii(text: str) -> str:
+    """Return `text` with a question mark for each column of a character outside of ASCII."""
+    return _NOT_ASCII.sub(lambda match: "?" * cell_len(match[0]), text)
 
 
 class Painter:
@@ -65,5 +66,5 @@ class Painter:
         output = self._image.flush(budget, cursor.y)
         self._cursor = cursor
         if self.ascii_only and not output.isascii():
-            output = _NOT_ASCII.sub(_replace, output)
+            output = replace_non_ascii(output)
         return output or ("\x1b[m" if has_moved else "")

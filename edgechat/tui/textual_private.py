@@ -73,11 +73,12 @@ def write_below_frame(app: App[ReturnType], data: str) -> None:
 
 
 def restrict_output(app: App[ReturnType], *, ascii_only: bool) -> None:
-    """Draw a question mark for each column of a character outside of ASCII, or no longer."""
+    """Draw and write into the window title a question mark for each column of a character outside of ASCII, or stop."""
     painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
     if painter is not None and painter.ascii_only != ascii_only:
         painter.ascii_only = ascii_only
         painter.invalidate()
+        app._driver.update_window_title()  # type: ignore[union-attr]  # noqa: SLF001
 
 
 def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list[tuple[int, Strip]]]]:

@@ -25,8 +25,10 @@ def background(chat: Terminal) -> str:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "TMUX"))}
-    return {**kept, **variables}
+    variables_without_locale = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "TMUX"))
+    }
+    return {**variables_without_locale, **variables}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_answer_that_comes_in_parts_and_a_second_one() -> None:
         chat.until_stable("a")
         chat.type("b:ffff/ffff/ffff\x1b\\b")
         chat.until(lambda: background(chat) == LIGHT)
-        chat.type("\x1b]11;rgb:0000/0000/0000\x07c")  # nobody asked for this one
+        chat.type("\x1b]11;rgb:0000/0000/0000\x07c")  # unrequested
         chat.until_stable("abc")
         assert background(chat) == LIGHT
         assert "rgb" not in chat.text()
@@ -66,11 +68,12 @@ def test_terminal_without_utf8_gets_only_ascii(answer: str) -> None:
     with terminal(*PROGRAM, env=environment(LANG="C")) as chat:
         chat.until("Ready")
         assert UTF8_QUERY in chat.output
-        chat.type(f"{answer}Question")
-        chat.until_stable("Question")
+        chat.type(f"{answer}Grüße")
+        chat.until_stable("Gr??e")
         chat.type("\r")
         chat.until("Gr??e: ?n?c?d?.")
         chat.until("Ready")
+        until(lambda: b"\x1b]2;Gr??e - edgechat\x07" in chat.output)
         assert chat.output.replace(UTF8_QUERY, b"").isascii()
 
 
@@ -86,9 +89,10 @@ def test_terminal_that_decodes_utf8_is_drawn_with_all_characters() -> None:
     with terminal(*PROGRAM, env=environment(LANG="C")) as chat:
         chat.until("Ready")
         chat.type("\x1b[2;2R")
-        chat.type("Question\r")
+        chat.type("Grüße\r")
         chat.until(REPLY)
         chat.until("\u258c")
+        until(lambda: "\x1b]2;Grüße - edgechat\x07".encode() in chat.output)
         until(lambda: "\u256d" in chat.text() or "\u2500" in chat.text())
 
 
