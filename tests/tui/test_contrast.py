@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.color import Color, ColorSystem, ColorType
+from textual.containers import ScrollableContainer
 from textual.geometry import Offset
+from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.theme import BUILTIN_THEMES
 
+from edgechat.models import selection
+from edgechat.planner.load_plan import make_manual_plan
+from edgechat.planner.memory import MemoryEstimate
 from edgechat.tui import themes
 from edgechat.tui.app import ChatApp
 from edgechat.tui.readable_text import ReadableText
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, MIN_TEXT_CONTRAST, compute_rgb_contrast
-from tests.tui.app_driver import ask, is_open, make_scripted_app, wait_until_ready
+from edgechat.tui.widgets.completion_popup import CompletionPopup
+from tests.tui.app_driver import ask, is_open, make_scripted_app, screen_text, session, wait_until_ready
+from tests.tui.model_lists import set_machine
 from tests.waiting import until_async
 
 if TYPE_CHECKING:
     from rich.style import Style
     from textual.pilot import Pilot
-    from textual.widget import Widget
 
 REPLY = (
     "# Heading one\n\n## Heading two\n\nText with *emphasis*, **weight**, `code`, ~~strike~~ and a [link](http://x/y).\n\n"
@@ -78,17 +84,50 @@ async def test_chat_is_readable_in_every_theme() -> None:
         await check_all_themes(app, pilot)
 
 
-@pytest.mark.parametrize(
-    ("command", "screen"),
-    [("settings", "SettingsScreen"), ("help", "HelpScreen"), ("models", "ModelsScreen"), ("search", "SearchScreen")],
-)
-async def test_screens_are_readable_in_every_theme(command: str, screen: str) -> None:
+def has_rows(screen: str, *texts: str) -> Callable[[ChatApp], bool]:
+    """Return a condition: this screen is open, and shows all of the texts."""
+    return lambda app: is_open(app, screen) and all(text in screen_text(app) for text in texts)
+
+
+SCREENS: dict[str, tuple[Sequence[str], Callable[[ChatApp], bool]]] = {
+    "settings": (["settings"], has_rows("SettingsScreen", "temperature")),
+    "help": (["help"], has_rows("HelpScreen", "Ctrl+")),
+    "models": (["models"], has_rows("ModelsScreen", "qwen3.5-4b", "tokens/s")),
+    "search": (["search", "question"], has_rows("SearchScreen", "A question")),
+    "palette": (["palette"], has_rows("CommandPaletteScreen", "conversation", "A question")),
+    "picker": (["theme"], has_rows("PickerScreen", "gruvbox")),
+    "plan": (["plan"], has_rows("PlanScreen", "Model: ", "Memory")),
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+async def test_screens_are_readable_in_every_theme(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    (command, *arguments), is_filled = SCREENS[name]
     app = make_scripted_app("An answer to the question")
     async with app.run_test(size=(100, 40)) as pilot:
         await wait_until_ready(app)
         await ask(app, "A question")
-        app.actions.run(command)
-        await until_async(lambda: is_open(app, screen))
+        estimate = MemoryEstimate(weights=97_000_000, repacked_weights=0, kv_cache=48_000_000, compute=23_000_000)
+        session(app).model.plan = make_manual_plan(
+            "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate, concessions=("2048 tokens",),
+            reasons={"n_ctx": "as much as fits"},
+        )  # fmt: skip
+        if command == "palette":
+            await pilot.press("ctrl+p")
+        else:
+            app.actions.run(command, *arguments)
+        await until_async(lambda: is_filled(app), description=lambda: screen_text(app))
+        await check_all_themes(app, pilot)
+
+
+async def test_first_run_is_readable_in_every_theme(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    monkeypatch.setattr(selection, "measure_speeds", lambda *_arguments: None)
+    app = make_scripted_app()
+    app.is_first_run = True
+    async with app.run_test(size=(100, 40)) as pilot:
+        await until_async(lambda: has_rows("FirstRunScreen", "This machine", "Installed: starter")(app))
         await check_all_themes(app, pilot)
 
 
@@ -101,10 +140,29 @@ def test_scrollbars_are_grey_with_256_colours(name: str) -> None:
     assert variables["scrollbar"] != variables["background"]
 
 
+def wide_scrollbars(app: ChatApp) -> list[str]:
+    """Return all scrollable widgets of the screen whose vertical scrollbar is not one cell wide."""
+    return [
+        str(widget)
+        for widget in app.screen.query("*")
+        if isinstance(widget, (ScrollView, ScrollableContainer)) and widget.styles.scrollbar_size_vertical != 1
+    ]
+
+
 @pytest.mark.parametrize("theme", ["textual-dark", "ansi-dark"])
 async def test_all_scrollbars_are_one_cell_wide(theme: str) -> None:
     app = make_scripted_app(theme=theme)
-    async with app.run_test():
+    async with app.run_test() as pilot:
         await wait_until_ready(app)
-        widgets: list[Widget] = [app.pane.prompt, app.pane.transcript]
-        assert {widget.styles.scrollbar_size_vertical for widget in widgets} == {1}
+        await pilot.press("/")
+        await until_async(lambda: app.pane.query_one(CompletionPopup).display)
+        assert not wide_scrollbars(app)
+        await pilot.press("escape", "ctrl+u", "ctrl+b")
+        await until_async(lambda: app.chat.query("Sidebar OptionList"))
+        assert not wide_scrollbars(app)
+        for command, screen in (("plan", "PlanScreen"), ("help", "HelpScreen"), ("theme", "PickerScreen")):
+            app.actions.run(command)
+            await until_async(lambda: is_open(app, screen))  # noqa: B023
+            assert app.screen.query("ScrollView, ScrollableContainer")
+            assert not wide_scrollbars(app)
+            app.pop_screen()
