@@ -34,18 +34,21 @@ class Script:
         token_interval_s: float = 0.0,
         crash_after_tokens: int | None = None,
         n_fast_tokens: int = 0,
+        pause_after_tokens: int = 1,
     ) -> None:
         """Generate the first `n_fast_tokens` of a reply without delay, then one token every `token_interval_s` seconds.
 
-        If `crash_after_tokens` is set, the engine dies once, after this number of tokens.
+        If `crash_after_tokens` is set, the engine dies once, after this number of tokens. After
+        `pause_after_tokens` tokens, each reply waits for `may_continue`.
         """
         self.replies = list(replies)
         self.token_interval_s = token_interval_s
         self.crash_after_tokens = crash_after_tokens
         self.n_fast_tokens = n_fast_tokens
+        self.pause_after_tokens = pause_after_tokens
         self.n_started = 0
         self.may_continue = threading.Event()
-        """Event that each reply waits for after its first token; set by default."""
+        """Event that each reply waits for after `pause_after_tokens` tokens; set by default."""
         self.may_continue.set()
 
     def next_reply(self) -> str:
@@ -101,7 +104,7 @@ class ScriptedEngine(EngineClient):
             if request.id in self._cancelled:
                 break
             yield protocol.TokensGenerated(id=request.id, tokens=[0], text=token)
-            if n_generated == 1:
+            if n_generated == script.pause_after_tokens:
                 script.may_continue.wait()
             if n_generated <= script.n_fast_tokens:
                 started_at = time.monotonic()

@@ -142,10 +142,13 @@ async def test_an_action_beside_a_reply_takes_less_than_0_3_s(name: str) -> None
 
 async def test_text_before_a_pause_of_the_model_is_shown() -> None:
     reply = "word " * 40
-    app = make_scripted_app(script=Script([reply], token_interval_s=5.0, n_fast_tokens=30))
+    script = Script([reply], n_fast_tokens=30, pause_after_tokens=31)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("x", "enter")
-        await until_async(lambda: shown_texts(app, "assistant") == [reply[: 31 * CHARS_PER_TOKEN]], 4)
+        await until_async(lambda: shown_texts(app, "assistant") == [reply[: 31 * CHARS_PER_TOKEN]])
         await pilot.press("escape")
+        script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
