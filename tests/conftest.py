@@ -35,14 +35,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--fast"):
         return
     n_cases: Counter[str] = Counter()
-    kept: list[pytest.Item] = []
+    kept_items: list[pytest.Item] = []
     for item in items:
         function = item.nodeid.partition("[")[0]
         n_cases[function] += 1
         if n_cases[function] <= _MAX_FAST_CASES and item.get_closest_marker("slow") is None:
-            kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+            kept_items.append(item)
+    kept_set = set(kept_items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept_set])
+    items[:] = kept_items
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ class Actions:
         self._worker.load_model(name, line)
 
     def choose(self, choice: PaletteChoice) -> None:
-        """Do what was chosen in the command palette; a command that needs an argument is typed into the input."""
+        """Run or open an entry of the command palette; type a command that needs an argument into the input."""
         entry = choice.entry
         if entry.kind == "conversation":
             self.go_to(commands.Destination(entry.id))

@@ -35,7 +35,7 @@ _CENTERED_COLUMNS: Final = 104
 
 
 class ConversationFrame(Vertical):
-    """Lays out the widgets of the open conversation, and keeps the lines around it true."""
+    """Lays out the widgets of the open conversation, and updates its title line and footer."""
 
     def __init__(
         self, worker: SessionWorker, get_palette: Callable[[], Palette],

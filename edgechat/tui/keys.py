@@ -110,13 +110,13 @@ def find_command_keys(owner: type[DOMNode], overrides: Mapping[str, str]) -> dic
 
     `overrides` contains remapped keys by binding ID.
     """
-    found: dict[str, str] = {}
+    keys_by_command: dict[str, str] = {}
     for binding in owner.__dict__.get("BINDINGS", ()):
         command = _COMMAND_ACTION.fullmatch(binding.action) if isinstance(binding, Binding) else None
         key = (overrides.get(binding.id or "") or binding.key).partition(",")[0]
         if command is not None and len(key) > 1:  # letters are keys of the conversation, not of the input
-            found.setdefault(command[1], key)
-    return found
+            keys_by_command.setdefault(command[1], key)
+    return keys_by_command
 
 
 def is_assigned_elsewhere(key: str, area: str, overrides: Mapping[str, str]) -> bool:

@@ -21,7 +21,7 @@ _MIN_INNER_CHARS: Final = 3
 
 
 class PaletteEntry(NamedTuple):
-    """Something that the palette finds, and that can be chosen there."""
+    """One row of the command palette."""
 
     kind: EntryKind
     id: str
@@ -91,12 +91,12 @@ class PaletteIndex:
         limits = dict.fromkeys(("conversation", "setting", "theme", "model"), MAX_MATCHES_PER_KIND)
         limits = limits if query_words.terms else _MAX_SUGGESTED
         counts: dict[str, int] = {}
-        found = []
+        results = []
         for *_, entry in sorted(matches):  # the order is unique, so entries are not compared
             counts[entry.kind] = counts.get(entry.kind, 0) + 1
             if counts[entry.kind] <= limits.get(entry.kind, len(matches)) or entry.choice in choice_ranks:
-                found.append(entry)
-        return found
+                results.append(entry)
+        return results
 
 
 def split_words(text: str) -> str:

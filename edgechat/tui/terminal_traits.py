@@ -1,4 +1,4 @@
-"""What the terminal is like: questions for its background and its charset, and the charset of the locale."""
+"""Queries for the background colour and the character encoding of the terminal, and the encoding of the locale."""
 
 from __future__ import annotations
 

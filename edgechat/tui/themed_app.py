@@ -78,7 +78,7 @@ class ThemedApp(TypeAheadApp[int]):
         return self.settings.ascii if self.settings.ascii is not None else not (self._decodes_utf8 or self.is_headless)
 
     def update_ascii(self) -> None:
-        """Draw with or without characters outside of ASCII, after a change of the settings or of what is known."""
+        """Draw with or without characters outside of ASCII, after new settings or an answer of the terminal."""
         textual_private.restrict_output(self, ascii_only=not (self._decodes_utf8 or self.is_headless))
         if self.draws_ascii != self.has_class("ascii"):
             self.set_class(self.draws_ascii, "ascii")
@@ -99,7 +99,7 @@ class ThemedApp(TypeAheadApp[int]):
             textual_private.write_below_frame(self, terminal_traits.make_utf8_query(_QUERY_ROW))
 
     def on_background_reported(self, message: BackgroundReported) -> None:
-        """Follow the background of the terminal; ignore answers to questions that nobody asked."""
+        """Follow the background of the terminal; ignore unrequested reports."""
         if self._awaits_background:
             self._awaits_background = False
             self._is_background_light = message.is_light

@@ -27,18 +27,18 @@ _INTERVAL_S: Final = 0.01
 class TypeAheadApp(CrashReportApp[ReturnType]):
     """Application that holds keys and pastes after a key that opens an input, until this input has the focus."""
 
-    _held: list[events.Event] | None = None
+    _waiting_events: list[events.Event] | None = None
     """Events that wait until an input has opened; None if none opens."""
 
     async def on_event(self, event: events.Event) -> None:
         is_typed = isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded
-        if is_typed and self._held is not None:
-            self._held.append(event)
+        if is_typed and self._waiting_events is not None:
+            self._waiting_events.append(event)
             return
         if not isinstance(event, events.Key) or not is_typed or not self._opens_input(event):
             await super().on_event(event)
             return
-        self._held = []
+        self._waiting_events = []
         focused = self.focused
         await super().on_event(event)
         await self._release(focused, time.monotonic() + _MAX_WAIT_S)
@@ -54,6 +54,6 @@ class TypeAheadApp(CrashReportApp[ReturnType]):
         if self.focused in {None, previous} and time.monotonic() < deadline:
             self.set_timer(_INTERVAL_S, lambda: self._release(previous, deadline))
             return
-        held, self._held = self._held or [], None
-        for event in held:
+        waiting_events, self._waiting_events = self._waiting_events or [], None
+        for event in waiting_events:
             await self.on_event(event)

@@ -113,13 +113,13 @@ async def test_chosen_persona_is_set() -> None:
 
 async def test_chosen_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     app = make_scripted_app()
-    loaded: list[str] = []
+    model_names: list[str] = []
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
-        monkeypatch.setattr(app.worker, "load_model", loaded.append)
+        monkeypatch.setattr(app.worker, "load_model", model_names.append)
         await open_palette(app, pilot, "model starter", "model starter")
         await pilot.press("enter")
-        await until_async(lambda: loaded == ["starter"])
+        await until_async(lambda: model_names == ["starter"])
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def _is_rule(line: str) -> bool:
 def complete_table(lines: list[str]) -> list[str]:
     """Return lines of growing Markdown; if they end with the heading of a table, with a row of hyphens below it.
 
-    The last line can be incomplete. A line that starts with a bar is taken as a heading until the next line shows that
-    it is none.
+    The last line can be incomplete. A line that starts with a bar is a heading until a next line that
+    is not a row of hyphens.
     """
     if not lines or "|" not in "".join(lines[-2:]) or has_table(lines[:-1]):
         return lines

@@ -116,7 +116,8 @@ class GrowingHighlighter:
     def _skip_old_lines(self, texts: list[str]) -> int:
         """Return the number of lines that stay without colours, because the whole end would be too long to read.
 
-        Then the lexer starts anew. This is for a block that is shown for the first time, and for a very long token.
+        Then the lexer restarts in its first state. This is for a block that is shown for the first time, and for a very
+        long token.
         """
         n_chars = sum(map(len, texts))
         n_skipped = 0
@@ -146,7 +147,7 @@ def _find_stack(generator: GeneratorType[Any, Any, Any], position: int) -> tuple
     """Return the state of a lexer before the token at `position`; None inside of a match that has several tokens.
 
     `RegexLexer` has no interface for its state, so this reads the variables of its generator, checked against Pygments
-    2.20. Lexers that process the tokens of `RegexLexer` hide them, and others have no state: they start anew.
+    2.20. Lexers that process the tokens of `RegexLexer` hide them, and others have no state: they restart.
     """
     frame = getattr(generator, "gi_frame", None)
     variables = frame.f_locals if frame is not None else {}

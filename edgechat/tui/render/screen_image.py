@@ -57,7 +57,7 @@ class ScreenImage:
         self._styles: dict[Style, tuple[str, str]] = {}
         self._width = 0
         self._target: list[Strip] = []
-        self._shown: list[list[Run] | None] = []
+        self._shown_rows: list[list[Run] | None] = []
         """Runs of each row on the terminal; None if unknown."""
         self._dirty: set[int] = set()
 
@@ -74,7 +74,7 @@ class ScreenImage:
 
     def invalidate(self) -> None:
         """Write every row again with the next `flush`, for example because another program wrote to the terminal."""
-        self._shown = [None] * len(self._target)
+        self._shown_rows = [None] * len(self._target)
         self._dirty = set(range(len(self._target)))
 
     def set_row(self, y: int, strips: Iterable[tuple[int, Strip]]) -> None:
@@ -94,7 +94,7 @@ class ScreenImage:
         Rows after the first `max_bytes` bytes of output are left for the next call.
         """
         runs = {y: self._runs(self._target[y]) for y in self._dirty}
-        changed = {y for y, new in runs.items() if new != self._shown[y]}
+        changed = {y for y, new in runs.items() if new != self._shown_rows[y]}
         self._dirty = changed
         writer = _Writer(self._width, erases_with_colour=self._erases_with_colour)
         scroll = self._find_scroll(runs) if len(changed) >= _MIN_SCROLLED_ROWS else None
@@ -106,9 +106,9 @@ class ScreenImage:
         for y in sorted(self._dirty, key=lambda y: abs(y - first_row)):
             if max_bytes is not None and writer.n_bytes >= max_bytes:
                 break
-            if runs[y] != self._shown[y]:
-                writer.write_row(y, self._shown[y], runs[y])
-                self._shown[y] = runs[y]
+            if runs[y] != self._shown_rows[y]:
+                writer.write_row(y, self._shown_rows[y], runs[y])
+                self._shown_rows[y] = runs[y]
             self._dirty.discard(y)
         return writer.finish()
 
@@ -148,7 +148,7 @@ class ScreenImage:
         The last column is ignored, because a scrollbar may be there.
         """
         old_rows: dict[tuple[Run, ...], list[int]] = {}
-        for y, old in enumerate(self._shown):
+        for y, old in enumerate(self._shown_rows):
             if old is not None:
                 old_rows.setdefault(_without_last_column(old), []).append(y)
         moved_rows: dict[int, list[int]] = {}
@@ -165,7 +165,7 @@ class ScreenImage:
             return None
         first, last = min(moved_rows[n_rows]), max(moved_rows[n_rows])
         bounds = range(min(first, first + n_rows), max(last, last + n_rows) + 1)
-        unmoved_rows = [old for y in bounds if (old := self._shown[y]) is not None and old == runs.get(y, old)]
+        unmoved_rows = [old for y in bounds if (old := self._shown_rows[y]) is not None and old == runs.get(y, old)]
         loss = sum(len("".join(run.text for run in old).strip()) for old in unmoved_rows)
         return (first, last, n_rows) if gains[n_rows] - loss >= _MIN_SCROLL_GAIN else None
 
@@ -173,8 +173,8 @@ class ScreenImage:
         top, bottom = min(first, first + n_rows), max(last, last + n_rows)
         writer.scroll(top, bottom, n_rows)
         blank: list[list[Run] | None] = [[Run("", " " * self._width)]] * abs(n_rows)
-        rows = self._shown[top : bottom + 1]
-        self._shown[top : bottom + 1] = [*rows[n_rows:], *blank] if n_rows > 0 else [*blank, *rows[:n_rows]]
+        rows = self._shown_rows[top : bottom + 1]
+        self._shown_rows[top : bottom + 1] = [*rows[n_rows:], *blank] if n_rows > 0 else [*blank, *rows[:n_rows]]
 
 
 class _Writer:

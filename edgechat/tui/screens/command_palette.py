@@ -78,7 +78,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._find_messages = find_messages
         self._recent = recent
         self._messages: list[PaletteEntry] = []
-        self._found: list[PaletteEntry] = []
+        self._matches: list[PaletteEntry] = []
         self._timer: Timer | None = None
         self._is_searching = False
         """True while the search for messages with the typed words is pending."""
@@ -94,7 +94,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self.call_after_refresh(self._read_entries)  # the thread would delay the first frame
 
     def _show_error(self, text: str) -> None:
-        self.app.notify(f"Cannot find everything: {text}", severity="error")
+        self.app.notify(f"Cannot search conversations and models: {text}", severity="error")
 
     @thread_worker(_show_error, group="entries")
     def _read_entries(self) -> None:
@@ -132,18 +132,18 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         if not width:
             return
         index = options.highlighted
-        highlighted = self._found[index].choice if index and index < len(self._found) else ""
-        self._found = [*self._index.find(self.filter_text, self._recent), *self._messages]
+        highlighted = self._matches[index].choice if index and index < len(self._matches) else ""
+        self._matches = [*self._index.find(self.filter_text, self._recent), *self._messages]
         options.clear_options()
-        options.add_options([Option(format_entry(entry, width)) for entry in self._found])
-        if not self._found and not self._is_searching:
+        options.add_options([Option(format_entry(entry, width)) for entry in self._matches])
+        if not self._matches and not self._is_searching:
             options.add_option(Option("Nothing matches", disabled=True))
-        choices = [entry.choice for entry in self._found]
+        choices = [entry.choice for entry in self._matches]
         options.highlighted = (choices.index(highlighted) if highlighted in choices else 0) if choices else None
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        if index is not None and index < len(self._found):
-            self.dismiss(PaletteChoice(self._found[index], self.filter_text))
+        if index is not None and index < len(self._matches):
+            self.dismiss(PaletteChoice(self._matches[index], self.filter_text))
 
 
 def format_entry(entry: PaletteEntry, width: int) -> Content:

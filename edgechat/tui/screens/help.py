@@ -67,7 +67,7 @@ class HelpScreen(FilterListScreen[str | None]):
         super().__init__()
         self._keys = {key.id: key._replace(keys=overrides.get(key.id) or key.keys) for key in keys}
         self._shows_names = False
-        self._shown: tuple[object, ...] = ()
+        self._shown_state: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -87,9 +87,9 @@ class HelpScreen(FilterListScreen[str | None]):
     def _fill_list(self) -> None:
         options, width = self.options, self.options.size.width
         state = (self.filter_text, width, self._shows_names)
-        if state == self._shown:
+        if state == self._shown_state:
             return
-        self._shown = state
+        self._shown_state = state
         options.clear_options()
         options.add_options(self._format_rows(width))
         options.highlighted = None

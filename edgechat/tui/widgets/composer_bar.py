@@ -63,7 +63,7 @@ class ComposerBar(Static):
         """`read_state` returns the current attachments and queued messages."""
         super().__init__("", id="composer-bar", markup=False)
         self._read_state = read_state
-        self._shown: tuple[object, ...] = ()
+        self._shown_state: tuple[object, ...] = ()
 
     def on_resize(self) -> None:
         self.redraw()
@@ -73,9 +73,9 @@ class ComposerBar(Static):
         state = self._read_state()
         width = max(1, self.app.size.width - _PADDING if not self.size.width else self.size.width)
         key = (width, tuple(state.attachments), dict(state.n_tokens_by_file), tuple(state.queued_texts), *state[3:])
-        if key == self._shown:
+        if key == self._shown_state:
             return
-        self._shown = key
+        self._shown_state = key
         rows = [self._format_chips(state, width)] if state.attachments else []
         rows += self._format_queue(state, width) if state.queued_texts else []
         self.display = bool(rows)

@@ -89,7 +89,7 @@ class Footer(Static):
         """True if the notice stays until the next key."""
         self.n_keys = 0
         """Number of keys that were pressed."""
-        self._shown: tuple[object, ...] = ()
+        self._shown_state: tuple[object, ...] = ()
         self._is_started = False
         """True after the first frame."""
         self.display = shows_keys
@@ -131,9 +131,9 @@ class Footer(Static):
         width, height = (self.size.width or self.app.size.width - _PADDING), self.app.size.height
         has_keys = self.shows_keys and height >= _MIN_SCREEN_ROWS
         state = (self.notice, self._severity, has_keys, width, self._read_part(), dict(self._get_key_overrides()))
-        if state == self._shown:
+        if state == self._shown_state:
             return
-        self._shown = state
+        self._shown_state = state
         self.display = bool(self.notice) or has_keys
         if self.notice:
             self.styles.height = "auto"  # as many rows as the wrapped text needs

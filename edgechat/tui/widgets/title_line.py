@@ -72,7 +72,7 @@ class TitleLine(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="title", markup=False)
-        self._shown = ("", 0)
+        self._shown_state = ("", 0)
         self._chat_title = ChatTitle("edgechat")
 
     def on_mount(self) -> None:
@@ -96,6 +96,6 @@ class TitleLine(Static):
         width = self.size.width or self.app.size.width - _PADDING
         separator, ellipsis = (" | ", "...") if self.app.has_class("ascii") else (" · ", "…")
         text = escape_controls(self._chat_title.format(separator, ellipsis, width)).replace("\n", " ")
-        if (text, width) != self._shown:
-            self._shown = (text, width)
+        if (text, width) != self._shown_state:
+            self._shown_state = (text, width)
             self.update(text, layout=False)

@@ -303,12 +303,12 @@ def test_terminal_parser_makes_events() -> None:
         "ab\x1b[A\x1bx\x1b[200~p\x1b[q\x1b[201~\x1b[?2026;2$y\x1b[<0;3;4M\x1b[48;30;90;600;900t\x1b[<0;15;41M"
         "\x1b[48;30;90;0;0t\x1b[<0;3;4M\x1b[99;5u"
     )
-    found = list(parser.feed(data.encode()))
-    assert [e.key for e in found if isinstance(e, events.Key)] == ["a", "b", "up", "alt+x", "ctrl+c"]
-    assert [e.text for e in found if isinstance(e, events.Paste)] == ["p\x1b[q"]
-    assert any(isinstance(e, messages.TerminalSupportsSynchronizedOutput) for e in found)
-    assert [(e.x, e.y) for e in found if isinstance(e, events.MouseDown)] == [(2, 3), (1, 2), (2, 3)]
-    assert [tuple(e.size) for e in found if isinstance(e, events.Resize)] == [(90, 30), (90, 30)]
+    parsed_events = list(parser.feed(data.encode()))
+    assert [e.key for e in parsed_events if isinstance(e, events.Key)] == ["a", "b", "up", "alt+x", "ctrl+c"]
+    assert [e.text for e in parsed_events if isinstance(e, events.Paste)] == ["p\x1b[q"]
+    assert any(isinstance(e, messages.TerminalSupportsSynchronizedOutput) for e in parsed_events)
+    assert [(e.x, e.y) for e in parsed_events if isinstance(e, events.MouseDown)] == [(2, 3), (1, 2), (2, 3)]
+    assert [tuple(e.size) for e in parsed_events if isinstance(e, events.Resize)] == [(90, 30), (90, 30)]
 
 
 PARTS = st.one_of(

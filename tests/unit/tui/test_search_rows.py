@@ -64,10 +64,10 @@ def test_conversations_with_the_same_title_differ_by_date_or_id() -> None:
 @pytest.mark.parametrize("before", ["", "word " * 60, "料理の" * 60, "👨‍👩‍👧 " * 30, "e\u0301" * 90])
 def test_first_match_is_visible_at_every_width(width: int, before: str) -> None:
     row = str(format_hit(make_hit(f"{before}zebra and more" + " text" * 60), width))
-    shown = row[: row.index("zebra") + len("zebra")]
-    assert cell_len(shown) <= width
+    visible_text = row[: row.index("zebra") + len("zebra")]
+    assert cell_len(visible_text) <= width
     if before:
-        assert len(shown) > len("  you       zebra") or width == 20
+        assert len(visible_text) > len("  you       zebra") or width == 20
 
 
 def test_long_titles_leave_room_for_the_date() -> None:
