@@ -76,8 +76,9 @@ class HelpScreen(FilterListScreen[str | None]):
             yield FilterInput(placeholder="What do you want to do? Type words to filter")
             yield EntryList(markup=False)
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._fill_list)
+    @on(EntryList.WidthChanged)
+    def _on_width_changed(self) -> None:
+        self._fill_list()
 
     def action_toggle_names(self) -> None:
         self._shows_names = not self._shows_names
