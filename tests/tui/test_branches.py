@@ -141,14 +141,17 @@ async def test_mark_of_hidden_rows_appears_only_if_rows_are_hidden() -> None:
         await wait_until_ready(app)
         first = store.messages(conversation.id)[0]
         app.actions.go_to(Destination(conversation.id, first.id))
-        await until_async(lambda: app.pane.transcript.cursor == 0)
+        await until_async(lambda: app.pane.transcript.cursor == 0 and "copy" in footer_text(app))
+        app.pane.status_line.redraw()
         assert "More below" not in status_text(app)
         await pilot.press("end", "r", "r")
         await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 5)
         await pilot.press("left")
         await until_async(lambda: shown_texts(app, "assistant")[-1] == "end")
-        await pilot.pause()
+        await until_async(lambda: "copy" in footer_text(app))
         await pilot.press("enter")
+        await until_async(lambda: app.pane.prompt.has_focus)
+        app.pane.status_line.redraw()
         assert "More below" not in status_text(app)
 
 
