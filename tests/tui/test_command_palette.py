@@ -116,7 +116,7 @@ async def test_chosen_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     model_names: list[str] = []
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
-        monkeypatch.setattr(app.worker, "load_model", model_names.append)
+        monkeypatch.setattr(app.worker, "load_model", lambda name, *_: model_names.append(name))
         await open_palette(app, pilot, "model starter", "model starter")
         await pilot.press("enter")
         await until_async(lambda: model_names == ["starter"])
