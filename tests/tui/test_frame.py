@@ -83,7 +83,7 @@ async def test_footer_lists_the_keys_of_the_focused_part() -> None:
         await until_async(lambda: footer_text(app).startswith("z copy  c code  s save  e edit"))
         await pilot.press("ctrl+b")
         await until_async(lambda: footer_text(app).startswith("Enter open  Ctrl+S pin  Ctrl+X delete  Esc back"))
-        await pilot.press("escape")
+        await pilot.press("escape", "i")  # the list returns the focus to the conversation
         await until_async(lambda: footer_text(app).startswith("Enter send"))
         assert max(map(len, screen_text(app).splitlines())) <= 100
 

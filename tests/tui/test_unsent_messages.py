@@ -163,7 +163,7 @@ async def test_changed_text_of_a_recalled_prompt_is_part_of_the_draft() -> None:
 @pytest.mark.parametrize(
     "line",
     ["/temperature hot", "/export bad.xyz", "/set", "/set top_k many", "/rename", "/theme nothing", "/copy 99", "/undo",
-     "/open nothing", "/model /nothing.gguf", "/persona nobody", "/new nobody", "/detach", "/reasoning maybe",
+     "/open nothing", "/model nothing", "/persona nobody", "/new nobody", "/detach", "/reasoning maybe",
      "/switch", "/attach nothing.txt"],
 )  # fmt: skip
 async def test_failed_command_stays_in_the_input_and_its_error_is_shown_once(line: str) -> None:
