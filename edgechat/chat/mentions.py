@@ -10,6 +10,8 @@ from edgechat.errors import UsageError
 
 _MENTION_PATTERN: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_PATTERN: Final = re.compile(r"^~|[/\\]|\.\w")
+# Characters of code, such as the decorator `@app.route(...)`, that names of files rarely contain.
+_CODE_PATTERN: Final = re.compile(r"[()\[\]{}<>=;@]")
 
 _MAX_SHOWN_NAMES: Final = 5
 
@@ -37,12 +39,12 @@ def describe_missing_files(text: str) -> str:
 def find_missing_files(text: str) -> list[str]:
     """Return the mentioned names that look like paths but do not exist as files.
 
-    A path contains a slash, a backslash or a dot with a suffix, or starts with `~`.
+    A path contains a slash, a backslash or a dot with a suffix, or starts with `~`; it contains no brackets.
     """
     return [
         name
         for name in find_mentions(text)
-        if _PATH_PATTERN.search(name) and "@" not in name and _find_file(name) is None
+        if _PATH_PATTERN.search(name) and not _CODE_PATTERN.search(name) and _find_file(name) is None
     ]
 
 

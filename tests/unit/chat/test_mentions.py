@@ -36,6 +36,9 @@ def test_existing_files_are_attached_and_missing_file_names_are_reported(tmp_pat
 
 def test_only_names_that_look_like_paths_are_missing_files() -> None:
     assert find_missing_files("@everyone @you. a@b.de @x@b.de @you, @") == []
+    assert (
+        find_missing_files('@app.route("/") @pytest.mark.parametrize(["a"]) @dataclasses.dataclass(slots=True)') == []
+    )
     names = ["nosuch.py", "/nosuch/x", "a\\b", "~nosuchuser", "~/nosuch"]
     assert find_missing_files(" ".join(f"@{name}" for name in names)) == names
 
