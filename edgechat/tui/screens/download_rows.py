@@ -60,7 +60,7 @@ def format_download(download: Download, width: int, *, ascii_only: bool) -> str:
     """Return the row of a download: name, bar, share, rate and time left."""
     glyphs = _ASCII_BAR if ascii_only else _BAR
     name_width = max(14, min(get_name_width(width), width - 48))
-    parts = [f"{'':<{MARK_WIDTH}}{fit_name(download.reference, name_width):<{name_width}}"]
+    parts = [f"{'':<{MARK_WIDTH}}{fit_name(download.reference, name_width)}"]
     share, progress = download.share, download.progress
     if share is not None:
         n_full = int(share * _BAR_WIDTH)

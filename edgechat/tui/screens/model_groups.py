@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.widgets.option_list import Option
 
@@ -159,7 +160,7 @@ def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -
     size = ("" if file.is_size_known else "~") + format_size(file.file_bytes)
     numbers = "".join(f"{text:>{n}}" for text, n in zip((size, memory, tps, reply), _NUMBER_WIDTHS, strict=True))
     name_width = get_name_width(width)
-    return f"{mark:<{MARK_WIDTH}}{fit_name(name, name_width):<{name_width}}{numbers}  {label}"
+    return f"{mark:<{MARK_WIDTH}}{fit_name(name, name_width)}{numbers}  {label}"
 
 
 def choose_label(file: ModelFile, download: Download | None, *, is_quant: bool) -> str:
@@ -182,12 +183,13 @@ def get_name_width(width: int) -> int:
 
 
 def fit_name(name: str, width: int) -> str:
-    """Shorten a name to `width` columns; the quant at its end stays visible."""
-    if len(name) <= width:
-        return name
-    model, separator, quant = name.partition(":")
-    end = f"…{separator}{quant}" if separator else "…"
-    return f"{model[: max(0, width - len(end))]}{end}"[:width]
+    """Shorten or pad a name to exactly `width` columns; the quant at its end stays visible."""
+    name = escape_controls(name)
+    if cell_len(name) > width:
+        model, separator, quant = name.partition(":")
+        end = f"…{separator}{quant}" if separator else "…"
+        name = f"{set_cell_size(model, max(0, width - cell_len(end)))}{end}"
+    return set_cell_size(name, width)
 
 
 def make_heading(text: str) -> Option:
