@@ -96,7 +96,7 @@ async def test_filter_is_empty_after_a_choice_and_when_the_list_opens() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await open_list(app, pilot)
         await pilot.press(*"nothing like it")
-        await until_async(lambda: option_texts(app, "#conversations") == ["No conversation matches"])
+        await until_async(lambda: option_texts(app, "#conversations") == ["No title matches. Ctrl+F searches messages"])
         await pilot.press("enter", "escape", "ctrl+b", *"tr")
         await until_async(lambda: option_list(app, "#conversations").option_count == 2)
         assert app.screen.query_one("#filter", Input).value == "tr"

@@ -14,6 +14,9 @@ from textual.widgets import Static
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
+# Shown after the chips, if there is room.
+_CHIP_HINT: Final = "Backspace removes the last"
+
 _MAX_QUEUE_ROWS: Final = 3
 _MAX_NAME_CHARS: Final = 30
 # Minimum width of the rows in columns for the key that takes a queued message back.
@@ -95,6 +98,8 @@ class ComposerBar(Static):
                 parts.append(Content(f"+{len(files) - len(parts)} more"))
                 break
             parts.append(chip)
+        if n_columns + len(_CHIP_HINT) <= width:
+            parts.append(Content(_CHIP_HINT))
         return Content("  ").join(parts)
 
     def _format_chip(self, index: int, file: Path, state: ComposerState) -> Content:

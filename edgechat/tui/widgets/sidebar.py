@@ -170,12 +170,13 @@ class Sidebar(Vertical):
         options = self.query_one(OptionList)
         highlighted, current_id = options.highlighted_option, self._current_id()
         today, width = dt.datetime.now().astimezone().date(), options.scrollable_content_region.width
+        search_key = format_key(self._get_key_overrides().get("chat.search", "ctrl+f").partition(",")[0])
         options.clear_options()
         options.add_options(list(list_options(matches, today, current_id, width)))
         if words and not matches:
-            options.add_option(Option("No conversation matches", disabled=True))
+            options.add_option(Option(f"No title matches. {search_key} searches messages", disabled=True))
         if len(self._summaries) >= MAX_CONVERSATIONS:
-            options.add_option(Option("Search older conversations with Ctrl+F", disabled=True))
+            options.add_option(Option(f"{search_key} searches older conversations", disabled=True))
         ids = [option.id for option in options.options if not option.disabled]
         wanted_ids = [highlighted.id if highlighted is not None else None, current_id, *ids]
         next_id = next((i for i in wanted_ids if i is not None and i in ids), None)
