@@ -254,4 +254,4 @@ def test_invalid_budget_is_refused(cli: Cli, value: str) -> None:
     assert config.check("budget", value)
     for command in (("plan",), ("ask", "hi")):
         refused = cli(*command, "--budget", value)
-        assert (refused.returncode, "not a size" in refused.stderr) == (2, True)
+        assert (refused.returncode, "must be a size" in refused.stderr) == (2, True)

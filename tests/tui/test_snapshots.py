@@ -56,6 +56,14 @@ def add(a: int, b: int) -> int:
 OpenScreen = Callable[[ChatApp, Pilot[int]], Awaitable[None]]
 
 
+@pytest.fixture(autouse=True)
+def truecolor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw as a terminal with all colours does, whatever terminal runs the tests."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
 def compare(app: ChatApp, name: str) -> None:
     """Compare the screen with a snapshot file, or write the file."""
     svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="edgechat"))

@@ -76,7 +76,7 @@ def test_copy_reaches_tmux_and_its_terminal(server: TmuxServer) -> None:
         server.run("send-keys", "Escape")
         server.until_shown("y copy")
         server.run("send-keys", "y")
-        server.until_shown("copied to tmux")
+        server.until_shown("Copied message to tmux")
         assert server.run("show-buffer") == REPLY
         assert len(server.run("list-buffers").splitlines()) == 1
         sequence = b"]52;c;" + base64.b64encode(REPLY.encode())
@@ -90,5 +90,5 @@ def test_text_selected_with_the_mouse_is_readable_and_copied_by_ctrl_c(server: T
     for sequence in ("\x1b[<0;3;5M", "\x1b[<32;12;5M", "\x1b[<0;12;5m"):
         server.run("send-keys", "-l", sequence)
     server.run("send-keys", "C-c")
-    server.until_shown("copied to tmux")
+    server.until_shown("Copied selection to tmux")
     assert server.run("show-buffer") in REPLY
