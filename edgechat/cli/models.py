@@ -177,6 +177,45 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
 
 
 @models.command()
+@model_argument
+@click.argument("quant")
+@click.option("-o", "--output", type=FilePath(), metavar="FILE", help="File to write. Default: in the models folder.")
+@json_option
+def quantize(model: str, quant: str, *, output: Path | None, as_json: bool) -> None:
+    """Convert an installed model to another quant, such as Q4_0.
+
+    Needs no network, and the memory of a few tensors. A smaller quant uses less memory and is often faster; the result
+    is best from F16, BF16 or Q8_0.
+    """
+    from edgechat.catalogue import library
+    from edgechat.catalogue.resolve import find_model
+    from edgechat.engine.client import EngineClient
+    from edgechat.models.quantization import Quantization
+
+    engine, status = EngineClient(), StderrStatus(prints_lines=True)
+    try:
+        job = Quantization(engine, find_model(model), quant)
+        target = output or job.default_target
+        size_text = f"{format_size(job.header.file_bytes)} to {format_size(job.target_bytes)}"
+        echo_note(escape_controls(f"{job.header.quant} to {job.quant}, {size_text}. {job.quality_note}"))
+        job.run(target, lambda number, count: status.show(f"Quantising: tensor {number} of {count}"))
+    except KeyboardInterrupt:
+        status.clear()
+        echo_note("edgechat: Stopped; nothing was written.")
+        raise
+    finally:
+        status.clear()
+        engine.close()
+    entry = next((entry for entry in library.scan() if target in (entry.path, *entry.other_paths)), None)
+    if as_json:
+        echo_json({"path": target, "name": entry.name if entry else None, "size_bytes": target.stat().st_size})
+    elif entry is not None:
+        click.echo(escape_controls(f"Installed as {entry.name}. Start it with: edgechat -m {shlex.quote(entry.name)}"))
+    else:
+        click.echo(escape_controls(f"Wrote {target}. Install it with: edgechat models add {shlex.quote(str(target))}"))
+
+
+@models.command()
 @click.argument("name")
 @click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--remove", is_flag=True, help="Delete the alias NAME.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 
 from edgechat.planner.requantize import QuantModel
 from edgechat.runtime import bindings
@@ -35,18 +36,27 @@ class _NativeTensor(ctypes.Structure):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the child process `edgechat _quantise SOURCE TARGET PRESET`, which writes a requantised model file.
+    """Run the child process `edgechat _quantise SOURCE TARGET PRESET MAX_BUFFER_BYTES`, which writes a model file.
 
-    PRESET is the llama_ftype number of a preset that needs no importance matrix. Returns llama.cpp's exit code.
+    PRESET is the llama_ftype number of a preset that needs no importance matrix. llama.cpp's log, with one line for
+    each tensor, goes to standard error. The process ends when its standard input is closed. Returns llama.cpp's exit
+    code.
     """
-    source, target, preset = arguments
+    source, target, preset, max_buffer_bytes = arguments
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
     llama = bindings.load(bundle, module).llama
     params = llama.llama_model_quantize_default_params()
     params.ftype = int(preset)
     params.allow_requantize = True
+    params.max_buf_size = int(max_buffer_bytes)
     return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # without a lock, which the end of the interpreter would wait for
+    os._exit(1)
 
 
 def choose_quant_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
