@@ -1,4 +1,4 @@
-"""Rows of lists: text that is cut to a number of columns."""
+"""Rows of lists: filters by words, and text that is cut to a number of columns."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def cut_to_columns(text: str, n_columns: int) -> str:
     while text and cell_len(text) >= n_columns:
         text = text[:-1]
     return f"{text}…" if n_columns > 0 else ""
+
+
+def contains_words(text: str, query: str) -> bool:
+    """Return whether `text` contains all words of `query`, in any order and ignoring case."""
+    lower_text = text.lower()
+    return all(word in lower_text for word in query.lower().split())

@@ -19,6 +19,7 @@ from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
 from edgechat.tui.help_topics import TOPICS
 from edgechat.tui.key_names import format_key
+from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
@@ -76,15 +77,12 @@ class HelpScreen(FilterListScreen[str | None]):
             yield FilterInput(placeholder="What do you want to do? Type words to filter")
             yield EntryList(markup=False)
 
-    @on(EntryList.WidthChanged)
-    def _on_width_changed(self) -> None:
-        self._fill_list()
-
     def action_toggle_names(self) -> None:
         self._shows_names = not self._shows_names
         self._fill_list()
 
     @on(Input.Changed)
+    @on(EntryList.WidthChanged)
     def _fill_list(self) -> None:
         options, width = self.options, self.options.size.width
         state = (self.filter_text, width, self._shows_names)
@@ -106,14 +104,13 @@ class HelpScreen(FilterListScreen[str | None]):
                 description = f"{row.description}  [{row.name}]" if self._shows_names and row.name else row.description
                 cells = textwrap.wrap(row.key, n_key_columns - 2), textwrap.wrap(description, n_columns)
                 lines = [f"  {key:<{n_key_columns}}{text}" for key, text in zip_longest(*cells, fillvalue="")]
-                yield Option(Text("\n".join(lines)), id=f"command {row.command}" if row.command else None)
+                yield Option(Text("\n".join(lines)), id=row.command or None)
         if self._shows_names:
             line = f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.'
             yield Option(Text(escape_controls(textwrap.fill(line, n_columns + n_key_columns))), disabled=True)
 
     def _list_topics(self) -> Iterator[tuple[str, list[_Row]]]:
         """Yield the title and the rows of each topic with rows that contain all words of the filter."""
-        terms = self.filter_text.lower().split()
         commands = {command.name: command for command in COMMANDS}
         for topic in TOPICS:
             rows = [
@@ -128,11 +125,11 @@ class HelpScreen(FilterListScreen[str | None]):
             ]
             matches = [
                 row for row in rows
-                if all(term in f"{topic.title} {row.key} {row.description} {row.name}".lower() for term in terms)
+                if contains_words(f"{topic.title} {row.key} {row.description} {row.name}", self.filter_text)
             ]  # fmt: skip
             if matches:
                 yield topic.title, matches
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
         if option_id is not None:
-            self.dismiss(option_id.removeprefix("command "))
+            self.dismiss(option_id)

@@ -17,6 +17,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
+from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens import download_rows, hub_models, model_groups
 from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, find_current, make_download_rows
 from edgechat.tui.screens.filter_list import FilterListScreen
@@ -202,14 +203,12 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def _make_options(self, group: ModelGroup) -> list[Option]:
         """Return the rows of a model that match the filter: the model, and its quants if they are shown."""
-        terms = self.filter_text.lower().split()
-        files = [file for file in group.files if all(term in file.name.lower() for term in terms)]
+        files = [file for file in group.files if contains_words(file.name, self.filter_text)]
         if not files:
             return []
-        is_name_match = all(term in group.name.lower() for term in terms)
         if len(group.files) == 1:
             return [self._make_file_option(group.recommended, group.recommended.name, "")]
-        is_unfolded = group.name in self._unfolded or not is_name_match
+        is_unfolded = group.name in self._unfolded or not contains_words(group.name, self.filter_text)
         mark = self._glyphs.expanded if is_unfolded else self._glyphs.collapsed
         option_id = f"{_MODEL_PREFIX}{group.name}"
         name = group.name if is_unfolded else group.recommended.name
@@ -350,7 +349,7 @@ class ModelsScreen(FilterListScreen[str | None]):
             self._downloads.start(reference)
 
     def _find_download(self) -> Download | None:
-        """Return the download of the highlighted row, or else the one that runs or is first in the list."""
+        """Return the download of the highlighted row, or else the running download, or else the first one."""
         option_id = self.highlighted_id
         file = self._files.get(option_id)
         reference = file.name if file is not None else option_id.removeprefix(DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)

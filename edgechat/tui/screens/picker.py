@@ -12,6 +12,7 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from edgechat.terminal import escape_controls
+from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
@@ -58,8 +59,7 @@ class PickerScreen(FilterListScreen[str | None]):
 
     @on(Input.Changed)
     def _fill_list(self) -> None:
-        terms = self.filter_text.lower().split()
-        matches = [(i, label) for i, label in self._options if all(term in label.lower() for term in terms)]
+        matches = [(i, label) for i, label in self._options if contains_words(label, self.filter_text)]
         options = self.options
         options.clear_options()
         options.add_options(

@@ -18,6 +18,7 @@ from edgechat.config import Settings
 from edgechat.errors import SettingsError
 from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
+from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.screens.picker import pick
 from edgechat.tui.widgets.entry_list import EntryList
@@ -115,13 +116,9 @@ class SettingsScreen(FilterListScreen[None]):
 
     def _find_names(self) -> list[str]:
         """Return the settings that match the filter, those with a matching name first."""
-        terms = self.filter_text.lower().split()
-
-        def matches(text: str) -> bool:
-            return all(term in text.lower() for term in terms)
-
-        names = [n for n in Settings.__struct_fields__ if matches(f"{n} {n.replace('_', ' ')} {self._descriptions[n]}")]
-        return sorted(names, key=lambda name: not matches(f"{name} {name.replace('_', ' ')}"))
+        query, labels = self.filter_text, {n: f"{n} {n.replace('_', ' ')}" for n in Settings.__struct_fields__}
+        names = [n for n, label in labels.items() if contains_words(f"{label} {self._descriptions[n]}", query)]
+        return sorted(names, key=lambda name: not contains_words(labels[name], query))
 
     @property
     def _highlighted_name(self) -> str:
@@ -218,7 +215,7 @@ class SettingsScreen(FilterListScreen[None]):
         try:
             config.save(name, value)
         except SettingsError as error:
-            self._on_changed(self._settings)  # removes the preview of a theme
+            self._preview_theme(self._settings.theme)  # removes the preview of another theme
             self._show_notice(str(error), name, is_error=True)
             return
         value = value if value is not None else getattr(Settings(), name)

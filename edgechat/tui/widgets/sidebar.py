@@ -21,7 +21,7 @@ from edgechat.tui import keys
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.dates import format_day_heading, format_short_date
 from edgechat.tui.key_names import format_key
-from edgechat.tui.row_text import cut_to_columns
+from edgechat.tui.row_text import contains_words, cut_to_columns
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
@@ -165,15 +165,15 @@ class Sidebar(Vertical):
     @on(EntryList.WidthChanged)
     def _fill_list(self) -> None:
         """Show the conversations whose titles contain all words of the filter."""
-        words = self.query_one(Input).value.lower().split()
-        matches = [s for s in self._summaries if all(word in s.conversation.title.lower() for word in words)]
+        query = self.query_one(Input).value
+        matches = [s for s in self._summaries if contains_words(s.conversation.title, query)]
         options = self.query_one(OptionList)
         highlighted, current_id = options.highlighted_option, self._current_id()
         today, width = dt.datetime.now().astimezone().date(), options.scrollable_content_region.width
         search_key = format_key(self._get_key_overrides().get("chat.search", "ctrl+f").partition(",")[0])
         options.clear_options()
         options.add_options(list(list_options(matches, today, current_id, width)))
-        if words and not matches:
+        if query.strip() and not matches:
             options.add_option(Option(f"No title matches. {search_key} searches messages", disabled=True))
         if len(self._summaries) >= MAX_CONVERSATIONS:
             options.add_option(Option(f"{search_key} searches older conversations", disabled=True))
