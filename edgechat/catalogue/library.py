@@ -224,6 +224,11 @@ def remove_file(path: Path) -> bool:
         return True
 
 
+def find_by_path(path: Path) -> InstalledModel | None:
+    """Return the installed model with the file `path`; None if there is none. Raises CatalogueError."""
+    return next((model for model in scan() if path in (model.path, *model.other_paths)), None)
+
+
 def find_partial_downloads() -> list[Path]:
     """Return the paths of the `.part` files of incomplete downloads."""
     return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []

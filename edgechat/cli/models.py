@@ -111,7 +111,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
         meter.clear()
     if name is not None:
         library.add_alias(name, path)
-    entry = next((entry for entry in library.scan() if path in (entry.path, *entry.other_paths)), None)
+    entry = library.find_by_path(path)
     label = name or (entry.name if entry else str(path))
     if as_json:
         echo_json({"reference": target.reference, "path": path, "name": label, "size_bytes": target.size_bytes})
@@ -206,7 +206,7 @@ def quantize(model: str, quant: str, *, output: Path | None, as_json: bool) -> N
     finally:
         status.clear()
         engine.close()
-    entry = next((entry for entry in library.scan() if target in (entry.path, *entry.other_paths)), None)
+    entry = library.find_by_path(target)
     if as_json:
         echo_json({"path": target, "name": entry.name if entry else None, "size_bytes": target.stat().st_size})
     elif entry is not None:

@@ -151,7 +151,7 @@ class DownloadRunner:
         download.total_bytes = target.size_bytes
         check_cancelled(download.cancel_event)
         path = pull.download_model(target, self._make_progress_callback(download, target), download.cancel_event)
-        entry = next((e for e in library.scan() if path in (e.path, *e.other_paths)), None)
+        entry = library.find_by_path(path)
         return entry.name if entry is not None else str(path)
 
     def _make_progress_callback(

@@ -236,8 +236,8 @@ def find_installed_name(path: Path | None) -> str:
     """Return the name of the installed model with the file `path`; "" if there is none."""
     from edgechat.catalogue import library
 
-    entries = library.scan() if path is not None else []
-    return next((entry.name for entry in entries if path in {entry.path, *entry.other_paths}), "")
+    model = library.find_by_path(path) if path is not None else None
+    return model.name if model is not None else ""
 
 
 def find_row(ids: Sequence[str], files: Mapping[str, ModelFile], old_id: str, old_file: ModelFile | None) -> str:
