@@ -140,14 +140,12 @@ def make_settings_template() -> str:
 
 def _check_settings() -> None:
     from edgechat.catalogue.resolve import find_model
-    from edgechat.config import AUTO, Settings, load
+    from edgechat.config import AUTO, load
+    from edgechat.tui.app import ChatApp
 
     settings, problems = load()
     all_problems = [str(problem) for problem in problems]
-    if settings.keys or settings.theme != Settings().theme:
-        from edgechat.tui.app import ChatApp
-
-        all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
+    all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
     if settings.model != AUTO:
         try:
             find_model(settings.model)

@@ -98,3 +98,12 @@ def test_validate_reports_a_missing_model(cli: Cli, home: Path) -> None:
     assert f"{file}: model: No model with the name 'gone-model'" in result.stderr
     file.write_text('model = "starter"\n')
     assert cli("config", "validate").returncode == 0
+
+
+def test_validate_reports_a_theme_file_with_a_reserved_name(cli: Cli, home: Path) -> None:
+    file = home / "config" / "themes" / "auto.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('primary = "#ff0000"\n')
+    result = cli("config", "validate")
+    assert result.returncode == 2
+    assert f"{file}: this name is reserved" in result.stderr
