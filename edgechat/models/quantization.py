@@ -80,7 +80,7 @@ class Quantization:
         self, target: Path, on_progress: Callable[[int, int], object], cancellation: Cancellation | None = None,
         *, max_buffer_bytes: int = MAX_BUFFER_BYTES,
     ) -> None:  # fmt: skip
-        """Write the new file to `target`, under another name until it is complete.
+        """Quantise the source into the file `target`, which has a temporary name until it is complete.
 
         `on_progress` receives the number of the tensor and the number of all tensors. Raises UsageError if `target`
         exists, cannot be written or has too little space on its disk, RequestCancelledError, and EngineError if

@@ -66,7 +66,7 @@ def index_entries(entries: Iterable[PaletteEntry]) -> list[IndexedEntry]:
 
 
 class PaletteIndex:
-    """Searchable list of entries, those that are useful most often first."""
+    """Searchable list of palette entries, in the order in which equal matches are shown."""
 
     def __init__(self) -> None:
         self._entries: list[IndexedEntry] = []

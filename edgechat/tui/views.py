@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def open_help(
     app: App[Any], keys: Sequence[KeyBinding], overrides: Mapping[str, str], type_text: Callable[[str], object]
 ) -> None:
-    """Show the help. `type_text` gets the slash command that the user chooses there."""
+    """Show the help, and call `type_text` with the slash command that the user chooses there."""
     from edgechat.tui.screens.help import HelpScreen
 
     def use(name: str | None) -> None:

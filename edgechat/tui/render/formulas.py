@@ -28,11 +28,11 @@ _DENOMINATOR: Final = re.compile(f"√?{_ATOM}")
 _NUMERATOR: Final = re.compile(rf"√?{_ATOM}|[∂∇-]?[^\W\d_]+!?|-?\d+(?:\.\d+)?!?|[^\W\d_]+\([^()]*\)")
 _POWER_BASE: Final = re.compile(r"\d+|.", re.DOTALL)
 _FRACTION_START, _RADICAL_START, _FRACTION_END = "\ue000", "\ue004", "\ue001"
-"""Marks around a fraction or a radical, which gets parentheses if text beside it could be read as a part of it."""
+"""Marks around a fraction or a radical; `_finish_fraction` puts parentheses there if the text would be ambiguous."""
 _SAFE_BEFORE: Final = re.compile(r"(?:^|[-−+=<>,;(\[{\n]|(?<![/÷!^_ ]) +)$")
 _SAFE_AFTER: Final = re.compile(r" *(?:$|[-−+=<>,;)\]}\n]|[.:](?:\s|$))| +(?![/÷!^_])")
 _NAME_START, _NAME_END = "\ue002", "\ue003"
-"""Marks around the name of a function, which gets spaces where a letter or a digit is beside it."""
+"""Marks around the name of a function; `_end_name` puts a space between it and a letter or a digit."""
 _FRACTION: Final = re.compile(f"([{_FRACTION_START}{_RADICAL_START}])([^{_FRACTION_END}]*){_FRACTION_END}")
 
 _TEXT_MACROS: Final = frozenset({

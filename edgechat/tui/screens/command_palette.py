@@ -49,7 +49,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
 
     @dataclass
     class EntriesLoaded(Message):
-        """The worker thread has read entries from the store or the disk."""
+        """The worker thread has read further palette entries, such as conversations or models."""
 
         entries: list[IndexedEntry]
 

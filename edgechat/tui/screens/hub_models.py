@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def search(query: str) -> list[SearchResult]:
-    """Return the repositories that match `query`. Raises HubError."""
+    """Return the repositories on the hub that match `query`. Raises HubError."""
     from edgechat.catalogue.hub import Hub
 
     return Hub().search(query)

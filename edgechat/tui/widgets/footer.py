@@ -59,9 +59,9 @@ _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
         KeyHint("list.leave", "back"), *_COMMON,
     ),
 }  # fmt: skip
+"""Key hints for each part of the screen that can have the focus, most important first."""
 _HINTS["replies"] = (KeyHint("message.previous", "other reply", "message.next"), *_HINTS["conversation"])
 _HINTS["versions"] = (KeyHint("message.previous", "other version", "message.next"), *_HINTS["conversation"])
-"""Key hints for each part of the screen that can have the focus, most important first."""
 _FIXED_KEYS: Final = {"list.open": "enter"}
 """Keys of actions that Textual's widgets define, and that cannot be remapped."""
 

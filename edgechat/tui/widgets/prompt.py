@@ -296,7 +296,7 @@ class PromptInput(LineEditor):
 
     @property
     def draft(self) -> str:
-        """What the user typed and did not send: without a recalled message, unless the user has changed it."""
+        """Unsent text of the user; a recalled message counts only if the user has changed it."""
         if self._history_index < 0:
             return self.full_text
         recalled_texts = (self.past_messages or [])[self._history_index : self._history_index + 1]
