@@ -254,7 +254,7 @@ def _tokens(session: Session, _argument: str) -> Outcome:
     n_tokens, n_dropped = session.context_usage()
     n_ctx = session.model_properties.n_ctx if session.model_properties is not None else 0
     dropped_text = f" The prompt omits {format_count(n_dropped, 'message')}." if n_dropped else ""
-    return Outcome(f"{n_tokens:,} of {n_ctx:,} context tokens used.{dropped_text}", is_note=True)
+    return Outcome(f"{n_tokens:,} of {n_ctx:,} context tokens used.{dropped_text}")
 
 
 def _attach(session: Session, name: str) -> Outcome:

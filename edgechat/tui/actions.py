@@ -14,6 +14,7 @@ from edgechat.tui import code_files
 from edgechat.tui.confirm import KeyConfirmation
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
+from edgechat.tui.workers import is_mistake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +39,14 @@ class Actions:
         self._confirmation = KeyConfirmation()
 
     def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
-        """Call `action(argument)`; if it raises an EdgechatError, show the error in the transcript.
+        """Call `action(argument)`; if it raises an EdgechatError, show the error.
 
         `line` is the typed command, which returns to the input then; "" if none was typed.
         """
         try:
             action(argument)
         except EdgechatError as error:
-            self._pane.show_failure(str(error), line)
+            self._pane.show_failure(str(error), line, is_mistake=is_mistake(error, line))
 
     # Commands
 

@@ -72,9 +72,16 @@ class ConversationPane(ConversationFrame):
         else:
             self._append("error", text)
 
-    def show_failure(self, text: str, line: str) -> None:
-        """Show the error of the command `line`, which returns to the input if that is empty, to be corrected."""
-        self.add_error(text)
+    def show_failure(self, text: str, line: str = "", *, is_mistake: bool = False) -> None:
+        """Show the error of the command `line`, which returns to the input if that is empty, to be corrected.
+
+        A mistake of the user is shown in the footer, if it has room for the whole text; other errors stay in the
+        transcript.
+        """
+        if is_mistake and self.footer.has_room_for(text):
+            self.show_notice(text, "error")
+        else:
+            self.add_error(text)
         if line and not self.prompt.text:
             self.prompt.load(line)
 
@@ -84,10 +91,11 @@ class ConversationPane(ConversationFrame):
         self.transcript.follows_end = True  # show the result that the user is waiting for
         self.transcript.append(TranscriptEntry(kind, escape_controls(text)))
 
-    def remove_errors(self) -> None:
-        """Remove all errors from the transcript."""
-        entries = [entry for entry in self.transcript.entries if entry.kind != "error"]
+    def remove_notes(self) -> None:
+        """Remove all notes and errors from the transcript, and the notice in the footer."""
+        entries = [entry for entry in self.transcript.entries if entry.as_message is not None]
         self.transcript.set_entries(entries, follow=False)
+        self.footer.show_notice("")
 
     def on_note_added(self, message: ui_messages.NoteAdded) -> None:
         self.add_note(message.text)
@@ -181,12 +189,20 @@ class ConversationPane(ConversationFrame):
         """
         if not self.is_busy:
             self._n_measurements += 1
-            self.worker.measure_context(
-                self._n_measurements, self.prompt.full_text.strip(), list(self.composer.attachments)
-            )
+            self.worker.measure_context(self._n_measurements, self._next_message, list(self.composer.attachments))
+
+    @property
+    def _next_message(self) -> str:
+        """Text that Enter would send to the model now; "" if the input contains a command."""
+        text = self.prompt.full_text.strip()
+        if text.startswith("/"):
+            from edgechat.chat import command_parser
+
+            return "" if command_parser.is_command(self.prompt.full_text.rstrip()) else text
+        return text
 
     def on_context_measured(self, message: ui_messages.ContextMeasured) -> None:
-        is_outdated = message.number != self._n_measurements or message.text != self.prompt.full_text.strip()
+        is_outdated = message.number != self._n_measurements or message.text != self._next_message
         if self.is_busy or is_outdated:
             return
         self.composer.n_tokens_by_file = message.n_tokens_by_file
@@ -288,7 +304,7 @@ class ConversationPane(ConversationFrame):
     def on_session_failed(self, message: ui_messages.SessionFailed) -> None:
         if message.view is not None and (message.ends_operation or self._streaming_entry is None):
             self._finish_streaming(message.view)
-        self.show_failure(message.text, message.line)
+        self.show_failure(message.text, message.line, is_mistake=message.is_mistake)
         if message.failed_message is not None:
             self.composer.restore(message.failed_message)
         if message.ends_operation:

@@ -155,6 +155,8 @@ class SessionFailed(Message):
     """True if the failed operation is a load or a reply, which the conversation pane counts as pending."""
     line: str = ""
     """Command that the user typed and that failed; "" if none was typed."""
+    is_mistake: bool = False
+    """True if the user can correct the command, or cannot use a key now; False if something else failed."""
 
 
 # Messages from the session worker and the actions to the chat screen

@@ -16,7 +16,7 @@ from edgechat.errors import (
 from edgechat.humanize import format_count
 from edgechat.tui import messages
 from edgechat.tui.paint_pace import PaintPace
-from edgechat.tui.workers import format_error
+from edgechat.tui.workers import format_error, is_mistake
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,10 +173,11 @@ class SessionWorker:
             job(self._get_session_with_model() if needs_model else self._get_or_create_session())
         except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
             is_saved = stream is not None and stream.has_started and not isinstance(error, _MESSAGE_ERRORS)
+            view = _take_snapshot(self.session) if posts_view else None
             self._post(
                 messages.SessionFailed(
-                    format_error(error), _take_snapshot(self.session) if posts_view else None,
-                    None if is_saved else outgoing_message, ends_operation, line,
+                    format_error(error), view, None if is_saved else outgoing_message, ends_operation, line,
+                    is_mistake(error, line),
                 )
             )  # fmt: skip
 

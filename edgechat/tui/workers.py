@@ -10,7 +10,7 @@ from textual import work
 from textual.dom import DOMNode
 from textual.worker import get_current_worker
 
-from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError
+from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, UsageError
 from edgechat.humanize import shorten
 
 Node = TypeVar("Node", bound=DOMNode)
@@ -21,6 +21,12 @@ def format_error(error: Exception) -> str:
     if isinstance(error, EdgechatError):
         return str(error)
     return shorten(f"Unexpected {type(error).__name__}: {error}", MAX_MESSAGE_CHARS)
+
+
+def is_mistake(error: Exception, line: str) -> bool:
+    """Return whether the user can correct the typed command `line`, or cannot use a key now (`line` is "")."""
+    is_invalid = isinstance(error, EdgechatError) and error.exit_code == UsageError.exit_code
+    return isinstance(error, UsageError) or (is_invalid and bool(line))
 
 
 def thread_worker(

@@ -103,6 +103,12 @@ def shown_texts(app: ChatApp, kind: str) -> list[str]:
     return [entry.text for entry in app.pane.transcript.entries if entry.kind == kind]
 
 
+def problem_text(app: ChatApp) -> str:
+    """Return the error in the footer, or else the last one in the transcript; "" if there is none."""
+    footer = app.pane.footer
+    return footer.notice if footer.notice and footer.severity == "error" else "".join(shown_texts(app, "error")[-1:])
+
+
 def shown_messages(app: ChatApp) -> list[MessageEntry]:
     return [entry for entry in app.pane.transcript.entries if isinstance(entry, MessageEntry)]
 

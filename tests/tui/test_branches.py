@@ -5,10 +5,11 @@ from __future__ import annotations
 from edgechat.bench.scripted_session import Script
 from edgechat.chat.commands import Destination
 from edgechat.store import open_ephemeral_store
-from tests.tui.app_driver import (
+from tests.tui.app_driver import (  # fmt: skip
     ask,
     footer_text,
     make_scripted_app,
+    problem_text,
     save_conversation,
     saved_texts,
     screen_text,
@@ -17,7 +18,7 @@ from tests.tui.app_driver import (
     shown_texts,
     status_text,
     wait_until_ready,
-)  # fmt: skip
+)
 from tests.waiting import until_async
 
 
@@ -127,7 +128,7 @@ async def test_failed_command_does_not_stop_the_reply() -> None:
         app.pane.prompt.load("Next")
         await pilot.press("enter")
         script.may_continue.set()
-        await until_async(lambda: shown_texts(app, "error") and len(shown_texts(app, "user")) == 2)
+        await until_async(lambda: problem_text(app) and len(shown_texts(app, "user")) == 2)
         assert app.pane.is_busy or len(session(app).tree) == 4
         await wait_until_ready(app)
         await until_async(lambda: len(saved_texts(app)) == 4)
@@ -177,7 +178,7 @@ async def test_questions_name_the_action_and_stay_until_the_next_key() -> None:
         await ask(app, "Question")
         await pilot.press("escape", "r")
         assert app.pane.footer.notice == "Press F8 again for another reply; this one stays"
-        assert app.pane.footer._severity == "warning"
+        assert app.pane.footer.severity == "warning"
         assert app.pane.footer._timer is None
         await pilot.press("n")
         assert app.pane.footer.notice == "Press n again to continue this reply"

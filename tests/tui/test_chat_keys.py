@@ -12,7 +12,15 @@ import pytest
 from edgechat.bench.scripted_session import Script
 from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.terminal import terminal
-from tests.tui.app_driver import ask, footer_text, make_scripted_app, session, shown_texts, wait_until_ready
+from tests.tui.app_driver import (
+    ask,
+    footer_text,
+    make_scripted_app,
+    problem_text,
+    session,
+    shown_texts,
+    wait_until_ready,
+)
 from tests.waiting import until_async
 
 if TYPE_CHECKING:
@@ -208,16 +216,17 @@ async def test_keys_of_textual_that_the_help_does_not_list_do_nothing(key: str) 
         assert app.pane.prompt.text == "draftx"
 
 
-async def test_ctrl_l_removes_errors_and_keeps_messages() -> None:
+async def test_ctrl_l_removes_notes_and_errors_and_keeps_messages() -> None:
     app = make_scripted_app("A reply.")
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
         await ask(app, "Question")
         app.pane.add_error("Something failed.")
         app.pane.add_note("A note.")
+        app.notify("A notice.")
         await press(pilot, "ctrl+l")
-        assert shown_texts(app, "error") == []
-        assert shown_texts(app, "note") == ["A note."]
+        assert shown_texts(app, "error") == shown_texts(app, "note") == []
+        assert app.pane.footer.notice == ""
         assert shown_texts(app, "assistant") == ["A reply."]
 
 
@@ -267,3 +276,43 @@ async def test_ctrl_home_and_ctrl_end_scroll_to_the_ends_from_the_input() -> Non
         await until_async(lambda: transcript.scroll_y == end)
         assert transcript.cursor is None
         assert app.pane.prompt.text == "draft"
+
+
+async def test_home_and_end_scroll_to_the_ends_when_the_cursor_cannot_go_further() -> None:
+    app = make_scripted_app(LONG)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        transcript, prompt = app.pane.transcript, app.pane.prompt
+        end = transcript.scroll_y
+        await press(pilot, "home")
+        await until_async(lambda: transcript.scroll_y == 0)
+        await press(pilot, "end")
+        await until_async(lambda: transcript.scroll_y == end)
+        await press(pilot, *"draft", "home")
+        assert (prompt.cursor_location, transcript.scroll_y) == ((0, 0), end)
+        await press(pilot, "home")
+        await until_async(lambda: transcript.scroll_y == 0)
+        await press(pilot, "end")
+        assert (prompt.cursor_location, transcript.scroll_y) == ((0, 5), 0)
+        await press(pilot, "end")
+        await until_async(lambda: transcript.scroll_y == end)
+        assert prompt.text == "draft"
+
+
+@pytest.mark.parametrize(
+    "line", ["/frob", "/Frobnicate the text", "/quit now", "/ne", "/?x", "/", "/xyzzy\nsecond line"]
+)
+async def test_unknown_command_is_never_sent(line: str) -> None:
+    app = make_scripted_app("A reply.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load(line)
+        app.pane.prompt.action_send()
+        await until_async(lambda: problem_text(app) and app.pane.prompt.text == line)
+        assert "command" in footer_text(app) or "takes no argument" in footer_text(app)
+        assert shown_texts(app, "error") == []  # the footer shows a mistake
+        assert not app.is_leaving
+        await press(pilot, "ctrl+c")
+        await ask(app, "Question")
+        assert [message.text for message in session(app).tree.path] == ["Question", "A reply."]

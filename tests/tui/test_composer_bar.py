@@ -12,6 +12,7 @@ from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import (
     footer_text,
     make_scripted_app,
+    problem_text,
     screen_text,
     session,
     shown_texts,
@@ -85,8 +86,8 @@ async def test_command_that_fails_returns_to_the_input() -> None:
         await wait_until_ready(app)
         app.pane.prompt.load("/attach missing.md")
         await pilot.press("enter")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert "missing.md" in shown_texts(app, "error")[0]
+        await until_async(lambda: "missing.md" in problem_text(app))
+        assert shown_texts(app, "error") == []
         assert app.pane.prompt.text == "/attach missing.md"
 
 
@@ -137,8 +138,7 @@ async def test_detach_and_the_mouse_remove_attachments() -> None:
         for name in ("notes.md", "big.txt"):
             app.actions.run("attach", name)
         app.actions.run("detach", "nothing")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert shown_texts(app, "error")[0] == "nothing is not attached. Attached: notes.md, big.txt."
+        await until_async(lambda: problem_text(app) == "nothing is not attached. Attached: notes.md, big.txt.")
         app.actions.run("detach", "big.txt")
         await until_async(lambda: "big.txt" not in bar_text(app))
         await until_async(lambda: " tokens \u00d7]" in screen_text(app))
@@ -146,7 +146,7 @@ async def test_detach_and_the_mouse_remove_attachments() -> None:
         await pilot.click(offset=(column, row))
         await until_async(lambda: bar_text(app) == "")
         app.actions.run("detach")
-        await until_async(lambda: shown_texts(app, "error")[1:] == ["No file is attached."])
+        await until_async(lambda: problem_text(app) == "No file is attached.")
         app.pane.submit("Question")
         await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
         assert session(app).tree.path[0].attachments == ()

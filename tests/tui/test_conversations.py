@@ -11,13 +11,14 @@ from textual.widgets import Input, Static
 from edgechat.chat.messages import Message, new_id
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.widgets.sidebar import Sidebar
-from tests.tui.app_driver import (
+from tests.tui.app_driver import (  # fmt: skip
     ask,
     footer_text,
     is_open,
     make_scripted_app,
     option_list,
     option_texts,
+    problem_text,
     save_conversation,
     saved_texts,
     screen_text,
@@ -26,7 +27,7 @@ from tests.tui.app_driver import (
     shown_texts,
     status_text,
     wait_until_ready,
-)  # fmt: skip
+)
 from tests.waiting import until_async
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
     async with app.run_test():
         await wait_until_ready(app)
         app.actions.run("export", "")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert "no messages yet" in shown_texts(app, "error")[0]
+        await until_async(lambda: "no messages yet" in problem_text(app))
         await ask(app, "Question")
         for command in (
             "/rename A new name",
@@ -141,13 +141,12 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
         ):
             app.pane.prompt.load(command)
             app.pane.prompt.action_send()
-        await until_async(lambda: len(shown_texts(app, "error")) == 2)
+        await until_async(lambda: "out.pdf" in problem_text(app))
         conversation = session(app).store.conversation(session(app).conversation.id)
         assert (conversation.title, conversation.pinned) == ("A new name", True)
         assert "**bold**" in (tmp_path / "A-new-name.md").read_text()
         assert json.loads((tmp_path / "out.json").read_text())
         assert "<strong>bold</strong>" in (tmp_path / "out.html").read_text()
-        assert "out.pdf" in shown_texts(app, "error")[1]
 
 
 async def test_control_characters_of_saved_texts_are_escaped() -> None:

@@ -9,7 +9,7 @@ import pytest
 from textual.theme import BUILTIN_THEMES
 
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
-from tests.tui.app_driver import ask, footer_text, make_scripted_app, screen_text, shown_texts, wait_until_ready
+from tests.tui.app_driver import ask, footer_text, make_scripted_app, problem_text, screen_text, wait_until_ready
 from tests.waiting import until_async
 
 THREE_BLOCKS = "One:\n```python\nfirst()\n```\nTwo:\n```\nsecond\n```\nThree:\n```sh\nthird\n```\n"
@@ -81,7 +81,7 @@ async def test_folder_that_cannot_be_written_is_reported(folder: Path, monkeypat
         await ask(app, "Question")
         monkeypatch.setattr(Path, "open", refuse)
         await pilot.press("escape", "s")
-        await until_async(lambda: "Permission denied" in "".join(shown_texts(app, "error")))
+        await until_async(lambda: "Permission denied" in problem_text(app))
     assert os.listdir(folder) == ["home"]
 
 

@@ -14,15 +14,15 @@ from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.store import open_ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.terminal_traits import BackgroundReported
-from tests.tui.app_driver import (
+from tests.tui.app_driver import (  # fmt: skip
     ask,
     is_open,
     make_app,
     make_scripted_app,
+    problem_text,
     screen_text,
-    shown_texts,
     wait_until_ready,
-)  # fmt: skip
+)
 from tests.waiting import until_async
 
 
@@ -78,7 +78,7 @@ async def test_copy_goes_to_the_clipboard_and_to_a_file() -> None:
         assert app.clipboard == "code()"
         assert (paths.cache_dir() / "copied.txt").read_text() == "code()"
         await pilot.press("up", "c")
-        assert "no code" in shown_texts(app, "error")[0]
+        assert "no code" in problem_text(app)
         app.actions.run("copy", "")
         await until_async(lambda: app.clipboard.startswith("Text."))
 

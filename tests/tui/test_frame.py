@@ -253,3 +253,45 @@ async def test_speed_is_not_carried_into_another_conversation() -> None:
         app.pane.measure_context()
         await until_async(lambda: "tokens/s" not in status_text(app))
         assert app.pane._speed == ""
+
+
+async def test_command_is_not_counted_while_it_is_typed() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await until_async(lambda: app.pane.status_line.state == "Ready" and app.pane.status_line.context_tokens)
+        pane = app.pane
+        pane.prompt.load("word " * 500)
+        pane.measure_context()
+        await until_async(lambda: pane.status_line.context_tokens > 500)
+        for line in ("/system " + "word " * 500, "/frobnicate " + "word " * 500, "/"):
+            pane.prompt.load(line)
+            pane.measure_context()
+            await until_async(lambda: 0 < pane.status_line.context_tokens < 500)
+            pane.prompt.load(" " + line + "word " * 500)  # a message, because it starts with a space
+            pane.measure_context()
+            await until_async(lambda: pane.status_line.context_tokens > 500)
+
+
+async def test_error_in_the_footer_stays_until_a_key_after_its_time() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        footer = app.pane.footer
+        footer.show_notice("Unknown command", "error")
+        await pilot.press("a")
+        assert footer.notice == "Unknown command"
+        footer._on_notice_read()  # its time is over
+        assert footer.notice == "Unknown command"
+        await pilot.press("b")
+        assert footer.notice == ""
+
+
+async def test_mistake_that_is_too_long_for_the_footer_stays_in_the_transcript() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        app.pane.show_failure("word " * 100, is_mistake=True)
+        assert shown_texts(app, "error") == ["word " * 100]
+        assert app.pane.footer.notice == ""

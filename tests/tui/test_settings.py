@@ -12,13 +12,14 @@ from edgechat.config import load
 from edgechat.errors import SettingsError
 from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
-from tests.tui.app_driver import (
+from tests.tui.app_driver import (  # fmt: skip
     ask,
     is_open,
     make_app,
     make_scripted_app,
     option_list,
     option_texts,
+    problem_text,
     saved_texts,
     screen_text,
     session,
@@ -26,7 +27,7 @@ from tests.tui.app_driver import (
     shown_texts,
     title_text,
     wait_until_ready,
-)  # fmt: skip
+)
 from tests.waiting import until_async
 
 
@@ -150,16 +151,16 @@ async def test_conversation_settings_override_the_general_ones() -> None:
     async with app.run_test():
         await wait_until_ready(app)
         await ask(app, "Question")
-        for command in (
-            "/set temperature 0.1",
-            "/system Be brief.",
-            "/reasoning off",
-            "/set n_ctx 5",
-            "/set temperature hot",
+        for command, notice in (
+            ("/set temperature 0.1", "temperature = 0.1"),
+            ("/system Be brief.", "System prompt changed"),
+            ("/reasoning off", "Reasoning: off"),
+            ("/set n_ctx 5", "n_ctx is not a conversation setting"),
+            ("/set temperature hot", "temperature must be"),
         ):
             app.pane.prompt.load(command)
             app.pane.prompt.action_send()
-        await until_async(lambda: len(shown_texts(app, "error")) == 2)
+            await until_async(lambda: notice in app.pane.footer.notice)  # noqa: B023
         overrides = session(app).store.conversation(session(app).conversation.id).settings
         assert overrides == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
@@ -183,8 +184,7 @@ async def test_persona_sets_the_system_prompt() -> None:
         await pilot.press("down", "enter")
         await until_async(lambda: session(app).settings.system_prompt == "Arr.")
         app.actions.run("persona", "broken")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert "temperature must be a number between 0 and 10" in shown_texts(app, "error")[0]
+        await until_async(lambda: "temperature must be a number between 0 and 10" in problem_text(app))
 
 
 async def test_invalid_theme_and_keys_are_reported_and_ignored() -> None:
@@ -234,8 +234,7 @@ async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
         await ask(app, "Who?")
         assert saved_texts(app)[-1] == "Two"
         app.actions.run("set", f"model {first}")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert "/model" in shown_texts(app, "error")[0]
+        await until_async(lambda: "/model" in problem_text(app))
 
 
 async def test_theme_command_saves_a_theme_by_name_or_from_a_list() -> None:
@@ -245,8 +244,7 @@ async def test_theme_command_saves_a_theme_by_name_or_from_a_list() -> None:
         app.actions.run("theme", "nord")
         await until_async(lambda: app.theme == "nord" and load()[0].theme == "nord")
         app.actions.run("theme", "nrod")
-        await until_async(lambda: shown_texts(app, "error"))
-        assert "Unknown theme 'nrod'" in shown_texts(app, "error")[0]
+        await until_async(lambda: "Unknown theme 'nrod'" in problem_text(app))
         app.actions.run("theme")
         await until_async(lambda: is_open(app, "PickerScreen"))
         assert "nord  (current)" in option_texts(app)

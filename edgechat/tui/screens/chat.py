@@ -63,9 +63,9 @@ class ChatScreen(Screen[None]):
         Binding("pagedown", "page(1)", "Page down", id="chat.page_down", show=False),
         Binding("ctrl+up,shift+up", "scroll_rows(-1)", "Scroll up", id="chat.scroll_up", show=False),
         Binding("ctrl+down,shift+down", "scroll_rows(1)", "Scroll down", id="chat.scroll_down", show=False),
-        Binding("ctrl+l", "redraw", "Remove errors and redraw the screen", id="chat.redraw", show=False),
-        Binding("ctrl+home", "start", "Scroll to the start", id="chat.start", show=False),
-        Binding("ctrl+end", "end", "Scroll to the end", id="chat.end", show=False),
+        Binding("ctrl+l", "redraw", "Remove notes and errors, and redraw the screen", id="chat.redraw", show=False),
+        Binding("ctrl+home,home", "start", "Scroll to the start", id="chat.start", show=False),
+        Binding("ctrl+end,end", "end", "Scroll to the end", id="chat.end", show=False),
         Binding(
             "alt+left", "on_message('previous_alternative')", "Previous alternative", id="chat.previous", show=False
         ),
@@ -172,7 +172,7 @@ class ChatScreen(Screen[None]):
         try:
             invocation = command_parser.parse(message.text)
         except UsageError as error:
-            self.pane.add_error(str(error))
+            self.pane.show_failure(str(error), is_mistake=True)
             self.pane.composer.append_text(message.text)
             return
         if self._typing_timer is not None:
@@ -294,8 +294,8 @@ class ChatScreen(Screen[None]):
         self.pane.transcript.scroll_rows(direction * _SCROLLED_ROWS)
 
     def action_redraw(self) -> None:
-        """Remove the errors from the conversation, and write the whole screen again."""
-        self.pane.remove_errors()
+        """Remove the notes and errors from the conversation, and write the whole screen again."""
+        self.pane.remove_notes()
         textual_private.redraw(self.app)
 
     def action_start(self) -> None:

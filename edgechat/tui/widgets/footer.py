@@ -23,6 +23,8 @@ _S_PER_CHAR: Final = 0.03
 # Padding of the row, in columns.
 _PADDING: Final = 4
 _SEPARATOR: Final = "  "
+# Maximum number of rows of a notice.
+_MAX_ROWS: Final = 3
 
 Severity = Literal["information", "warning", "error"]
 
@@ -70,7 +72,7 @@ class Footer(Static):
     """Row of keys that work now. A notice replaces it, and disappears when it is old or when another one comes."""
 
     DEFAULT_CSS = """
-    Footer { height: 1; max-height: 3; padding: 0 2; color: $text-muted; }
+    Footer { height: 1; max-height: 3; padding: 0 2; color: $text-muted; }  /* _MAX_ROWS */
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class Footer(Static):
         self.shows_keys = shows_keys
         self.notice = ""
         """Text of the notice that is shown; "" if the keys are shown."""
-        self._severity: Severity = "information"
+        self.severity: Severity = "information"
+        """Kind of the last notice."""
         self._timer: Timer | None = None
         self._stays = False
         """True if the notice stays until the next key."""
@@ -106,14 +109,28 @@ class Footer(Static):
         self.redraw()
 
     def show_notice(self, text: str, severity: Severity = "information", *, stays: bool = False) -> None:
-        """Show a notice instead of the previous one, for some seconds or until the next key; "" removes the notice."""
+        """Show a notice instead of the previous one, for some seconds or until the next key; "" removes the notice.
+
+        An error stays for some seconds and until the next key after them.
+        """
         if self._timer is not None:
             self._timer.stop()
-        self.notice, self._severity = " ".join(escape_controls(text).split()), severity
+        self.notice, self.severity = _join_lines(text), severity
         duration_s = _NOTICE_S + len(self.notice) * _S_PER_CHAR
-        self._timer = self.set_timer(duration_s, self._end_notice) if text and not stays else None
+        self._timer = self.set_timer(duration_s, self._on_notice_read) if text and not stays else None
         self._stays = stays
         self.redraw()
+
+    def has_room_for(self, text: str) -> bool:
+        """Return whether the footer can show the whole text as a notice."""
+        width = self.size.width or self.app.size.width - _PADDING
+        return width > 0 and len(Content(_join_lines(text)).wrap(width)) <= _MAX_ROWS
+
+    def _on_notice_read(self) -> None:
+        if self.severity == "error":
+            self._stays = True
+        else:
+            self._end_notice()
 
     def note_key(self) -> None:
         """Count a key that was pressed; it ends a notice that stays until then."""
@@ -130,14 +147,14 @@ class Footer(Static):
             return
         width, height = (self.size.width or self.app.size.width - _PADDING), self.app.size.height
         has_keys = self.shows_keys and height >= _MIN_SCREEN_ROWS
-        state = (self.notice, self._severity, has_keys, width, self._read_part(), dict(self._get_key_overrides()))
+        state = (self.notice, self.severity, has_keys, width, self._read_part(), dict(self._get_key_overrides()))
         if state == self._shown_state:
             return
         self._shown_state = state
         self.display = bool(self.notice) or has_keys
         if self.notice:
             self.styles.height = "auto"  # as many rows as the wrapped text needs
-            style = "$foreground" if self._severity == "information" else f"$text-{self._severity}"
+            style = "$foreground" if self.severity == "information" else f"$text-{self.severity}"
             self.update(Content.styled(self.notice, style))
         elif has_keys:
             self.styles.height = 1
@@ -166,6 +183,10 @@ class Footer(Static):
         nodes = [self.app, self.screen, *self.screen.walk_children()]
         declared = keys.list_declared_bindings(*dict.fromkeys(type(node) for node in nodes))
         return _FIXED_KEYS | {binding.id: binding.keys for binding in declared}
+
+
+def _join_lines(text: str) -> str:
+    return " ".join(escape_controls(text).split())
 
 
 def _format_keys(binding_ids: Iterable[str], default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:

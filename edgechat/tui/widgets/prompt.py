@@ -199,6 +199,8 @@ class PromptInput(LineEditor):
         if self._needs_page_key(key):
             self.action_cursor_page_up() if key == "pageup" else self.action_cursor_page_down()
             return True
+        if self._is_at_end(key):  # the key scrolls the conversation
+            return False
         return await self.run_editing_key(key)
 
     def _needs_page_key(self, key: str) -> bool:
@@ -211,6 +213,11 @@ class PromptInput(LineEditor):
             return False
         row = self.wrapped_document.location_to_offset(self.cursor_location).y
         return row > 0 if key == "pageup" else row < height - 1
+
+    def _is_at_end(self, key: str) -> bool:
+        """Return whether `key` is Home and the cursor is at the start of the text, or End and it is at the end."""
+        ends = {"home": (0, 0), "end": self.document.end}
+        return not self.selected_text and self.cursor_location == ends.get(key)
 
     def action_send(self) -> None:
         text = self.full_text.strip()
