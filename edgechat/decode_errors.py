@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from edgechat.lazy_pattern import LazyPattern
+
 # Names of msgspec's types for readers of configuration files.
 _FILE_TYPES: Final = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "empty",
@@ -27,10 +29,10 @@ _PYTHON_TYPES: Final = {
     "str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null", "None": "null",
     "dict": "object", "list": "array", "tuple": "array", "Undefined": "undefined",
 }  # fmt: skip
-_QUOTED_TYPE: Final = re.compile(rf"""(['"])({"|".join(_PYTHON_TYPES)})( object)?\1( object\b)?""")
+_QUOTED_TYPE: Final = LazyPattern(rf"""(['"])({"|".join(_PYTHON_TYPES)})( object)?\1( object\b)?""")
 # Half of a surrogate pair that is followed by the end of its string, within the last bytes of JSON.
-_LAST_SURROGATE: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]{0,4}\"")
-_BARE_TYPE: Final = re.compile(r"\b(str|int|bool|NoneType|dict)\b")
+_LAST_SURROGATE: Final = LazyPattern(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]{0,4}\"")
+_BARE_TYPE: Final = LazyPattern(r"\b(str|int|bool|NoneType|dict)\b")
 
 
 def describe_decode_error(error: Exception) -> str:
@@ -82,7 +84,9 @@ def is_lone_surrogate(error: Exception, data: bytes | bytearray) -> bool:
     Near the end of the data, where the other half does not fit any more, msgspec calls the data truncated.
     """
     text = str(error)
-    return "surrogate" in text or (text == "Input data was truncated" and bool(_LAST_SURROGATE.search(data[-12:])))
+    return "surrogate" in text or (
+        text == "Input data was truncated" and bool(_LAST_SURROGATE.compiled.search(data[-12:]))
+    )
 
 
 def name_json_type(value: object) -> str:
@@ -92,8 +96,8 @@ def name_json_type(value: object) -> str:
 
 def replace_type_names(text: str) -> str:
     """Replace the names of Python's types in an error message by those of JSON."""
-    text = _QUOTED_TYPE.sub(lambda match: _PYTHON_TYPES[match[2]], text)
-    return _BARE_TYPE.sub(lambda match: _PYTHON_TYPES[match[1]], text)
+    text = _QUOTED_TYPE.compiled.sub(lambda match: _PYTHON_TYPES[match[2]], text)
+    return _BARE_TYPE.compiled.sub(lambda match: _PYTHON_TYPES[match[1]], text)
 
 
 def _split(error: Exception) -> tuple[str, str]:

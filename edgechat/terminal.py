@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import re
 import sys
 import unicodedata
 from collections.abc import Iterator
 from typing import Final, TextIO
+
+from edgechat.lazy_pattern import LazyPattern
 
 _REPLACEMENT: Final = "\ufffd"
 _BLACK_FLAG: Final = "\U0001f3f4"
@@ -27,12 +28,12 @@ _INVISIBLE: Final = (
 )
 _NEVER_SHOWN: Final = "\ud800-\udfff\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
 """Halves of surrogate pairs, and the block of tags."""
-_SPECIAL: Final = re.compile(f"[{_CONTROLS}{_JOINERS}{_INVISIBLE}{_NEVER_SHOWN}]")
-_JOINER_RUN: Final = re.compile(f"[{_JOINERS}]+")
-_NEVER_SHOWN_RUN: Final = re.compile(f"[{_NEVER_SHOWN}]+")
-_FLAG: Final = re.compile(f"({_BLACK_FLAG}[{_TAGS}]{{1,6}}\U000e007f)")
+_SPECIAL: Final = LazyPattern(f"[{_CONTROLS}{_JOINERS}{_INVISIBLE}{_NEVER_SHOWN}]")
+_JOINER_RUN: Final = LazyPattern(f"[{_JOINERS}]+")
+_NEVER_SHOWN_RUN: Final = LazyPattern(f"[{_NEVER_SHOWN}]+")
+_FLAG: Final = LazyPattern(f"({_BLACK_FLAG}[{_TAGS}]{{1,6}}\U000e007f)")
 # End of a part of a text whose meaning depends on the next part.
-_OPEN_END: Final = re.compile(f"(?:[\r{_JOINERS}]|{_BLACK_FLAG}[{_TAGS}]{{0,6}})\\Z")
+_OPEN_END: Final = LazyPattern(f"(?:[\r{_JOINERS}]|{_BLACK_FLAG}[{_TAGS}]{{0,6}})\\Z")
 _FIRST_JOINING_CHAR: Final = "\u0590"
 """The scripts before this character (Latin, Greek, Cyrillic, Armenian) need no joiners."""
 _SOFT_HYPHEN: Final = 0xAD
@@ -65,11 +66,7 @@ _MAX_MARKS: Final = 10
 _NO_MARKS: Final = (
     "\x00-\u02ff\u2000-\u20cf\u2100-\u2ce0\u3040-\u3098\u309b-\ua66e\uac00-\ufb1d\ufe30-\uffff\U0001f000-\U000e00ff"
 )
-
-
-@functools.cache  # compiled at first use: it takes 2 ms, which would delay the first frame
-def _possible_marks() -> re.Pattern[str]:
-    return re.compile(f"[^{_NO_MARKS}]{{{_MAX_MARKS + 1},}}")
+_POSSIBLE_MARKS: Final = LazyPattern(f"[^{_NO_MARKS}]{{{_MAX_MARKS + 1},}}")
 
 
 class TextEscaper:
@@ -94,7 +91,7 @@ class TextEscaper:
     def feed(self, text: str) -> str:
         """Return the next part of the text; its end can be held back until the part after it is known."""
         text = self._pending + text
-        end = _OPEN_END.search(text)
+        end = _OPEN_END.compiled.search(text)
         self._pending = "" if end is None else end[0]
         return self._escape(text[: end.start()] if end is not None else text, self._pending)
 
@@ -107,10 +104,10 @@ class TextEscaper:
         if not text:
             return ""
         escaped = text
-        if _SPECIAL.search(text):
+        if _SPECIAL.compiled.search(text):
             if not self._is_input:
-                escaped = _JOINER_RUN.sub(lambda match: self._escape_joiners(match, next_text), text)
-            parts = _FLAG.split(escaped.replace("\r\n", "\n"))
+                escaped = _JOINER_RUN.compiled.sub(lambda match: self._escape_joiners(match, next_text), text)
+            parts = _FLAG.compiled.split(escaped.replace("\r\n", "\n"))
             parts[::2] = map(self._escape_special, parts[::2])
             escaped = "".join(parts)
         if not escaped.isascii():
@@ -132,14 +129,14 @@ class TextEscaper:
         return first + _REPLACEMENT * (len(run[0]) - 2) + last
 
     def _escape_special(self, text: str) -> str:
-        text = _NEVER_SHOWN_RUN.sub(lambda match: _REPLACEMENT * len(match[0]), text)
+        text = _NEVER_SHOWN_RUN.compiled.sub(lambda match: _REPLACEMENT * len(match[0]), text)
         return text.translate(_INPUT_ESCAPES if self._is_input else _OUTPUT_ESCAPES)
 
     def _limit_marks(self, text: str) -> str:
         n_leading = next((i for i, char in enumerate(text) if not _is_mark(char)), len(text))
         start, self._n_marks = self._n_marks, 0
         leading = _limit_run(text[:n_leading], start)
-        rest = _possible_marks().sub(
+        rest = _POSSIBLE_MARKS.compiled.sub(
             lambda match: "".join(_limit_run(marks, 0) + char for marks, char in _split_runs(match[0])),
             text[n_leading:],
         )
@@ -165,9 +162,9 @@ def escape_json(text: str, *, ascii_only: bool = False) -> str:
 
     With `ascii_only`, replace all characters outside of ASCII.
     """
-    pattern = r"[^\x00-\x7e]+" if ascii_only else f"{_SPECIAL.pattern}+"
+    pattern = r"[^\x00-\x7e]+" if ascii_only else f"{_SPECIAL.source}+"
     text = re.sub(pattern, lambda match: "".join(map(_escape_json_char, match[0])), text)
-    return _possible_marks().sub(
+    return _POSSIBLE_MARKS.compiled.sub(
         lambda match: "".join(
             (marks if len(marks) <= _MAX_MARKS else "".join(map(_escape_json_char, marks))) + char
             for marks, char in _split_runs(match[0])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
+
+from edgechat.lazy_pattern import LazyPattern
 
 # Sizes above this are nonsense: an 8K monitor has 1920 columns of 4 pixels.
 _MAX_CELLS: Final = 2000
@@ -14,17 +15,17 @@ _MAX_KEY_FIELDS: Final = 3
 
 _FIXED_REPORTS: Final = frozenset({"\x1b[I", "\x1b[O"})
 """Focus gained and focus lost."""
-_MODE_REPORT: Final = re.compile(r"\x1b\[\?(?:2026|2048);\d\$y")
-_CURSOR: Final = re.compile(r"\x1b\[\d{1,5};\d{1,5}R")
-_SIZE: Final = re.compile(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
-_BACKGROUND: Final = re.compile(
+_MODE_REPORT: Final = LazyPattern(r"\x1b\[\?(?:2026|2048);\d\$y")
+_CURSOR: Final = LazyPattern(r"\x1b\[\d{1,5};\d{1,5}R")
+_SIZE: Final = LazyPattern(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
+_BACKGROUND: Final = LazyPattern(
     rb"11;(?:rgb:|rgba:)([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?\xc2?"
 )
 MAX_BACKGROUND_CHARS: Final = 32
 """Length of the longest answer to OSC 11."""
-BACKGROUND_START: Final = re.compile(rb"1(1(;(r(g(b(a?(:[0-9a-fA-F/]*\xc2?)?)?)?)?)?)?)?")
+BACKGROUND_START: Final = LazyPattern(rb"1(1(;(r(g(b(a?(:[0-9a-fA-F/]*\xc2?)?)?)?)?)?)?)?")
 """Incomplete answer; `\\xc2` is the first byte of the terminator in UTF-8."""
-_KEY: Final = re.compile(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
+_KEY: Final = LazyPattern(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
 _KEY_RELEASE: Final = "3"
 _SURROGATES: Final = range(0xD800, 0xE000)
 _PRIVATE_USE: Final = range(0xE000, 0xF900)
@@ -52,7 +53,7 @@ def read_background(content: bytes) -> Background | None:
 
     Each channel has one to four hexadecimal digits, as in `11;rgb:1e1e/1e1e/2e2e`.
     """
-    match = _BACKGROUND.fullmatch(content)
+    match = _BACKGROUND.compiled.fullmatch(content)
     return Background(*(int(digits, 16) / (16 ** len(digits) - 1) for digits in match.groups())) if match else None
 
 
@@ -67,11 +68,11 @@ class KeyTables(NamedTuple):
 
 def find_tokens(sequence: str, keys: KeyTables) -> list[str]:
     """Return the keys and reports of one complete control sequence; nothing for an unknown sequence."""
-    if sequence in _FIXED_REPORTS or _MODE_REPORT.fullmatch(sequence) or _CURSOR.fullmatch(sequence):
+    if sequence in _FIXED_REPORTS or _MODE_REPORT.compiled.fullmatch(sequence) or _CURSOR.compiled.fullmatch(sequence):
         return [sequence]
-    if size := _SIZE.fullmatch(sequence):
+    if size := _SIZE.compiled.fullmatch(sequence):
         return _find_size_report(*map(int, size.groups()))
-    if key := _KEY.fullmatch(sequence):
+    if key := _KEY.compiled.fullmatch(sequence):
         return _find_keys(sequence, key[1], key[2], keys)
     return [sequence] if keys.is_sequence(sequence) else []
 

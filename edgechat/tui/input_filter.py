@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from edgechat.lazy_pattern import LazyPattern
 from edgechat.tui.control_sequences import (
     BACKGROUND_START,
     MAX_BACKGROUND_CHARS,
@@ -61,7 +62,7 @@ _N_OPERANDS: Final = {ord("Y"): 2, ord("N"): 1}
 _UNTYPED_PAIRS: Final = frozenset(b"[]^_\\")
 """Second bytes of an escape sequence without content. As Alt with a sign they would type the sign."""
 
-_MOUSE: Final = re.compile(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
+_MOUSE: Final = LazyPattern(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
 _MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
@@ -102,7 +103,7 @@ class InputFilter:
         if self._state == self._read_text:
             return self._started_at + self._escape_delay_s if self._incomplete_character else None
         # ESC alone is a key, and so is ESC with one byte; with more bytes it is a sequence that is still arriving.
-        if self._state == self._read_string and BACKGROUND_START.fullmatch(self._content):
+        if self._state == self._read_string and BACKGROUND_START.compiled.fullmatch(self._content):
             return self._started_at + _REPORT_TIMEOUT_S
         return self._started_at + (self._escape_delay_s if self._can_be_key else _SEQUENCE_TIMEOUT_S)
 
@@ -157,7 +158,7 @@ class InputFilter:
         if data[position] == _ESC:
             self._start_sequence()
             return position + 1
-        if control := C1_START.match(data, position):
+        if control := C1_START.compiled.match(data, position):
             self._start_c1_sequence(control[1][0])
             return control.end()
         end = find_partial_end(data, position)
@@ -308,7 +309,7 @@ class InputFilter:
         self._sequence.append(byte)
         if is_end:
             report = self._sequence.decode("ascii")
-            self._end_sequence(report if _MOUSE.fullmatch(report) else "")
+            self._end_sequence(report if _MOUSE.compiled.fullmatch(report) else "")
         return start + 1
 
     def _read_x10_mouse(self, data: bytes, start: int) -> int:

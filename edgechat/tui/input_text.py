@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
+
+from edgechat.lazy_pattern import LazyPattern
 
 _SPACE: Final = 0x20
 _DEL: Final = 0x7F
@@ -13,17 +14,17 @@ C1_STARTS: Final = frozenset(b"\x8e\x8f\x90\x98\x9b\x9d\x9e\x9f")
 """SS2, SS3, DCS, SOS, CSI, OSC, PM and APC in their form with eight bits: ESC and the byte minus 0x40."""
 C1_TERMINATOR: Final = 0x9C
 """End of a control string (ST)."""
-C1_START: Final = re.compile(rb"\xc2?([\x8e-\x90\x98\x9b\x9d-\x9f])")
+C1_START: Final = LazyPattern(rb"\xc2?([\x8e-\x90\x98\x9b\x9d-\x9f])")
 """One of `C1_STARTS`, as a character in UTF-8 or as a byte that is not part of a character."""
 _C1_LEAD: Final = 0xC2
 """First byte of a C1 control in UTF-8."""
 _C1_CONTROLS: Final = dict.fromkeys(range(0x80, 0xA0))
 # Characters, and all controls except ESC and C1_STARTS.
-_TEXT: Final = re.compile(
+_TEXT: Final = LazyPattern(
     rb"(?:[\x00-\x1a\x1c-\x7f]+|(?:\xc2(?![\x8e-\x90\x98\x9b\x9d-\x9f])|[\xc3-\xdf])[\x80-\xbf]"
     rb"|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})*"
 )
-_PARTIAL_CHARACTER: Final = re.compile(rb"[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2}")
+_PARTIAL_CHARACTER: Final = LazyPattern(rb"[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2}")
 
 
 def read_text(data: bytes, start: int) -> tuple[str, int]:
@@ -31,14 +32,14 @@ def read_text(data: bytes, start: int) -> tuple[str, int]:
 
     C1 controls are dropped.
     """
-    match = _TEXT.match(data, start)
+    match = _TEXT.compiled.match(data, start)
     end = match.end() if match is not None else start
     return data[start:end].decode("utf-8", "replace").translate(_C1_CONTROLS), end
 
 
 def find_partial_end(data: bytes, start: int) -> int:
     """Return the end of the incomplete character, or of the invalid byte, at `start`."""
-    match = _PARTIAL_CHARACTER.match(data, start)
+    match = _PARTIAL_CHARACTER.compiled.match(data, start)
     return match.end() if match is not None else start + 1
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
+
+from edgechat.lazy_pattern import LazyPattern
 
 # A longer paste is delivered in parts.
 _MAX_PASTE_BYTES: Final = 16 << 20
-_END: Final = re.compile(rb"\x1b\[201~")
-_EIGHT_BIT_END: Final = re.compile(rb"(?:\xc2?\x9b|\x1b\[)201~")
+_END: Final = LazyPattern(rb"\x1b\[201~")
+_EIGHT_BIT_END: Final = LazyPattern(rb"(?:\xc2?\x9b|\x1b\[)201~")
 _END_BYTES: Final = 6
 
 
@@ -22,7 +23,7 @@ class PasteReader:
     """Incremental reader of one paste. With `has_eight_bits`, the end marker can start with a C1 control too."""
 
     def __init__(self, *, has_eight_bits: bool) -> None:
-        self._end = _EIGHT_BIT_END if has_eight_bits else _END
+        self._end = (_EIGHT_BIT_END if has_eight_bits else _END).compiled
         self._data = bytearray()
         self._parts: list[Paste] = []
         self.is_complete = False

@@ -109,7 +109,7 @@ def test_run_of_combining_marks_is_limited(mark: str) -> None:
 def test_every_combining_mark_can_be_part_of_a_limited_run() -> None:
     for code in range(sys.maxunicode + 1):
         if unicodedata.category(chr(code)).startswith("M"):
-            assert terminal._possible_marks().fullmatch(chr(code) * 11), hex(code)
+            assert terminal._POSSIBLE_MARKS.compiled.fullmatch(chr(code) * 11), hex(code)
 
 
 def test_pasted_line_separators_become_newlines_and_isolates_stay() -> None:
@@ -123,7 +123,7 @@ def test_escaped_json_has_the_same_value(value: object) -> None:
     text = json.dumps(value, ensure_ascii=False)
     escaped = escape_json(text)
     assert json.loads(escaped) == value
-    assert not terminal._SPECIAL.search(escaped)
+    assert not terminal._SPECIAL.compiled.search(escaped)
 
 
 def test_escaped_json_shows_the_numbers_of_characters() -> None:

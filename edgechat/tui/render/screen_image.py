@@ -6,7 +6,6 @@ Textual writes every row of a changed region with all its spaces. Over a slow li
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
@@ -15,6 +14,8 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
+from edgechat.lazy_pattern import LazyPattern
+
 _MAX_CACHED_STYLES: Final = 4096
 _MIN_ERASED_COLUMNS: Final = 8
 """Minimum number of spaces for which an erase sequence and a cursor movement are shorter."""
@@ -22,9 +23,9 @@ _MIN_SCROLLED_ROWS: Final = 3
 _MIN_SCROLL_GAIN: Final = 120
 """Minimum number of characters that scrolling must save; the sequences for it take about 25 bytes."""
 # Terminals disagree about the width of emoji sequences: joiners, variation selectors, keycaps, skin tones and flags.
-_UNSURE_WIDTH: Final = re.compile(
-    "[^\x00-\u1fff]*[\u200d\ufe0f\u20e3\U0001f3fb-\U0001f3ff\U0001f1e6-\U0001f1ff][^\x00-\u1fff]*"
-)
+_UNSURE_CHARS: Final = "\u200d\ufe0f\u20e3" + "".join(map(chr, (*range(0x1F3FB, 0x1F400), *range(0x1F1E6, 0x1F200))))
+_UNSURE_CHAR_SET: Final = frozenset(_UNSURE_CHARS)
+_UNSURE_WIDTH: Final = LazyPattern(f"[^\x00-\u1fff]*[{_UNSURE_CHARS}][^\x00-\u1fff]*")
 # Terminals that erase with the current background colour, by the start of $TERM.
 _ERASES_WITH_COLOUR: Final = (
     "xterm", "kitty", "tmux", "alacritty", "foot", "wezterm", "ghostty", "rxvt", "linux", "st", "konsole", "vte",
@@ -212,7 +213,7 @@ class _Writer:
         column, runs, is_tail_equal = 0, list(new), False
         if old is not None:
             column, rest = _cut_prefix(list(old), runs)
-            if not any(_UNSURE_WIDTH.search(run.text) for run in runs):
+            if all(_UNSURE_CHAR_SET.isdisjoint(run.text) for run in runs):
                 is_tail_equal = _cut_suffix(rest, runs)
         is_positioned = False
         for number, (sgr, text) in enumerate(runs):
@@ -233,11 +234,11 @@ class _Writer:
 
     def _write_text(self, text: str, y: int, column: int) -> bool:
         """Write a text; return whether the position of the cursor after it is certain."""
-        if text.isascii():
+        if _UNSURE_CHAR_SET.isdisjoint(text):
             self._add(text)
             return True
         start = 0
-        for match in _UNSURE_WIDTH.finditer(text):
+        for match in _UNSURE_WIDTH.compiled.finditer(text):
             self._add(text[start : match.end()])
             start = match.end()
             if start < len(text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from edgechat.lazy_pattern import LazyPattern
 from edgechat.terminal import escape_input
 from edgechat.tui import keys
 from edgechat.tui.widgets.line_editor import LineEditor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Longer pastes are shown as a marker, because TextArea lays out its whole text on every key press.
 _MAX_INLINE_CHARS: Final = 8192
 _MAX_INLINE_LINES: Final = 200
-_PASTE_MARKER: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
+_PASTE_MARKER: Final = LazyPattern(r"\[pasted text (\d+): [\d,]+ lines?\]")
 
 
 class PromptState(NamedTuple):
@@ -129,7 +129,7 @@ class PromptInput(LineEditor):
         """The text with each marker replaced by its paste."""
         if not self._pastes:
             return self.text
-        return _PASTE_MARKER.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
+        return _PASTE_MARKER.compiled.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
 
     def load(self, text: str) -> None:
         """Replace the content with `text`, or with a paste marker if `text` is long."""
@@ -254,7 +254,7 @@ class PromptInput(LineEditor):
             self.post_message(self.ErasedAtStart())
             return
         text_before = self.get_text_range((0, 0), self.cursor_location)
-        markers = _PASTE_MARKER.finditer(text_before) if self._pastes and not self.selected_text else ()
+        markers = _PASTE_MARKER.compiled.finditer(text_before) if self._pastes and not self.selected_text else ()
         marker = next((m for m in markers if m.end() == len(text_before)), None)
         if marker is None:
             self.action_delete_left()
