@@ -54,6 +54,8 @@ class ConversationFrame(Vertical):
         self.status_line = StatusLine(self._read_status, self.show_frame)
         self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
+        # The screen focuses the input at the start. If it has the focus before, its styles are computed only once.
+        self.prompt.set_reactive(PromptInput.has_focus, True)
         self.composer = Composer(self.prompt, worker)
         self.composer_bar: ComposerBar | None = None
         """Rows of attachments and queued messages; None until there are some: it would delay the first frame."""
