@@ -52,16 +52,6 @@ class ChatApp(ThemedApp):
     ScrollView, ScrollableContainer {
         scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background;
     }
-    OptionList {
-        border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
-        scrollbar-gutter: stable;
-    }
-    OptionList:focus { border: none; background-tint: transparent; }
-    OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {
-        color: $selection-text; background: $selection-area; text-style: none;
-    }
-    OptionList > .option-list--option-disabled { color: $list-quiet; }
-    Sidebar OptionList { background: $background; }
     .ascii * { scrollbar-size: 0 0; }
     .ascii PromptInput, .ascii PromptInput:focus, .ascii ModalScreen > * { border: ascii $border; }
     .ascii Static, .ascii Sidebar { border: none; }

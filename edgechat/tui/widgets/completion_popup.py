@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.text import Text
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
+
+from edgechat.tui.widgets.entry_list import EntryList
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from textual.widgets import OptionList
+
     from edgechat.tui.completion import Completion
 
 
-class CompletionPopup(OptionList, can_focus=False):
+class CompletionPopup(EntryList, can_focus=False):
     """List of completions. It never takes the focus: the prompt keeps the focus and moves the highlight."""
 
     DEFAULT_CSS = """
-    CompletionPopup { display: none; height: auto; max-height: 8; padding: 0 1; }
+    CompletionPopup { display: none; height: auto; max-height: 8; }
     """
 
     def __init__(self, on_accept: Callable[[], None]) -> None:

@@ -14,6 +14,18 @@ _HIGHLIGHTED_CLASSES = ("option-list--option", "option-list--option-highlighted"
 class EntryList(OptionList):
     """Option list for rows with quiet parts: the highlighted row has one colour, because only that is readable."""
 
+    DEFAULT_CSS = """
+    EntryList {
+        border: none; padding: 0; color: $list-text; background: $surface; text-wrap: nowrap; text-overflow: ellipsis;
+        scrollbar-gutter: stable;
+    }
+    EntryList:focus { border: none; background-tint: transparent; }
+    EntryList > .option-list--option-highlighted, EntryList:focus > .option-list--option-highlighted {
+        color: $selection-text; background: $selection-area; text-style: none;
+    }
+    EntryList > .option-list--option-disabled { color: $list-quiet; }
+    """
+
     class WidthChanged(Message):
         """The width of the rows has changed, so rows that depend on it must be formatted again."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
+from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.widgets import TextArea
+from textual.widgets.text_area import TextAreaTheme
 
 EDITING_KEYS: Final = {
     "left": "cursor_left", "right": "cursor_right", "home": "cursor_line_start", "end": "cursor_line_end",
@@ -17,9 +19,34 @@ EDITING_KEYS: Final = {
 """Actions of the keys that every text input has; the help does not list them, and they cannot be remapped."""
 
 
-class LineEditor(TextArea, inherit_bindings=False):
+# Textual reads the style of each part of its text area at every repaint. A theme that has the style of the parts that
+# this editor does not show, such as line numbers, halves the style sheet and the time that computing styles takes.
+_THEME: Final = TextAreaTheme(
+    "line-editor", gutter_style=Style.null(), cursor_line_style=Style.null(), cursor_line_gutter_style=Style.null(),
+    bracket_matching_style=Style.null(),
+)  # fmt: skip
+
+
+class LineEditor(TextArea, inherit_bindings=False, inherit_css=False):
     """Text area with the keys of readline. Killed text can be inserted again; every change can be undone."""
 
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "text-area--cursor", "text-area--selection", "text-area--placeholder",
+    }  # fmt: skip
+    DEFAULT_CSS = """
+    LineEditor {
+        width: 1fr; overflow: auto auto; color: $foreground; background: $surface; pointer: text;
+        scrollbar-size: 1 1; scrollbar-color: $scrollbar; scrollbar-background: $scrollbar-background;
+        .text-area--cursor {
+            color: $input-cursor-foreground; background: $input-cursor-background; text-style: $input-cursor-text-style;
+        }
+        .text-area--selection { color: $input-selection-foreground; background: $input-selection-background; }
+        .text-area--placeholder { color: $text 40%; }
+        &:light .text-area--cursor { color: $text 90%; background: $foreground 70%; }
+        &:ansi .text-area--cursor { text-style: reverse; }
+        &:ansi .text-area--selection { background: transparent; text-style: reverse; }
+    }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+a", "cursor_line_start", "Go to the start of the line", id="prompt.line_start", show=False),
         Binding("ctrl+e", "cursor_line_end", "Go to the end of the line", id="prompt.line_end", show=False),
@@ -48,9 +75,14 @@ class LineEditor(TextArea, inherit_bindings=False):
         Binding("ctrl+v", "paste", "Insert the text copied last in the chat", id="prompt.paste", show=False),
     ]  # fmt: skip
 
-    _killed_text = ""
-    _state_after_kill: tuple[str, tuple[int, int]] | None = None
-    """Text and cursor after the last deletion; the next deletion extends it if nothing happened in between."""
+    def __init__(self, **options: Any) -> None:
+        """`options` are those of Textual's `TextArea`."""
+        super().__init__(**options)
+        self.register_theme(_THEME)
+        self.theme = _THEME.name
+        self._killed_text = ""
+        self._state_after_kill: tuple[str, tuple[int, int]] | None = None
+        """Text and cursor after the last deletion; the next deletion extends it if nothing happened in between."""
 
     async def run_editing_key(self, key: str) -> bool:
         """Run the action of a key in `EDITING_KEYS`; return False for other keys."""

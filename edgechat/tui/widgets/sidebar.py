@@ -55,7 +55,7 @@ class Sidebar(Vertical):
         dock: left; width: 38%; min-width: 34; max-width: 56;
         border-right: solid $border-blurred; padding: 0 1 0 0;
     }
-    Sidebar OptionList { height: 1fr; background: transparent; }
+    Sidebar OptionList { height: 1fr; background: $background; }
     Sidebar #list-keys { height: auto; color: $list-quiet; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -9,6 +9,7 @@ from textual.theme import BUILTIN_THEMES
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgechat.tui import themes
 from edgechat.tui.render.contrast import choose_list_colours, compute_contrast
 from edgechat.tui.widgets.entry_list import EntryList
 
@@ -19,6 +20,9 @@ class ListApp(App[None]):
     """A list above a description whose height depends on the highlighted row."""
 
     CSS = "EntryList { height: 1fr; } Static { height: auto; }"
+
+    def get_css_variables(self) -> dict[str, str]:
+        return themes.add_own_colours(super().get_css_variables(), self.current_theme, "truecolor")
 
     def compose(self) -> ComposeResult:
         yield EntryList(*(Option(f"row {n}") for n in range(100)))
