@@ -235,13 +235,16 @@ class Actions:
         has_reply = entry.kind == "assistant" or entry is not messages[-1]
         return not has_reply or self._confirm(action, entry, effect)
 
-    def _confirm(self, action: str, entry: MessageEntry, effect: str) -> bool:
-        """Return whether the key of `action` was pressed twice; at first, ask the user to press it again."""
+    def _confirm(self, action: str, entry: MessageEntry, effect: str, key_name: str = "") -> bool:
+        """Return whether the key of `action` was pressed twice; at first, ask the user to press it again.
+
+        `key_name` is the binding `message.KEY_NAME` of the key; "" if it is called like the action.
+        """
         footer = self._pane.footer
         if self._confirmation.confirm(f"{action} {entry.message.id}", footer.n_keys):
             footer.show_notice("")
             return True
-        self._pane.ask(f"Press {footer.key_label(f'message.{action}')} again {effect}")
+        self._pane.ask(f"Press {footer.key_label(f'message.{key_name or action}')} again {effect}")
         return False
 
     def edit_message(self, entry: MessageEntry | None) -> None:
@@ -262,11 +265,28 @@ class Actions:
         if entry is not self._pane.last_message:
             effect = "to delete this message and all messages below it"
         elif entry.kind == "assistant":
-            effect = "to delete this reply; select your message to delete both"
+            pair_key = self._pane.footer.key_label("message.delete_pair")
+            effect = f"to delete this reply, or {pair_key} to delete your message, too"
         else:
             effect = "to delete this message"
         if self._confirm("delete", entry, effect):
-            self._change_conversation(lambda session: session.delete(message_id), commands.DELETION_NOTICE)
+            self._delete(message_id)
+
+    def delete_pair(self, entry: MessageEntry | None) -> None:
+        """Delete the user message of `entry` and all messages below it, after the same confirmation as one message."""
+        messages = self._pane.messages
+        above = messages[: messages.index(entry) + 1] if entry is not None else []
+        user_entry = next((e for e in reversed(above) if e.kind == "user"), None)
+        if entry is None or user_entry is None:
+            return
+        has_more = messages.index(user_entry) < len(messages) - 2
+        effect = "to delete your message and all messages below it" if has_more else "to delete your message, too"
+        if self._confirm("delete", entry, effect, key_name="delete_pair"):
+            self._delete(user_entry.message.id)
+
+    def _delete(self, message_id: str) -> None:
+        text = f"Message deleted. {self._pane.footer.key_label('message.undo')} or /undo restores it"
+        self._change_conversation(lambda session: session.delete(message_id), text)
 
     def branch(self, entry: MessageEntry | None) -> None:
         """Start a branch below a reply: the next message follows this reply; existing messages stay on their branch."""

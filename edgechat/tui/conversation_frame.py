@@ -119,6 +119,9 @@ class ConversationFrame(Vertical):
 
     # Title, footer and notices
 
+    def on_completion_popup_toggled(self) -> None:
+        self.footer.redraw()
+
     def on_resize(self) -> None:
         self.title_line.fold()
         self.status_line.redraw()  # it shows the name of the model while the title line is hidden
@@ -129,6 +132,7 @@ class ConversationFrame(Vertical):
         """Apply the settings of the footer and of the position of conversations."""
         self._is_centered = settings.centered
         self._centre_transcript()
+        self.prompt.update_placeholder()
         self.footer.shows_keys = settings.footer
         self.footer.redraw()
 
@@ -167,16 +171,26 @@ class ConversationFrame(Vertical):
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""
         focused = self.screen.focused  # `has_focus` of the widgets changes later
-        if self.is_generating and focused in {self.prompt, self.transcript}:
+        if self.app.screen_stack[-1:] != [self.screen]:  # the keys do not work below another screen
+            return "covered"
+        if focused not in {self.prompt, self.transcript, None}:
+            return "list" if self.size.width < self.app.size.width else "covered"  # the list shows its keys itself
+        if focused is not self.transcript and self.prompt.shows_completions:
+            return "completions"
+        if self.is_generating and focused is not None:
             return "reply"
-        if focused is self.transcript:
-            entry = self.transcript.current_message
-            if entry is not None and entry.alternative[1] > 1:
-                return "replies" if entry.kind == "assistant" else "versions"
-            return "conversation"
-        if focused in {self.prompt, None}:
-            return "edit" if self.composer.edited_id is not None else "input"
-        return "list"
+        return self._read_transcript_part() if focused is self.transcript else self._read_input_part()
+
+    def _read_transcript_part(self) -> str:
+        entry = self.transcript.current_message
+        if entry is not None and entry.alternative[1] > 1:
+            return "replies" if entry.kind == "assistant" else "versions"
+        return "conversation"
+
+    def _read_input_part(self) -> str:
+        if self.composer.edited_id is not None:
+            return "edit"
+        return "input" if self.prompt.text else "empty input"
 
     def ask(self, question: str) -> None:
         """Show a question in the footer until the next key, which is the answer."""

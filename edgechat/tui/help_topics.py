@@ -38,7 +38,7 @@ TOPICS: Final = (
     Topic(
         "Change a message or a reply",
         ("message.edit", "message.retry", "message.continue", "chat.previous", "chat.next", "message.previous",
-         "message.next", "message.branch", "message.delete", "message.undo"),
+         "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo"),
         ("edit", "retry", "continue", "switch", "delete", "undo"),
     ),
     Topic(

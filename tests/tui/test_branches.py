@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgechat.bench.scripted_session import Script
 from edgechat.chat.commands import Destination
 from edgechat.store import open_ephemeral_store
@@ -183,7 +185,7 @@ async def test_questions_name_the_action_and_stay_until_the_next_key() -> None:
         await pilot.press("n")
         assert app.pane.footer.notice == "Press n again to continue this reply"
         await pilot.press("d")
-        assert app.pane.footer.notice == "Press d again to delete this reply; select your message to delete both"
+        assert app.pane.footer.notice == "Press d again to delete this reply, or D to delete your message, too"
         await pilot.press("up", "d")
         assert app.pane.footer.notice == "Press d again to delete this message and all messages below it"
         await pilot.press("f9", "d")  # another key in between
@@ -230,3 +232,32 @@ async def test_keys_for_other_replies_are_shown() -> None:
         app.pane.footer.redraw()
         app.pane.status_line.redraw()
         await until_async(lambda: status_text(app).startswith("Left/F9 other reply  y copy"))
+
+
+@pytest.mark.parametrize("keys", [("D", "D"), ("d", "D"), ("delete", "D"), ("up", "D", "D"), ("up", "d", "d")])
+async def test_message_and_reply_are_deleted_together(keys: tuple[str, ...]) -> None:
+    app = make_scripted_app("One.", "Two.")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "First")
+        await ask(app, "Second")
+        await pilot.press("escape", *keys[:-1])
+        assert len(saved_texts(app)) == 4
+        assert app.pane.footer.notice.startswith("Press d again" if keys[-2] != "D" else "Press D again")
+        await pilot.press(keys[-1])
+        await until_async(lambda: shown_texts(app, "user") == ["First"])
+        assert shown_texts(app, "assistant") == ["One."]
+        await until_async(lambda: app.pane.footer.notice == "Message deleted. u or /undo restores it")
+        await pilot.press("u")
+        await until_async(lambda: shown_texts(app, "user") == ["First", "Second"])
+
+
+async def test_question_names_the_key_that_deletes_both_messages() -> None:
+    app = make_scripted_app("One.", keys={"message.delete_pair": "f9"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "First")
+        await pilot.press("escape", "d")
+        assert app.pane.footer.notice == "Press d again to delete this reply, or F9 to delete your message, too"
+        await pilot.press("f9")
+        await until_async(lambda: shown_messages(app) == [])

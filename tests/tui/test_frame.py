@@ -78,13 +78,18 @@ async def test_footer_lists_the_keys_of_the_focused_part() -> None:
     app = make_scripted_app(keys={"chat.help": "f7", "message.copy": "z"})
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
-        assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc copy/edit/retry  F7 help  Ctrl+P commands")
+        assert footer_text(app).startswith(
+            "Esc copy/edit/retry  Up/Down history  F7 help  Ctrl+P commands  Ctrl+Q quit"
+        )
+        await pilot.press("a")
+        assert footer_text(app).startswith("Enter send  Ctrl+J new line  Esc copy/edit/retry  Up/Down history  F7 help")
+        await pilot.press("backspace")
         await pilot.press("escape")
         await until_async(lambda: footer_text(app).startswith("z copy  c code  s save  e edit"))
         await pilot.press("ctrl+b")
         await until_async(lambda: footer_text(app).startswith("Enter open  Ctrl+S pin  Ctrl+X delete  Esc back"))
         await pilot.press("escape", "i")  # the list returns the focus to the conversation
-        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        await until_async(lambda: footer_text(app).startswith("Esc copy/edit/retry"))
         assert max(map(len, screen_text(app).splitlines())) <= 100
 
 
@@ -97,7 +102,7 @@ async def test_footer_shows_how_to_stop_a_reply() -> None:
         app.pane.submit("Question")
         await until_async(lambda: footer_text(app).startswith("Esc stop  Enter queue"))
         script.may_continue.set()
-        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        await until_async(lambda: footer_text(app).startswith("Esc copy/edit/retry"))
         await pilot.press("escape", "e")
         await until_async(lambda: footer_text(app).startswith("Enter send  Esc cancel the edit"))
 
@@ -111,7 +116,7 @@ async def test_footer_can_be_switched_off_and_hides_on_low_screens() -> None:
         await until_async(lambda: footer_text(app) == "A notice")
         app.apply_settings(type(app.settings)(footer=True))
         app.notify("")
-        await until_async(lambda: footer_text(app).startswith("Enter send"))
+        await until_async(lambda: footer_text(app).startswith("Esc copy/edit/retry"))
         await pilot.resize_terminal(80, 11)
         await until_async(lambda: not footer_text(app))
         await pilot.resize_terminal(80, 7)
@@ -295,3 +300,38 @@ async def test_mistake_that_is_too_long_for_the_footer_stays_in_the_transcript()
         app.pane.show_failure("word " * 100, is_mistake=True)
         assert shown_texts(app, "error") == ["word " * 100]
         assert app.pane.footer.notice == ""
+
+
+async def test_footer_names_the_keys_of_the_completions_while_they_are_open() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("/", "r")
+        await until_async(lambda: footer_text(app).startswith("Tab accept  Up/Down choose  Esc close the list"))
+        await pilot.press("escape")
+        await until_async(lambda: footer_text(app).startswith("Enter send"))
+
+
+@pytest.mark.parametrize(
+    ("key", "screen"), [("ctrl+p", "CommandPaletteScreen"), ("ctrl+f", "SearchScreen"), ("ctrl+r", "PickerScreen")]
+)
+async def test_footer_lists_no_keys_of_the_chat_below_another_screen(key: str, screen: str) -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press(key)
+        await until_async(lambda: is_open(app, screen) and footer_text(app) == "")
+        assert "Ctrl+Q" not in screen_text(app)
+        assert "Esc: close" in screen_text(app)
+        await pilot.press("escape")
+        await until_async(lambda: footer_text(app).startswith("Esc copy/edit/retry"))
+
+
+async def test_placeholder_names_the_configured_keys() -> None:
+    app = make_scripted_app(keys={"prompt.send": "ctrl+s", "chat.help": "f9"})
+    async with app.run_test():
+        await wait_until_ready(app)
+        assert "Ctrl+S sends, Ctrl+J new line, F9 help" in screen_text(app)
+        app.apply_settings(type(app.settings)(keys={"prompt.newline": "f8"}))
+        await until_async(lambda: "Enter sends, F8 new line, F1 help" in screen_text(app))

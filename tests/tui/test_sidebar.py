@@ -13,6 +13,7 @@ from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
 from tests.tui.app_driver import (
+    ask,
     make_scripted_app,
     option_list,
     option_texts,
@@ -74,7 +75,7 @@ async def test_titles_have_more_room_than_counts_and_dates(n_columns: int, n_tit
         assert app.pane.size.width >= 40
 
 
-@pytest.mark.parametrize("size", [(80, 24), (60, 20)])
+@pytest.mark.parametrize("size", [(100, 24), (80, 24), (60, 20)])
 async def test_keys_of_the_list_are_shown(size: tuple[int, int]) -> None:
     app = make_scripted_app(store=make_store(), keys={"list.pin": "f8"})
     async with app.run_test(size=size) as pilot:
@@ -83,7 +84,7 @@ async def test_keys_of_the_list_are_shown(size: tuple[int, int]) -> None:
         text = screen_text(app)
         assert "F8 pin" in text
         assert "Ctrl+X delete" in text
-        if size[0] < 70:  # the list covers the input
+        if size[0] < 100:  # the list covers the input
             return
         app.pane.prompt.focus()
         await until_async(lambda: "Ctrl+X delete" not in screen_text(app))
@@ -93,7 +94,7 @@ async def test_keys_of_the_list_are_shown(size: tuple[int, int]) -> None:
 
 async def test_filter_is_empty_after_a_choice_and_when_the_list_opens() -> None:
     app = make_scripted_app(store=make_store())
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=(120, 30)) as pilot:
         await open_list(app, pilot)
         await pilot.press(*"nothing like it")
         await until_async(lambda: option_texts(app, "#conversations") == ["No title matches. Ctrl+F searches messages"])
@@ -171,3 +172,27 @@ async def test_list_is_readable_in_every_theme() -> None:
                     if text.strip(" ▁▂▃▄▅▆▇█") and style is not None and style.color and style.bgcolor:
                         colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
                         assert compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"]) >= 4.5, (name, text, colours)
+
+
+async def test_list_covers_a_part_of_the_conversation_on_a_narrow_screen_while_it_has_the_focus() -> None:
+    store = open_ephemeral_store()
+    save_conversation(store, [("Question", "word " * 200)], "Old talk")
+    app = make_scripted_app("A reply.", store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press("ctrl+b")
+        await until_async(lambda: app.chat.sidebar is not None and app.chat.sidebar.size.width > 50)
+        assert app.pane.size.width == 80  # the conversation keeps its layout
+        assert app.chat.sidebar is not None
+        await pilot.resize_terminal(120, 24)
+        await until_async(lambda: app.pane.size.width < 80)
+        await pilot.resize_terminal(60, 24)
+        await until_async(lambda: app.chat.sidebar is not None and app.chat.sidebar.outer_size.width == 60)
+        await pilot.resize_terminal(80, 24)
+        await until_async(lambda: app.chat.sidebar is not None and app.chat.sidebar.outer_size.width == 56)
+        app.pane.prompt.focus()
+        await until_async(lambda: app.chat.sidebar is not None and not app.chat.sidebar.display)
+        await pilot.press("ctrl+b")
+        await until_async(lambda: app.screen.focused is not None and app.screen.focused.id == "filter")
+        assert app.chat.sidebar.display

@@ -83,15 +83,16 @@ class ChatScreen(Screen[None]):
         Binding("r", "on_message('retry_message')", "Generate an alternative reply", id="message.retry", show=False),
         Binding("n", "on_message('continue_message')", "Continue the reply", id="message.continue", show=False),
         Binding(
-            "d",
-            "on_message('delete_message')",
-            "Delete the message and all messages below it",
-            id="message.delete",
-            show=False,
+            "d,delete", "on_message('delete_message')", "Delete the message and all messages below it",
+            id="message.delete", show=False,
+        ),
+        Binding(
+            "D", "on_message('delete_pair')", "Delete your message with its reply, and all messages below them",
+            id="message.delete_pair", show=False,
         ),
         Binding("u", "command('undo')", "Restore the last deleted message", id="message.undo", show=False),
         Binding("b", "on_message('branch')", "Start a new branch after this message", id="message.branch", show=False),
-    ]
+    ]  # fmt: skip
 
     def __init__(
         self, worker: SessionWorker, get_palette: Callable[[], Palette],
@@ -142,6 +143,10 @@ class ChatScreen(Screen[None]):
 
     def on_screen_resume(self) -> None:
         self.app.clear_notifications()  # toasts of the screen above would cover the input
+        self.pane.footer.redraw()
+
+    def on_screen_suspend(self) -> None:
+        self.pane.footer.redraw()
 
     def leave(self) -> None:
         """Save the unsent text before the application closes."""
@@ -188,6 +193,7 @@ class ChatScreen(Screen[None]):
     def _on_typed(self) -> None:
         if self._typing_timer is not None:
             self._typing_timer.stop()
+        self.pane.footer.redraw()
         self._typing_timer = self.set_timer(TYPING_PAUSE_S, self._on_typing_paused)
 
     def _on_typing_paused(self) -> None:
@@ -314,6 +320,7 @@ class ChatScreen(Screen[None]):
             pane, self._focused_before_list = self.pane, self.focused
             current_id = lambda: pane.view.conversation.id if pane.view is not None else None  # noqa: E731
             self.sidebar = Sidebar(self._list_conversations, current_id, self._get_key_overrides)
+            self.set_styles("layers: default overlay;")  # a style sheet would delay the first frame
             self.mount(self.sidebar, before=0)
             self.call_after_refresh(self.sidebar.refresh_list)
             self.call_after_refresh(self.sidebar.focus_filter)
@@ -324,6 +331,10 @@ class ChatScreen(Screen[None]):
             self.sidebar.display = True
             self.sidebar.refresh_list()
             self.sidebar.focus_filter()
+
+    def on_resize(self) -> None:
+        if self.sidebar is not None:
+            self.sidebar.adapt()
 
     def _list_conversations(self) -> Sequence[ConversationSummary] | None:
         from edgechat.tui.widgets.sidebar import MAX_CONVERSATIONS

@@ -39,14 +39,19 @@ class KeyHint(NamedTuple):
 
 
 _COMMON: Final = (
-    KeyHint("chat.help", "help"), KeyHint("app.palette", "commands"), KeyHint("chat.conversations", "conversations"),
-    KeyHint("chat.models", "models"), KeyHint("chat.search", "search"), KeyHint("chat.new", "new"),
-    KeyHint("app.quit", "quit"),
+    KeyHint("chat.help", "help"), KeyHint("app.palette", "commands"), KeyHint("app.quit", "quit"),
+    KeyHint("chat.conversations", "conversations"), KeyHint("chat.models", "models"), KeyHint("chat.search", "search"),
+    KeyHint("chat.new", "new"),
+)  # fmt: skip
+_BESIDE_TEXT: Final = (
+    KeyHint("chat.stop", "copy/edit/retry"), KeyHint("prompt.up", "history", "prompt.down"), *_COMMON,
 )  # fmt: skip
 _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
-    "input": (
-        KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), KeyHint("chat.stop", "copy/edit/retry"),
-        *_COMMON,
+    "empty input": _BESIDE_TEXT,  # its placeholder names the keys that send and insert a line
+    "input": (KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), *_BESIDE_TEXT),
+    "completions": (
+        KeyHint("completion.accept", "accept"), KeyHint("completion.up", "choose", "completion.down"),
+        KeyHint("completion.close", "close the list"), *_COMMON,
     ),
     "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON),
     "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON),
@@ -56,6 +61,7 @@ _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
         KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"), KeyHint("message.undo", "undo"),
         *_COMMON,
     ),
+    "covered": (),
     "list": (
         KeyHint("list.open", "open"), KeyHint("list.pin", "pin"), KeyHint("list.delete", "delete"),
         KeyHint("list.leave", "back"), *_COMMON,
@@ -64,8 +70,11 @@ _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
 """Key hints for each part of the screen that can have the focus, most important first."""
 _HINTS["replies"] = (KeyHint("message.previous", "other reply", "message.next"), *_HINTS["conversation"])
 _HINTS["versions"] = (KeyHint("message.previous", "other version", "message.next"), *_HINTS["conversation"])
-_FIXED_KEYS: Final = {"list.open": "enter"}
-"""Keys of actions that Textual's widgets define, and that cannot be remapped."""
+_FIXED_KEYS: Final = {
+    "list.open": "enter", "completion.accept": "tab", "completion.up": "up", "completion.down": "down",
+    "completion.close": "escape",
+}  # fmt: skip
+"""Keys of lists, which cannot be remapped."""
 
 
 class Footer(Static):

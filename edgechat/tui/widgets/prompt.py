@@ -15,6 +15,7 @@ from textual.widgets import TextArea
 from edgechat.lazy_pattern import LazyPattern
 from edgechat.terminal import escape_input
 from edgechat.tui import keys
+from edgechat.tui.key_names import format_key
 from edgechat.tui.widgets.line_editor import LineEditor
 from edgechat.tui.workers import thread_worker
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 _MAX_INLINE_CHARS: Final = 8192
 _MAX_INLINE_LINES: Final = 200
 _PASTE_MARKER: Final = LazyPattern(r"\[pasted text (\d+): [\d,]+ lines?\]")
+
+
+# Default keys in the placeholder, by the ID of their binding.
+_PLACEHOLDER_KEYS: Final = {"prompt.send": "enter", "prompt.newline": "ctrl+j", "chat.help": "f1"}
 
 
 class PromptState(NamedTuple):
@@ -100,7 +105,7 @@ class PromptInput(LineEditor):
         """`get_key_overrides` returns the configured keys by binding ID."""
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
-            placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
+            placeholder=_format_placeholder(get_key_overrides()),
         )  # fmt: skip
         self.cursor_blink = False  # a blinking cursor would repaint an idle screen
         self._get_key_overrides = get_key_overrides
@@ -121,6 +126,17 @@ class PromptInput(LineEditor):
         """Time at which Esc last closed the list of completions."""
         self._popup: OptionList | None = None
         """List of completions; None until it is shown for the first time."""
+
+    def update_placeholder(self) -> None:
+        """Name the configured keys in the empty input."""
+        placeholder = _format_placeholder(self._get_key_overrides())
+        if self.placeholder != placeholder:
+            self.placeholder = placeholder
+
+    @property
+    def shows_completions(self) -> bool:
+        """True while the list of completions is open."""
+        return self._popup is not None and self._popup.display
 
     # Text
 
@@ -405,3 +421,10 @@ class PromptInput(LineEditor):
     def action_complete(self) -> None:
         """Focus the next widget, because Tab accepts a completion only while the list of completions is open."""
         self.screen.focus_next()
+
+
+def _format_placeholder(overrides: Mapping[str, str]) -> str:
+    """Return the text of the empty input; `overrides` contains remapped keys by binding ID."""
+    keys_by_id = {binding_id: overrides.get(binding_id) or key for binding_id, key in _PLACEHOLDER_KEYS.items()}
+    send, newline, show_help = (format_key(keys.partition(",")[0]) for keys in keys_by_id.values())
+    return f"Ask something. {send} sends, {newline} new line, {show_help} help"

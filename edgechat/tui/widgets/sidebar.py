@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Conversation
     from edgechat.chat.store import ConversationSummary
 
-# Minimum screen width to show the sidebar next to the conversation; on narrower screens it covers the conversation.
-_MIN_SPLIT_COLUMNS: Final = 70
+# Minimum width of the screen in columns for the list beside the conversation. On narrower screens it covers a part of
+# the conversation while it has the focus, and on very narrow ones the whole conversation.
+_MIN_SPLIT_COLUMNS: Final = 100
+_MIN_OVERLAY_COLUMNS: Final = 70
 # Minimum height of the screen in rows for the keys of the list.
 _MIN_KEY_ROWS: Final = 12
 # Columns of the border and the padding around the keys.
@@ -55,6 +57,8 @@ class Sidebar(Vertical):
         dock: left; width: 38%; min-width: 34; max-width: 56;
         border-right: solid $border-blurred; padding: 0 1 0 0;
     }
+    Sidebar.-overlay { layer: overlay; width: 56; background: $background; }
+    Sidebar.-whole { width: 100%; max-width: 100%; }
     Sidebar OptionList { height: 1fr; background: $background; }
     Sidebar #list-keys { height: auto; color: $list-quiet; }
     """
@@ -119,13 +123,24 @@ class Sidebar(Vertical):
         yield Static("", id="list-keys", markup=False)
 
     @property
-    def _covers_screen(self) -> bool:
+    def _covers_chat(self) -> bool:
         return self.screen.size.width < _MIN_SPLIT_COLUMNS
 
     def on_mount(self) -> None:
-        if self._covers_screen:
-            self.styles.width = self.styles.max_width = "100%"
+        self.adapt()
         self.watch(self.screen, "focused", self._show_keys)
+        self.watch(self.screen, "focused", self._hide_without_focus, init=False)
+
+    def adapt(self) -> None:
+        """Adapt to the width of the screen: beside the conversation, above a part of it, or above all of it."""
+        width = self.screen.size.width
+        self.set_class(width < _MIN_OVERLAY_COLUMNS, "-whole")
+        self.set_class(self._covers_chat and width >= _MIN_OVERLAY_COLUMNS, "-overlay")
+
+    def _hide_without_focus(self) -> None:
+        focused = self.screen.focused
+        if self._covers_chat and focused is not None and self not in focused.ancestors_with_self:
+            self.display = False
 
     def _show_keys(self) -> None:
         """Show the keys of the list in the last rows while it has the focus, if the screen has room for them."""
@@ -206,7 +221,7 @@ class Sidebar(Vertical):
     def _select(self, conversation_id: str) -> None:
         self.query_one(Input).value = ""
         self.post_message(self.ConversationSelected(conversation_id))
-        if self._covers_screen:
+        if self._covers_chat:
             self.display = False
 
     @property
