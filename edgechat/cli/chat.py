@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import EdgechatError
 
@@ -14,16 +13,12 @@ if TYPE_CHECKING:
 
     from edgechat.chat.store import Store
 
-# Python's default is 5 ms, for which each key can wait several times while other threads load modules or save replies.
-_SWITCH_INTERVAL_S: Final = 0.0005
-
 
 def run_chat(**options: Any) -> int:
     """Run the terminal UI and return the exit code. Raises EdgechatError."""
     # The imports before the first frame create many objects but no garbage, so garbage collection would only delay the
     # frame. The chat screen enables it again after the frame.
     gc.disable()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     from edgechat import config
     from edgechat.cli.session_factory import prepare_session
     from edgechat.paths import history_file

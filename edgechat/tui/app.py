@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 from textual import events, on
 from textual.app import SuspendNotSupported
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.driver import TerminalLost
+
+
+# Python's default is 5 ms, for which each key can wait several times while other threads load modules or save replies.
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 @runtime_checkable
@@ -369,6 +374,7 @@ class ChatApp(ThemedApp):
 def run_app(app: ChatApp) -> int:
     """Run the application in this terminal, and return the exit code."""
     textual_private.register_alt_enter()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with app.ending.handle_signals():
         try:
             app.run()
