@@ -38,8 +38,8 @@ memory to other programs (2 GiB above 8 GiB), and a download takes at most a qua
 Reasoning is on by default at 60 tokens/s and more; the column "reply" has the time without it, and the
 next column with it, where it is on. Models are compared by the time without it if it can be turned off.
 
-These machines were not available. The memory is what such a machine has left beside its system
-and a few programs. Where the kernels of a machine were not measured, decode speeds are upper limits
+These machines were not available. The memory is what the operating system and a few programs
+leave free on such a machine. Where the kernels of a machine were not measured, decode speeds are upper limits
 from the memory bandwidth, and prefill speeds come from published measurements or estimates; the list
 below the table has the sources. The 800 tokens of reasoning are an estimate, too. On a real machine
 `edgechat plan` measures. A `?` after the quality marks a value from a rule, for a model or quant

@@ -209,7 +209,7 @@ def _read_line_start(source: str, end: int) -> str:
 
 
 class Document(NamedTuple):
-    """Parsed Markdown."""
+    """Parsed Markdown text: its tokens and its formulas."""
 
     tokens: list[Token]
     """Tokens with a placeholder for each formula."""

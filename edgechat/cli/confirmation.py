@@ -1,4 +1,4 @@
-"""Questions before deletions."""
+"""Confirmation of deletions on the command line."""
 
 from __future__ import annotations
 

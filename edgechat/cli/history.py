@@ -220,7 +220,7 @@ def _update_conversation(store: SqliteStore, full_id: str, *, as_json: bool, **c
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete conversations permanently."""
+    """Delete one or more conversations permanently."""
     with open_readable_store() as store:
         ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:

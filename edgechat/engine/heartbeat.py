@@ -36,7 +36,7 @@ class HeartbeatThread:
         self._condition = threading.Condition()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread that sends the heartbeats."""
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def add_request(self) -> None:

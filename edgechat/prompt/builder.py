@@ -258,7 +258,7 @@ class PromptBuilder:
             return prompt
         # llama.cpp knows how its parser continues a reply. Its prompt is used if it has the reply (without reasoning in
         # Apriel 1.5), and if Jinja renders the same text before the reply. It does not for templates that end a
-        # conversation in another token than the one that begins a reply.
+        # conversation with another token than they begin a reply with.
         generation_prompt = self.formats.find(options).generation_prompt
         with contextlib.suppress(TemplateError):
             continued = self._render_with_library(messages, reply_start, options, cancellation)

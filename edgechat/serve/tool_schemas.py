@@ -69,7 +69,7 @@ class _Structure(msgspec.Struct, rename="camel"):
     prefix_items: list[Any] | UnsetType = UNSET
 
 
-class _Limits(msgspec.Struct, rename="camel"):
+class _ValueKeywords(msgspec.Struct, rename="camel"):
     """Other keywords of a JSON schema that grammars enforce, with the types that they must have."""
 
     ref: str | UnsetType = msgspec.field(name="$ref", default=UNSET)
@@ -151,7 +151,7 @@ def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
         yield f"a nesting of more than {_MAX_DEPTH} levels"
         return
     yield from (keyword for keyword in schema if keyword not in _ENFORCED_KEYWORDS | _ANNOTATIONS)
-    yield from (f"{place[1:]} ({text})" for place, text in _find_wrong_types(schema, _Limits))
+    yield from (f"{place[1:]} ({text})" for place, text in _find_wrong_types(schema, _ValueKeywords))
     yield from (f'the type "{name}"' for name in sorted(_get_types(schema) - _TYPES))
     if schema.get("type") == []:
         yield "an empty list of types"

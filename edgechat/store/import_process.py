@@ -46,7 +46,7 @@ class ImportReply(msgspec.Struct):
     error: str = ""
 
 
-class _Limits(msgspec.Struct, frozen=True):
+class _ProcessLimits(msgspec.Struct, frozen=True):
     """Bytes that the child process may read, and memory and time that it may use."""
 
     file_bytes: int
@@ -102,7 +102,7 @@ def _read_all(child: subprocess.Popen[bytes], max_bytes: int) -> bytes:
     return b""
 
 
-def _compute_limits(path: Path) -> _Limits:
+def _compute_limits(path: Path) -> _ProcessLimits:
     try:
         with files.open_regular(path) as file:
             file_bytes = os.fstat(file.fileno()).st_size or _UNKNOWN_SIZE_BYTES
@@ -111,14 +111,14 @@ def _compute_limits(path: Path) -> _Limits:
         file_bytes, is_zip_file = _UNKNOWN_SIZE_BYTES, False  # the child process reports the error
     file_bytes = min(file_bytes, chatgpt.MAX_BYTES)
     size_bytes = chatgpt.max_unpacked_bytes(file_bytes) if is_zip_file else file_bytes
-    return _Limits(
+    return _ProcessLimits(
         file_bytes,
         _MIN_MEMORY_BYTES + _MEMORY_PER_FILE_BYTE * size_bytes,
         _MIN_TIMEOUT_S + _TIMEOUT_S_PER_BYTE * size_bytes,
     )
 
 
-def _describe_memory(limits: _Limits) -> str:
+def _describe_memory(limits: _ProcessLimits) -> str:
     return f"reading it needs more than {format_size(limits.memory_bytes)} of memory"
 
 
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _limit_process(limits: _Limits) -> None:
+def _limit_process(limits: _ProcessLimits) -> None:
     """Limit memory and processor time of this process on systems that support it, and disable core dumps."""
     if sys.platform == "win32":
         return

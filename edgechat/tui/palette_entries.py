@@ -72,7 +72,7 @@ class PaletteIndex:
         self._entries: list[IndexedEntry] = []
 
     def add(self, entries: Iterable[IndexedEntry]) -> None:
-        """Append entries."""
+        """Append entries to those that the search finds."""
         self._entries += entries
 
     def find(self, query: str, recent: Sequence[str]) -> list[PaletteEntry]:
