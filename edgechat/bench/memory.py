@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -21,6 +21,7 @@ from edgechat.errors import EngineError
 from edgechat.hardware.memory import read_tree_pss_bytes
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.planner.kv_types import list_kv_types
 from edgechat.planner.load_plan import LoadPlan, make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, convert_reported_buffers, estimate
@@ -28,7 +29,6 @@ from edgechat.planner.throughput import KernelSpeeds, predict_speed
 
 _CONTEXT_LENGTHS: Final = (512, 8192, 32768)
 _N_CTX: Final = 2048
-_KV_TYPES: Final[tuple[Literal["f16", "q8_0"], ...]] = ("f16", "q8_0")
 _SAMPLE_INTERVAL_S: Final = 0.01
 _N_GEN: Final = 24
 _FIRST_ORDINARY_TOKEN: Final = 100
@@ -101,7 +101,7 @@ def _list_load_options(profile: ModelProfile) -> Iterator[LoadOptions]:
     """Yield load options for all pairs of context length and KV type, then for mmap and repacking on and off."""
     n_seqs = default_n_seqs(profile)
     for n_ctx in _CONTEXT_LENGTHS:
-        for kv_type in _KV_TYPES:
+        for kv_type in list_kv_types(profile):
             yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, kv_type=kv_type)
     for use_mmap in (True, False):
         for use_extra_bufts in (True, False):

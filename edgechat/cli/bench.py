@@ -167,6 +167,49 @@ def memory(
 
 @bench.command()
 @_model_option
+@_threads_option
+@click.option(
+    "--type",
+    "kv_types",
+    multiple=True,
+    metavar="TYPE",
+    help="Type of keys and values, such as q8_0 or q8_0/q4_0; may be repeated. Default: all that the model supports.",
+)
+@click.option(
+    "--depth",
+    "depths",
+    type=IntRange(1024, 1 << 24),
+    multiple=True,
+    metavar="N",
+    help="Tokens in the context; may be repeated. Default: 2048 and 8192.",
+)
+@click.option(
+    "--yarn", "with_yarn", is_flag=True, help="Compare F16 with and without YaRN, beyond the training length."
+)
+@_json_option
+def kv(
+    model: str, n_threads: int | None, kv_types: tuple[str, ...], depths: tuple[int, ...], *, with_yarn: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure what a smaller KV cache costs in quality.
+
+    Compares the predictions of each type of keys and values with those of F16 at the end of a fixed text (mean
+    Kullback-Leibler divergence, and how often the most likely token is the same), and asks for ten numbers that are
+    hidden in the text. With --yarn, measures contexts that are longer than the training length: by default, four times
+    as long. Takes minutes for each type.
+    """
+    from edgechat.bench.kv import format_table, make_workload, run
+    from edgechat.catalogue.resolve import find_model
+
+    workload = make_workload(find_model(model), n_threads, list(kv_types), list(depths), with_yarn=with_yarn)
+    status = StderrStatus(prints_lines=True)
+    report = run(workload, status.show)
+    status.clear()
+    echo_json(report) if as_json else click.echo(format_table(report))
+
+
+@bench.command()
+@_model_option
 @_peer_option("llama-server")
 @_threads_option
 @_rounds_option(5)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 
 from edgechat import __version__
 from edgechat.process import EXIT_VERSION_CHANGED, HIDDEN_COMMANDS
@@ -79,12 +80,21 @@ def _run_child(name: str, arguments: list[str]) -> int:
         from edgechat.runtime.backends.kernel_benchmark import main as child
     elif name == "_quantise":
         from edgechat.runtime.quantize import main as child
-    elif name == "_case":
-        from edgechat.bench.memory import case_main as child
-    elif name == "_busy":
-        from edgechat.bench.busy import busy_main as child
+    elif name in {"_case", "_busy", "_kv"}:
+        return _import_benchmark(name)(arguments)
     elif name == "_import":
         from edgechat.store.import_process import main as child
     else:
         from edgechat.prompt.sandbox import main as child
     return child(arguments)
+
+
+def _import_benchmark(name: str) -> Callable[[list[str]], int]:
+    """Import the main function of a benchmark's child process."""
+    if name == "_case":
+        from edgechat.bench.memory import case_main as child
+    elif name == "_busy":
+        from edgechat.bench.busy import busy_main as child
+    else:
+        from edgechat.bench.kv_measure import main as child
+    return child

@@ -8,14 +8,19 @@ import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.layers import ModelLayers, read_layers
+from edgechat.modelfile.rope import supports_yarn
 
 
 class ModelProfile(ModelLayers, frozen=True, kw_only=True):
     """Layers, dimensions and tensors of a model."""
 
     path: str
+    quant: str = ""
+    """Quantisation, such as `Q4_K_M`; "" if unknown."""
     is_embedding: bool
     """True for an embedding model, which generates no text."""
+    supports_yarn: bool
+    """True if YaRN can extend the context beyond the training length."""
     has_costly_sequences: bool
     """True if each sequence needs additional memory, for a recurrent state or a sliding window."""
     state_width: int
@@ -34,17 +39,18 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
         dimensions = read_layers(header)
         n_ff = max([layer.n_ff for layer in dimensions.layers] or [0])
         return cls(
-            **msgspec.structs.asdict(dimensions), path=header.path, is_embedding=header.is_embedding,
+            **msgspec.structs.asdict(dimensions), path=header.path, quant=header.quant,
+            is_embedding=header.is_embedding, supports_yarn=supports_yarn(header),
             has_costly_sequences=header.has_recurrent_state or header.hparam("attention.sliding_window") > 0,
             state_width=_compute_state_width(header), inner_size=header.hparam("ssm.inner_size"),
             expert_n_ff=header.hparam("expert_feed_forward_length", n_ff) if dimensions.n_experts else 0,
             tensors=header.tensors, tensor_bytes=header.tensor_bytes, n_params=header.n_params,
         )  # fmt: skip
 
-    def with_tensors(self, path: str, tensors: tuple[Tensor, ...]) -> ModelProfile:
-        """Return the profile of the same model with other tensors, such as those of another quant."""
+    def with_tensors(self, path: str, tensors: tuple[Tensor, ...], quant: str = "") -> ModelProfile:
+        """Return the profile of the same model with other tensors, such as those of another `quant`."""
         return msgspec.structs.replace(
-            self, path=path, tensors=tensors, tensor_bytes=sum(t.size_bytes for t in tensors),
+            self, path=path, tensors=tensors, quant=quant, tensor_bytes=sum(t.size_bytes for t in tensors),
             n_params=sum(math.prod(t.shape) for t in tensors),
         )  # fmt: skip
 

@@ -85,7 +85,7 @@ class LoadedModel:
         except ModelCrashError:
             check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
             raise
-        self.warnings += warnings + find_load_warnings(settings, path, model_properties)
+        self.warnings += warnings + find_load_warnings(settings, path, model_properties, self.plan)
         self.set_model_properties(model_properties)
         return model_properties
 

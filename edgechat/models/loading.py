@@ -16,7 +16,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelCrashError, ModelFileError, PlanError
 from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import read_peak_pss_bytes
-from edgechat.humanize import format_size
+from edgechat.humanize import format_count, format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
@@ -138,14 +138,21 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
     return compute_buffers
 
 
-def find_load_warnings(settings: Settings, model_path: Path, model_properties: protocol.Loaded) -> list[str]:
-    """Return warnings about a context or threads other than configured, and about a missing chat template."""
+def find_load_warnings(
+    settings: Settings, model_path: Path, model_properties: protocol.Loaded, load_plan: LoadPlan
+) -> list[str]:
+    """Return warnings about a context or threads other than configured, YaRN, and a missing chat template."""
     warnings = []
     n_cpus = os.cpu_count() or 1
     if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx:
         warnings.append(
             f"The context has {model_properties.n_ctx} tokens, not {settings.n_ctx}: llama.cpp rounds its length up to "
             f"a multiple of {CELL_MULTIPLE}."
+        )
+    if load_plan.options.yarn_factor != 1.0:
+        warnings.append(
+            f"{model_path.name} was trained with {format_count(model_properties.n_ctx_train, 'token')}; edgechat "
+            "extends its context with YaRN. Replies to short prompts may get slightly worse."
         )
     if settings.n_threads is not None and settings.n_threads > n_cpus:
         warnings.append(

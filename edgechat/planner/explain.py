@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, size_share
 from edgechat.planner.load_plan import MAX_PREFIX_DISK_BYTES, MAX_PREFIX_RAM_BYTES, LoadPlan
 from edgechat.planner.load_variants import MANY_SEQS, N_UBATCHES, default_n_ctx
 from edgechat.planner.machine import Machine
@@ -16,7 +17,8 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
     reasons = {
         "n_ctx": _explain_n_ctx(profile, options.n_ctx, is_set=n_ctx is not None),
         "kv_type": "the KV cache fits in memory at full precision" if options.kv_type == "f16"
-        else "half the size of f16; it changes the predictions only slightly (KL divergence of about 0.001)",
+        else f"{size_share(options.kv_type):.0%} of the size of f16; it changes the predictions less than a smaller "
+        f"quant of the weights does (measured KL divergence: {DIVERGENCE_BY_KV_TYPE[options.kv_type]:.4f})",
         "use_mmap": "a mapped file loads fastest, and the system can drop its pages" if options.use_mmap
         else f"with a mapped file, {format_size(memory.weights)} of weights could be in memory twice",
         "use_extra_bufts":
@@ -29,6 +31,11 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
         "prefix_ram_bytes": f"an eighth of the remaining memory, at most {format_size(MAX_PREFIX_RAM_BYTES)}",
         "prefix_disk_bytes": f"a tenth of the free disk space, at most {format_size(MAX_PREFIX_DISK_BYTES)}",
     }  # fmt: skip
+    if options.yarn_factor != 1.0:
+        reasons["yarn_factor"] = (
+            f"the model was trained with {profile.n_ctx_train} tokens, and YaRN stretches its positions over "
+            f"{options.n_ctx}; replies to short prompts may get slightly worse"
+        )
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (
             f"{machine.gpu_name} computes {max(0, options.n_gpu_layers - 1)} of {profile.n_layers} layers and uses "

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.kv_types import KvType, token_bytes
 
 CELL_MULTIPLE: Final = 256
 """Number of cells; llama.cpp rounds the sizes of contexts and windows up to a multiple of this number."""
-# Number of elements and bytes in one block, by KV cache type (ggml-common.h).
-_KV_BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34)}
 _F32_BYTES: Final = 4
 
 
-def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int, kv_type: str = "f16") -> list[int]:
+def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int, kv_type: KvType = "f16") -> list[int]:
     """Return the bytes that each layer needs in a context of `n_ctx` tokens with at most `n_seqs` sequences.
 
     Keys and values are stored in `kv_type`, recurrent states in F32.
@@ -25,9 +24,8 @@ def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int
     n_cells = round_up_to_cells(n_ctx)
     window_cells = round_up_to_cells(min(n_cells, profile.window * n_seqs + n_ubatch))
     layer_state_bytes = _state_bytes(profile) * n_seqs
-    block_size, block_bytes = _KV_BLOCKS[kv_type]
     return [
-        layer.kv_width * (window_cells if layer.cache_kind == "window" else n_cells) * block_bytes // block_size
+        token_bytes(layer, kv_type) * (window_cells if layer.cache_kind == "window" else n_cells)
         + (layer_state_bytes if layer.cache_kind in {"state", "full and state"} else 0)
         for layer in profile.layers
     ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.kv_memory import round_up_to_cells
+from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, KvType, list_kv_types, size_share, split_kv_type
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions
+from edgechat.planner.quality import compute_next_quant_divergence
 
 DEFAULT_N_CTX: Final = 8192
 MIN_N_CTX: Final = 512
@@ -23,9 +27,10 @@ _SMALL_N_CTXS: Final = (1024, 512)
 # Context lengths to try for embedding models. They read a text in one batch, so the context limits the text's length.
 _EMBEDDING_N_CTXS: Final = (2048, 1024, 512, 256)
 
+# YaRN factors are multiples of this number.
+_YARN_STEP: Final = 0.5
 FEW_SEQS: Final = 4
 MANY_SEQS: Final = 8
-_Q8_BLOCK: Final = 32
 _NO_MMAP_CONCESSION: Final = "the weights are read instead of mapped, to avoid a second copy in memory"
 
 
@@ -47,12 +52,25 @@ def default_n_ctx(profile: ModelProfile) -> int:
     return min(n_ctx_train, DEFAULT_N_CTX) if n_ctx_train >= _MIN_N_CTX_TRAIN else DEFAULT_N_CTX
 
 
+def compute_yarn_factor(profile: ModelProfile, n_ctx: int) -> float:
+    """Return the YaRN factor for a context of `n_ctx` tokens; 1.0 for a model that YaRN cannot or need not extend.
+
+    The factor is rounded up, so that contexts of similar lengths share their cached prefixes.
+    """
+    if not profile.supports_yarn or n_ctx <= profile.n_ctx_train:
+        return 1.0
+    return math.ceil(round_up_to_cells(n_ctx) / profile.n_ctx_train / _YARN_STEP) * _YARN_STEP
+
+
 def list_load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) -> Iterator[LoadVariant]:
     """Yield load variants in the order in which `plan` tries them; `n_ctx` is the context length that the user set."""
     if profile.is_embedding:
         yield from _list_embedding_variants(profile, n_ctx)
         return
-    best_options = LoadOptions(n_ctx=n_ctx or default_n_ctx(profile), n_seqs=default_n_seqs(profile))
+    best_options = LoadOptions(
+        n_ctx=n_ctx or default_n_ctx(profile), n_seqs=default_n_seqs(profile),
+        yarn_factor=compute_yarn_factor(profile, n_ctx or 0),
+    )  # fmt: skip
     if machine.gpu_is_unified:  # GPU and CPU share memory, so mapped pages would be a second copy of the weights
         best_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1, use_mmap=False)
     elif machine.gpu_free_bytes:
@@ -65,23 +83,23 @@ def _list_cpu_variants(
 ) -> Iterator[LoadVariant]:
     """Yield the best options, then variants with cumulative concessions.
 
-    The concessions are: no memory mapping, shorter contexts, a KV cache in Q8_0, smaller micro-batches, and the
-    shortest contexts.
+    The concessions are: no memory mapping, a KV cache in smaller types, shorter contexts, smaller micro-batches, and
+    the shortest contexts.
     """
     yield LoadVariant(best_options, ())
     options, concessions = msgspec.structs.replace(best_options, use_mmap=False), dict[str, str]()
     if best_options.use_mmap:
         concessions["use_mmap"] = _NO_MMAP_CONCESSION
         yield LoadVariant(options, tuple(concessions.values()))
+    for kv_type in list_offered_kv_types(profile)[1:]:
+        options = msgspec.structs.replace(options, kv_type=kv_type)
+        concessions["kv_type"] = describe_kv_type(kv_type)
+        yield LoadVariant(options, tuple(concessions.values()))
     for n_ctx in _N_CTXS if may_shorten_context else ():
         if n_ctx < best_options.n_ctx:
             options = msgspec.structs.replace(options, n_ctx=n_ctx)
             concessions["n_ctx"] = _describe_context_concession(n_ctx, best_options)
             yield LoadVariant(options, tuple(concessions.values()))
-    if _can_use_q8(profile):
-        options = msgspec.structs.replace(options, kv_type="q8_0")
-        concessions["kv_type"] = "the KV cache is stored in Q8_0, at half the size"
-        yield LoadVariant(options, tuple(concessions.values()))
     options = msgspec.structs.replace(options, n_ubatch=N_UBATCHES[-1])
     concessions["n_ubatch"] = f"micro-batches of {N_UBATCHES[-1]} tokens, which slow prefill down"
     yield LoadVariant(options, tuple(concessions.values()))
@@ -102,12 +120,23 @@ def _list_embedding_variants(profile: ModelProfile, n_ctx: int | None) -> Iterat
         yield LoadVariant(LoadOptions(n_ctx=length, n_seqs=1, n_ubatch=length), ())
 
 
-def _can_use_q8(profile: ModelProfile) -> bool:
-    """Return whether every attention head consists of whole Q8_0 blocks, as llama.cpp requires for a Q8_0 cache."""
-    return all(
-        layer.key_length % _Q8_BLOCK == layer.value_length % _Q8_BLOCK == 0
-        for layer in profile.layers if layer.kv_width
+def list_offered_kv_types(profile: ModelProfile, *, on_gpu: bool = False) -> tuple[KvType, ...]:
+    """Return the KV cache types that plans may use, largest first.
+
+    A type below Q8_0 is offered if it changes the predictions less than the next smaller quant of the weights would.
+    """
+    max_divergence = compute_next_quant_divergence(profile.quant)
+    return tuple(
+        kv_type for kv_type in list_kv_types(profile, on_gpu=on_gpu)
+        if kv_type in {"f16", "q8_0"} or DIVERGENCE_BY_KV_TYPE[kv_type] < max_divergence
     )  # fmt: skip
+
+
+def describe_kv_type(kv_type: KvType) -> str:
+    """Return the concession of a KV cache in `kv_type`: `the KV cache is stored in Q4_0, at 28 % of the size`."""
+    key_type, value_type = (name.upper() for name in split_kv_type(kv_type))
+    types = key_type if key_type == value_type else f"{key_type} (keys) and {value_type} (values)"
+    return f"the KV cache is stored in {types}, at {size_share(kv_type):.0%} of the size"
 
 
 def _list_gpu_variants(
@@ -115,22 +144,28 @@ def _list_gpu_variants(
 ) -> Iterator[LoadVariant]:
     """Yield variants with the whole model on the GPU, then variants that need less GPU memory.
 
-    The concessions are: a shorter context, experts in CPU memory, and fewer layers on the GPU. Each variant is yielded
-    first with memory mapping, and then without it, which avoids a copy of the GPU weights in CPU memory.
+    The concessions are: a KV cache in smaller types, then also a shorter context, experts in CPU memory, and fewer
+    layers on the GPU. Each variant is yielded first with memory mapping, and then without it, which avoids a copy of
+    the GPU weights in CPU memory.
     """
     all_gpu_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1)
     variants = [LoadVariant(all_gpu_options, ())]
+    options, concessions = all_gpu_options, dict[str, str]()
+    for kv_type in list_offered_kv_types(profile, on_gpu=True)[1:]:
+        options = msgspec.structs.replace(options, kv_type=kv_type)
+        concessions["kv_type"] = describe_kv_type(kv_type)
+        variants.append(LoadVariant(options, tuple(concessions.values())))
     if may_shorten_context and _N_CTXS[1] < best_options.n_ctx:
-        shorter_options = msgspec.structs.replace(all_gpu_options, n_ctx=_N_CTXS[1])
-        variants.append(
-            LoadVariant(shorter_options, (_describe_context_concession(shorter_options.n_ctx, best_options),))
-        )
+        concessions["n_ctx"] = _describe_context_concession(_N_CTXS[1], best_options)
+        variants.append(LoadVariant(msgspec.structs.replace(options, n_ctx=_N_CTXS[1]), tuple(concessions.values())))
     if profile.n_experts:
         cpu_expert_options = msgspec.structs.replace(all_gpu_options, experts_on_cpu=True)
         variants.append(LoadVariant(cpu_expert_options, ("the experts stay in CPU memory",)))
     for n_layers in range(profile.n_layers - 1, 0, -max(1, profile.n_layers // 16)):
         concession = f"{n_layers} of {profile.n_layers} layers fit on the GPU"
         variants.append(LoadVariant(msgspec.structs.replace(best_options, n_gpu_layers=n_layers + 1), (concession,)))
-    for options, concessions in variants:
-        yield LoadVariant(options, concessions)
-        yield LoadVariant(msgspec.structs.replace(options, use_mmap=False), (*concessions, _NO_MMAP_CONCESSION))
+    for variant in variants:
+        yield variant
+        yield LoadVariant(
+            msgspec.structs.replace(variant.options, use_mmap=False), (*variant.concessions, _NO_MMAP_CONCESSION)
+        )

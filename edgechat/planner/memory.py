@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from edgechat.modelfile.header import Tensor
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes, round_up_to_cells
+from edgechat.planner.kv_types import KvType
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
@@ -41,7 +42,9 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     n_seqs: int
     """Maximum number of branches and conversations in the context at the same time."""
     n_ubatch: int = 512
-    kv_type: Literal["f16", "q8_0"] = "f16"
+    kv_type: KvType = "f16"
+    yarn_factor: float = 1.0
+    """Factor by which YaRN extends the context beyond the training length; 1.0 without YaRN."""
     use_mmap: bool = True
     use_extra_bufts: bool = True
     n_rs_seq: int = 0

@@ -49,8 +49,9 @@ def plan(
 ) -> LoadPlan:  # fmt: skip
     """Return the load plan of a model on a machine.
 
-    Until the model fits, the plan makes these concessions in order: no second copy of mapped weights, a shorter context
-    (unless `n_ctx` sets its length), a KV cache in Q8_0, smaller micro-batches, and a still shorter context. The plan
+    Until the model fits, the plan makes these concessions in order: no second copy of mapped weights, a KV cache in
+    smaller types, a shorter context (unless `n_ctx` sets its length), smaller micro-batches, and a still shorter
+    context. The plan
     leaves `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.

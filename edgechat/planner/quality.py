@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
+from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, KvType
 
 # Reference point and slope of the linear conversion from MMLU-Pro scores to the quality index. They come from the two
 # catalogue models that have both scores: Qwen3 4B 2507 (MMLU-Pro 64.05, index 18) and Qwen3.5 9B (MMLU-Pro 82.5, index
@@ -49,8 +50,10 @@ _SIZE_EXPONENT: Final = 0.55
 # Divergence that costs as many points as halving the number of weights. With this value, an 8B model at about 3.5 bits
 # (Q3_K_S) has the quality of a 4B model at 8 bits, so quants of the 8B model below 4 bits are not worthwhile.
 _HALVING_DIVERGENCE: Final = 0.2
-# Divergence of a KV cache in Q8_0 at short contexts (ggml-org/llama.cpp#7412).
-_KV_Q8_DIVERGENCE: Final = 0.001
+# Quants by decreasing size, each the smallest with its quality.
+_QUANTS_BY_SIZE: Final = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
+# Quant assumed for files of an unknown quant: that of most downloads.
+_USUAL_QUANT: Final = "Q4_K_M"
 # Measured quant whose divergence is used for a quant without measurements.
 _QUANT_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
 
@@ -79,18 +82,32 @@ def divergence(quant: str) -> float | None:
     return next((_DIVERGENCE_BY_QUANT[name] for name in names if name in _DIVERGENCE_BY_QUANT), None)
 
 
-def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
-    """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant.
+def compute_next_quant_divergence(quant: str) -> float:
+    """Return the divergence that the next smaller quant adds to `quant` in a small model; infinite below Q2_K.
 
-    With `kv_q8`, the loss includes a KV cache in Q8_0.
+    Small models are those below `_MIN_N_PARAMS` weights, with which the divergence of KV cache types was measured.
     """
+    quant_divergence = divergence(quant) or _DIVERGENCE_BY_QUANT[_USUAL_QUANT]
+    next_divergence = next((d for d in map(divergence, _QUANTS_BY_SIZE) if d and d > quant_divergence), math.inf)
+    return (next_divergence - quant_divergence) * _compute_size_factor(0)
+
+
+def _compute_size_factor(n_params: int) -> float:
+    """Return the divergence of a quant of a model with `n_params` weights relative to that of an 8B model."""
+    return float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
+
+
+def loss(quant: str, n_params: int) -> float:
+    """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant."""
     quant_divergence = divergence(quant)
     if quant_divergence is None:
         return math.inf
-    scale = float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
-    return (
-        POINTS_PER_DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _HALVING_DIVERGENCE
-    )
+    return POINTS_PER_DOUBLING * quant_divergence * _compute_size_factor(n_params) / _HALVING_DIVERGENCE
+
+
+def kv_loss(kv_type: KvType) -> float:
+    """Return the points lost by storing keys and values in `kv_type` instead of F16, measured with small models."""
+    return POINTS_PER_DOUBLING * DIVERGENCE_BY_KV_TYPE[kv_type] / _HALVING_DIVERGENCE
 
 
 def estimate_model_index(

@@ -11,12 +11,12 @@ from edgechat.errors import PlanError
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs
+from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs, list_offered_kv_types
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estimate_buffers, is_all_on_gpu
 from edgechat.planner.observed_speed import ObservedSpeed, correct_speed
 from edgechat.planner.plan import Estimator, plan
-from edgechat.planner.quality import Quality, loss
+from edgechat.planner.quality import Quality, kv_loss
 from edgechat.planner.throughput import (
     SLOWEST_GPU_RATES,
     KernelSpeeds,
@@ -117,9 +117,7 @@ def evaluate(
     if speed is not None and not options.n_gpu_layers:
         correction = correct_speed(speed, candidate.observed_speed)
         speed, speed_reasons = correction.speed, correction.reasons
-    points = candidate.quality.points
-    if options.kv_type == "q8_0":
-        points -= loss("F32", profile.n_params, kv_q8=True)
+    points = candidate.quality.points - kv_loss(options.kv_type)
     is_slow = speed is not None and speed.decode_tps < min_tps
     uses_reserve = load_plan.estimate.total > machine.leave_reserve().available_bytes
     reserve_text = f"fits only without the {format_size(machine.reserved_bytes)} reserved for other programs"
@@ -165,7 +163,7 @@ def _make_too_large_evaluation(candidate: Candidate, n_ctx: int | None) -> Evalu
     profile = candidate.profile
     smallest_options = LoadOptions(
         n_ctx=n_ctx or min(default_n_ctx(profile), MIN_N_CTX), n_seqs=default_n_seqs(profile), use_mmap=False,
-        kv_type="q8_0", n_ubatch=128,
+        kv_type=list_offered_kv_types(profile)[-1], n_ubatch=128,
     )  # fmt: skip
     memory = estimate(profile, smallest_options)
     return Evaluation(

@@ -45,7 +45,9 @@ def make_synthetic_profiles(model: CatalogueModel) -> dict[str, ModelProfile]:
     """Return a profile for each quant. Its placeholder tensors have the same total size as the file of the quant."""
     base_profile = ModelProfile.from_header(_make_header_without_tensors(model))
     return {
-        quant: base_profile.with_tensors(f"{model.id}:{quant}", _make_placeholder_tensors(model, quant, file_bytes))
+        quant: base_profile.with_tensors(
+            f"{model.id}:{quant}", _make_placeholder_tensors(model, quant, file_bytes), quant
+        )
         for quant, (file_bytes, _) in compute_file_sizes(model).items()
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.hardware.contention import Stopwatch, Timing
 from edgechat.hardware.thread_count import AdaptiveThreadCount
+from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
@@ -61,7 +62,7 @@ class Context(SequenceMemory):
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
         self._current_thread_counts = plan.n_threads, plan.n_threads_batch
         self._is_cpu_bound = options.n_gpu_layers == 0
-        self.kv_type = options.kv_type
+        self.kv_type, self.yarn_factor = options.kv_type, options.yarn_factor
         self._abort_flag = native.edgechat_abort_flag_new()
         self._is_aborted = False
         thread_pool = native.edgechat_threadpool_new(max(plan.n_threads, plan.n_threads_batch))
@@ -197,7 +198,8 @@ class Context(SequenceMemory):
         self._decode_batch(entries, start_lengths, logits=logits)
 
     def _count_padding(self, count: int, depth: int) -> int:
-        if not self.can_truncate or self.n_batch < attention_padding.TILE_TOKENS:
+        # llama.cpp computes attention in tiles only for keys and values in F16.
+        if not self.can_truncate or self.n_batch < attention_padding.TILE_TOKENS or self.kv_type != "f16":
             return 0
         model = self.model
         return attention_padding.count_padding_tokens(
@@ -289,7 +291,13 @@ def _create_context_params(llama: Any, plan: LoadPlan) -> Any:
     params.n_seq_max = options.n_seqs + 1  # one more for the scratch sequence
     params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
     params.n_outputs_max = max(N_OUTPUTS, options.n_seqs + 1)
-    params.type_k = params.type_v = llama.GGML_TYPE_Q8_0 if options.kv_type == "q8_0" else llama.GGML_TYPE_F16
+    params.type_k, params.type_v = (
+        getattr(llama, f"GGML_TYPE_{name.upper()}") for name in split_kv_type(options.kv_type)
+    )
+    if options.yarn_factor != 1.0:
+        params.rope_scaling_type = llama.LLAMA_ROPE_SCALING_TYPE_YARN
+        params.rope_freq_scale = 1.0 / options.yarn_factor
+        params.yarn_orig_ctx = 0  # the training length in the model file
     params.n_rs_seq = options.n_rs_seq
     params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
     params.kv_unified = True

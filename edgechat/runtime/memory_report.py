@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edgechat.hardware.gpu import Gpu
+from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
@@ -24,7 +25,9 @@ def describe_memory_layout(context: Context) -> str:
     """
     has_rope_scaling = any(".rope.scaling." in key for key in context.model.metadata_keys())
     n_ctx_text = context.n_ctx if has_rope_scaling else "any"
-    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={n_ctx_text}"
+    rope = "model" if context.yarn_factor == 1.0 else f"yarn{context.yarn_factor:g}"
+    key_type, value_type = split_kv_type(context.kv_type)
+    return f"k={key_type} v={value_type} flash=auto adapter=none rope={rope} n_ctx={n_ctx_text}"
 
 
 def read_memory_breakdown(context: Context) -> dict[str, dict[str, int]]:

@@ -76,6 +76,8 @@ class Model:
             raise PlanError(f"{reason} (out of memory)") if is_out_of_memory else ModelFileError(reason)
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
+        self.n_ctx_train = int(llama.llama_model_n_ctx_train(pointer))
+        """Context length that the model was trained with, in tokens. A context with YaRN changes llama.cpp's value."""
         self._is_eog: dict[int, bool] = {}
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 
@@ -88,11 +90,6 @@ class Model:
     def close(self) -> None:
         """Free the model now; its contexts must be closed first. A second call does nothing."""
         self._finalizer()
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Context length that the model was trained with, in tokens."""
-        return int(self.bindings.llama.llama_model_n_ctx_train(self.pointer))
 
     @cached_property
     def n_vocab(self) -> int:

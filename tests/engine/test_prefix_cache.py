@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgechat.planner.kv_types import KvType
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.prefix.disk_tier import DiskTier
 from edgechat.runtime.bindings import Bindings
@@ -29,8 +30,12 @@ Logits = NDArray[np.float32]
 class CachedContext:
     """A context with a prefix cache; it computes prompts as the engine does."""
 
-    def __init__(self, model: Model, folder: Path | None = None, *, n_seqs: int = 4, n_ctx: int = N_CTX) -> None:
-        self.context = open_context(model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs)
+    def __init__(
+        self, model: Model, folder: Path | None = None, *, n_seqs: int = 4, n_ctx: int = N_CTX, kv_type: KvType = "f16"
+    ) -> None:
+        self.context = open_context(
+            model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs, kv_type=kv_type
+        )
         self.disk = DiskTier(folder, 1 << 30, lambda pause: "identity") if folder is not None else None
         if self.disk is not None:
             self.disk.identity = "identity"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.header import Tensor
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.planner.load_variants import MIN_N_CTX
+from edgechat.planner.load_variants import MIN_N_CTX, describe_kv_type, list_offered_kv_types
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, estimate
 from edgechat.planner.plan import make_smaller_plan, plan
@@ -21,14 +21,15 @@ from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, machine, options, 
 
 def test_concessions_are_made_in_the_documented_order() -> None:
     profile = llama(type_id=Q4_0, weights=GIB)  # Q4_0 is repacked
+    kv_types = list_offered_kv_types(profile)[1:]
     best = options(profile, 8192)
     read = msgspec.structs.replace(best, use_mmap=False)
     steps = [
         best,
         read,
-        *(msgspec.structs.replace(read, n_ctx=n) for n in (4096, 2048)),
-        msgspec.structs.replace(read, n_ctx=2048, kv_type="q8_0"),
-        *(msgspec.structs.replace(read, n_ctx=n, kv_type="q8_0", n_ubatch=128) for n in (2048, 1024, 512)),
+        *(msgspec.structs.replace(read, kv_type=kv_type) for kv_type in kv_types),
+        *(msgspec.structs.replace(read, kv_type=kv_types[-1], n_ctx=n) for n in (4096, 2048)),
+        *(msgspec.structs.replace(read, kv_type=kv_types[-1], n_ctx=n, n_ubatch=128) for n in (2048, 1024, 512)),
     ]
     totals = [estimate(profile, step).total for step in steps]
     assert totals == sorted(totals, reverse=True)
@@ -55,9 +56,10 @@ def test_context_length_set_by_the_user_is_kept_or_refused() -> None:
 
 def test_every_concession_and_every_field_is_explained() -> None:
     profile = llama(type_id=Q4_0)
-    least = estimate(profile, options(profile, 512, use_mmap=False, kv_type="q8_0", n_ubatch=128)).total
+    smallest_type = list_offered_kv_types(profile)[-1]
+    least = estimate(profile, options(profile, 512, use_mmap=False, kv_type=smallest_type, n_ubatch=128)).total
     load_plan = plan(profile, machine(least, disk_free_bytes=GIB))
-    texts = ("the weights are read", "context of 512 tokens", "the KV cache is stored in Q8_0", "micro-batches of 128")
+    texts = ("the weights are read", describe_kv_type(smallest_type), "context of 512 tokens", "micro-batches of 128")
     assert len(load_plan.concessions) == len(texts)
     assert all(c.startswith(text) for c, text in zip(load_plan.concessions, texts, strict=True))
     fields = {*LoadOptions.__struct_fields__, *LoadPlan.__struct_fields__}
@@ -167,8 +169,26 @@ def test_gpu_weights_are_not_in_cpu_memory_too() -> None:
     assert load_plan.estimate.weights == 0
 
 
-def test_gpu_plan_shortens_the_context_before_it_drops_layers() -> None:
+def test_gpu_plan_stores_a_smaller_kv_cache_then_shortens_the_context_before_it_drops_layers() -> None:
     profile = with_layers(llama(), 512 << 20)
     everything = estimate(profile, options(profile, 8192, n_gpu_layers=17)).gpu
     shorter = plan(profile, machine(64 * GIB, gpu_free_bytes=everything - 1))
+    assert (shorter.options.n_gpu_layers, shorter.options.n_ctx, shorter.options.kv_type) == (17, 8192, "q8_0")
+    smallest_type = list_offered_kv_types(profile, on_gpu=True)[-1]
+    smallest = estimate(profile, options(profile, 8192, n_gpu_layers=17, kv_type=smallest_type)).gpu
+    shorter = plan(profile, machine(64 * GIB, gpu_free_bytes=smallest - 1))
     assert (shorter.options.n_gpu_layers, shorter.options.n_ctx) == (17, 4096)
+    assert shorter.options.kv_type == smallest_type
+
+
+def test_yarn_extends_only_a_context_beyond_the_training_length() -> None:
+    profile = llama(n_ctx_train=8192)
+    assert plan(profile, machine(64 * GIB)).options.yarn_factor == 1.0
+    for n_ctx, factor in ((8192, 1.0), (8193, 1.5), (12288, 1.5), (12289, 2.0), (16384, 2.0), (32768, 4.0)):
+        load_plan = plan(profile, machine(64 * GIB), n_ctx=n_ctx)
+        assert (load_plan.options.n_ctx, load_plan.options.yarn_factor) == (n_ctx, factor)
+        assert ("yarn_factor" in load_plan.reasons) == (factor != 1.0)
+    assert "8192 tokens" in load_plan.reasons["yarn_factor"]
+    assert "short prompts" in load_plan.reasons["yarn_factor"]
+    scaled = llama(n_ctx_train=8192, rope__scaling__type="linear", rope__scaling__factor=4.0)
+    assert plan(scaled, machine(64 * GIB), n_ctx=32768).options.yarn_factor == 1.0

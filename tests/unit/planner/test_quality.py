@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from edgechat.planner.quality import divergence, loss, quality
+import pytest
+
+from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, KV_TYPES
+from edgechat.planner.quality import compute_next_quant_divergence, divergence, kv_loss, loss, quality
 
 
 def test_loss_follows_the_order_of_divergence_and_shrinks_with_size() -> None:
@@ -32,3 +35,17 @@ def test_quant_names_of_other_makers_are_known() -> None:
     ):  # fmt: skip
         assert divergence(name) is not None, name
     assert divergence("Q3_K_L") == 0.073077
+
+
+def test_next_smaller_quant_loses_more() -> None:
+    assert compute_next_quant_divergence("Q8_0") == pytest.approx(
+        (0.005452 - 0.001355) * loss("Q4_0", 0) / loss("Q4_0", 8_030_000_000)
+    )
+    assert compute_next_quant_divergence("Q9_Z") == compute_next_quant_divergence("Q4_K_M")
+    assert math.isinf(compute_next_quant_divergence("IQ1_S"))
+
+
+def test_loss_of_kv_types_follows_their_divergence() -> None:
+    losses = [kv_loss(kv_type) for kv_type in sorted(KV_TYPES, key=DIVERGENCE_BY_KV_TYPE.__getitem__)]
+    assert losses[0] == 0.0
+    assert losses == sorted(losses)
