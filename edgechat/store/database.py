@@ -1,4 +1,4 @@
-"""SQLite connection with durable transactions, which also opens damaged, read-only and unreadable databases."""
+"""SQLite connection with durable transactions; also opens damaged, read-only and unreadable databases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from edgechat.store.sqlite_errors import (
 _AUTOCHECKPOINT_PAGES: Final = 4000
 # `shrink` compacts a file if at least this many bytes, and at least half of the file, are free.
 _MIN_FREE_BYTES: Final = 32 << 20
-# Maximum size of the data that `shrink` copies, in memory.
+# Maximum amount of data in a file that `shrink` compacts, because SQLite copies this data into memory.
 _MAX_COMPACTED_BYTES: Final = 256 << 20
 # SQLite's limit for the length of a file name (MAX_PATHNAME in os_unix.c), minus the suffix of a log.
 _MAX_PATH_BYTES: Final = 504
@@ -63,9 +63,9 @@ class Database:
         self.read_only_reason = ""
         """Reason why the database is read-only; "" if it is writable."""
         self.is_readable = True
-        """False if there may be a database that cannot be read."""
+        """False if a file exists at `path`, or may exist, but cannot be read."""
         self.notices: list[str] = []
-        """Messages for the user about damage."""
+        """Messages for the user about damage in the database."""
         self._lock = threading.RLock()
         self._synchronous = ""
         self._has_reported_damage = False
@@ -221,7 +221,7 @@ class Database:
             )
             used_bytes, free_bytes = (n_pages - n_free_pages) * page_bytes, n_free_pages * page_bytes
             if free_bytes >= max(_MIN_FREE_BYTES, used_bytes) and used_bytes <= _MAX_COMPACTED_BYTES:
-                # In a temporary file, the conversations would be outside the user's folder.
+                # SQLite would otherwise copy the conversations to a temporary file outside the user's folder.
                 self.connection.execute("PRAGMA temp_store = MEMORY")
                 self.connection.execute("VACUUM")
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -249,7 +249,7 @@ def _describe_refusal(path: Path, error: BaseException) -> str:
 
 
 def _has_no_database(path: Path) -> bool:
-    """Return whether there is no database at `path`, or an empty file, but there could be one."""
+    """Return whether there is no database at `path` (no file, or an empty file), but one could be created."""
     if _count_path_bytes(path) > _MAX_PATH_BYTES:
         return False
     if os.path.lexists(path):
@@ -271,7 +271,7 @@ def _check_files(path: Path) -> None:
 
 
 def find_irregular_file(path: Path) -> Path | None:
-    """Return a path of the database or its logs that is a directory, pipe or device; None if there is none."""
+    """Return the database file or log that is a directory, pipe or device; None if all of them are regular files."""
     files = (path.with_name(path.name + suffix) for suffix in reversed(FILE_SUFFIXES))
     return next((file for file in files if _is_irregular(file)), None)
 
@@ -301,7 +301,7 @@ def _read_file_identity(path: Path | None) -> tuple[int, int]:
 
 def connect(path: Path, parameters: str) -> sqlite3.Connection:
     """Open a database file with URI parameters. Raises sqlite3.Error."""
-    # A file name can have bytes that are not UTF-8; quoted, they reach SQLite unchanged.
+    # A file name may have bytes that are not UTF-8; percent-encoding passes these bytes to SQLite unchanged.
     return _connect(f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{parameters}")
 
 
@@ -333,7 +333,7 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
 
 
 def _create_file(path: Path) -> None:
-    """Create the database file if it does not exist, and make it readable for its owner only.
+    """Create the database file if it does not exist, and make it readable only by its owner.
 
     SQLite copies the permissions of the file to the logs.
     """

@@ -1,4 +1,4 @@
-"""Import of a file in a child process with limits: a small file can need any amount of memory and time to parse.
+"""Import of a file in a child process with limits, because even a small file can need much memory and time.
 
 `edgechat _import PATH` writes an `ImportReply` to standard output.
 """
@@ -25,13 +25,13 @@ from edgechat.humanize import format_duration, format_size
 from edgechat.store.formats import chatgpt
 from edgechat.store.formats.edgechat_json import ImportedData
 
-# Memory for the decoded file and the conversations. Real exports need up to six times their size.
+# Memory limit for the decoded file and the conversations. Real exports need up to six times their size.
 _MIN_MEMORY_BYTES: Final = 512 << 20
 _MEMORY_PER_FILE_BYTE: Final = 10
-# Real exports take 0.03 s per megabyte on a computer, and a second on a small board.
+# Time limit. Real exports take 0.03 s per megabyte on a PC, and 1 s per megabyte on a small board.
 _MIN_TIMEOUT_S: Final = 30.0
 _TIMEOUT_S_PER_BYTE: Final = 1e-6
-# Bytes that are read of a file whose status says that it is empty, such as those in /proc.
+# Assumed size of a file that reports a size of 0, as the files in /proc do.
 _UNKNOWN_SIZE_BYTES: Final = 64 << 20
 _POLL_INTERVAL_S: Final = 0.1
 
@@ -55,9 +55,9 @@ class _ProcessLimits(msgspec.Struct, frozen=True):
 
 
 def read_file(path: Path, on_wait: OnWait = lambda seconds: None) -> ImportedData:
-    """Read the conversations in a file with the limits of its size; see `importing.read_file` for the formats.
+    """Read the conversations of a file in a child process, whose limits depend on the size of the file.
 
-    Raises ImportRefusedError.
+    `importing.read_file` describes the formats. Raises ImportRefusedError.
     """
     limits = _compute_limits(path)
     child = subprocess.Popen(
@@ -83,7 +83,7 @@ def read_file(path: Path, on_wait: OnWait = lambda seconds: None) -> ImportedDat
             child.kill()
         reader.join()
         if child.stdout is not None:
-            child.stdout.close()  # a child that writes more than was read now ends
+            child.stdout.close()  # a child that is still writing gets a broken pipe, and ends
         exit_code = child.wait()
     if exit_code == process.EXIT_VERSION_CHANGED:
         raise ImportRefusedError(process.UPGRADED_MESSAGE)
@@ -155,7 +155,7 @@ def _limit_process(limits: _ProcessLimits) -> None:
     for kind, limit in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_CPU, int(limits.timeout_s) + 1),  # if the parent process was killed
+        (resource.RLIMIT_CPU, int(limits.timeout_s) + 1),  # ends this process even if its parent was killed
     ):
         _, hard_limit = resource.getrlimit(kind)
         soft_limit = limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit)

@@ -21,7 +21,7 @@ from edgechat.store.formats.edgechat_json import ImportedData
 # Maximum file size. An import holds several copies of the file in memory.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 _JSON_STARTS: Final = (b"{", b"[")
-# Bytes at the start of a file in which JSON begins, perhaps after blank lines.
+# Number of bytes at the start of a file in which JSON must begin; only blank lines may precede it.
 _SAMPLE_BYTES: Final = 1024
 
 

@@ -36,14 +36,15 @@ class LogDamage(NamedTuple):
 
     reason: str
     first_offset: int
-    """Offset of the first transaction that SQLite must not read or will not read."""
+    """Offset, in the log, of the first transaction that SQLite must not read or will not read."""
 
 
 def find_log_damage(path: Path, connect: Connect) -> LogDamage | None:
     """Return the damage of the log of the database at `path`; None if there is no log, or no damage was found.
 
-    A log that a process uses counts as undamaged, because that process has read it before. If it is this process, the
-    database is not opened here: closing it would drop all locks of SQLite on it (POSIX locks belong to the process).
+    A log that is in use counts as undamaged, because the process that uses it has already read it. If that is this
+    process, the function does not open the database: closing it would release all of SQLite's locks on the database,
+    because POSIX locks belong to the process.
     """
     if _is_open_in_this_process(path):
         return None
@@ -74,7 +75,7 @@ def _is_open_in_this_process(path: Path) -> bool:
     except OSError:
         return False
     for descriptor in descriptors:
-        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed
+        with contextlib.suppress(OSError):  # /dev/fd also lists the descriptor of the listing, which is closed by now
             if os.path.samestat(os.fstat(int(descriptor)), file_status):
                 return True
     return False
@@ -148,10 +149,10 @@ def _update_checksum(checksum: tuple[int, int], data: bytes, byte_order: str) ->
 
 
 def _overwrites_newer_pages(path: Path, log: bytes, connect: Connect) -> bool:
-    """Return whether the log of another database, or of an earlier state, would hide messages of the database.
+    """Return whether the log belongs to another database or an earlier state, and would hide messages of the database.
 
-    Messages can also be missing because they were deleted while the log was written. A deletion of the newest message
-    counts as damage, because it is followed by a checkpoint.
+    Messages can also be missing because they were deleted while the log was written. A missing newest message counts as
+    damage, because a checkpoint follows every deletion.
     """
     try:
         keys_without_log = _read_message_keys(path, connect, "mode=ro&immutable=1")
@@ -178,7 +179,7 @@ def _read_message_keys(path: Path, connect: Connect, parameters: str) -> set[int
 
 
 def _continues_database(path: Path, log: bytes) -> bool:
-    """Return whether the change counter in the database agrees with those in the log (section 1.3.6).
+    """Return whether the change counters in the log continue that of the database (section 1.3.6 of the file format).
 
     Each transaction that changes page 1 increments the counter, and a checkpoint copies it to the database.
     """

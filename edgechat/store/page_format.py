@@ -74,7 +74,7 @@ def read_record_header(data: bytes, position: int = 0) -> tuple[list[int], int]:
 def decode_record(payload: bytes) -> list[Value]:
     """Decode the values of a record; the end of `payload` may be missing.
 
-    A text or blob that is cut off gets the byte 0xFF as a mark, which is not valid in UTF-8. Values after it are None.
+    A text or blob that is cut off gets a final byte 0xFF, which is not valid in UTF-8. All values after it are None.
     Raises ValueError and IndexError for an invalid header.
     """
     types, _ = read_record_header(payload)
@@ -102,9 +102,9 @@ class Cell(NamedTuple):
 
     start: int
     end: int
-    """Offsets on the page."""
+    """Offsets of the cell on the page, as [start, end)."""
     rowid: int
-    """0 in an index."""
+    """Row ID of the record; 0 in an index."""
     payload_bytes: int
     local_payload: bytes
     overflow_page: int
@@ -134,7 +134,10 @@ def parse_cell(page: bytes, start: int, page_type: int, usable_bytes: int) -> Ce
 
 
 def make_cell_of_record(page: bytes, record_start: int, rowid: int, page_type: int, usable_bytes: int) -> Cell:
-    """Return the cell of the record at an offset; the cell itself may be damaged. Raises ValueError and IndexError."""
+    """Make a cell from the record at an offset; ignore the cell's header, which may be damaged.
+
+    Raises ValueError and IndexError.
+    """
     _, payload_bytes = read_record_header(page, record_start)
     return _make_cell(page, record_start, record_start, rowid, payload_bytes, page_type, usable_bytes)
 
@@ -213,12 +216,12 @@ class WalFrame(NamedTuple):
 def read_wal_frames(read_at: Callable[[int, int], bytes], file_bytes: int, page_bytes: int) -> Iterator[WalFrame]:
     """Yield the frames of the current generation of a write-ahead log, oldest first (section 4).
 
-    Yields also frames with wrong checksums, which SQLite ignores together with all later frames, and frames that
-    missing bytes have moved. `read_at` returns up to n bytes at an offset.
+    Also yields frames with wrong checksums, which SQLite ignores together with all later frames, and frames that are at
+    a wrong offset because bytes before them are missing. `read_at(offset, n)` returns up to n bytes.
     """
     frame_bytes = FRAME_HEADER_BYTES + page_bytes
     salts, *frame_salts = (read_at(WAL_HEADER_BYTES + offset, 8) for offset in (-16, 8, frame_bytes + 8))
-    if frame_salts[0] == frame_salts[1]:  # the header of the log is damaged if it has other salts
+    if frame_salts[0] == frame_salts[1]:  # a damaged log header has other salts than its frames
         salts = frame_salts[0]
     offset = WAL_HEADER_BYTES
     while offset + FRAME_HEADER_BYTES < file_bytes:

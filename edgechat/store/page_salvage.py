@@ -1,7 +1,7 @@
 """Search for rows in the pages of a damaged database and of its write-ahead log, without the b-trees that link them.
 
-SQLite finds rows only through intact b-trees. This module parses every page by itself: also pages whose parents are
-damaged, log frames after a damaged frame, and pages that another log has overwritten.
+SQLite finds rows only through intact b-trees. This module parses every page on its own, including pages whose parents
+are damaged, log frames after a damaged frame, and pages that another log has overwritten.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RECORD_HEADERS: Final[Mapping[str, bytes]] = {
     "attachments": _SHA256 + _BLOB,
     "message_attachments": _INT_OR_NULL + _INT_OR_NULL + _SHA256 + _TEXT * 2,
 }  # fmt: skip
-"""Pattern of the serial types in the record header of a row of each table."""
+"""For each table, the pattern of the serial types in the header of a record."""
 _RECORD_STARTS: Final = {
     table: re.compile(rb"(?=[\x03-\x7f](" + types + rb"))", re.DOTALL) for table, types in _RECORD_HEADERS.items()
 }
@@ -50,7 +50,7 @@ _TABLES_BY_SHAPE: Final = {
     (TABLE_LEAF, 17): "messages", (TABLE_LEAF, 12): "conversations", (TABLE_LEAF, 2): "attachments",
     (INDEX_LEAF, 5): "message_attachments", (INDEX_INTERIOR, 5): "message_attachments",
 }  # fmt: skip
-"""Table of a cell, by the type of its page and the number of columns."""
+"""Table that a cell belongs to, by the type of the cell's page and the number of columns."""
 
 
 class SalvagedRow(NamedTuple):
@@ -92,7 +92,7 @@ class _File:
 
 
 class _PageSearch:
-    """The pages of a database file and of its log."""
+    """Searches the pages of a database file and of its log for rows."""
 
     def __init__(self, database: _File, wal: _File | None) -> None:
         self._database, self._wal = database, wal
@@ -160,7 +160,7 @@ class _PageSearch:
                         yield from self._decode(cell, page_type)
 
     def _decode(self, cell: Cell, page_type: int) -> Iterator[SalvagedRow]:
-        """Yield the row in a cell, unless it belongs to another table, such as those of the search index."""
+        """Yield the row in a cell if the cell belongs to a table with conversation data, not to the search index."""
         with contextlib.suppress(ValueError, IndexError):
             types, _ = page_format.read_record_header(cell.local_payload)
             table = _TABLES_BY_SHAPE.get((page_type, len(types)))
@@ -184,7 +184,7 @@ class _PageSearch:
 
 def _read_rowid_before(page: bytes, record_start: int) -> int:
     """Return the rowid of the cell whose record starts at `record_start`; 0 if it is damaged."""
-    # Keys of messages have 9 bytes, of which all but the last have the highest bit set.
+    # A message key is a variable-length integer of 9 bytes; the highest bit is set in all bytes but the last.
     n_bytes = 9 if all(byte & 0x80 for byte in page[max(0, record_start - 9) : record_start - 1]) else 1
     while 1 <= n_bytes < 9 and page[record_start - n_bytes - 1] & 0x80:  # noqa: PLR2004
         n_bytes += 1

@@ -36,7 +36,7 @@ from edgechat.store.sqlite import OnDeleted, SqliteStore
 from edgechat.store.sqlite_errors import is_locked_error, translate_errors
 
 _COPY_INFIX: Final = ".damaged-"
-"""Part of the name of a damaged copy, which is the name of the database, this text, and the time of the recovery."""
+"""Text between the name of the database and the time of the recovery in the name of a damaged copy."""
 _MARKER_SUFFIX: Final = ".recovered"
 """Suffix of the empty file that marks a damaged copy as recovered."""
 _LOCK_TIMEOUT_S: Final = 60.0
@@ -45,8 +45,8 @@ _LOCK_TIMEOUT_S: Final = 60.0
 def is_intact(path: Path) -> bool:
     """Return whether the database at `path` has no damage in its structure, values, log and search index.
 
-    Also true if it does not exist. The check takes seconds for a large database. Raises StoreError if the database is
-    locked or cannot be opened, which does not mean that it is damaged.
+    Returns True if the database does not exist. The check takes seconds for a large database. Raises StoreError if the
+    database is locked or cannot be opened, because neither means that it is damaged.
     """
     is_damaged = find_irregular_file(path) is not None
     if is_damaged or not os.path.lexists(path):
@@ -196,9 +196,9 @@ def _move_aside(path: Path) -> None:
 
 
 def _move_log_aside(path: Path, damage: LogDamage) -> None:
-    """Save the frames of a log that SQLite must not read, next to an empty file with the name of a damaged copy.
+    """Move the frames of a log that SQLite must not read into the log of a new, empty damaged copy.
 
-    The database keeps the frames before them.
+    The log of the database keeps the earlier frames.
     """
     copy = _choose_copy_name(path)
     log, saved_log = (file.with_name(file.name + "-wal") for file in (path, copy))

@@ -129,7 +129,7 @@ def repair_row(table: str, values: Iterable[Any]) -> RepairedRow:
         if value is not stored_values[name] and _differs(stored_values[name], value)
     ]
     if "role" in changed_columns and repaired_values["model"]:
-        repaired_values["role"] = "assistant"  # edgechat saves the model of replies only
+        repaired_values["role"] = "assistant"  # only replies have a model
     return RepairedRow(repaired_values, bool(changed_columns))
 
 

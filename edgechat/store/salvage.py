@@ -27,13 +27,13 @@ _PAYLOAD_FRACTIONS: Final = b"\x40\x20\x20"
 _PAYLOAD_FRACTIONS_OFFSET: Final = 21
 _REPAIR_INFIX: Final = ".repair-"
 """Part of the name of the temporary folder that contains a copy with a repaired signature."""
-# Limits of the time that SQLite may spend on a damaged database, whose b-trees can lead it in circles.
+# Limits for the time that SQLite may spend on a damaged database: damaged b-trees can make it read in circles.
 _MIN_TIMEOUT_S: Final = 30.0
 _TIMEOUT_S_PER_MB: Final = 1.0
 _PROGRESS_INSTRUCTIONS: Final = 100_000
 _SQLITE_ERRORS: Final = (sqlite3.Error, UnicodeError, OverflowError)
 _RowKey = tuple[str, object]
-"""Table, and key of a row in this table."""
+"""Name of a table, and key of a row in it."""
 
 
 class SalvageResult(msgspec.Struct):
@@ -63,7 +63,7 @@ def salvage(damaged_file: Path, database: Database, database_name: str) -> Salva
         contextlib.closing(open_damaged_database(path)) as damaged,
         database.write_transaction(durable=True) as db,
     ):
-        damaged.execute("PRAGMA writable_schema = ON")  # otherwise SQLite refuses to read a truncated file
+        damaged.execute("PRAGMA writable_schema = ON")  # without this, SQLite refuses to read a truncated file
         copier = _RowCopier(db)
         for table in COLUMNS:
             copier.copy_readable_rows(damaged, table)
@@ -77,9 +77,9 @@ class _RowCopier:
     """Inserts rows of a damaged database with repaired values."""
 
     def __init__(self, db: sqlite3.Connection, *, extends_messages: bool = False) -> None:
-        """With `extends_messages`, the text of a message that is in `db` is replaced by a longer text that extends it.
+        """With `extends_messages`, replace the text of a stored message by a longer text that begins with it.
 
-        This is for rows that are newer than those in `db`.
+        The option is for rows that are newer than those in `db`.
         """
         self._db = db
         self._extends_messages = extends_messages
@@ -91,7 +91,7 @@ class _RowCopier:
         self._new_conversations: set[object] = set()
         """Keys of the conversations that were copied."""
         self._new_hashes: dict[str, str] = {}
-        """SHA-256 hashes of the contents of attachments, by the hash that is stored with them, if the two differ."""
+        """Computed SHA-256 hashes of attachments, by the stored hash; only for attachments where the two differ."""
 
     def copy_readable_rows(self, damaged: sqlite3.Connection, table: str) -> None:
         """Copy the rows of a table that SQLite can read."""
@@ -147,7 +147,7 @@ class _RowCopier:
         return self._db.execute(statement, tuple(values.values())).rowcount == 1
 
     def _insert_with_new_key(self, table: str, values: Mapping[str, Any]) -> bool:
-        """Insert a row whose key is unknown or belongs to another row; return False if the row is in the table."""
+        """Insert a row with a new key, because its key is unknown or in use; return False if the row exists."""
         text_column = {"conversations": "title", "messages": "text"}.get(table)
         if text_column is None:
             return False
@@ -166,7 +166,7 @@ class _RowCopier:
         return self._insert(table, new_values)
 
     def _continue_conversation(self, values: Mapping[str, Any]) -> None:
-        """Make a message the head of a conversation that the database already contains, if it is the newest one."""
+        """Make a message the head of a conversation that was in the database, if it is newer than the head."""
         self._db.execute(
             "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key < ? AND ? IS NULL",
             (values["key"], values["conversation_key"], values["key"], values["hidden_by"]),
@@ -256,7 +256,7 @@ def find_structural_damage(damaged: sqlite3.Connection) -> bool:
 
 
 def _collect_rowids(damaged: sqlite3.Connection, table: str) -> set[int]:
-    """Return the rowids that can be read from the table, scanned from both ends, or from one of its indexes."""
+    """Return the rowids of a table that can be read from its two ends and from its indexes."""
     statements = [f"SELECT rowid FROM {table} NOT INDEXED ORDER BY rowid {direction}" for direction in ("ASC", "DESC")]
     # With ORDER BY, SQLite would read the table instead of the index.
     indexes = [

@@ -182,7 +182,7 @@ def read_schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str]]:
 
 @functools.cache
 def current_schema() -> frozenset[tuple[str, str]]:
-    """Return the schema of a new database, as `read_schema` does."""
+    """Return the schema of a new database, in the form that `read_schema` returns."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for number, migration in enumerate(MIGRATIONS, start=1):
             apply_migration(connection, number, migration)

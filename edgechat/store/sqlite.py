@@ -23,7 +23,7 @@ OnDeleted = Callable[[str], None]
 
 # Number of recent replies from which `decode_tps` computes the median speed.
 _N_TIMED_REPLIES: Final = 5
-# Number of recent replies among which undisturbed ones are preferred.
+# Number of recent replies that `decode_tps` searches for replies that no other program slowed down.
 _MAX_TIMED_REPLIES: Final = 50
 _CONVERSATION_FIELDS: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
@@ -59,7 +59,7 @@ class SqliteStore:
 
     @property
     def is_readable(self) -> bool:
-        """False if there may be a database that cannot be read; the store is empty then."""
+        """False if a database exists, or may exist, but cannot be read; the store is then empty."""
         return self.database.is_readable
 
     @property
@@ -234,7 +234,7 @@ class SqliteStore:
                 "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
                 (prefix, prefix + "\U0010ffff"),
             ).fetchall()
-            # Damaged IDs are in another place in the index.
+            # The index does not find damaged IDs, so all IDs are compared if it finds nothing.
             ids = [row["id"] for row in rows] or [i for i in tree_sql.load_conversation_ids(db) if i.startswith(prefix)]
         if len(ids) == 1 or prefix in ids:
             return str(ids[0]) if len(ids) == 1 else prefix
@@ -289,7 +289,7 @@ class SqliteStore:
         ]  # fmt: skip
 
     def count_conversations(self, *, archived: bool | None = False, tag: str = "", folder: str = "") -> int:
-        """Return how many conversations `list_conversations` returns without a limit."""
+        """Return the number of conversations that `list_conversations` returns without a limit."""
         where, values = _make_filter(archived=archived, tag=tag, folder=folder)
         with self.database.read_connection() as db:
             return int(db.execute(f"SELECT count(*) FROM conversations {where}", values).fetchone()[0])
@@ -322,7 +322,8 @@ class SqliteStore:
             tps, is_disturbed = json.loads(row["speed"])
             if isinstance(tps, (int, float)) and tps > 0:
                 speeds[bool(is_disturbed)].append(tps)
-        # A reply beside other programs says little about the machine, and counts only if there is no other one.
+        # The speed of a reply that was generated while other programs ran says little about the machine, so it counts
+        # only if there are no other replies.
         timed_speeds = (speeds[False] or speeds[True])[:_N_TIMED_REPLIES]
         return statistics.median(timed_speeds) if timed_speeds else None
 

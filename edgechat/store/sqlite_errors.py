@@ -26,17 +26,17 @@ _DISK_FAULT: Final = "disk I/O error"
 
 
 def is_locked_error(error: BaseException) -> bool:
-    """Return whether another connection holds the lock that an operation needs."""
+    """Return whether an error means that another connection holds the lock that an operation needs."""
     return "locked" in str(error) or "busy" in str(error)
 
 
 def is_read_only_error(error: BaseException) -> bool:
-    """Return whether a file or its folder could not be opened or written."""
+    """Return whether an error means that a file or its folder cannot be opened or written."""
     return isinstance(error, OSError) or "readonly" in str(error) or "unable to open" in str(error)
 
 
 def is_damage_error(error: BaseException) -> bool:
-    """Return whether the database is damaged, or a part of its schema is missing."""
+    """Return whether an error means that the database is damaged, or that a part of its schema is missing."""
     return any(text in str(error) for text in _DAMAGE_TEXTS)
 
 

@@ -19,7 +19,7 @@ _MESSAGE_SQL: Final = (
     "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
 )
 _SUBTREE_SQL: Final = (
-    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION "  # UNION ends at a parent that is damaged to a descendant
+    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION "  # UNION ends if a damaged parent key is that of a descendant
     "SELECT m.key FROM messages m JOIN subtree ON m.parent_key = subtree.key) SELECT key FROM subtree"
 )
 
@@ -27,7 +27,8 @@ _SUBTREE_SQL: Final = (
 def load_message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """Return the ID and the keys of a message. Raises NotFoundError if the message does not exist or is deleted."""
     row: sqlite3.Row | None = db.execute(_MESSAGE_SQL, (message_id,)).fetchone()
-    if row is None:  # an ID in the table that differs from the index is damaged; a damaged ID is replaced by the key
+    if row is None:
+        # The index does not find a damaged ID, and a reader of the row replaces an invalid ID by the key.
         statement = _MESSAGE_SQL.replace("WHERE id = ?", "NOT INDEXED WHERE (id = ? OR printf('%016x', key) = ?)")
         row = db.execute(statement, (message_id, message_id)).fetchone()
     if row is None:
@@ -38,7 +39,7 @@ def load_message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
 def load_conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
     """Return the row of a conversation. Raises NotFoundError if it does not exist."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    if row is None:  # as in `load_message_row`
+    if row is None:  # the ID may be damaged, as in `load_message_row`
         rows = db.execute("SELECT * FROM conversations NOT INDEXED")
         row = next((r for r in rows if repair_value("conversations", "id", r["id"], r["key"]) == conversation_id), None)
     if row is None:
@@ -57,7 +58,7 @@ def load_conversation_ids(db: sqlite3.Connection) -> list[str]:
 def load_conversation(db: sqlite3.Connection, row: sqlite3.Row, on_damage: row_mapping.OnDamage) -> Conversation:
     """Convert a row of `conversations` to a `Conversation`; its head ID is None if the head was deleted.
 
-    If the head is damaged, the newest message is the head.
+    If the key of the head is damaged, the newest message becomes the head.
     """
     statement = "SELECT key, id, hidden_by FROM messages WHERE conversation_key = ? "
     head = db.execute(statement + "AND key = ?", (row["key"], row["head_key"])).fetchone()
@@ -137,7 +138,7 @@ def insert_message(db: sqlite3.Connection, conversation_key: int, message: Messa
 def _find_newest_child(
     db: sqlite3.Connection, conversation_key: int, parent_key: int | None, condition: str = ""
 ) -> int | None:
-    """Return the largest key of the children of a message, or of the roots of a conversation; None if there is none.
+    """Return the largest key of the children of a message, or of the roots of a conversation; None if there are none.
 
     `condition` is an additional SQL condition.
     """

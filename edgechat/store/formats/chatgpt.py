@@ -26,8 +26,8 @@ from edgechat.store.formats.edgechat_json import (
 _FILE_NAME: Final = "conversations.json"
 # Maximum unpacked size. Large exports have several hundred megabytes; a malicious ZIP file could fill the memory.
 MAX_BYTES: Final = 2 << 30
-# Maximum ratio of the unpacked and the packed size, above a size that is always accepted. JSON of conversations has a
-# ratio of 4 to 12; a file of equal bytes has up to 1000.
+# Maximum ratio of the unpacked size to the packed size; does not apply up to `_ALWAYS_UNPACKED_BYTES`. JSON of
+# conversations has a ratio of 4 to 12; a file of equal bytes has up to 1000.
 _MAX_RATIO: Final = 100
 _ALWAYS_UNPACKED_BYTES: Final = 16 << 20
 # Bit of the flags of a ZIP entry that marks an encrypted entry (APPNOTE.TXT, section 4.4.4).
@@ -89,7 +89,7 @@ def parse(items: list[Any]) -> ImportedData:
 
 
 class _UnreadableError(Exception):
-    """Raised for a conversation, message or entry with an unknown layout; the message says why, as a clause."""
+    """Raised for a conversation, message or entry with an unknown layout; the message is a clause with the reason."""
 
 
 def _as_object(value: object) -> Mapping[str, Any]:
@@ -179,7 +179,7 @@ def _find_parent(node: str, nodes: _Nodes) -> str:
 def _convert_message(message_id: str, value: object, reasons: list[str]) -> Message | None:
     """Convert the message of a node; return None if the message is hidden or empty.
 
-    Appends to `reasons` why a part of the message is left out.
+    Appends a reason to `reasons` if a part of the message is left out.
     """
     if not value:
         return None
@@ -204,7 +204,7 @@ def _convert_message(message_id: str, value: object, reasons: list[str]) -> Mess
 
 
 def _find_role(author: object) -> Role:
-    """Return the role of an author, which some programs write without an object. Raises _UnreadableError."""
+    """Return the role of an author: an object or, in some exports, the role itself. Raises _UnreadableError."""
     name = author.get("role") if isinstance(author, dict) else author
     role = _ROLES.get(_as_text(name))
     if role is None:
@@ -220,7 +220,7 @@ def _format_thought(thought: object) -> str:
 
 
 def _content_text(body: object, reasons: list[str]) -> str:
-    """Return the text of a message's content; append to `reasons` why parts of it are left out."""
+    """Return the text of a message's content; append a reason to `reasons` for each part that is left out."""
     if isinstance(body, (str, list)):
         return _join_parts(body, reasons)
     if body is None:

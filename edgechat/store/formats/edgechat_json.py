@@ -21,13 +21,13 @@ VERSION: Final = 1
 MAX_CONVERSATIONS: Final = 100_000
 """Maximum number of conversations in an import."""
 MAX_PROBLEM_CHARS: Final = 300
-"""Maximum length of a message about a problem in an import."""
+"""Maximum length, in characters, of a message about a problem in an import."""
 _MAX_PROBLEMS: Final = 50
-# Maximum lengths of other texts than messages. Titles in edgechat have at most 200 characters.
+# Limits for imported titles, names and tags. Titles that edgechat writes have at most 200 characters.
 _MAX_NAME_CHARS: Final = 1000
 _MAX_TAGS: Final = 100
 _MAX_QUOTED_CHARS: Final = 60
-# Number of conversations per transaction. With one, 20,000 conversations took 216 s.
+# Number of conversations per transaction. With one conversation per transaction, importing 20,000 took 216 s.
 _BATCH_SIZE: Final = 200
 _MAX_SETTINGS_BYTES: Final = 1 << 20
 
@@ -77,7 +77,7 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
-    """Export conversations with all branches and their attachments, except what is missing or damaged.
+    """Export conversations with all branches and attachments; leave out missing and damaged data.
 
     Adds a notice to the store about conversations that are left out. Raises StoreError if no conversation can be read.
     """
@@ -266,7 +266,7 @@ def merge(
 ) -> ImportResult:  # fmt: skip
     """Add the conversations and messages that are not yet in the store; with `dry_run`, only count them.
 
-    Calls `on_progress` before each transaction, with the numbers of merged and of all conversations.
+    Calls `on_progress` before each transaction, with the number of merged conversations and the total number.
     """
     records = import_data.records
     stored_ids = set(store.conversation_ids())

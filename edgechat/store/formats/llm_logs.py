@@ -28,7 +28,7 @@ _TABLES: Final = frozenset((
     "responses", "conversations", "prompt_attachments", "attachments", "threads", "turns", "messages", "parts",
     "fragments",
 ))  # fmt: skip
-"""Tables that are read."""
+"""Tables of `logs.db` that an import may read."""
 _Row = dict[str, Any]
 _LAYOUT_ERRORS: Final = (
     KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError,
@@ -57,7 +57,7 @@ def read_database(path: Path) -> ImportedData:
 
 
 def _make_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> _Row:
-    """Return a row as a dict by column name, in which only counts, contents and missing values are no texts."""
+    """Convert a row to a dict by column name. Values become text, except counts, attachment contents and NULL."""
     names = [column[0] for column in cursor.description]
     return {name: _convert_value(name, value) for name, value in zip(names, values, strict=True)}
 
@@ -71,9 +71,10 @@ def _convert_value(column: str, value: Any) -> Any:
 
 
 def _find_tables(db: sqlite3.Connection) -> set[str]:
-    """Return the names of all tables. Raises ImportRefusedError if a table could compute its content, or is missing.
+    """Return the names of all tables. Raises ImportRefusedError unless the tables to be read contain only stored data.
 
-    Views, virtual tables and generated columns can produce any amount of data from a small file.
+    Views, virtual tables and generated columns are refused, because they can produce any amount of data from a small
+    file. At least one of the tables `responses` and `threads` must exist.
     """
     tables: set[str] = set()
     for row in db.execute("SELECT type, lower(name) AS name, sql FROM sqlite_master").fetchall():
@@ -106,7 +107,7 @@ class _LogsReader:
         """Number of conversations that could not be read."""
 
     def read_all(self, table: str, read: Callable[[_Row], ConversationRecord | None]) -> None:
-        """Collect the conversation of each row of a table; one with damaged rows must not stop the import."""
+        """Convert each row of a table to a conversation with `read`; skip conversations whose rows are damaged."""
         for row in self._db.execute(f"SELECT * FROM {table} ORDER BY id").fetchall():
             try:
                 record = read(row)
@@ -193,7 +194,7 @@ class _LogsReader:
         )
 
     def _load_path(self, tip_hash: str | None, known_hashes: Container[str]) -> list[_Row]:
-        """Return the message rows from the root, or from a message with a known hash, to the message `tip_hash`."""
+        """Return the rows of the path to message `tip_hash`, from the root or after a message in `known_hashes`."""
         path: list[_Row] = []
         visited_hashes: set[str] = set()
         while tip_hash is not None and tip_hash not in visited_hashes and tip_hash not in known_hashes:
