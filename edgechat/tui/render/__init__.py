@@ -1,1 +1,1 @@
-"""Layout of conversations as rows of terminal cells, without any Textual application, screen or widget."""
+"""Lay out conversations as rows of terminal cells, independently of Textual's applications, screens and widgets."""

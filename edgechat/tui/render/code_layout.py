@@ -1,4 +1,4 @@
-"""Layout of code blocks: a caption, and rows of code in colours that appear while the code is generated."""
+"""Layout of code blocks: a caption and rows of code, with syntax colours even while the code is being generated."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
 
 _DIAGRAMS: Final = {"mermaid": "Mermaid", "dot": "Graphviz", "graphviz": "Graphviz", "plantuml": "PlantUML"}
-"""Languages whose code is a diagram, and the names of the programs that draw it."""
+"""Languages that describe diagrams, and the names that the caption shows for them."""
 _DIAGRAM_KINDS: Final = {"graph": "flowchart", "pie": "pie chart", "gantt": "Gantt chart", "journey": "user journey"}
 _DIAGRAM_KIND: Final = re.compile(r"[A-Za-z]{3,40}")
 _DIAGRAM_TITLE: Final = re.compile(r"(?:pie[ \t]+(?:showData[ \t]+)?)?title(?:[ \t]+|[ \t]*[:=][ \t]*)(\S.{0,80})")
 _MAX_DIAGRAM_HEAD: Final = 20
-"""Number of lines in which the kind and the title of a diagram are looked for."""
+"""Number of lines at the start of a diagram that are searched for its kind and its title."""
 
 
 class CodeLayout(MarkdownLayout):
-    """Layout of a code block. An update while the block grows costs the same however long the block is."""
+    """Layout of a code block. The cost of an update while the block grows is independent of the block's length."""
 
     has_caption = True
 
@@ -49,7 +49,7 @@ class CodeLayout(MarkdownLayout):
         """True if the complete block has its final colours."""
         self._highlighter: GrowingHighlighter | None = None
         self._lines: list[Line] = []
-        """Lines of the block that have rows."""
+        """Lines of code that have been rendered to rows."""
         self._caption = ""
         self._max_cells = 0
         self._first_rows: list[int] = []
@@ -85,7 +85,7 @@ class CodeLayout(MarkdownLayout):
         return not (self.is_highlighted or self.block.is_open) and bool(self.block.language) and self.layout_width > 0
 
     def lay_out(self, width: int, palette: Palette) -> None:
-        """Highlight complete short code; of growing code, render the lines at its end that can have changed."""
+        """Highlight the block if it is complete and short; otherwise update only the lines that may have changed."""
         block = self.block
         if not block.is_open and block.language and block.n_chars <= MAX_SYNC_CHARS:
             self.set_highlighted_rows(highlight_code(block, width, palette, wraps=self.wraps), width)
@@ -113,14 +113,14 @@ class CodeLayout(MarkdownLayout):
         self.is_stale = False
 
     def _colour_end(self, palette: Palette) -> tuple[int, list[Line]]:
-        """Return the number of the first line that can have changed, and all lines from there on."""
+        """Return the number of the first line that may have changed, and the coloured lines from there on."""
         block = self.block
         if self._highlighter is None and block.is_open and block.language:
             lexer = find_lexer(block.language)
             self._highlighter = GrowingHighlighter(lexer, palette) if lexer is not None else None
         if self._highlighter is not None:
             return self._highlighter.update(block.lines, self.partial_line)
-        # Without colours, only the last line can have changed: it was incomplete.
+        # Without colours, only the last line may have changed, because it was incomplete.
         first_line = min(max(0, len(self._lines) - 1), len(block.lines))
         partial_lines = [self.partial_line] if self.partial_line else []
         return first_line, make_plain_lines([*block.lines[first_line:], *partial_lines], palette)
@@ -138,7 +138,7 @@ class CodeLayout(MarkdownLayout):
         self.is_highlighted = False
 
     def _measure_rows(self, rows: Sequence[Strip]) -> None:
-        """Find the length of the longest line, if lines are cut, from new rows."""
+        """Update the length of the longest line from new rows. Wrapped lines need no length."""
         if not self.wraps:
             self._max_cells = max(self._max_cells, *(row.cell_length - 1 for row in rows), 0)
 
@@ -183,7 +183,7 @@ def describe_code(block: MarkdownBlock) -> str:
 
 
 def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
-    """Return the row above a code block: its number, which keys use to copy and save it, and what it is."""
+    """Render the caption of a code block: its number, by which users copy and save it, and its description."""
     style = palette.code + palette.muted
     text = f"[{block.code_number}] {describe_code(block)}".rstrip()
     if cell_len(text) < width:

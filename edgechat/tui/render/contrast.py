@@ -1,4 +1,4 @@
-"""Contrast of colours, as the Web Content Accessibility Guidelines define it, and colours that keep it."""
+"""Compute the contrast of colours by the Web Content Accessibility Guidelines, and choose readable colours."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ MIN_TEXT_CONTRAST: Final = 4.5
 _MIN_QUIET_CONTRAST: Final = 5.0
 """Minimum contrast of quiet text; above the guidelines' minimum, because colours are rounded."""
 _MIN_AREA_CONTRAST: Final = 1.4
-"""Minimum contrast between selected text and the area around it."""
+"""Minimum contrast between the background of selected text and the area around it."""
 _MAX_DARK_CHANNEL: Final = 0.04045
 COLOUR_SYSTEMS: Final = {
     "truecolor": ColorSystem.TRUECOLOR, "256": ColorSystem.EIGHT_BIT, "standard": ColorSystem.STANDARD,
 }  # fmt: skip
-"""What terminals can show: 16.7 million, 256 or 16 colours. A colour becomes the nearest one that is there."""
+"""Colour systems of terminals: 16.7 million, 256 or 16 colours. A terminal shows the nearest colour that it has."""
 
 
 def compute_contrast(first: str, second: str, system: ColorSystem) -> float:
-    """Return the contrast, from 1 to 21, of two colours such as "#102030" in a terminal with these colours."""
+    """Return the contrast, from 1 to 21, of two colours such as "#102030" on a terminal with colour system `system`."""
     return compute_rgb_contrast(Color.parse(first), Color.parse(second), system)
 
 
 def compute_rgb_contrast(first: Color, second: Color, system: ColorSystem) -> float:
-    """Return the contrast, from 1 to 21, of two colours in a terminal with these colours."""
+    """Return the contrast, from 1 to 21, of two colours on a terminal with colour system `system`."""
     luminances = sorted(compute_luminance(colour.downgrade(system)) for colour in (first, second))
     return (luminances[1] + 0.05) / (luminances[0] + 0.05)
 
 
 def compute_luminance(colour: Color) -> float:
-    """Return the relative luminance of WCAG 2.2."""
+    """Return the relative luminance of a colour, from 0 to 1, as WCAG 2.2 defines it."""
     channels = [channel / 255 for channel in colour.get_truecolor()]
     red, green, blue = (c / 12.92 if c <= _MAX_DARK_CHANNEL else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -41,9 +41,10 @@ def compute_luminance(colour: Color) -> float:
 
 @functools.lru_cache(maxsize=8)
 def choose_list_colours(foreground: str, background: str, surface: str, system: ColorSystem) -> tuple[str, str]:
-    """Return the colours of text and of quiet text in lists, which both areas of a theme are behind.
+    """Choose the colours of normal and quiet text in lists, readable on both `background` and `surface`.
 
-    The text is the foreground, if that is readable; quiet text is as close to the background as is readable.
+    Normal text has the foreground colour if that is readable. Quiet text has the readable colour that is nearest to
+    the background.
     """
     from textual.color import Color as BlendedColour
 
@@ -57,14 +58,14 @@ def choose_list_colours(foreground: str, background: str, surface: str, system: 
 
 
 def _find_least(colour: str, areas: Sequence[str], system: ColorSystem) -> float:
-    """Return the least contrast of a colour with one of several areas."""
+    """Return the lowest contrast between a colour and any of several areas."""
     return min(compute_contrast(colour, area, system) for area in areas)
 
 
 def choose_selection_colours(variables: Mapping[str, str], system: ColorSystem) -> tuple[str, str]:
-    """Return the colours of selected text and of the area behind it, for the CSS variables of a theme.
+    """Choose the colours of selected text and of the area behind it from the CSS variables of a theme.
 
-    The text is readable, and the area differs from the background, in a terminal with these colours.
+    On a terminal with colour system `system`, the text is readable and the area differs from the theme's backgrounds.
     """
     areas = [variables[name][:7] for name in ("background", "surface", "panel") if name in variables]
     candidates = [variables[name][:7] for name in ("primary", "accent", "secondary", "foreground") if name in variables]

@@ -55,7 +55,7 @@ class TranscriptEntry:
         return split_plain_text(escape_controls(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
 
     def height(self, width: int) -> int:
-        """Return the number of rows, including the empty row above; estimate the rows of blocks without a layout."""
+        """Return the number of rows, including the empty row above the entry; estimated for blocks without a layout."""
         if self._blocks is None:
             return 1 + estimate_rows(self.text, width)
         return 1 + sum(block.height(width) + block.gap for block in self._blocks)
@@ -120,7 +120,7 @@ class MessageEntry(TranscriptEntry):
         return blocks
 
     def _summarize_reasoning(self) -> str:
-        """Return a line with the word count of the reasoning and, before the reply has text, its latest line."""
+        """Return one line: the word count of the reasoning and, until the reply has text, the reasoning's last line."""
         glyph = self.glyphs.expanded if self.is_expanded else self.glyphs.collapsed
         summary = f"{glyph} Reasoning ({len(self.reasoning.split())} words)"
         if self.is_streaming and not self.text:
@@ -147,7 +147,7 @@ class MessageEntry(TranscriptEntry):
         return blocks
 
     def use_glyphs(self, glyphs: Glyphs) -> None:
-        """Draw with other characters."""
+        """Set the glyphs, and discard the layout if they have changed."""
         if glyphs != self.glyphs:
             self.glyphs = glyphs
             self.invalidate()

@@ -1,6 +1,6 @@
-r"""Formulas in LaTeX as one or more lines of Unicode: `\frac{x^2}{2} \leq \pi` becomes `x²/2 ≤ π`.
+r"""Convert LaTeX formulas to one or more lines of Unicode: `\frac{x^2}{2} \leq \pi` becomes `x²/2 ≤ π`.
 
-A formula with a command that has no such form stays as it is written.
+A formula with a command that has no Unicode form is left unchanged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pylatexenc.macrospec import LatexContextDb
 
-# A formula of this length takes up to 20 ms.
+# Converting a formula of this length takes up to 20 ms.
 _MAX_CHARS: Final = 2000
 _DELIMITERS: Final = (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)"))
 _NEEDS_PARSER: Final = re.compile(r"[\\^_{}~&%]")
 _NO_DELIMITER: Final = re.compile(r"\\(?:left|right)\s*\.")
-# One letter with its scripts, a number, or a differential such as `dx` or `Δt`.
+# One letter with its superscripts and subscripts, a number, or a differential such as `dx` or `Δt`.
 _SCRIPTS: Final = r"(?:[¹²³⁰-ₜʰ-ˤᴬ-ᵪⱼⱽ]|[_^](?:[^\s(]|\([^()]*\)))*"
 _ATOM: Final = rf"(?:\d+(?:\.\d+)?|[d∂Δ]?[^\W\d_][\u0300-\u036f\u20d7]?['′]*){_SCRIPTS}"
 _RADICAND: Final = re.compile(_ATOM)
@@ -28,11 +28,11 @@ _DENOMINATOR: Final = re.compile(f"√?{_ATOM}")
 _NUMERATOR: Final = re.compile(rf"√?{_ATOM}|[∂∇-]?[^\W\d_]+!?|-?\d+(?:\.\d+)?!?|[^\W\d_]+\([^()]*\)")
 _POWER_BASE: Final = re.compile(r"\d+|.", re.DOTALL)
 _FRACTION_START, _RADICAL_START, _FRACTION_END = "\ue000", "\ue004", "\ue001"
-"""Marks around a fraction or a radical; `_finish_fraction` puts parentheses there if the text would be ambiguous."""
+"""Marks around a fraction or a radical; `_finish_fraction` replaces them with parentheses where these are needed."""
 _SAFE_BEFORE: Final = re.compile(r"(?:^|[-−+=<>,;(\[{\n]|(?<![/÷!^_ ]) +)$")
 _SAFE_AFTER: Final = re.compile(r" *(?:$|[-−+=<>,;)\]}\n]|[.:](?:\s|$))| +(?![/÷!^_])")
 _NAME_START, _NAME_END = "\ue002", "\ue003"
-"""Marks around the name of a function; `_end_name` puts a space between it and a letter or a digit."""
+"""Marks around the name of a function; `_end_name` puts a space between the name and a letter or digit after it."""
 _FRACTION: Final = re.compile(f"([{_FRACTION_START}{_RADICAL_START}])([^{_FRACTION_END}]*){_FRACTION_END}")
 
 _TEXT_MACROS: Final = frozenset({
@@ -82,7 +82,7 @@ class _NoUnicodeError(Exception):
 
 
 def remove_delimiters(formula: str) -> str | None:
-    r"""Return the content of a formula such as `$x$`, `\[x\]` or `\begin{align}x\end{align}`; None if it has no end."""
+    r"""Remove the delimiters of a formula such as `$x$` or `\[x\]`; None if it is not closed."""
     for start, end in _DELIMITERS:
         if formula.startswith(start):
             is_closed = formula.endswith(end) and len(formula) >= len(start) + len(end)
@@ -92,7 +92,7 @@ def remove_delimiters(formula: str) -> str | None:
 
 @functools.lru_cache(1024)
 def convert_formula(formula: str) -> str:
-    """Return a formula with its delimiters as Unicode without delimiters, or unchanged if it has no such form."""
+    """Convert a formula with delimiters to Unicode without them; return it unchanged if it has no Unicode form."""
     content = remove_delimiters(formula)
     if not content:
         return formula
@@ -102,7 +102,7 @@ def convert_formula(formula: str) -> str:
         return formula
     try:
         return _convert(content) or formula
-    except Exception:  # noqa: BLE001  (whatever the parser of the library finds wrong, the source is shown)
+    except Exception:  # noqa: BLE001  (if the library's parser fails for any reason, the source is shown)
         return formula
 
 
@@ -119,7 +119,7 @@ def _convert(content: str) -> str:
 
 @functools.cache
 def _make_context() -> LatexContextDb:
-    r"""Return the commands that the parser knows, and `^` and `_` as commands with one argument."""
+    r"""Return pylatexenc's default commands and those of this module; `^` and `_` are commands with one argument."""
     from pylatexenc.latexwalker import get_default_latex_context_db
     from pylatexenc.macrospec import MacroStandardArgsParser, SpecialsSpec, std_macro
 
@@ -135,7 +135,7 @@ def _make_context() -> LatexContextDb:
 
 @functools.cache
 def _make_symbols() -> dict[str, str]:
-    """Return the commands that stand for one symbol."""
+    """Return the symbol of each command that stands for one, such as "π" for "pi"."""
     from pylatexenc.latex2text import get_default_latex_context_db
 
     database = get_default_latex_context_db()
@@ -150,7 +150,7 @@ def _make_symbols() -> dict[str, str]:
 
 @functools.cache
 def _make_scripts(kind: str) -> dict[int, str]:
-    """Return the superscripts (`kind` is "<super>") or subscripts ("<sub>") of characters that have one."""
+    """Return a `str.translate` table from characters to superscripts (`kind` is "<super>") or subscripts ("<sub>")."""
     ranges = (
         range(0xB2, 0xBA), range(0x2B0, 0x2E5), range(0x1D2C, 0x1D6B), range(0x2070, 0x209D), range(0x2C7C, 0x2C7E),
     )  # fmt: skip
@@ -170,13 +170,13 @@ def _join(nodes: Sequence[Any] | None) -> str:
             part = _group(part, _POWER_BASE)
         parts.append(part)
         text = getattr(following, "chars", "") or ""
-        if getattr(node, "macro_post_space", "") and text and not text[0].isalnum():  # the blank of `\pi = 3`
+        if getattr(node, "macro_post_space", "") and text and not text[0].isalnum():  # the space in `\pi = 3`
             parts.append(" ")
     return "".join(parts)
 
 
 def _format(node: Any) -> str:
-    """Return the text of a node of the parser. Raises _NoUnicodeError."""
+    """Convert a node of pylatexenc's syntax tree to text. Raises _NoUnicodeError if it has no Unicode form."""
     from pylatexenc import latexwalker as walker
 
     if node is None:
@@ -242,7 +242,7 @@ def _format_macro(name: str, arguments: Sequence[Any]) -> str:
 
 
 def _format_command(name: str, texts: Sequence[str]) -> str:
-    """Return the text of a command with arguments. Raises _NoUnicodeError."""
+    """Convert a command with arguments to text. Raises _NoUnicodeError if it has no Unicode form."""
     if name in _TEXT_MACROS:
         return texts[-1].replace("′", "'")
     if name in _ALPHABETS:
@@ -260,7 +260,7 @@ def _format_command(name: str, texts: Sequence[str]) -> str:
 
 
 def _format_radical(index: str, radicand: str) -> str:
-    """Return the text of a root. Raises _NoUnicodeError if its index has no superscripts."""
+    """Convert a root to text. Raises _NoUnicodeError if a character of its index has no superscript."""
     scripts = _make_scripts("<super>")
     if not all(ord(char) in scripts for char in index):
         raise _NoUnicodeError
@@ -283,18 +283,18 @@ def _find_letter(char: str, *alphabets: str) -> str:
 
 
 def _finish(text: str) -> str:
-    """Return a part of a formula without the marks of fractions."""
+    """Replace the marks in a part of a formula, and collapse its spaces."""
     return " ".join(_finish_marks(text).split())
 
 
 def _group(text: str, pattern: re.Pattern[str]) -> str:
-    """Return a part of a formula, in parentheses unless it is one character or matches `pattern`."""
+    """Put a part of a formula in parentheses, unless it is one character or matches `pattern`."""
     text = _finish(text)
     return text if len(text) == 1 or pattern.fullmatch(text) else f"({text})"
 
 
 def _finish_marks(text: str) -> str:
-    """Replace the marks around fractions and names by parentheses and spaces."""
+    """Replace the marks around fractions, radicals and names with parentheses and spaces where these are needed."""
     text = _FRACTION.sub(_finish_fraction, text)
     text = re.sub(rf"(?<=[^\W_]|[)]){_NAME_START}", " ", text).replace(_NAME_START, "")
     scripts = "".join({*_make_scripts("<super>").values(), *_make_scripts("<sub>").values()})
@@ -309,7 +309,7 @@ def _end_name(match: re.Match[str]) -> str:
 def _finish_fraction(match: re.Match[str]) -> str:
     start, fraction = match.groups()
     is_separate = _SAFE_AFTER.match(match.string, match.end()) is not None
-    if start == _FRACTION_START:  # text before a square root is never a part of it
+    if start == _FRACTION_START:  # text before a square root never belongs to it
         before = match.string[max(0, match.start() - 50) : match.start()]
         is_separate = is_separate and _SAFE_BEFORE.search(before) is not None
     return fraction if is_separate else f"({fraction})"

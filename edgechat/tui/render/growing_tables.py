@@ -1,4 +1,4 @@
-"""Tables that are not complete: while a reply is generated, and in parts of a long table."""
+"""Find tables in Markdown, and complete tables that are still being generated or are split into several blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RULE: Final = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*
 """Row of hyphens and bars below the heading of a table."""
 _RULE_START: Final = re.compile(r"[ \t]*[|:-][ \t|:-]*")
 _MIN_RULE_CHARS: Final = 2
-"""Length from which hyphens below a line with bars inside, but none at its start, are no longer a list item."""
+"""Minimum length of a row of hyphens below a heading without a leading bar; a single hyphen starts a list item."""
 
 
 def has_table(lines: Sequence[str]) -> bool:
@@ -19,7 +19,7 @@ def has_table(lines: Sequence[str]) -> bool:
 
 
 def find_table_heading(lines: Sequence[str]) -> list[str]:
-    """Return the heading and the row of hyphens of the table in which `lines` end; an empty list if there is none."""
+    """Return the heading and the row of hyphens of the table at the end of `lines`; an empty list if there is none."""
     number = _find_rule(lines)
     if number is None or not all("|" in line for line in lines[number + 1 :]):
         return []
@@ -27,7 +27,7 @@ def find_table_heading(lines: Sequence[str]) -> list[str]:
 
 
 def _find_rule(lines: Sequence[str]) -> int | None:
-    """Return the number of the row of hyphens of the first table."""
+    """Return the index in `lines` of the row of hyphens of the first table, or None."""
     return next((i for i in range(1, len(lines)) if _is_rule(lines[i]) and "|" in lines[i - 1]), None)
 
 
@@ -36,10 +36,10 @@ def _is_rule(line: str) -> bool:
 
 
 def complete_table(lines: list[str]) -> list[str]:
-    """Return lines of growing Markdown; if they end with the heading of a table, with a row of hyphens below it.
+    """Complete the row of hyphens if growing Markdown ends with the heading of a table, so that it renders as a table.
 
-    The last line can be incomplete. A line that starts with a bar is a heading until a next line that
-    is not a row of hyphens.
+    The last line may be incomplete. A line that starts with a bar counts as a heading until the next line turns out
+    not to be a row of hyphens. Other lines are returned unchanged.
     """
     if not lines or "|" not in "".join(lines[-2:]) or has_table(lines[:-1]):
         return lines

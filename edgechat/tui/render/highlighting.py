@@ -1,4 +1,4 @@
-"""Syntax colours of code: of a complete block at once, and of a growing block in steps of bounded cost."""
+"""Syntax highlighting: of a complete block at once, and of a growing block in updates of bounded cost."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
 
 MAX_SYNC_CHARS: Final = 4000
-"""Maximum length of code that is highlighted on the event loop: 10 to 40 ms. Longer code would delay keys."""
+"""Maximum length of code that is highlighted on the event loop, in 10 to 40 ms. Longer code would delay key presses."""
 _LOOK_BACK_CHARS: Final = 512
-"""Length of the end of a growing block that is highlighted again with each update.
+"""Number of characters at the end of a growing block that each update highlights again.
 
-A token such as a comment of several lines is only recognised when its end has arrived.
+A token of several lines, such as a comment, is only recognised when its end has arrived.
 """
 _TAB_COLUMNS: Final = 4
 _START: Final = ("root",)
-"""State of a lexer at the start of a text."""
+"""State stack of a lexer at the start of a text."""
 
 Line = list[Segment]
 
@@ -51,7 +51,7 @@ def find_lexer(language: str) -> Lexer | None:
 
 
 def highlight(lines: Sequence[str], source: str, language: str, palette: Palette) -> list[Line]:
-    """Return all lines of a complete block in colours; `source` is their text. Slow for long code, thread-safe."""
+    """Highlight all lines of a complete block; `source` is their text. Thread-safe; slow for long code."""
     lexer = find_lexer(language)
     plain_lines = make_plain_lines(lines, palette)
     if lexer is None:
@@ -74,11 +74,11 @@ def _colour(plain_lines: list[Line], tokens: Any, palette: Palette) -> list[Line
 
 
 class GrowingHighlighter:
-    """Colours a block of code while it grows.
+    """Highlights a code block while it grows.
 
-    An update reads only the end of the block, from a line before which no token is open, with the state that the lexer
-    had there. The colours can differ from those of `highlight` until the block is complete, for example inside a
-    comment of more than 512 characters.
+    An update reads only the end of the block, from the start of a line at which no token is open, and restores the
+    state that the lexer had there. The colours can differ from those of `highlight` until the block is complete, for
+    example inside a comment of more than 512 characters.
     """
 
     def __init__(self, lexer: Lexer, palette: Palette) -> None:
@@ -90,9 +90,9 @@ class GrowingHighlighter:
         """State of the lexer at that line."""
 
     def update(self, lines: Sequence[str], partial_line: str) -> tuple[int, list[Line]]:
-        """Return the number of the first line that can have changed, and all lines from there on.
+        """Highlight new lines; return the number of the first line that may have changed, and all lines from it.
 
-        `lines` are all complete lines of the block; an empty `partial_line` is no line.
+        `lines` are all complete lines of the block. An empty `partial_line` does not count as a line.
         """
         first_line = self._first_line
         texts = [*lines[first_line:], *([partial_line] if partial_line else [])]
@@ -104,7 +104,7 @@ class GrowingHighlighter:
             return first_line, plain_lines
         try:
             tokens, restarts = self._read_tokens(text)
-        except Exception:  # noqa: BLE001  (a lexer that fails on half of a text leaves it without colours)
+        except Exception:  # noqa: BLE001  (if a lexer fails on incomplete code, the code has no colours)
             return first_line, plain_lines
         coloured_lines = _colour(window, tokens, self._palette)
         for position, stack in restarts:
@@ -114,10 +114,10 @@ class GrowingHighlighter:
         return first_line, plain_lines[:n_skipped] + coloured_lines
 
     def _skip_old_lines(self, texts: list[str]) -> int:
-        """Return the number of lines that stay without colours, because the whole end would be too long to read.
+        """Return the number of leading lines to leave without colours, so that the lexer reads only a bounded length.
 
-        Then the lexer restarts in its first state. This is for a block that is shown for the first time, and for a very
-        long token.
+        If lines are skipped, the lexer restarts in its initial state. This happens when a long block is shown for the
+        first time and when a token is very long.
         """
         n_chars = sum(map(len, texts))
         n_skipped = 0
@@ -130,7 +130,7 @@ class GrowingHighlighter:
         return n_skipped
 
     def _read_tokens(self, text: str) -> tuple[list[tuple[Any, str]], list[tuple[int, tuple[str, ...]]]]:
-        """Return the tokens, and positions at the start of a line between two tokens, each with the lexer's state."""
+        """Return the tokens of `text`, and the starts of lines where no token is open, each with the lexer's state."""
         tokens: list[tuple[Any, str]] = []
         restarts: list[tuple[int, tuple[str, ...]]] = []
         generator: Any = self._lexer.get_tokens_unprocessed(*([text] if self._stack == _START else [text, self._stack]))
@@ -144,10 +144,11 @@ class GrowingHighlighter:
 
 
 def _find_stack(generator: GeneratorType[Any, Any, Any], position: int) -> tuple[str, ...] | None:
-    """Return the state of a lexer before the token at `position`; None inside of a match that has several tokens.
+    """Return the state stack of a lexer before the token at `position`; None if it is not the first token of a match.
 
-    `RegexLexer` has no interface for its state, so this reads the variables of its generator, checked against Pygments
-    2.20. Lexers that process the tokens of `RegexLexer` hide them, and others have no state: they restart.
+    `RegexLexer` has no interface for its state, so this reads the local variables of its generator (checked against
+    Pygments 2.20). Lexers that process the tokens of a `RegexLexer` hide these variables, and other lexers have no
+    state: for both, return the initial state.
     """
     frame = getattr(generator, "gi_frame", None)
     variables = frame.f_locals if frame is not None else {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_PROSE_COLUMNS: Final = 100
 """Maximum width of text. Longer lines are hard to read; code and tables use the whole width."""
-# Number of lines at the start of a block in which a table is recognised.
+# Number of lines at the start of a block that are searched for a table.
 _MAX_TABLE_START: Final = 40
 
 
@@ -39,7 +39,7 @@ class LayoutBlock:
     """True if the block is complete code that is shown without colours and must be highlighted in a thread."""
 
     max_offset = 0
-    """Number of columns by which the longest row exceeds the width, if rows are cut."""
+    """Number of columns by which the longest row exceeds the width; 0 if rows are wrapped."""
 
     def __init__(self) -> None:
         self.layout_width = 0
@@ -54,7 +54,7 @@ class LayoutBlock:
 
     @property
     def source_text(self) -> str:
-        """The text of the block before it was laid out."""
+        """The source of the block: plain text or Markdown."""
         return ""
 
     @property
@@ -152,7 +152,7 @@ class ProseLayout(MarkdownLayout):
         return estimate_rows(self.block.source, self._limit_width(width, self.block.lines))
 
     def _limit_width(self, width: int, lines: Sequence[str]) -> int:
-        """Return the width of text; a table uses the whole width."""
+        """Return the whole width if `lines` contain a table, otherwise at most `MAX_PROSE_COLUMNS`."""
         return width if has_table(lines[:_MAX_TABLE_START]) else min(width, MAX_PROSE_COLUMNS)
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
@@ -177,10 +177,10 @@ def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
 
 
 def _render_markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Return the rows of rendered Markdown, or of its source if it cannot be rendered completely."""
+    """Render Markdown to rows; if it cannot be rendered completely, render its source as plain text."""
     from edgechat.tui.render.markdown_renderer import render_markdown
 
     rows: list[Strip] | None = None
-    with contextlib.suppress(RecursionError):  # Rich calls itself for each level of nesting
+    with contextlib.suppress(RecursionError):  # Rich recurses at each level of nesting
         rows = render_markdown(source, width, palette)
     return rows or wrap_text(Text(source), width, palette.console)

@@ -13,7 +13,7 @@ _MAX_CHARS: Final = 4096
 
 _FENCE: Final = re.compile(r"(?P<indent>[ ]*)(?P<marks>`{3,64}|~{3,64})[ ]*(?P<info>.*)")
 _FENCE_START: Final = re.compile(r"\s*(?:`{3,}|~{3,})")
-# Start of a formula that can have several lines; the text before it on its line is an indent, quote or list mark.
+# Start of a formula that can span several lines, and the indent, quote marks and list mark that may precede it.
 _FORMULA_START: Final = re.compile(r"\\\[|\$\$|\\begin\{(?P<name>[A-Za-z]{1,30}\*?)\}")
 _LINE_PREFIX: Final = re.compile(r"[ \t>]*(?:[-*+]|\d{1,9}[.)])?[ \t]*")
 _LIST_ITEM: Final = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ ]")
@@ -35,7 +35,7 @@ class MarkdownBlock:
         """True until the end of the block is reached."""
         self.n_chars = 0
         self.code_number = 0
-        """Number of a code block among those of the text, from 1; 0 for other blocks."""
+        """Number of a code block within the whole text, from 1; 0 for other blocks."""
         self.table_heading: list[str] = []
         """Heading of the table that began in an earlier block, if this block is the next part of a long table."""
         self._continuations: set[int] = set()
@@ -66,7 +66,7 @@ class MarkdownSplitter:
         self._fence = ""
         """The opening fence of the open code block; an empty string outside of code."""
         self._formula_end = ""
-        """End of the formula that is open in the last block, such as `\\]`; an empty string if there is none."""
+        """Closing delimiter of the formula that is open in the last block, such as `\\]`; empty if none is open."""
         self._n_code_blocks = 0
         self._gap = False
         self._continues = False
@@ -171,14 +171,15 @@ class MarkdownSplitter:
 
 
 def find_break(line: str, max_chars: int) -> int:
-    """Return the length of the first part of a long line, which ends after a blank if there is one in its last half."""
+    """Return where to split a long line: after the last space before `max_chars` if it is near, else at `max_chars`."""
     return line.rfind(" ", max_chars // 2, max_chars) + 1 or max_chars
 
 
 def _find_open_formula(line: str, end: str) -> str:
-    """Return the end of the formula that is still open after `line`; `end` is that of the formula open before it.
+    """Return the closing delimiter of the formula that is still open after `line`; empty if none is open.
 
-    A formula stays open only if it begins at the start or at the end of the line.
+    `end` is the closing delimiter of the formula that is open before the line. A formula stays open only if it begins
+    at the start or at the end of a line.
     """
     position = 0
     while True:

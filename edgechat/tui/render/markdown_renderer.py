@@ -38,7 +38,7 @@ class _LeftAlignedHeading(Heading):
 
 
 class _ChatListItem(ListItem):
-    """List item with a dot after its number, which Rich omits, and with a box instead of the bullet of a task."""
+    """List item with a dot after its number, which Rich omits, and with a box as the bullet of a task."""
 
     def __init__(self, bullet: str) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Definition(ListItem):
 def _render_indented(
     elements: Renderables, prefix: str, style: Style, console: Console, options: ConsoleOptions
 ) -> RenderResult:
-    """Yield the elements with `prefix` at the start of the first row, and blanks at the start of the others."""
+    """Yield the elements with `prefix` at the start of the first row and spaces at the start of the other rows."""
     width = max(1, options.max_width - len(prefix))
     for number, line in enumerate(console.render_lines(elements, options.update(width=width))):
         yield Segment(" " * len(prefix) if number else prefix, style)
@@ -125,7 +125,7 @@ class ChatMarkdown(Markdown):
 def render_markdown(source: str, width: int, palette: Palette) -> list[Strip] | None:
     """Render Markdown to rows of at most `width` cells, without empty rows at the start and the end.
 
-    Return None if the text cannot be parsed in a bounded time, or if a letter of it would be missing on the screen:
+    Return None if the text cannot be parsed in bounded time, or if a letter of it would be missing on the screen:
     letters are lost if quotes and lists are nested so deeply that no columns remain for their text.
     """
     document = parse(source)

@@ -1,4 +1,4 @@
-"""Tables of Markdown: columns whose words are never cut, or one record per row if the columns would be too narrow."""
+"""Layout of Markdown tables: in columns that break no word, or as one record per row if columns would be too narrow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-# Width of a column for text of wide characters (Chinese, Japanese), which has no blanks and is wrapped anywhere.
+# Minimum width of a column with wide characters (Chinese, Japanese); such text can be wrapped after any character.
 _MIN_WIDE_CELLS: Final = 12
 _UNLIMITED: Final = 1_000_000
 
@@ -55,7 +55,7 @@ def _measure_frame(n_columns: int, console: Console, options: ConsoleOptions) ->
 
 
 def _choose_widths(rows: Sequence[Sequence[Text]], available_cells: int) -> list[int] | None:
-    """Return the widths of the columns in which no word is broken; None if there is no room for them."""
+    """Choose column widths that break no word; None if the columns do not fit into `available_cells`."""
     columns = list(zip(*rows, strict=False)) if rows and rows[0] else []
     min_widths = [max(map(_longest_word, column)) for column in columns]
     max_widths = [max(_longest_line(cell) for cell in column) for column in columns]
@@ -64,7 +64,7 @@ def _choose_widths(rows: Sequence[Sequence[Text]], available_cells: int) -> list
     if spare_cells < 0:
         return [available_cells] if len(columns) == 1 and available_cells > 0 else None
     while spare_cells > 0 and widths != max_widths:
-        # Widen all columns that still wrap by the same number of cells.
+        # Widen each column that still wraps by the same number of cells.
         growing = [i for i, width in enumerate(widths) if width < max_widths[i]]
         step = max(1, spare_cells // len(growing))
         widths = list(widths)
@@ -89,7 +89,7 @@ def _longest_line(text: Text) -> int:
 
 
 def _format_record(headings: Sequence[Text], row: Sequence[Text], *, is_first: bool) -> RenderResult:
-    """Yield a row of the table as lines of heading and value, below an empty line."""
+    """Yield a row as one `heading: value` line per cell, with an empty line above unless it is the first row."""
     if not is_first:
         yield Text("")
     for heading, cell in zip(headings, row, strict=False):

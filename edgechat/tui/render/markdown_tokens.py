@@ -1,4 +1,4 @@
-"""Adapt the tokens of parsed Markdown to Rich: formulas as Unicode, tasks, footnotes, images; no word is left out."""
+"""Adapt the tokens of parsed Markdown to Rich: formulas as Unicode, tasks, footnotes, images. No word is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 class TokenAdapter:
-    """Converts the tokens of one document. In ASCII mode, formulas, tasks and footnotes stay as they are written."""
+    """Converts the tokens of one document. In ASCII mode, formulas, tasks and footnotes are left unchanged."""
 
     def __init__(self, document: Document, *, is_ascii: bool) -> None:
         self._document = document
@@ -35,25 +35,25 @@ class TokenAdapter:
 
     @property
     def shown_text(self) -> str:
-        """The source with the formulas that are shown, and without letters that other characters stand for."""
+        """The text that the screen must show: the source with decoded entities and formulas, without `[x]` of tasks."""
         text = html.unescape(self._document.formulas.text)
         if not self._is_ascii and "[" in text:
             text = _TASK_LINE.sub(r"\1", text)
         return text.translate(self._shown_formulas) if self._shown_formulas else text
 
     def _show(self, text: str) -> str:
-        """Return a text with its formulas in place of their placeholders."""
-        # Entities such as `&rlm;` stand for characters that are escaped elsewhere.
+        """Replace placeholders in a text with the formulas to show, and escape control characters."""
+        # Control characters of the source are escaped already; entities such as `&rlm;` add new ones.
         if self._shown_formulas and not text.isascii():
             text = text.translate(self._shown_formulas)
         return escape_controls(text)
 
     def _restore(self, text: str) -> str:
-        """Return code or the target of a link with formulas as they are written."""
+        """Replace placeholders in code or a link target with the formulas' source, and escape control characters."""
         return escape_controls(self._document.formulas.restore(text))
 
     def adapt(self) -> list[Token]:
-        """Return the tokens for Rich."""
+        """Adapt the tokens of the document in place, and return them."""
         item: Token | None = None
         previous_type = ""
         for token in self._document.tokens:
@@ -74,7 +74,7 @@ class TokenAdapter:
         return self._document.tokens
 
     def _mark_task(self, item: Token | None, children: Sequence[Token]) -> None:
-        """Replace `[x]` at the start of a list item by a box, which stands in place of the bullet."""
+        """Replace `[x]` at the start of a list item with a box, which also replaces the bullet."""
         if item is None or not children or children[0].type != "text":
             return
         task = _TASK.match(children[0].content)
@@ -87,7 +87,7 @@ class TokenAdapter:
             children[0].content = content
 
     def _adapt_children(self, children: Iterable[Token]) -> Iterator[Token]:
-        """Yield inline tokens: a line end breaks the line, an image is a link, and a link to itself is a text."""
+        """Yield inline tokens for Rich: line ends become line breaks, images become links, autolinks become text."""
         starts_line = True
         for child in children:
             if child.type == "text":
@@ -109,7 +109,7 @@ class TokenAdapter:
                 yield child
 
     def _adapt_image_block(self, children: Iterable[Token]) -> Iterator[Token]:
-        """Yield two lines for each image of a paragraph without text: its title, and its address."""
+        """Yield two lines for each image of a paragraph that contains only images: its description and its address."""
         for number, image in enumerate(child for child in children if child.type == "image"):
             if number:
                 yield Token("hardbreak", "br", 0)
@@ -123,7 +123,7 @@ class TokenAdapter:
             yield Token("muted_close", MUTED_TAG, -1)
 
     def _format_footnotes(self, text: str, *, starts_line: bool) -> str:
-        """Replace `[^1]` by a raised number, and the mark `[^1]:` of the note by the number in front of it."""
+        """Replace the reference `[^1]`, and the label `[^1]:` at the start of a note, with a superscript number."""
         if self._is_ascii or "[^" not in text:
             return text
 

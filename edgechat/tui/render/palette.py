@@ -13,7 +13,7 @@ from textual.color import Color
 
 _ANSI_PREFIX: Final = "ansi_"
 CONTINUES_LINE: Final = "continues_line"
-"""Key in the metadata of a style: the row continues the line of code above it."""
+"""Key in the metadata of a style, which marks a row that continues the line of code above it."""
 
 
 class Glyphs(NamedTuple):
@@ -39,7 +39,7 @@ class Palette:
     def __init__(self, variables: dict[str, str], *, dark: bool, ansi: bool, ascii_only: bool = False) -> None:
         """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's 16 colours.
 
-        Selected text has the variables `selection-text` and `selection-area`.
+        The variables `selection-text` and `selection-area`, if present, are the colours of selected text.
         """
 
         def make_style(name: str, *, bold: bool | None = None) -> Style:
@@ -57,7 +57,7 @@ class Palette:
         self.error = make_style("error") if ansi else make_style("text-error")
         self.cursor = make_style("accent" if ansi else "text-accent", bold=True)
         self.selection = Style(color="default", bgcolor="default", dim=False, reverse=True)
-        """Style of selected text, which replaces the colours that the text has otherwise."""
+        """Style of selected text; replaces the text's own colours."""
         if not ansi and "selection-text" in variables:
             self.selection = Style(color=variables["selection-text"], bgcolor=variables["selection-area"], dim=False)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
@@ -68,7 +68,7 @@ class Palette:
         self.cut_left, self.cut_right = (
             Segment(glyph, self.code + self.muted) for glyph in (self.glyphs.left, self.glyphs.right)
         )
-        """Margins of a line of code that is cut there."""
+        """Margins of a line of code of which the left or the right end is cut off."""
         # All settings are explicit, so that Rich does not read the environment or the size of the real terminal.
         self.console = Console(
             file=io.StringIO(), force_terminal=True, force_interactive=False, color_system="truecolor", no_color=False,
@@ -86,7 +86,7 @@ class Palette:
         )  # fmt: skip
 
     def code_style(self, token_type: Any) -> Style:
-        """Return the style of a token of Pygments: foreground from the theme of code, background of code."""
+        """Return the style of a Pygments token type: the foreground of the code theme on the background of code."""
         style = self._code_styles.get(token_type)
         if style is None:
             from rich.syntax import Syntax

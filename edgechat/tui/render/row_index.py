@@ -42,7 +42,7 @@ class RowIndex:
         self.offsets[first_entry_index:] = itertools.accumulate(heights, initial=self.offsets[first_entry_index])
 
     def index_of(self, entry: TranscriptEntry) -> int:
-        """Return the index of an entry. The search starts at the end, because mostly new entries change."""
+        """Return the index of an entry. The search starts at the end, because most changes are in recent entries."""
         return next(i for i in range(len(self.entries) - 1, -1, -1) if self.entries[i] is entry)
 
     def position(self, row: int, width: int) -> RowPosition:

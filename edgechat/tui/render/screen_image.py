@@ -1,6 +1,6 @@
-"""Image of the terminal's screen, from which only the cells that changed are written.
+"""Copy of the terminal's contents, used to write only the changed cells.
 
-Textual writes every row of a changed region with all its spaces. Over a slow line that costs seconds for each frame.
+Textual writes every row of a changed region with all its spaces. Over a slow connection, that takes seconds per frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgechat.lazy_pattern import LazyPattern
 
 _MAX_CACHED_STYLES: Final = 4096
 _MIN_ERASED_COLUMNS: Final = 8
-"""Minimum number of spaces for which an erase sequence and a cursor movement are shorter."""
+"""Minimum number of spaces that are replaced by an erase sequence and a cursor movement, because these are shorter."""
 _MIN_SCROLLED_ROWS: Final = 3
 _MIN_SCROLL_GAIN: Final = 120
 """Minimum number of characters that scrolling must save; the sequences for it take about 25 bytes."""
@@ -49,7 +49,7 @@ def erases_with_colour(environment: dict[str, str] | os._Environ[str] = os.envir
 
 
 class ScreenImage:
-    """Rows of the screen, and rows that the terminal shows. `flush` returns the output that makes them equal."""
+    """Target rows of the screen, and the rows that the terminal shows. `flush` returns output that makes them equal."""
 
     def __init__(self, render: Callable[[Strip], str], *, erases_with_colour: bool) -> None:
         """`render` returns the output for a strip, with a reset after each styled segment."""
@@ -64,7 +64,7 @@ class ScreenImage:
 
     @property
     def is_current(self) -> bool:
-        """True if the terminal shows everything."""
+        """True if the terminal shows all target rows."""
         return not self._dirty
 
     def resize(self, width: int, height: int) -> None:
@@ -74,7 +74,7 @@ class ScreenImage:
             self.invalidate()
 
     def invalidate(self) -> None:
-        """Write every row again with the next `flush`, for example because another program wrote to the terminal."""
+        """Make the next `flush` write every row again, for example because another program wrote to the terminal."""
         self._shown_rows = [None] * len(self._target)
         self._dirty = set(range(len(self._target)))
 
@@ -114,7 +114,7 @@ class ScreenImage:
         return writer.finish()
 
     def _runs(self, strip: Strip) -> list[Run]:
-        """Return the runs of a row, with spaces in the style that only has their background colour."""
+        """Return the runs of a row; spaces at the end of a segment have a style with only its background colour."""
         runs: list[Run] = []
         for text, style, _ in strip:
             sgr, blank_sgr = self._sgr(style) if style is not None else ("", "")
@@ -127,12 +127,12 @@ class ScreenImage:
         return runs
 
     def _sgr(self, style: Style) -> tuple[str, str]:
-        """Return the escape sequences for a text and for spaces in a style."""
+        """Return the escape sequences of a style: for text, and for spaces."""
         from rich.segment import Segment
 
         sgr = self._styles.get(style)
         if sgr is None:
-            if len(self._styles) >= _MAX_CACHED_STYLES:  # styles are distinct for each position on the screen
+            if len(self._styles) >= _MAX_CACHED_STYLES:  # metadata makes styles differ at each position on the screen
                 self._styles.clear()
             shows_on_spaces = style.underline or style.reverse or style.strike or style.overline or style.underline2
             plain = style.clear_meta_and_links()
@@ -144,7 +144,9 @@ class ScreenImage:
     # Scrolling
 
     def _find_scroll(self, runs: dict[int, list[Run]]) -> tuple[int, int, int] | None:
-        """Return (first row, last row, number of rows) of a part of the screen that moved up (or down if negative).
+        """Find rows that moved; return (first row, last row, distance up, or down if negative), or None if few moved.
+
+        The first and the last row are new positions.
 
         The last column is ignored, because a scrollbar may be there.
         """
@@ -179,7 +181,7 @@ class ScreenImage:
 
 
 class _Writer:
-    """Builds output for changed rows."""
+    """Builds the text and escape sequences that update changed rows."""
 
     def __init__(self, width: int, *, erases_with_colour: bool) -> None:
         self._width = width
@@ -233,7 +235,7 @@ class _Writer:
             column += width
 
     def _write_text(self, text: str, y: int, column: int) -> bool:
-        """Write a text; return whether the position of the cursor after it is certain."""
+        """Write text; return whether the position of the cursor after it is certain."""
         if _UNSURE_CHAR_SET.isdisjoint(text):
             self._add(text)
             return True
@@ -248,7 +250,7 @@ class _Writer:
 
 
 def count_bytes(text: str) -> int:
-    """Return the length of a text in UTF-8."""
+    """Return the length of a text in UTF-8 bytes."""
     return len(text.encode(errors="replace"))
 
 
@@ -262,7 +264,7 @@ def _without_last_column(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _cut_prefix(old: list[Run], new: list[Run]) -> tuple[int, list[Run]]:
-    """Remove the common start from `new`; return its width in cells and the rest of `old`."""
+    """Remove the common start of two rows from both; return its width in cells and the rest of `old`."""
     n_equal = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))  # noqa: B905
     column = sum(cell_len(run.text) for run in new[:n_equal])
     del old[:n_equal], new[:n_equal]
@@ -288,7 +290,7 @@ def _cut_first(runs: list[Run], n_chars: int) -> None:
 
 
 def _cut_suffix(old: list[Run], new: list[Run]) -> bool:
-    """Remove the common end from `new`; return whether there is one."""
+    """Remove the common end of two rows from `new`; return whether there is one."""
     n_equal = 0
     for a, b in zip(reversed(old), reversed(new)):  # noqa: B905
         if a != b:

@@ -35,7 +35,7 @@ class TranscriptLayout:
         """
         self.index = RowIndex()
         self.wraps_code = True
-        """True if long lines of code are wrapped, otherwise they are cut."""
+        """True if long lines of code are wrapped, False if they are cut."""
         self.code_offset = 0
         """Number of columns by which code is scrolled to the left, if it is cut."""
         self._get_width = get_width
@@ -56,7 +56,7 @@ class TranscriptLayout:
         self.measure()
 
     def find_new_message(self, old_entries: Sequence[TranscriptEntry]) -> int | None:
-        """Return the index of the first message below one of `old_entries`, or else of the last message."""
+        """Return the index of the first message that was added below `old_entries`, or else of the last message."""
         old = set(map(id, old_entries))
         messages = (n for n, entry in enumerate(self.entries) if entry.as_message is not None)
         return next((n for n in messages if id(self.entries[n]) not in old), 0) or self.last_message
@@ -66,7 +66,7 @@ class TranscriptLayout:
         self.index.update_offsets(self._get_width(), first_entry_index)
 
     def measure_last(self) -> None:
-        """Recompute the height of the last entry, which can have grown since the last layout."""
+        """Recompute the height of the last entry, which may have grown since the last layout."""
         self.measure(max(0, len(self.entries) - 1))
 
     def position(self, row: int) -> RowPosition:

@@ -1,4 +1,4 @@
-"""Marks of searched words in the rows of one message, and text and style of selected rows."""
+"""Mark the words of a search in one message; extract and highlight the text of selected rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ GUTTER: Final = 2
 
 
 class WordMarks:
-    """Words to mark in the message with an ID; no words are marked in other messages."""
+    """Words to mark in one message, which is identified by its ID."""
 
     def __init__(self, message_id: str = "", words: Iterable[str] = ()) -> None:
-        """Compile the words. A word can be a phrase; its spaces also match line breaks."""
+        """Compile the words to one pattern. A word can be a phrase; its spaces also match line breaks."""
         patterns = [r"\s+".join(map(re.escape, word.split())) for word in sorted(words, key=len, reverse=True)]
         self._message_id = message_id
         self._pattern = re.compile("|".join(filter(None, patterns)), re.IGNORECASE) if any(patterns) else None
@@ -39,7 +39,7 @@ class WordMarks:
         return bool(self) and message is not None and message.message.id == self._message_id
 
     def find_spans(self, rows: Sequence[Strip], index: int) -> list[tuple[int, int]]:
-        """Return the columns [start, end) of row `index` with marked words, which may begin or end in other rows."""
+        """Return the columns [start, end) of marked words in row `index`; a word may begin or end in another row."""
         from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
 
         characters: list[tuple[str, int, int, int]] = []
@@ -80,7 +80,7 @@ class WordMarks:
 
 
 def join_selected_rows(rows: Iterable[tuple[Strip, tuple[int, int]]]) -> str:
-    """Return the text of selected rows: each with its columns [start, end), without the gutter; end -1 is its end."""
+    """Join the selected columns [start, end) of rows, without the gutter; end -1 means the end of the row."""
     from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
 
     lines: list[str] = []
@@ -94,7 +94,7 @@ def join_selected_rows(rows: Iterable[tuple[Strip, tuple[int, int]]]) -> str:
 
 
 def highlight_span(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
-    """Apply `style` to the columns [start, end) of `span` except the gutter; end -1 is the end of the row."""
+    """Apply `style` to the columns [start, end) of `span` except the gutter; end -1 means the end of the row."""
     start, end = max(GUTTER, span[0]), strip.cell_length if span[1] < 0 else span[1]
     if end <= start:
         return strip
