@@ -101,7 +101,8 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def sizes(self) -> dict[str, int]:
         """Return file sizes in bytes by quant, smallest first.
 
-        The size of a quant comes from the first source that lists one; quants without a known size are omitted.
+        The size of a quant comes from the first source that lists a size for it; quants without a known size are
+        omitted.
         """
         sizes = {
             quant: file.size_bytes

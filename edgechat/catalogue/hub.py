@@ -82,11 +82,11 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnusableVariant(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in a repository that edgechat cannot download."""
+    """Model that edgechat cannot download from its repository."""
 
     quant: str
     name: str
-    """Path of the model's file in the repository, as if it were in one piece."""
+    """Path that the model's file would have in the repository if it were not divided into parts."""
     reason: str
     """Sentence with the reason and the next step, without a final period."""
 
@@ -275,7 +275,7 @@ def _find_licence(info: Any) -> str:
 
 
 def _group_into_variants(files: list[RemoteFile]) -> tuple[list[Variant], list[UnusableVariant]]:
-    """Group files into variants, sorted by size, and split models whose parts are not all in the repository."""
+    """Group files into variants, sorted by size; return split models with missing parts as unusable variants."""
     split_models: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     variants, unusable = [], []
     for file in files:
@@ -294,7 +294,7 @@ def _group_into_variants(files: list[RemoteFile]) -> tuple[list[Variant], list[U
 
 
 def _find_cut_files(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the parts of models that were cut by size, by the name of the whole file."""
+    """Return the parts of model files that were cut into pieces without own headers, by the name of the whole file."""
     model_names = (name for name in names if is_safe_path(name) and (".gguf" in name.lower() or parse_quant(name)))
     return {
         whole_name: parts

@@ -225,7 +225,7 @@ def remove_file(path: Path) -> bool:
 
 
 def find_by_path(path: Path) -> InstalledModel | None:
-    """Return the installed model with the file `path`; None if there is none. Raises CatalogueError."""
+    """Return the installed model with the file `path`; None if it is not installed. Raises CatalogueError."""
     return next((model for model in scan() if path in (model.path, *model.other_paths)), None)
 
 
@@ -235,7 +235,7 @@ def find_partial_downloads() -> list[Path]:
 
 
 def delete_partial_download(part: Path) -> int:
-    """Delete an incomplete download, and return the freed bytes. Raises CatalogueError if the download is running."""
+    """Delete an incomplete download; return the number of freed bytes. Raises CatalogueError if it is running."""
     import filelock
 
     target = part.with_name(part.name.removesuffix(".part"))

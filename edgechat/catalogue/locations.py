@@ -112,7 +112,7 @@ def find_model_files(source: str, directory: Path, on_skipped: OnSkipped = lambd
         else:
             on_skipped(SkippedPath(directory, "is not a file, or does not exist any more"))
     elif source == PACKAGE:
-        for path in _find_gguf_files(directory, 1, lambda skipped: None):  # edgechat cannot judge other packages
+        for path in _find_gguf_files(directory, 1, lambda skipped: None):  # other packages' bad files are not reported
             yield LocalFile(path=path, source=PACKAGE, name=path.stem)
     else:
         for path in _find_gguf_files(directory, MAX_DEPTH, on_skipped):
@@ -163,8 +163,8 @@ def walk_files(directory: Path, depth: int, on_skipped: OnSkipped) -> Iterator[o
     """Yield the entries below a directory that are not folders, at most `depth` folders deep.
 
     Follows links to folders, but visits each folder once, so that cycles of links end. Shallow folders come before deep
-    ones, and links come last, so that a file has its real path if it has one. Skips hidden folders, and names that
-    cannot be displayed. Ends after `MAX_ENTRIES` entries and after `MAX_SEARCH_S` seconds.
+    ones, and links come last, so that a file is found at its real path first. Skips hidden folders, and names that
+    cannot be displayed. Ends after `MAX_ENTRIES` entries or `MAX_SEARCH_S` seconds.
     """
     pending_folders, pending_links = deque([(directory, 0)]), deque[tuple[Path, int]]()
     visited: set[tuple[int, int]] = set()

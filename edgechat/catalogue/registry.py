@@ -44,7 +44,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifiedHash(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of the last verification of a file. It does not show later changes of the file; `HashMemo` does."""
+    """Result of the last verification of a file. Later changes of the file are detected by `HashMemo`."""
 
     sha256: str
     """Hash computed by the last verification; if `expected_sha256` is "", the next one compares with this hash."""

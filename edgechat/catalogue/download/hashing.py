@@ -10,8 +10,8 @@ from edgechat.catalogue.download.partial_file import PartialFile
 
 _CHUNK_BYTES: Final = 1 << 20
 _POLL_S: Final = 0.05
-# Data is synced to disk after this number of hashed bytes. Otherwise, if the network is faster than the disk, the
-# download would have to wait at its end until all data is written.
+# Data is synced to disk after this number of hashed bytes. If it were synced only at the end, a download over a network
+# that is faster than the disk would have to wait until all data is written.
 _FLUSH_BYTES: Final = 32 << 20
 
 

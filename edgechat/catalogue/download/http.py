@@ -1,7 +1,7 @@
 """HTTP client for downloads: GET requests with byte ranges, proxies, redirects, and tokens sent to one origin only.
 
 The client uses only the standard library, because HTTP libraries make additional copies of the data: with httpx2, a
-download took 30 to 80 % more CPU time. In addition, another thread could not end a read.
+download took 30 to 80 % more CPU time. In addition, they do not let another thread end a read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgechat.catalogue.download import network_settings
 from edgechat.errors import HubError
 
 CONNECT_TIMEOUT_S: Final = 3.0
-"""Timeout for name resolution and connecting together."""
+"""Time limit in seconds for name resolution and connecting together."""
 READ_TIMEOUT_S: Final = 20.0
 """Timeout for each read from a connection, and for all headers of a response together."""
 # Timeout for each address of a host. It is short, because the first of several addresses may be unreachable.
@@ -70,7 +70,7 @@ class ConnectError(ConnectionFailedError):
 
 
 PERMANENT_ERRORS: Final = (network_settings.NetworkSetupError, InvalidUrlError, UnusableResponseError)
-"""Errors that a retry would not change."""
+"""Errors that would occur again after a retry."""
 
 
 class Response:
@@ -219,7 +219,7 @@ def send_request(
     try:
         connection.request(method, target, body, headers={**headers, **proxy_headers})
         response = Response(connection, url)
-        if not has_timed_out.is_set():  # otherwise, the headers may be incomplete
+        if not has_timed_out.is_set():  # after the time limit, the headers may be incomplete
             return response
         response.close()
         raise TimeoutError

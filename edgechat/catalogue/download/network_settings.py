@@ -91,7 +91,7 @@ def _find_variable(lower_name: str) -> str:
 
 
 def _is_excluded(host: str, port: int, no_proxy: str) -> bool:
-    """Return whether an entry of `no_proxy` matches: `*`, a domain, an address, or a network, also with a port."""
+    """Return whether a `no_proxy` entry (`*`, domain, address or network, with or without a port) matches the host."""
     for entry in re.split(r"[,\s]+", no_proxy.lower()):
         name = (entry.partition("://")[2] or entry).rstrip("/") if "://" in entry else entry
         if name == "*" or _is_in_network(host, name):
@@ -133,7 +133,7 @@ def make_tls_context() -> ssl.SSLContext:
         return ssl.create_default_context(cafile=value)
     except (OSError, ValueError) as error:
         reason = "it contains no certificates" if isinstance(error, ssl.SSLError) else format_reason(error)
-        if isinstance(error, OSError) and error.filename:  # the log of keys, which a new context opens
+        if isinstance(error, OSError) and error.filename:  # SSLKEYLOGFILE, which every new context opens
             variable, value = "SSLKEYLOGFILE", error.filename
         raise NetworkSetupError(
             f"{variable} is set to {value}, which cannot be used: {reason}. Correct or unset this variable."

@@ -80,7 +80,7 @@ class PartialFile:
         return os.open(self._log_path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write received bytes at `offset`, and log their range. If it raises OSError, the range is still missing."""
+        """Write received bytes at `offset`, and log their range. If it raises OSError, the range counts as missing."""
         view = memoryview(data)
         with self._lock:
             if self._is_closed:  # the descriptor may belong to another file by now

@@ -40,7 +40,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     growth_interval_s: float = 2.0
     """Duration of the speed measurement after a connection was added."""
     min_speedup: float = 1.2
-    """Factor by which an added connection must increase the speed, so that another connection is added."""
+    """Minimum factor by which an added connection must increase the speed before another connection is added."""
 
 
 class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ _PARTIAL_CONTENT: Final = 206
 
 
 class _Range:
-    """Bytes from `position` to `end` that one connection still has to transfer. Another can take the second half."""
+    """Bytes from `position` to `end` that one connection still has to transfer. An idle connection may take half."""
 
     def __init__(self, position: int, end: int) -> None:
         self.position = position
