@@ -16,8 +16,8 @@ from edgechat.chat.text_files import NotTextError, decode_text
 from edgechat.errors import AttachmentError, AttachmentTooLargeError, StoreError
 from edgechat.file_formats import find_format
 
-# Maximum size of the attachments of a message. A context of 256k tokens has at most this number of bytes, with the 128
-# bytes of the longest tokens.
+# Maximum total size of the attachments of a message. No larger text fits into a context of 256k tokens, because the
+# longest tokens have 128 bytes.
 MAX_BYTES: Final = 32 << 20
 
 
@@ -40,7 +40,7 @@ def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachmen
 
 
 def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
-    """Return the content and the media type of a text or image file. Text becomes UTF-8.
+    """Return the content and the media type of a text or image file. Text is converted to UTF-8.
 
     Raises AttachmentError for other kinds of files, and if the file or its content is larger than `max_bytes`.
     """
@@ -51,7 +51,7 @@ def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
             raise _create_too_large_error(path, "the file", max_bytes) from error
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
     content, media_type = convert_file(data, path.name)
-    if len(content) > max_bytes:  # three bytes in UTF-8 are two in UTF-16
+    if len(content) > max_bytes:  # text can be longer in UTF-8 than in UTF-16
         raise _create_too_large_error(path, "its text in UTF-8", max_bytes)
     return content, media_type
 
@@ -65,7 +65,7 @@ def _create_too_large_error(path: Path, subject: str, max_bytes: int) -> Attachm
 
 
 def convert_file(data: bytes, name: str) -> tuple[bytes, str]:
-    """Return the content of a text or image file with the content `data`, and its media type. Text becomes UTF-8.
+    """Return the content and the media type of a text or image file whose bytes are `data`. Converts text to UTF-8.
 
     `name` is the file name for the error message. Raises AttachmentError for other kinds of files.
     """

@@ -14,9 +14,8 @@ from edgechat.humanize import format_count
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> tuple[str, str]:
     """Return the part of a reply that `/copy` copies, and a label for it.
 
-    It is `text`, its last code block, or that with a number, with or without the word `code`.
-
-    Raises UsageError.
+    Without an argument, this is the whole `text`; with the argument `code`, its last code block; with a number, with or
+    without `code` before it, the code block with this number. Raises UsageError.
     """
     match = re.fullmatch(r"code|(?:code +)?(?P<number>\d{1,4})", argument)
     if match is None and argument:

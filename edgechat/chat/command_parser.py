@@ -1,4 +1,4 @@
-"""Tell slash commands from messages, and suggest commands for an unknown one."""
+"""Parser of slash commands. Distinguishes commands from messages, and suggests commands for an unknown name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ESCAPE_HINT: Final = "To send the line as a message, start it with a space."
 def parse(text: str) -> tuple[Command, str] | None:
     """Parse an input line; return the command and its argument, or None if the line is a message.
 
-    A message can start with a path: one with a second slash, or of an existing file or folder. A line with a space
-    before the slash is a message, too. Raises UsageError for an unknown command, or if the argument is missing or not
-    allowed.
+    A line that starts with a path is a message: the path has a second slash, or is that of an existing file or folder.
+    A line with a space before the slash is a message, too. Raises UsageError for an unknown command, or if the argument
+    is missing or not allowed.
     """
     match = _COMMAND_PATTERN.fullmatch(text.rstrip()) if text.startswith("/") else None
     if match is None:
@@ -47,7 +47,7 @@ def parse(text: str) -> tuple[Command, str] | None:
 
 
 def is_command(text: str) -> bool:
-    """Return whether an input line is a command, valid or not, and no message."""
+    """Return whether an input line is a command, valid or not, rather than a message."""
     try:
         return parse(text) is not None
     except UsageError:

@@ -91,11 +91,11 @@ class Command(NamedTuple):
     view: View | None = None
     """View that opens if the command has no handler, or if the user typed no argument."""
     aliases: tuple[str, ...] = ()
-    """Further names that run the command, such as the names that other programs use."""
+    """Other names of the command, such as its names in other programs."""
     needs_argument: bool = False
-    """True if the command only shows or removes a value, fails, or uses a default name without an argument.
+    """True if the command, without an argument, only shows or removes a value, fails, or uses a default name.
 
-    A front end that offers commands in a list types such a command into the input instead of running it.
+    A front end that offers commands in a list types such a command into the input field instead of running it.
     """
 
     @property
@@ -167,7 +167,7 @@ def remove_attachment(attachments: list[Path], name: str) -> str:
 
 
 def find_by_title(store: Store, text: str) -> Conversation:
-    """Return the newest conversation with `text` in its title. Raises StoreError; UsageError if none matches."""
+    """Return the newest conversation with `text` in its title. Raises StoreError; UsageError if no title matches."""
     for summary in store.list_conversations(limit=_MAX_CONVERSATIONS):
         if text.lower() in summary.conversation.title.lower():
             return summary.conversation

@@ -22,7 +22,7 @@ class StoredConversation:
     """
 
     def __init__(self, store: Store, metadata: Conversation) -> None:
-        """`metadata` may describe a new conversation. To read the messages of an existing one, call `reload`."""
+        """`metadata` may describe a new conversation. `reload` reads the messages of an existing conversation."""
         self.store = store
         self.metadata = metadata
         self.tree = MessageTree()
@@ -122,7 +122,7 @@ class StoredConversation:
         self.tree.set_head(message_id)
 
     def select_branch(self, message_id: str) -> None:
-        """Switch the active path to the branch of a message, and extend it to the last active leaf below it."""
+        """Switch the active path to a message's branch, and extend it to the most recently active leaf below it."""
         self.store.select_branch(self._list_path_ids(message_id))
         self.tree.select_branch(message_id)
 

@@ -77,7 +77,7 @@ class ConversationPromptBuilder:
         return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
 
     def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
-        """Return the common token prefix of all prompts that the next turn can have. Raises the errors of `build`."""
+        """Return the token prefix that all possible prompts of the next turn share. Raises the errors of `build`."""
         first, second = (
             self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS
         )
@@ -85,7 +85,7 @@ class ConversationPromptBuilder:
 
 
 def _find_previous_start(path: Sequence[Message]) -> int:
-    """Return the index of the first message in the prompt of the last generated reply; 0 if there is none."""
+    """Return the index of the first message in the prompt of the last generated reply; 0 without such a reply."""
     reply = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
     start_id = reply.context_start_id if reply is not None else None
     return next((i for i, m in enumerate(path) if m.id == start_id), 0)

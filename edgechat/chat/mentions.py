@@ -10,7 +10,7 @@ from edgechat.errors import UsageError
 
 _MENTION_PATTERN: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_PATTERN: Final = re.compile(r"^~|[/\\]|\.\w")
-# Characters of code, such as the decorator `@app.route(...)`, that names of files rarely contain.
+# Characters that occur in code, such as the decorator `@app.route(...)`, but rarely in file names.
 _CODE_PATTERN: Final = re.compile(r"[()\[\]{}<>=;@]")
 
 _MAX_SHOWN_NAMES: Final = 5
@@ -27,7 +27,7 @@ def find_attached_files(text: str) -> list[Path]:
 
 
 def describe_missing_files(text: str) -> str:
-    """Return a sentence that names the files that a message mentions but that do not exist; "" if there are none."""
+    """Return a sentence with the names of mentioned files that do not exist; "" if all of them exist."""
     names = find_missing_files(text)
     if not names:
         return ""

@@ -30,7 +30,7 @@ def list_names() -> list[str]:
     """Return the sorted names of all personas."""
     try:
         return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
-    except OSError:  # the user may not open the directory
+    except OSError:  # no permission to read the directory
         return []
 
 
@@ -59,7 +59,7 @@ def load(name: str) -> Persona:
 
 
 def find_by_settings(settings: Mapping[str, object]) -> Persona | None:
-    """Return the persona whose settings a conversation has, the one with the most settings; None if there is none."""
+    """Return the largest persona whose settings all occur in `settings`; None if no persona matches."""
     best, n_most = None, 0
     for name in list_names() if settings else ():
         persona = load(name)

@@ -141,5 +141,5 @@ class ReplyGeneration:
                 changes = {
                     "reasoning": parsed.reasoning,
                     "text": parsed.content,
-                }  # only an end tag showed the reasoning
+                }  # the reasoning had no start tag, so its end tag was the first sign of it
             recorder.finish(finish_reason=reason, stats=stats, **changes)

@@ -37,7 +37,7 @@ from edgechat.planner.turn import is_thinking_default
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
-# Maximum number of attachments whose lengths are remembered.
+# Maximum number of attachments whose token counts are remembered.
 _MAX_COUNTED_FILES: Final = 256
 
 
@@ -70,7 +70,7 @@ class Session:
         )
         self.model = LoadedModel()
         self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
-        """Lengths of attachments by path, time of change in nanoseconds, size in bytes, and model."""
+        """Token counts of attachments by path, modification time in nanoseconds, size in bytes, and model."""
         self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
 
     @property
@@ -85,7 +85,7 @@ class Session:
 
     @property
     def base_settings(self) -> Settings:
-        """Settings of all conversations, to which `settings` adds those of this conversation and of the flags."""
+        """Settings of all conversations. `settings` adds those of this conversation and of the command line."""
         return self._base_settings
 
     @property
@@ -187,7 +187,7 @@ class Session:
         return n_tokens
 
     def find_long_attachment(self, files: Sequence[Path]) -> str:
-        """Return a message that names the longest of `files` if it exceeds the context alone; "" if none does."""
+        """Return a warning that names the longest of `files` if that file alone exceeds the context; otherwise ""."""
         properties = self.model_properties
         lengths = [(self.count_file_tokens(file), file.name) for file in files]
         n_tokens, name = max(lengths, default=(0, ""))
@@ -211,7 +211,7 @@ class Session:
     def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
         """Generate alternatives to a reply, or replies to a user message.
 
-        `message_id` None means the head. Yields the same events and raises the same errors as `send`.
+        If `message_id` is None, uses the head. Yields the same events and raises the same errors as `send`.
         """
         message = self.tree.message_or_head(message_id)
         parent_id = message.parent_id if message.role == "assistant" else message.id
@@ -221,7 +221,7 @@ class Session:
         yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
-        """Continue the text of a reply; `message_id` None means the head.
+        """Continue the text of a reply; if `message_id` is None, of the head.
 
         If the reply has descendants, a copy of the reply is continued as an alternative. Yields the same events and
         raises the same errors as `send`.
@@ -266,7 +266,7 @@ class Session:
         self._stored_conversation.set_head(message_id)
 
     def select_alternative(self, message_id: str) -> None:
-        """Switch the active path to the branch of a message, and extend it to the last active leaf below it.
+        """Switch the active path to a message's branch, and extend it to the most recently active leaf below it.
 
         Raises StoreError.
         """

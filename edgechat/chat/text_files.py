@@ -7,11 +7,11 @@ from typing import Final
 from edgechat.file_formats import find_byte_order_mark, find_format, find_unmarked_utf16
 
 _NO_TEXT: Final = "It contains no text that edgechat could read."
-# Beginnings of documents that can consist of valid text.
+# First bytes of document formats whose files can be valid text.
 _TEXT_FORMATS: Final = (b"%PDF-", b"{\\rtf")
 _TEXT_CONTROLS: Final = b"\t\n\v\f\r\b\x1b"
 _BINARY: Final = bytes(code for code in (*range(0x20), 0x7F) if code not in _TEXT_CONTROLS)
-# Bytes at the start of a file that decide whether it is text.
+# Number of bytes at the start of a file that are examined to describe it.
 _SAMPLE_BYTES: Final = 1 << 16
 
 
@@ -34,9 +34,10 @@ def decode_text(data: bytes) -> str:
 
 
 def _describe(data: bytes, encoding: str, position: int) -> str:
-    """Return what a file with the content `data` is, as a predicate with the next step.
+    """Describe a file that is not text, as a predicate followed by the next step for the user.
 
-    `encoding` is that of the byte order mark, or "", and `position` the offset of the first byte that is not text.
+    `data` is the content of the file, `encoding` the encoding of its byte order mark ("" without one), and `position`
+    the offset of the first byte that is not text.
     """
     file_format = find_format(data)
     if file_format is not None:

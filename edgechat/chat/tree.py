@@ -82,7 +82,7 @@ class MessageTree:
         return self[self.head_id] if self.head_id is not None else None
 
     def select_branch(self, message_id: str) -> None:
-        """Switch the active path to the branch of a message, and extend it to the last active leaf below it."""
+        """Switch the active path to a message's branch, and extend it to the most recently active leaf below it."""
         for message in self.path_to(message_id):
             self._set_active_child(message.parent_id, message.id)
         self.head_id = self._find_active_leaf(message_id)

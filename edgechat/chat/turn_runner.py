@@ -64,7 +64,7 @@ class TurnRunner:
     def stop(self) -> None:
         """Stop the current reply, or the next one if none is being generated.
 
-        If the engine does not end the current turn within ten seconds, it is killed.
+        If the engine process does not end the current turn within ten seconds, the process is killed.
         """
         self._is_stop_requested = True
         self._cancellation.cancel()
