@@ -1,4 +1,4 @@
-"""Addresses of clients: loopback addresses, and the address to which limits apply."""
+"""Client addresses: loopback detection, and the address under which limits count a client."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 from typing import Final
 
 LOOPBACK: Final = "loopback"
-"""Client address of all programs on this machine."""
+"""Address under which limits count all clients on this machine."""
 
 
 def is_loopback(host: str) -> bool:
@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_client_address(host: str) -> str:
-    """Return the address that limits apply to: an IPv4 address, the /64 network of an IPv6 address, or `LOOPBACK`."""
+    """Return the address under which limits count a client: an IPv4 address, an IPv6 /64 network, or `LOOPBACK`."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

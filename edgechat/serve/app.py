@@ -33,7 +33,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """Endpoints of the server. Requests without a model name go to the first of the served models."""
+    """HTTP endpoints. Requests without a model name use the first served model."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
@@ -42,7 +42,7 @@ class Api:
         self._started_at = int(time.time())
 
     def build_app(self, rules: AccessRules) -> ASGIApp:
-        """Return the ASGI application inside a `RequestGuard` that enforces `rules`."""
+        """Build the ASGI application, wrapped in a `RequestGuard` that enforces `rules`."""
         routes = [
             Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
             Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
@@ -91,9 +91,10 @@ class Api:
             return await embed(request, self._find_queue(body.model), body)
 
     async def _read_body(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T:
-        """Receive and decode the body of a request; `memory` holds its bytes. Raises ApiError.
+        """Receive and decode a request body. Raises ApiError.
 
-        If all queues are full, the body is not received.
+        The body counts in the memory budget until the caller closes `memory`. If all queues are full, the body is not
+        received.
         """
         client = find_client_address(request)
         obstacles = [obstacle for queue in self._models.values() if (obstacle := queue.find_obstacle(client))]
@@ -103,7 +104,7 @@ class Api:
         try:
             return errors.decode_body(data, body_type)
         finally:
-            data.clear()  # its memory now counts for the decoded body
+            data.clear()  # the budget now counts the decoded values instead
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         objects = [self._make_model_object(queue) for queue in self._models.values()]
@@ -117,7 +118,7 @@ class Api:
         model_properties = queue.model_properties
         return {
             "id": queue.name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
-            # The names of the context length in the model lists of vLLM and OpenRouter.
+            # Clients look for the context length under the name that vLLM uses or under the one that OpenRouter uses.
             "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
                      "n_params": model_properties.n_params, "size": model_properties.size_bytes,
@@ -142,7 +143,7 @@ def _json_response(value: object) -> Response:
 def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:
     """Wrap an endpoint so that exceptions become error responses.
 
-    `param` is the name of the request field with the input text, for the `param` field of error responses.
+    `param` is the name of the request field that holds the input text. Error responses report it in `param`.
     """
 
     async def handle(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Request bodies: limits for the size and the duration of a body, and for the memory of all bodies together."""
+"""Request bodies: limits on the size and duration of each upload, and on the memory of all bodies together."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from edgechat.serve.errors import ApiError
 MAX_BODY_BYTES: Final = 16 << 20
 BODY_TIMEOUT_S: Final = 30.0
 BUDGET_BYTES: Final = 4 * MAX_BODY_BYTES
-"""Maximum bytes of all bodies that are being received or converted to prompts, without `FREE_BYTES` each.
+"""Maximum memory of all bodies that are being received or converted to prompts.
 
-A complete body counts with the memory that it takes when it is decoded.
+The first `FREE_BYTES` of each body are not counted. A complete body counts with the memory of its decoded values.
 """
 FREE_BYTES: Final = 64 << 10
-"""Bytes of each body that do not count, so that large bodies never keep out ordinary requests."""
-# A client that sends fewer bytes than this in `_STALL_S` is slow: it loses its memory first when memory runs out.
+"""Bytes of each body that are not counted, so that the server accepts ordinary requests besides large ones."""
+# An upload is stalled if fewer than `_PROGRESS_BYTES` arrive in `_STALL_S`. When memory runs out, the server refuses
+# stalled uploads first.
 _PROGRESS_BYTES: Final = 64 << 10
 _STALL_S: Final = 2.0
-# Bytes and time after which the server stops to discard the body of a refused request. Many clients read the response
-# only after they have sent the whole body.
+# The server receives and discards the body of a refused request up to these limits, because many clients read the
+# response only after they have sent the whole body.
 _MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
 _DISCARD_TIMEOUT_S: Final = 5.0
 # Size of a body whose memory is returned to the operating system when it is freed, and the delay, so that several
@@ -38,10 +39,10 @@ _RETURN_DELAY_S: Final = 1.0
 
 
 class BodyBudget:
-    """Memory for request bodies. Each body holds as many bytes as have arrived, or as its decoded values take.
+    """Memory budget for request bodies. A body uses the bytes received so far, and later those of its decoded values.
 
-    When the bytes run out, the server refuses the slowest of the incoming bodies, or else the newest one of those that
-    are larger than the body that needs memory.
+    When the budget is exhausted, the server refuses the body that has been stalled the longest. If none is stalled, it
+    refuses the newest incoming body that is larger than the body that needs memory.
     """
 
     def __init__(self, n_bytes: int = BUDGET_BYTES) -> None:
@@ -51,9 +52,9 @@ class BodyBudget:
 
     @contextlib.asynccontextmanager
     async def read(self, receive: Receive, headers: Headers) -> AsyncIterator[bytearray]:
-        """Receive the body of a request. Its memory counts until the end of the `async with` block.
+        """Receive a request body, which counts in the budget until the end of the `async with` block.
 
-        The caller clears the returned bytes when they are decoded. Raises ApiError if the body is too large or too
+        The caller must clear the returned bytes after decoding them. Raises ApiError if the body is too large or too
         slow, if memory runs out, or if the client disconnects.
         """
         if _parse_length(headers) > MAX_BODY_BYTES:
@@ -69,7 +70,7 @@ class BodyBudget:
             body.free()
 
     def take(self, body: IncomingBody, n_bytes: int) -> bool:
-        """Take bytes for a body, if necessary from other bodies; return False if they cannot be found."""
+        """Reserve `n_bytes` for a body, refusing other bodies if necessary; return False if that frees too little."""
         while self.n_free < n_bytes:
             victim = self._choose_victim(body, body.n_counted_bytes + n_bytes)
             if victim is None:
@@ -80,7 +81,7 @@ class BodyBudget:
         return True
 
     def give_back(self, n_bytes: int) -> None:
-        """Take back the bytes of a body. After a large body, freed memory soon goes back to the operating system."""
+        """Release the bytes of a body; after a large body, schedule the return of memory to the operating system."""
         self.n_free += n_bytes
         if n_bytes >= _MIN_RETURNED_BYTES and not self._is_return_planned:
             self._is_return_planned = True
@@ -99,14 +100,14 @@ class BodyBudget:
 
 
 class IncomingBody:
-    """Body of a request, while it arrives and until it is decoded."""
+    """Request body and its share of the memory budget, while it is received and until it is decoded."""
 
     def __init__(self, budget: BodyBudget, receive: Receive) -> None:
         self.data = bytearray()
         self.n_counted_bytes = 0
-        """Number of bytes that this body holds of the budget."""
+        """Number of bytes of the budget that this body uses."""
         self.progress_at = time.monotonic()
-        """Time when the last `_PROGRESS_BYTES` had arrived."""
+        """Time when the most recent `_PROGRESS_BYTES` were complete."""
         self.is_complete = False
         self._budget = budget
         self._receive = receive
@@ -128,12 +129,12 @@ class IncomingBody:
         return self.data
 
     def hold(self, n_bytes: int) -> None:
-        """Hold memory for a total of `n_bytes`, or what is held if it is more. Raises ApiError if memory runs out."""
+        """Increase the body's share of the budget to `n_bytes`; never reduce it. Raises ApiError if memory is short."""
         n_new_bytes = max(0, n_bytes - FREE_BYTES) - self.n_counted_bytes
         if n_new_bytes <= 0:
             return
         if not self._budget.take(self, n_new_bytes):
-            self.free()  # at once: bodies of the same size that grow now shall not be refused as well
+            self.free()  # immediately, so that other growing bodies of this size are not refused as well
             raise _make_memory_error()
         self.n_counted_bytes += n_new_bytes
 
@@ -143,7 +144,7 @@ class IncomingBody:
         self.data, self.n_counted_bytes = bytearray(), 0
 
     def refuse(self) -> None:
-        """Stop to receive the body, and free its memory now."""
+        """Stop receiving the body and free its memory immediately."""
         self.free()
         if self._task is not None:
             self._task.cancel()
@@ -166,12 +167,12 @@ class IncomingBody:
 
 
 def has_body(headers: Headers) -> bool:
-    """Return whether a request has a body."""
+    """Return whether the headers announce a request body."""
     return "transfer-encoding" in headers or _parse_length(headers) > 0
 
 
 async def discard_body(receive: Receive) -> None:
-    """Receive and discard the rest of a body, up to a number of bytes and a time."""
+    """Receive and discard the rest of a body, up to a limit of bytes and a time limit."""
 
     async def discard() -> None:
         n_bytes, is_last = 0, False

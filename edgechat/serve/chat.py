@@ -84,7 +84,7 @@ class ChatResponseBuilder(ResponseBuilder):
         return [request], choices
 
     def _check_length(self) -> None:
-        """Raise ContextOverflowError if the context has fewer tokens than the request has messages and tools."""
+        """Raise ContextOverflowError if the request has more messages and tools than the context has tokens."""
         n_messages, n_tools = len(self._body.messages), len(self._body.tools or ())
         properties = self.queue.model_properties
         if n_messages + n_tools > properties.n_ctx:
@@ -155,7 +155,7 @@ class ChatResponseBuilder(ResponseBuilder):
 def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
     """Return whether the model reasons before it replies.
 
-    The fields of the request have priority over `default`. If the request and `default` have no value, reasoning is on.
+    The fields of the request override `default`. If neither has a value, reasoning is on.
     """
     template_variables, options = body.chat_template_kwargs or {}, body.reasoning or ReasoningOptions()
     thinking = body.thinking.type != "disabled" if isinstance(body.thinking, ThinkingOptions) else body.thinking

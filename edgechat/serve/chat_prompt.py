@@ -25,10 +25,10 @@ from edgechat.serve.message_schemas import (
 )
 from edgechat.serve.schemas import Tool
 
-# Length of tool call IDs, in characters. The templates of some model families require this length.
+# Length of tool call IDs, in characters. The chat templates of some model families require it.
 _ID_LENGTH: Final = 9
 _MAX_ARGUMENT_VALUES: Final = 1 << 16
-"""Maximum number of JSON values in the texts of all tool call arguments; they take 6 MiB when they are decoded."""
+"""Maximum number of JSON values in all tool call arguments of a request; decoded, they take 6 MiB."""
 
 
 def make_template_messages(
@@ -36,8 +36,8 @@ def make_template_messages(
 ) -> list[PromptMessage]:
     """Convert the messages of a request to template input, merging consecutive system or user messages.
 
-    If the template has no native tools, an additional system message describes `tools`. Raises ApiError if a message
-    has images, audio, files, or tool call arguments that are not valid JSON.
+    Without `has_native_tools`, an additional system message describes `tools`. Raises ApiError if a message has images,
+    audio, files, or tool call arguments that are not valid JSON.
     """
     converter, prompt_messages = _MessageConverter(has_native_tools=has_native_tools), []
     for i, message in enumerate(messages):
@@ -60,10 +60,10 @@ class _MessageConverter:
     def __init__(self, *, has_native_tools: bool) -> None:
         self._has_native_tools = has_native_tools
         self._n_argument_values = 0
-        """Number of JSON values in the texts of tool call arguments so far."""
+        """Number of JSON values in the tool call arguments that were converted so far."""
 
     def convert(self, message: ChatMessage, path: str) -> list[PromptMessage]:
-        """Convert a message; tool results in its content become messages. Raises ApiError."""
+        """Convert a message; each tool result in its content becomes a separate message. Raises ApiError."""
         if isinstance(message, (ToolMessage, FunctionMessage)):
             call_id = message.tool_call_id if isinstance(message, ToolMessage) else None
             return [self._make_result(call_id, read_result(message.content, f"{path}.content"))]
@@ -84,7 +84,7 @@ class _MessageConverter:
     def _convert_reply(self, message: AssistantMessage, content: MessageContent, path: str) -> PromptMessage:
         thoughts = (message.reasoning_content, message.reasoning, content.reasoning)
         reasoning = next((text for text in thoughts if isinstance(text, str) and text), "")
-        # Clients with content parts for calls also send the same calls as `tool_calls`.
+        # Clients that send calls as content parts also send them in `tool_calls`.
         calls, param = message.tool_calls or content.calls, f"{path}.tool_calls"
         if not calls and message.function_call is not None:
             calls, param = [ToolCall(message.function_call)], f"{path}.function_call"
@@ -104,7 +104,7 @@ class _MessageConverter:
         arguments = function.arguments or {}
         if isinstance(arguments, str):
             arguments = self._decode_arguments(arguments, param)
-        # Half of the templates iterate over the arguments and reject other values.
+        # Half of the templates iterate over the arguments, and fail if they are not an object.
         return arguments if isinstance(arguments, dict) else {"arguments": arguments}
 
     def _decode_arguments(self, arguments: str, param: str) -> Any:
@@ -132,7 +132,7 @@ def make_tool_call_objects(calls: Sequence[ParsedToolCall]) -> list[dict[str, An
 
 
 def make_tool_call_chunks(deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:
-    """Convert new parts of tool calls to objects of a stream. Only the first part of a call has its name and ID."""
+    """Convert new parts of tool calls to stream objects. Only the first part of a call has the name and the ID."""
     objects = []
     for delta in deltas:
         if delta.name:

@@ -37,12 +37,12 @@ class PromptProgress(NamedTuple):
     n_total: int
     n_cached: int
     n_processed: int
-    """Number of tokens that are in the context, including `n_cached`."""
+    """Number of prompt tokens that are already in the context, including `n_cached`."""
     elapsed_s: float
     """Time since the prefill began."""
 
     def as_object(self) -> dict[str, int]:
-        """Return the `prompt_progress` object of llama-server."""
+        """Return the progress in the format of llama-server's `prompt_progress` object."""
         return {
             "total": self.n_total, "cache": self.n_cached, "processed": self.n_processed,
             "time_ms": round(1000 * self.elapsed_s),
@@ -68,14 +68,14 @@ class Choice:
         self._parser = parser
 
     def feed_prompt(self, event: protocol.PromptLogprobs) -> ChoiceDelta:
-        """Append logprobs of the prompt, and return them."""
+        """Append logprobs of the prompt, and return them as a delta."""
         self.prompt_logprobs += event.logprobs
         return ChoiceDelta(self._index, prompt_logprobs=event.logprobs)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
-        """Append generated text; return the new output, except text whose meaning is still open.
+        """Append generated text; return the new output, without text that the parser cannot classify yet.
 
-        Can wait for the render process, for at most its time limit.
+        May wait for the render process, up to the time limit of that process.
         """
         self.logprobs += event.logprobs
         delta = self._parser.feed(event.text) if self._parser is not None else ReplyDelta(content=event.text)
@@ -166,7 +166,7 @@ async def stream_deltas(
         if isinstance(event, protocol.RequestFinished):
             totals.add(event.stats)
         request_choices = choices[first_index : first_index + n_sequences]
-        # In a thread, because parsing waits for the render process.
+        # In a thread, because parsing may wait for the render process.
         for delta in await asyncio.to_thread(lambda: list(_feed_choices(request_choices, event))):  # noqa: B023
             yield delta
     if any(choice.finish_reason is None for choice in choices):

@@ -42,7 +42,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):
             tokens = await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
-            # The engine returns the text of token IDs together with their logprobs.
+            # The engine returns the text of prompt tokens only together with their logprobs.
             needs_prompt = bool(body.echo) and (body.logprobs is not None or not isinstance(prompt, str))
             requests.append(self.queue.build_generate_request(
                 tokens, body, n_logprobs=body.logprobs, grammars=[grammar] if grammar else [],
@@ -75,7 +75,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None, *,
         is_first: bool,
     ) -> dict[str, Any]:  # fmt: skip
-        """Build a choice; the first object of a choice contains the echo of the prompt."""
+        """Build a choice object; only the first object of a choice contains the echo of the prompt."""
         choice_text = self._texts[index]
         logprobs_object = None
         if self._body.logprobs is not None:
@@ -94,10 +94,10 @@ class CompletionResponseBuilder(ResponseBuilder):
 
 
 class _ChoiceText:
-    """Text of one choice with the echo of its prompt, and the positions of the tokens in it."""
+    """Text of one choice: the echo of the prompt, and the text offsets of the tokens."""
 
     def __init__(self, echo: str | None) -> None:
-        """Start with the text before the generated text; None for the text of the prompt's tokens."""
+        """Create the text of a choice; `echo` precedes the generated text. If None, prompt tokens provide the echo."""
         self.prompt: list[protocol.TokenLogprobs] = []
         """Tokens of the prompt; empty unless the request has `echo`."""
         self._echo = echo
@@ -106,7 +106,7 @@ class _ChoiceText:
 
     @property
     def echo(self) -> str:
-        """Text before the generated text; complete when all prompt tokens are known."""
+        """Text before the generated text; incomplete until all prompt tokens have been received."""
         return self._decode_prompt() if self._echo is None else self._echo
 
     def _decode_prompt(self) -> str:
@@ -116,7 +116,7 @@ class _ChoiceText:
         """Build the `logprobs` object of the next generated tokens, and of the prompt's tokens before them."""
         prompt = self.prompt if with_prompt else []
         if self._n_chars is None:
-            # The tokens can begin with text that is not in the prompt: a start token, or a space.
+            # The tokens of the prompt can begin with text that the prompt does not have: a start token or a space.
             self._n_chars = len(self.echo) - len(self._decode_prompt())
         tokens, offsets = [*prompt, *generated], []
         for token in tokens:
@@ -126,7 +126,7 @@ class _ChoiceText:
         top_logprobs: list[dict[str, float] | None] = [
             {_format_token(t): clamp_logprob(v) for t, v in token.top_logprobs} for token in tokens
         ]
-        if prompt:  # nothing precedes the first token
+        if prompt:  # the first token has no logprob, because nothing precedes it
             logprobs[0] = top_logprobs[0] = None
         return {
             "tokens": [_format_token(token.token_bytes) for token in tokens], "token_logprobs": logprobs,
@@ -143,9 +143,9 @@ def _format_token(token: bytes) -> str:
 
 
 def split_inputs(inputs: TextInput, param: str) -> list[str | list[int]]:
-    """Return the inputs of a request as a list of texts or a list of token ID lists.
+    """Convert the input field of a request to a list of strings or a list of token ID lists.
 
-    Raises ApiError if there are no inputs or more than `MAX_INPUTS`, or if texts and token IDs are mixed.
+    Raises ApiError if there are no inputs or more than `MAX_INPUTS`, or if strings and token IDs are mixed.
     """
     if isinstance(inputs, str):
         return [inputs]

@@ -16,31 +16,32 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edgechat.serve.addresses import LOOPBACK, parse_client_address
 
 HEAD_TIMEOUT_S: Final = 15.0
-"""Time in which the head of a request must arrive, from the connection or from the first byte after a response."""
+"""Time limit for the head of a request, counted from the connection or from the first byte after a response."""
 KEEP_ALIVE_TIMEOUT_S: Final = 30.0
 """Time after which a connection without a new request is closed."""
 WRITE_TIMEOUT_S: Final = 30.0
-"""Time in which a client must read `_MIN_READ_BYTES` of a response that waits for it."""
+"""Time limit within which a client must read `_MIN_READ_BYTES` of a pending response."""
 _MIN_READ_BYTES: Final = 32 << 10
 MAX_CONNECTIONS: Final = 1000
 # Files that the server has open besides connections: pipes to its child processes, logs and libraries, and the
 # connections that asyncio accepts before it lets the table close others.
 _RESERVED_FILES: Final = 128
 _WANTED_FILES: Final = 4096
-# Bytes that are read from a connection at once; asyncio's default of 256 KiB is kept in memory for each slow upload.
+# Maximum bytes per read from a connection. With asyncio's default, each slow upload keeps 256 KiB in memory.
 _READ_BYTES: Final = 1 << 16
 _PROBE_DELAY_S: Final = 0.1
 _REFUSAL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
-# Parsing a chunk takes 20 to 40 us, whatever its size. Ordinary clients send chunks of kilobytes.
+# A body is rejected if it has more than `_MAX_TINY_CHUNKS` chunks with fewer than `_TINY_CHUNK_BYTES` bytes on average.
+# Parsing a chunk takes 20 to 40 us regardless of its size. Ordinary clients send chunks of kilobytes.
 _MAX_TINY_CHUNKS: Final = 1000
 _TINY_CHUNK_BYTES: Final = 64
 _RESPONSE_START: Final = b"HTTP/1.1 "
 
 
 def raise_connection_limit() -> int:
-    """Allow this process to open more files, if possible, and return the number of connections that it can accept."""
+    """Raise the limit of open files if possible; return the number of connections that this process can accept."""
     if sys.platform == "win32":
         return MAX_CONNECTIONS
     import resource
@@ -59,10 +60,10 @@ def raise_connection_limit() -> int:
 
 
 class ConnectionTable:
-    """All open connections, by client address.
+    """Open connections by client address.
 
-    One address may hold half of the connections, or all if it is the loopback address, which all local programs share.
-    Beyond that, a new connection replaces the one of the same address that has taken longest to send a request.
+    One address may have up to half of the connections; the loopback address, which all local programs share, may have
+    all. At this limit, a new connection replaces the connection of its address that is slowest to send a request.
     """
 
     def __init__(self, max_connections: int = MAX_CONNECTIONS) -> None:
@@ -73,9 +74,9 @@ class ConnectionTable:
         return sum(len(connections) for connections in self._by_address.values())
 
     def add(self, connection: Connection, address: str) -> bool:
-        """Add a new connection, and close another one if there are too many.
+        """Add a new connection, and close a slow one if there are too many.
 
-        Return False if the new connection must be refused, because all others wait for responses.
+        Return False if the new connection must be refused, because all other clients have sent their requests.
         """
         connections = self._by_address.setdefault(address, {})
         connections[connection] = None
@@ -103,7 +104,7 @@ class ConnectionTable:
 
 
 def _abort_slowest(connections: Iterable[Connection], new_connection: Connection) -> bool:
-    """Abort the connection that has taken longest to send a whole request; return False if there is none."""
+    """Abort the connection that is slowest to send a whole request; return False if all clients have sent theirs."""
     candidates = [c for c in connections if c is not new_connection and not c.has_whole_request]
     if not candidates:
         return False
@@ -112,10 +113,10 @@ def _abort_slowest(connections: Iterable[Connection], new_connection: Connection
 
 
 class Connection(H11Protocol):
-    """HTTP connection with deadlines for the head of every request, for reading responses, and for closing."""
+    """HTTP connection with deadlines for its client to send each request head and to read each response."""
 
     def __init__(self, table: ConnectionTable, **options: Any) -> None:
-        """Create a connection of `table`; `options` are uvicorn's."""
+        """Create a connection that registers itself in `table`; `options` are the arguments of uvicorn's protocol."""
         super().__init__(**options)
         self._parse_event = self.conn.next_event
         self.conn.next_event = self._parse_bounded  # type: ignore[method-assign]
@@ -123,29 +124,29 @@ class Connection(H11Protocol):
         self._encode_event = self.conn.send
         self.conn.send = self._encode_rest  # type: ignore[method-assign,assignment]
         self._n_bytes_sent_early = 0
-        """Number of bytes of the response that were sent before the response was known."""
+        """Number of response bytes that were sent before the application started the response."""
         self.phase_started_at = time.monotonic()
-        """Time when the connection began to wait for the request that it waits for, or is executing, now."""
+        """Time when the current phase began: waiting for a request head, or handling a request."""
         self._table = table
         self._address = LOOPBACK
         self._head_deadline = self.phase_started_at + HEAD_TIMEOUT_S
         self._n_unread_bytes = 0
-        """Size of the response that the client had not read at `_read_at`."""
+        """Number of response bytes that the client had not read at `_read_at`."""
         self._read_at = self.phase_started_at
         self._is_half_closed = False
 
     @property
     def is_waiting(self) -> bool:
-        """True while no request is executed, because its head has not arrived completely."""
+        """True while the connection waits for the complete head of a request."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
     def has_whole_request(self) -> bool:
-        """True while a request is executed whose body has arrived completely."""
+        """True from the complete arrival of a request to the end of its response."""
         return not self.is_waiting and not self.cycle.more_body
 
     def abort(self) -> None:
-        """Close the connection at once, and leave the table."""
+        """Close the connection immediately, and remove it from the table."""
         self._table.discard(self, self._address)
         self.transport.abort()
 
@@ -182,7 +183,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        if not self.is_waiting:  # the body is invalid: the application must not respond any more
+        if not self.is_waiting:  # the body is invalid, so the application must no longer respond
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
@@ -191,8 +192,8 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep a half-closed connection open until the requests that arrived completely have their responses."""
-        if not self.has_whole_request or sys.platform == "win32":  # Windows does not report reset connections as below
+        """Keep a half-closed connection open until all completely received requests have their responses."""
+        if not self.has_whole_request or sys.platform == "win32":  # the probe below detects no resets on Windows
             return False
         self._is_half_closed = True
         if not self.cycle.response_started and not self._n_bytes_sent_early:
@@ -215,14 +216,14 @@ class Connection(H11Protocol):
         return event
 
     def _encode_rest(self, event: Any) -> bytes | None:
-        """Encode an event of a response, without the bytes that were sent early."""
+        """Encode an event of a response, without the bytes that `eof_received` has already sent."""
         data: bytes | None = self._encode_event(event)
         if data and self._n_bytes_sent_early:
             data, self._n_bytes_sent_early = data[self._n_bytes_sent_early :], 0
         return data
 
     def _abort_if_reset(self) -> None:
-        """Abort a half-closed connection if its client has reset it; asyncio does not report that before a write."""
+        """Abort a half-closed connection if its client has reset it, which asyncio reports only at the next write."""
         if self._is_half_closed and not self.transport.is_closing():
             client_socket = self.transport.get_extra_info("socket")
             if client_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):

@@ -1,8 +1,8 @@
-"""Content of messages: text, reasoning, tool calls and tool results in the content parts of many clients.
+"""Message content: reads text, reasoning, tool calls and tool results from the content parts of several APIs.
 
-The parts of the OpenAI, Anthropic, Mistral and Vercel APIs are read. Images, audio, video and files are refused,
-because a reply that ignored them would not be what the client asked for. Parts of earlier replies that only their
-service can read, such as encrypted reasoning, are skipped.
+Supports the parts of the OpenAI, Anthropic, Mistral and Vercel APIs. Images, audio, video and files are refused,
+because a reply that ignored them would not be what the client asked for. Skips parts of earlier replies that only the
+service that generated them can read, such as encrypted reasoning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RESULT_TYPES: Final = frozenset(("tool_result", "tool-result", "function_call_o
 _MEDIA_TYPE: Final = re.compile(
     "(input_|output_)?(image|audio|video|file|document|media|pdf|blob)([_-](url|file|data))?"
 )
-# Fields of media parts; a tool result such as {"type": "file", "name": "a.txt"} is data.
+# Fields that distinguish media parts from data, such as the tool result {"type": "file", "name": "a.txt"}.
 _MEDIA_FIELDS: Final = frozenset((
     "image_url", "input_audio", "audio_url", "video_url", "image", "audio", "video", "file_data", "file_id", "source",
     "data", "blob", "mimeType", "mime_type", "media_type", "inline_data",
@@ -37,14 +37,14 @@ class MessageContent(NamedTuple):
     reasoning: str
     calls: list[ToolCall]
     results: list[tuple[object, str]]
-    """ID of the tool call and text of each tool result."""
+    """Tool call ID and text of each tool result."""
 
 
 def read_content(content: Any, path: str, *, is_reply: bool) -> MessageContent:
-    """Read the content of a message that is not a tool result; `path` is its place in the request.
+    """Read the content of a message that is not a tool result; `path` is its location in the request.
 
-    Parts of unknown types without text are skipped in a reply of the model (`is_reply`). Raises ApiError for content
-    other than text.
+    Raises ApiError for media, and for other parts that contain no text. In replies of the model (`is_reply`), parts of
+    unknown types that contain no text are skipped instead.
     """
     texts, thoughts, calls, results = [], [], [], []
     parts = content if isinstance(content, list) else [content]
@@ -98,7 +98,7 @@ def _read_call(part: Mapping[str, Any], path: str) -> ToolCall:
 
 
 def _read_text(part: Any, path: str) -> str:
-    """Return the text of a part. Raises ApiError if it has another type."""
+    """Return the text of a content part. Raises ApiError if its text field is an object or a list."""
     text = _get_first(part, "text", "content", "refusal") if isinstance(part, dict) else part
     if isinstance(text, (dict, list)):
         raise _make_content_error(path)
@@ -106,7 +106,7 @@ def _read_text(part: Any, path: str) -> str:
 
 
 def _find_text(value: Any) -> str:
-    """Return all texts of a part of reasoning or of a result."""
+    """Return the text of a reasoning part or a result part; join the texts of a list."""
     if isinstance(value, list):
         return "".join(map(_find_text, value))
     if isinstance(value, dict):

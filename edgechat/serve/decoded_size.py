@@ -1,4 +1,4 @@
-"""Memory that JSON takes when it is decoded: up to 30 times its length, if it has many small values."""
+"""Estimate of the memory of decoded JSON, which is up to 30 times as large as the JSON if it has many small values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_VALUES: Final = 1 << 19
 """Maximum number of keys and values in the JSON of a request body; lists and objects count twice."""
 _FREE_VALUES: Final = 4096
 """Values of each body whose memory is not counted, so that ordinary requests are never refused."""
-# Memory of the largest objects for each comma, colon or opening bracket: an empty list or object and its place in a
-# list, or a share of an object with one key (Python 3.10, 64 bits).
+# Maximum memory per comma, colon or opening bracket (Python 3.10, 64 bits): an empty list or object and its slot in the
+# outer list, or the share of an object with one key.
 _VALUE_BYTES: Final = 96
 _STRUCTURAL_BYTES: Final = b",:[{"
 _BLOCK_BYTES: Final = 1 << 20
-# Characters beyond U+FFFF, in UTF-8 or as an escape: a text with one of them takes four bytes per character.
+# Characters beyond U+FFFF, in UTF-8 or as an escape. A Python string with such a character takes 4 bytes per character.
 _WIDE_CHARACTER: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
 
 
@@ -56,7 +56,7 @@ def _count_structural_bytes(data: bytes | bytearray) -> int:
 
 
 def _find_character_bytes(data: bytearray) -> int:
-    """Return the maximum number of bytes that Python needs for one byte of the texts in a JSON body."""
+    """Return the maximum memory, in bytes, of Python strings per byte of a JSON body."""
     if data.isascii() and b"\\u" not in data:
         return 1
     return 4 if _WIDE_CHARACTER.search(data) else 2

@@ -1,4 +1,4 @@
-"""Embeddings endpoint (POST /v1/embeddings) of embedding models."""
+"""Embeddings endpoint (POST /v1/embeddings) for embedding models."""
 
 from __future__ import annotations
 

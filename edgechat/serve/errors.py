@@ -32,12 +32,12 @@ T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """Error response: HTTP status, message, and the `param` and `code` fields of the OpenAI API."""
+    """Exception that becomes an error response, with the `param` and `code` fields of the OpenAI API."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, must_close: bool = False
     ) -> None:
-        """Create an error response; with `must_close`, the server closes the connection after it."""
+        """Create an error; with `must_close`, the server closes the connection after the response."""
         super().__init__(shorten(message, MAX_MESSAGE_CHARS))
         self.status = status
         self.param = shorten(param, _MAX_PARAM_CHARS) if param is not None else None
@@ -70,9 +70,9 @@ def make_shutdown_error() -> ApiError:
 
 
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
-    """Convert an EdgechatError to an error response; `param` is the name of the request field with the input text."""
+    """Convert an EdgechatError to an error response; `param` is the name of the request field that holds the input."""
     if isinstance(error, ContextOverflowError):
-        # Clients such as litellm recognise this error by llama-server's words.
+        # Clients such as litellm recognise this error by the wording of llama-server.
         message = f"{error} The request exceeds the available context size."
         return ApiError(400, message, param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
@@ -90,7 +90,7 @@ def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
 def make_internal_error(error: Exception) -> ApiError:
     """Convert an unexpected exception to an error response, and print its traceback to standard error.
 
-    The response and the traceback do not contain the exception's message, because it can contain conversation text.
+    The response and the traceback do not contain the exception's message, because it may contain conversation text.
     """
     stack = "".join(traceback.format_tb(error.__traceback__))
     print(f"edgechat: Internal error {type(error).__name__}:\n{stack}", file=sys.stderr, flush=True)  # noqa: T201
@@ -98,7 +98,7 @@ def make_internal_error(error: Exception) -> ApiError:
 
 
 def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
-    """Decode the JSON body of a request. Raises ApiError, whose `param` is the path of the invalid field, if known."""
+    """Decode the JSON body of a request. Raises ApiError with the path of the invalid field, if known, as `param`."""
     try:
         return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8), type=body_type)
     except msgspec.ValidationError as error:
@@ -111,7 +111,7 @@ def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
 
 
 def decode_json_text(text: str, param: str) -> Any:
-    """Decode JSON in a text of a request. Raises ApiError, whose `param` is the name of the field with the text."""
+    """Decode the JSON in a string field of a request. Raises ApiError with the name of the field as `param`."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:

@@ -1,4 +1,4 @@
-"""Generation of one response: its place in the queue, its prompts, its engine requests, and their output."""
+"""Generation of one response: admission to the queue, prompts, engine requests, and their output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Generation:
     """Engine requests of one response. They start at once; the caller must call `close`, even after errors."""
 
     def __init__(self, builder: ResponseBuilder, client: str, body_memory: contextlib.AsyncExitStack) -> None:
-        """Start the generation for a client address; `body_memory` is closed when the prompts are built."""
+        """Start the generation for the client address `client`; `body_memory` is closed when the prompts are built."""
         self.choices: list[Choice] = []
         self.totals = UsageTotals()
         self._builder = builder
@@ -69,10 +69,11 @@ class Generation:
 
 
 async def cancel_task(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end. Its error is ignored here; the caller that awaits its result reports it.
+    """Cancel a task and wait until it ends. An error of the task is not raised here, but where its result is awaited.
 
-    If the caller itself is cancelled meanwhile, it ends with CancelledError.
+    Raises CancelledError if the caller is cancelled while it waits.
     """
     task.cancel()
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # an error that nobody reads is logged
+    # asyncio logs the exception of a task unless something retrieves it.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     await asyncio.wait({task})

@@ -19,15 +19,16 @@ from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.serve.schemas import Tool
 
-# Options of llguidance for fixed white space in JSON. With flexible white space, small models can generate white space
-# without end.
+# Options of llguidance for fixed white space in JSON. With flexible white space, small models sometimes generate
+# endless white space.
 _FIXED_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_DEPTH: Final = 64
 # JSON Schema keywords whose values map names to schemas.
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # JSON Schema keywords whose values are data, not schemas.
 _DATA_KEYWORDS: Final = ("const", "enum", "default", "examples")
-# Values of `propertyNames` that all property names match, because they are strings. Zod 4 writes the first one.
+# Values of `propertyNames` that restrict nothing, because property names are always strings. Zod 4 writes the first
+# value.
 _MATCH_ALL_NAMES: Final[tuple[object, ...]] = ({"type": "string"}, {}, True)
 _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAX_NUMERIC_LIMIT: Final = 1 << 53
@@ -56,7 +57,7 @@ def make_tool_call_rules(tools: Sequence[Tool], *, must_call: bool, allow_parall
 
 
 def choose_reasoning_format(known_format: ReasoningFormat | None, reply_format: ReplyFormat) -> ReasoningFormat | None:
-    """Return the tags of the reasoning: `known_format` of the template, unless llama.cpp finds other tags in it."""
+    """Return `known_format`, the template's reasoning format, unless llama.cpp found other tags in the template."""
     start_tag, end_tags = reply_format.thinking_start, reply_format.thinking_ends
     if not (start_tag and end_tags) or (known_format is not None and known_format.start_tag == start_tag.strip()):
         return known_format
@@ -64,7 +65,7 @@ def choose_reasoning_format(known_format: ReasoningFormat | None, reply_format: 
 
 
 def add_content_marks(rules: str, marks: ContentMarks) -> str:
-    """Return `rules` with the marks of the content: one that begins it, and perhaps one that ends it."""
+    """Surround `rules` with the marks of the content: a start mark and an optional end mark."""
     if not marks.starts:
         return rules
     expression, line_end, definitions = rules.partition("\n")
@@ -76,9 +77,9 @@ def add_reasoning_rules(
     rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool,
     marks: ContentMarks = NO_MARKS,
 ) -> str:  # fmt: skip
-    """Return a complete grammar: free reasoning if the reply can contain reasoning, then `rules` for the content.
+    """Return a complete grammar: unrestricted reasoning if the reply can contain reasoning, then `rules` for content.
 
-    The content is between its `marks`, if the model writes any.
+    `marks` are the strings that the model writes before and after the content, if any.
     """
     rules = add_content_marks(rules, marks)
     if reasoning_format is None or phase == "content" or (phase == "start" and not think):
@@ -101,7 +102,7 @@ def _quote(text: str) -> str:
 def make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
     """Convert a JSON schema to a grammar expression.
 
-    Raises GrammarError for a keyword that is not supported, and for a schema that is larger than a grammar can be.
+    Raises GrammarError for a keyword that is not supported, and for a schema larger than `MAX_GRAMMAR_CHARS`.
     """
     check_schema_size([schema], path, MAX_GRAMMAR_CHARS)
     expanded_schema: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
@@ -113,9 +114,9 @@ def make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa:
 
 
 def check_schema_size(schemas: Sequence[object], path: str, max_bytes: int) -> None:
-    """Raise GrammarError if JSON schemas have more than `max_bytes` bytes of JSON together.
+    """Raise GrammarError if the total size of JSON schemas, encoded as JSON, exceeds `max_bytes`.
 
-    The encoder takes less than 20 ms for the largest body, and a walk through its schemas takes seconds.
+    Encoding the schemas of the largest request body takes less than 20 ms; a walk through them would take seconds.
     """
     n_bytes = len(msgspec.json.encode(schemas))
     if n_bytes > max_bytes:
@@ -123,7 +124,7 @@ def check_schema_size(schemas: Sequence[object], path: str, max_bytes: int) -> N
 
 
 def _drop_implied_keywords(schema: Any) -> Any:
-    """Return a copy of a JSON schema without the `propertyNames` that restrict nothing."""
+    """Return a copy of a JSON schema without `propertyNames` keywords that restrict nothing."""
     if isinstance(schema, list):
         return [_drop_implied_keywords(item) for item in schema]
     if not isinstance(schema, dict):
@@ -142,7 +143,7 @@ def _drop_implied_keywords(schema: Any) -> Any:
 def _find_unsupported_keywords(schema: object, depth: int) -> Iterator[tuple[str, str]]:
     """Yield (keyword, path) for each keyword in a JSON schema that llguidance accepts but does not always enforce.
 
-    Paths are built only for these keywords: keys can be long, and a path for every item would copy them each time.
+    A path is built only for a keyword that is yielded, because a path for every item would copy long keys repeatedly.
     """
     if depth > _MAX_DEPTH:
         yield f"a nesting of more than {_MAX_DEPTH} levels", ""
@@ -158,7 +159,7 @@ def _find_unsupported_keywords(schema: object, depth: int) -> Iterator[tuple[str
 
 
 def _iterate_subschemas(schema: list[Any] | dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Yield the subschemas of a JSON schema, each with the keys and the index that lead to it."""
+    """Yield the subschemas of a JSON schema, each with the keys or the index that lead to it."""
     if isinstance(schema, list):
         yield from (((i,), item) for i, item in enumerate(schema))
         return
@@ -174,7 +175,7 @@ def _find_unsupported_top_level_keywords(schema: Mapping[str, Any]) -> Iterator[
     min_properties, required = schema.get("minProperties"), schema.get("required")
     n_required = len({name for name in required if isinstance(name, str)}) if isinstance(required, list) else 0
     if isinstance(min_properties, (int, float)) and min_properties > max(1, n_required):
-        # The grammar would let the model write an additional property twice, which JSON parsers count as one property.
+        # The grammar lets the model write the same additional property twice, which JSON parsers count only once.
         yield "minProperties above the number of required properties"
     for keyword in _NUMERIC_LIMITS:
         value = schema.get(keyword)

@@ -22,7 +22,7 @@ class FunctionCall(Struct, frozen=True):
 
     name: str
     arguments: Any = None
-    """Arguments as a JSON object or, in the OpenAI API, as the text of a JSON object."""
+    """Arguments as a JSON object or, in the OpenAI API, as a string that contains a JSON object."""
 
 
 class ToolCall(Struct, frozen=True):
@@ -57,7 +57,7 @@ class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
     content: Content = None
     reasoning_content: Any = None
     reasoning: Any = None
-    """Name of `reasoning_content` in the API of OpenRouter and newer versions of vLLM."""
+    """Same as `reasoning_content`, under the name that OpenRouter and newer versions of vLLM use."""
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None
     """Tool call of older versions of the OpenAI API."""

@@ -18,7 +18,7 @@ _DECODE_TPS_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server, in a registry that other servers do not share."""
+    """Counters, gauges and histograms of one server, in a separate Prometheus registry."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._registry = registry = CollectorRegistry()

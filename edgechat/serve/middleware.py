@@ -1,4 +1,4 @@
-"""ASGI middleware for all endpoints: checks of host, origin and API key, unread bodies, and a request log."""
+"""ASGI middleware for all endpoints: checks host, origin and API key, discards unread bodies, and logs requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_error_response(error: ApiError) -> Response:
 
 
 class RequestGuard:
-    """Rejects requests that the access rules forbid. Endpoints read bodies themselves, after their own checks."""
+    """Rejects requests that the access rules forbid, and discards request bodies that the endpoints did not read."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
         """Wrap `app`; `on_request` receives the path and the response status of each request."""
@@ -127,7 +127,10 @@ class RequestGuard:
 
 
 def _check_framing(headers: Headers) -> None:
-    """Raise ApiError if it is unclear where the body ends: a proxy could disagree, and pass on text as a request."""
+    """Raise ApiError if two headers specify the body length, to prevent request smuggling.
+
+    A proxy that uses the other header would find the end of the body, and so the next request, elsewhere.
+    """
     if "transfer-encoding" in headers and "content-length" in headers:
         message = "A request must not have both Content-Length and Transfer-Encoding."
         raise ApiError(400, message, code="invalid_body_length", must_close=True)

@@ -1,4 +1,4 @@
-"""Lock between the served models: only one model computes at a time, because all models use the same CPU cores."""
+"""Lock that lets only one served model compute at a time, because all models use the same CPU cores."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ModelLease:
     def release(self) -> None:
         """End the lease of one request.
 
-        When no request holds the lease any more, the longest-waiting request gets it, and so do the requests to the
-        same model directly behind it in the queue.
+        When no request holds the lease any more, the longest-waiting request gets it, together with the requests to the
+        same model that directly follow it in the queue.
         """
         self._n_requests -= 1
         if self._n_requests:

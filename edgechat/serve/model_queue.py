@@ -42,14 +42,14 @@ class RequestEvent(NamedTuple):
 
     request_index: int
     event: protocol.AnyEvent | None
-    """None for a heartbeat, which comes from a timer."""
+    """None for a heartbeat, which a timer sends."""
 
 
 class ModelQueue:
     """Served model with a queue of at most `max_requests` running or waiting requests."""
 
     def __init__(self, name: str, path: Path, settings: Settings, max_requests: int, lease: ModelLease) -> None:
-        """Create a queue without loading the model, which `open` does. All served models share the same `lease`."""
+        """Create a queue; `open` loads the model. All served models share the same `lease`."""
         self.name = name
         self.path = path
         self.settings = settings
@@ -58,7 +58,7 @@ class ModelQueue:
         """Number of running and waiting requests."""
         self._n_requests_by_client: Counter[str] = Counter()
         self.is_draining = False
-        """True after the server started to shut down; the queue then accepts no new requests."""
+        """True when the server is shutting down and the queue accepts no new requests."""
         self._is_stopped = False
         self._model = LoadedModel()
         self._lease = lease
@@ -111,9 +111,10 @@ class ModelQueue:
         return sum(stream.has_started for stream in self._streams)
 
     def find_obstacle(self, client: str = LOOPBACK) -> ApiError | None:
-        """Return the error for a new request if the queue has no place for a client address, or the server shuts down.
+        """Return the error for a new request of a client address, or None if the queue can accept the request.
 
-        One address may hold three quarters of the places, or all if it is the loopback address.
+        A full queue accepts no requests, and neither does a server that is shutting down. One address may have up to
+        three quarters of the requests; the loopback address may have all.
         """
         n_requests, n_of_client = self.n_requests, self._n_requests_by_client[client]
         if self.is_draining:
@@ -132,7 +133,7 @@ class ModelQueue:
 
     @contextlib.contextmanager
     def admit(self, client: str = LOOPBACK) -> Iterator[None]:
-        """Context manager for a request of a client address in the queue. Raises the error of `find_obstacle`."""
+        """Count a request of a client address in the queue for the block. Raises the error of `find_obstacle`."""
         error = self.find_obstacle(client)
         if error is not None:
             raise error
@@ -147,7 +148,7 @@ class ModelQueue:
                 del self._n_requests_by_client[client]
 
     async def get_prompt_builder(self) -> PromptBuilder:
-        """Return the prompt builder, with a running engine. Raises EdgechatError."""
+        """Return the prompt builder; restart the engine first if it has died. Raises EdgechatError."""
         await self._ensure_engine()
         return self.prompt_builder
 
@@ -157,7 +158,7 @@ class ModelQueue:
         return await self._run(functools.partial(self.prompt_builder.build, messages, options))
 
     async def tokenize(self, text: str) -> list[int]:
-        """Tokenise a text. The text of a control token becomes that token. Raises EdgechatError."""
+        """Tokenise `text`, converting the texts of control tokens to these tokens. Raises EdgechatError."""
         await self._ensure_engine()
         return await self._run(functools.partial(self.prompt_builder.tokenize_text, text, ""))
 
@@ -195,7 +196,7 @@ class ModelQueue:
     def choose_max_tokens(self, max_tokens: int | None) -> int | None:
         """Return the length limit of a reply: the client's value or the server's setting; None for the whole context.
 
-        Clients send -1 for no limit.
+        A negative value from the client means no limit.
         """
         if max_tokens is None:
             return self.settings.max_tokens
@@ -248,7 +249,7 @@ class ModelQueue:
     ) -> EventStream:
         """Wait for the lease, submit requests to the engine, and return the stream of their events.
 
-        With `heartbeat_s`, the stream has an additional event at this interval. Raises ApiError and EdgechatError.
+        With `heartbeat_s`, the stream also has a heartbeat event at this interval. Raises ApiError and EdgechatError.
         """
         await self._lease.acquire(self.name)
         stream = EventStream(self, requests, heartbeat_s)
@@ -286,7 +287,7 @@ class ModelQueue:
             self._model.engine.cancel(request_id)
 
     def cancel_all(self) -> None:
-        """Cancel all requests and refuse new requests. The responses end with the text that was generated so far."""
+        """Cancel all requests and refuse new requests. Responses in progress end after the text generated so far."""
         self._is_stopped = True
         for stream in self._streams:
             self._cancel(stream)
@@ -294,7 +295,7 @@ class ModelQueue:
 
 
 class EventStream:
-    """Stream of the engine events of one or several requests. The caller must call `close`, even after errors."""
+    """Stream of the engine events of one or more requests. The caller must call `close`, even after errors."""
 
     def __init__(
         self, queue: ModelQueue, requests: Sequence[protocol.Request], heartbeat_s: float | None = None

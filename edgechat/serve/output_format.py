@@ -13,7 +13,8 @@ from edgechat.serve.errors import ApiError, decode_json_text
 from edgechat.serve.schemas import ChatRequest, GenerationParams, JsonFormat, SchemaFormat, StructuredOutputs
 from edgechat.serve.tool_schemas import remove_nulls
 
-# Fields that ask for something edgechat cannot do. A reply that ignored them would not be what the client asked for.
+# Fields that request unsupported features, with hints for the error messages. They are refused, because a reply that
+# ignored them would not be what the client asked for.
 _UNSUPPORTED_FIELDS: Final = {
     "grammar": "Use response_format with a JSON schema, or structured_outputs.",
     "guided_grammar": "Use response_format with a JSON schema, or structured_outputs.",
@@ -24,14 +25,14 @@ _UNSUPPORTED_FIELDS: Final = {
     "audio": "",
     "web_search_options": "",
 }
-# Fields of `_UNSUPPORTED_FIELDS` that ask for something even if they are empty.
+# Unsupported fields that request the feature even if their value is an empty object.
 _OBJECT_FIELDS: Final = ("audio", "web_search_options")
 _MAX_CHOICES: Final = 1000
 _SLASH_OR_ESCAPE: Final = re.compile(r"\\.|/", re.DOTALL)
 
 
 class OutputFormat(NamedTuple):
-    """Grammar rule of the output format, and the name of the request field that asks for it."""
+    """Output format of a reply: its grammar rule, and the name of the request field that specifies it."""
 
     rule: str = ""
     """Grammar rule; "" for free text."""
@@ -42,7 +43,7 @@ FREE_TEXT: Final = OutputFormat()
 
 
 def check_supported(body: GenerationParams) -> None:
-    """Raise ApiError if the request asks for something that edgechat cannot do."""
+    """Raise ApiError if the request asks for a feature that edgechat does not support."""
     for name, hint in _UNSUPPORTED_FIELDS.items():
         if getattr(body, name, None) or (name in _OBJECT_FIELDS and getattr(body, name, None) is not None):
             raise ApiError(400, f"{name}: not supported. {hint}".strip(), param=name)

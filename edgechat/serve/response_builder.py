@@ -1,4 +1,4 @@
-"""Base class of the builders of engine requests and response objects."""
+"""Base class for builders of engine requests and response objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.schemas import GenerationParams
 
 PING_INTERVAL_S: Final = 3.0
-"""Seconds between two comments in a silent stream. The shortest time-outs of common proxies are 10 seconds."""
+"""Seconds between keep-alive comments in a silent stream. Common proxies have time-outs of 10 seconds or more."""
 _MIN_PING_INTERVAL_S: Final = 0.1
 
 
@@ -36,7 +36,7 @@ class ResponseBuilder(ABC):
         self.is_stream = bool(params.stream)
         self.include_usage = bool(params.stream_options and params.stream_options.include_usage)
         self.ping_s = _choose_ping_interval(params)
-        """Seconds between two comments in a silent stream; None for no comments."""
+        """Seconds between keep-alive comments in a silent stream; None for no comments."""
         self._return_progress = bool(params.return_progress)
 
     @abstractmethod
@@ -50,7 +50,7 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     def discard_prompt(self) -> None:
-        """Discard all texts of the request body, which can be large, after the engine requests are built."""
+        """Discard the texts of the request body, which may be large, after the engine requests are built."""
 
     @abstractmethod
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
@@ -58,11 +58,11 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """Convert new output to entries of the `choices` array. The server sends each entry in a separate chunk."""
+        """Convert new output to entries for the `choices` array. The server sends each entry in a separate chunk."""
 
     @abstractmethod
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
-        """Build the entry of the `choices` array in a chunk without output, which reports prefill progress."""
+        """Build the `choices` entry of a chunk that reports prefill progress and contains no output."""
 
     def body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
         """Build the JSON object of a complete response."""

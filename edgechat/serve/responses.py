@@ -1,4 +1,4 @@
-"""Responses of completions, whole or as a stream, and cancellation when the client disconnects."""
+"""Complete and streamed responses to generation requests, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ async def respond(
 ) -> Response:
     """Generate the response to a request, as a stream of server-sent events if the client set `stream`.
 
-    `body_memory` is closed as soon as the request body is not needed any more. Raises ApiError and EdgechatError. In a
-    stream, errors after the first engine event, or after the first comment, are sent as server-sent events.
+    `body_memory` is closed as soon as the request body is no longer needed. Raises ApiError and EdgechatError. In a
+    stream, errors after the first engine event or the first comment are sent as server-sent events.
     """
     async with contextlib.AsyncExitStack() as stack:
         generation = Generation(builder, find_client_address(request), body_memory)
@@ -39,7 +39,7 @@ async def respond(
 
 
 def find_client_address(request: Request) -> str:
-    """Return the address of the client that limits apply to."""
+    """Return the address under which limits count the client of a request."""
     return parse_client_address(request.client.host) if request.client is not None else LOOPBACK
 
 

@@ -1,7 +1,7 @@
 """Request bodies of the OpenAI API, with the fields that edgechat supports.
 
-Unknown fields are ignored, because many clients send fields that only certain services use. Fields that ask for
-something edgechat cannot do are declared as `Any` here, and refused by `output_format.check_supported`.
+Unknown fields are ignored, because many clients send fields that only certain services use. Known fields that request
+unsupported features are declared as `Any` here, and refused by `output_format.check_supported`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     TopLogprobs = int
     Flag = bool
 else:
-    # Some clients write every number with a fraction, such as 100.0; `GenerationParams` converts these. Others write
+    # Some clients write integers with a fraction, such as 100.0, which `GenerationParams` converts. Some clients write
     # booleans as 0 and 1.
 
     def _bounded(ge: int, le: int) -> object:
@@ -40,11 +40,11 @@ else:
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
-"""Input of a request: a text, a list of texts, a list of token IDs, or a list of token ID lists."""
+"""Input of a request: a string, a list of strings, a list of token IDs, or a list of token ID lists."""
 
 
-# The characters of names of the OpenAI API and of MCP servers (`mcp:server/tool`). In Python, `$` also matches before a
-# final newline.
+# Function names of the OpenAI API and of MCP servers (`mcp:server/tool`). The pattern excludes a final newline, because
+# `$` in Python also matches before it.
 _NAME_PATTERN: Final = r"^[a-zA-Z0-9_.:/@-]{1,128}$(?!\n)"
 PATTERN_DESCRIPTIONS: Final = {_NAME_PATTERN: "must have 1 to 128 letters, digits or characters of _ . : / @ -"}
 """Descriptions of the regular expressions in this module, for error messages."""
@@ -74,7 +74,7 @@ class NamedFunction(Struct, frozen=True):
 
 
 class AllowedTool(Struct, frozen=True):
-    """Function that the model may call."""
+    """Entry of `allowed_tools`: the name of a function that the model may call."""
 
     function: NamedFunction | None = None
     name: str | None = None
@@ -82,7 +82,7 @@ class AllowedTool(Struct, frozen=True):
 
 
 class AllowedTools(Struct, frozen=True):
-    """Functions that the model may call, of all those in `tools`."""
+    """Subset of `tools` that the model may call."""
 
     mode: str | None = None
     """`auto` or `required`."""
@@ -133,10 +133,10 @@ class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
 
 
 class StructuredOutputs(Struct, frozen=True):
-    """Response format of vLLM; one of the fields is set."""
+    """Output format in the API of vLLM; requests set one of the fields."""
 
     json: dict[str, Any] | str | None = None
-    """JSON schema, or its text."""
+    """JSON schema as an object or as a string."""
     regex: str | None = None
     choice: list[str] | None = None
     json_object: Flag | None = None
@@ -194,7 +194,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     return_progress: Flag | None = None
     """True to add chunks with the prefill progress to a stream, as in llama-server."""
     sse_ping_interval: Annotated[float, Meta(ge=-1.0, le=86400.0)] | None = None
-    """Seconds between two comments in a silent stream, as in llama-server; -1 for no comments."""
+    """Seconds between keep-alive comments in a silent stream, as in llama-server; -1 for no comments."""
 
     # Output formats of llama.cpp (`json_schema`), vLLM and SGLang (`regex`).
     json_schema: dict[str, Any] | bool | None = None
@@ -232,7 +232,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     """`auto`, `none`, `required`, or the function that must be called."""
     parallel_tool_calls: Flag | None = None
     reasoning_effort: str | None = None
-    """`none` or `minimal` for no reasoning; other values only turn it on."""
+    """`none` or `minimal` for no reasoning; all other values enable reasoning and have the same effect."""
     reasoning: ReasoningOptions | None = None
     thinking: ThinkingOptions | Flag | None = None
     enable_thinking: Flag | None = None

@@ -21,27 +21,28 @@ from edgechat.serve.connections import KEEP_ALIVE_TIMEOUT_S, Connection, Connect
 from edgechat.serve.model_queue import ModelQueue
 
 DRAIN_TIMEOUT_S: Final = 10.0
-"""Time that running requests have to finish after the first Ctrl-C."""
-# Times after the cancellation of all requests: until the engines are closed, which they are killed for if they have not
-# responded by then, and until the connections of clients that do not read their responses are closed. With the drain
-# time, the server ends within 12 seconds, whatever its engines and its clients do.
+"""Time limit for running requests to finish after the first Ctrl-C."""
+# Delays after the cancellation of all requests: until the server closes its engines, and until it closes the
+# connections of clients that do not read their responses. Including `DRAIN_TIMEOUT_S`, the server ends within 12
+# seconds even if engines or clients do not respond.
 _CANCEL_TIMEOUT_S: Final = 0.5
 _FLUSH_TIMEOUT_S: Final = 1.5
-# Time in which an engine can save its caches after the cancellation.
+# Time that an engine has to save its caches after the cancellation, before it is killed.
 _ENGINE_EXIT_TIMEOUT_S: Final = 1.0
-# Number of signals for an orderly shutdown (the first drains, the second cancels); the next signal ends the server at
-# once.
+# Number of signals for an orderly shutdown: the first drains the queues, the second cancels requests. The next signal
+# ends the server immediately.
 _MAX_ORDERLY_SIGNALS: Final = 2
 BACKLOG: Final = 512
 """Number of connections that the system queues until the server accepts them."""
-_ACCEPT_BATCH: Final = 64  # connections that asyncio accepts before their protocol objects can close others
-_TICKS_PER_S: Final = 10  # uvicorn's
+# Number of connections that asyncio accepts at a time; only then can `ConnectionTable` close slow connections.
+_ACCEPT_BATCH: Final = 64
+_TICKS_PER_S: Final = 10  # uvicorn's rate of calls of `on_tick`
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
     """Bind and return the server's socket. Raises UsageError if the port is in use or the host is invalid.
 
-    The caller binds the socket before it loads the models, so that errors are reported at once.
+    The caller binds the socket before it loads the models, so that errors are reported immediately.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -58,12 +59,12 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """Return False for the log records of requests that end with the server."""
+    """Return False for the log record of a request that was cancelled at the end of the server."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class HttpServer(uvicorn.Server):
-    """HTTP server that runs until Ctrl-C; running requests are cancelled `DRAIN_TIMEOUT_S` seconds later."""
+    """HTTP server that runs until Ctrl-C, and cancels requests that still run `DRAIN_TIMEOUT_S` seconds later."""
 
     def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], on_status: Callable[[str], None]) -> None:
         """Configure the server without starting it; `on_status` receives status messages for the user."""
@@ -104,11 +105,11 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        # Threads of disconnected clients can still wait for an engine, and the event loop waits for these threads.
+        # Threads of disconnected clients may still wait for an engine, and the event loop waits for these threads.
         self._close_models(_ENGINE_EXIT_TIMEOUT_S if self.force_exit else EXIT_TIMEOUT_S)
 
     def _close_models(self, timeout_s: float) -> None:
-        """Close all models on threads of their own; requests in progress end with an error."""
+        """Close each model on a separate thread; requests in progress end with an error."""
         for queue in self._models.values():
             threading.Thread(target=queue.close, args=(timeout_s,), name="close model").start()
 

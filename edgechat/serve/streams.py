@@ -1,4 +1,4 @@
-"""Responses as streams of server-sent events, with comments while nothing else is sent."""
+"""Streamed responses as server-sent events, with keep-alive comments while nothing else is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgechat.serve.response_builder import ResponseBuilder
 
 DONE: Final = b"data: [DONE]\n\n"
 PING: Final = b": keep-alive\n\n"
-"""Comment that a client ignores. It shows proxies and clients that the connection is alive."""
+"""Comment that prevents time-outs of proxies and clients in a silent stream. Clients ignore its text."""
 
 
 def encode_sse_event(data: Any) -> bytes:
@@ -29,7 +29,7 @@ def encode_sse_event(data: Any) -> bytes:
 
 
 async def encode_sse_events(builder: ResponseBuilder, generation: Generation, metrics: Metrics) -> AsyncIterator[bytes]:
-    """Yield the events of a stream, and its end even after an error."""
+    """Yield the encoded events of a stream, and the end marker (`DONE`) even after an error."""
     try:
         async for data in _encode_deltas(builder, generation):
             yield data

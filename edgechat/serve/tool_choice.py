@@ -13,7 +13,7 @@ _MODES: Final = {"": "auto", "auto": "auto", "none": "none", "required": "requir
 
 
 class SelectedChoice(NamedTuple):
-    """Tool choice of a request."""
+    """Parsed `tool_choice` of a request."""
 
     mode: str
     """`auto`, `none` or `required`."""
@@ -37,7 +37,7 @@ def find_tool_choice(body: ChatRequest) -> SelectedChoice:
 
 
 def _find_allowed_tools(choice: ToolChoice) -> SelectedChoice:
-    """Read the form `allowed_tools` of the Chat Completions API, or of the Responses API, which has no inner object."""
+    """Parse a tool choice of the type `allowed_tools`, which has an inner object except in the Responses API."""
     allowed = choice if choice.allowed_tools is None else choice.allowed_tools
     if allowed.tools is None:
         raise _make_error("allowed_tools needs the list tools, with the names of functions")

@@ -1,4 +1,4 @@
-"""JSON schemas of tools: which of them are valid, what a grammar enforces of them, and weaker schemas."""
+"""JSON schemas of tools: validation, the keywords that grammars enforce, and conversion to weaker schemas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgechat.decode_errors import describe_json_error, name_json_type
 from edgechat.prompt.call_enforcement import CallEnforcement
 from edgechat.serve.errors import ApiError
 
-# Keywords that grammars enforce, and keywords without an effect on valid values.
+# Keywords that grammars enforce, and annotations, which do not restrict values.
 _ENFORCED_KEYWORDS: Final = frozenset((
     "type", "properties", "required", "additionalProperties", "enum", "const", "items", "prefixItems", "minItems",
     "maxItems", "minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
@@ -23,15 +23,16 @@ _ANNOTATIONS: Final = frozenset((
     "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema", "$id",
     "$comment",
 ))  # fmt: skip
-# Keywords that remain if a schema cannot be enforced as a whole.
+# Keywords that remain in a weaker schema if the whole schema cannot be enforced.
 _BASIC_KEYWORDS: Final = frozenset((
     "type", "properties", "required", "enum", "const", "items", "anyOf", "oneOf", "$ref", "$defs", "definitions"
 ))  # fmt: skip
-# Keywords that every grammar can enforce.
+# Keywords of schemas that always compile to a grammar, unless they are too long.
 _SIMPLE_KEYWORDS: Final = frozenset(
     ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
 )
-# Keywords that llama.cpp enforces together. It ignores a part of other combinations (json-schema.cpp).
+# Groups of keywords that llama.cpp enforces together. Of other combinations, it ignores some keywords
+# (json-schema.cpp).
 _LLAMA_CPP_GROUPS: Final = tuple(map(frozenset, (
     ("properties", "required", "additionalProperties"), ("items", "minItems", "maxItems"), ("prefixItems",), ("enum",),
     ("const",), ("pattern",), ("format",), ("minLength", "maxLength"), ("anyOf",), ("$ref",), ("minimum", "maximum"),
@@ -48,14 +49,14 @@ _SCALAR_TYPES: Final = _SIMPLE_TYPES | {"null"}
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "$defs", "definitions")
 _SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMA_KEYWORDS: Final = ("items", "additionalProperties")
-# Keywords that can declare properties in other schemas.
+# Keywords that can declare properties of an object outside its own `properties`.
 _COMBINING_KEYWORDS: Final = frozenset(("$ref", "allOf", "anyOf", "oneOf", "patternProperties"))
 _NULLABLE_KEYWORDS: Final = frozenset(("const", "default"))
 _MAX_DEPTH: Final = 64
 
 
 class _Structure(msgspec.Struct, rename="camel"):
-    """Keywords of a JSON schema that describe the structure of values, with the types that they must have."""
+    """JSON schema keywords for the structure of values, with the required type of each keyword's value."""
 
     type: str | list[str] | UnsetType = UNSET
     required: list[str] | UnsetType = UNSET
@@ -70,7 +71,7 @@ class _Structure(msgspec.Struct, rename="camel"):
 
 
 class _ValueKeywords(msgspec.Struct, rename="camel"):
-    """Other keywords of a JSON schema that grammars enforce, with the types that they must have."""
+    """Other JSON schema keywords that grammars enforce, with the required type of each keyword's value."""
 
     ref: str | UnsetType = msgspec.field(name="$ref", default=UNSET)
     pattern: str | UnsetType = UNSET
@@ -86,7 +87,7 @@ class _ValueKeywords(msgspec.Struct, rename="camel"):
 
 
 def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
-    """Raise ApiError if the schema of a tool's parameters is malformed, or not that of an object."""
+    """Raise ApiError if the schema of a tool's parameters is malformed or does not describe an object."""
     types = _get_types(parameters or {})
     if types and "object" not in types:
         raise ApiError(400, f'{path}.type: must be "object", because arguments have names.', param=f"{path}.type")
@@ -97,7 +98,7 @@ def check_parameters(parameters: Mapping[str, Any] | None, path: str) -> None:
 
 
 def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield the places in a JSON schema that have a value of another type, and what is wrong. Null counts as absent."""
+    """Yield the place and the problem of each value with a wrong type in a JSON schema. Null counts as absent."""
     if isinstance(schema, Mapping):
         yield from _find_wrong_types(schema, _Structure)
         for place, item in _iterate_places(schema) if depth <= _MAX_DEPTH else ():
@@ -107,7 +108,7 @@ def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _find_wrong_types(schema: Mapping[str, Any], types: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    """Yield the first keyword of a JSON schema whose value has another type than in `types`, and what is wrong."""
+    """Yield the place and the problem of the first keyword whose value does not have its type in `types`."""
     try:
         msgspec.convert({keyword: value for keyword, value in schema.items() if value is not None}, types)
     except msgspec.ValidationError as error:
@@ -116,7 +117,7 @@ def _find_wrong_types(schema: Mapping[str, Any], types: type[msgspec.Struct]) ->
 
 
 def _iterate_places(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield the subschemas of a JSON schema, each with its place."""
+    """Yield the subschemas of a JSON schema, each with its place, such as `.properties.name`."""
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
             yield from ((f".{keyword}.{name}", item) for name, item in value.items())
@@ -127,7 +128,7 @@ def _iterate_places(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _get_types(schema: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names in `type` of a JSON schema; empty if values of all types are valid."""
+    """Return the type names in the keyword `type` of a JSON schema; empty if the schema has none."""
     value = schema.get("type")
     return frozenset(t for t in (value if isinstance(value, list) else [value]) if isinstance(t, str))
 
@@ -162,7 +163,7 @@ def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
 
 
 def is_enforced(parameters: Mapping[str, Any], enforcement: CallEnforcement) -> bool:
-    """Return whether the calls of a model's own format always match the schema of a tool's parameters."""
+    """Return whether calls in the model's own format always match the schema of a tool's parameters."""
     properties = parameters.get("properties") or {}
     is_plain = not parameters.keys() & (_COMBINING_KEYWORDS | {"enum", "const"})
     return (
@@ -188,7 +189,7 @@ def _is_property_enforced(schema: object, enforcement: CallEnforcement, depth: i
 
 
 def _is_enforced_by_llama_cpp(schema: object, depth: int) -> bool:
-    """Return whether a grammar of llama.cpp enforces a JSON schema, apart from properties that are written as text."""
+    """Return whether a grammar of llama.cpp enforces a JSON schema for values that the model writes as JSON."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return isinstance(schema, bool)
     keywords, types = schema.keys() - _ANNOTATIONS - {"type", "$defs", "definitions"}, _get_types(schema)
@@ -205,7 +206,7 @@ def _is_enforced_by_llama_cpp(schema: object, depth: int) -> bool:
 
 
 def is_simple(schema: object, depth: int = 0) -> bool:
-    """Return whether the engine can certainly compile the grammar of a JSON schema, if it is not too long."""
+    """Return whether the engine can certainly compile the grammar of a JSON schema, unless it is too long."""
     if not isinstance(schema, Mapping):
         return isinstance(schema, bool)
     types = schema.get("type", "object")
@@ -242,7 +243,7 @@ def _convert_subschemas(schema: Mapping[str, Any], convert: Callable[[Any], Any]
 
 
 def remove_nulls(schema: Any, depth: int = 0) -> Any:
-    """Return a JSON schema without keywords whose value is null, which some clients write for absent keywords."""
+    """Return a copy of a JSON schema without null values, which some clients write for absent keywords."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return schema
     present = {k: v for k, v in schema.items() if v is not None or k in _NULLABLE_KEYWORDS}
@@ -250,7 +251,7 @@ def remove_nulls(schema: Any, depth: int = 0) -> Any:
 
 
 def _find_undeclared(schema: Mapping[str, Any]) -> list[str]:
-    """Return the required properties of an object that its schema does not describe."""
+    """Return the names of required properties that are not in the `properties` of a JSON schema."""
     required, properties = schema.get("required"), schema.get("properties") or {}
     if not isinstance(required, list) or not isinstance(properties, Mapping) or schema.keys() & _COMBINING_KEYWORDS:
         return []
@@ -260,9 +261,10 @@ def _find_undeclared(schema: Mapping[str, Any]) -> list[str]:
 
 
 def declare_required(schema: Any, depth: int = 0) -> Any:
-    """Return a JSON schema in which required properties that it does not describe have any value.
+    """Return a copy of a JSON schema that also declares the required properties missing from `properties`.
 
-    The grammars of llama.cpp have only the described properties, so that the model could not write the others.
+    The grammars of llama.cpp contain only declared properties, so the model could not write the missing ones. These may
+    have any value, unless `additionalProperties` is a schema.
     """
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return schema
@@ -279,7 +281,7 @@ def _allow_any_object(_schema: Any) -> dict[str, Any]:
 
 
 def _keep_simple_types(schema: Any) -> dict[str, Any]:
-    """Return a JSON schema of an object with the same properties, which have a simple type or any value."""
+    """Return the JSON schema of an object with the same properties, of which only simple types are enforced."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return _allow_any_object(schema)
@@ -296,7 +298,7 @@ def _keep_simple_types(schema: Any) -> dict[str, Any]:
 
 
 def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
-    """Return a JSON schema with only its basic keywords."""
+    """Return a copy of a JSON schema with only the `_BASIC_KEYWORDS`."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return {} if isinstance(schema, Mapping) else schema
     basic = {keyword: value for keyword, value in schema.items() if keyword in _BASIC_KEYWORDS}
@@ -306,4 +308,4 @@ def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
 WEAKENINGS: Final[Sequence[Callable[[Any], Any] | None]] = (
     None, _keep_basic_keywords, _keep_simple_types, _allow_any_object
 )  # fmt: skip
-"""Ways to weaken a schema, from its own to any object."""
+"""Functions that weaken the schema of a tool, mildest first; None leaves the schema unchanged."""

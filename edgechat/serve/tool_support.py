@@ -1,4 +1,4 @@
-"""Tools of a chat request: the options of the prompt that describes them, and the grammars of the calls."""
+"""Tools of a chat request: prompt options that describe the tools, and grammars for the tool calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from edgechat.serve.tool_schemas import (
 
 _log: Final = logging.getLogger("edgechat.serve")
 
-# Characters in the grammar of simple tools that the engine can certainly compile.
+# Maximum length of a grammar for simple tools that the engine can certainly compile.
 _MAX_SAFE_GRAMMAR_CHARS: Final = MAX_GRAMMAR_CHARS // 2
 # Maximum number of attempts to find the tools whose schemas cannot be enforced. An attempt takes up to 0.1 s.
 _MAX_ATTEMPTS: Final = 12
@@ -48,14 +48,14 @@ _MakeGrammar = Callable[[list[Tool]], "ToolGrammar | str | None"]
 
 
 class _StrictToolError(ApiError):
-    """The schema of a strict tool cannot be enforced."""
+    """Error for a strict tool whose schema cannot be enforced."""
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
     """Check the schemas of a request's tools.
 
-    Raises GrammarError if all schemas together are too large, and ApiError for parameters that are no JSON schema of an
-    object, and for a keyword of a strict tool that no grammar enforces.
+    Raises GrammarError if all schemas together are too large. Raises ApiError for parameters that are not the JSON
+    schema of an object, and for a keyword of a strict tool that no grammar enforces.
     """
     grammars.check_schema_size([tool.function.parameters for tool in tools], "tools", MAX_TOOLS_BYTES)
     for i, tool in enumerate(tools):
@@ -66,28 +66,28 @@ def check_tools(tools: Sequence[Tool]) -> None:
 
 
 class PreparedTools(NamedTuple):
-    """How one request uses its tools."""
+    """Prompt options and grammars for the tools of one request."""
 
     options: PromptOptions
-    """Options of the prompt, with the tools if the model's own format is used."""
+    """Prompt options; they contain the tools if calls use the model's own format."""
     has_native_format: bool
-    """Whether the template describes the tools, and the calls have the model's own format. Otherwise, a system message
-    describes them, and the calls have the generic format."""
+    """True if the chat template describes the tools, and calls use the model's own format. False if a system message
+    describes the tools, and calls use the generic format."""
     grammars: Sequence[ToolGrammar | str] = ()
-    """Grammars of the output, of which the first one that can be compiled applies; empty if the format of the model has
-    none. A grammar is a ToolGrammar in the model's own format of calls, or the rules of the generic format."""
+    """Grammars of the output, strongest first; the engine uses the first grammar that it can compile. Empty if the
+    model's own format has no grammar. A ToolGrammar is for the model's own format, rules are for the generic format."""
 
 
 def prepare_tools(
     builder: PromptBuilder, body: ChatRequest, tools: list[Tool], *, must_call: bool, think: bool,
     output_format: OutputFormat = FREE_TEXT,
 ) -> PreparedTools:  # fmt: skip
-    """Return how the request uses `tools`, which must not be empty and have passed `check_tools`.
+    """Choose prompt options and grammars for `tools`, which must not be empty and must have passed `check_tools`.
 
-    A reply without a call has the output format, if there is one. Keywords of a schema that cannot be enforced are left
-    out of the grammar, and logged. The schemas of strict tools are enforced: in the generic format if the grammar of
-    the model's own format does not. Raises EngineDiedError, and ApiError if the schema of a strict tool cannot be
-    enforced, or if the tool calls of this model cannot be combined with an output format.
+    `output_format` applies to replies without a call. Schema keywords that cannot be enforced are left out of the
+    grammar and logged. The schemas of strict tools are always enforced, in the generic format if the model's own format
+    cannot enforce them. Raises EngineDiedError, and ApiError if the schema of a strict tool cannot be enforced, or if
+    the tool calls of this model cannot be combined with an output format.
     """
     tools = [_replace_schema(tool, remove_nulls) if tool.function.parameters else tool for tool in tools]
     allow_parallel = body.parallel_tool_calls in {None, True} and find_tool_choice(body).allow_parallel
@@ -99,7 +99,7 @@ def prepare_tools(
             think, make_template_tools(make_tool_definitions(tools)),
             allow_parallel=allow_parallel and formats.can_call_several_tools,
         )  # fmt: skip
-        with contextlib.suppress(_StrictToolError):  # the template fails at a schema
+        with contextlib.suppress(_StrictToolError):  # the generic format may be able to enforce the schema
             prepared = _prepare_native_calls(formats, tools, options, output_format, must_call=must_call)
             if prepared.grammars or not strict_functions:
                 return prepared
@@ -130,10 +130,10 @@ def _enforce(options: PromptOptions, tools: list[Tool]) -> PromptOptions:
 
 
 def _make_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> tuple[list[Tool], list[ToolGrammar | str]]:
-    """Return `tools` with the strongest schemas for which a grammar can be made, this grammar, and weaker ones.
+    """Return `tools` with the strongest schemas that a grammar can enforce, and their grammars, strongest first.
 
-    The first attempts find the tools whose schemas are the cause; later ones weaken the schemas of several tools.
-    Raises _StrictToolError if one of these tools is strict.
+    If no grammar can enforce all schemas, up to `_MAX_ATTEMPTS` splits of the tools isolate those that need weaker
+    schemas; after that, whole groups get weaker schemas. Raises _StrictToolError if such a group has a strict tool.
     """
     n_splits = itertools.count()
     made: list[ToolGrammar | str | None] = []
@@ -162,7 +162,7 @@ def _make_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> tuple[list[
 
 
 def _report_weaker_schema(tools: list[Tool], error: Exception) -> None:
-    """Log that schemas cannot be enforced as they are. Raises _StrictToolError if a tool is strict."""
+    """Log that the schemas of `tools` cannot be enforced in full. Raises _StrictToolError if a tool is strict."""
     strict_name = next((tool.function.name for tool in tools if tool.function.strict), None)
     if strict_name is not None:
         raise _StrictToolError(400, f"tools: the function {strict_name} is strict: {error}", param="tools") from error
@@ -175,7 +175,7 @@ def _report_weaker_schema(tools: list[Tool], error: Exception) -> None:
 def _iterate_weaker(
     tools: list[Tool], grammar: ToolGrammar | str, make_grammar: _MakeGrammar
 ) -> Iterator[ToolGrammar | str]:
-    """Yield grammars that are weaker than `grammar`, if the engine may be unable to compile it."""
+    """Yield increasingly weak alternatives to `grammar`, if the engine may be unable to compile it."""
     n_chars = len(grammar.gbnf if isinstance(grammar, ToolGrammar) else grammar)
     is_large = n_chars > _MAX_SAFE_GRAMMAR_CHARS
     for weaken in filter(None, WEAKENINGS):
@@ -199,7 +199,11 @@ def _replace_schema(tool: Tool, weaken: Callable[[Any], Any]) -> Tool:
 def _choose_grammar(
     formats: ReplyFormats, options: PromptOptions, output_format: OutputFormat, *, must_call: bool
 ) -> ToolGrammar | None:
-    """Return the grammar of the calls. Raises TemplateError if a schema cannot be enforced, and ApiError."""
+    """Return the grammar for tool calls and the output format; None if the model's format has no grammar.
+
+    Raises TemplateError if a schema cannot be enforced, and ApiError if tool calls cannot be combined with the output
+    format.
+    """
     grammar = formats.find(options).tool_grammar
     if not must_call and not output_format.rule:
         return grammar
