@@ -88,11 +88,11 @@ class PromptBuilder:
         return [*reply_format.stop_strings, *([renderer.PLAIN_STOP_STRING] if is_plain else [])]
 
     def create_reply_parser(
-        self, prompt: BuiltPrompt | None, tool_names: Collection[str] = (), *, explains_tools: bool = False
+        self, prompt: BuiltPrompt | None, tool_names: Collection[str] = (), *, use_generic_calls: bool = False
     ) -> ReplyParser:
         """Create the parser of one reply to a prompt, or of an empty reply if `prompt` is None.
 
-        `tool_names` are the tools that the model can call. With `explains_tools`, the calls have the generic format.
+        `tool_names` are the tools that the model can call. With `use_generic_calls`, the calls have the generic format.
         """
         reply_format = prompt.reply_format if prompt is not None else ReplyFormat()
         tags = [
@@ -102,7 +102,7 @@ class PromptBuilder:
         generation_prompt = prompt.generation_prompt if prompt is not None else None
         return ReplyParser(
             self._renderer.call_chat_library, reply_format, thoughts, generation_prompt=generation_prompt,
-            tool_names=tool_names, explains_tools=explains_tools,
+            tool_names=tool_names, use_generic_calls=use_generic_calls,
         )  # fmt: skip
 
     def build(

@@ -66,15 +66,15 @@ class ReplyParser:
     def __init__(
         self, call_chat_library: Callable[..., Any], reply_format: ReplyFormat, thoughts: ThoughtFinder, *,
         generation_prompt: str | None = None, tool_names: Collection[str] = (),
-        explains_tools: bool = False,
+        use_generic_calls: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Start a reply.
 
         `generation_prompt` is the end of the prompt that belongs to the reply, by default that of the format; if it has
         the beginning of a continued reply, only the new text is returned. `tool_names` are the tools that the model can
-        call; a reply that is only a call in plain JSON, or in a code block, is a call. With `explains_tools`, the calls
-        have the generic format of `edgechat.prompt.tool_formats`.
+        call; a reply that consists only of a call in plain JSON, or in a code block, counts as a call. With
+        `use_generic_calls`, calls have the generic format of `edgechat.prompt.tool_formats`.
         """
         self.reply = ParsedReply()
         self._call_chat_library = call_chat_library
@@ -82,10 +82,10 @@ class ReplyParser:
         self._thoughts = thoughts
         self._generation_prompt = reply_format.generation_prompt if generation_prompt is None else generation_prompt
         self._tool_names = tool_names
-        self._explains_tools = explains_tools
+        self._use_generic_calls = use_generic_calls
         self._clock = clock
         self._text = ""
-        self._is_verbatim = not reply_format.parser and not tool_names and not thoughts.counts_everywhere
+        self._is_verbatim = not reply_format.parser and not tool_names and not thoughts.can_begin_anywhere
         self._next_parse_at = 0.0
         self._call_ids: list[str] = []
         self._base = ParsedReply()
@@ -140,7 +140,7 @@ class ReplyParser:
                 result = {"reasoning": "", "content": self._text, "tool_calls": [], "unparsed": ""}
             reasoning, content = result["reasoning"], result["content"] + result["unparsed"]
             calls = result["tool_calls"]
-        if self._explains_tools:
+        if self._use_generic_calls:
             content, generic_calls = split_calls(content, is_final=is_final)
             calls = [{"name": name, "arguments": arguments, "id": ""} for name, arguments in generic_calls]
         inner_reasoning, content = self._thoughts.split(content, is_final=is_final)

@@ -31,7 +31,7 @@ class ThoughtFinder:
         self._at_start = [t for t in KNOWN_TAGS if t not in self._everywhere]
 
     @property
-    def counts_everywhere(self) -> bool:
+    def can_begin_anywhere(self) -> bool:
         """True if reasoning can begin at any position of the content."""
         return bool(self._everywhere)
 

@@ -20,10 +20,10 @@ BODY_TIMEOUT_S: Final = 30.0
 BUDGET_BYTES: Final = 4 * MAX_BODY_BYTES
 """Maximum memory of all bodies that are being received or converted to prompts.
 
-The first `FREE_BYTES` of each body are not counted. A complete body counts with the memory of its decoded values.
+The first `UNCOUNTED_BYTES` of each body are not counted. A complete body counts with the size of its decoded values.
 """
-FREE_BYTES: Final = 64 << 10
-"""Bytes of each body that are not counted, so that the server accepts ordinary requests besides large ones."""
+UNCOUNTED_BYTES: Final = 64 << 10
+"""Number of bytes of each body that are not counted, so that large bodies do not block small requests."""
 # An upload is stalled if fewer than `_PROGRESS_BYTES` arrive in `_STALL_S`. When memory runs out, the server refuses
 # stalled uploads first.
 _PROGRESS_BYTES: Final = 64 << 10
@@ -32,10 +32,10 @@ _STALL_S: Final = 2.0
 # response only after they have sent the whole body.
 _MAX_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
 _DISCARD_TIMEOUT_S: Final = 5.0
-# Size of a body whose memory is returned to the operating system when it is freed, and the delay, so that several
-# bodies are returned together.
-_MIN_RETURNED_BYTES: Final = 1 << 20
-_RETURN_DELAY_S: Final = 1.0
+# When a body of this size or more is freed, the server returns its memory to the operating system after this delay, so
+# that the memory of several bodies is returned together.
+_MEMORY_RETURN_MIN_BYTES: Final = 1 << 20
+_MEMORY_RETURN_DELAY_S: Final = 1.0
 
 
 class BodyBudget:
@@ -48,7 +48,7 @@ class BodyBudget:
     def __init__(self, n_bytes: int = BUDGET_BYTES) -> None:
         self.n_free = self._n_bytes = n_bytes
         self._bodies: dict[IncomingBody, None] = {}
-        self._is_return_planned = False
+        self._is_memory_return_scheduled = False
 
     @contextlib.asynccontextmanager
     async def read(self, receive: Receive, headers: Headers) -> AsyncIterator[bytearray]:
@@ -83,20 +83,20 @@ class BodyBudget:
     def give_back(self, n_bytes: int) -> None:
         """Release the bytes of a body; after a large body, schedule the return of memory to the operating system."""
         self.n_free += n_bytes
-        if n_bytes >= _MIN_RETURNED_BYTES and not self._is_return_planned:
-            self._is_return_planned = True
-            asyncio.get_running_loop().call_later(_RETURN_DELAY_S, self._return_freed_memory)
+        if n_bytes >= _MEMORY_RETURN_MIN_BYTES and not self._is_memory_return_scheduled:
+            self._is_memory_return_scheduled = True
+            asyncio.get_running_loop().call_later(_MEMORY_RETURN_DELAY_S, self._return_freed_memory)
 
     def _return_freed_memory(self) -> None:
-        self._is_return_planned = False
+        self._is_memory_return_scheduled = False
         asyncio.get_running_loop().run_in_executor(None, return_freed_memory)
 
     def _choose_victim(self, body: IncomingBody, n_wanted_bytes: int) -> IncomingBody | None:
-        incoming = [b for b in self._bodies if b is not body and b.n_counted_bytes and not b.is_complete]
-        stalled = [b for b in incoming if time.monotonic() - b.progress_at > _STALL_S]
-        if stalled:
-            return min(stalled, key=lambda b: b.progress_at)
-        return next((b for b in reversed(incoming) if b.n_counted_bytes > n_wanted_bytes), None)
+        incoming_bodies = [b for b in self._bodies if b is not body and b.n_counted_bytes and not b.is_complete]
+        stalled_bodies = [b for b in incoming_bodies if time.monotonic() - b.progress_at > _STALL_S]
+        if stalled_bodies:
+            return min(stalled_bodies, key=lambda b: b.progress_at)
+        return next((b for b in reversed(incoming_bodies) if b.n_counted_bytes > n_wanted_bytes), None)
 
 
 class IncomingBody:
@@ -130,7 +130,7 @@ class IncomingBody:
 
     def hold(self, n_bytes: int) -> None:
         """Increase the body's share of the budget to `n_bytes`; never reduce it. Raises ApiError if memory is short."""
-        n_new_bytes = max(0, n_bytes - FREE_BYTES) - self.n_counted_bytes
+        n_new_bytes = max(0, n_bytes - UNCOUNTED_BYTES) - self.n_counted_bytes
         if n_new_bytes <= 0:
             return
         if not self._budget.take(self, n_new_bytes):

@@ -48,21 +48,21 @@ class ChatResponseBuilder(ResponseBuilder):
         builder = await queue.get_prompt_builder()
         if not tools:
             has_native_tools = await asyncio.to_thread(lambda: builder.formats.has_native_tools)
-            prepared = PreparedTools(PromptOptions(think), has_native_tools)
+            prepared_tools = PreparedTools(PromptOptions(think), has_native_tools)
         else:
-            prepared = await asyncio.to_thread(
+            prepared_tools = await asyncio.to_thread(
                 prepare_tools, builder, body, tools, must_call=must_call, think=think, output_format=output_format
             )
-        messages = make_template_messages(body.messages, tools, has_native_tools=prepared.has_native_format)
-        prompt = await queue.build_prompt(messages, prepared.options)
-        output_grammars = prepared.grammars if tools else [output_format.rule] if output_format.rule else []
+        messages = make_template_messages(body.messages, tools, has_native_tools=prepared_tools.has_native_format)
+        prompt = await queue.build_prompt(messages, prepared_tools.options)
+        output_grammars = prepared_tools.grammars if tools else [output_format.rule] if output_format.rule else []
         if output_grammars and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
         reasoning_format = grammars.choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
         marks = NO_MARKS
         if output_grammars:
-            marks = await asyncio.to_thread(builder.formats.find_content_marks, prepared.options)
+            marks = await asyncio.to_thread(builder.formats.find_content_marks, prepared_tools.options)
         add_reasoning = functools.partial(
             grammars.add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think,
             marks=marks,
@@ -76,9 +76,9 @@ class ChatResponseBuilder(ResponseBuilder):
             max_tokens=self._find_max_tokens(),
         )  # fmt: skip
         tool_names = [tool.function.name for tool in tools]
-        explains_tools = bool(tools) and not prepared.has_native_format
+        use_generic_calls = bool(tools) and not prepared_tools.has_native_format
         choices = [
-            Choice(i, builder.create_reply_parser(prompt, tool_names, explains_tools=explains_tools))
+            Choice(i, builder.create_reply_parser(prompt, tool_names, use_generic_calls=use_generic_calls))
             for i in range(request.n_sequences)
         ]
         return [request], choices

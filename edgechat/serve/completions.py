@@ -112,13 +112,15 @@ class _ChoiceText:
     def _decode_prompt(self) -> str:
         return b"".join(token.token_bytes for token in self.prompt).decode("utf-8", "replace")
 
-    def make_logprobs_object(self, generated: Sequence[protocol.TokenLogprobs], *, with_prompt: bool) -> dict[str, Any]:
-        """Build the `logprobs` object of the next generated tokens, and of the prompt's tokens before them."""
+    def make_logprobs_object(
+        self, new_tokens: Sequence[protocol.TokenLogprobs], *, with_prompt: bool
+    ) -> dict[str, Any]:
+        """Build the `logprobs` object of newly generated tokens; `with_prompt` puts the tokens of the prompt first."""
         prompt = self.prompt if with_prompt else []
         if self._n_chars is None:
             # The tokens of the prompt can begin with text that the prompt does not have: a start token or a space.
             self._n_chars = len(self.echo) - len(self._decode_prompt())
-        tokens, offsets = [*prompt, *generated], []
+        tokens, offsets = [*prompt, *new_tokens], []
         for token in tokens:
             offsets.append(max(0, self._n_chars))
             self._n_chars += len(self._decoder.decode(token.token_bytes))
@@ -153,7 +155,7 @@ def split_inputs(inputs: TextInput, param: str) -> list[str | list[int]]:
         return [[item for item in inputs if isinstance(item, int)]]
     items: list[str | list[int]] = [item for item in inputs if not isinstance(item, int)]
     if not items or len(items) < len(inputs) or len({type(item) for item in items}) > 1:
-        message = f"{param}: must be a text, a list of texts, a list of token IDs, or a list of such lists."
+        message = f"{param}: must be a string, a list of strings, a list of token IDs, or a list of such lists."
         raise ApiError(400, message, param=param)
     if len(items) > MAX_INPUTS:
         raise ApiError(400, f"{param}: {len(items)} inputs; at most {MAX_INPUTS} are allowed.", param=param)

@@ -23,10 +23,11 @@ WRITE_TIMEOUT_S: Final = 30.0
 """Time limit within which a client must read `_MIN_READ_BYTES` of a pending response."""
 _MIN_READ_BYTES: Final = 32 << 10
 MAX_CONNECTIONS: Final = 1000
-# Files that the server has open besides connections: pipes to its child processes, logs and libraries, and the
-# connections that asyncio accepts before it lets the table close others.
+# Number of files that the server has open in addition to its connections: pipes to child processes, logs, libraries,
+# and the connections that asyncio accepts before the connection table can close others.
 _RESERVED_FILES: Final = 128
-_WANTED_FILES: Final = 4096
+# Limit of open files that the server requests from the operating system.
+_MAX_OPEN_FILES: Final = 4096
 # Maximum bytes per read from a connection. With asyncio's default, each slow upload keeps 256 KiB in memory.
 _READ_BYTES: Final = 1 << 16
 _PROBE_DELAY_S: Final = 0.1
@@ -47,11 +48,11 @@ def raise_connection_limit() -> int:
     import resource
 
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted_limit = _WANTED_FILES if hard_limit == resource.RLIM_INFINITY else min(_WANTED_FILES, hard_limit)
-    if soft_limit != resource.RLIM_INFINITY and soft_limit < wanted_limit:
+    target_limit = _MAX_OPEN_FILES if hard_limit == resource.RLIM_INFINITY else min(_MAX_OPEN_FILES, hard_limit)
+    if soft_limit != resource.RLIM_INFINITY and soft_limit < target_limit:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted_limit, hard_limit))
-            soft_limit = wanted_limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target_limit, hard_limit))
+            soft_limit = target_limit
         except (OSError, ValueError):
             pass  # the lower limit remains
     if soft_limit == resource.RLIM_INFINITY:
@@ -232,7 +233,7 @@ class Connection(H11Protocol):
     def check_deadline(self) -> None:
         """Close or abort the connection if its client is too slow or gone."""
         now, is_closing = time.monotonic(), self.transport.is_closing()
-        if not self._is_read(now, is_closing=is_closing):
+        if not self._is_client_reading(now, is_closing=is_closing):
             if now - self._read_at > WRITE_TIMEOUT_S:
                 self.abort()
         elif self.is_waiting and now > self._head_deadline and not is_closing:
@@ -240,8 +241,8 @@ class Connection(H11Protocol):
         else:
             self._abort_if_reset()
 
-    def _is_read(self, now: float, *, is_closing: bool) -> bool:
-        """Return False if a response waits for the client, which has not read enough of it since `_read_at`."""
+    def _is_client_reading(self, now: float, *, is_closing: bool) -> bool:
+        """Return False if response bytes are pending and the client has read too few of them since `_read_at`."""
         is_waiting_for_client = is_closing or self.flow.write_paused
         n_unread_bytes = self.transport.get_write_buffer_size() if is_waiting_for_client else 0
         if n_unread_bytes and self._n_unread_bytes and self._n_unread_bytes - n_unread_bytes < _MIN_READ_BYTES:

@@ -9,8 +9,8 @@ from edgechat.serve.errors import ApiError
 
 MAX_VALUES: Final = 1 << 19
 """Maximum number of keys and values in the JSON of a request body; lists and objects count twice."""
-_FREE_VALUES: Final = 4096
-"""Values of each body whose memory is not counted, so that ordinary requests are never refused."""
+_UNCOUNTED_VALUES: Final = 4096
+"""Number of values in each body whose memory is not counted, so that ordinary requests are never refused."""
 # Maximum memory per comma, colon or opening bracket (Python 3.10, 64 bits): an empty list or object and its slot in the
 # outer list, or the share of an object with one key.
 _VALUE_BYTES: Final = 96
@@ -21,24 +21,24 @@ _WIDE_CHARACTER: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
 
 
 def estimate_decoded_bytes(data: bytearray) -> int:
-    """Return an upper limit of the memory that a JSON body takes when it is decoded, without its first values.
+    """Return an upper bound of the memory of a decoded JSON body, without the first `_UNCOUNTED_VALUES` values.
 
     Raises ApiError if the body has more than `MAX_VALUES` keys and values.
     """
     n_values = count_values(data)
     if n_values > MAX_VALUES:
         raise ApiError(413, f"The body has more than {MAX_VALUES} JSON values. Send fewer of them.", code="too_large")
-    return _VALUE_BYTES * max(0, n_values - _FREE_VALUES) + _find_character_bytes(data) * len(data)
+    return _VALUE_BYTES * max(0, n_values - _UNCOUNTED_VALUES) + _find_character_bytes(data) * len(data)
 
 
 def count_values(data: bytes | bytearray) -> int:
     """Return the number of commas, colons and opening brackets outside the strings of a JSON text.
 
-    The exact number matters only between `_FREE_VALUES` and `MAX_VALUES`; outside this range it is estimated. The time
-    is at most 10 ms per MiB.
+    The number is exact only between `_UNCOUNTED_VALUES` and `MAX_VALUES`, where it matters; outside this range it is an
+    estimate. Takes at most 10 ms per MiB.
     """
     n_values = _count_structural_bytes(data)
-    if n_values <= _FREE_VALUES:
+    if n_values <= _UNCOUNTED_VALUES:
         return n_values
     text = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     n_values, is_in_string = 0, False

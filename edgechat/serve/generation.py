@@ -75,5 +75,5 @@ async def cancel_task(task: asyncio.Future[Any]) -> None:
     """
     task.cancel()
     # asyncio logs the exception of a task unless something retrieves it.
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    task.add_done_callback(lambda done_task: done_task.cancelled() or done_task.exception())
     await asyncio.wait({task})

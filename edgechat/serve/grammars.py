@@ -129,15 +129,15 @@ def _drop_implied_keywords(schema: Any) -> Any:
         return [_drop_implied_keywords(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    kept: dict[str, Any] = {}
+    reduced_schema: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, dict):
-            kept[keyword] = {name: _drop_implied_keywords(item) for name, item in value.items()}
+            reduced_schema[keyword] = {name: _drop_implied_keywords(item) for name, item in value.items()}
         elif keyword in _DATA_KEYWORDS:
-            kept[keyword] = value
+            reduced_schema[keyword] = value
         elif keyword != "propertyNames" or value not in _MATCH_ALL_NAMES:
-            kept[keyword] = _drop_implied_keywords(value)
-    return kept
+            reduced_schema[keyword] = _drop_implied_keywords(value)
+    return reduced_schema
 
 
 def _find_unsupported_keywords(schema: object, depth: int) -> Iterator[tuple[str, str]]:

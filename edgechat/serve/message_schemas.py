@@ -12,9 +12,9 @@ from msgspec import Meta, Struct
 
 Content = Annotated[
     str | list[Any] | dict[str, Any] | None,
-    Meta(description="A text, a content part, or a list of texts and content parts; only text is supported."),
+    Meta(description="A string, a content part, or a list of strings and content parts. Only text is supported."),
 ]
-ResultContent = Annotated[Any, Meta(description="A text, content parts, or any other JSON value.")]
+ResultContent = Annotated[Any, Meta(description="A string, a list of content parts, or any other JSON value.")]
 
 
 class FunctionCall(Struct, frozen=True):

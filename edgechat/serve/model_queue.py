@@ -125,7 +125,7 @@ class ModelQueue:
             )
         if client != LOOPBACK and n_of_client >= max(1, self.max_requests * 3 // 4):
             message = (
-                f"The queue has {format_count(n_of_client, 'request')} of this address, and accepts no more. "
+                f"The queue has {format_count(n_of_client, 'request')} from this address and accepts no more. "
                 "Try again later."
             )
             return ApiError(503, message, code="queue_full")

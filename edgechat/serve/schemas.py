@@ -29,13 +29,13 @@ else:
     # Some clients write integers with a fraction, such as 100.0, which `GenerationParams` converts. Some clients write
     # booleans as 0 and 1.
 
-    def _bounded(ge: int, le: int) -> object:
+    def _make_bounded_type(ge: int, le: int) -> object:
         return Annotated[int, Meta(ge=ge, le=le)] | Annotated[float, Meta(ge=ge, le=le, multiple_of=1)]
 
     Integer = int | Annotated[float, Meta(multiple_of=1)]
-    Limit = _bounded(-1, _MAX_INT)
-    Count = _bounded(1, 1 << 24)
-    TopLogprobs = _bounded(0, MAX_TOP_LOGPROBS)
+    Limit = _make_bounded_type(-1, _MAX_INT)
+    Count = _make_bounded_type(1, 1 << 24)
+    TopLogprobs = _make_bounded_type(0, MAX_TOP_LOGPROBS)
     Flag = bool | Annotated[int, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]

@@ -58,7 +58,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     return server_socket
 
 
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
+def _is_not_cancellation(record: logging.LogRecord) -> bool:
     """Return False for the log record of a request that was cancelled at the end of the server."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
@@ -70,7 +70,7 @@ class HttpServer(uvicorn.Server):
         """Configure the server without starting it; `on_status` receives status messages for the user."""
         logger = logging.getLogger("uvicorn.error")
         logger.setLevel(logging.ERROR)  # hide warnings about invalid HTTP requests
-        logger.addFilter(_is_no_cancellation)
+        logger.addFilter(_is_not_cancellation)
         self._connections = ConnectionTable(raise_connection_limit())
         super().__init__(uvicorn.Config(
             app, http=cast("type[asyncio.Protocol]", functools.partial(Connection, self._connections)), ws="none",

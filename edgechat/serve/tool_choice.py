@@ -38,13 +38,13 @@ def find_tool_choice(body: ChatRequest) -> SelectedChoice:
 
 def _find_allowed_tools(choice: ToolChoice) -> SelectedChoice:
     """Parse a tool choice of the type `allowed_tools`, which has an inner object except in the Responses API."""
-    allowed = choice if choice.allowed_tools is None else choice.allowed_tools
-    if allowed.tools is None:
-        raise _make_error("allowed_tools needs the list tools, with the names of functions")
-    names = [tool.name if tool.function is None else tool.function.name for tool in allowed.tools]
+    allowed_tools = choice if choice.allowed_tools is None else choice.allowed_tools
+    if allowed_tools.tools is None:
+        raise _make_error('allowed_tools must have "tools", a list of functions')
+    names = [tool.name if tool.function is None else tool.function.name for tool in allowed_tools.tools]
     if not names or None in names:
-        raise _make_error("allowed_tools: each entry of tools must have the name of a function, and one is needed")
-    mode = _find_mode(allowed.mode, 'the mode of allowed_tools must be "auto" or "required"')
+        raise _make_error('the list "tools" of allowed_tools must not be empty, and each entry must name a function')
+    mode = _find_mode(allowed_tools.mode, 'the mode of allowed_tools must be "auto" or "required"')
     return SelectedChoice(mode, [name for name in names if name is not None])
 
 
@@ -58,17 +58,17 @@ def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
     tools, choice = body.tools or [], find_tool_choice(body)
     counts = Counter(tool.function.name for tool in tools)
-    duplicate = next((name for name, count in counts.items() if count > 1), None)
-    if duplicate is not None:
-        raise ApiError(400, f"tools: several functions have the name {duplicate!r}.", param="tools")
-    unknown = next((name for name in choice.names or () if name not in counts), None)
-    if unknown is not None:
-        raise _make_error(f"tools has no function with the name {unknown!r}")
+    duplicate_name = next((name for name, count in counts.items() if count > 1), None)
+    if duplicate_name is not None:
+        raise ApiError(400, f"tools: several functions have the name {duplicate_name!r}.", param="tools")
+    unknown_name = next((name for name in choice.names or () if name not in counts), None)
+    if unknown_name is not None:
+        raise _make_error(f"tools has no function with the name {unknown_name!r}")
     if choice.mode == "required" and not tools:
         raise _make_error('"required" needs at least one tool')
     names = counts.keys() if choice.names is None else set(choice.names)
-    selected = [tool for tool in tools if tool.function.name in names]
-    return ([] if choice.mode == "none" else selected), choice.mode == "required"
+    selected_tools = [tool for tool in tools if tool.function.name in names]
+    return ([] if choice.mode == "none" else selected_tools), choice.mode == "required"
 
 
 def _make_error(problem: str) -> ApiError:

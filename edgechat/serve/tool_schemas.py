@@ -38,8 +38,8 @@ _LLAMA_CPP_GROUPS: Final = tuple(map(frozenset, (
     ("const",), ("pattern",), ("format",), ("minLength", "maxLength"), ("anyOf",), ("$ref",), ("minimum", "maximum"),
     ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "maximum"),
 )))  # fmt: skip
-# Keywords that llama.cpp enforces also if their value is null or an empty list.
-_OPTIONAL_VALUES: Final = frozenset(("properties", "required", "const"))
+# Keywords that llama.cpp enforces even if their value is null or an empty list.
+_EMPTY_VALUE_KEYWORDS: Final = frozenset(("properties", "required", "const"))
 _NUMERIC_LIMITS: Final = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
 # STRING_FORMAT_RULES and "uuid" in llama.cpp's json-schema-to-grammar.cpp.
 _LLAMA_CPP_FORMATS: Final = re.compile("date|time|date-time|uuid")
@@ -135,7 +135,7 @@ def _get_types(schema: Mapping[str, Any]) -> frozenset[str]:
 
 def check_strict(parameters: Mapping[str, Any], name: str, path: str) -> None:
     """Raise ApiError if the schema of the strict function `name` has a keyword or type that no grammar enforces."""
-    keyword = next(_find_other_keywords(parameters, 0), None)
+    keyword = next(_find_unenforced_keywords(parameters, 0), None)
     if keyword is not None:
         message = (
             f"{path}: {keyword[:80]} cannot be enforced, and the function {name} is strict. "
@@ -144,7 +144,7 @@ def check_strict(parameters: Mapping[str, Any], name: str, path: str) -> None:
         raise ApiError(400, message, param=path, code="unsupported_schema")
 
 
-def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
+def _find_unenforced_keywords(schema: object, depth: int) -> Iterator[str]:
     """Yield the keywords in a JSON schema that grammars do not enforce."""
     if not isinstance(schema, Mapping):
         return
@@ -156,10 +156,10 @@ def _find_other_keywords(schema: object, depth: int) -> Iterator[str]:
     yield from (f'the type "{name}"' for name in sorted(_get_types(schema) - _TYPES))
     if schema.get("type") == []:
         yield "an empty list of types"
-    if undeclared := _find_undeclared(schema):
-        yield f"the required property {undeclared[0]}, which is not in properties,"
+    if undeclared_names := _find_undeclared(schema):
+        yield f"the required property {undeclared_names[0]}, which is not in properties,"
     for subschema in _iterate_subschemas(schema):
-        yield from _find_other_keywords(subschema, depth + 1)
+        yield from _find_unenforced_keywords(subschema, depth + 1)
 
 
 def is_enforced(parameters: Mapping[str, Any], enforcement: CallEnforcement) -> bool:
@@ -196,7 +196,7 @@ def _is_enforced_by_llama_cpp(schema: object, depth: int) -> bool:
     return (
         (not keywords or any(keywords <= group for group in _LLAMA_CPP_GROUPS))
         and schema.get("type") != []
-        and not any(schema[keyword] in ([], None) for keyword in keywords - _OPTIONAL_VALUES)
+        and not any(schema[keyword] in ([], None) for keyword in keywords - _EMPTY_VALUE_KEYWORDS)
         and (not keywords & _NUMERIC_LIMITS or ("integer" in types and "number" not in types))
         and ("format" not in keywords or bool(_LLAMA_CPP_FORMATS.fullmatch(str(schema["format"]))))
         and (not keywords & {"minItems", "maxItems"} or "array" in types)
@@ -231,15 +231,15 @@ def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:
 
 def _convert_subschemas(schema: Mapping[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
     """Return a copy of a JSON schema with converted subschemas."""
-    converted: dict[str, Any] = {}
+    new_schema: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
-            converted[keyword] = {name: convert(item) for name, item in value.items()}
+            new_schema[keyword] = {name: convert(item) for name, item in value.items()}
         elif keyword in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
-            converted[keyword] = [convert(item) for item in value]
+            new_schema[keyword] = [convert(item) for item in value]
         else:
-            converted[keyword] = convert(value) if keyword in _SCHEMA_KEYWORDS else value
-    return converted
+            new_schema[keyword] = convert(value) if keyword in _SCHEMA_KEYWORDS else value
+    return new_schema
 
 
 def remove_nulls(schema: Any, depth: int = 0) -> Any:
@@ -268,12 +268,12 @@ def declare_required(schema: Any, depth: int = 0) -> Any:
     """
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return schema
-    declared = _convert_subschemas(schema, lambda item: declare_required(item, depth + 1))
+    new_schema = _convert_subschemas(schema, lambda item: declare_required(item, depth + 1))
     if names := _find_undeclared(schema):
-        value = declared.get("additionalProperties")
+        value = new_schema.get("additionalProperties")
         item = value if isinstance(value, Mapping) else {}
-        declared["properties"] = {**(declared.get("properties") or {}), **dict.fromkeys(names, item)}
-    return declared
+        new_schema["properties"] = {**(new_schema.get("properties") or {}), **dict.fromkeys(names, item)}
+    return new_schema
 
 
 def _allow_any_object(_schema: Any) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def prepare_tools(
             allow_parallel=allow_parallel and formats.can_call_several_tools,
         )  # fmt: skip
         with contextlib.suppress(_StrictToolError):  # the generic format may be able to enforce the schema
-            prepared = _prepare_native_calls(formats, tools, options, output_format, must_call=must_call)
-            if prepared.grammars or not strict_functions:
-                return prepared
+            prepared_tools = _prepare_native_calls(formats, tools, options, output_format, must_call=must_call)
+            if prepared_tools.grammars or not strict_functions:
+                return prepared_tools
 
     def make_grammar(enforced_tools: list[Tool]) -> str:
         must_match = must_call or bool(output_format.rule)
@@ -136,14 +136,14 @@ def _make_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> tuple[list[
     schemas; after that, whole groups get weaker schemas. Raises _StrictToolError if such a group has a strict tool.
     """
     n_splits = itertools.count()
-    made: list[ToolGrammar | str | None] = []
+    tried_grammars: list[ToolGrammar | str | None] = []
 
     def enforce(group: list[Tool], level: int) -> list[Tool]:
         weaker = group
         for weaken in WEAKENINGS[level:]:
             weaker = [t if weaken is None or t.function.strict else _replace_schema(t, weaken) for t in group]
             try:
-                made.append(make_grammar(weaker))
+                tried_grammars.append(make_grammar(weaker))
             except (TemplateError, GrammarError) as error:
                 if len(group) > 1 and next(n_splits) < _MAX_ATTEMPTS:
                     level, middle = WEAKENINGS.index(weaken), len(group) // 2
@@ -154,8 +154,8 @@ def _make_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> tuple[list[
         return weaker
 
     enforced_tools = enforce([_replace_schema(t, declare_required) if t.function.parameters else t for t in tools], 0)
-    is_whole = bool(made) and next(n_splits) == 0
-    grammar = made[0] if is_whole else make_grammar(enforced_tools)
+    is_whole = bool(tried_grammars) and next(n_splits) == 0
+    grammar = tried_grammars[0] if is_whole else make_grammar(enforced_tools)
     if grammar is None:
         return enforced_tools, []
     return enforced_tools, [grammar, *_iterate_weaker(enforced_tools, grammar, make_grammar)]
@@ -179,15 +179,15 @@ def _iterate_weaker(
     n_chars = len(grammar.gbnf if isinstance(grammar, ToolGrammar) else grammar)
     is_large = n_chars > _MAX_SAFE_GRAMMAR_CHARS
     for weaken in filter(None, WEAKENINGS):
-        weaker_tools = [tool if _is_safe(tool, is_large=is_large) else _replace_schema(tool, weaken) for tool in tools]
+        weaker_tools = [t if _is_schema_fixed(t, is_large=is_large) else _replace_schema(t, weaken) for t in tools]
         with contextlib.suppress(TemplateError, GrammarError):
             weaker = make_grammar(weaker_tools) if weaker_tools != tools else None
             if weaker is not None:
                 yield weaker
 
 
-def _is_safe(tool: Tool, *, is_large: bool) -> bool:
-    """Return whether a weaker schema may not take the place of the tool's, or need not because it is simple."""
+def _is_schema_fixed(tool: Tool, *, is_large: bool) -> bool:
+    """Return whether a tool keeps its schema in weaker grammars: it is strict, or its schema is certain to compile."""
     return bool(tool.function.strict) or (not is_large and is_simple(tool.function.parameters or {}))
 
 

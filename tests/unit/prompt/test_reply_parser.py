@@ -123,7 +123,7 @@ def test_arguments_in_the_generic_format_are_streamed_as_they_grow() -> None:
     output = format_calls([("get_weather", '{"city": "Paris", "days": [1, 2]}')])
     for length in (len(output), output.index("days")):
         parser = ReplyParser(
-            call_no_library, ReplyFormat(), ThoughtFinder("", ()), tool_names=["get_weather"], explains_tools=True,
+            call_no_library, ReplyFormat(), ThoughtFinder("", ()), tool_names=["get_weather"], use_generic_calls=True,
             clock=itertools.chain.from_iterable(zip(itertools.count(), itertools.count())).__next__,
         )  # fmt: skip
         deltas = [c.arguments for letter in output[:length] for c in parser.feed(letter).calls]

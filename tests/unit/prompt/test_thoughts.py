@@ -32,8 +32,8 @@ def test_unknown_tags_count_only_at_the_beginning() -> None:
     assert AT_START.split("<think>Secret</think>Answer", is_final=True) == ("Secret", "Answer")
     text = "Models write `<think>` before and `</think>` after."
     assert AT_START.split(text, is_final=True) == ("", text)
-    assert not AT_START.counts_everywhere
-    assert EVERYWHERE.counts_everywhere
+    assert not AT_START.can_begin_anywhere
+    assert EVERYWHERE.can_begin_anywhere
     assert AT_START.may_start_with_tag(" <thi")
     assert not AT_START.may_start_with_tag("<thing")
 

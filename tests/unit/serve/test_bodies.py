@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 
 from edgechat.hardware.memory import return_freed_memory
 from edgechat.serve import bodies
-from edgechat.serve.bodies import FREE_BYTES, MAX_BODY_BYTES, BodyBudget
+from edgechat.serve.bodies import MAX_BODY_BYTES, UNCOUNTED_BYTES, BodyBudget
 from edgechat.serve.errors import ApiError
 from tests.waiting import until_async
 
@@ -53,9 +53,9 @@ async def settle(budget: BodyBudget, n_free: int) -> None:
 async def test_memory_is_counted_until_the_body_is_used(small_budget: BodyBudget) -> None:
     client = Client(small_budget)
     client.send(MIB)
-    await settle(small_budget, 3 * MIB + FREE_BYTES)
+    await settle(small_budget, 3 * MIB + UNCOUNTED_BYTES)
     client.send(MIB, is_last=True)
-    await settle(small_budget, 2 * MIB + FREE_BYTES)
+    await settle(small_budget, 2 * MIB + UNCOUNTED_BYTES)
     assert client.n_bytes == 2 * MIB
     client.can_end.set()
     assert await client.task == "ok"
@@ -65,10 +65,10 @@ async def test_memory_is_counted_until_the_body_is_used(small_budget: BodyBudget
 async def test_newest_larger_body_is_refused_when_memory_runs_out(small_budget: BodyBudget) -> None:
     clients = [Client(small_budget) for _ in range(4)]
     for client in clients:
-        client.send(MIB + FREE_BYTES)
+        client.send(MIB + UNCOUNTED_BYTES)
     await settle(small_budget, 0)
     small = Client(small_budget)
-    small.send(FREE_BYTES + 1, is_last=True)  # takes memory of the newest of the larger bodies
+    small.send(UNCOUNTED_BYTES + 1, is_last=True)  # takes memory of the newest of the larger bodies
     assert await clients[3].task == "too_many_bodies"
     clients[0].send(MIB // 2, is_last=True)
     await until_async(lambda: small.n_bytes and clients[0].n_bytes)
@@ -98,9 +98,9 @@ async def test_equal_bodies_do_not_refuse_each_other_all_at_once(small_budget: B
 async def test_stalled_body_is_refused_first(small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_STALL_S", 0.0)
     stalled, other = Client(small_budget), Client(small_budget)
-    stalled.send(MIB // 2 + FREE_BYTES)
+    stalled.send(MIB // 2 + UNCOUNTED_BYTES)
     await settle(small_budget, 7 * MIB // 2)
-    other.send(3 * MIB + FREE_BYTES)
+    other.send(3 * MIB + UNCOUNTED_BYTES)
     await settle(small_budget, MIB // 2)
     stalled.send(1)  # a few bytes are no progress
     await settle(small_budget, MIB // 2 - 1)
@@ -115,7 +115,7 @@ async def test_small_bodies_are_never_refused() -> None:
     budget = BodyBudget(0)
     clients = [Client(budget) for _ in range(50)]
     for client in clients:
-        client.send(FREE_BYTES, is_last=True)
+        client.send(UNCOUNTED_BYTES, is_last=True)
         client.can_end.set()
     assert await asyncio.gather(*(client.task for client in clients)) == ["ok"] * 50
 
@@ -123,7 +123,7 @@ async def test_small_bodies_are_never_refused() -> None:
 async def test_memory_of_complete_bodies_is_never_taken(small_budget: BodyBudget) -> None:
     complete = Client(small_budget)
     complete.send(4 * MIB, is_last=True)
-    await settle(small_budget, FREE_BYTES)
+    await settle(small_budget, UNCOUNTED_BYTES)
     late = Client(small_budget)
     late.send(MIB)
     assert await late.task == "too_many_bodies"
@@ -199,11 +199,11 @@ async def test_memory_of_large_bodies_returns_to_the_system_once_for_all(
     small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     returns: list[int] = []
-    monkeypatch.setattr(bodies, "_RETURN_DELAY_S", 0.05)
+    monkeypatch.setattr(bodies, "_MEMORY_RETURN_DELAY_S", 0.05)
     monkeypatch.setattr(bodies, "return_freed_memory", lambda: returns.append(1))
     for n_bytes in (MIB, MIB, 1000):
         client = Client(small_budget)
-        client.send(n_bytes + FREE_BYTES, is_last=True)
+        client.send(n_bytes + UNCOUNTED_BYTES, is_last=True)
         client.can_end.set()
         assert await client.task == "ok"
     await until_async(lambda: returns, 5)
@@ -211,7 +211,7 @@ async def test_memory_of_large_bodies_returns_to_the_system_once_for_all(
     client.send(1000, is_last=True)
     client.can_end.set()
     assert await client.task == "ok"
-    assert not small_budget._is_return_planned
+    assert not small_budget._is_memory_return_scheduled
     assert returns == [1]
 
 

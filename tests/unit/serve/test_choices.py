@@ -18,7 +18,7 @@ def refuse_call(**request: object) -> object:
 
 def test_choice_separates_reasoning_text_and_calls() -> None:
     parser = ReplyParser(
-        refuse_call, ReplyFormat(), ThoughtFinder("<think>", ()), tool_names=["get_time"], explains_tools=True
+        refuse_call, ReplyFormat(), ThoughtFinder("<think>", ()), tool_names=["get_time"], use_generic_calls=True
     )
     choice = Choice(0, parser)
     output = "<think>\nhm\n</think>\n\nYes. " + format_calls([("get_time", "{}")])

@@ -32,7 +32,7 @@ async def test_one_address_leaves_a_quarter_of_the_queue_to_others() -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(6):
             stack.enter_context(queue.admit("10.0.0.1"))
-        with pytest.raises(ApiError, match="6 requests of this address"):
+        with pytest.raises(ApiError, match="6 requests from this address"):
             stack.enter_context(queue.admit("10.0.0.1"))
         stack.enter_context(queue.admit("10.0.0.2"))
         stack.enter_context(queue.admit(LOOPBACK))

@@ -357,7 +357,7 @@ def test_calls_in_the_generic_format_are_read_with_every_template(renderer: Rend
         prefixes = [""] if reasoning_format is None else ["", f"Hm.{reasoning_format.end_tag}"]
         prefix = next(p + m for p in prefixes for m in marks.starts or [""] if allows(lark, p + m + call))
         for size in (1, 1000):
-            parser = builder.create_reply_parser(prompt, ["f"], explains_tools=True)
+            parser = builder.create_reply_parser(prompt, ["f"], use_generic_calls=True)
             for i in range(0, len(prefix + call), size):
                 parser.feed((prefix + call)[i : i + size])
             parser.finish()
