@@ -1,4 +1,4 @@
-"""Checks of a model header for values on which llama.cpp stops its process instead of reporting an error.
+"""Checks of a model header for values that make llama.cpp abort its process instead of reporting an error.
 
 llama.cpp checks many values with GGML_ASSERT (llama_model_base::load_hparams in src/llama-model.cpp, and the operations
 in ggml/src/ggml-cpu/ops.cpp), and some types of weights not at all. The limits are those of the pinned version.
@@ -39,13 +39,13 @@ _DEFAULT_IDS: Final = {
 _ADDED_BY_DEFAULT: Final = {"bert": ("bos", "seperator"), "llama": ("bos",), "t5": ("eos",)}
 _ADD_KEYS: Final = {"bos": "add_bos_token", "eos": "add_eos_token", "seperator": "add_sep_token"}
 
-# Types that a matrix product accepts for its weights: all but the types of activations, integers and doubles.
+# Types that a matrix product does not accept for its weights: the types of activations, integers and doubles.
 _NON_MATRIX_TYPES: Final = frozenset(("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"))
-# Tables of indices.
+# Names of tensors that contain indices instead of weights.
 _INDEX_TABLES: Final = ("ffn_gate_tid2eid.weight", "d2t", "t2d", "masked_embd_ordering")
-# Parts of the names of weights that are added, multiplied or convolved element by element, for which llama.cpp has only
-# kernels with F32. All tensors that are not weights (biases, states) are of this kind, too. Other weights can be of any
-# type but `_NON_MATRIX_TYPES`, even if they are vectors (the gate of a shared expert).
+# Parts of the names of weights that are added, multiplied or convolved element by element; llama.cpp computes with
+# these weights only in F32. The same applies to all tensors that are not weights (biases, states). Other weights can
+# have any type except `_NON_MATRIX_TYPES`, even if they are vectors (the gate of a shared expert).
 _ELEMENTWISE_WEIGHTS: Final = (
     "norm", "rope_freqs", "rope_factors", "attn_sinks", "ssm_conv1d", "shortconv.conv.weight", "time_mix_first",
     "time_mix_lerp", "channel_mix_lerp", "altup_correct_scale", "layer_output_scale", "res_score",
@@ -53,7 +53,7 @@ _ELEMENTWISE_WEIGHTS: Final = (
 
 
 def check_header(header: ModelHeader) -> None:
-    """Raise ModelFileError, with the path and the value, if llama.cpp would stop its process on this model.
+    """Raise ModelFileError, with the path and the value, if this model would make llama.cpp abort its process.
 
     Headers of projectors and adapters are not checked, because they are not loaded as models.
     """
@@ -126,7 +126,7 @@ def _check_rope(header: ModelHeader) -> str:
 
 
 def _check_added_tokens(header: ModelHeader) -> str:
-    """Return a problem with the tokens that llama.cpp adds to the start and the end of a text; "" if there is none."""
+    """Describe a problem with the tokens that llama.cpp adds to the start and end of a text; "" if there is none."""
     tokenizer, n_tokens = str(header.metadata.get("tokenizer.ggml.model", "")), header.n_vocab
     for name, default_id in _DEFAULT_IDS.get(tokenizer, {}).items():
         is_added = header.metadata.get(

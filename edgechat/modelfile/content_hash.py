@@ -64,7 +64,7 @@ class HashMemo:
     def get_or_compute(self, path: Path, on_progress: Callable[[int], None]) -> str:
         """Return the stored hash of a file, or compute and store it. Raises OSError.
 
-        `hash_file` calls `on_progress`.
+        `on_progress` is passed to `hash_file`.
         """
         stored_hash = self.get(path)
         if stored_hash is not None:

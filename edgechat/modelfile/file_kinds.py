@@ -38,9 +38,9 @@ _MAGIC_NUMBERS: Final = (
 _WEB_PAGE_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--")
 _TEXT_BYTES: Final = frozenset(range(0x20, 0x7F)) | {*b"\t\n\r\f"} | frozenset(range(0x80, 0x100))
 
-# Names of the parts of a file that was cut by size, for example with `split`: NAME.gguf.part1of2, NAME.gguf-split-a,
-# NAME.gguf.part-aa, NAME.gguf.001, NAME.part1of2.gguf, NAME.gguf.1of2, NAME.gguf (part 1 of 2). gguf-split's own names
-# (-00001-of-00002.gguf) do not match.
+# Names of the parts of a file that was cut into pieces, for example with `split`: NAME.gguf.part1of2,
+# NAME.gguf-split-a, NAME.gguf.part-aa, NAME.gguf.001, NAME.part1of2.gguf, NAME.gguf.1of2, NAME.gguf (part 1 of 2).
+# gguf-split's own names (-00001-of-00002.gguf) do not match.
 _FILE_PART_PATTERN: Final = re.compile(
     r"(?P<stem>.+?)"
     r"(?:(?:[._-]|[ ]?[( ])(?:part|split)[._ -]?(?P<part>[a-z]{1,2}|\d{1,4})(?:[._ -]?of[._ -]?(?P<count>\d{1,4}))?\)?"
@@ -49,17 +49,17 @@ _FILE_PART_PATTERN: Final = re.compile(
     r"(?P<extension>\.gguf)?",
     re.IGNORECASE | re.ASCII,
 )
-# Suffixes of programs for files that they are still downloading.
+# Suffixes that programs give to files while they download them.
 _DOWNLOAD_SUFFIXES: Final = (
     ".part", ".partial", ".crdownload", ".download", ".downloading", ".opdownload", ".incomplete", ".!ut", ".!qb",
     ".tmp", ".aria2",
 )  # fmt: skip
 _ARIA2_SUFFIX: Final = ".aria2"
-"""aria2 writes to a file with its final name and full size, beside a control file with this suffix."""
+"""aria2 writes to a file with its final name and full size, and keeps a control file with this suffix next to it."""
 
 
 def describe_other_format(head: bytes, size: int) -> str:
-    """Return what a file without GGUF's magic is, as a predicate ("is a ZIP archive ..."), with the next step.
+    """Describe a file without GGUF's magic as a predicate ("is a ZIP archive ..."), with the next step for the user.
 
     `head` contains the first `HEAD_BYTES` bytes of the file, and `size` is the size of the file in bytes.
     """
@@ -87,7 +87,7 @@ def describe_other_format(head: bytes, size: int) -> str:
 
 
 def _decode_text(head: bytes) -> bytes:
-    """Return a text in UTF-16 or UTF-32 in UTF-8, without a byte order mark; other bytes as they are."""
+    """Convert UTF-16 and UTF-32 text to UTF-8 without a byte order mark; return other bytes unchanged."""
     mark, encoding = find_byte_order_mark(head)
     encoding = encoding or find_unmarked_utf16(head)
     text = head[len(mark) :]
@@ -95,7 +95,7 @@ def _decode_text(head: bytes) -> bytes:
 
 
 def describe_download(path: Path) -> str:
-    """Return that the file at `path` is an incomplete download, as a predicate; "" if it seems to be complete."""
+    """Describe an incomplete download as a predicate, with the next step; return "" if the file seems complete."""
     suffix = path.suffix.lower()
     if suffix in _DOWNLOAD_SUFFIXES and ".gguf" in path.name.lower():
         return f"is an incomplete download ({suffix}). Finish it, or repeat it with `edgechat models pull`."
@@ -106,7 +106,7 @@ def describe_download(path: Path) -> str:
 
 
 def describe_unsupported_version(version: int, supported: Sequence[int]) -> str:
-    """Return why a GGUF file with this version number cannot be read, as a predicate, with the next step."""
+    """Describe an unsupported GGUF version as a predicate, with the next step for the user."""
     swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
     if swapped < version:
         return f"is a big-endian GGUF file (version {swapped}), which this machine cannot use. {_SEARCH_HINT}"
@@ -117,7 +117,7 @@ def describe_unsupported_version(version: int, supported: Sequence[int]) -> str:
 
 
 class CutFilePart(NamedTuple):
-    """Parsed name of one part of a model file that was cut by size."""
+    """Parsed name of one part of a model file that was cut into pieces."""
 
     whole_name: str
     """Name of the file that the parts form together."""
@@ -128,7 +128,7 @@ class CutFilePart(NamedTuple):
 
 
 def parse_file_part(name: str) -> CutFilePart | None:
-    """Parse the name of one part of a file that was cut by size. Returns None for any other name."""
+    """Parse the name of one part of a file that was cut into pieces. Returns None for any other name."""
     match = _FILE_PART_PATTERN.fullmatch(name)
     if match is None:
         return None
@@ -156,7 +156,7 @@ def format_join_command(names: Sequence[str], whole_name: str) -> str:
 
 
 def describe_file_part(path: Path) -> str:
-    """Return that `path` is one part of a cut file, as a predicate with the command that joins the parts.
+    """Describe one part of a cut file as a predicate, with the command that joins the parts.
 
     Returns "" if the name of the file is not that of a part.
     """

@@ -33,7 +33,7 @@ MAX_TENSORS: Final = 1 << 17
 MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 1 << 16
 MAX_ARRAY_LENGTH: Final = 4096
-"""Maximum length of a stored array. Of longer arrays, which are vocabularies, only the length is stored."""
+"""Maximum length of a stored array. For longer arrays, which are vocabularies, only the length is stored."""
 MAX_STORED_ELEMENTS: Final = 1 << 18
 """Maximum number of elements in all stored arrays together, which limits memory."""
 MAX_DIMS: Final = 4
@@ -268,7 +268,7 @@ class _HeaderParser:
 
 
 class _UnstoredArray:
-    """Placeholder for a long array, of which only the length is stored."""
+    """Placeholder for a long array, for which only the length is stored."""
 
     def __init__(self, length: int) -> None:
         self.length = length

@@ -116,7 +116,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def hparam(self, key: str, default: int = 0) -> int:
-        """Return an integer hyperparameter, such as `block_count`; of an array of values per layer, return the maximum.
+        """Return an integer hyperparameter, such as `block_count`; if it has a value per layer, return the maximum.
 
         `key` does not include the architecture prefix. Returns `default` for missing, negative and non-integer values.
         """

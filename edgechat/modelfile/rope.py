@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoPE): the models whose context YaRN can extend beyond their training length."""
+"""Rotary position embeddings (RoPE): which models' contexts YaRN can extend beyond the training length."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from edgechat.modelfile.header import ModelHeader
 
 _MIN_N_CTX_TRAIN: Final = 16
 """Shortest plausible training length; a shorter value in a header is ignored as invalid."""
-# Architectures whose graph in llama.cpp (src/models/*.cpp) passes all YaRN parameters to each rotation. Left out are
-# models without RoPE or with M-RoPE (llama_model_rope_type), with recurrent states only, with sliding windows, which
-# need no longer positions, and with a scaling of their own.
+# Architectures whose graph in llama.cpp (src/models/*.cpp) passes all YaRN parameters to each rotation. The list omits
+# models without RoPE, with M-RoPE (llama_model_rope_type), with recurrent states only, with sliding windows (which do
+# not need longer positions), and with a scaling of their own.
 _YARN_ARCHITECTURES: Final = frozenset((
     "arcee", "bailingmoe", "bailingmoe2", "command-r", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone",
     "gemma", "granite", "granitemoe", "internlm2", "llama", "maincoder", "mistral3", "nemotron", "olmo", "olmoe",
     "orion", "phi2", "plm", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "seed_oss", "smollm3",
     "stablelm", "starcoder2", "xverse",
 ))  # fmt: skip
-# Tensors that scale the frequencies, such as those of Llama 3.1.
+# Prefixes of the names of tensors that scale the frequencies, such as those of Llama 3.1.
 _FREQUENCY_TENSORS: Final = ("rope_freqs.", "rope_factors_")
 
 
@@ -35,7 +35,7 @@ def supports_yarn(header: ModelHeader) -> bool:
 def _has_own_scaling(header: ModelHeader) -> bool:
     start = f"{header.architecture}.rope."
     factors = [header.metadata.get(start + name) for name in ("scaling.factor", "scale_linear")]
-    # llama.cpp reads a type without a factor as no scaling, except for LongRoPE, whose factors are tensors.
+    # llama.cpp ignores a scaling type without a factor, except for LongRoPE, whose factors are tensors.
     return (
         any(factor not in (None, 0, 1) for factor in factors)
         or header.metadata.get(start + "scaling.type") in ("yarn", "longrope")

@@ -1,4 +1,4 @@
-"""Check of a model's vocabulary for tokens on which llama.cpp stops its process instead of reporting an error.
+"""Check of a model's vocabulary for tokens that make llama.cpp abort its process instead of reporting an error.
 
 The check reads the vocabulary again from the file, which takes 0.2 to 0.4 s for 150,000 tokens, because a header stores
 only its length. Therefore it runs only to explain a crash.
@@ -19,7 +19,7 @@ from edgechat.modelfile.header import ModelHeader
 _TOKENS_KEY: Final = "tokenizer.ggml.tokens"
 _TYPES_KEY: Final = "tokenizer.ggml.token_type"
 _ARRAY_HEAD_BYTES: Final = 12
-"""Size of the element type and the length before the elements of an array."""
+"""Size in bytes of the element type and the length, which precede the elements of an array."""
 _STRING, _INT32 = 8, 5
 _BYTE_TOKEN_TYPE: Final = 6
 """LLAMA_TOKEN_TYPE_BYTE of llama.cpp."""
@@ -28,9 +28,9 @@ _TOKENIZERS_WITH_BYTES: Final = ("gemma4", "gpt2", "hybriddna", "llama", "t5", "
 
 
 def check_vocabulary(header: ModelHeader) -> None:
-    """Raise ModelFileError if llama.cpp would stop its process on the vocabulary of a model file.
+    """Raise ModelFileError if the vocabulary of a model file would make llama.cpp abort its process.
 
-    Does nothing for a model without a vocabulary, and for one that llama.cpp refuses with an error message.
+    Does nothing for a model without a vocabulary, or if llama.cpp rejects the vocabulary with an error message.
     """
     path, n_tokens = Path(header.path), header.array_lengths.get(_TOKENS_KEY, 0)
     if not n_tokens or _TOKENS_KEY not in header.value_offsets:

@@ -100,7 +100,8 @@ class LoadedModel:
     def restart_if_dead(self) -> None:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.
 
-        If the system killed the engine for its memory, the model is loaded with a new plan, which may use less memory.
+        If the system killed the engine because of its memory use, the model is loaded with a new plan, which may use
+        less memory.
         """
         if not self.engine.needs_restart:
             return

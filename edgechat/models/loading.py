@@ -92,9 +92,9 @@ def reload_model(
 
 
 def record_memory_kill(engine: EngineClient, load_plan: LoadPlan) -> bool:
-    """If the system killed the engine for its memory, increase the next estimates; return whether it did.
+    """Increase the next memory estimates if the system killed the engine because of its memory use.
 
-    Each death of the engine is recorded once.
+    Returns whether the system did so. Each death of the engine is recorded once.
     """
     was_killed = engine.take_memory_kill()
     if was_killed:
@@ -141,7 +141,7 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
 def find_load_warnings(
     settings: Settings, model_path: Path, model_properties: protocol.Loaded, load_plan: LoadPlan
 ) -> list[str]:
-    """Return warnings about a context or threads other than configured, YaRN, and a missing chat template."""
+    """Return warnings about YaRN, a missing chat template, and a context or thread count other than configured."""
     warnings = []
     n_cpus = os.cpu_count() or 1
     if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx:

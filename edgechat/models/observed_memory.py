@@ -10,10 +10,10 @@ from edgechat.files import JsonFile, make_file_key
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_MODELS: Final = 200
 _MAX_LOADS: Final = 5
-# Maximum recorded difference. A larger difference has other causes than an inaccurate estimate.
+# Maximum recorded difference. A larger difference must have another cause than an inaccurate estimate.
 _MAX_EXTRA_BYTES: Final = 2 << 30
-# Increase of the estimate after the system killed an engine for its memory: a fraction of the planned memory (1/8), but
-# at least 32 MiB. So after a few attempts, a plan that is killed each time no longer fits, and a smaller one is made.
+# Increase of the estimate after the system killed an engine because of its memory use: 1/8 of the planned memory, but
+# at least 32 MiB. If a plan is killed repeatedly, it no longer fits after a few attempts, and a smaller plan is made.
 _KILL_DIVISOR: Final = 8
 _MIN_KILL_BYTES: Final = 32 << 20
 
@@ -32,7 +32,7 @@ def record(model_path: str, planned_bytes: int, peak_bytes: int) -> None:
 
 
 def record_kill(model_path: str, planned_bytes: int) -> None:
-    """Increase the next estimates for a model, because the system killed its engine for its memory.
+    """Increase the next estimates for a model, because the system killed its engine, which used too much memory.
 
     `planned_bytes` includes the additional memory of earlier records.
     """

@@ -23,15 +23,16 @@ from edgechat.planner import requantize
 from edgechat.terminal import escape_controls
 
 MAX_BUFFER_BYTES: Final = 256 << 20
-"""Bound of the tensor rows that llama.cpp holds in memory at once, in bytes."""
+"""Maximum size, in bytes, of the tensor rows that llama.cpp holds in memory at once."""
 # Line of llama.cpp's log before each tensor, such as `[  12/ 272]  blk.0.attn_k.weight - [ 576, 192, 1, 1], ...`.
 _TENSOR_LINE: Final = re.compile(rb"\[ *(\d+)/ *(\d+)\] ")
-# Age in seconds after which the part file of a killed process is deleted: a running one writes all the time.
+# Age in seconds at which a part file is deleted. A running process keeps writing to its part file, so an older file was
+# left behind by a killed process.
 _MAX_PART_AGE_S: Final = 3600.0
 _MAX_ERROR_CHARS: Final = 300
-# Bytes that remain free on the disk.
+# Disk space that a quantisation must leave free, in bytes.
 _SPARE_DISK_BYTES: Final = 64 << 20
-# Bits per weight of a source from which the result is as good as one from full precision: Q8_0 has 8.5.
+# Minimum bits per weight of a source whose result is as good as one from full precision. Q8_0 has 8.5 bits.
 _GOOD_SOURCE_BITS: Final = 8.0
 
 
@@ -82,9 +83,9 @@ class Quantization:
     ) -> None:  # fmt: skip
         """Quantise the source into the file `target`, which has a temporary name until it is complete.
 
-        `on_progress` receives the number of the tensor and the number of all tensors. Raises UsageError if `target`
-        exists, cannot be written or has too little space on its disk, RequestCancelledError, and EngineError if
-        llama.cpp fails.
+        `on_progress` receives the number of the current tensor and the total number of tensors. Raises UsageError if
+        `target` exists, cannot be written or has too little space on its disk, RequestCancelledError, and EngineError
+        if llama.cpp fails.
         """
         if os.path.lexists(target):
             raise UsageError(f"{target} exists. Delete it first, or choose another file with -o.")

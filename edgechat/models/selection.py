@@ -88,9 +88,10 @@ def _make_catalogue_candidates(model: curated.CatalogueModel) -> list[Candidate]
 
 
 def find_catalogue_candidates(name: str, *, with_quants: bool) -> list[Candidate]:
-    """Return the candidates for a catalogue ID with or without a quant: the quant that `models pull` takes, or all.
+    """Return the candidate for a catalogue ID, with or without a quant; with `with_quants`, return one for each quant.
 
-    Returns [] if the catalogue has no such model, or not its dimensions. Raises CatalogueError for an unknown quant.
+    Without a quant in `name`, the candidate has the quant that `models pull` would download. Returns [] if the
+    catalogue does not have the model or its dimensions. Raises CatalogueError for an unknown quant.
     """
     from edgechat.catalogue.hub import PREFERRED_QUANTS
 
@@ -158,9 +159,9 @@ def _find_header(name: str, directory: Path) -> tuple[ModelHeader, str, bool]:
 
 
 def choose_installed_model(settings: Settings) -> tuple[str, Path]:
-    """Return the name and file of the best installed model that fits. Raises PlanError if none does.
+    """Return the name and file of the best installed model that fits. Raises PlanError if none fits.
 
-    If the registry is damaged, returns the starter model, because `edgechat models` reports the problem.
+    If the registry is damaged, returns the starter model; `edgechat models` reports the damage.
     """
     try:
         entries = [entry for entry in library.scan() if entry.is_usable]
@@ -194,9 +195,10 @@ def _estimate_points(entry: library.InstalledModel) -> float:
 
 
 def suggest_download(settings: Settings) -> str:
-    """Return a text that names the recommended catalogue model and the command that downloads it.
+    """Return a sentence with the recommended catalogue model and the command that downloads it.
 
-    Before the speed of this machine was measured, the text names the command that measures it.
+    If this machine has not been measured yet, the sentence names the command that measures it. If no catalogue model
+    fits, it names the command that shows the memory of each model.
     """
     evaluations = evaluate_all(list_catalogue_candidates(), settings)
     if not any(e.plan is not None and not e.uses_reserve and e.candidate.is_default for e in evaluations):
@@ -233,7 +235,7 @@ def add_observed_speeds(
 
 
 def _read_observed_speeds(speeds: KernelSpeeds | None) -> observed_speeds.ObservedSpeeds | None:
-    """Return the saved speeds of replies with the backend of `speeds`; None if nothing is predicted with it."""
+    """Return the saved speeds of replies with the backend of `speeds`; None without speeds or without a bundle."""
     try:
         return observed_speeds.ObservedSpeeds(find_bundle(), speeds.backend) if speeds is not None else None
     except EdgechatError:  # there is no bundle
@@ -267,8 +269,8 @@ def evaluate_for_machine(
 def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], object] = lambda message: None) -> None:
     """Run the kernel benchmark, which takes a few seconds, unless a result is saved. Ignores errors.
 
-    `cancellation` kills the benchmark, because it would compete with a reply and its result would be too low.
-    `on_progress` receives status lines.
+    Set `cancellation` to kill the benchmark before a reply starts: the two would slow each other down, and the measured
+    speed would be too low. `on_progress` receives status lines.
     """
     engine = EngineClient()
     try:
@@ -283,8 +285,8 @@ def load_or_measure_speeds(
 ) -> KernelSpeeds | None:
     """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is outdated.
 
-    It is outdated if it is old or was disturbed, and at most once a day if recent replies contradict it. `on_progress`
-    receives status lines. Raises EdgechatError.
+    A benchmark is outdated if it is old, if other programs disturbed it, or if recent replies contradict it, which is
+    checked at most once a day. `on_progress` receives status lines. Raises EdgechatError.
     """
     speeds = load_measured_speeds()
     if speeds is None or kernel_benchmark.needs_measurement(speeds):
@@ -297,7 +299,7 @@ def load_or_measure_speeds(
 def remeasure_speeds(
     engine: EngineClient, on_progress: Callable[[str], object] = lambda message: None
 ) -> KernelSpeeds | None:
-    """Run the kernel benchmark in `engine`, also if a result is saved; None if it failed. Raises EdgechatError.
+    """Run the kernel benchmark in `engine`, even if a result is saved; return None if it failed. Raises EdgechatError.
 
     `on_progress` receives status lines.
     """
@@ -317,11 +319,11 @@ def _pass_progress_to(on_progress: Callable[[str], object]) -> Callable[[protoco
 
 
 def _is_contradicted(speeds: KernelSpeeds) -> bool:
-    """Return whether the replies of an installed model contradict a benchmark that may be run again now."""
+    """Return whether replies of installed models contradict the benchmark, and the benchmark may be run again now."""
     observed = _read_observed_speeds(speeds) if observed_speeds.may_remeasure() else None
     if observed is None:
         return False
-    # Only replies with as many threads as in the benchmark contradict it.
+    # Only replies with as many threads as in the benchmark can contradict it.
     machine = msgspec.structs.replace(
         current_machine(Settings(gpu=False)), n_threads=speeds.n_threads, n_threads_batch=speeds.n_threads
     )

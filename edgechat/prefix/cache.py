@@ -82,7 +82,7 @@ class PrefixCache:
         leased.
         """
         for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased_seqs]:
-            self.drop(seq)  # the request of this sequence failed
+            self.drop(seq)  # an unleased sequence without a leaf: its request failed
         self.store.load_headers(conversation)
         if bypass_cache and not ephemeral:
             while self.evict_lru():
@@ -187,7 +187,7 @@ class PrefixCache:
         return forked_seqs
 
     def checkpoint(self, seq: int) -> None:
-        """If sequences cannot be truncated, save the leased sequence `seq`, so that later prompts can resume here."""
+        """If sequences cannot be truncated, save the leased sequence `seq`, so that prompts can resume at its end."""
         if not self._memory.can_truncate:
             self._save(seq, min_tokens=1)
 

@@ -17,11 +17,11 @@ _MIN_DURATION_S: Final = 1e-4
 
 
 StopTimer = Callable[[], tuple[float, bool]]
-"""Returns the time in seconds since the timer was started, and whether another program or a pause made it longer."""
+"""Returns the seconds since the timer was started, and whether another program or a pause added to this time."""
 
 
 def start_plain_timer() -> StopTimer:
-    """Start a timer that notices no disturbances."""
+    """Start a timer that does not detect other programs or pauses."""
     started_at = time.monotonic()
     return lambda: (time.monotonic() - started_at, False)
 
@@ -37,8 +37,8 @@ class Throughput:
     def record(self, amount: float, elapsed_s: float, *, is_disturbed: bool = False) -> None:
         """Add a measurement: `amount` was processed in `elapsed_s`. Ignore zero amounts and times below 0.1 ms.
 
-        A measurement that another program or a pause has disturbed counts only while there is no undisturbed one; of
-        several, the fastest counts.
+        Measurements that another program or a pause disturbed count only until the first undisturbed measurement. Until
+        then, the fastest of them is used.
         """
         if amount <= 0 or elapsed_s < _MIN_DURATION_S:
             return

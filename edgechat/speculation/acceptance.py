@@ -39,7 +39,7 @@ class AcceptanceCounts(msgspec.Struct):
 
 
 class Acceptance:
-    """Probability that a drafted token is accepted, by source and match-length bucket.
+    """Estimator of the probability that a drafted token is accepted, by source and match-length bucket.
 
     The estimate combines the prior and the counts of all replies, limited to a weight of 16 observations, with the
     counts of the current reply, so that it adapts to repetitive or unpredictable text within a few tokens.

@@ -11,8 +11,8 @@ from edgechat.speculation.step_costs import STEP_SIZES, StepCosts
 # Minimum expected gain of a draft. The estimates are inexact, and a rejected draft costs about as much time as an
 # accepted draft saves.
 MIN_GAIN: Final = 1.05
-# Relative cost of a two-token step from which the controller uses `probability_lower_bounds` (a one-token step
-# costs 1).
+# Minimum cost of a two-token step, relative to a one-token step, at which the controller uses
+# `probability_lower_bounds`.
 _EXPENSIVE_STEP_COST: Final = 1.5
 MAX_DRAFT_LENGTH: Final = STEP_SIZES[-1] - 1
 # Longer drafts are not considered if the probability that the whole draft is accepted is below this value.
@@ -39,7 +39,7 @@ class DraftController:
         """Return how many tokens of `draft` to decode at position `depth`, and the expected gain.
 
         Returns (0, 1.0) if decoding without a draft is expected to be as fast, or if a single-token step is required.
-        Now and then the result is a larger draft than the measured costs justify, to measure its cost again.
+        Occasionally returns a longer draft than the measured costs justify, to measure its cost again.
         """
         if not draft.tokens or self.costs.needs_single_step:
             return 0, 1.0
@@ -76,8 +76,9 @@ class DraftController:
     def _choose_trial(self, expected_by_size: dict[int, float], best_size: int, best_gain: float, depth: int) -> int:
         """Return the size of a step that tests whether the measured cost of a larger step is too high; usually 0.
 
-        A wrong cost would otherwise stay for ever, because steps that seem expensive are not decoded. Of the sizes that
-        would be the best with lower costs, the size that was measured longest ago is tried.
+        Without such tests, a wrong high cost would never be corrected, because steps that seem expensive are not
+        decoded. Among the sizes that would be best if their costs were lower, the size whose last measurement is oldest
+        is tried.
         """
         costs = self.costs
         sizes = [

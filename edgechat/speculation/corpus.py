@@ -65,7 +65,7 @@ class Corpus:
         self._starts: list[int] = []
         self._hashes: set[bytes] = set()
         self._unsaved_conversations: set[str] = set()
-        """Conversations with texts that are not yet in their file."""
+        """Conversations with texts that are not saved yet."""
         self._opened_conversations: set[str] = set()
         """Conversations whose folders were created or loaded by this process."""
         self._current_end: list[int] = []

@@ -1,4 +1,4 @@
-"""Drafters, which search earlier text for the end of the current text, and propose the tokens that followed it."""
+"""Drafters: search earlier text for the end of the current text, and propose the tokens that followed it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NO_DRAFT: Final = Draft([], 0, FROM_CONTEXT)
 
 
 class TokenIndex(Protocol):
-    """Suffix-match index of a token text; `edgechat.runtime.suffix_index.SuffixIndex` implements it."""
+    """Suffix-match index of a token sequence. `edgechat.runtime.suffix_index.SuffixIndex` implements it."""
 
     def __len__(self) -> int:
-        """Return the number of tokens in the text."""
+        """Return the number of indexed tokens."""
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; matches do not extend across a negative token. Raises MemoryError."""
+        """Append tokens to the indexed text; matches do not extend across a negative token. Raises MemoryError."""
 
     def truncate(self, size: int) -> None:
         """Remove all but the first `size` tokens."""
@@ -47,7 +47,7 @@ class TokenIndex(Protocol):
 
 
 class Drafter(Protocol):
-    """Interface of the drafters: propose tokens that may follow the current text."""
+    """Interface of drafters, which propose tokens that may follow the current text."""
 
     def start(self, tokens: Sequence[int]) -> None:
         """Set the current text to `tokens`."""

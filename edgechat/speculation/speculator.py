@@ -93,7 +93,7 @@ class Speculator:
         """Record a decode step of 1 + `n_drafted` tokens, of which `n_accepted` drafted tokens were accepted.
 
         `next_token` is the token that was sampled after the accepted tokens. `is_disturbed` marks a step that another
-        program or a pause has made slower.
+        program or a pause slowed down.
         """
         costs, stats = self._controller.costs, self.stats
         costs.record(1 + n_drafted, depth, elapsed_s, is_disturbed=is_disturbed)

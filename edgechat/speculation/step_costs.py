@@ -38,18 +38,19 @@ MIN_SAMPLES: Final = 3
 # Number of steps without a sample after which a mean follows a new sample quickly.
 _STALE_AFTER_STEPS: Final = 48
 # Factor by which a sample must be lower than the mean to contradict it. After `MIN_SAMPLES` such samples in a depth
-# range, the contradicted means are replaced: they were probably measured beside other programs that went unnoticed.
+# range, the contradicted means are replaced: they were probably measured while other programs ran unnoticed.
 _CONTRADICTION: Final = 2.0
-# Age from which a saved mean is replaced by the first new sample: drivers, kernels and cooling change.
+# Age from which the first new sample replaces a saved mean, because drivers, kernels and cooling change.
 _MAX_AGE_S: Final = 30 * 86400.0
-# Bounds of a ratio for n tokens: this value, and n times the other value. Saved profiles are valid within them.
+# Bounds of the cost ratio of a step of n tokens: `MIN_RATIO` and n * `MAX_RATIO_PER_TOKEN`. A saved profile with other
+# ratios is invalid.
 MIN_RATIO: Final = 0.1
 MAX_RATIO_PER_TOKEN: Final = 10.0
-# Number of recent single-token steps whose fastest is the reference for disturbed steps and for contradictions.
+# Number of recent single-token steps. The fastest of them is the reference for disturbed steps and contradictions.
 _N_RECENT_SINGLE_STEPS: Final = 16
-# Bounds of the trials of larger steps: they take at most this fraction of the decode time by the measured costs, and
-# each counts as at least half of a single-token step, so that at most one of fifty steps is a trial. The unused time is
-# limited to this number of single-token steps.
+# Limits for trials of larger steps. Trials take at most `_TRIAL_FRACTION` of the decode time, according to the measured
+# costs. Each trial costs at least `_MIN_TRIAL_COST` single-token steps, so that at most one of fifty steps is a trial.
+# Unused time is saved up to `_MAX_TRIAL_CREDIT` single-token steps.
 _TRIAL_FRACTION: Final = 0.01
 _MIN_TRIAL_COST: Final = 0.5
 _MAX_TRIAL_CREDIT: Final = 20.0
@@ -75,8 +76,8 @@ class RunningMean(msgspec.Struct):
 class StepCosts:
     """Measured times of decode steps of one model on this machine, by number of tokens and depth range.
 
-    Steps that were disturbed by another program do not change a measured cost. Where nothing else was measured, the
-    fastest of several disturbed steps is a provisional cost.
+    Steps that were disturbed by another program do not change a measured cost. If a size has only disturbed steps, the
+    fastest of several such steps is its provisional cost.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -96,25 +97,25 @@ class StepCosts:
         self._disturbed_steps: dict[tuple[int, int], list[float]] = {}
         """Seconds of disturbed steps by depth range and number of tokens, at most `MIN_SAMPLES`."""
         self._contradictions: list[dict[int, tuple[int, float]]] = [{} for _ in range(len(DEPTH_LIMITS) + 1)]
-        """Steps that contradict a mean, as (number of tokens, ratio), by depth range and `_n_single_steps`.
+        """Steps that contradict a mean, as (number of tokens, ratio), by depth range and value of `_n_single_steps`.
 
         At most one step is recorded after each single-token step, so that one wrong reference has little effect.
         """
         self._n_steps = self._n_single_steps = 0
         self._sampled_at_step: dict[tuple[int, int], int] = {}
-        """Number of steps before the last undisturbed step of a size, by depth range and number of tokens."""
+        """Value of `_n_steps` at the last undisturbed step of a size, by depth range and number of tokens."""
         self.trial_credit = 0.0
         """Time that trials of larger steps may take, in single-token steps."""
 
     def discard_outdated(self) -> None:
-        """Make costs provisional that are old, or may have been learned by a version that ignored other programs."""
+        """Make old costs provisional, and costs from versions that did not detect other programs."""
         now = self._clock()
         for mean in (mean for ratios in self.ratios for mean in ratios.values()):
             if not 0 <= now - mean.measured_at <= _MAX_AGE_S:
                 mean.count = 0
 
     def start_reply(self) -> None:
-        """Request a new measurement of a single-token step, because the speed of the machine can have changed."""
+        """Request a new measurement of a single-token step, because the speed of the machine may have changed."""
         self._steps_since_single = self._steps_since_reference = SINGLE_STEP_INTERVAL
 
     def record(
@@ -122,8 +123,8 @@ class StepCosts:
     ) -> None:
         """Add the time in seconds of a step of `n_tokens` at position `depth`.
 
-        `is_benchmark` marks a step that was measured while the engine was idle, and `is_disturbed` one that another
-        program or a pause of the process has made slower.
+        `is_benchmark` marks a step that was measured while the engine was idle. `is_disturbed` marks a step that
+        another program or a pause of the process slowed down.
         """
         if elapsed_s <= 0:
             return
@@ -148,7 +149,7 @@ class StepCosts:
         self._actual_single_steps[depth_range].update(elapsed_s, weight, max_change)
         self._recent_single_steps[depth_range].append(elapsed_s)
         self._n_single_steps += 1
-        # The next single-token step is required as late as after an undisturbed one, or drafts would stop for ever on a
+        # A disturbed single-token step also counts as the required one. If it did not, drafts would stop for ever on a
         # busy machine.
         self._steps_since_single = 0
         self._steps_since_reference = SINGLE_STEP_INTERVAL if is_disturbed else 0
@@ -251,24 +252,24 @@ class StepCosts:
         size_above = min((n for n in ratios if n > n_tokens), default=None)
         ratio_below = ratios[size_below].value if size_below > 1 else 1.0
         if size_above is None:
-            # Assume that a further token costs half of the mean so far, so that larger steps are tried. With the full
-            # mean, a machine on which two tokens cost as much as two steps would never try eight tokens.
+            # Assume that each further token costs half of the mean so far, so that larger steps are tried. With the
+            # full mean, a machine on which two tokens cost as much as two steps would never try eight tokens.
             slope = max(_PRIOR_SLOPE, (ratio_below - 1) / (size_below - 1) / 2 if size_below > 1 else 0.0)
             return ratio_below + (n_tokens - size_below) * slope
         distance, ratio_above = size_above - size_below, ratios[size_above].value
         return ratio_below + (ratio_above - ratio_below) * (n_tokens - size_below) / distance
 
     def optimistic_ratio(self, n_tokens: int, depth: int) -> float:
-        """Return the lower one of the measured and the assumed cost of a step of `n_tokens`."""
+        """Return the lower of the measured and the assumed cost of a step of `n_tokens`."""
         return min(self.ratio(n_tokens, depth), 1 + (n_tokens - 1) * _PRIOR_SLOPE)
 
     def measured_at(self, n_tokens: int, depth: int) -> float:
-        """Return when the cost of steps of `n_tokens` was last measured, in seconds since 1970; 0.0 if never."""
+        """Return when the cost of steps of `n_tokens` was last measured, in seconds since 1970; 0.0 if it never was."""
         mean = self.ratios[find_depth_range(depth)].get(n_tokens)
         return mean.measured_at if mean is not None else 0.0
 
     def spend_trial(self, cost: float) -> bool:
-        """Return whether a trial may cost the time of `cost` single-token steps, and count it if it may.
+        """Reserve the time of `cost` single-token steps for a trial; return False if too little trial time is left.
 
         Trials take at most 1 % of the decode time, except for those that follow a contradicted cost.
         """
