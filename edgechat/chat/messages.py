@@ -10,6 +10,7 @@ import msgspec
 
 from edgechat.engine.protocol import GenerationStats
 from edgechat.humanize import format_count
+from edgechat.terminal import escape_controls
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
@@ -115,6 +116,11 @@ def first_line(text: str, n_chars: int = 60) -> str:
         return line
     prefix = line[:n_chars]
     return (prefix.rsplit(" ", 1)[0] if " " in prefix[n_chars // 2 :] else prefix) + "…"
+
+
+def format_title(title: str, n_chars: int = 200) -> str:
+    """Return the title of a conversation in one line without control characters; "(no title)" if it has none."""
+    return first_line(escape_controls(title), n_chars) or "(no title)"
 
 
 def format_performance(message: Message) -> str:

@@ -52,7 +52,7 @@ def history() -> None:
 @json_option
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
     """List conversations, pinned first, then newest first."""
-    from edgechat.chat.messages import first_line
+    from edgechat.chat.messages import format_title
     from edgechat.store.formats.markdown import format_time
 
     with open_readable_store() as store:
@@ -69,7 +69,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{format_one_line(' '.join(marks))}]" if marks else ""
-        title = first_line(format_one_line(c.title), 100) or "(no title)"
+        title = format_title(c.title, 100)
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
     if sys.stderr.isatty() and offset + len(summaries) < n_total and summaries:

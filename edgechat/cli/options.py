@@ -42,11 +42,10 @@ def complete_conversation(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Return the IDs of recent conversations that start with `incomplete`, with their titles, for shell completion."""
-    from edgechat.chat.messages import first_line
+    from edgechat.chat.messages import format_title
     from edgechat.paths import history_file
     from edgechat.store.database import Database
     from edgechat.store.sqlite import SqliteStore
-    from edgechat.terminal import escape_controls
 
     if not history_file().exists():
         return []
@@ -65,7 +64,7 @@ def complete_conversation(
     for conversation in (s.conversation for s in summaries if s.conversation.id.startswith(incomplete.lower())):
         short_id = conversation.id[:_SHORT_ID_CHARS]
         is_short = n_same_start[short_id] == 1 and len(incomplete) <= _SHORT_ID_CHARS
-        title = escape_controls(first_line(conversation.title, _MAX_VALUE_CHARS)) or "(no title)"
+        title = format_title(conversation.title, _MAX_VALUE_CHARS)
         items.append(CompletionItem(short_id if is_short else conversation.id, help=title))
     return items
 

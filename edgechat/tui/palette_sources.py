@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from edgechat.chat.messages import first_line
 from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
 from edgechat.tui.dates import format_date_and_time
 from edgechat.tui.palette_entries import MAX_MATCHES_PER_KIND, PaletteEntry
+from edgechat.tui.row_text import format_title_row, strip_markup
 
 if TYPE_CHECKING:
     from edgechat.chat.store import Store
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 MIN_SEARCH_CHARS: Final = 3
 """Minimum length of a query that searches messages."""
 _MAX_CONVERSATIONS: Final = 10_000
-_MAX_TITLE_CHARS: Final = 200
 _MAX_SNIPPET_CHARS: Final = 300
 _FIRST_COMMANDS: Final = (
     "new", "open", "search", "model", "retry", "edit", "continue", "copy", "attach", "rename", "persona", "export",
@@ -88,10 +87,8 @@ def list_conversations(store: Store) -> Iterator[PaletteEntry]:
     """Yield the conversations, pinned ones and then recent ones first. Raises StoreError."""
     today = dt.datetime.now().astimezone().date()
     for conversation in store.list_titles(_MAX_CONVERSATIONS):
-        title = first_line(escape_controls(conversation.title), _MAX_TITLE_CHARS) or "(no title)"
-        yield PaletteEntry(
-            "conversation", conversation.id, title, format_date_and_time(conversation.updated_at_ms, today)
-        )
+        changed_at = format_date_and_time(conversation.updated_at_ms, today)
+        yield PaletteEntry("conversation", conversation.id, format_title_row(conversation.title), changed_at)
 
 
 def find_messages(store: Store, query: str) -> list[PaletteEntry]:
@@ -100,8 +97,8 @@ def find_messages(store: Store, query: str) -> list[PaletteEntry]:
     return [
         PaletteEntry(
             "message", f"{hit.conversation_id}/{hit.message_id}",
-            escape_controls(" ".join(hit.snippet.split()))[:_MAX_SNIPPET_CHARS],
-            first_line(escape_controls(hit.title), _MAX_TITLE_CHARS),
+            escape_controls(" ".join(strip_markup(hit.snippet).split()))[:_MAX_SNIPPET_CHARS],
+            format_title_row(hit.title),
         )
         for hit in hits
     ]  # fmt: skip

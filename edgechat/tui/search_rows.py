@@ -10,10 +10,9 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets.option_list import Option
 
-from edgechat.chat.messages import first_line
 from edgechat.terminal import escape_controls
 from edgechat.tui.dates import format_date_and_time
-from edgechat.tui.row_text import cut_to_columns
+from edgechat.tui.row_text import cut_to_columns, find_markup, format_title_row
 
 if TYPE_CHECKING:
     from edgechat.chat.store import SearchHit
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _ROLE_COLUMNS: Final = 12
 """Width of the column with the role, with its margins."""
 _ROLES: Final = {"user": "you", "": "title"}
-_TITLE_CHARS: Final = 200
 _ID_CHARS: Final = 6
 
 
@@ -48,8 +46,7 @@ def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> I
 
 
 def _label(hit: SearchHit, today: dt.date) -> tuple[str, str]:
-    title = first_line(escape_controls(hit.title), _TITLE_CHARS) or "(no title)"
-    return title, format_date_and_time(hit.updated_at_ms, today)
+    return format_title_row(hit.title), format_date_and_time(hit.updated_at_ms, today)
 
 
 def format_hit(hit: SearchHit, width: int) -> Content:
@@ -69,18 +66,31 @@ def format_hit(hit: SearchHit, width: int) -> Content:
 
 def format_preview(hit: SearchHit) -> Content:
     """Return the title, the role and the whole snippet of a hit."""
-    title = first_line(escape_controls(hit.title), _TITLE_CHARS)
+    title = format_title_row(hit.title)
     parts = ((text, "bold underline" if is_match else "") for text, is_match in _split_snippet(hit))
     return Content.assemble((f"{title}  ({_ROLES.get(hit.role, hit.role)})\n", "bold"), *parts)
 
 
 def _split_snippet(hit: SearchHit, *, one_line: bool = False) -> list[tuple[str, bool]]:
-    """Return the parts of the snippet, each with whether it matches the query; the first part does not match."""
+    """Return the parts of the snippet, each with whether it matches the query; the first part does not match.
+
+    Marks of Markdown are removed, unless the query matches them.
+    """
     parts: list[tuple[str, bool]] = []
-    position = 0
+    position, markup = 0, list(find_markup(hit.snippet))
     for start, end in hit.marks:
-        parts += [(hit.snippet[position:start], False), (hit.snippet[start:end], True)]
+        parts += [(_cut_out(hit.snippet, position, start, markup), False), (hit.snippet[start:end], True)]
         position = end
-    parts.append((hit.snippet[position:], False))
+    parts.append((_cut_out(hit.snippet, position, len(hit.snippet), markup), False))
     escaped = [(escape_controls(text), is_match) for text, is_match in parts]
     return [(" ".join(text.split("\n")), is_match) for text, is_match in escaped] if one_line else escaped
+
+
+def _cut_out(text: str, start: int, end: int, ranges: Sequence[tuple[int, int]]) -> str:
+    """Return `text[start:end]` without `ranges` of `text`."""
+    parts = []
+    for range_start, range_end in ranges:
+        if start <= range_start and range_end <= end:
+            parts.append(text[start:range_start])
+            start = range_end
+    return "".join([*parts, text[start:end]])

@@ -15,13 +15,11 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgechat.chat.messages import first_line
-from edgechat.terminal import escape_controls
 from edgechat.tui import keys
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.dates import format_day_heading, format_short_date
 from edgechat.tui.key_names import format_key
-from edgechat.tui.row_text import contains_words, cut_to_columns
+from edgechat.tui.row_text import contains_words, cut_to_columns, format_title_row
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
@@ -268,9 +266,8 @@ def list_options(
         if heading != last_heading:
             yield Option(Content.styled(heading, "bold"), disabled=True)
             last_heading = heading
-        title = first_line(escape_controls(conversation.title), 200) or "(no title)"
         mark = "* " if conversation.id == current_id else "  "
-        title = cut_to_columns(title, max(1, width - len(mark)))
+        title = cut_to_columns(format_title_row(conversation.title), max(1, width - len(mark)))
         n_left = max(0, width - len(mark) - cell_len(title))
         date, count = format_short_date(conversation.updated_at_ms, today), f" ({summary.n_messages:,})"
         if n_left < _DATE_GAP + len(date):

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from edgechat.chat.store import SearchHit
 from edgechat.tui.dates import format_date_and_time, format_short_date
-from edgechat.tui.search_rows import format_hit, list_hit_options
+from edgechat.tui.search_rows import format_hit, format_preview, list_hit_options
 
 TODAY = dt.datetime.now().astimezone().replace(hour=12, minute=5, second=0, microsecond=0)
 
@@ -92,3 +92,12 @@ def test_dates() -> None:
     assert format_short_date(ms_ago(0), today) == "12:05"
     assert len(format_short_date(ms_ago(3), today)) == 3
     assert all(len(format_short_date(ms_ago(n), today)) <= 6 for n in range(400))
+
+
+def test_marks_of_markdown_are_not_shown() -> None:
+    hit = make_hit("# About\n**A zebra** has `stripes`\n```python\nzebra()\n```", title="**Animals** of `Africa`")
+    assert row_texts([hit]) == ["Animals of Africa  Today 12:05", "  you       About A zebra has stripes zebra() "]
+    assert str(format_preview(hit)).splitlines()[:3] == ["Animals of Africa  (you)", "About", "A zebra has stripes"]
+    row = format_hit(hit, 80)
+    assert [row.plain[span.start : span.end] for span in row.spans if "bold" in str(span.style)] == ["zebra"]
+    assert str(format_preview(make_hit("zebra", title=""))).startswith("(no title)  (you)")
