@@ -229,6 +229,20 @@ def find_by_path(path: Path) -> InstalledModel | None:
     return next((model for model in scan() if path in (model.path, *model.other_paths)), None)
 
 
+def find_display_name(path: Path) -> str:
+    """Return the name of the model with the file `path` in the list of models; its file name if it is not listed."""
+    if _STARTER_PACKAGE in path.parts:
+        return STARTER
+    name = locations.parse_model_name(path)
+    if path.parent == paths.models_dir() or not path.is_file():  # avoids reading all locations
+        return name
+    try:
+        model = find_by_path(path)
+    except CatalogueError:
+        return name
+    return model.name if model is not None else name
+
+
 def find_partial_downloads() -> list[Path]:
     """Return the paths of the `.part` files of incomplete downloads."""
     return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []

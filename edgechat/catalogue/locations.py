@@ -108,7 +108,7 @@ def find_model_files(source: str, directory: Path, on_skipped: OnSkipped = lambd
         yield from _find_in_hub_cache(directory, on_skipped)
     elif source == FILE:
         if directory.is_file():
-            yield LocalFile(path=directory, source=FILE, name=_parse_model_name(directory))
+            yield LocalFile(path=directory, source=FILE, name=parse_model_name(directory))
         else:
             on_skipped(SkippedPath(directory, "is not a file, or does not exist any more"))
     elif source == PACKAGE:
@@ -118,10 +118,11 @@ def find_model_files(source: str, directory: Path, on_skipped: OnSkipped = lambd
         for path in _find_gguf_files(directory, MAX_DEPTH, on_skipped):
             parts = path.relative_to(directory).parts
             repo = "/".join(parts[:2]) if source in {MANAGED, LM_STUDIO} and len(parts) > 2 else ""  # noqa: PLR2004
-            yield LocalFile(path=path, source=source, name=_parse_model_name(path), repo=repo)
+            yield LocalFile(path=path, source=source, name=parse_model_name(path), repo=repo)
 
 
-def _parse_model_name(path: Path) -> str:
+def parse_model_name(path: Path) -> str:
+    """Return the name of a model without a name of its own: that of its file, or of the first part of its files."""
     part = parse_part_name(path.name)
     return part.stem if part else path.stem
 
@@ -212,7 +213,7 @@ def _find_in_hub_cache(directory: Path, on_skipped: OnSkipped) -> Iterator[Local
         repo = entry.name.removeprefix("models--").replace("--", "/", 1)
         for path in _find_gguf_files(Path(entry.path) / "snapshots", MAX_DEPTH, on_skipped):
             yield LocalFile(
-                path=path, source=HUB_CACHE, name=_parse_model_name(path), repo=repo, sha256=parse_expected_hash(path)
+                path=path, source=HUB_CACHE, name=parse_model_name(path), repo=repo, sha256=parse_expected_hash(path)
             )
 
 

@@ -140,7 +140,7 @@ def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
     session.change_model(name, path, on_progress)
     if session.store.is_persistent:
         registry.record_use(path)
-    return f"Model for the next replies: {path.stem}"
+    return f"Model for the next replies: {session.model_name}"
 
 
 def last_message(session: Session, role: Role) -> Message:

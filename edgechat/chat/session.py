@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.catalogue import library
 from edgechat.chat import events, titles
 from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.conversation import StoredConversation
@@ -69,6 +70,7 @@ class Session:
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel()
+        self._model_names: dict[Path, str] = {}
         self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
         """Token counts of attachments by path, modification time in nanoseconds, size in bytes, and model."""
         self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
@@ -82,6 +84,14 @@ class Session:
     def conversation(self) -> Conversation:
         """Metadata of the conversation."""
         return self._stored_conversation.metadata
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model at `model_path` in the list of models. The first call for a model may read the disk."""
+        path = self.model_path
+        if path not in self._model_names:
+            self._model_names[path] = library.find_display_name(path)
+        return self._model_names[path]
 
     @property
     def base_settings(self) -> Settings:
@@ -137,6 +147,7 @@ class Session:
     ) -> protocol.Loaded:
         """Load another model for the next replies. If this raises EdgechatError, the previous model is kept."""
         with self._turn_runner.idle_gate.block_requests():
+            self._model_names[model_path] = library.find_display_name(model_path)
             previous_path, previous_error = self.model_path, self.model_error
             self.model_path, self.model_error = model_path, None
             try:

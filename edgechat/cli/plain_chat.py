@@ -84,7 +84,7 @@ class PlainChat:
         if self._is_terminal:
             with contextlib.suppress(ImportError):  # `import readline` adds line editing to `input`
                 import readline  # noqa: F401
-            model_name = escape_controls(self._session.model_path.stem)
+            model_name = escape_controls(self._session.model_name)
             click.echo(f"Model: {model_name}. /help lists commands, Ctrl+D quits.")
             self._print_last_messages()
         while not self._is_leaving:
@@ -218,12 +218,14 @@ class PlainChat:
     # Views
 
     def _list_conversations(self, _argument: str) -> None:
+        from edgechat.chat.messages import format_title
+
         conversations = [
             s.conversation for s in self._session.store.list_conversations(limit=_MAX_LISTED_CONVERSATIONS)
         ]
         self._destinations = [Destination(c.id) for c in conversations]
         for number, conversation in enumerate(conversations, start=1):
-            click.echo(f"{number:3}  {_format_one_line(conversation.title) or '(no title)'}")
+            click.echo(f"{number:3}  {format_title(conversation.title)}")
         self._print_note(_OPEN_HINT if conversations else "No conversations yet")
 
     def _search(self, query: str) -> None:

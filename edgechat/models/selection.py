@@ -189,6 +189,20 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
     raise PlanError(f"No model is installed. {suggest_download(settings)}")
 
 
+def explain_automatic_choice(settings: Settings) -> str:
+    """Return which installed model is chosen automatically with the saved speed of this machine, and why.
+
+    Raises CatalogueError.
+    """
+    from edgechat.planner.report import explain_automatic_choice as explain
+
+    evaluations = evaluate_all(list_installed_candidates(), settings)
+    choice = choose_evaluation(evaluations)
+    if choice is None:
+        return "No installed model fits in memory."
+    return explain(choice, evaluations)
+
+
 def _estimate_points(entry: library.InstalledModel) -> float:
     model = curated.guess_model(entry.repo, entry.facts.name, entry.path.name)
     return quality(entry.facts.quant, entry.facts.n_params, None, model).points

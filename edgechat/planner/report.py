@@ -12,7 +12,7 @@ from edgechat.humanize import format_duration, format_size
 from edgechat.planner import turn
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.picks import OBJECTIVES, Pick, choose_quants, find_slower_model
+from edgechat.planner.picks import BALANCED, OBJECTIVES, Pick, choose_quants, find_slower_model
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR_WIDTH: Final = 24
@@ -221,6 +221,21 @@ def format_summary(evaluation: Evaluation) -> str:
     if evaluation.turn is None:
         return f"{sizes}, speed unknown"
     return f"{sizes}, {format_turn(evaluation.turn.total_s, evaluation.turn.thinking_s)}"
+
+
+def explain_automatic_choice(choice: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+    """Return which of the installed models `evaluations` is chosen automatically, and why."""
+    name = choice.candidate.name
+    if len(evaluations) == 1:
+        return f"{name} is the only installed model."
+    n_fit = sum(evaluation.plan is not None for evaluation in evaluations)
+    facts = [f"quality {max(0.0, choice.points):.1f}"]
+    if choice.turn is not None:
+        facts.append(format_turn(choice.turn.total_s, choice.turn.thinking_s))
+    return (
+        f"Of {len(evaluations)} installed models, {n_fit} {'fits' if n_fit == 1 else 'fit'} in memory. The automatic "
+        f"choice is {name} ({'; '.join(facts)}). It {BALANCED.format_rule()}."
+    )
 
 
 def explain_pick(pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> list[str]:

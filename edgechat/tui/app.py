@@ -119,7 +119,9 @@ class ChatApp(ThemedApp):
             if choice == "models":
                 self._open_models()
 
-        open_first_run(self, self.settings, self.downloads, self.pane.prompt.type_text, start_chat)
+        open_first_run(
+            self, self.settings, self.downloads, self.pane.prompt.type_text, self.pane.footer.key_label, start_chat
+        )
 
     def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:
@@ -219,7 +221,7 @@ class ChatApp(ThemedApp):
         elif message.view == "plan":
             from edgechat.tui.screens.plan import PlanScreen
 
-            self.push_screen(PlanScreen(self.worker.session, self.settings.model))
+            self.push_screen(PlanScreen(self.worker.session, self.settings))
         elif message.view == "help":
             from edgechat.tui.views import open_help
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # Minimum height of the screen in rows for notices in the footer.
 _MIN_NOTICE_ROWS: Final = 8
-# Parts of the screen in which a message with alternatives is selected.
-_WITH_ALTERNATIVES: Final = {"replies", "versions"}
 # Width of a centred conversation: 100 columns of text, bars at its left and a scrollbar.
 _CENTERED_COLUMNS: Final = 104
 
@@ -88,13 +86,13 @@ class ConversationFrame(Vertical):
 
     def _read_status(self) -> ChatStatus:
         session = self.worker.session
+        shows_keys = self.transcript.has_focus and not self.is_busy and not self.footer.display
         return ChatStatus(
-            shows_message_keys=self.transcript.has_focus and not self.is_busy and not self.footer.display,
-            alternative_keys=self.format_alternative_keys() if self._read_focused_part() in _WITH_ALTERNATIVES else "",
+            message_keys=str(self.footer.format_keys(self.status_line.size.width)) if shows_keys else "",
             composer_status=self.composer.status,
             shows_end=self.transcript.follows_end,
             n_ctx=self._n_ctx,
-            model_name=session.model_path.stem if session is not None and not self.title_line.display else "",
+            model_name=session.model_name if session is not None and not self.title_line.display else "",
             bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
             download_status=self._get_download_status(),
         )
@@ -149,7 +147,7 @@ class ConversationFrame(Vertical):
             if not session.store.is_persistent:
                 marks += ("ephemeral",)
             title = view.conversation.title if view.path else ""
-            self.title_line.show(ChatTitle(title, session.model_path.stem, marks))
+            self.title_line.show(ChatTitle(title, session.model_name, marks))
             textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
         self.footer.redraw()
         if self.composer_bar is None and not self.composer.is_empty:

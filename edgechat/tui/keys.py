@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from textual.binding import Binding
 
+from edgechat.tui.key_names import format_key
+
 if TYPE_CHECKING:
     from textual.dom import DOMNode
 
@@ -43,6 +45,17 @@ def list_declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
             if isinstance(binding, Binding) and binding.id:
                 result.setdefault(binding.id, KeyBinding(binding.id, binding.key, binding.description))
     return list(result.values())
+
+
+def format_labels(binding_ids: Iterable[str], default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:
+    """Return the labels of the first keys of bindings, such as "Alt+Left/Right"; "" if they have none.
+
+    Both mappings contain comma-separated keys by binding ID; those of `overrides` have priority.
+    """
+    keys_by_id = [overrides.get(binding_id) or default_keys.get(binding_id, "") for binding_id in binding_ids]
+    labels = [format_key(keys_.partition(",")[0]) for keys_ in keys_by_id if keys_]
+    modifiers = labels[0][: labels[0].rfind("+") + 1] if labels else ""
+    return "/".join([*labels[:1], *(label.removeprefix(modifiers) for label in labels[1:])])
 
 
 def resolve_key_map(

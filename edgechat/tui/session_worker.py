@@ -233,6 +233,7 @@ class SessionWorker:
         if self.session is None:
             session = self._make_session()
             session.load_messages()
+            session.model_name  # noqa: B018  (reads the disk, for which the screen cannot wait)
             self.session = session
             self.post_conversation(session)
         return self.session

@@ -38,12 +38,12 @@ def open_help(
 
 def open_first_run(
     app: App[Any], settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object],
-    on_chosen: Callable[[str | None, str], object],
+    get_key_label: Callable[[str], str], on_chosen: Callable[[str | None, str], object],
 ) -> None:  # fmt: skip
     """Show the first-run screen, and call `on_chosen` with its result and the text of the tour."""
     from edgechat.tui.screens.first_run import FirstRunScreen
 
-    screen = FirstRunScreen(settings, downloads, type_text)
+    screen = FirstRunScreen(settings, downloads, type_text, get_key_label)
 
     def report_choice(choice: str | None) -> None:
         on_chosen(choice, screen.tour)

@@ -21,6 +21,7 @@ from tests.tui.app_driver import (  # fmt: skip
     make_scripted_app,
     problem_text,
     screen_text,
+    title_text,
     wait_until_ready,
 )
 from tests.waiting import until_async
@@ -128,15 +129,22 @@ async def test_help_is_filtered_by_words_and_types_a_chosen_command() -> None:
         await until_async(lambda: app.pane.prompt.text == "/rename ")
 
 
+def plan_text(app: ChatApp) -> str:
+    return str(app.screen.query_one("#text", Static).content)
+
+
 async def test_plan_screen_explains_the_settings(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("f3")
         await until_async(lambda: is_open(app, "PlanScreen"))
-        words = str(app.screen.query_one("#text", Static).content)
-        assert "total" in words
-        assert "n_ctx = 2048: set by the user" in words or "n_ctx = 2048" in words
+        await until_async(lambda: "starter is the only installed model." in plan_text(app))
+        assert plan_text(app).startswith("Model: starter.\n")
+        assert "Ctrl+O shows the other models" in plan_text(app)
+        assert "total" in plan_text(app)
+        assert "n_ctx = 2048" in plan_text(app)
+        assert title_text(app).startswith("New conversation · starter")
         await pilot.press("escape")
 
 

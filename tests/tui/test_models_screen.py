@@ -392,3 +392,13 @@ def test_status_names_the_running_download_and_counts_the_others() -> None:
     assert format_status(downloads) == f"Downloading a: {progress.text}, 1 waiting, 1 paused"
     assert format_status(downloads[2:]) == "Download paused: c"
     assert format_status(downloads[3:]) == ""
+
+
+async def test_models_screen_names_the_configured_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_machine(monkeypatch)
+    app = make_scripted_app(keys={"models.hub": "f8", "models.unfold": "f9", "listing.leave": "f10"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_models(app, pilot)
+        assert "Enter: use or get   F9: quants   F8: Hugging Face   F10: close" in screen_text(app)
+        await pilot.press(*"qwen3.5-4b")
+        await until_async(lambda: "F9 and Left show and hide all" in details(app))

@@ -75,8 +75,13 @@ async def test_settings_are_filtered_by_name_and_description() -> None:
         await wait_until_ready(app)
         await pilot.press("f2")
         await until_async(lambda: is_open(app, "SettingsScreen") and option_list(app).option_count > 20)
-        value_columns = {text.index(value) for text, value in settings_rows(app)}
-        assert len(value_columns) == 1  # long names do not move their values
+        await until_async(lambda: "top_k" in "".join(option_texts(app)))  # the list knows its width
+        rows = dict(zip(option_ids(app), option_texts(app), strict=True))
+        assert {text.index(name, 20) for name, text in rows.items() if name} == {26}
+        assert rows["top_k"].split() == ["Top-k", "top_k", "40"]
+        assert rows["frequency_penalty"].index("0.0") == rows["top_k"].index("40")  # long names do not move values
+        assert [text for text in option_texts(app) if len(text.split()) == 1] == ["Model", "Replies", "Screen", "Keys"]
+        assert "Defaults of all conversations; /set NAME VALUE changes only the open one." in screen_text(app)
         await pilot.press(*"penalty")
         await until_async(lambda: len(option_ids(app)) == 3)
         await pilot.press("ctrl+u", *"random")  # only in descriptions
@@ -87,10 +92,17 @@ async def test_settings_are_filtered_by_name_and_description() -> None:
         await until_async(lambda: is_open(app, "ChatScreen"))
 
 
-def settings_rows(app: ChatApp) -> list[tuple[str, str]]:
-    """Return the rows of the settings that have a default value without spaces, each with its value."""
-    rows = [(text, text.split(None, 1)[1]) for text in option_texts(app)]
-    return [(text, value) for text, value in rows if value]
+async def test_settings_screen_names_the_configured_keys() -> None:
+    app = make_scripted_app(keys={"settings.reset": "f8", "listing.leave": "f9", "chat.help": "f10"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2")
+        await until_async(lambda: is_open(app, "SettingsScreen"))
+        await until_async(lambda: "Enter: change   F8: default   F9: close" in screen_text(app))
+        await pilot.press(*"key bind", "enter")
+        await until_async(lambda: "F10 lists the actions" in notice(app))
+        await pilot.press("f9")
+        await until_async(lambda: is_open(app, "ChatScreen"))
 
 
 async def test_themes_are_previewed_and_escape_restores_the_previous_one() -> None:

@@ -31,7 +31,7 @@ from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
 from edgechat.tui.widgets import sidebar
-from tests.tui.app_driver import ask, make_scripted_app, save_conversation, session, wait_until_ready
+from tests.tui.app_driver import ask, make_scripted_app, save_conversation, screen_text, session, wait_until_ready
 from tests.waiting import until_async
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -191,6 +191,7 @@ async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
         reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
     )  # fmt: skip
     await pilot.press("f3")
+    await until_async(lambda: "is the only installed model" in screen_text(app))
 
 
 async def personas(app: ChatApp, pilot: Pilot[int]) -> None:

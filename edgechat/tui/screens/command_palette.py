@@ -86,7 +86,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Command palette"
-            box.border_subtitle = "Enter: choose   Esc: close"
+            box.border_subtitle = self.format_keys({"enter": "choose", "listing.leave": "close"})
             yield FilterInput(placeholder="Words of a command, conversation, message, model, theme or setting")
             yield EntryList(markup=False)
 

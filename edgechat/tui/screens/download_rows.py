@@ -81,11 +81,11 @@ def format_download(download: Download, width: int, *, ascii_only: bool) -> str:
     return "  ".join(parts)
 
 
-def describe_download(download: Download) -> str:
-    """Return what the download has received, its error, and what the keys do."""
+def describe_download(download: Download, pause_key: str, cancel_key: str) -> str:
+    """Return what the download has received, its error, and what the keys with these labels do."""
     received = f"received {format_size(download.done_bytes)}"
     if download.total_bytes:
         received += f" of {format_size(download.total_bytes)}"
     verb = "pauses" if download.state in ("waiting", "downloading") else "resumes"
-    lines = [download.reference, download.problem or received, f"Enter or Ctrl+T {verb} it, Ctrl+X cancels it"]
-    return "\n".join(lines)
+    keys = f"Enter or {pause_key} {verb} it, {cancel_key} cancels it"
+    return "\n".join([download.reference, download.problem or received, keys])

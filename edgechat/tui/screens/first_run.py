@@ -39,13 +39,18 @@ if TYPE_CHECKING:
 _TICK_S: Final = 0.5
 
 
-_STARTER_NOTE: Final = "This is the starter model, which knows little. Ctrl+O offers better ones.\n"
-# Lines of at most 76 columns, so that they fit on a narrow screen.
+_STARTER_NOTE: Final = "This is the starter model, which knows little. {models} offers better ones.\n"
+# Lines of at most 76 columns with the default keys, so that they fit on a narrow screen.
 _TOUR: Final = (
-    "Enter sends a message, Esc stops the reply, @NAME attaches a file.\n"
-    "In the conversation (Esc): y copies a message, c code, e edits, r retries.\n"
-    "F1 shows all keys and commands. Everything stays on this machine."
+    "{send} sends a message, {stop} stops the reply, @NAME attaches a file.\n"
+    "In the conversation ({stop}): {copy} copies a message, {code} code, {edit} edits, {retry} retries.\n"
+    "{help} shows all keys and commands. Everything stays on this machine."
 )
+_TOUR_KEYS: Final = {
+    "models": "chat.models", "send": "prompt.send", "stop": "chat.stop", "copy": "message.copy",
+    "code": "message.copy_code", "edit": "message.edit", "retry": "message.retry", "help": "chat.help",
+}  # fmt: skip
+"""IDs of the bindings whose keys the tour names."""
 
 
 class Offer(NamedTuple):
@@ -93,9 +98,16 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
 
         problem: str
 
-    def __init__(self, settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object]) -> None:
-        """Create the screen. Text that the user types or pastes starts the chat and goes to `type_text`."""
+    def __init__(
+        self, settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object],
+        get_key_label: Callable[[str], str],
+    ) -> None:  # fmt: skip
+        """Create the screen. Text that the user types or pastes starts the chat and goes to `type_text`.
+
+        `get_key_label` returns the label of the key of a binding of the chat.
+        """
         super().__init__()
+        self._get_key_label = get_key_label
         self._type_text = type_text
         self._settings = settings
         self._downloads = downloads
@@ -209,7 +221,8 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
 
     def show_download(self, status: str) -> None:
         """Show the progress of the download; an empty `status` removes the text."""
-        self.query_one("#pull", Static).update(f"{status}  (Esc: chat while downloading)" if status else "")
+        hint = f"  ({self.key_label('first.leave')}: chat while downloading)"
+        self.query_one("#pull", Static).update(f"{status}{hint}" if status else "")
 
     def show_download_result(self, problem: str) -> None:
         """Start the chat if the download succeeded; otherwise show `problem` and let the user choose again."""
@@ -227,7 +240,8 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         from edgechat.catalogue.library import STARTER
 
         is_starter = self._offer.installed_model is not None and self._offer.installed_model.candidate.name == STARTER
-        return f"{_STARTER_NOTE if is_starter and not self._is_downloaded else ''}{_TOUR}"
+        text = f"{_STARTER_NOTE if is_starter and not self._is_downloaded else ''}{_TOUR}"
+        return text.format_map({name: self._get_key_label(binding_id) for name, binding_id in _TOUR_KEYS.items()})
 
     def action_leave(self) -> None:
         """Start the chat without a download; a running download continues in the background."""

@@ -73,7 +73,9 @@ class HelpScreen(FilterListScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Help"
-            box.border_subtitle = "Enter: use a command  F1: names of keys  Esc: close"
+            box.border_subtitle = self.format_keys(
+                {"enter": "use a command", "help.names": "names of keys", "listing.leave": "close"}
+            )
             yield FilterInput(placeholder="What do you want to do? Type words to filter")
             yield EntryList(markup=False)
 

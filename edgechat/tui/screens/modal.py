@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from textual.await_complete import AwaitComplete
+from textual.dom import DOMNode
 from textual.screen import ModalScreen
+
+from edgechat.tui import keys
+from edgechat.tui.key_names import format_key
 
 T = TypeVar("T")
 
 
 class Modal(ModalScreen[T], Generic[T]):
     """Modal screen that closes only itself: a second dismissal, by keys that arrive while it closes, has no effect."""
+
+    def key_label(self, *binding_ids: str) -> str:
+        """Return the label of the first key of each binding of this screen, of the chat screen or of the application.
+
+        For example "Alt+Left/Right" for two bindings.
+        """
+        owners = [type(self), *type(self).__mro__, type(self.app), *map(type, self.app.screen_stack[:1])]
+        declared = keys.list_declared_bindings(*(owner for owner in owners if issubclass(owner, DOMNode)))
+        overrides: Mapping[str, str] = getattr(self.app, "key_overrides", {})
+        return keys.format_labels(binding_ids, {binding.id: binding.keys for binding in declared}, overrides)
+
+    def format_keys(self, labels: Mapping[str, str]) -> str:
+        """Return a line of keys and what they do. `labels` are the labels by the ID of a binding, or by a fixed key."""
+        return "   ".join(f"{self.key_label(name) or format_key(name)}: {label}" for name, label in labels.items())
 
     def dismiss(self, result: T | None = None) -> AwaitComplete:
         """Close the screen, and pass `result` to the callback of `push_screen`."""

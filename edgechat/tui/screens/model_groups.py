@@ -202,16 +202,16 @@ def make_option(text: str, option_id: str | None = None, style: str = "") -> Opt
     return Option(Text(escape_controls(text), style=style, no_wrap=True, overflow="ellipsis"), id=option_id)
 
 
-def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, is_model: bool) -> str:
+def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, fold_keys: str = "") -> str:
     """Return the plan of a model or quant, its legend with the `marks` of the list, and what the keys do.
 
-    With `is_model`, the quants of the model can be shown.
+    `fold_keys` are the keys that show and hide the quants of a model; "" for a quant.
     """
     from edgechat.planner.report import format_memory_bar, format_row_lines
 
     key = "Enter uses this model" if file.is_installed or file.installed_name else "Enter downloads this model"
-    if is_model:
-        key = f"Enter downloads {file.quant}, the recommended quant (*); Right and Left show and hide all"
+    if fold_keys:
+        key = f"Enter downloads {file.quant}, the recommended quant (*); {fold_keys} show and hide all"
     if file.row is None:
         lines, bar = [file.name, f"file {format_size(file.file_bytes)}"], ""
     else:

@@ -39,8 +39,13 @@ if TYPE_CHECKING:
 
 _HUB_PREFIX: Final = "hub:"
 _MODEL_PREFIX: Final = "model:"
-_KEYS: Final = "Enter: use or get   Right: quants   Ctrl+S: Hugging Face   Esc: close"
-_DOWNLOAD_KEYS: Final = "Ctrl+T: pause   Ctrl+X: cancel   Enter: use or get   Right: quants   Esc"
+_KEYS: Final = {
+    "enter": "use or get", "models.unfold": "quants", "models.hub": "Hugging Face", "listing.leave": "close"
+}  # fmt: skip
+"""What the keys do, by the ID of their binding."""
+_DOWNLOAD_KEYS: Final = {
+    "models.pause": "pause", "models.cancel": "cancel", "enter": "use or get", "listing.leave": "close"
+}  # fmt: skip
 
 
 class ModelsScreen(FilterListScreen[str | None]):
@@ -245,7 +250,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         """Show the progress of the downloads."""
         downloads, width, ascii_only = self._downloads.list_downloads(), self._list_width, self.app.has_class("ascii")
         self.query_one(DownloadLine).show(downloads, width, ascii_only=ascii_only)
-        self.query_one(Vertical).border_subtitle = _DOWNLOAD_KEYS if downloads else _KEYS
+        self.query_one(Vertical).border_subtitle = self.format_keys(_DOWNLOAD_KEYS if downloads else _KEYS)
         if [(d.reference, d.state) for d in downloads] != self._shown_downloads:
             self._fill_list()
         shown_ids = {f"{DOWNLOAD_PREFIX}{reference}" for reference, _ in self._shown_downloads}
@@ -268,10 +273,12 @@ class ModelsScreen(FilterListScreen[str | None]):
         file, repo = self._files.get(option_id), ""
         if option_id.startswith(DOWNLOAD_PREFIX):
             download = self._downloads.find(option_id.removeprefix(DOWNLOAD_PREFIX))
-            self._show_details(download_rows.describe_download(download) if download is not None else "")
+            labels = self.key_label("models.pause"), self.key_label("models.cancel")
+            self._show_details(download_rows.describe_download(download, *labels) if download is not None else "")
         elif file is not None and (file.row is not None or not file.name.count("/")):
             is_model, marks = option_id.startswith(_MODEL_PREFIX), model_groups.list_marks(self._groups)
-            self._show_details(model_groups.describe_file(file, self._available_bytes, marks, is_model=is_model))
+            fold_keys = f"{self.key_label('models.unfold')} and {self.key_label('models.fold')}" if is_model else ""
+            self._show_details(model_groups.describe_file(file, self._available_bytes, marks, fold_keys=fold_keys))
         elif option_id:
             repo = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
             if repo != self._planned_repository:
@@ -286,7 +293,7 @@ class ModelsScreen(FilterListScreen[str | None]):
 
         worker, file = get_current_worker(), hub_models.plan(repo, self._settings)
         if file is not None and not worker.is_cancelled:
-            text = model_groups.describe_file(file, self._available_bytes, is_model=False)
+            text = model_groups.describe_file(file, self._available_bytes)
             self.app.call_from_thread(self._show_details, text)
 
     # Folding

@@ -50,7 +50,7 @@ class PickerScreen(FilterListScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self._title
-            box.border_subtitle = "Enter: use   Esc: close"
+            box.border_subtitle = self.format_keys({"enter": "use", "listing.leave": "close"})
             yield FilterInput(placeholder="Filter")
             yield EntryList(markup=False)
 

@@ -13,11 +13,13 @@ from edgechat import config
 from edgechat.planner.report import format_plan_lines
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.modal import Modal
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from edgechat.chat.session import Session
+    from edgechat.config import Settings
 
 
 class TextScreen(Modal[None]):
@@ -42,7 +44,7 @@ class TextScreen(Modal[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
             box.border_title = self._title
-            box.border_subtitle = "Esc: close"
+            box.border_subtitle = self.format_keys({"text.leave": "close"})
             yield Static(Text(escape_controls(self._text)), id="text")
 
     def action_leave(self) -> None:
@@ -50,19 +52,36 @@ class TextScreen(Modal[None]):
 
 
 class PlanScreen(TextScreen):
-    """The plan of the loaded model: load options, memory, and the reasons for them."""
+    """The plan of the loaded model: why it was chosen, load options, memory, and the reasons for them."""
 
-    def __init__(self, session: Session | None, model_setting: str) -> None:
-        """`model_setting` is the value of the setting `model`: a model name or `auto`."""
-        super().__init__("How this model runs", _format_plan(session, model_setting))
+    def __init__(self, session: Session | None, settings: Settings) -> None:
+        """Create the screen; `settings` are those of all conversations."""
+        super().__init__("How this model runs", "No model is loaded yet.")
+        self._session, self._settings = session, settings
+
+    def on_mount(self) -> None:
+        if self._session is not None and self._session.model.plan is not None:
+            self._show_choice("Comparing the installed models ...")
+            self._explain_choice()
+
+    def _show_choice(self, explanation: str) -> None:
+        """Show the plan with a sentence on the automatic choice."""
+        if self._session is not None and self._session.model.plan is not None:
+            lines = _describe_origin(self._session, self._settings.model), explanation
+            hint = f"{self.key_label('chat.models')} shows the other models, with the memory that each needs."
+            text = "\n".join([*lines, hint, "", *format_plan_lines(self._session.model.plan)])
+            self.query_one("#text", Static).update(Text(escape_controls(text)))
+
+    @thread_worker(_show_choice, group="choice")
+    def _explain_choice(self) -> None:
+        """Compare the installed models in a thread, because it reads the headers of their files."""
+        from edgechat.models.selection import explain_automatic_choice
+
+        self.app.call_from_thread(self._show_choice, explain_automatic_choice(self._settings))
 
 
-def _format_plan(session: Session | None, model_setting: str) -> str:
-    plan = session.model.plan if session is not None else None
-    if session is None or plan is None:
-        return "No model is loaded yet."
-    model = session.model_path.stem
-    is_named = model_setting != config.AUTO and session.conversation.model in {model, ""}
-    origin = " You chose it by name." if is_named else ""
-    lines = [f"Model: {model}.{origin}", "Ctrl+O shows the other models, with the memory that each needs."]
-    return "\n".join([*lines, "", *format_plan_lines(plan)])
+def _describe_origin(session: Session, model_setting: str) -> str:
+    """Return the name of the model, and whether the user chose it. `model_setting` is a model name or `auto`."""
+    name = session.model_name
+    is_named = model_setting != config.AUTO and session.conversation.model in {name, session.model_path.stem, ""}
+    return f"Model: {name}.{' You chose it by name.' if is_named else ''}"

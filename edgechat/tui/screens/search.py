@@ -62,7 +62,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Search all conversations"
-            box.border_subtitle = "Enter: open   Esc: close"
+            box.border_subtitle = self.format_keys({"enter": "open", "listing.leave": "close"})
             yield FilterInput(self._query, placeholder='Words, or an "exact phrase"')
             yield EntryList(markup=False)
             yield Static("", id="preview", markup=False)

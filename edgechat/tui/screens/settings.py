@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
-from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
 
 from edgechat import config
 from edgechat.config import Settings
@@ -19,6 +17,7 @@ from edgechat.errors import SettingsError
 from edgechat.paths import config_file
 from edgechat.terminal import escape_controls
 from edgechat.tui.row_text import contains_words
+from edgechat.tui.screens import setting_rows
 from edgechat.tui.screens.filter_list import FilterListScreen
 from edgechat.tui.screens.picker import pick
 from edgechat.tui.widgets.entry_list import EntryList
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
 _FLAGS: Final = {"yes": True, "no": False}
+_SCOPE: Final = "Defaults of all conversations; /set NAME VALUE changes only the open one."
 # ID of the option of the list of models with which the user types a name.
 _OTHER_MODEL: Final = ""
 # Settings that are used when a model is loaded.
@@ -45,6 +45,7 @@ class SettingsScreen(FilterListScreen[None]):
         border: round $border; padding: 0 1; background: $surface;
     }
     SettingsScreen OptionList { height: 1fr; }
+    SettingsScreen #scope { color: $list-quiet; }
     SettingsScreen #words { height: auto; min-height: 2; border-top: solid $border-blurred; }
     SettingsScreen #notice { height: auto; color: $text-accent; }
     SettingsScreen #notice.error { color: $text-error; }
@@ -79,8 +80,10 @@ class SettingsScreen(FilterListScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Settings"
-            box.border_subtitle = "Enter: change   Del: default   Esc: close"
+            labels = {"enter": "change", "settings.reset": "default", "listing.leave": "close"}
+            box.border_subtitle = self.format_keys(labels)
             yield FilterInput(placeholder="Filter by name or description")
+            yield Static(_SCOPE, id="scope")
             yield EntryList(markup=False)
             yield Static("", id="words", markup=False)
             yield Static("", id="notice", markup=False)
@@ -88,6 +91,10 @@ class SettingsScreen(FilterListScreen[None]):
 
     def on_mount(self) -> None:
         self._fill_list(self._first_name)
+
+    @on(EntryList.WidthChanged)
+    def _on_width_changed(self) -> None:
+        self._fill_list(self.highlighted_id or self._first_name)
 
     @property
     def _value_input(self) -> Input:
@@ -100,23 +107,21 @@ class SettingsScreen(FilterListScreen[None]):
 
     def _fill_list(self, highlighted_name: str = "") -> None:
         """Show the settings that match the filter, and highlight `highlighted_name`, or else the first setting."""
-        options, defaults, names = self.options, Settings(), self._find_names()
-        name_width = max(len(name) for name in Settings.__struct_fields__)
+        options, query, names = self.options, self.filter_text.strip(), self._find_names()
+        rows = list(setting_rows.list_rows(names, self._settings, self.list_width, with_headings=not query))
         options.clear_options()
-        for name in names:
-            value = getattr(self._settings, name)
-            row = Text(f"{name:<{name_width}} ", no_wrap=True, overflow="ellipsis")
-            is_default = value == getattr(defaults, name)
-            row.append(escape_controls(_format_value(value)), style="dim" if is_default else "bold")
-            options.add_option(Option(row, id=name))
+        options.add_options(rows)
+        ids = [option.id for option in rows]
         if names:
-            options.highlighted = names.index(highlighted_name) if highlighted_name in names else 0
+            first_index = next(index for index, option in enumerate(rows) if not option.disabled)
+            options.highlighted = ids.index(highlighted_name) if highlighted_name in ids else first_index
         else:
             self._show_description("No setting matches the filter.")
 
     def _find_names(self) -> list[str]:
         """Return the settings that match the filter, those with a matching name first."""
-        query, labels = self.filter_text, {n: f"{n} {n.replace('_', ' ')}" for n in Settings.__struct_fields__}
+        query, shown_labels = self.filter_text, setting_rows.LABELS
+        labels = {n: f"{n} {n.replace('_', ' ')} {label}" for n, label in shown_labels.items()}
         names = [n for n, label in labels.items() if contains_words(f"{label} {self._descriptions[n]}", query)]
         return sorted(names, key=lambda name: not contains_words(labels[name], query))
 
@@ -155,14 +160,15 @@ class SettingsScreen(FilterListScreen[None]):
             self._save(name, not value)
         elif setting_type == bool | None:
             options = [(text, text) for text in ("default", *_FLAGS)]
-            current = "default" if value is None else _format_value(value)
+            current = "default" if value is None else setting_rows.format_value(value)
             pick(self.app, name, options, lambda text: self._save(name, _FLAGS.get(text)), current=current)
         elif name == "theme":
             self._choose_theme(value)
         elif name == "model":
             self._choose_model()
         elif isinstance(value, dict):
-            self._show_notice(f"Change this table in {config_file()}. F1 lists the actions.", name)
+            help_key = self.key_label("chat.help")
+            self._show_notice(f"Change this table in {config_file()}. {help_key} lists the actions.", name)
         else:
             self._edit_value(name)
 
@@ -224,7 +230,7 @@ class SettingsScreen(FilterListScreen[None]):
         self._close_value_input()
         self._fill_list(name)
         suffix = "; used when a model is loaded next" if name in _LOAD_SETTINGS else ""
-        self._show_notice(f"{name} = {_format_value(value)}, saved to {config_file()}{suffix}", name)
+        self._show_notice(f"{name} = {setting_rows.format_value(value)}, saved to {config_file()}{suffix}", name)
 
     def _close_value_input(self) -> None:
         if self._value_input.display:
@@ -254,13 +260,3 @@ class SettingsScreen(FilterListScreen[None]):
             self._show_notice("", self._edited_name)
         else:
             self.dismiss()
-
-
-def _format_value(value: object) -> str:
-    if value is None:
-        return "(not set)"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {v}" for k, v in value.items()) or "(none)"
-    return str(value) if value != "" else "(empty)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from textual.content import Content
@@ -10,7 +10,6 @@ from textual.widgets import Static
 
 from edgechat.terminal import escape_controls
 from edgechat.tui import keys
-from edgechat.tui.key_names import format_key
 
 if TYPE_CHECKING:
     from textual.timer import Timer
@@ -167,15 +166,15 @@ class Footer(Static):
             self.update(Content.styled(self.notice, style))
         elif has_keys:
             self.styles.height = 1
-            self.update(self._format_keys(width), layout=False)
+            self.update(self.format_keys(width), layout=False)
 
-    def _format_keys(self, width: int) -> Content:
+    def format_keys(self, width: int) -> Content:
         """Return as many key hints as fit into `width` columns, the most important ones first."""
         default_keys, overrides = self._read_default_keys(), self._get_key_overrides()
         parts: list[tuple[str, str] | str] = []
         n_columns = 0
         for hint in _HINTS[self._read_part()]:
-            key = _format_keys((hint.binding_id, hint.second_id), default_keys, overrides)
+            key = keys.format_labels((hint.binding_id, hint.second_id), default_keys, overrides)
             n_columns += len(key) + 1 + len(hint.label) + (len(_SEPARATOR) if parts else 0)
             if key and n_columns > width:
                 break
@@ -185,7 +184,7 @@ class Footer(Static):
 
     def key_label(self, *binding_ids: str) -> str:
         """Return the label of the first key of each binding, such as "Alt+Left/Right"; "" if there is none."""
-        return _format_keys(binding_ids, self._read_default_keys(), self._get_key_overrides())
+        return keys.format_labels(binding_ids, self._read_default_keys(), self._get_key_overrides())
 
     def _read_default_keys(self) -> dict[str, str]:
         """Return the declared keys by binding ID of all parts of the screen."""
@@ -196,10 +195,3 @@ class Footer(Static):
 
 def _join_lines(text: str) -> str:
     return " ".join(escape_controls(text).split())
-
-
-def _format_keys(binding_ids: Iterable[str], default_keys: Mapping[str, str], overrides: Mapping[str, str]) -> str:
-    keys_by_id = [overrides.get(binding_id) or default_keys.get(binding_id, "") for binding_id in binding_ids]
-    labels = [format_key(keys_.partition(",")[0]) for keys_ in keys_by_id if keys_]
-    modifiers = labels[0][: labels[0].rfind("+") + 1] if labels else ""
-    return "/".join([*labels[:1], *(label.removeprefix(modifiers) for label in labels[1:])])

@@ -21,17 +21,13 @@ _BAR_COLUMNS: Final = 8
 # Shares of the context from which the bar has the colour of a warning or of an error.
 _WARNING_SHARE: Final = 0.75
 _ERROR_SHARE: Final = 0.9
-_KEY_HINT: Final = "y copy  c code  s save  e edit  r retry  b branch  d delete  Enter: write"
-_SHORT_KEY_HINT: Final = "y c s e r b d   Enter: write"
 
 
 class ChatStatus(NamedTuple):
     """State of the chat that the status line shows in addition to the current activity."""
 
-    shows_message_keys: bool
-    """True if the line lists the keys that act on a message, instead of the state of the chat."""
-    alternative_keys: str
-    """Which keys show the other alternatives of the selected message; "" if it has none."""
+    message_keys: str
+    """Keys that act on a message, which the line shows instead of the state of the chat; "" to show the state."""
     composer_status: Sequence[str]
     """Short texts about the edit, the queued messages and the attachments."""
     shows_end: bool
@@ -96,9 +92,8 @@ class StatusLine(Static):
         self._drawn_at = time.monotonic()
         status = self._read_status()
         self._on_redraw()
-        if status.shows_message_keys:
-            prefix = f"{status.alternative_keys}  " if status.alternative_keys else ""
-            self._show(prefix + (_KEY_HINT if self.size.width >= len(prefix + _KEY_HINT) else _SHORT_KEY_HINT))
+        if status.message_keys:
+            self.update(_one_line(status.message_keys), layout=False)
             return
         parts: list[str | Content] = [self.state, self.detail, *status.composer_status]
         if not status.shows_end:
@@ -111,9 +106,6 @@ class StatusLine(Static):
         context = next((part for part in parts if isinstance(part, Content)), None)
         texts = [_one_line(part) if isinstance(part, str) else part for part in parts if part]
         self.update(Content("  ").join(texts) if context is not None else "  ".join(map(str, texts)), layout=False)
-
-    def _show(self, text: str) -> None:
-        self.update(_one_line(text), layout=False)
 
 
 def format_context(n_tokens: int, n_ctx: int, glyphs: tuple[str, str]) -> Content:

@@ -37,3 +37,15 @@ def test_added_file_has_a_name_until_it_is_removed(user: Path) -> None:
     assert not library.remove_file(path)
     assert installed() == []
     assert path.exists()
+
+
+def test_model_has_the_name_of_the_list(user: Path, starter: Path) -> None:
+    path = write_model(user / ".lmstudio/models/maker/repo/t-Q8_0.gguf")
+    managed = write_model(paths.models_dir() / "t-Q8_0.gguf", seed=1)
+    names = {model.path: model.name for model in library.scan()}
+    assert names[path] != names[managed]
+    for file in (path, starter):
+        assert library.find_display_name(file) == names[file]
+    assert library.find_display_name(managed) == "t-Q8_0"
+    assert library.find_display_name(write_model(user / "elsewhere/x-00001-of-00002.gguf", seed=2)) == "x"
+    assert library.find_display_name(user / "missing.gguf") == "missing"

@@ -23,7 +23,7 @@ from edgechat.planner.picks import (
     is_improvement,
 )
 from edgechat.planner.ranking import Candidate, Evaluation, evaluate
-from edgechat.planner.report import explain_pick, make_plan_rows
+from edgechat.planner.report import explain_automatic_choice, explain_pick, make_plan_rows
 from edgechat.planner.throughput import DeviceRates
 from tests.unit.planner.profiles import GIB, candidates, machine, make_evaluation
 
@@ -65,6 +65,19 @@ def test_useful_model_within_30_s_is_balanced_whatever_slower_models_score() -> 
     assert pick_names(evaluations)[BALANCED] == "a:Q4_0"
     too_weak = [make_evaluation("a:Q4_0", points=7.9, seconds=30), evaluations[1]]
     assert pick_names(too_weak)[BALANCED] == "b:Q4_0"
+
+
+def test_automatic_choice_is_explained_in_one_sentence_each_for_the_model_and_the_rule() -> None:
+    evaluations = [
+        make_evaluation("one:Q4_0", points=12, seconds=20),
+        make_evaluation("two:Q4_0", points=9, seconds=15),
+    ]
+    choice = choose_evaluation(evaluations)
+    assert choice is evaluations[0]
+    text = explain_automatic_choice(choice, evaluations)
+    assert text.startswith("Of 2 installed models, 2 fit in memory. The automatic choice is one:Q4_0 (quality 12.0")
+    assert text.endswith(f"It {BALANCED.format_rule()}.")
+    assert explain_automatic_choice(choice, evaluations[:1]) == "one:Q4_0 is the only installed model."
 
 
 def test_explanation_names_the_better_model_that_a_time_limit_excludes() -> None:

@@ -1,0 +1,95 @@
+"""Rows of the settings screen: settings in groups, each with its label, its name and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from rich.text import Text
+from textual.widgets.option_list import Option
+
+from edgechat.config import Settings
+from edgechat.terminal import escape_controls
+
+# Width of the columns of labels and names, with the space after them.
+_LABEL_COLUMNS: Final = 26
+_NAME_COLUMNS: Final = 19
+# Minimum width of the list in columns for the names.
+_MIN_NAME_WIDTH: Final = 60
+
+
+class SettingGroup(NamedTuple):
+    """Group of settings with a heading."""
+
+    title: str
+    labels: Mapping[str, str]
+    """Labels of the settings by name, in the order in which they are shown."""
+
+
+GROUPS: Final = (
+    SettingGroup(
+        "Model",
+        {
+            "model": "Model", "min_speed": "Minimum speed", "n_ctx": "Context length", "budget": "Memory budget",
+            "n_threads": "Compute threads", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
+            "speculation": "Speculative decoding", "strict": "Reproducible replies",
+        },
+    ),
+    SettingGroup(
+        "Replies",
+        {
+            "system_prompt": "System prompt", "reasoning": "Reasoning", "max_tokens": "Maximum length",
+            "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p",
+            "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
+            "frequency_penalty": "Frequency penalty", "seed": "Random seed",
+        },
+    ),
+    SettingGroup(
+        "Screen",
+        {
+            "theme": "Colour theme", "ascii": "Draw with ASCII only", "centered": "Centre conversations",
+            "figures": "Show the speed of replies", "footer": "Show keys in the footer",
+            "titles": "Write titles", "copy_on_select": "Copy what is selected",
+        },
+    ),
+    SettingGroup("Keys", {"vim_keys": "Vim keys", "keys": "Key bindings"}),
+)  # fmt: skip
+"""All settings."""
+LABELS: Final = {name: label for group in GROUPS for name, label in group.labels.items()}
+"""Labels of all settings by name."""
+
+
+def list_rows(names: Iterable[str], settings: Settings, width: int, *, with_headings: bool) -> Iterator[Option]:
+    """Yield the rows of the settings `names` for a list of `width` columns.
+
+    With `with_headings`, the settings are grouped; otherwise they keep the order of `names`.
+    """
+    if not with_headings:
+        yield from (_format_row(name, settings, width) for name in names)
+        return
+    shown_names = set(names)
+    for group in GROUPS:
+        group_names = [name for name in group.labels if name in shown_names]
+        if group_names:
+            yield Option(Text(group.title, "bold"), disabled=True)
+            yield from (_format_row(name, settings, width) for name in group_names)
+
+
+def _format_row(name: str, settings: Settings, width: int) -> Option:
+    value = getattr(settings, name)
+    row = Text(f"{LABELS[name]:<{_LABEL_COLUMNS}}", no_wrap=True, overflow="ellipsis")
+    if width >= _MIN_NAME_WIDTH:
+        row.append(f"{name:<{_NAME_COLUMNS}}", style="dim")
+    row.append(escape_controls(format_value(value)), style="dim" if value == getattr(Settings(), name) else "bold")
+    return Option(row, id=name)
+
+
+def format_value(value: object) -> str:
+    """Return the text of a value of a setting."""
+    if value is None:
+        return "(not set)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items()) or "(none)"
+    return str(value) if value != "" else "(empty)"
