@@ -96,16 +96,16 @@ def walk_plain_chat(lines: list[str], capsys: pytest.CaptureFixture[str]) -> Ite
 def record_texts(app: ChatApp, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives every note, error and toast of an application."""
     texts: list[str] = []
-    for owner, name in ((app.pane, "add_note"), (app.pane, "add_error"), (app, "notify")):
+    for owner, name in ((app.pane, "add_note"), (app.pane, "show_failure"), (app, "notify")):
         monkeypatch.setattr(owner, name, recorder(texts, getattr(owner, name)))
     return texts
 
 
 def recorder(texts: list[str], show: Callable[..., object]) -> Callable[..., object]:
-    def record(text: str, **options: object) -> object:
+    def record(text: str, *arguments: object, **options: object) -> object:
         if not text.endswith("other reply"):  # the keys after a retry, which only the terminal UI has
             texts.append(text)
-        return show(text, **options)
+        return show(text, *arguments, **options)
 
     return record
 
