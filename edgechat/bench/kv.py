@@ -13,15 +13,18 @@ from typing import Final
 import msgspec
 
 from edgechat import process
-from edgechat.bench.kv_report import N_NEEDLES, KvFailure, KvProgress, KvReport, KvWorkload
+from edgechat.bench.kv_report import N_NEEDLES, KvCaseOptions, KvFailure, KvProgress, KvReport, KvWorkload
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import count_usable_threads
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner.kv_types import KV_TYPES, KvType, list_kv_types
+from edgechat.planner.kv_types import KV_TYPES, list_kv_types
 from edgechat.planner.load_variants import compute_yarn_factor
 
 _DEPTHS: Final = (2048, 8192)
+# Number of tokens at once for the case that shows how much rounding alone changes: attention is computed without tiles,
+# as with quantised keys.
+_SMALL_BATCH: Final = 32
 # Default depth of YaRN measurements relative to the training length.
 _YARN_DEPTH_FACTOR: Final = 4
 
@@ -47,7 +50,11 @@ def make_workload(
         if kv_type not in supported_types:
             raise UsageError(f"{model} supports only these types: {', '.join(supported_types)}.")
     chosen_types = [kv_type for kv_type in KV_TYPES if kv_type in (kv_types or supported_types)]
-    cases: list[tuple[KvType, float]] = [("f16", 1.0), *((t, 1.0) for t in chosen_types if t != "f16")]
+    cases = [
+        KvCaseOptions(),
+        KvCaseOptions(n_ubatch=_SMALL_BATCH),
+        *(KvCaseOptions(kv_type=kv_type) for kv_type in chosen_types if kv_type != "f16"),
+    ]
     return KvWorkload(model=str(model), n_threads=n_threads, depths=depths, cases=cases)
 
 
@@ -59,7 +66,12 @@ def _make_yarn_workload(profile: ModelProfile, n_threads: int, depths: list[int]
             f"YaRN cannot extend {profile.path} to {depths[-1]} tokens: it was trained with {profile.n_ctx_train}, and "
             f"{'needs no extension' if profile.supports_yarn else 'its architecture or header does not allow YaRN'}."
         )
-    return KvWorkload(model=profile.path, n_threads=n_threads, depths=depths, cases=[("f16", 1.0), ("f16", factor)])
+    return KvWorkload(
+        model=profile.path,
+        n_threads=n_threads,
+        depths=depths,
+        cases=[KvCaseOptions(), KvCaseOptions(yarn_factor=factor)],
+    )
 
 
 def run(workload: KvWorkload, on_progress: Callable[[str], None] = lambda text: None) -> KvReport:
@@ -94,9 +106,8 @@ def format_table(report: KvReport) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for case in report.cases:
-        name = case.kv_type if case.yarn_factor == 1.0 else f"{case.kv_type}, YaRN {case.yarn_factor:g}"
         lines += [
-            f"| {name} | {result.depth} | {result.divergence:.5f} | {result.agreement:.1%} "
+            f"| {case.options.title} | {result.depth} | {result.divergence:.5f} | {result.agreement:.1%} "
             f"| {result.n_found_needles} of {N_NEEDLES} | {result.prefill_tps:.0f} |"
             for result in case.depths
         ]

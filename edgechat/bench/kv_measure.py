@@ -20,6 +20,7 @@ import msgspec
 from edgechat.bench.kv_report import (
     N_NEEDLES,
     KvCase,
+    KvCaseOptions,
     KvDepthResult,
     KvFailure,
     KvProgress,
@@ -27,7 +28,6 @@ from edgechat.bench.kv_report import (
     KvWorkload,
 )
 from edgechat.errors import EdgechatError
-from edgechat.planner.kv_types import KvType
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime import bindings
 from edgechat.runtime.backends import probe
@@ -44,8 +44,15 @@ _N_BATCH: Final = 512
 _N_ANSWER_TOKENS: Final = 12
 # Tokens after the text for the question and the answer.
 _N_QUESTION_TOKENS: Final = 64
-_CITIES: Final = (
-    "Lisbon", "Oslo", "Nairobi", "Quito", "Hanoi", "Dublin", "Ankara", "Lima", "Riga", "Cairo"
+# Starts of the hidden sentences, which end with a number. They have few words in common, because small models confuse
+# similar sentences even in short texts.
+_NEEDLES: Final = (
+    "The access code of the archive in Lisbon is", "Captain Miller painted his lucky number on the boat:",
+    "Last winter, the bakery in Oslo sold this many loaves of rye bread:",
+    "The telescope at Quito has the serial number",
+    "Grandmother's recipe was printed on page", "In Nairobi, the marathon was won by runner",
+    "The reward for the stolen violin, in dollars, was", "Every locker key in Hanoi opens locker",
+    "Professor Tanaka counted the butterflies, and her result was", "The night train to Ankara has wagon",
 )  # fmt: skip
 _TEXT_FILE: Final = Path(__file__).with_name("kv_text.txt")
 
@@ -95,27 +102,26 @@ class _Measurement:
         shape = (len(workload.depths), N_COMPARED_TOKENS, self._model.n_vocab)
         with tempfile.TemporaryFile() as file:  # in a file, because a large vocabulary needs gigabytes
             reference = np.memmap(file, np.float32, "w+", shape=shape)
-            for i, (kv_type, yarn_factor) in enumerate(workload.cases):
+            for i, options in enumerate(workload.cases):
                 yield KvCase(
-                    kv_type=kv_type, yarn_factor=yarn_factor,
+                    options=options,
                     depths=[
-                        self._measure_depth(kv_type, yarn_factor, depth, reference[j], is_reference=i == 0)
+                        self._measure_depth(options, depth, reference[j], is_reference=i == 0)
                         for j, depth in enumerate(workload.depths)
                     ],
                 )  # fmt: skip
 
     def _measure_depth(
-        self, kv_type: KvType, yarn_factor: float, depth: int, reference: NDArray[Any], *, is_reference: bool
+        self, options: KvCaseOptions, depth: int, reference: NDArray[Any], *, is_reference: bool
     ) -> KvDepthResult:
         """Read a text of `depth` tokens, compare the last distributions with `reference`, and ask for the needles."""
-        context = self._open_context(kv_type, yarn_factor, depth)
+        context = self._open_context(options, depth)
         numbers = random.Random(depth).sample(range(10_000, 100_000), N_NEEDLES)  # noqa: S311  (no secrets)
         tokens = self._make_haystack(depth - _N_QUESTION_TOKENS, numbers)
         first_compared = len(tokens) - N_COMPARED_TOKENS
         started_at = time.monotonic()
         for start in range(0, first_compared, _N_BATCH):
-            yarn_text = "" if yarn_factor == 1.0 else f", YaRN {yarn_factor:g}"
-            _send(KvProgress(text=f"{kv_type}{yarn_text}: token {start:,} of {depth:,}"))
+            _send(KvProgress(text=f"{options.title}: token {start:,} of {depth:,}"))
             context.decode(tokens[start : min(first_compared, start + _N_BATCH)])
         context.synchronize()
         prefill_tps = first_compared / (time.monotonic() - started_at)
@@ -125,8 +131,8 @@ class _Measurement:
             context.decode(batch, all_logits=True)
             comparison.add([context.logits(j) for j in range(len(batch))])
         n_found = sum(
-            self._continue(context, f"The access code of {city} is").strip().startswith(str(number))
-            for city, number in zip(_CITIES, numbers, strict=True)
+            self._continue(context, needle).strip().startswith(str(number))
+            for needle, number in zip(_NEEDLES, numbers, strict=True)
         )
         context.close()
         return KvDepthResult(
@@ -134,10 +140,10 @@ class _Measurement:
             agreement=comparison.agreement,
         )  # fmt: skip
 
-    def _open_context(self, kv_type: KvType, yarn_factor: float, depth: int) -> Context:
+    def _open_context(self, options: KvCaseOptions, depth: int) -> Context:
         plan = make_manual_plan(
-            self._workload.model, n_threads=self._workload.n_threads, n_ctx=depth, n_seqs=2, kv_type=kv_type,
-            yarn_factor=yarn_factor, n_ubatch=_N_BATCH,
+            self._workload.model, n_threads=self._workload.n_threads, n_ctx=depth, n_seqs=2,
+            **msgspec.structs.asdict(options),
         )  # fmt: skip
         return Context(self._model, plan)
 
@@ -145,9 +151,9 @@ class _Measurement:
         """Return a text of at most `n_tokens` tokens, with one sentence at 5 %, 15 % and so on up to 95 % of it."""
         sentences = [
             self._model.tokenize(
-                f"The access code of {city} is {number}.\n\n", add_special=False, parse_special=False
+                f"{needle} {number}.\n\n", add_special=False, parse_special=False
             )
-            for city, number in zip(_CITIES, numbers, strict=True)
+            for needle, number in zip(_NEEDLES, numbers, strict=True)
         ]  # fmt: skip
         tokens: list[int] = []
         n_hidden = i = 0

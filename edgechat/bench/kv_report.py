@@ -12,6 +12,24 @@ N_NEEDLES: Final = 10
 """Number of sentences with a number that are hidden in the text."""
 
 
+class KvCaseOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of one case."""
+
+    kv_type: KvType = "f16"
+    yarn_factor: float = 1.0
+    n_ubatch: int = 512
+    """Number of tokens that are computed at once. Smaller numbers use other kernels, which round differently."""
+
+    @property
+    def title(self) -> str:
+        """Short description, such as `f16, YaRN 4`."""
+        return (
+            self.kv_type
+            + (f", YaRN {self.yarn_factor:g}" if self.yarn_factor != 1.0 else "")
+            + (f", batches of {self.n_ubatch}" if self.n_ubatch != KvCaseOptions().n_ubatch else "")
+        )
+
+
 class KvWorkload(msgspec.Struct, frozen=True, kw_only=True):
     """Model, cases and depths of a KV measurement."""
 
@@ -19,8 +37,8 @@ class KvWorkload(msgspec.Struct, frozen=True, kw_only=True):
     n_threads: int
     depths: list[int]
     """Numbers of tokens in the context, smallest first."""
-    cases: list[tuple[KvType, float]]
-    """Type of keys and values, and YaRN factor, of each case; the first one is the reference."""
+    cases: list[KvCaseOptions]
+    """Options of each case; the first one is the reference."""
 
 
 class KvDepthResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +55,9 @@ class KvDepthResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvCase(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of one type of keys and values, by depth."""
+    """Results of one case, by depth."""
 
-    kv_type: KvType
-    yarn_factor: float
+    options: KvCaseOptions
     depths: list[KvDepthResult]
 
 

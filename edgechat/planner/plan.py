@@ -94,14 +94,17 @@ def make_smaller_plan(
     failed_estimate = failed_plan.estimate
     for variant in list_load_variants(profile, machine, n_ctx):
         memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
-        is_smaller = memory.total <= _RETRY_FRACTION * failed_estimate.total or (
-            bool(failed_estimate.gpu) and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
-        )
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
-        if is_smaller and not is_same and _fits(memory, variant.options, machine):
-            return _make_load_plan(
-                profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx
-            )
+        if is_same or not _fits(memory, variant.options, machine):
+            continue
+        smaller_plan = _make_load_plan(
+            profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx
+        )
+        memory = smaller_plan.estimate  # includes the memory of speculation, as that of the failed plan does
+        if memory.total <= _RETRY_FRACTION * failed_estimate.total or (
+            failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
+        ):
+            return smaller_plan
     return None
 
 

@@ -83,13 +83,15 @@ def divergence(quant: str) -> float | None:
 
 
 def compute_next_quant_divergence(quant: str) -> float:
-    """Return the divergence that the next smaller quant adds to `quant` in a small model; infinite below Q2_K.
+    """Return the divergence that the next smaller quant adds to `quant` in a small model.
 
-    Small models are those below `_MIN_N_PARAMS` weights, with which the divergence of KV cache types was measured.
+    Small models are those below `_MIN_N_PARAMS` weights, with which the divergence of KV cache types was measured. For
+    quants below Q3_K_M, the result is the step from Q3_K_M to Q2_K.
     """
     quant_divergence = divergence(quant) or _DIVERGENCE_BY_QUANT[_USUAL_QUANT]
-    next_divergence = next((d for d in map(divergence, _QUANTS_BY_SIZE) if d and d > quant_divergence), math.inf)
-    return (next_divergence - quant_divergence) * _compute_size_factor(0)
+    ladder = [_DIVERGENCE_BY_QUANT[name] for name in _QUANTS_BY_SIZE]
+    next_divergence = next((d for d in ladder if d > quant_divergence), ladder[-1])
+    return (next_divergence - min(quant_divergence, ladder[-2])) * _compute_size_factor(0)
 
 
 def _compute_size_factor(n_params: int) -> float:

@@ -42,7 +42,7 @@ def test_next_smaller_quant_loses_more() -> None:
         (0.005452 - 0.001355) * loss("Q4_0", 0) / loss("Q4_0", 8_030_000_000)
     )
     assert compute_next_quant_divergence("Q9_Z") == compute_next_quant_divergence("Q4_K_M")
-    assert math.isinf(compute_next_quant_divergence("IQ1_S"))
+    assert compute_next_quant_divergence("IQ1_S") == compute_next_quant_divergence("Q3_K_M")
 
 
 def test_loss_of_kv_types_follows_their_divergence() -> None:
