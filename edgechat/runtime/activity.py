@@ -1,8 +1,8 @@
 """Activities of the engine process, recorded in memory that its client can still read after the engine died.
 
 A crash says something about the kernels of a CPU module only if the engine was computing. The engine therefore marks
-what it does in a small file, which the client creates and passes on. Bytes that were written to a shared mapping stay
-in the file whenever the engine dies, and a mark takes less than a microsecond.
+its activities in a small file, which the client creates and passes on. Bytes written to a shared mapping stay in the
+file even if the engine dies, and a mark takes less than a microsecond.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAX_COUNT = 255
 
 
 class ActivityState(msgspec.Struct, frozen=True):
-    """Activities of an engine process at one moment, such as its death."""
+    """Snapshot of an engine process's activities, for example at the time of its crash."""
 
     activities: frozenset[Activity] = frozenset()
     has_computed: bool = False
@@ -73,7 +73,7 @@ class ActivityFile:
         return self._file.fileno()
 
     def read(self) -> ActivityState:
-        """Return the last activities that the engine has marked."""
+        """Return the activities that the engine marked last."""
         try:
             self._file.seek(0)
             counts = self._file.read(_SIZE)
@@ -99,7 +99,7 @@ def _open_file() -> BinaryIO | io.FileIO:
 
 
 def decode_state(counts: bytes) -> ActivityState:
-    """Decode the bytes of an activity file; a file of another size describes no activities."""
+    """Decode the bytes of an activity file. Data of the wrong length yields an empty state."""
     if len(counts) != _SIZE:
         return ActivityState()
     activities = frozenset(activity for activity in Activity if counts[activity])

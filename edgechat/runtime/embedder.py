@@ -14,7 +14,7 @@ from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
 
-_ABORTED: Final = 2  # code of llama_decode and llama_encode
+_ABORTED: Final = 2  # return code of llama_decode and llama_encode after an abort
 
 
 class Embedder:
@@ -57,7 +57,7 @@ class Embedder:
         self._finalizer()
 
     def abort(self) -> None:
-        """Stop the current embedding, or the next one if none is computed. Can be called from any thread."""
+        """Stop the current embedding, or the next one if none is running. Can be called from any thread."""
         if self._finalizer.alive:
             self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 1)
 

@@ -1,10 +1,10 @@
 """Conversion of llama.cpp's grammars (GBNF) to llguidance's variant of Lark.
 
-The parser of GBNF is llguidance's. Its own conversion (`llguidance.gbnf_to_lark`) makes a terminal of every rule that
-is regular. llguidance matches terminals greedily and never backtracks, so it then rejects texts that the grammar
-allows: after "<parameter=", a terminal that continues with one name excludes the rules that continue with another.
-Here, only the values of JSON become terminals, and the automata of llama.cpp for "any text up to a delimiter" become
-one lazy terminal.
+This module uses llguidance's GBNF parser, but not its conversion (`llguidance.gbnf_to_lark`), which turns every regular
+rule into a terminal. llguidance matches terminals greedily and never backtracks, so such grammars reject texts that the
+original allows: after "<parameter=", a terminal that continues with one name excludes the rules that continue with
+another. Here, only JSON values become terminals, and llama.cpp's automata for "any text up to a delimiter" become one
+lazy terminal.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from llguidance.gbnf_to_lark import (
 from edgechat.errors import GrammarError
 from edgechat.runtime.gbnf_derivative import Derivative
 
-# Rules of llama.cpp's JSON grammars that no other rule of the same position is a prefix of.
+# Rules of llama.cpp's JSON grammars that may become terminals: none is a prefix of another rule at the same position.
 _TERMINAL_RULES: Final = frozenset((
     "boolean", "char", "decimal-part", "integer", "integral-part", "json-bool", "json-null", "json-number",
     "json-string", "null", "number", "space", "string",
 ))  # fmt: skip
-# States of the automata for the texts without a delimiter ("until") and up to a delimiter ("ac").
+# Names of rules for states of automata: texts without a delimiter ("until"), and texts up to a delimiter ("ac").
 _AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
-# Rules of one or more calls, and the rules of a call that they repeat.
+# Names of rules for one or more calls, and of the rules for one call that they repeat.
 _CALLS_RULE: Final = re.compile(r"tools|tool-calls|(.*-)?tool-call(-root)?")
 _CALL_RULE: Final = re.compile(r"(.*-)?tool-(?!.*-arg).*")
-# Shorter texts, such as quotes, are also the beginning of terminals.
+# Minimum length of a literal at which longer texts are split. Shorter literals, such as quotes, also begin terminals.
 _MIN_SPLIT_CHARS: Final = 4
 _ANY_TEXT: Final = r"/(.|\n)*/"
 
@@ -48,10 +48,10 @@ def convert_to_lark(
 ) -> str:
     """Convert a grammar in GBNF to Lark.
 
-    `delimiters` are the delimiters of the automata by the name of their first rule, such as "until-3". For the text
-    `call_starts[i]`, the rule "after_i" describes what the grammar allows after it; the rule is missing if the grammar
-    allows no text that begins so. Without `allow_parallel`, calls are not repeated. Raises GrammarError if the grammar
-    is not valid GBNF.
+    `delimiters` maps the first rule of each automaton, such as "until-3", to the delimiters of the automaton. For each
+    text `call_starts[i]`, the result has a rule "after_i" for the rest of the output; the rule is missing if the
+    grammar allows no output that begins with this text. Without `allow_parallel`, calls are not repeated. Raises
+    GrammarError if the grammar is not valid GBNF.
     """
     try:
         rules = GrammarParser().parse(gbnf)
@@ -67,7 +67,7 @@ class _Converter:
         self._rules = rules
         self._allow_parallel = allow_parallel
         self._is_single_call = False
-        """True while a rule is rewritten that must not allow several calls, but may."""
+        """True while rewriting a rule that allows several calls, although only one is allowed."""
         self._delimiters = delimiters
         for rule in rules.values():
             rule.alternatives = rule.alternatives.simplify()
@@ -110,7 +110,7 @@ class _Converter:
         return f"T{_identifier(name)[1:]}".upper() if name in self._terminals else _identifier(name)
 
     def _rewrite(self, node: ASTNode) -> ASTNode:
-        """Return a copy of a node in which rules have the names of Lark, and texts are joined with their delimiters."""
+        """Return a copy of a node with rule names that are valid in Lark, and texts joined with their delimiters."""
         if isinstance(node, RuleRefNode):
             return RuleRefNode(self._lark_name(self._resolve_alias(node.name)))
         if isinstance(node, SequenceNode):
@@ -125,7 +125,7 @@ class _Converter:
         return node
 
     def _split(self, text: str) -> list[str]:
-        """Split the text of a tag after each part that is a text of its own.
+        """Split a text after each literal of the grammar with which it begins.
 
         llguidance matches the longest text. After "<|channel|>commentary", it does not return to "<|channel|>".
         """
@@ -186,7 +186,7 @@ class _Converter:
         return identifier
 
     def _resolve_alias(self, name: str) -> str:
-        """Return the rule that `name` stands for, if the rule `name` is only a reference."""
+        """Return the name of the rule at the end of a chain of rules that are only references to the next rule."""
         seen = {name}
         while (rule := self._rules.get(name)) is not None and isinstance(rule.alternatives, RuleRefNode):
             name = rule.alternatives.name
@@ -201,7 +201,7 @@ def _identifier(name: str) -> str:
 
 
 def _flatten(node: ASTNode) -> list[ASTNode]:
-    """Return the nodes of a sequence, in which nested sequences are replaced by their nodes."""
+    """Return the nodes of a sequence, with each nested sequence replaced by its nodes."""
     return [n for child in node.nodes for n in _flatten(child)] if isinstance(node, SequenceNode) else [node]
 
 

@@ -1,4 +1,4 @@
-"""What a grammar in GBNF allows after a given beginning: its Brzozowski derivative by the characters of a text."""
+"""Brzozowski derivative of a GBNF grammar: the grammar of the texts that can follow a given beginning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Sequence = list[ASTNode]
 
 
 class Derivative:
-    """Derivatives of a grammar by texts that it spells out in literals."""
+    """Computes derivatives of a grammar by texts that the grammar spells out in literals."""
 
     def __init__(self, rules: Mapping[str, RuleNode]) -> None:
         self._rules = rules
@@ -29,7 +29,7 @@ class Derivative:
             self._nullable_rules |= new
 
     def find_rest(self, start: str) -> ASTNode | None:
-        """Return what the rule `root` allows after `start`, or None if it allows no text that begins so."""
+        """Return a node for the texts that the rule `root` allows after `start`; None if there are none."""
         rests: list[_Sequence] = [[RuleRefNode("root")]]
         for character in start:
             rests = [rest for nodes in rests for rest in self._derive_all(nodes, character, frozenset())]
@@ -49,7 +49,7 @@ class Derivative:
         )
 
     def _derive_all(self, nodes: _Sequence, character: str, open_rules: frozenset[str]) -> list[_Sequence]:
-        """Return what may follow `character` in a sequence of nodes."""
+        """Return the sequences that may follow `character` in a sequence of nodes."""
         rests: list[_Sequence] = []
         for i, node in enumerate(nodes):
             rests += [[*rest, *nodes[i + 1 :]] for rest in self._derive(node, character, open_rules)]

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from edgechat.runtime.model import Model
 
 MAX_GRAMMAR_CHARS: Final = 1 << 18
-"""Maximum characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
+"""Maximum number of characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
 MAX_TOOL_GRAMMAR_CHARS: Final = 1 << 19
-"""Maximum characters in a model's own grammar of tool calls, which is up to 3.5 times as long as the tools."""
-# Maximum states of the automaton that llguidance builds while a reply is generated. A state takes up to 2 kB. Schemas
-# of tools need hundreds of states; patterns that search for several texts at once need millions.
+"""Maximum number of characters in a model's own tool call grammar, which is up to 3.5 times as long as the tools."""
+# Maximum number of states of the automaton that llguidance builds while a reply is generated. A state takes up to 2 kB.
+# Schemas of tools need hundreds of states; patterns that search for several texts at once need millions.
 _MAX_LEXER_STATES: Final = 50_000
 _MAX_ERROR_CHARS: Final = 400
-# The cause in an error message of llguidance, between the position in the grammar and the state of the parser. Panics
-# append a backtrace, and errors of the compiler append lines of the grammar.
+# Parts of llguidance's error messages around the cause: the position in the grammar before it, and the state of the
+# parser after it. Panics append a backtrace, and errors of the compiler append lines of the grammar.
 _ERROR_PREFIX: Final = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?")
 _ERROR_DETAILS: Final = re.compile(r"<state>|<grammar>|<non-verbose/>|<backtrace>|\. Enable '|\n *\d+ \| ")
-# Error messages about a fault of llguidance or edgechat.
+# Pattern of error messages about a fault of llguidance or edgechat.
 _INTERNAL_ERROR: Final = re.compile(
     r"(?i)(lexer error: |parser error: )?"
     r"(panic(?!.*symbols\.len)|internal error|unexpected backtracking|token .* doesn't satisfy)"
 )
-# Error messages about a limit on the work.
+# Pattern of error messages about an exceeded limit.
 _LIMIT_ERROR: Final = re.compile(
     r"(?i)\btoo (many|large)|symbols\.len\(\) <|\bfuel\b|row has \d|unable to determine|level exceeded"
 )
@@ -179,7 +179,7 @@ def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ())
 def check_grammar(grammar: str) -> None:
     """Compile a grammar as `compile_grammar` does, but for a vocabulary of single bytes, and discard the result.
 
-    The work hardly depends on the vocabulary. Raises the same exceptions as `compile_grammar`.
+    Time and memory hardly depend on the vocabulary. Raises the same exceptions as `compile_grammar`.
     """
     matcher = _create_matcher(_get_byte_tokenizer(), grammar)
     if matcher.is_error():
@@ -224,7 +224,7 @@ def _convert_error(message: str, *, has_all_bytes: bool = True) -> EdgechatError
 def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> tuple[Any, bool]:
     """Return llguidance's tokenizer of a model, and whether it has tokens for all texts.
 
-    Creating a tokenizer takes up to a second, so they are kept.
+    Tokenizers are cached, because creating one takes up to a second.
     """
     tokenizers = _tokenizers.setdefault(model, {})
     if text_tokens not in tokenizers:

@@ -1,11 +1,11 @@
 """Tokenisation of long texts in windows, with the result that the whole text would have in one call.
 
-llama.cpp's pre-tokenizers use `std::regex`, whose recursion takes stack for each character, and some of its steps take
-a time that grows with the square of the length. Windows bound both, and a caller can stop between two of them.
+llama.cpp's pre-tokenizers use `std::regex`, whose recursion uses stack for each character, and some of their steps take
+a time that grows with the square of the length. Windows limit both, and a caller can stop between two windows.
 
-A window starts at a token boundary of the window before and repeats the end of it. The windows are joined only if both
-have the same tokens there. Merges of byte pairs and pre-tokenizers are local: they never look further than a word or
-a run of digits, so tokens that agree in both windows do not depend on where the windows end.
+Each window starts at a token boundary of the previous window and repeats the end of that window. Two windows are joined
+only if they have the same tokens in the repeated part. Merges of byte pairs and pre-tokenizers are local: they never
+look further than a word or a run of digits, so tokens that agree in both windows do not depend on the windows' ends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Final, NamedTuple, Protocol
 WINDOW_CHARS: Final = 8192
 MAX_WINDOW_CHARS: Final = 8 * WINDOW_CHARS
 """Length to which a window grows if it cannot be joined."""
-# Parts of a window, at its end, whose tokens are not trusted, because they could depend on the text after the window.
-# The part before, of the same length, must have the same tokens in the next window. The longest tokens of common
-# vocabularies are runs of 1,024 spaces.
+# Divisors of the window length for the margin at the end of a window. The tokens in the margin are not trusted, because
+# they could depend on the text after the window. The part before the margin, of the same length, must have the same
+# tokens in the next window. The longest tokens of common vocabularies are runs of 1,024 spaces.
 _MARGIN_DIVISORS: Final = (64, 16, 4)
 # Maximum number of token boundaries that are tried as the start of the next window.
 _MAX_CUTS: Final = 4
-# Number of characters before the first possible cut in which a cut between two words is looked for.
+# Number of characters before the first possible cut that are searched for a cut between two words.
 _CUT_RANGE: Final = 64
 _WORD_GAP: Final = re.compile(r"[^\W_] (?=[^\W_])")
 _UTF8_CONTINUATION: Final = range(0x80, 0xC0)
@@ -39,7 +39,7 @@ class PieceTokenizer(Protocol):
     def tokenize_piece(self, text: str, *, is_continuation: bool) -> list[int]:
         """Return the tokens of a text without special tokens.
 
-        With `is_continuation`, the text is not the beginning of a text, so no space is put before it.
+        With `is_continuation`, the text continues another text, so no space is put before it.
         """
 
     def token_to_piece(self, token: int) -> bytes:
@@ -64,7 +64,7 @@ class _Join(NamedTuple):
 
 
 def iterate_windows(tokenizer: PieceTokenizer, text: str) -> Iterator[list[int]]:
-    """Tokenise a text without special tokens; yield the tokens in parts, one window after the other."""
+    """Tokenise a text without special tokens; yield the tokens of one window after another."""
     windows = _Windows(tokenizer, text)
     start, size = 0, tokenizer.window_chars
     end, tokens = windows.read(start, size)
@@ -117,7 +117,7 @@ class _Windows:
         return end, self._tokenizer.tokenize_piece(self._text[start:end], is_continuation=start > 0)
 
     def _align_end(self, end: int) -> int:
-        """Return the last window end, up to `end`, that leaves a multiple of three digits of a run for the next window.
+        """Return the last possible window end up to `end`: within a run of digits, a multiple of three must follow it.
 
         Some pre-tokenizers group digits from the end of a run, and the groups in the window must be those of the run.
         """
@@ -151,7 +151,7 @@ class _Windows:
     def _list_boundaries(self, window: str, tokens: list[int], max_chars: int) -> list[_Boundary]:
         """Return the token boundaries that are character boundaries in the last `max_chars` of a window, last first.
 
-        The list has the first boundary before those characters, too.
+        Also includes the closest such boundary before these characters.
         """
         data = window.encode()
         n_bytes, n_chars, boundaries = len(data), len(window), []
@@ -174,7 +174,7 @@ def _is_word_end(text: str, position: int) -> bool:
 
 
 def _is_between_digit_groups(window: str, position: int) -> bool:
-    """Return whether a cut leaves the groups of three digits unchanged that many pre-tokenizers make of a run."""
+    """Return whether a cut preserves the groups of three digits into which many pre-tokenizers divide a number."""
     if not _is_digit(window[position]):
         return True
     start = next((i for i in range(position, 0, -1) if not _is_digit(window[i - 1])), 0)

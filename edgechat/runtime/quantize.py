@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # without a lock, which the end of the interpreter would wait for
+    os.read(0, 1)  # takes no lock for which the exit of the interpreter would wait
     os._exit(1)
 
 

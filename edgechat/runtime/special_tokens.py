@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-# Characters that llama.cpp removes beside tokens with the attributes LSTRIP and RSTRIP (isspace of the C library).
+# Characters that llama.cpp removes next to tokens with the attributes LSTRIP and RSTRIP (isspace of the C library).
 _SPACES: Final = " \t\n\v\f\r"
 _SPACE_RUN: Final = re.compile(rf"[{_SPACES}]+")
 # Maximum number of characters that two overlapping tokens are expected to share.
@@ -98,9 +98,9 @@ def _strip_tokens(tokens: Collection[SpecialToken]) -> bool:
 
 
 def compile_pattern(texts: Collection[str]) -> re.Pattern[str]:
-    """Compile a pattern that matches the longest of `texts` at a position, in a time that their number hardly affects.
+    """Compile a pattern that matches the longest of `texts`, in a time that is almost independent of their number.
 
-    The pattern of no texts matches nothing.
+    The pattern for an empty collection matches nothing.
     """
     try:
         return re.compile(_format_trie(_make_trie(texts)) if texts else "(?!)")

@@ -13,7 +13,7 @@ MAX_MATCH_TOKENS: Final = 64
 
 
 class SuffixIndex:
-    """Owner of an edgechat_suffix_index over a text of tokens, which `close` or garbage collection frees.
+    """Owner of an edgechat_suffix_index over a token sequence, which `close` or garbage collection frees.
 
     Not thread-safe. Implements `edgechat.speculation.drafter.TokenIndex`.
     """
@@ -41,7 +41,7 @@ class SuffixIndex:
         return int(self._library.edgechat_suffix_index_bytes(self._pointer))
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; a negative token separates two texts. Raises MemoryError."""
+        """Append tokens to the indexed text; a negative token separates two texts. Raises MemoryError."""
         if self._library.edgechat_suffix_index_append(self._pointer, _make_int32_array(tokens), len(tokens)) < 0:
             raise MemoryError
 

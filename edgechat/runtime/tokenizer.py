@@ -34,20 +34,20 @@ _N_BYTES: Final = 256
 _ESCAPED_SPACE: Final = "\u2581"
 
 STACK_BYTES: Final = 1024 * MAX_WINDOW_CHARS
-"""Stack of the thread that tokenises, of which only the used part takes memory. `std::regex` of libstdc++ needs 320
-bytes for each character that a pattern matches (all pre-tokenizers, x86-64), a third of what the longest window has."""
+"""Stack size of the thread that tokenises; only the used part takes memory. `std::regex` of libstdc++ needs 320 bytes
+for each character that a pattern matches (all pre-tokenizers, x86-64): a third of this size for the longest window."""
 # Texts of up to this number of characters are tokenised on the calling thread: they need at most 0.2 MB of its stack.
 _MAX_DIRECT_CHARS: Final = 512
-# Texts whose tokens are cached: roles and separators between the control tokens of a chat template.
+# Maximum length and number of cached texts: roles and separators between the control tokens of a chat template.
 _MAX_CACHED_CHARS: Final = 64
 _N_CACHED_TEXTS: Final = 1024
-# Number of recent texts, with their tokens, that are kept for runs.
+# Number of recent texts whose tokens are kept, for runs of equal texts.
 _N_RECENT_TEXTS: Final = 4
 # Pre-tokenizers whose time grows with the square of the length of a window in some texts (digits, spaces).
 _QUADRATIC_PRE_TOKENIZERS: Final = ("deepseek-llm", "superbpe")
 _SMALL_WINDOW_CHARS: Final = 1024
-# Control character before a text that continues another: SentencePiece puts a space before it, and its byte token never
-# merges with the characters after it.
+# Control character before a text that continues another. SentencePiece puts a space before this character, whose byte
+# token never merges with the characters after it.
 _CONTINUATION: Final = "\x01"
 
 
@@ -166,9 +166,8 @@ class Tokenizer:
 
         The tokens are those that llama.cpp returns for the whole text. `add_special` adds the tokens that mark the
         start and the end of a text, if the model uses such tokens; with `is_prompt`, only the start is marked, because
-        the model continues the text. With `parse_special`, the text of a control token
-        becomes that token, unless the text contains the character `guard`, which is removed. Raises EngineError if
-        llama.cpp fails.
+        the model continues the text. With `parse_special`, the text of a control token becomes that token, unless the
+        text contains the character `guard`, which is removed. Raises EngineError if llama.cpp fails.
         """
         text = text.encode("utf-8", "replace").decode()
         starts, ends = self._affixes if add_special else ([], [])
@@ -198,7 +197,7 @@ class Tokenizer:
     def tokenize_piece(self, text: str, *, is_continuation: bool) -> list[int]:
         """Return the tokens of a text without special tokens, from one call of llama.cpp. Raises EngineError.
 
-        With `is_continuation`, the text is not the beginning of a text, so no space is put before it.
+        With `is_continuation`, the text continues another text, so no space is put before it.
         """
         if is_continuation and self._adds_space:
             return self._run(_CONTINUATION + text)[self._n_continuation_tokens :]
@@ -246,9 +245,10 @@ class Tokenizer:
 
     @cached_property
     def _single_characters(self) -> set[str] | None:
-        """Characters with a token; None if any character has tokens.
+        """Characters that the vocabulary has a token for; None if it can represent every character.
 
-        llama.cpp would end the process at a character without tokens in a SentencePiece vocabulary without byte tokens.
+        llama.cpp would abort its process at a character without tokens in a SentencePiece vocabulary without byte
+        tokens.
         """
         if self._type != _SPM or sum(bool(attributes & _BYTE) for attributes in self._attributes) == _N_BYTES:
             return None

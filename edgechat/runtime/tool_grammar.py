@@ -8,13 +8,13 @@ from typing import Final
 
 import msgspec
 
-# Number of characters at the end of the output in which triggers are searched. The longest triggers of llama.cpp's
-# formats have some 100 characters.
+# Number of characters at the end of the output that are searched for triggers. The longest triggers of llama.cpp's
+# formats have about 100 characters.
 _MAX_TRIGGER_CHARS: Final = 512
 
 MAX_GBNF_CHARS: Final = 1 << 21
-"""Maximum characters in a grammar before its conversion, which takes 4 s for the longest ones and removes most of the
-automata."""
+"""Maximum number of characters in a grammar before its conversion. The conversion takes 4 s for the longest grammars,
+and removes most of the automata."""
 
 
 class Trigger(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Trigger(msgspec.Struct, frozen=True):
 
 
 class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
-    """Grammar of a model family's tool calls, in GBNF, and when it begins to apply."""
+    """Grammar of a model family's tool calls in GBNF, with the triggers that activate it."""
 
     gbnf: str
     delimiters: dict[str, list[str]] = {}
@@ -35,7 +35,7 @@ class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
     """Texts that activate the grammar, which then applies from the beginning of the text. Without triggers, the output
     must be a tool call: the grammar applies to the whole output, or to the output after the reasoning."""
     call_starts: list[str] = []
-    """Texts of which each call begins with one, if there are no triggers; empty if they are unknown."""
+    """Texts with which a call can begin, for a grammar without triggers; empty if they are unknown."""
     allow_parallel: bool = True
     """Whether an output may have several calls. Some of the grammars of llama.cpp always allow them."""
     prompt_end: str = ""
@@ -45,15 +45,15 @@ class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
     """Tags of the reasoning, in which triggers are ignored; empty if `gbnf` describes the reasoning too. A trigger that
     begins with an end tag also ends the reasoning."""
     content_rule: str = ""
-    """Rule in llguidance's variant of Lark for outputs without a call; "" if each output must be a call. Only without
-    triggers."""
+    """Rule in llguidance's variant of Lark for outputs without a call; "" if each output must be a call. Used only
+    without triggers."""
 
 
 class TriggerDetector:
     """Finds the beginning of a tool call in a growing output. Ignores reasoning."""
 
     def __init__(self, grammar: ToolGrammar) -> None:
-        """`is_thinking` is True if the end of the prompt has an open start tag of the reasoning."""
+        """Search an output. Sets `is_thinking` to True if the prompt ends within the reasoning, after its start tag."""
         self._grammar = grammar
         self._patterns = [(re.compile(t.value), t.value.startswith("^")) for t in grammar.triggers if t.is_pattern]
         self._words = [t.value for t in grammar.triggers if not t.is_pattern]

@@ -36,7 +36,7 @@ def convert_tool_grammar(grammar: ToolGrammar) -> str:
 def start_tool_grammar(
     model: Model, compiled: Grammar, grammar: ToolGrammar, text_tokens: Sequence[str]
 ) -> Grammar | TriggeredGrammar:
-    """Return the state of a new output. `compiled` is the result of `convert_tool_grammar`, compiled.
+    """Return the state of a new output. `compiled` is the compiled result of `convert_tool_grammar`.
 
     The control tokens in `text_tokens` are treated as ordinary text. Raises GrammarError if the state becomes too
     complex.
@@ -72,10 +72,10 @@ def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:
 
 
 class TriggeredGrammar:
-    """State of one output: free text until a tool call begins, then what a grammar allows.
+    """State of one output: free text until a tool call begins, then only text that a grammar allows.
 
-    If the model has written more than the beginning of a call in the token that completes a trigger, and the grammar
-    does not allow it, the output stays free.
+    The token that completes a trigger may contain more than the beginning of a call. If the grammar does not allow the
+    additional text, the output stays free.
     """
 
     def __init__(self, model: Model, compiled: Grammar, grammar: ToolGrammar, text_tokens: Sequence[str]) -> None:

@@ -32,15 +32,15 @@ _QUICK_TYPE: Final = "Q4_0"
 _MAX_ENTRIES: Final = 20
 # Maximum size of the cache file. Twenty benchmarks take about 60 kB.
 _MAX_FILE_BYTES: Final = 1 << 20
-# Age from which the speeds are measured again: drivers, kernels and cooling change.
+# Age from which the speeds are measured again, because drivers, kernels and cooling change.
 _MAX_AGE_S: Final = 30 * 86400.0
-# Maximum number of runs of a benchmark that other programs disturb: of the quick one (a second) and the whole one.
+# Maximum number of runs if other programs disturb the benchmark: quick benchmark (1 s) and full benchmark.
 _MAX_QUICK_RUNS: Final = 3
 _MAX_FULL_RUNS: Final = 2
 
-# Number of tensor types that a whole benchmark measures (native/src/speeds.cpp); used only to compute the progress.
+# Number of tensor types that a full benchmark measures (native/src/speeds.cpp); used only to compute the progress.
 _N_TYPES: Final = 21
-# First field of the line that says why the rates are too low.
+# First field of the output line that reports why the rates are too low.
 _DISTURBED: Final = "disturbed"
 
 _Rates = dict[tuple[str, str, int], float]
@@ -74,7 +74,7 @@ def needs_measurement(speeds: KernelSpeeds | None) -> bool:
 
 
 def load_speeds(bundle: Bundle, *modules: BackendModule) -> KernelSpeeds | None:
-    """Return the cached benchmark of the first of `modules` that has one for this machine; None if none has."""
+    """Return the cached benchmark of the first of `modules` with one for this machine; None if no module has one."""
     speeds_by_key = _read_cache()
     if not speeds_by_key:  # saves the time of `read_cpu` if nothing is cached
         return None
@@ -196,8 +196,9 @@ def _run_undisturbed(
 ) -> _Run | None:
     """Run a benchmark until it is undisturbed, and return its rates.
 
-    `on_types` receives the index of the run, from 0, and the number of tensor types that it has measured so far.
-    After some disturbed runs, or a failed run, return the fastest rates of the disturbed runs; None if there are none.
+    `on_types` receives the index of the run, from 0, and the number of tensor types that it has measured so far. After
+    the maximum number of disturbed runs, or after a failed run, return the fastest rates of the disturbed runs; None if
+    there are none.
     """
     fastest_rates: _Rates = {}
     for run_index in range(_MAX_QUICK_RUNS if quick else _MAX_FULL_RUNS):

@@ -1,7 +1,7 @@
 """Saved speeds of recent replies, by model file, backend on this machine, and number of threads.
 
-Where they disagree with the kernel benchmark, they replace its predictions (planner/observed_speed.py), and the
-benchmark is run again.
+Speeds that disagree with the kernel benchmark replace its predictions (planner/observed_speed.py), and the benchmark is
+run again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from edgechat.runtime.backends.bundle import Bundle
 
 _VERSION: Final = 1
 _MAX_ENTRIES: Final = 200
-# Number of replies that are saved for each entry. A correction lasts over this number of replies at most, if they
-# neither disagree with the prediction nor agree with it.
+# Number of replies that are saved for each entry. A correction lasts for at most this number of replies if they neither
+# confirm nor contradict the prediction.
 _MAX_REPLIES: Final = 15
 # Maximum size of the file. Two hundred full entries take about 250 kB.
 _MAX_FILE_BYTES: Final = 1 << 20
-# Age from which a reply does not count: drivers, kernels and cooling change.
+# Age from which a reply is ignored, because drivers, kernels and cooling change.
 _MAX_AGE_S: Final = 30 * 86400.0
-# Minimum time between two runs of the kernel benchmark that replies have caused.
+# Minimum time between two runs of the kernel benchmark that were triggered by replies.
 _REMEASUREMENT_INTERVAL_S: Final = 86400.0
 
 Work = Literal["decode", "prefill"]
@@ -44,22 +44,22 @@ class _Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Content(msgspec.Struct, kw_only=True):
-    """Content of the file."""
+    """Content of the file with the observed speeds."""
 
     version: int = 0
     remeasured_at: _Time = 0.0
-    """Time of the last run of the kernel benchmark that replies have caused, in seconds since 1970."""
+    """Time of the last kernel benchmark run that was triggered by replies, in seconds since 1970."""
     replies: dict[str, list[_Reply]] = {}
-    """Recent replies by key, oldest first; the entry that changed last is the last one."""
+    """Recent replies by key, oldest reply first. The key that changed last is the last key."""
 
 
 class ObservedSpeeds:
-    """Content of the file for one backend, for many look-ups."""
+    """Saved speeds of replies with one backend. The file is read once for many look-ups."""
 
     def __init__(self, bundle: Bundle, backend: str) -> None:
         """Read the file. `backend` is the name of a module of `bundle`."""
         self._replies = _read().replies
-        # The key takes some milliseconds, because it contains the processor and the size of the module.
+        # Computing the key takes a few milliseconds, because it contains the processor and the size of the module.
         self._backend_key = make_backend_key(bundle, backend) if self._replies else ""
 
     def find(self, model_path: str, n_threads: int, n_threads_batch: int) -> ObservedSpeed:
@@ -98,12 +98,12 @@ def record(
 
 
 def may_remeasure() -> bool:
-    """Return whether replies may cause a run of the kernel benchmark now: at most once a day."""
+    """Return whether replies may trigger a run of the kernel benchmark now, which they may do once a day."""
     return not 0 <= time.time() - _read().remeasured_at < _REMEASUREMENT_INTERVAL_S
 
 
 def record_remeasurement() -> None:
-    """Save that replies cause a run of the kernel benchmark now."""
+    """Save the current time as the time of a kernel benchmark run that was triggered by replies."""
     content = _read()
     content.remeasured_at = time.time()
     _save(content)

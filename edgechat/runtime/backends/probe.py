@@ -33,10 +33,10 @@ OnProgress = Callable[[str], None]
 # times slower.
 STALL_TIMEOUT_S: Final = 5.0
 TOTAL_TIMEOUT_S: Final = 60.0
-# Factor by which the limits are longer while other programs compute, and interval at which that is measured.
+# Factor by which the limits are longer while other programs compute, and interval at which their load is measured.
 _BUSY_FACTOR: Final = 6
 _CHECK_INTERVAL_S: Final = 0.25
-# A silent child that uses less than this fraction of a core is blocked, and not starved by other programs.
+# A silent child that uses less than this fraction of a core is blocked rather than starved by other programs.
 _BLOCKED_CPU_FRACTION: Final = 0.02
 # The self-test uses two threads if the machine has them, because some kernels set up state per thread (AMX tiles), and
 # a test with one thread would miss errors in that state. On one core, two threads wait for each other at every
@@ -63,9 +63,9 @@ def choose_module(
     """Return the fastest CPU module that works on this machine with the model at `model_path`, and its verdict.
 
     Modules without a cached verdict are tested, which takes about a second for each; `on_progress` is called before
-    each test. If the engine has crashed on every module with this model, the model is to blame, and the result is the
-    fastest module that passes its self-test. Raises RuntimeLoadError, with the reason for each module, if no module
-    works.
+    each test. If the engine has crashed on every module with this model, the model is assumed to be the cause, and the
+    result is the fastest module that passes its self-test. Raises RuntimeLoadError, with the reason for each module, if
+    no module works.
     """
     bundle.check_libraries()
     reasons, is_distrusted = [], False
@@ -174,12 +174,12 @@ class _SelftestReport:
 
 
 class ChildResult(msgspec.Struct, frozen=True):
-    """End of a child process."""
+    """Result of running a child process."""
 
     was_killed: bool
     exit_code: int
     was_disturbed: bool = False
-    """True if the child was killed although other programs, or a stop, may have caused its delay."""
+    """True if the child was killed although other programs, or a stop signal, may have delayed it."""
 
 
 def run_child(
@@ -207,11 +207,11 @@ def run_child(
 
 
 class _ProgressDeadline:
-    """Deadline for the next line of a child process, and for its end.
+    """Deadlines for the next output line of a child process, and for its end.
 
     The time for the next line does not include pauses of this process or of the machine. While other programs compute,
-    it is the CPU time of the child, unless the child is blocked and needs no CPU time. A child that is starved by other
-    programs, or stopped by a signal, has six times as long.
+    only CPU time of the child counts, unless the child is blocked and needs no CPU time. A child that is starved by
+    other programs, or stopped by a signal, has six times as long.
     """
 
     def __init__(self, pid: int, n_threads: int, timeout_s: float) -> None:
@@ -255,7 +255,7 @@ class _ProgressDeadline:
         return max(progress_s, starved_s / _BUSY_FACTOR) >= STALL_TIMEOUT_S or now >= timeout_s
 
     def _measure_silence(self, now: float) -> tuple[float, float]:
-        """Return for how long the child could have made progress since its last line, and how long it was silent."""
+        """Return how long the child could have made progress since its last line, and how long it was silent."""
         silent_s = now - self._line_s
         active_s = silent_s - self._stopped_s
         cpu_s = self._cpu_s - self._line_cpu_s
@@ -315,8 +315,8 @@ def _interpret_report(
 
 
 def _interpret_timeout(report: _SelftestReport, *, was_disturbed: bool) -> tuple[_SelftestStatus, str]:
-    # A time limit that was reached beside other programs says nothing about the module, so the module is tested again
-    # at the next start.
+    # A time limit that was reached while other programs were busy says nothing about the module, so the module is
+    # tested again at the next start.
     if was_disturbed:
         return "untested", f"its self-test was too slow beside other programs, at step: {report.stage}"
     return "hung", f"made no progress for {STALL_TIMEOUT_S:g} s at step: {report.stage}"

@@ -106,7 +106,7 @@ class _VerdictFile(msgspec.Struct):
 def compute_verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "") -> str:
     """Return the cache key of a verdict; `driver` is the GPU driver's version, or "" for a CPU module.
 
-    A test with one thread says less than one with two, so its verdict has another key.
+    Verdicts of tests with one thread and with two threads have different keys, because one thread finds fewer errors.
     """
     parts = (
         *(("1 thread",) if count_usable_threads() == 1 else ()),
