@@ -22,15 +22,29 @@ AUTO: Final = "auto"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampler settings. The defaults are those of llama.cpp, with all penalties off.
+    """Sampler settings. The names and defaults are those of llama.cpp, with all penalties off.
 
     temperature: Randomness of the reply; 0 always takes the most likely token.
     top_k: Number of most likely tokens to sample from; 0 for all tokens.
     top_p: Total probability of the most likely tokens to sample from; 1 for all tokens.
     min_p: Minimum probability of a token, as a fraction of the highest probability; 0 for no minimum.
+    typical_p: Total probability of the tokens whose probability is closest to the expected one; 1 for all tokens.
+    top_n_sigma: Maximum distance of a token from the best logit, in standard deviations of all logits; -1 for no limit.
+    xtc_probability: Probability with which XTC removes the most likely tokens of a step; 0 turns XTC off.
+    xtc_threshold: Minimum probability of the tokens that XTC removes; the least likely of them stays.
+    dynatemp_range: Dynamic temperature: how far the temperature changes with the entropy of the logits; 0 for a fixed
+        temperature.
+    dynatemp_exponent: Dynamic temperature: exponent of the entropy.
+    mirostat: Mirostat version 1 or 2 in place of top-k, top-p, min-p and the other limits; 0 for none.
+    mirostat_tau: Mirostat: target surprise of a token, in bits.
+    mirostat_eta: Mirostat: learning rate.
     repeat_penalty: Penalty factor for tokens that occur in the last 64 tokens; 1 for no penalty.
     presence_penalty: Penalty for tokens that occur in the last 64 tokens; 0 for no penalty.
     frequency_penalty: Penalty for each occurrence of a token in the last 64 tokens; 0 for no penalty.
+    dry_multiplier: Strength of DRY, a penalty for tokens that continue a repetition of earlier text; 0 turns DRY off.
+    dry_base: DRY: factor by which the penalty grows with each repeated token.
+    dry_allowed_length: DRY: longest repetition without a penalty, in tokens.
+    dry_penalty_last_n: DRY: number of recent tokens that are searched for repetitions; -1 for all, 0 turns DRY off.
     seed: Random seed of the sampler; unset: a new seed for each reply.
     """
 
@@ -38,9 +52,22 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
     seed: int | None = None
 
 
@@ -106,7 +133,12 @@ class Settings(Sampling, frozen=True, kw_only=True):
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24),
     "temperature": (0.0, 10.0), "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0), "top_n_sigma": (-1.0, 100.0), "xtc_probability": (0.0, 1.0), "xtc_threshold": (0.0, 1.0),
+    "dynatemp_range": (0.0, 10.0), "dynatemp_exponent": (0.0, 10.0),
+    "mirostat": (0, 2), "mirostat_tau": (0.0, 100.0), "mirostat_eta": (0.0, 1.0),
     "repeat_penalty": (0.1, 10.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+    "dry_multiplier": (0.0, 100.0), "dry_base": (1.0, 10.0), "dry_allowed_length": (0, 1 << 16),
+    "dry_penalty_last_n": (-1, 1 << 16),
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip
 _TYPE_NAMES: Final[dict[Any, str]] = {

@@ -12,7 +12,7 @@ import msgspec
 from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokenLogprobs, TokensGenerated
 from edgechat.engine.stop_strings import StopStringFilter
 from edgechat.runtime.context import Context
-from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
+from edgechat.runtime.sampler import Sampler, count_penalty_tokens
 
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
@@ -63,7 +63,7 @@ class OutputSequence:
         if sampling.seed is not None:
             sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + index) % (1 << 32))
         self._sampler = Sampler(context.model, sampling, params.logit_bias, grammar)
-        for token in prompt[-PENALTY_LAST_N:]:
+        for token in prompt[-count_penalty_tokens(sampling) :]:
             self._sampler.accept(token)
         control_tokens = context.model.control_tokens
         self._visible_tokens = {

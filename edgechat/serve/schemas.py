@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Count = int
     TopLogprobs = int
     Flag = bool
+    MirostatVersion = int
+    PenaltyTokens = int
 else:
     # Some clients write integers with a fraction, such as 100.0, which `GenerationParams` converts. Some clients write
     # booleans as 0 and 1.
@@ -36,6 +38,8 @@ else:
     Limit = _make_bounded_type(-1, _MAX_INT)
     Count = _make_bounded_type(1, 1 << 24)
     TopLogprobs = _make_bounded_type(0, MAX_TOP_LOGPROBS)
+    MirostatVersion = _make_bounded_type(0, 2)
+    PenaltyTokens = _make_bounded_type(-1, 1 << 16)
     Flag = bool | Annotated[int, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
@@ -165,6 +169,7 @@ class StreamOptions(Struct, frozen=True):
 
 _INTEGER_FIELDS: Final = (
     "max_tokens", "max_completion_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs", "best_of",
+    "mirostat", "dry_allowed_length", "dry_penalty_last_n",
 )  # fmt: skip
 
 
@@ -178,9 +183,23 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     top_p: Probability | None = None
     top_k: Limit | None = None
     min_p: Probability | None = None
+    typical_p: Probability | None = None
+    top_n_sigma: Annotated[float, Meta(ge=-1.0, le=100.0)] | None = None
+    xtc_probability: Probability | None = None
+    xtc_threshold: Probability | None = None
+    dynatemp_range: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
+    dynatemp_exponent: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
+    mirostat: MirostatVersion | None = None
+    mirostat_tau: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
+    mirostat_eta: Probability | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    dry_multiplier: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
+    dry_base: Annotated[float, Meta(ge=1.0, le=10.0)] | None = None
+    dry_allowed_length: PenaltyTokens | None = None
+    dry_penalty_last_n: PenaltyTokens | None = None
+    """Number of recent tokens that are searched for repetitions; -1 for all."""
     seed: Integer | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Count | None = None

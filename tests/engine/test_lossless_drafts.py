@@ -101,6 +101,9 @@ def generate(
 SAMPLINGS = st.builds(
     Sampling, temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]), top_k=st.sampled_from([0, 1, 3, 40]),
     top_p=st.sampled_from([0.5, 0.95, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.3]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.7]), top_n_sigma=st.sampled_from([-1.0, -1.0, 1.5]),
+    xtc_probability=st.sampled_from([0.0, 0.0, 0.5]), dynatemp_range=st.sampled_from([0.0, 0.0, 0.3]),
+    mirostat=st.sampled_from([0, 0, 0, 1, 2]), mirostat_tau=st.sampled_from([1.0, 5.0]),
     repeat_penalty=st.sampled_from([1.0, 1.1, 1.5]), seed=st.integers(0, 1 << 31),
 )  # fmt: skip
 SCRIPTS = st.lists(st.lists(st.one_of(st.just(-1), st.integers(0, N_VOCAB - 1)), max_size=12), max_size=40)

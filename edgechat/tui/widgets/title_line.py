@@ -21,6 +21,8 @@ _NEW_TITLE: Final = "New conversation"
 # Settings of a conversation that the line shows if they differ from the settings file, with their labels.
 _SHOWN_SETTINGS: Final = {
     "temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p",
+    "typical_p": "typical-p", "top_n_sigma": "top-n-sigma", "xtc_probability": "XTC", "dynatemp_range": "dynatemp",
+    "mirostat": "mirostat", "dry_multiplier": "DRY",
     "repeat_penalty": "repeat penalty", "presence_penalty": "presence penalty",
     "frequency_penalty": "frequency penalty", "seed": "seed", "max_tokens": "max tokens",
     "reasoning": "reasoning",
