@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler, count_penalty_tokens
 from tests.models import open_context, write_tiny_llama
 
-ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+ALL_TOKENS: dict[str, float] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def set_logits(context: Context, logits: dict[int, float]) -> None:
         array[token] = logit
 
 
-def count_choices(context: Context, params: dict[str, object], logits: dict[int, float], n: int = 300) -> Counter[int]:
+def count_choices(
+    context: Context, params: Mapping[str, float], logits: dict[int, float], n: int = 300
+) -> Counter[int]:
     set_logits(context, logits)
     return Counter(Sampler(context.model, Sampling(**ALL_TOKENS, seed=s, **params)).sample(context) for s in range(n))  # type: ignore[arg-type]
 
@@ -83,7 +86,7 @@ def test_dry_prevents_the_continuation_of_a_repetition(context: Context) -> None
     text = [300, 301, 302, 303, 304, 300, 301, 302, 303]
     params = {"temperature": 0.0, "dry_multiplier": 5.0}
 
-    def choose(values: dict[str, object], tokens: list[int]) -> int:
+    def choose(values: Mapping[str, float], tokens: list[int]) -> int:
         sampler = Sampler(context.model, Sampling(**values))  # type: ignore[arg-type]
         for token in tokens:
             sampler.accept(token)
