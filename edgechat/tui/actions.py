@@ -41,7 +41,7 @@ class Actions:
     def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
         """Call `action(argument)`; if it raises an EdgechatError, show the error.
 
-        `line` is the typed command, which returns to the input then; "" if none was typed.
+        `line` is the typed command, which is restored in the input after an error; "" if no command was typed.
         """
         try:
             action(argument)
@@ -53,8 +53,8 @@ class Actions:
     def run(self, name: str, argument: str = "", line: str = "") -> None:
         """Run a slash command, or open the list or screen that belongs to it.
 
-        `line` is the command as the user typed it, if so. A command that fails returns to the input if that is empty,
-        to be corrected.
+        `line` is the command as the user typed it; "" if it was not typed. If the command fails and the input is empty,
+        the command is restored in the input for correction.
         """
         line = line or (f"/{name} {argument}" if argument else "")
         command = commands.COMMANDS_BY_NAME[name]
@@ -104,14 +104,14 @@ class Actions:
     def use_model(self, name: str, line: str = "") -> None:
         """Load another model for the next replies, and stop the reply that is being generated.
 
-        `line` is the typed command, which returns to the input if the load fails.
+        `line` is the typed command, which is restored in the input if the load fails.
         """
         if self._pane.is_generating:
             self._worker.stop()
         self._worker.load_model(name, line)
 
     def choose(self, choice: PaletteChoice) -> None:
-        """Run or open an entry of the command palette; type a command that needs an argument into the input."""
+        """Run or open an entry of the command palette; only type a command that needs an argument into the input."""
         entry = choice.entry
         if entry.kind == "conversation":
             self.go_to(commands.Destination(entry.id))
@@ -229,16 +229,16 @@ class Actions:
             self._worker.generate(lambda session: session.continue_reply(message_id))
 
     def _confirm_reply(self, action: str, entry: MessageEntry, effect: str) -> bool:
-        """Return whether a reply may be generated: there is none yet, or the key was pressed twice."""
+        """Return whether to generate a reply: the message has no reply yet, or the user pressed the key twice."""
         self._refuse_while_busy()
         messages = self._pane.messages
         has_reply = entry.kind == "assistant" or entry is not messages[-1]
         return not has_reply or self._confirm(action, entry, effect)
 
     def _confirm(self, action: str, entry: MessageEntry, effect: str, key_name: str = "") -> bool:
-        """Return whether the key of `action` was pressed twice; at first, ask the user to press it again.
+        """Return whether the user pressed the key of `action` twice; after the first time, ask for the second.
 
-        `key_name` is the binding `message.KEY_NAME` of the key; "" if it is called like the action.
+        `message.KEY_NAME` is the ID of the key's binding; an empty `key_name` stands for the name of the action.
         """
         footer = self._pane.footer
         if self._confirmation.confirm(f"{action} {entry.message.id}", footer.n_keys):
@@ -273,7 +273,7 @@ class Actions:
             self._delete(message_id)
 
     def delete_pair(self, entry: MessageEntry | None) -> None:
-        """Delete the user message of `entry` and all messages below it, after the same confirmation as one message."""
+        """Delete the user message of `entry` and all messages below it, after the confirmation of `delete_message`."""
         messages = self._pane.messages
         above = messages[: messages.index(entry) + 1] if entry is not None else []
         user_entry = next((e for e in reversed(above) if e.kind == "user"), None)
@@ -304,7 +304,7 @@ class Actions:
             self._pane.screen.post_message(CopyRequested(entry.text, "Message"))
 
     def copy_code(self, entry: MessageEntry | None) -> None:
-        """Copy a code block of a message; among several, the user chooses by number. Raises UsageError."""
+        """Copy a code block of a message; if there are several, the user chooses one by number. Raises UsageError."""
 
         def copy(block: MarkdownBlock) -> None:
             self._pane.screen.post_message(CopyRequested(block.source, f"Code block {block.code_number}"))

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edgechat.tui.driver import TerminalLost
 
 
-# Python's default is 5 ms, for which each key can wait several times while other threads load modules or save replies.
+# Time after which a thread releases Python's interpreter lock. With the default of 5 ms, a key press can wait several
+# times as long while other threads load modules or save replies.
 _SWITCH_INTERVAL_S: Final = 0.0005
 
 
@@ -61,7 +62,7 @@ class ChatApp(ThemedApp):
     .ascii PromptInput, .ascii PromptInput:focus, .ascii ModalScreen > * { border: ascii $border; }
     .ascii Static, .ascii Sidebar { border: none; }
     """
-    ENABLE_COMMAND_PALETTE = False  # Textual's own palette; `action_command_palette` opens ours
+    ENABLE_COMMAND_PALETTE = False  # disables Textual's palette; `action_command_palette` opens edgechat's
     NOTIFICATION_TIMEOUT = 3
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
@@ -313,7 +314,7 @@ class ChatApp(ThemedApp):
         copying.copy(self, message.text, message.label, saves_file=self.worker.writes_files)
 
     def on_text_selected(self) -> None:
-        """Copy what was selected with the mouse, if the setting `copy_on_select` is on."""
+        """Copy the text that was selected with the mouse, if the setting `copy_on_select` is on."""
         text = self.screen.get_selected_text() if self.settings.copy_on_select else None
         if text:
             self.on_copy_requested(CopyRequested(text, "Selection"))

@@ -22,25 +22,25 @@ Terminals ignore sequences longer than about 100 kB; base64 turns 50,000 ASCII c
 _SCREEN_CHUNK_CHARS: Final = 700
 CLIPBOARD: Final = "the clipboard"
 TMUX: Final = "tmux"
-# Width of a notice in the footer of a terminal of 80 columns.
+# Maximum length of a notification, so that it fits into the footer of a terminal with 80 columns.
 _MAX_SUMMARY_CHARS: Final = 76
 _TIMEOUT_S: Final = 2.0
-"""Time that a program may take; `xclip` waits for an X server that does not answer."""
+"""Maximum run time of a program; `xclip` waits forever for an X server that does not answer."""
 
 
 class ClipboardProgram(NamedTuple):
-    """Program that reads a text from standard input and keeps it in a clipboard."""
+    """Program that copies the text of its standard input to a clipboard."""
 
     command: tuple[str, ...]
     destination: str
-    """What the text is copied to, for the notification."""
+    """Name of the clipboard in the notification."""
     encoding: str = "utf-8"
 
 
 def list_programs(
     environment: Mapping[str, str] = os.environ, which: Callable[[str], object] = shutil.which
 ) -> list[ClipboardProgram]:
-    """Return the programs that reach a clipboard from here. Over ssh, a desktop here is not that of the user."""
+    """Return the installed clipboard programs. Over ssh, programs for a desktop are omitted: it is not the user's."""
     programs: list[ClipboardProgram] = []
     if environment.get("TMUX"):
         # Since tmux 3.2, -w also sends the text to the clipboard of tmux's terminal.
@@ -64,7 +64,7 @@ def list_programs(
 def run_program(program: ClipboardProgram, text: str) -> bool:
     """Copy `text` with a program; return whether it succeeded."""
     try:
-        # A program may keep running behind to serve the clipboard, so its output must not be a pipe that is read.
+        # A program may stay in the background to serve the clipboard; reading its output would wait for its end.
         result = subprocess.run(
             program.command, input=text.encode(program.encoding, "replace"), timeout=_TIMEOUT_S, check=False,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -75,17 +75,17 @@ def run_program(program: ClipboardProgram, text: str) -> bool:
 
 
 def run_programs(text: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Copy `text` with all programs that are there, and return what it was copied to. This can take seconds."""
+    """Copy `text` with all installed programs; return the names of the clipboards. This can take seconds."""
     return [program.destination for program in list_programs(environment) if run_program(program, text)]
 
 
 def make_osc52_sequence(text: str, environment: Mapping[str, str] = os.environ, *, is_in_tmux: bool = False) -> str:
     """Return the escape sequences that copy `text` to the terminal's clipboard.
 
-    See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html. GNU screen and tmux pass on a sequence in a
-    wrapper, tmux only with `allow-passthrough`; with `set-clipboard on`, tmux takes the plain sequence itself, which
-    is left out if the text `is_in_tmux` already. Where $TERM says that one of them may run at the other end of ssh, the
-    result contains all forms.
+    See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html. GNU screen and tmux pass a wrapped sequence
+    on to their terminal, tmux only with `allow-passthrough`. With `set-clipboard on`, tmux itself uses the plain
+    sequence, which is omitted if the text `is_in_tmux` already. If $TERM shows that GNU screen or tmux may run at the
+    other end of an ssh connection, the result contains all forms.
     """
     sequence = f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\x07"
     tmux_sequence = f"\x1bPtmux;{sequence.replace(chr(27), chr(27) * 2)}\x1b\\"
@@ -113,10 +113,10 @@ def save_copy(text: str) -> Path | None:
 
 
 def summary(label: str, destinations: Sequence[str], file: Path | None, *, was_sent: bool) -> str:
-    """Return the notification text that is shown after a text was copied: one sentence of at most 76 columns.
+    """Return the notification after a text was copied: one sentence of at most 76 columns.
 
-    `label` names the text, such as "Reply". `destinations` are the clipboards whose program confirmed the copy. The
-    terminal, which never confirms one, was asked to copy it, too, if `was_sent`. `file` also contains it, or is None.
+    `label` names the text, such as "Reply". `destinations` are the clipboards whose program confirmed the copy. If
+    `was_sent`, the text was also sent to the terminal, which never confirms a copy. `file` is a copy on disk, or None.
     """
     name = label.lower()
     if destinations:

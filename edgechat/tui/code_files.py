@@ -34,7 +34,7 @@ def save_code(code: str, language: str, number: int) -> Path:
 
 
 def _find_suffix(language: str) -> str:
-    """Return the usual suffix of files in a language; `.txt` if it is unknown."""
+    """Return the usual file suffix of a language, such as `.py`; `.txt` if the language is unknown."""
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
 

@@ -63,7 +63,7 @@ class Composer:
         self._is_queue_held = bool(self._queue)
 
     def take_back(self, index: int = 0) -> bool:
-        """Move one queued message, -1 being the last, to the input if that is empty; return whether it was moved."""
+        """Move a queued message (-1 for the last) to the input if the input is empty; return whether it was moved."""
         if not -1 <= index < len(self._queue) or not self._queue or self._prompt.text or self.edited_id is not None:
             return False
         self.restore(self._queue.pop(index))
@@ -71,7 +71,7 @@ class Composer:
         return True
 
     def remove_queued(self, index: int) -> None:
-        """Discard a queued message; do nothing if it was sent meanwhile."""
+        """Discard a queued message; do nothing if it has been sent in the meantime."""
         if index < len(self._queue):
             del self._queue[index]
 

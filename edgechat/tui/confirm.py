@@ -29,7 +29,10 @@ class KeyConfirmation:
         self._request: tuple[str, int] | None = None
 
     def confirm(self, item_id: str, n_keys: int) -> bool:
-        """Request an action on an item after `n_keys` key presses; return whether the key before requested it, too."""
+        """Request an action on an item; return whether the previous key press requested it, too.
+
+        `n_keys` is the number of key presses so far.
+        """
         is_confirmed = self._request in {(item_id, n_keys), (item_id, n_keys - 1)}
         self._request = None if is_confirmed else (item_id, n_keys)
         return is_confirmed

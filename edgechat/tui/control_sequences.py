@@ -1,4 +1,4 @@
-"""Control sequences of a terminal: which of them are keys, or reports that Textual uses."""
+"""Find the keys, and the reports that Textual uses, in the control sequences of a terminal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final, NamedTuple
 
 from edgechat.lazy_pattern import LazyPattern
 
-# Sizes above this are nonsense: an 8K monitor has 1920 columns of 4 pixels.
+# Larger sizes are implausible: an 8K monitor has 1920 columns of 4 pixels.
 _MAX_CELLS: Final = 2000
 _MAX_PIXELS: Final = 99_999
 _MAX_KEY_FIELDS: Final = 3
 
 _FIXED_REPORTS: Final = frozenset({"\x1b[I", "\x1b[O"})
-"""Focus gained and focus lost."""
+"""Reports of gained and lost focus."""
 _MODE_REPORT: Final = LazyPattern(r"\x1b\[\?(?:2026|2048);\d\$y")
 _CURSOR: Final = LazyPattern(r"\x1b\[\d{1,5};\d{1,5}R")
 _SIZE: Final = LazyPattern(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
@@ -22,9 +22,9 @@ _BACKGROUND: Final = LazyPattern(
     rb"11;(?:rgb:|rgba:)([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?\xc2?"
 )
 MAX_BACKGROUND_CHARS: Final = 32
-"""Length of the longest answer to OSC 11."""
+"""Maximum length of an answer to OSC 11."""
 BACKGROUND_START: Final = LazyPattern(rb"1(1(;(r(g(b(a?(:[0-9a-fA-F/]*\xc2?)?)?)?)?)?)?)?")
-"""Incomplete answer; `\\xc2` is the first byte of the terminator in UTF-8."""
+"""Incomplete answer to OSC 11; `\\xc2` is the first byte of the terminator in UTF-8."""
 _KEY: Final = LazyPattern(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
 _KEY_RELEASE: Final = "3"
 _SURROGATES: Final = range(0xD800, 0xE000)
@@ -49,7 +49,7 @@ class Background(NamedTuple):
 
 
 def read_background(content: bytes) -> Background | None:
-    """Return the colour in the content of an OSC that answers OSC 11; None if it is no such answer.
+    """Return the background colour in the content of an OSC, if it is an answer to OSC 11; otherwise None.
 
     Each channel has one to four hexadecimal digits, as in `11;rgb:1e1e/1e1e/2e2e`.
     """
@@ -58,16 +58,16 @@ def read_background(content: bytes) -> Background | None:
 
 
 class KeyTables(NamedTuple):
-    """Escape sequences that are keys."""
+    """Functions that recognise the escape sequences of keys."""
 
     is_sequence: Callable[[str], bool]
-    """Return whether a sequence with its ESC is a key."""
+    """Return whether a sequence, which starts with ESC, is a key."""
     is_functional: Callable[[str], bool]
     """Return whether a number and a final letter, such as `3~`, are a key without a character."""
 
 
 def find_tokens(sequence: str, keys: KeyTables) -> list[str]:
-    """Return the keys and reports of one complete control sequence; nothing for an unknown sequence."""
+    """Return the keys and reports in one complete control sequence; an empty list for an unknown sequence."""
     if sequence in _FIXED_REPORTS or _MODE_REPORT.compiled.fullmatch(sequence) or _CURSOR.compiled.fullmatch(sequence):
         return [sequence]
     if size := _SIZE.compiled.fullmatch(sequence):
@@ -78,7 +78,7 @@ def find_tokens(sequence: str, keys: KeyTables) -> list[str]:
 
 
 def _find_size_report(rows: int, columns: int, pixel_height: int, pixel_width: int) -> list[str]:
-    """Return a report of the terminal's size, unless a number in it is nonsense."""
+    """Return a list with the report of the terminal's size; an empty list if a number of cells is implausible."""
     if not (0 < rows <= _MAX_CELLS and 0 < columns <= _MAX_CELLS):
         return []
     if not (0 < pixel_height <= _MAX_PIXELS and 0 < pixel_width <= _MAX_PIXELS):
@@ -87,9 +87,9 @@ def _find_size_report(rows: int, columns: int, pixel_height: int, pixel_width: i
 
 
 def _find_keys(sequence: str, parameters: str, final: str, keys: KeyTables) -> list[str]:
-    """Return the keys of a sequence with numbers, as xterm and the Kitty keyboard protocol send it.
+    """Return the keys in a sequence with numbers, in the form of xterm and the Kitty keyboard protocol.
 
-    Form: code[:alternatives][;modifiers[:event]][;text as code points] and a letter.
+    The form is: code[:alternatives][;modifiers[:event]][;text as code points] and a letter.
     """
     fields = parameters.split(";")
     if len(fields) > _MAX_KEY_FIELDS:

@@ -1,4 +1,4 @@
-"""The widgets around the open conversation, and what they show: title line, status line, input and footer."""
+"""Widgets around the open conversation, and the content of these widgets: title line, status line, input, footer."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class ConversationFrame(Vertical):
         self.status_line = StatusLine(self._read_status, self.show_frame)
         self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
-        # The screen focuses the input at the start. If it has the focus before, its styles are computed only once.
+        # The screen focuses the input at the start. Without this line, the styles of the input are computed twice.
         self.prompt.set_reactive(PromptInput.has_focus, True)
         self.composer = Composer(self.prompt, worker)
         self.composer_bar: ComposerBar | None = None
-        """Rows of attachments and queued messages; None until there are some: it would delay the first frame."""
+        """Rows of attachments and queued messages; None until there are any, because creating them takes time."""
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.is_generating = False
-        """True while a reply is generated, or waits to be."""
+        """True from the request of a reply to its end."""
         self.n_pending = 1
         """Number of pending loads and replies; the chat starts with a pending load of the model."""
         self._is_centered = False
@@ -100,7 +100,7 @@ class ConversationFrame(Vertical):
     # Keys and the mouse
 
     def _send_to_prompt(self, event: Key | Paste) -> None:
-        """Move the focus to the input, and give it a key or a paste that the transcript has no use for."""
+        """Move the focus to the input, and send it a key or a paste that the transcript does not handle."""
         self.screen.set_focus(self.prompt)
         self.prompt.post_message(event)
 
@@ -111,7 +111,7 @@ class ConversationFrame(Vertical):
         self._scroll_by_wheel(event, 1)
 
     def _scroll_by_wheel(self, event: MouseScrollUp | MouseScrollDown, direction: int) -> None:
-        """Scroll the transcript if the mouse is over the input or the status line, and these cannot scroll."""
+        """Scroll the transcript if the mouse is over a widget that cannot scroll, such as the status line."""
         event.stop()
         self.transcript.scroll_rows(direction * max(1, round(self.app.scroll_sensitivity_y)))
 
@@ -122,12 +122,12 @@ class ConversationFrame(Vertical):
 
     def on_resize(self) -> None:
         self.title_line.fold()
-        self.status_line.redraw()  # it shows the name of the model while the title line is hidden
+        self.status_line.redraw()  # the status line shows the name of the model while the title line is hidden
         self.footer.redraw()
         self._centre_transcript()
 
     def apply_settings(self, settings: Settings) -> None:
-        """Apply the settings of the footer and of the position of conversations."""
+        """Apply the settings `footer` and `centered`."""
         self._is_centered = settings.centered
         self._centre_transcript()
         self.prompt.update_placeholder()
@@ -159,7 +159,7 @@ class ConversationFrame(Vertical):
             self.composer_bar.redraw()
 
     def format_alternative_keys(self) -> str:
-        """Return which keys show the other alternatives of a message."""
+        """Return a hint that names the keys for the other alternatives of a message."""
         area = "message" if self.transcript.has_focus else "chat"
         return f"{self.footer.key_label(f'{area}.previous', f'{area}.next')} other reply"
 
@@ -195,7 +195,7 @@ class ConversationFrame(Vertical):
         self.show_notice(question, "warning", stays=True)
 
     def show_notice(self, text: str, severity: Severity, *, stays: bool = False) -> None:
-        """Show a notice in the footer, for some seconds or until the next key; on a low screen, in the status line."""
+        """Show a notice in the footer, for a few seconds or until the next key; on a low screen, in the status line."""
         if self.app.size.height >= _MIN_NOTICE_ROWS:
             self.footer.show_notice(text, severity, stays=stays)
         else:

@@ -41,7 +41,7 @@ class ConversationPane(ConversationFrame):
         """Entry of the reply that is being generated."""
         self._held_text_timer: Timer | None = None
         self._n_measurements = 0
-        """Number of requests to measure the context; only the answer to the last one counts."""
+        """Number of requests to measure the context; only the result of the latest request is shown."""
 
     @property
     def messages(self) -> list[MessageEntry]:
@@ -64,7 +64,7 @@ class ConversationPane(ConversationFrame):
         self._append("note", text)
 
     def add_error(self, text: str) -> None:
-        """Append an error to the transcript, unless it is the last entry; older notices vanish."""
+        """Append an error to the transcript, unless it is the last entry already; hide the notice in the footer."""
         self.footer.show_notice("")
         last = self.transcript.entries[-1:]
         if last and last[0].kind == "error" and last[0].text == escape_controls(text):
@@ -73,9 +73,9 @@ class ConversationPane(ConversationFrame):
             self._append("error", text)
 
     def show_failure(self, text: str, line: str = "", *, is_mistake: bool = False) -> None:
-        """Show the error of the command `line`, which returns to the input if that is empty, to be corrected.
+        """Show the error of the command `line`; if the input is empty, restore the command there for correction.
 
-        A mistake of the user is shown in the footer, if it has room for the whole text; other errors stay in the
+        A mistake of the user is shown in the footer, if the whole text fits there; other errors are appended to the
         transcript.
         """
         if is_mistake and self.footer.has_room_for(text):

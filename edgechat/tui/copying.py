@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def copy(app: CrashReportApp[int], text: str, label: str = "", *, saves_file: bool = False) -> None:
-    """Copy `text` with everything that reaches a clipboard from here, and if `saves_file` also save it to a file.
+    """Copy `text` to every clipboard that can be reached, and if `saves_file`, also save it to a file.
 
-    A notification tells what was done, unless `label`, the name of the text, is empty.
+    A notification reports the result, unless `label`, the name of the text, is empty.
     """
     textual_private.set_clipboard(app, text)
     app.run_worker(_copy(app, text, label, saves_file=saves_file))

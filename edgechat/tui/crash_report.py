@@ -1,4 +1,4 @@
-"""The message and the log file after an error in edgechat itself."""
+"""Crash report after an unexpected error in edgechat: a log file, and a message with its path."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ _DAYS_PER_WEEK: Final = 7
 
 
 def _parse_time(at_ms: int) -> dt.datetime | None:
-    """Return the local time for a Unix time in milliseconds; None if an imported conversation has an impossible one."""
+    """Return the local time for a Unix time in milliseconds; None if it is out of range, as after some imports."""
     try:
         return dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone()
     except (OverflowError, OSError, ValueError):
@@ -30,7 +30,7 @@ def format_day_heading(at_ms: int, today: dt.date) -> str:
 
 
 def format_short_date(at_ms: int, today: dt.date) -> str:
-    """Return a date of at most 6 columns below such a heading: "14:05", "Mon", "5 Mar"; "" if it is unknown."""
+    """Return a date of at most 6 columns for a row below a day heading: "14:05", "Mon", "5 Mar"; "" if unknown."""
     time = _parse_time(at_ms)
     if time is None:
         return ""

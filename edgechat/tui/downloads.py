@@ -32,7 +32,7 @@ class Download:
     progress: DownloadProgress | None = None
     """Latest progress of the current file; None before the transfer has begun."""
     earlier_bytes: int = 0
-    """Size of the files that are complete, in bytes, if the model has several files."""
+    """Size of the completed files in bytes, if the model has several files."""
     total_bytes: int | None = None
     """Size of all files in bytes; None if it is unknown."""
     problem: str = ""
@@ -169,15 +169,15 @@ class DownloadRunner:
         return update
 
     def _report(self) -> None:
-        """Send the state of the downloads as one line."""
+        """Call `on_status` with a one-line summary of the downloads."""
         self._status_sent_at = time.monotonic()
         self._on_status(escape_controls(format_status(self.list_downloads())))
 
 
 def format_status(downloads: list[Download]) -> str:
-    """Return a line about the running download and the number of those that wait or are paused; "" if there are none.
+    """Return a line with the running download and the numbers of waiting and paused downloads; "" without downloads.
 
-    A failed download is not mentioned, because its error is shown.
+    Failed downloads are omitted, because their errors are shown separately.
     """
     running = next((d for d in downloads if d.state == "downloading"), None)
     texts = []

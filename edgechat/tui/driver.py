@@ -1,4 +1,4 @@
-"""Terminal driver: Textual's driver for Linux and macOS which filters input and handles a closed terminal.
+"""Terminal driver for Linux and macOS: Textual's driver, with filtered input and handling of a closed terminal.
 
 It uses private API of Textual, checked against Textual 8.2.8 (see also `textual_private.py`).
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from textual.app import App
 
 _READ_BYTES: Final = 1 << 16
-# Paste brackets, reports of size and focus, mouse and synchronized output off; line wrap on; end of the Kitty keyboard
-# protocol and of the alternate screen; cursor shown.
+# Restores the terminal: turns off bracketed paste, reports of size and focus, the mouse and synchronized output; turns
+# on line wrap; leaves the Kitty keyboard protocol and the alternate screen; shows the cursor.
 _RESTORE: Final = (
     b"".join(b"\x1b[?%dl" % mode for mode in (2004, 2048, 1004, 1000, 1003, 1015, 1006, 1016, 2026))
     + b"\x1b[?7h\x1b[<u\x1b[?1049l\x1b[?25h"
@@ -44,7 +44,7 @@ class TerminalLost(Message):
 
 
 class ChatDriver(LinuxDriver):
-    """Driver that survives any input, and that reports a terminal that is gone as a `TerminalLost` message."""
+    """Driver that accepts any input, and posts `TerminalLost` when the terminal is gone."""
 
     def __init__(self, app: App[Any], **options: Any) -> None:
         super().__init__(app, **options)
@@ -79,7 +79,7 @@ class ChatDriver(LinuxDriver):
                     data = os.read(self.fileno, _READ_BYTES)
                 except OSError:
                     data = b""
-                if not data:  # a terminal in raw mode has no end of file
+                if not data:  # the terminal is gone: in raw mode, it has no end of file
                     self._report_lost()
                     return
                 for event in parser.feed(data):
@@ -88,7 +88,7 @@ class ChatDriver(LinuxDriver):
     # Output
 
     def write(self, data: str) -> None:
-        """Write to the terminal, unless it is gone: the queue of the writer thread would fill up and block."""
+        """Write to the terminal, unless it is gone, because the queue of the writer thread would fill up and block."""
         if not self._output.is_lost:
             self._flow.count_queued(count_bytes(data))
             super().write(data)
@@ -119,7 +119,7 @@ class ChatDriver(LinuxDriver):
         self.update_window_title()
 
     def update_window_title(self) -> None:
-        """Write the title if it has changed, or if the terminal can show other characters than before."""
+        """Write the title if it has changed, or if the set of characters that the terminal shows has changed."""
         sequence = window_title.make_title_sequence(self._window_title)
         if self.painter.ascii_only:
             sequence = replace_non_ascii(sequence)
@@ -134,7 +134,7 @@ class ChatDriver(LinuxDriver):
         self._is_started = False
 
     def _sigtstp_application(self, *_: object) -> None:
-        """Suspend the program. In the handler itself, the queue of the writer thread may be locked."""
+        """Suspend the program in the event loop. In a signal handler, the queue of the writer thread may be locked."""
         if self._auto_restart:
             self._loop.call_soon_threadsafe(super()._sigtstp_application)
         else:
@@ -144,14 +144,14 @@ class ChatDriver(LinuxDriver):
         self._loop.call_soon_threadsafe(self._resume)
 
     def _resume(self) -> None:
-        """Start application mode again. After SIGSTOP, which no program can catch, stop it first."""
+        """Restart application mode. After SIGSTOP, which no program can catch, stop this mode first."""
         if self._auto_restart:
             if self._is_started:
                 self.suspend_application_mode()
             self.resume_application_mode()
 
     def restore_terminal(self) -> None:
-        """Restore the terminal without the writer thread, which may wait for a terminal that does not read."""
+        """Restore the terminal without the writer thread, which a terminal that does not read may block."""
         if not self._is_started or self._output.is_lost:
             return
         with contextlib.suppress(OSError, termios.error):

@@ -17,7 +17,7 @@ _FALLBACK_EDITORS: Final = ("nano", "vi", "vim", "notepad")
 
 
 class Editor:
-    """Runs the external editor, once, and passes signals to it."""
+    """Runs the external editor once, and forwards signals to it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -39,8 +39,8 @@ class Editor:
     def edit(self, text: str) -> str:
         """Open `text` in an external editor and return the edited text. Suspend the application before the call.
 
-        If a signal ended the editor, return what it has written. Raises UsageError if no editor is found, or if the
-        editor cannot be started or fails.
+        If a signal ended the editor, return the text that it has written. Raises UsageError if no editor is found, or
+        if the editor cannot be started or fails.
         """
         try:
             descriptor, name = tempfile.mkstemp(prefix="edgechat-", suffix=".md")
@@ -83,8 +83,8 @@ class Editor:
 def find_editor() -> list[str]:
     """Return the command of the editor, without the name of a file. Raises UsageError if there is none.
 
-    It is that of $VISUAL or $EDITOR, or else an installed one. Debian's `sensible-editor` is not used, because it asks
-    for an editor the first time.
+    The command is the value of $VISUAL or $EDITOR, or else an installed editor. Debian's `sensible-editor` is not used,
+    because it asks the user to choose an editor when it runs for the first time.
     """
     configured_editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     try:

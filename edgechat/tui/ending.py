@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ORDERLY_S: Final = 8.0
 # Further time for saving, if the event loop is blocked, for example by a terminal that does not read.
 _SAVE_S: Final = 1.5
-# Signals that keys of a terminal send, to all programs in the foreground.
+# Signals that a terminal sends to all programs in the foreground when the user presses a key, such as Ctrl-C.
 _KEY_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name))
 
 

@@ -1,4 +1,4 @@
-"""The topics of the help: all key bindings and slash commands, grouped by what people want to do."""
+"""Topics of the help: all key bindings and slash commands, grouped by task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class Topic(NamedTuple):
-    """Group of the help. Bindings come first, then commands, each in this order."""
+    """Group of key bindings and commands in the help, in the order in which the help lists them."""
 
     title: str
     bindings: tuple[str, ...]
@@ -66,4 +66,4 @@ TOPICS: Final = (
         ("help", "suspend", "quit"),
     ),
 )  # fmt: skip
-"""All topics, those that people need first at the beginning."""
+"""All topics, beginning with those that new users need."""

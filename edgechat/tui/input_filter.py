@@ -32,15 +32,17 @@ from edgechat.tui.input_text import (
 )  # fmt: skip
 from edgechat.tui.paste_reader import Paste, PasteReader
 
-# A paste or an escape sequence that never ends is ended after this time, so that later keys are not swallowed. A paste
-# can stop for longer than an answer, because the terminal reads its clipboard meanwhile.
+# Time after which an incomplete escape sequence or paste is ended, so that it does not swallow later keys. A paste may
+# pause for longer than an answer, because the terminal reads its clipboard in the meantime.
 _SEQUENCE_TIMEOUT_S: Final = 1.0
 _PASTE_TIMEOUT_S: Final = 2.0
-# The rest of a report of the background, which the chat has asked for, can be late over a slow line.
+# Time after which an incomplete report of the background is ended; the chat has requested it, and the connection may
+# be slow.
 _REPORT_TIMEOUT_S: Final = 10.0
-# A terminal writes a report of ESC and a few signs at once; of two typed keys, the second comes later.
+# Maximum time between the bytes of a short report. A terminal writes a report at once; typed keys are further apart.
 _REPORT_GAP_S: Final = 0.01
-# Longest control sequence of keys: a text that an input method commits, as code points of up to 7 digits.
+# Maximum length of the control sequence of a key. The longest ones contain a text from an input method, as code points
+# of up to 7 digits.
 _MAX_CSI_CHARS: Final = 4096
 _MAX_MOUSE_CHARS: Final = 64
 _MAX_SHORT_CHARS: Final = 16
@@ -48,9 +50,9 @@ _BEL: Final = 0x07
 _ESC: Final = 0x1B
 _SPACE: Final = 0x20
 _FIRST_FINAL: Final = 0x40
-"""First byte that ends a control sequence."""
+"""Lowest byte that ends a control sequence."""
 _FIRST_FINAL_OF_PAIR: Final = 0x30
-"""First byte that ends a sequence of ESC and signs from SPACE to `/`."""
+"""Lowest byte that ends a sequence of ESC and characters from SPACE to `/`."""
 _DEL: Final = 0x7F
 _PAIR_LENGTH: Final = 2
 _X10_LENGTH: Final = 3
@@ -60,7 +62,7 @@ _STRING_STARTS: Final = frozenset(b"]P_^X")
 _N_OPERANDS: Final = {ord("Y"): 2, ord("N"): 1}
 """Number of characters after ESC Y (the cursor of a VT52) and ESC N (SS2)."""
 _UNTYPED_PAIRS: Final = frozenset(b"[]^_\\")
-"""Second bytes of an escape sequence without content. As Alt with a sign they would type the sign."""
+"""Second bytes of escape sequences that are dropped if no content follows, instead of typing the byte with Alt."""
 
 _MOUSE: Final = LazyPattern(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
 _MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -72,20 +74,20 @@ Token = str | Paste | Background
 class InputFilter:
     """Incremental parser of terminal input. Times are in seconds of one monotonic clock.
 
-    A token of the result is a text without ESC, one complete escape sequence that is a key or a report, ESC alone for
-    the Escape key, a `Paste`, or a `Background`.
+    The parser returns tokens. A token is a text without ESC, a complete escape sequence that is a key or a report, ESC
+    alone for the Escape key, a `Paste`, or a `Background`.
     """
 
     def __init__(self, keys: KeyTables, escape_delay_s: float) -> None:
-        """After `escape_delay_s` seconds, ESC without a following byte is the Escape key."""
+        """`keys` recognises keys. ESC without another byte within `escape_delay_s` seconds is the Escape key."""
         self._keys = keys
         self._escape_delay_s = escape_delay_s
         self._incomplete_character = b""
         self._state: Callable[[bytes, int], int] = self._read_text
         self._sequence = bytearray()
-        """Bytes of the incomplete escape sequence; of a string (such as OSC) only its first three."""
+        """Bytes of the incomplete escape sequence; only the first three bytes of a control string such as OSC."""
         self._has_eight_bits = False
-        """True if the sequence started with a C1 control instead of ESC. It is never a key that was typed."""
+        """True if the sequence started with a C1 control instead of ESC; such a sequence is never a typed key."""
         self._string = ControlString()
         self._content = bytearray()
         """Start of the content of an incomplete OSC."""
@@ -125,7 +127,7 @@ class InputFilter:
         return self._take_tokens()
 
     def expire(self, now: float) -> list[Token]:
-        """End what is incomplete and too old: return a key, and drop an incomplete report.
+        """End incomplete input that is too old: return it if it is a key or a paste, and drop an incomplete report.
 
         Call this only if there is no more data to read.
         """
@@ -189,7 +191,7 @@ class InputFilter:
         self._state = self._read_text
 
     def _abandon_sequence(self) -> None:
-        """Return an incomplete sequence that can be a key, with the keys after it, and drop any other."""
+        """End an incomplete sequence: if it can be a key, return it with the keys after it; otherwise drop it."""
         key, keys = self._sequence[:_PAIR_LENGTH], self._sequence[_PAIR_LENGTH:]
         is_key = self._can_be_key and key[-1] not in _UNTYPED_PAIRS
         self._end_sequence(key.decode("utf-8", "ignore") if is_key else "")
@@ -242,7 +244,7 @@ class InputFilter:
     def _read_short_report(self, data: bytes, start: int) -> int:
         """Drop ESC Y with two characters, ESC N with one, or a designation such as `ESC ( B`.
 
-        The same signs are Alt with a key, and more keys, if they do not come at once.
+        Bytes that do not arrive at once are Alt with a key, and further keys.
         """
         byte, second_byte = data[start], self._sequence[1]
         if self._now - self._started_at > _REPORT_GAP_S or not _SPACE <= byte < _DEL:
@@ -300,7 +302,7 @@ class InputFilter:
     # Mouse reports
 
     def _read_sgr_mouse(self, data: bytes, start: int) -> int:
-        """Read `ESC [ < button ; column ; row M`. VS Code has sent NaN as numbers; an M in such a word is no end."""
+        """Read `ESC [ < button ; column ; row M`. VS Code has sent words such as NaN; an M in a word is not the end."""
         byte, fields = data[start], self._sequence[3:].split(b";")
         is_end = byte in b"Mm" and (len(fields) >= _N_MOUSE_FIELDS or not fields[-1][-1:].isalpha())
         if not is_end and (byte not in _MOUSE_CHARS or len(self._sequence) > _MAX_MOUSE_CHARS):
@@ -313,9 +315,9 @@ class InputFilter:
         return start + 1
 
     def _read_x10_mouse(self, data: bytes, start: int) -> int:
-        """Drop `ESC [ M` and three bytes: button, column and row, each plus 32. They need not be UTF-8.
+        """Drop `ESC [ M` and three bytes: button, column and row, each plus 32. The bytes need not be valid UTF-8.
 
-        A terminal that encodes them as UTF-8 sends two bytes for columns and rows from 96 on.
+        A terminal that encodes the numbers as UTF-8 sends two bytes for columns and rows from 96 on.
         """
         byte, received = data[start], self._sequence[3:]
         if 0 < byte < _SPACE:  # not part of a report
@@ -362,6 +364,6 @@ def _count_utf8_pairs(report: bytes | bytearray) -> int:
     """Return the number of two-byte characters in an X10 mouse report.
 
     A report of single bytes looks the same only in columns 162 and 163 below row 95. Usually the next byte is then ESC
-    of the next report, which `_read_x10_mouse` does not take.
+    of the next report, which `_read_x10_mouse` does not accept.
     """
     return len(re.findall(rb"[\xc2\xc3][\x80-\xbf]|[\xc2\xc3]\Z", bytes(report)))

@@ -1,4 +1,4 @@
-"""Text and control strings among the bytes of a terminal: UTF-8, controls with eight bits, and invalid bytes."""
+"""Find text and control strings in the input of a terminal: UTF-8, controls with eight bits, and invalid bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTIAL_CHARACTER: Final = LazyPattern(rb"[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[
 
 
 def read_text(data: bytes, start: int) -> tuple[str, int]:
-    """Return the text at `start` up to ESC, the start of a sequence or an invalid byte, and its end.
+    """Return the text from `start` up to ESC, the start of a sequence or an invalid byte, and the position of its end.
 
     C1 controls are dropped.
     """
@@ -44,7 +44,7 @@ def find_partial_end(data: bytes, start: int) -> int:
 
 
 class ControlString:
-    """Incremental search for the end of an OSC, DCS, APC, PM or SOS. Its content is in UTF-8."""
+    """Incremental search for the end of a control string (OSC, DCS, APC, PM or SOS) with content in UTF-8."""
 
     def __init__(self) -> None:
         self._n_missing_bytes = 0

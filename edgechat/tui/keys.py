@@ -127,7 +127,7 @@ def find_command_keys(owner: type[DOMNode], overrides: Mapping[str, str]) -> dic
     for binding in owner.__dict__.get("BINDINGS", ()):
         command = _COMMAND_ACTION.fullmatch(binding.action) if isinstance(binding, Binding) else None
         key = (overrides.get(binding.id or "") or binding.key).partition(",")[0]
-        if command is not None and len(key) > 1:  # letters are keys of the conversation, not of the input
+        if command is not None and len(key) > 1:  # single letters work only in the conversation, not in the input
             keys_by_command.setdefault(command[1], key)
     return keys_by_command
 

@@ -29,7 +29,7 @@ class ConversationView(NamedTuple):
     path: list[tuple[ChatMessage, tuple[int, int]]]
     """Messages from the first to the head, each with (its number among its alternatives, number of alternatives)."""
     persona: Persona | None = None
-    """Persona whose settings the conversation has; None if there is none."""
+    """Persona with the same settings as the conversation; None if there is no such persona."""
 
     @classmethod
     def from_session(cls, session: Session) -> ConversationView:
@@ -156,7 +156,7 @@ class SessionFailed(Message):
     line: str = ""
     """Command that the user typed and that failed; "" if none was typed."""
     is_mistake: bool = False
-    """True if the user can correct the command, or cannot use a key now; False if something else failed."""
+    """True if the user made a mistake: an invalid command, or a key that cannot be used now."""
 
 
 # Messages from the session worker and the actions to the chat screen

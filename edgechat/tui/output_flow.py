@@ -1,4 +1,4 @@
-"""Estimate how fast the terminal takes output, from the time for which writes block."""
+"""Estimate the output rate of the terminal from the time for which writes block, and limit output to this rate."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Final
 CHUNK_CHARS: Final = 1024
 """Maximum length of one write in characters, so that blocking is noticed soon."""
 _BLOCKED_S: Final = 0.02
-"""A write that takes longer has waited for the terminal."""
+"""Minimum duration of a write that was blocked by the terminal."""
 _MEASURED_BYTES: Final = 4096
-"""Output after the first blocked write from which the rate is measured. The wait itself says nothing: a terminal can
-stop for any time, for example after Ctrl+S, and be fast afterwards."""
+"""Number of bytes after a blocked write over which the rate is measured. The blocked write itself does not count: a
+terminal can stop for any time, for example after Ctrl+S, and be fast afterwards."""
 _FAST_BYTES_PER_S: Final = 50_000
-"""Rate from which a terminal has no limit."""
+"""Minimum rate of a terminal that needs no limit."""
 _MIN_BYTES_PER_S: Final = 500
 _BUFFER_BYTES: Final = 20_000
-"""Output that the kernel holds when a write blocks, measured with pseudo-terminals of Linux 6.18."""
+"""Number of bytes in the kernel's buffer when a write blocks, measured with pseudo-terminals of Linux 6.18."""
 _MAX_DELAY_S: Final = 0.25
-"""Time that output may wait in buffers; a key is shown after at most this time and its own transfer."""
+"""Maximum time that output may wait in buffers, and so the maximum delay that older output causes for a key press."""
 _MIN_BUDGET_BYTES: Final = 64
 _MAX_QUEUED_BYTES: Final = 4096
-"""Output that the writer thread may have while the rate is unknown."""
+"""Maximum number of bytes in the queue of the writer thread while the rate is unknown."""
 _RATE_MAX_AGE_S: Final = 30.0
-"""Time after which the line may have become faster."""
+"""Age at which a measured rate is discarded, because the connection may have become faster."""
 
 
 class OutputFlow:
-    """Number of bytes that may be written now.
+    """Limits output to the measured rate of the terminal: counts bytes, and computes how many may be written now.
 
     One thread calls `count_queued` and `budget`, another one `count_written`.
     """
@@ -42,13 +42,13 @@ class OutputFlow:
         self._rate: float | None = None
         """Measured bytes per second; None if the terminal is fast or not measured."""
         self._n_buffered = 0.0
-        """Estimated bytes in the kernel at `_estimated_at`."""
+        """Estimated number of bytes in the kernel's buffer at the time `_estimated_at`."""
         self._estimated_at = 0.0
         self._is_measuring = False
         """True from a write that blocked, after which the kernel's buffer was full, to the end of the measurement."""
         self._n_since_full = 0
         self._blocked_s = 0.0
-        """Time spent in writes since then. Pauses between writes say nothing about the terminal."""
+        """Time spent in writes during the measurement, without the pauses between writes."""
         self._measured_at = 0.0
 
     def count_queued(self, n_bytes: int) -> None:
@@ -69,7 +69,7 @@ class OutputFlow:
                 if self._n_since_full >= _MEASURED_BYTES:
                     self._finish_measurement(now)
                 elif self._n_queued == 0 and duration_s <= _BLOCKED_S:
-                    self._is_measuring = False  # the terminal has taken everything
+                    self._is_measuring = False  # the terminal has accepted all output
             elif duration_s > _BLOCKED_S:
                 self._is_measuring, self._n_since_full, self._blocked_s = True, 0, 0.0
 
@@ -86,7 +86,7 @@ class OutputFlow:
         self._estimated_at = now
 
     def budget(self) -> int | None:
-        """Return the number of bytes that a frame may have; None for any number, 0 if the terminal is behind."""
+        """Return the maximum number of bytes of the next frame; None for no limit, 0 if the terminal is behind."""
         with self._lock:
             self._drain(self._clock())
             if self._rate is None or self._is_measuring:

@@ -1,4 +1,4 @@
-"""Pace of the repaints during a reply: as often as painting costs little, because decoding uses all cores."""
+"""Choose the interval between repaints during a reply, so that painting takes little CPU time from decoding."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _WEIGHT: Final = 0.2
 
 
 class PaintPace:
-    """Interval between repaints of a reply, from the CPU time of the thread that paints."""
+    """Interval between repaints of a reply, adapted to the CPU time of the thread that paints."""
 
     def __init__(self) -> None:
         self.is_painted = threading.Event()
-        """Set when the screen has taken the last text; cleared before the next text is posted."""
+        """Set when the screen has received the last posted text; cleared before the next text is posted."""
         self.is_painted.set()
         self.interval_s = MIN_INTERVAL_S
         self._cpu_s: float | None = None
 
     def start_reply(self) -> None:
-        """Ignore the CPU time since the last reply. The thread that paints calls this method."""
+        """Restart the measurement of CPU time at the start of a reply. Call this in the thread that paints."""
         self._cpu_s = None
 
     def note_text(self) -> None:
-        """Note that text has arrived, and adapt the interval. The thread that paints calls this method."""
+        """Record that the screen has received text, and adapt the interval. Call this in the thread that paints."""
         cpu_s = time.thread_time()
         if self._cpu_s is not None:
             interval_s = min(max((cpu_s - self._cpu_s) / _MAX_CPU_FRACTION, MIN_INTERVAL_S), MAX_INTERVAL_S)

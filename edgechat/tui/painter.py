@@ -1,4 +1,4 @@
-"""Painter of the screen: writes only changed cells, and no more than a slow line can carry."""
+"""Painter of the screen: writes only changed cells, and no more output than a slow connection can transfer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 def replace_non_ascii(text: str) -> str:
-    """Return `text` with a question mark for each column of a character outside of ASCII."""
+    """Replace each character outside of ASCII with one question mark for each of its columns."""
     return _NOT_ASCII.sub(lambda match: "?" * cell_len(match[0]), text)
 
 
@@ -28,10 +28,10 @@ class Painter:
     def __init__(self, render: Callable[[Strip], str], get_budget: Callable[[], int | None]) -> None:
         """`render` returns the escape sequences and the text of a strip.
 
-        `get_budget` returns the number of bytes that may be written now; None for any number.
+        `get_budget` returns the number of bytes that may be written now; None for no limit.
         """
         self.ascii_only = False
-        """True if the terminal cannot show other characters: each column of them becomes a question mark."""
+        """True if the terminal can show only ASCII: each column of another character becomes a question mark."""
         self._image = ScreenImage(render, erases_with_colour=erases_with_colour())
         self._get_budget = get_budget
         self._cursor: Offset | None = None

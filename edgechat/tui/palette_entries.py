@@ -16,7 +16,7 @@ _MAX_SUGGESTED: Final = {"conversation": 10}
 _WORD: Final = re.compile(r"[^\W_]+")
 # Rank of entries that have the words of the query only inside other words.
 _INSIDE: Final = 3
-# Shorter words match only the beginnings of words.
+# Minimum length of a query word that also matches inside words; shorter query words match only beginnings of words.
 _MIN_INNER_CHARS: Final = 3
 
 
@@ -28,13 +28,13 @@ class PaletteEntry(NamedTuple):
     title: str
     description: str = ""
     key: str = ""
-    """Label of the key that does the same; "" if there is none."""
+    """Label of the key with the same effect; "" if there is none."""
     more_words: str = ""
     """Words that also find the entry, such as aliases."""
 
     @property
     def choice(self) -> str:
-        """Identification of the entry in the list of recent choices."""
+        """Identifier of the entry in the list of recent choices."""
         return f"{self.kind}:{self.id}"
 
 
@@ -72,14 +72,14 @@ class PaletteIndex:
         self._entries: list[IndexedEntry] = []
 
     def add(self, entries: Iterable[IndexedEntry]) -> None:
-        """Append entries to those that the search finds."""
+        """Append entries to the searchable list."""
         self._entries += entries
 
     def find(self, query: str, recent: Sequence[str]) -> list[PaletteEntry]:
-        """Return the entries that have all words of the query, at the beginnings of words.
+        """Return the entries that contain all words of the query, best matches first.
 
-        Recent choices come first, then matches in titles. Entries with the words inside other words come last.
-        Without a query, all kinds are listed, with few conversations.
+        Recent choices come first, then matches in titles. Entries with the words only inside other words come last.
+        An empty query finds entries of all kinds, but only a few conversations.
         """
         query_words = _Query(query)
         choice_ranks = {choice: rank for rank, choice in enumerate(recent)}
@@ -117,9 +117,9 @@ class _Query:
         self._inside = [term if len(term) >= _MIN_INNER_CHARS else b for term, b in zip(self.terms, self._beginnings)]  # noqa: B905
 
     def rank(self, title: str, words: str) -> int | None:
-        """Return how well an entry matches, 0 being best; None if it does not match.
+        """Return the rank of an entry, 0 for the best match; None if the entry does not match.
 
-        The ranks are: words of the title, beginnings of its words, beginnings of all words, inside of words.
+        The ranks are: whole words of the title, beginnings of title words, beginnings of any words, inside of words.
         """
         if not all(map(words.__contains__, self._inside)):
             return None

@@ -23,7 +23,7 @@ _FIRST_COMMANDS: Final = (
     "new", "open", "search", "model", "retry", "edit", "continue", "copy", "attach", "rename", "persona", "export",
     "theme", "settings", "help",
 )  # fmt: skip
-"""Commands that are needed most often; the others follow in the order of the help."""
+"""Commands at the start of the list, because they are needed most often; the order of the help applies to the rest."""
 
 
 def list_commands(key_labels: Mapping[str, str]) -> Iterator[PaletteEntry]:
@@ -69,7 +69,7 @@ def list_personas() -> Iterator[PaletteEntry]:
 
 
 def list_models() -> Iterator[PaletteEntry]:
-    """Yield the installed models. Reads the disk; damaged records of models are no error here."""
+    """Yield the installed models; nothing if the records of models are damaged. Reads the disk."""
     from edgechat.catalogue import library
     from edgechat.humanize import format_size
 

@@ -1,4 +1,4 @@
-"""Pastes among the bytes of a terminal: everything up to the end marker is text."""
+"""Read pastes from the input of a terminal: all bytes up to the end marker are text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PasteReader:
         self.is_complete = True
 
     def take_parts(self) -> list[Paste]:
-        """Return the parts that are complete since the last call."""
+        """Return the parts that were completed since the last call."""
         parts, self._parts = self._parts, []
         return parts
 

@@ -20,13 +20,13 @@ _N_STEPS: Final = 24
 
 
 class ReadableText(LineFilter):
-    """Keeps the contrast of letters and digits at 4.5 to 1, level AA of WCAG, in the colours of this terminal.
+    """Raises the contrast of letters and digits to 4.5 to 1 (level AA of WCAG) in the colour system of the terminal.
 
-    Lines and bars keep their colours. Colours that the terminal defines are left alone.
+    Lines and bars keep their colours, and so does text in colours that the terminal defines.
     """
 
     def __init__(self, get_color_system: Callable[[], str | None]) -> None:
-        """`get_color_system` returns Rich's name of what the terminal can show."""
+        """`get_color_system` returns Rich's name of the terminal's colour system."""
         super().__init__()
         self._get_color_system = get_color_system
 
@@ -50,7 +50,7 @@ def _to_rich(background: Color) -> RichColor:
 
 @functools.lru_cache(4096)
 def make_readable(style: Style, area: RichColor, color_system: str) -> Style:
-    """Return `style` with a colour of text that is readable on its background, or on `area` if it has none.
+    """Make the text colour of a style readable on the style's background, or on `area` if the style has none.
 
     The colour moves towards white or black, as little as necessary.
     """
@@ -61,7 +61,7 @@ def make_readable(style: Style, area: RichColor, color_system: str) -> Style:
     if style.reverse or colour is None or {colour.type, background.type} != {ColorType.TRUECOLOR}:
         return style
     system = COLOUR_SYSTEMS.get(color_system, COLOUR_SYSTEMS["256"])
-    if style.dim:  # terminals dim as they like
+    if style.dim:  # terminals dim text in different ways
         colour = dim_color(background, colour)
         style += Style(color=colour, dim=False)
     if compute_rgb_contrast(colour, background, system) >= MIN_TEXT_CONTRAST:

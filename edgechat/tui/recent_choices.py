@@ -9,13 +9,13 @@ from edgechat import paths
 from edgechat.files import JsonFile
 
 MAX_RECENT: Final = 12
-"""Number of choices that are remembered."""
+"""Maximum number of recent choices."""
 _MAX_BYTES: Final = 64 << 10
 _MAX_CHARS: Final = 300
 
 
 class RecentChoices:
-    """List of choices, newest first. A missing or damaged file is an empty list."""
+    """List of choices, newest first. A missing or damaged file counts as an empty list."""
 
     def __init__(self) -> None:
         self._choices: list[str] | None = None

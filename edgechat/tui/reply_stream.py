@@ -27,7 +27,7 @@ class ReplyStream:
     """Converts session events to Textual messages, in the worker thread that generates the reply."""
 
     def __init__(self, post: Callable[[Message], object], pace: PaintPace) -> None:
-        """Collect text until the screen has taken the last one, and at least for the interval of `pace`."""
+        """Create a stream that posts text at the interval of `pace`, after the screen has received the last text."""
         self._post = post
         self._pace = pace
         self._prefill = _PrefillProgress()
@@ -35,10 +35,10 @@ class ReplyStream:
         self._reasoning = ""
         self._n_tokens = 0
         self._lock = threading.Lock()
-        """Protects the collected text, which the thread of the screen takes if the model pauses."""
+        """Protects the collected text, which the event loop's thread posts if the model pauses."""
         self._posted_at = 0.0  # initially far in the past, so that the first text is posted at once
         self.has_started = False
-        """True when the user's message and an empty reply are saved."""
+        """True once the user's message and an empty reply are saved."""
 
     def run(self, session: Session, reply: Iterator[SessionEvent]) -> TurnFinished | TurnInterrupted | None:
         """Post all events of a reply, and return the event that ends it; None if the stream has no such event.

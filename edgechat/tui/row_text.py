@@ -1,4 +1,4 @@
-"""Rows of lists: filters by words, text that is cut to a number of columns, and text without marks of Markdown."""
+"""Helpers for the rows of lists: cut text to a number of columns, search it for words, remove marks of Markdown."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _ID_CHARS: Final = 6
 
 
 def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> Iterator[Option]:
-    """Yield, for each conversation, its heading and its hits, which have their index in `hits` as ID.
+    """Yield a heading for each conversation, and below it its hits. The ID of a hit's row is its index in `hits`.
 
     The conversation with the newest hit comes first. `width` is the width of a row in columns.
     """
@@ -56,7 +56,7 @@ def format_hit(hit: SearchHit, width: int) -> Content:
     parts = _split_snippet(hit, one_line=True)
     match_columns = cell_len(parts[1][0]) if len(parts) > 1 else 0
     before, is_cut = parts[0][0], False
-    # Show the first match within the row, and as much of the text before it as is left, at most a third of the row.
+    # Show the whole first match, and the text before it in the remaining columns, but at most in a third of the row.
     while before and cell_len(before) > max(0, min(n_columns // 3, n_columns - match_columns - 1)):
         before, is_cut = before[1:], True
     before = f"…{before}" if is_cut else before

@@ -208,7 +208,7 @@ class SessionWorker:
     def load_model(self, name: str, line: str = "") -> None:
         """Load another model for the next replies; if this fails, the session loads the previous model again.
 
-        SessionFailed contains `line`, the typed command, then.
+        In this case, SessionFailed contains `line`, the typed command.
         """
         self._submit(self._turn_thread, lambda: self._load_model(name, line))
 
@@ -295,9 +295,9 @@ class SessionWorker:
             self._post(messages.TitleChanged(session.conversation))
 
     def measure_context(self, number: int, text: str, files: Sequence[Path]) -> None:
-        """Post the number of context tokens that are used if `text` and `files` are sent now, and of each file.
+        """Count the context tokens that `text` and `files` would use if sent now, and the tokens of each file.
 
-        The answer contains `number`.
+        The result is posted as ContextMeasured with `number`.
         """
 
         def measure(session: Session) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 
 def suspend_job(restore_terminal: Callable[[], object]) -> bool:
-    """Stop all processes of the job, as a terminal does with Ctrl+Z; return False if no shell waits for it.
+    """Stop all processes of the shell's job, as a terminal does with Ctrl+Z; return False if no shell waits for it.
 
-    A program that starts this one, such as `make`, must stop too, or the shell would not continue. It stops after
-    `restore_terminal` was called: when it stops, the shell takes the terminal, and from then on this process would be
-    stopped as soon as it changes the terminal.
+    A parent process such as `make` must stop too, or the shell would not continue. `restore_terminal` is called before
+    the parent stops: as soon as it stops, the shell takes the terminal, and the kernel would stop this process when it
+    changes the terminal.
     """
     if sys.platform == "win32" or os.getpgrp() == os.getsid(0):
         return False  # in the process group of the session's leader there is no job control: nothing could resume it

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from textual.message import Message
 
 POLL_S: Final = 0.1
-"""Interval at which an input thread looks whether it must end."""
+"""Interval at which an input thread checks whether it must end."""
 
 
 class TerminalParser:
@@ -59,14 +59,14 @@ class TerminalParser:
                 yield BackgroundReported(is_light=token.is_light)
                 continue
             yield from parser.feed(token)
-            # Textual's parser waits whether ESC or Alt with a letter continues, but tokens are complete.
+            # After ESC or Alt with a letter, Textual's parser waits for more input, but tokens are complete.
             if parser._timeout_time is not None:  # noqa: SLF001
                 parser._timeout_time = 0.0  # noqa: SLF001
                 yield from parser.tick()
 
 
 class ConsoleParser(TerminalParser):
-    """The same parser with the interface of Textual's, for the Windows console, whose input is text."""
+    """`TerminalParser` with the interface of Textual's parser, for the Windows console, whose input is text."""
 
     def __init__(self, *, debug: bool = False) -> None:  # noqa: ARG002
         super().__init__()

@@ -23,9 +23,10 @@ class BackgroundReported(Message):
 
 
 def make_background_query(environment: Mapping[str, str]) -> str:
-    """Return the question for the background.
+    """Return the escape sequences that ask for the background colour.
 
-    tmux answers from 3.4 on, and passes the second form on to its terminal if `allow-passthrough` is on.
+    tmux answers the plain sequence since version 3.4. It passes the wrapped sequence on to its terminal if
+    `allow-passthrough` is on.
     """
     if environment.get("TMUX"):
         return _BACKGROUND_QUERY + "\x1bPtmux;" + _BACKGROUND_QUERY.replace("\x1b", "\x1b\x1b") + "\x1b\\"
@@ -33,15 +34,15 @@ def make_background_query(environment: Mapping[str, str]) -> str:
 
 
 def make_utf8_query(row: int) -> str:
-    """Write one character of two bytes at the start of a row, and ask for the position of the cursor after it.
+    """Return output that writes a character of two bytes at the start of a row and asks for the cursor's position.
 
-    The cursor is in the next column if the terminal decodes UTF-8, otherwise in the one after that.
+    The cursor is in the second column if the terminal decodes UTF-8, otherwise in the third.
     """
     return f"\x1b[{row + 1};1H\u00e9\x1b[6n"
 
 
 def has_utf8_locale(environment: Mapping[str, str]) -> bool:
-    """Return whether the charset of the locale is UTF-8. Without any variable it is, because containers set none."""
+    """Return whether the charset of the locale is UTF-8. True if no variable is set, because containers set none."""
     if sys.platform == "win32":
         return True
     names = [environment.get(variable, "") for variable in ("LC_ALL", "LC_CTYPE", "LANG")]

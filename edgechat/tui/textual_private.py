@@ -1,4 +1,4 @@
-"""Textual's private API, checked against Textual 8.2.8. `driver.py` and `terminal_parser.py` have the rest of its uses.
+"""Access to Textual's private API, which `driver.py` and `terminal_parser.py` also use; checked against Textual 8.2.8.
 
 `tests/unit/tui/test_textual_private.py` fails if a newer Textual lacks an attribute, and names the attribute.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ReturnType = TypeVar("ReturnType")
 _CATCH_UP_S: Final = 0.05
-"""Time until the next frame if the terminal is behind."""
+"""Delay of the next frame if the terminal is behind."""
 
 
 class _ExtraKeys(enum.Enum):
@@ -65,7 +65,7 @@ def write_to_terminal(app: App[ReturnType], data: str) -> bool:
 
 
 def write_below_frame(app: App[ReturnType], data: str) -> None:
-    """Send text to the terminal that the next frame covers."""
+    """Write text to the terminal, and let the next frame overwrite it by painting the whole screen."""
     write_to_terminal(app, data)
     painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
     if painter is not None:
@@ -73,7 +73,7 @@ def write_below_frame(app: App[ReturnType], data: str) -> None:
 
 
 def restrict_output(app: App[ReturnType], *, ascii_only: bool) -> None:
-    """Draw and write into the window title a question mark for each column of a character outside of ASCII, or stop."""
+    """Set whether output and window title contain only ASCII, with question marks in place of other characters."""
     painter: Painter | None = getattr(app._driver, "painter", None)  # noqa: SLF001
     if painter is not None and painter.ascii_only != ascii_only:
         painter.ascii_only = ascii_only
@@ -97,7 +97,7 @@ def changed_rows(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, list
 
 
 def suspend_driver(app: App[ReturnType]) -> None:
-    """Restore the terminal, and take it again when the program is resumed."""
+    """Restore the terminal until the program is resumed."""
     driver = app._driver  # noqa: SLF001
     if driver is not None:
         driver.suspend_application_mode()
@@ -147,7 +147,7 @@ class CrashReportApp(App[ReturnType]):
             super()._display(screen, renderable)
 
     def paint(self) -> None:
-        """Write the changes that the painter allows now; if the terminal is behind, write the others later."""
+        """Write the changes that the painter allows now; if the terminal is behind, write the rest later."""
         painter = self._painter
         if painter is None or self._closed or not self._running:
             return
@@ -172,7 +172,7 @@ class CrashReportApp(App[ReturnType]):
             self._painter.invalidate()
 
     def get_driver_class(self) -> type[Driver]:
-        """Return a driver that survives any input, or the driver that $TEXTUAL_DRIVER names."""
+        """Return a driver that accepts any input, or the driver that $TEXTUAL_DRIVER names."""
         if constants.DRIVER is not None:
             return super().get_driver_class()
         if sys.platform == "win32":

@@ -25,8 +25,8 @@ _QUERY_ROW: Final = 1
 class ThemedApp(TypeAheadApp[int]):
     """Application with a theme, which can follow the terminal's background, and with ASCII drawing where needed.
 
-    The terminal is asked at the start. Until it answers, the theme is dark, and the charset of the locale decides about
-    ASCII.
+    The application queries the terminal at the start. Until the terminal answers, the automatic theme is dark, and the
+    charset of the locale decides whether only ASCII is drawn.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -55,7 +55,7 @@ class ThemedApp(TypeAheadApp[int]):
         return themes.add_own_colours(super().get_css_variables(), self.current_theme, self.console.color_system)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Return Textual's filters, and one that makes all text readable, unless the terminal chooses the colours."""
+        """Return Textual's filters, and one that makes text readable, unless the theme has the terminal's colours."""
         filters = super().get_line_filters()
         return filters if self.current_theme.ansi else [*filters, self._readable_text]
 
@@ -78,7 +78,7 @@ class ThemedApp(TypeAheadApp[int]):
         return self.settings.ascii if self.settings.ascii is not None else not (self._decodes_utf8 or self.is_headless)
 
     def update_ascii(self) -> None:
-        """Draw with or without characters outside of ASCII, after new settings or an answer of the terminal."""
+        """Update whether only ASCII is drawn, after a change of the settings or an answer of the terminal."""
         textual_private.restrict_output(self, ascii_only=not (self._decodes_utf8 or self.is_headless))
         if self.draws_ascii != self.has_class("ascii"):
             self.set_class(self.draws_ascii, "ascii")
@@ -91,7 +91,7 @@ class ThemedApp(TypeAheadApp[int]):
     # The terminal's answers
 
     def ask_terminal(self) -> None:
-        """Ask for the background, if the theme follows it, and for the charset, if the locale has no UTF-8."""
+        """Query the terminal's background if the theme follows it, and its charset if the locale is not UTF-8."""
         if self.settings.theme == themes.AUTO:
             query = terminal_traits.make_background_query(os.environ)
             self._awaits_background = textual_private.write_to_terminal(self, query)
@@ -107,7 +107,7 @@ class ThemedApp(TypeAheadApp[int]):
                 self.apply_theme(themes.AUTO)
 
     def on_cursor_position(self, event: events.CursorPosition) -> None:
-        """Draw with all characters if the terminal took the two bytes of a character as one column."""
+        """Draw all characters if the terminal has shown the character of two bytes in one column."""
         if event.y == _QUERY_ROW and event.x == 1 and not self._decodes_utf8:
             self._decodes_utf8 = True
             self.update_ascii()

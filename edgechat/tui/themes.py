@@ -13,7 +13,7 @@ from edgechat import paths
 from edgechat.config import SettingsProblem, read_toml
 
 AUTO: Final = "auto"
-"""Name that stands for the dark or the light theme below, as the background of the terminal is dark or light."""
+"""Theme name that selects the dark or the light theme below, depending on the background of the terminal."""
 DEFAULT_THEME: Final = "textual-dark"
 LIGHT_THEME: Final = "textual-light"
 _SCROLLBAR_SHARE: Final = 0.2
@@ -26,7 +26,7 @@ AUTO_DESCRIPTION: Final = "light or dark like the terminal"
 
 
 def theme_names() -> list[str]:
-    """Return the names of all themes: `auto`, the user's themes, and the others."""
+    """Return the names of all themes: `auto`, the user's themes, and Textual's built-in themes."""
     user_themes = sorted(
         p.stem for p in paths.themes_dir().glob("*.toml") if p.stem.isprintable() and p.stem != AUTO
     )  # fmt: skip
@@ -34,12 +34,12 @@ def theme_names() -> list[str]:
 
 
 def list_theme_labels() -> list[tuple[str, str]]:
-    """Return the names of all themes with the labels that lists show, which explain `auto`."""
+    """Return the name of each theme and its label in lists; the label of `auto` explains the name."""
     return [(name, f"{name}: {AUTO_DESCRIPTION}" if name == AUTO else name) for name in theme_names()]
 
 
 def find_theme(name: str) -> tuple[Theme, str]:
-    """Return the theme `name` and "", or the default theme and the problem with the theme `name`."""
+    """Return the theme called `name` and ""; if it is unknown or invalid, the default theme and the problem."""
     if name == AUTO:
         own_file = paths.themes_dir() / f"{AUTO}.toml"
         problem = (
@@ -82,8 +82,8 @@ def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
 def add_own_colours(variables: dict[str, str], theme: Theme, color_system: str | None) -> dict[str, str]:
     """Return the CSS variables of a theme with readable selected text and lists, and grey scrollbars.
 
-    In ANSI themes, selected text is black on cyan. `color_system` is Rich's name of what the terminal can show, or None
-    if it shows no colours.
+    In ANSI themes, selected text is black on cyan. `color_system` is Rich's name of the terminal's colour system, or
+    None if the terminal shows no colours.
     """
     names = {"selection-text": "ansi_black", "selection-area": "ansi_cyan"}
     if theme.ansi:

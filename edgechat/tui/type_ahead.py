@@ -19,7 +19,7 @@ _OPENING_ACTIONS: Final = {
     "command_palette",
 }
 """Actions of keys that open a screen or a list with an input."""
-# Time after which the keys go to the focused part, because nothing opened; opening takes 0.1 s on slow machines.
+# Maximum time for which keys are held, in case no input opens; opening one takes 0.1 s on slow machines.
 _MAX_WAIT_S: Final = 0.5
 _INTERVAL_S: Final = 0.01
 
@@ -28,7 +28,7 @@ class TypeAheadApp(CrashReportApp[ReturnType]):
     """Application that holds keys and pastes after a key that opens an input, until this input has the focus."""
 
     _waiting_events: list[events.Event] | None = None
-    """Events that wait until an input has opened; None if none opens."""
+    """Events that are held until an input has the focus; None if no input is opening."""
 
     async def on_event(self, event: events.Event) -> None:
         is_typed = isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded
@@ -48,7 +48,7 @@ class TypeAheadApp(CrashReportApp[ReturnType]):
         return binding is not None and binding.binding.action in _OPENING_ACTIONS
 
     async def _release(self, previous: Widget | None, deadline: float) -> None:
-        """Handle the held events if another widget than `previous` has the focus, or the time is over; or try later."""
+        """Handle the held events once the focus has moved from `previous` or the deadline is over; else try later."""
         if not self.screen_stack:  # the application has ended
             return
         if self.focused in {None, previous} and time.monotonic() < deadline:

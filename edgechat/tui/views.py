@@ -61,8 +61,8 @@ def open_palette(
 ) -> None:
     """Open the command palette; record its choice in `recent`, and call `on_chosen` with it.
 
-    `theme` is the value of the setting, which the palette marks. Closes the palette if it is open; over other screens,
-    it does not open.
+    `theme` is the theme in the settings, which the palette marks. If the palette is open, close it; above another
+    screen, only ask the user to close that screen.
     """
     from textual.screen import ModalScreen
 

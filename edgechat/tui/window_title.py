@@ -1,4 +1,4 @@
-"""Escape sequences that set the title of the terminal's window, and that save and restore the title it had."""
+"""Escape sequences that set the title of the terminal's window, and that save and restore the previous title."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def format_error(error: Exception) -> str:
 
 
 def is_mistake(error: Exception, line: str) -> bool:
-    """Return whether the user can correct the typed command `line`, or cannot use a key now (`line` is "")."""
+    """Return whether the user made a mistake: in the typed command `line`, or with a key if `line` is empty."""
     is_invalid = isinstance(error, EdgechatError) and error.exit_code == UsageError.exit_code
     return isinstance(error, UsageError) or (is_invalid and bool(line))
 
