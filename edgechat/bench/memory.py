@@ -151,6 +151,7 @@ def _measure_peak_bytes(plan: LoadPlan) -> int:
 def case_main(arguments: list[str]) -> int:
     """Run the client process of one memory case: load the modules of a terminal chat, and generate one reply."""
     from edgechat.chat import session
+    from edgechat.models.loading import list_ranges_to_remove
     from edgechat.prompt.renderer import Renderer
     from edgechat.store import open_ephemeral_store
 
@@ -158,7 +159,9 @@ def case_main(arguments: list[str]) -> int:
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadPlan)
     store, renderer, engine = open_ephemeral_store(), Renderer(), EngineClient()
     renderer.start()
-    engine.load(protocol.Load(id=engine.next_id(), plan=plan))
+    profile = ModelProfile.from_header(read_header(Path(plan.model_path)))
+    unused_ranges = list_ranges_to_remove(profile, plan.options)
+    engine.load(protocol.Load(id=engine.next_id(), plan=plan, unused_ranges=unused_ranges))
     n_prompt = min(plan.options.n_ctx - _N_GEN - 1, plan.options.n_ubatch + 64)
     _generate(engine, n_prompt)
     engine.close()

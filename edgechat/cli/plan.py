@@ -255,8 +255,7 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
     bars = ""
     for row in rows:
         mark = "*" if row.is_chosen else " "
-        memory_mark = ">" if row.is_memory_upper_bound else "" if row.size_is_known else "~"
-        memory = memory_mark + format_size(row.min_bytes)
+        memory = ("" if row.size_is_known else "~") + format_size(row.total_bytes)
         estimate_mark = "" if row.quality_is_measured else "?"
         quality_text = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{estimate_mark}"
         loss_text = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
@@ -273,7 +272,6 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
         "* automatic choice": any(row.is_chosen for row in rows),
         "? estimated quality": any(not row.quality_is_measured for row in rows),
         "~ estimated size": any(not row.size_is_known for row in rows),
-        "> at least, more if weights are repacked": any(row.is_memory_upper_bound for row in rows),
     }
     headings = [
         "tok/s = decode speed",
@@ -310,7 +308,7 @@ def _format_number(value: float | None, unit: str = "") -> str:
 
 
 def _print_explanation(row: PlanRow) -> None:
-    from edgechat.planner.report import MEMORY_PARTS
+    from edgechat.planner.report import FILE_CACHE_LABEL, MEMORY_PARTS
 
     columns = shutil.get_terminal_size().columns
     click.echo()
@@ -320,6 +318,8 @@ def _print_explanation(row: PlanRow) -> None:
         if n_bytes:
             click.echo(f"  {label:<32}{format_size(n_bytes):>10}")
     click.echo(f"  {'total':<32}{format_size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (estimated)'}")
+    if row.memory.file_cache:
+        click.echo(f"  {FILE_CACHE_LABEL:<32}{format_size(row.memory.file_cache):>10}")
     for field, reason in row.reasons.items():
         value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
         _echo_wrapped("  ", f"{field}{value}: {reason}", columns)

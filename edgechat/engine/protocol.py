@@ -13,6 +13,7 @@ import msgspec
 from edgechat.config import Sampling
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.mapped_file import FileRange
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.requantize import QuantModel
 from edgechat.planner.throughput import KernelSpeeds
@@ -34,6 +35,8 @@ class Load(Request, frozen=True):
     plan: LoadPlan
     prefix_dir: str = ""
     """Directory of the prefix cache on disk; "" disables the disk tier."""
+    unused_ranges: tuple[FileRange, ...] = ()
+    """Byte ranges of the mapped model files that are not needed in memory after the load."""
 
 
 class ProbeMemory(Request, frozen=True):

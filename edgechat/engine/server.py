@@ -200,7 +200,10 @@ class EngineServer:
         bindings = self._inspector.load_backend(request.id, model_path)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
-        model = Model(bindings, Path(model_path), plan.options, on_progress=self._make_progress_callback(request.id))
+        model = Model(
+            bindings, Path(model_path), plan.options, unused_ranges=request.unused_ranges,
+            on_progress=self._make_progress_callback(request.id),
+        )  # fmt: skip
         engine_model: EngineModel
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, self._begin_embedding, self._end_request)

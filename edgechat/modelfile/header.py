@@ -44,6 +44,8 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     """Offset of the data section in the file, in bytes."""
     value_offsets: dict[str, int] = {}
     """Offset of each metadata value in the file, in bytes."""
+    later_data_offsets: tuple[int, ...] = ()
+    """Offsets of the data sections in the second and later parts of a split model, in bytes."""
 
     @property
     def architecture(self) -> str:

@@ -32,6 +32,8 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
     tensors: tuple[Tensor, ...]
     tensor_bytes: int
     n_params: int
+    data_offsets: tuple[int, ...] = ()
+    """Offset of the data section in each file of the model, in bytes."""
 
     @classmethod
     def from_header(cls, header: ModelHeader) -> ModelProfile:
@@ -45,6 +47,7 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
             state_width=_compute_state_width(header), inner_size=header.hparam("ssm.inner_size"),
             expert_n_ff=header.hparam("expert_feed_forward_length", n_ff) if dimensions.n_experts else 0,
             tensors=header.tensors, tensor_bytes=header.tensor_bytes, n_params=header.n_params,
+            data_offsets=(header.data_offset, *header.later_data_offsets),
         )  # fmt: skip
 
     def with_tensors(self, path: str, tensors: tuple[Tensor, ...], quant: str = "") -> ModelProfile:

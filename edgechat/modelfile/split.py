@@ -101,4 +101,7 @@ def join_headers(parts: Sequence[ModelHeader]) -> ModelHeader:
             f"{first_header.path} and its {len(parts) - 1} other parts have {len(tensors)} tensors, "
             f"expected {n_expected} with different names: check that all parts are of the same model"
         )
-    return msgspec.structs.replace(first_header, file_bytes=sum(part.file_bytes for part in parts), tensors=tensors)
+    return msgspec.structs.replace(
+        first_header, file_bytes=sum(part.file_bytes for part in parts), tensors=tensors,
+        later_data_offsets=tuple(part.data_offset for part in parts[1:]),
+    )  # fmt: skip

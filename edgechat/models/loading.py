@@ -21,11 +21,18 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.resources import current_machine, load_saved_gpus, save_gpus
+from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.kv_memory import CELL_MULTIPLE
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
-from edgechat.planner.memory import BufferSizes, LoadOptions, convert_reported_buffers, estimate_buffers
+from edgechat.planner.mapped_file import FileRange, list_unused_ranges
+from edgechat.planner.memory import (
+    REPACKED_TYPES,
+    BufferSizes,
+    LoadOptions,
+    convert_reported_buffers,
+    estimate_buffers,
+)
 from edgechat.planner.plan import Estimator, make_smaller_plan, plan
 from edgechat.process import KILL_SIGNAL
 from edgechat.prompt import renderer
@@ -62,7 +69,7 @@ def load_model(
     model_properties = None
     for attempt in range(_MAX_RETRIES):
         try:
-            model_properties = _load(engine, load_plan, on_event)
+            model_properties = _load(engine, profile, load_plan, on_event)
             break
         except (PlanError, EngineDiedError, ModelFileError) as error:
             retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt)
@@ -71,7 +78,7 @@ def load_model(
             warnings.append(_format_retry_warning(error, load_plan, retry_plan))
             load_plan = retry_plan
     if model_properties is None:
-        model_properties = _load(engine, load_plan, on_event)
+        model_properties = _load(engine, profile, load_plan, on_event)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties, warnings
 
@@ -86,7 +93,7 @@ def reload_model(
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     machine = current_machine(settings, profile.path, engine.pid, gpus)
     load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed_plan.speculation)
-    model_properties = _load(engine, load_plan, lambda event: None)
+    model_properties = _load(engine, profile, load_plan, lambda event: None)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties
 
@@ -204,11 +211,20 @@ def _make_plan(
     )  # fmt: skip
 
 
-def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> protocol.Loaded:
+def list_ranges_to_remove(profile: ModelProfile, options: LoadOptions) -> tuple[FileRange, ...]:
+    """Return the ranges of the mapped model files that are not needed after a load, by the measured backend's types."""
+    speeds = load_measured_speeds()
+    return list_unused_ranges(profile, options, speeds.repacked_types if speeds is not None else REPACKED_TYPES)
+
+
+def _load(engine: EngineClient, profile: ModelProfile, load_plan: LoadPlan, on_event: LoadCallback) -> protocol.Loaded:
     prefix_dir = str(paths.prefix_dir())
     if not _is_utf8(prefix_dir):  # the protocol contains only text, so the prefix cache stays in memory
         prefix_dir = ""
-    request = protocol.Load(id=engine.next_id(), plan=load_plan, prefix_dir=prefix_dir)
+    request = protocol.Load(
+        id=engine.next_id(), plan=load_plan, prefix_dir=prefix_dir,
+        unused_ranges=list_ranges_to_remove(profile, load_plan.options),
+    )  # fmt: skip
     try:
         return engine.load(request, lambda event: _forward_progress(event, on_event))
     except EngineDiedError:

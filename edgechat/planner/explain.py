@@ -19,11 +19,11 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
         "kv_type": "the KV cache fits in memory at full precision" if options.kv_type == "f16"
         else f"{size_share(options.kv_type):.0%} of the size of f16; it changes the predictions less than a smaller "
         f"quant of the weights does (measured KL divergence: {DIVERGENCE_BY_KV_TYPE[options.kv_type]:.4f})",
-        "use_mmap": "a mapped file loads fastest, and the system can drop its pages" if options.use_mmap
-        else f"with a mapped file, {format_size(memory.weights)} of weights could be in memory twice",
+        "use_mmap": _explain_mapping(memory) if options.use_mmap
+        else "a mapped file could be in memory beside the copies of its weights",
         "use_extra_bufts":
         f"{format_size(memory.repacked_weights)} of weights are copied into the layout of faster kernels"
-        if memory.repacked_weights else "no second copy of the weights is needed for faster kernels",
+        if memory.repacked_weights else "no weights need another layout for faster kernels",
         "n_threads": f"{plan.n_threads} for decoding, {plan.n_threads_batch} for prefill: {machine.threads_reason}",
         "n_ubatch": "fastest prefill" if options.n_ubatch == N_UBATCHES[0] else "smaller compute buffers",
         "n_seqs": f"up to {options.n_seqs} branches and conversations share the context"
@@ -42,6 +42,14 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
             f"{format_size(memory.gpu)} of {format_size(machine.gpu_free_bytes or machine.available_bytes)} of memory"
         )
     return reasons
+
+
+def _explain_mapping(memory: MemoryEstimate) -> str:
+    text = "a mapped file loads fastest"
+    return (
+        f"{text}; the {format_size(memory.file_cache)} of it that have a copy or are seldom read stay in the page "
+        "cache, which the system can reclaim" if memory.file_cache else f"{text}, and the system can reclaim its pages"
+    )  # fmt: skip
 
 
 def _explain_n_ctx(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:

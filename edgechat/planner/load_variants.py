@@ -31,7 +31,7 @@ _EMBEDDING_N_CTXS: Final = (2048, 1024, 512, 256)
 _YARN_STEP: Final = 0.5
 FEW_SEQS: Final = 4
 MANY_SEQS: Final = 8
-_NO_MMAP_CONCESSION: Final = "the weights are read instead of mapped, to avoid a second copy in memory"
+_NO_MMAP_CONCESSION: Final = "the weights are read instead of mapped, to avoid a copy of those on the GPU"
 
 
 class LoadVariant(NamedTuple):
@@ -83,14 +83,11 @@ def _list_cpu_variants(
 ) -> Iterator[LoadVariant]:
     """Yield the best options, then variants with cumulative concessions.
 
-    The concessions are: no memory mapping, a KV cache in smaller types, shorter contexts, smaller micro-batches, and
-    the shortest contexts.
+    The concessions are: a KV cache in smaller types, shorter contexts, smaller micro-batches, and the shortest
+    contexts.
     """
     yield LoadVariant(best_options, ())
-    options, concessions = msgspec.structs.replace(best_options, use_mmap=False), dict[str, str]()
-    if best_options.use_mmap:
-        concessions["use_mmap"] = _NO_MMAP_CONCESSION
-        yield LoadVariant(options, tuple(concessions.values()))
+    options, concessions = best_options, dict[str, str]()
     for kv_type in list_offered_kv_types(profile)[1:]:
         options = msgspec.structs.replace(options, kv_type=kv_type)
         concessions["kv_type"] = describe_kv_type(kv_type)

@@ -22,6 +22,8 @@ ENGINE_BYTES: Final = 15 << 20
 # Memory that llama.cpp needs for each vocabulary entry and for the graph of each layer.
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
+# Memory for each vocabulary entry that llama.cpp frees at the end of loading: metadata, and its pages in the file.
+_LOADING_TOKEN_BYTES: Final = 180
 N_OUTPUTS: Final = 32
 """Maximum number of tokens in a batch whose logits are computed; each needs one float for every vocabulary entry."""
 INDEX_BYTES: Final = 64
@@ -31,6 +33,8 @@ REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K
 """Tensor types that any CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); used if the backend is unknown."""
 # Buffer types in which weights have the same layout as in the model file.
 _FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
+# Token embedding: a model reads one row of it for each token. It is also the output matrix of a model without one.
+_ROW_TABLE: Final = "token_embd.weight"
 # Starts of the names of ggml's buffer types on GPUs, for reports that do not contain `is_gpu`.
 _GPU_BUFFER_NAMES: Final = ("CUDA", "ROCm", "MUSA", "MTL", "Metal", "Vulkan", "SYCL")
 
@@ -59,12 +63,15 @@ class BufferSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of llama.cpp's buffers in bytes, without the state copies for `n_rs_seq`."""
 
     weights: int
+    """Weights in the layout of the file. Of a mapped file, only the tensors that are used there."""
     repacked_weights: int = msgspec.field(name="repacked")
-    """Second copy of weights, in the layout that faster kernels need."""
+    """Copies of weights in the layout that faster kernels need."""
     kv_cache: int
     compute: int
     gpu: int = 0
     """Total size of all buffers on a GPU; the other fields are sizes in CPU memory."""
+    file_cache: int = 0
+    """Part of a mapped file that the model does not need in memory: tensors with a copy, and tables of rows."""
     is_exact: bool = False
     """True if llama.cpp reported the sizes."""
 
@@ -73,8 +80,9 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated memory in bytes, by purpose. The encoded field names are part of the JSON output."""
 
     weights: int
+    """Weights in the layout of the file. Of a mapped file, only the tensors that are used there."""
     repacked_weights: int = msgspec.field(name="repacked")
-    """Second copy of weights, in the layout that faster kernels need; usually in addition to the mapped file."""
+    """Copies of weights in the layout that faster kernels need."""
     kv_cache: int
     compute: int
     output: int = 0
@@ -87,6 +95,11 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of the client and engine processes without a model."""
     observed_excess: int = msgspec.field(default=0, name="learned")
     """Additional memory that earlier loads of this model needed on this machine, compared with the estimate."""
+    loading: int = 0
+    """Excess of the mapped file at the start of loading over the buffers that are allocated later."""
+    file_cache: int = 0
+    """Page cache of the model file that the system can reclaim, because the model uses copies of these tensors or reads
+    single rows of them. It is not part of `total`."""
     gpu: int = 0
     """GPU memory, which is part of `total` only if `is_unified` is True."""
     is_unified: bool = False
@@ -100,10 +113,14 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Peak CPU memory in bytes, reached at the end of loading, when all pages of the model file are in memory."""
+        """Peak CPU memory in bytes.
+
+        It is reached by the loaded model, or at the start of loading, when the whole model file is mapped.
+        """
         return (
             self.weights + self.repacked_weights + self.kv_cache + self.compute + self.output + self.vocabulary
-            + self.speculation + self.process + self.observed_excess + (self.gpu if self.is_unified else 0)
+            + self.speculation + self.process + self.observed_excess + self.loading
+            + (self.gpu if self.is_unified else 0)
         )  # fmt: skip
 
 
@@ -121,12 +138,18 @@ def estimate(
     state_copy_bytes = options.n_rs_seq * compute_states_bytes(profile, n_seqs)
     # Copies of a recurrent state are stored in the same memory as its layer.
     gpu_copy_bytes = state_copy_bytes if options.n_gpu_layers and not is_unified else 0
+    output_bytes = max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES
+    # The buffers that are allocated after the whole file was mapped.
+    later_bytes = sizes.repacked_weights + sizes.kv_cache + sizes.compute + output_bytes
     return MemoryEstimate(
         weights=sizes.weights, repacked_weights=sizes.repacked_weights, kv_cache=sizes.kv_cache, compute=sizes.compute,
-        output=max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES,
-        vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
+        output=output_bytes, vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
         speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
-        observed_excess=extra_bytes, gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
+        observed_excess=extra_bytes,
+        loading=max(0, sizes.file_cache + profile.n_vocab * _LOADING_TOKEN_BYTES - later_bytes) if sizes.file_cache
+        else 0,
+        file_cache=sizes.file_cache,
+        gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
     )  # fmt: skip
 
 
@@ -137,14 +160,12 @@ def estimate_buffers(
 
     The size of compute buffers is slightly overestimated.
     """
-    gpu_tensors = [t for t in profile.tensors if is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
+    gpu_tensors = [t for t in profile.tensors if options.n_gpu_layers and is_on_gpu(profile, t, options)]
     gpu_weight_bytes = sum(t.size_bytes for t in gpu_tensors)
     if options.n_gpu_layers and not profile.has_output_tensor:  # the output layer is a copy of the token embedding
-        gpu_weight_bytes += sum(t.size_bytes for t in profile.tensors if t.name == "token_embd.weight")
-    types = repacked_types if options.use_extra_bufts else frozenset()
-    repacked_bytes = _repacked_bytes(profile, types, options)
-    if options.use_mmap:
-        repacked_bytes -= sum(t.size_bytes for t in gpu_tensors if t.type in types)
+        gpu_weight_bytes += sum(t.size_bytes for t in profile.tensors if t.name == _ROW_TABLE)
+    repacked_bytes = sum(t.size_bytes for t in profile.tensors if _is_repacked(profile, t, options, repacked_types))
+    unused_bytes = sum(t.size_bytes for t in find_unused_tensors(profile, options, repacked_types))
     kv_bytes_by_layer = layer_bytes(
         profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         kv_type=options.kv_type,
@@ -154,9 +175,9 @@ def estimate_buffers(
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
     return BufferSizes(
-        weights=profile.tensor_bytes - (0 if options.use_mmap else gpu_weight_bytes), repacked_weights=repacked_bytes,
-        kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=cpu_compute,
-        gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
+        weights=profile.tensor_bytes - (unused_bytes if options.use_mmap else gpu_weight_bytes),
+        repacked_weights=repacked_bytes, file_cache=unused_bytes, kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes,
+        compute=cpu_compute, gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
     )  # fmt: skip
 
 
@@ -176,14 +197,47 @@ def convert_reported_buffers(
     weights_bytes = {name: sizes["model_bytes"] for name, sizes in host_buffers.items()}
     file_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name in _FILE_LAYOUT_BUFFERS)
     other_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name not in _FILE_LAYOUT_BUFFERS)
+    all_weights_bytes = sum(sizes["model_bytes"] for sizes in report.values())
+    mapped_bytes = file_layout_bytes - _unused_table_bytes(profile, all_weights_bytes, file_layout_bytes)
     return BufferSizes(
-        # During loading, the whole mapped file is in memory, including tensors that are copied to other buffers.
-        weights=profile.tensor_bytes if options.use_mmap else file_layout_bytes + other_layout_bytes,
+        weights=mapped_bytes if options.use_mmap else file_layout_bytes + other_layout_bytes,
         repacked_weights=other_layout_bytes if options.use_mmap else 0,
+        file_cache=max(0, profile.tensor_bytes - mapped_bytes) if options.use_mmap else 0,
         kv_cache=sum(sizes["context_bytes"] for sizes in host_buffers.values()),
         compute=sum(sizes["compute_bytes"] for sizes in host_buffers.values()),
         gpu=gpu, is_exact=True,
     )  # fmt: skip
+
+
+def find_unused_tensors(
+    profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED_TYPES
+) -> list[Tensor]:
+    """Return the tensors of a mapped file that a loaded model does not need in memory, in the order of `profile`.
+
+    They have a copy, in another layout or on a GPU, or the model reads single rows of them.
+    """
+    if not options.use_mmap:
+        return []
+    copied_names = {
+        t.name for t in profile.tensors
+        if _is_repacked(profile, t, options, repacked_types)
+        or (options.n_gpu_layers and (t.name == _ROW_TABLE or is_on_gpu(profile, t, options)))
+    }  # fmt: skip
+    if profile.has_output_tensor and copied_names:
+        copied_names.add(_ROW_TABLE)
+    return [t for t in profile.tensors if t.name in copied_names]
+
+
+def _unused_table_bytes(profile: ModelProfile, all_weights_bytes: int, file_layout_bytes: int) -> int:
+    """Return the size of the token embedding if only rows of it are read and other weights have a copy; 0 otherwise.
+
+    The arguments are the sizes of all buffers with weights and of those in the layout of the file.
+    """
+    table_bytes = sum(t.size_bytes for t in profile.tensors if t.name == _ROW_TABLE)
+    has_copies = all_weights_bytes > file_layout_bytes >= table_bytes
+    # Without an output matrix, a buffer in another layout contains a copy of the token embedding, or none does.
+    is_output_matrix = not profile.has_output_tensor and all_weights_bytes < profile.tensor_bytes + table_bytes // 2
+    return table_bytes if has_copies and not is_output_matrix else 0
 
 
 def _is_gpu_buffer(name: str, sizes: Mapping[str, int]) -> bool:
@@ -200,13 +254,17 @@ def first_gpu_layer(profile: ModelProfile, options: LoadOptions) -> int:
     return profile.n_layers + 1 - options.n_gpu_layers
 
 
-def _repacked_bytes(profile: ModelProfile, types: frozenset[str], options: LoadOptions) -> int:
-    """Return the bytes of weights that are copied into another layout for faster kernels."""
-    tensors = [t for t in profile.tensors if t.type in types and len(t.shape) > 1]
-    embedding_bytes = sum(t.size_bytes for t in tensors if t.name == "token_embd.weight")
-    # The embedding table keeps its layout for row lookups. If it is also the output matrix, a copy of it is repacked.
-    embedding_copy_bytes = 0 if profile.has_output_tensor else embedding_bytes
-    return embedding_copy_bytes + (sum(t.size_bytes for t in tensors) - embedding_bytes if options.use_mmap else 0)
+def _is_repacked(profile: ModelProfile, tensor: Tensor, options: LoadOptions, repacked_types: frozenset[str]) -> bool:
+    """Return whether a tensor is copied into another layout in CPU memory for faster kernels.
+
+    The token embedding keeps its layout for row lookups. If it is also the output matrix, it has a copy, even if the
+    file is not mapped.
+    """
+    if not options.use_extra_bufts or tensor.type not in repacked_types or len(tensor.shape) == 1:
+        return False
+    if tensor.name == _ROW_TABLE:
+        return not profile.has_output_tensor and not options.n_gpu_layers
+    return options.use_mmap and not (options.n_gpu_layers and is_on_gpu(profile, tensor, options))
 
 
 def is_all_on_gpu(profile: ModelProfile, options: LoadOptions) -> bool:

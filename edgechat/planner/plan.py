@@ -49,10 +49,9 @@ def plan(
 ) -> LoadPlan:  # fmt: skip
     """Return the load plan of a model on a machine.
 
-    Until the model fits, the plan makes these concessions in order: no second copy of mapped weights, a KV cache in
-    smaller types, a shorter context (unless `n_ctx` sets its length), smaller micro-batches, and a still shorter
-    context. The plan
-    leaves `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
+    Until the model fits, the plan makes these concessions in order: a KV cache in smaller types, a shorter context
+    (unless `n_ctx` sets its length), smaller micro-batches, and a still shorter context. The plan leaves
+    `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
     """
@@ -90,9 +89,13 @@ def _can_leave_reserve(profile: ModelProfile, machine: Machine, n_ctx: int | Non
 def make_smaller_plan(
     profile: ModelProfile, machine: Machine, failed_plan: LoadPlan, n_ctx: int | None = None
 ) -> LoadPlan | None:
-    """Return a plan with at most 80 % of the memory of `failed_plan`, which ran out of memory; None if none fits."""
+    """Return a plan with at most 80 % of the memory of `failed_plan`, which ran out of memory; None if none fits.
+
+    Without a GPU, the weights are read instead of mapped, because a limited address space (`ulimit -v`) may not have
+    room for both the file and the copies of its weights.
+    """
     failed_estimate = failed_plan.estimate
-    for variant in list_load_variants(profile, machine, n_ctx):
+    for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
         memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
         if is_same or not _fits(memory, variant.options, machine):
@@ -106,6 +109,14 @@ def make_smaller_plan(
         ):
             return smaller_plan
     return None
+
+
+def _read_weights(variant: LoadVariant) -> LoadVariant:
+    """Return the variant without a mapped file, unless it has layers on a GPU."""
+    if variant.options.n_gpu_layers or not variant.options.use_mmap:
+        return variant
+    options = msgspec.structs.replace(variant.options, use_mmap=False)
+    return LoadVariant(options, ("the weights are read instead of mapped", *variant.concessions))
 
 
 def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:

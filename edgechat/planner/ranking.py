@@ -66,8 +66,6 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Load plan; None if the model does not fit."""
     memory: MemoryEstimate
     """Memory of the plan, or of the smallest load variant if the model does not fit."""
-    is_memory_upper_bound: bool = False
-    """True if `memory` counts a second copy of all weights, because it is not known which of them are repacked."""
     speed: PredictedSpeed | None
     """Predicted prefill and decode speed, corrected by recent replies; None if unknown."""
     speed_reasons: dict[str, str] = {}
@@ -105,7 +103,6 @@ def evaluate(
     repacked types of `speeds`.
     """
     profile = candidate.profile
-    is_backend_unknown = estimator is None and speeds is None
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:
@@ -132,7 +129,6 @@ def evaluate(
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
         speed_reasons=speed_reasons,
-        is_memory_upper_bound=is_backend_unknown and load_plan.estimate.repacked_weights > 0,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
         is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,
@@ -162,7 +158,7 @@ def _make_too_large_evaluation(candidate: Candidate, n_ctx: int | None) -> Evalu
     """Return the evaluation of a candidate that does not fit, with the memory of its smallest load variant."""
     profile = candidate.profile
     smallest_options = LoadOptions(
-        n_ctx=n_ctx or min(default_n_ctx(profile), MIN_N_CTX), n_seqs=default_n_seqs(profile), use_mmap=False,
+        n_ctx=n_ctx or min(default_n_ctx(profile), MIN_N_CTX), n_seqs=default_n_seqs(profile),
         kv_type=list_offered_kv_types(profile)[-1], n_ubatch=128,
     )  # fmt: skip
     memory = estimate(profile, smallest_options)

@@ -27,8 +27,11 @@ MEMORY_PARTS: Final = (
     ("speculation", "s", "speculation"),
     ("process", "p", "processes"),
     ("observed_excess", "p", "excess measured in earlier loads"),
+    ("loading", "#", "mapped file while loading"),
 )
 """Field of MemoryEstimate, character in a memory bar, and label of each part of the memory."""
+FILE_CACHE_LABEL: Final = "reclaimable page cache"
+"""Label of `MemoryEstimate.file_cache`, which is not part of the total."""
 BAR_LABELS: Final = {
     "#": "weights", "+": "repacked weights", "k": "KV cache", "c": "compute buffers", "s": "speculation",
     "p": "processes",
@@ -57,8 +60,8 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
     total_bytes: int
     """Planned memory, or the memory of the smallest load variant if the model does not fit."""
-    is_memory_upper_bound: bool
-    """True if the speed of the machine was not measured, so that the memory of repacked weights is not known."""
+    is_memory_upper_bound: bool = False
+    """Always False. Earlier versions counted a second copy of repacked weights, of which they knew only a maximum."""
     memory: MemoryEstimate
     n_ctx: int | None
     decode_tps: float | None
@@ -80,11 +83,6 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     """Planned load options, thread counts and cache budgets; None if the model does not fit."""
     reasons: dict[str, str]
 
-    @property
-    def min_bytes(self) -> int:
-        """Planned memory without the copy of weights that a backend may need, so that the quants of a model compare."""
-        return self.total_bytes - (self.memory.repacked_weights if self.is_memory_upper_bound else 0)
-
 
 def make_plan_row(
     evaluation: Evaluation, choice: Evaluation | None = None, picks: Sequence[Pick] = (), *, is_recommended: bool = True
@@ -98,7 +96,6 @@ def make_plan_row(
         fits=plan is not None, uses_reserve=evaluation.uses_reserve, is_fast_enough=evaluation.is_fast_enough,
         verdict=evaluation.verdict,
         file_bytes=candidate.size_bytes, total_bytes=evaluation.memory.total, memory=evaluation.memory,
-        is_memory_upper_bound=evaluation.is_memory_upper_bound,
         n_ctx=plan.options.n_ctx if plan is not None else None,
         decode_tps=_finite_or_none(speed.decode_tps if speed else None),
         prefill_tps=_finite_or_none(speed.prefill_tps if speed else None),
@@ -174,6 +171,8 @@ def format_plan_lines(plan: LoadPlan) -> list[str]:
         if n_bytes:
             lines.append(f"  {label:<32}{format_size(n_bytes):>10}")
     lines.append(f"  {'total':<32}{format_size(plan.estimate.total):>10}")
+    if plan.estimate.file_cache:
+        lines.append(f"  {FILE_CACHE_LABEL:<32}{format_size(plan.estimate.file_cache):>10}")
     if plan.concessions:
         lines += ["", "Concessions", *(f"  {concession}" for concession in plan.concessions)]
     lines += ["", "Reasons"]
@@ -189,13 +188,8 @@ def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     lines = [row.name if row.name.endswith(row.quant) else f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
         bar = format_memory_bar(row.memory, available_bytes)
-        copy_text = (
-            f"{format_size(row.min_bytes)}, if all weights are copied up to " if row.is_memory_upper_bound else ""
-        )
-        memory = copy_text + format_size(row.total_bytes)
-        lines.append(
-            f"[{bar:<{BAR_WIDTH}}] {memory} of {format_size(available_bytes)}, file {format_size(row.file_bytes)}"
-        )
+        memory = f"{format_size(row.total_bytes)} of {format_size(available_bytes)}"
+        lines.append(f"[{bar:<{BAR_WIDTH}}] {memory}, file {format_size(row.file_bytes)}")
     properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
     properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
     if row.quality is not None and (row.quality_is_measured or row.quality > 0):  # estimates below 0 tell nothing
@@ -214,10 +208,7 @@ def format_turn(turn_s: float, thinking_s: float) -> str:
 
 def format_summary(evaluation: Evaluation) -> str:
     """Format file size, memory and the time of a typical turn of a model that fits."""
-    limit = "up to " if evaluation.is_memory_upper_bound else ""
-    sizes = (
-        f"{format_size(evaluation.candidate.size_bytes)} file, {limit}{format_size(evaluation.memory.total)} in memory"
-    )
+    sizes = f"{format_size(evaluation.candidate.size_bytes)} file, {format_size(evaluation.memory.total)} in memory"
     if evaluation.turn is None:
         return f"{sizes}, speed unknown"
     return f"{sizes}, {format_turn(evaluation.turn.total_s, evaluation.turn.thinking_s)}"

@@ -6,17 +6,19 @@ import ctypes
 import hashlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.content_hash import FileStamp, read_stamp
 from edgechat.modelfile.split import list_model_files
+from edgechat.planner.mapped_file import FileRange
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.mapped_pages import MappedPages
 from edgechat.runtime.tokenizer import Tokenizer
 
 # Parts of the error messages that llama.cpp and the C++ library write when memory runs out.
@@ -37,11 +39,13 @@ class Model:
         options: LoadOptions | None = None,
         *,
         is_probe: bool = False,
+        unused_ranges: Sequence[FileRange] = (),
         on_progress: OnLoadProgress = lambda fraction: True,
     ) -> None:
         """Load the model file at `path`. `options` defaults to memory-mapped weights and no GPU.
 
         With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate the buffers.
+        The pages of `unused_ranges` are removed from the memory of this process when they have been copied.
         Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
         if memory ran out.
         """
@@ -62,13 +66,20 @@ class Model:
         params.use_extra_bufts = options.use_extra_bufts
         bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
         params.no_alloc = is_probe
-        callback = llama.llama_progress_callback(lambda fraction, _user_data: on_progress(fraction))
+        pages = MappedPages(list_model_files(path), unused_ranges if options.use_mmap else ())
+
+        def record_progress(fraction: float, _user_data: object) -> bool:
+            pages.remove_loaded(fraction)
+            return on_progress(fraction)
+
+        callback = llama.llama_progress_callback(record_progress)
         params.progress_callback = callback
         bindings.log.take_errors()
         if not is_probe:
             activity.set_has_computed(False)
         with activity.during(Activity.LOADING):
             pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
+        pages.remove()
         if not pointer:
             errors = bindings.log.take_errors()
             reason = f"Cannot load {path}: {_find_failure_reason(errors)}"

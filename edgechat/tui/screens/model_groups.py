@@ -154,7 +154,7 @@ def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -
     row = file.row
     tps = reply = memory = ""
     if row is not None:
-        memory = (">" if row.is_memory_upper_bound else "") + format_size(row.min_bytes)
+        memory = format_size(row.total_bytes)
         tps = "?" if row.decode_tps is None else f"{row.decode_tps:.{0 if row.decode_tps >= _SLOW_TPS else 1}f}"
         reply = format_duration(max(1.0, row.turn_s)) if row.turn_s else "?"
     size = ("" if file.is_size_known else "~") + format_size(file.file_bytes)
@@ -225,11 +225,7 @@ def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, fol
 def list_marks(groups: Iterable[ModelGroup]) -> str:
     """Return the legend of the marks before the sizes in the list; "" if it has none."""
     files = [file for group in groups for file in group.files]
-    marks = {
-        "~ about": any(not file.is_size_known for file in files),
-        "> at least": any(file.row is not None and file.row.is_memory_upper_bound for file in files),
-    }
-    return ", ".join(mark for mark, is_used in marks.items() if is_used)
+    return "~ about" if any(not file.is_size_known for file in files) else ""
 
 
 def find_installed_name(path: Path | None) -> str:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.modelfile.header import Tensor
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.memory import MemoryEstimate, convert_reported_buffers, estimate
 from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, options
 
@@ -32,9 +33,11 @@ def test_reported_buffer_sizes_replace_the_formulas() -> None:
     assert (read.weights, read.repacked_weights, read.kv_cache, read.compute, read.gpu) == (1000, 0, 20, 3, 7890)
     load_options = options(profile, 512)
     mapped = estimate(profile, load_options, convert_reported_buffers(profile, load_options, report), extra_bytes=5)
-    assert (mapped.weights, mapped.repacked_weights, mapped.observed_excess) == (profile.tensor_bytes, 900, 5)
+    assert (mapped.weights, mapped.repacked_weights, mapped.observed_excess) == (100, 900, 5)
     assert mapped.is_exact
-    assert mapped.total > read.total
+    # The mapped file is complete when the load starts, and nothing else is larger in this example.
+    assert mapped.file_cache == profile.tensor_bytes - 100
+    assert mapped.total == read.total + 5 + mapped.loading
 
 
 # Breakdown of the starter with the module cpu-sapphirerapids, whose AMX buffer llama.cpp does not call host memory. The
@@ -57,7 +60,8 @@ def test_amx_buffer_is_counted_as_repacked_weights_in_cpu_memory(has_flag: bool)
     profile = llama(type_id=Q4_0)
     report = {n: {k: v for k, v in s.items() if has_flag or k != "is_gpu"} for n, s in AMX_REPORT.items()}
     mapped = convert_reported_buffers(profile, options(profile, 512), report)
-    assert (mapped.weights, mapped.repacked_weights, mapped.gpu) == (profile.tensor_bytes, 99_975_168, 0)
+    assert (mapped.weights, mapped.repacked_weights, mapped.gpu) == (31_850_496, 99_975_168, 0)
+    assert mapped.file_cache == profile.tensor_bytes - 31_850_496
     read = convert_reported_buffers(profile, options(profile, 512, use_mmap=False), report)
     assert (read.weights, read.repacked_weights) == (31_850_496 + 99_975_168, 0)
 
@@ -92,10 +96,50 @@ def test_unknown_buffer_type_is_cpu_memory(name: str) -> None:
 def test_total_is_the_sum_of_all_parts() -> None:
     profile = llama()
     memory = estimate(profile, options(profile, 8192), extra_bytes=7)
-    parts = set(MemoryEstimate.__struct_fields__) - {"gpu", "is_exact", "is_unified"}
+    parts = set(MemoryEstimate.__struct_fields__) - {"gpu", "is_exact", "is_unified", "file_cache"}
     assert memory.total == sum(getattr(memory, name) for name in parts)
     unified = msgspec.structs.replace(memory, gpu=GIB, is_unified=True)
     assert unified.total == memory.total + GIB
+
+
+def with_embedding(*names: str, type_id: int = Q4_0) -> ModelProfile:
+    """Return the profile of a model with a tensor of 1 MiB for each name."""
+    tensors = tuple(Tensor(name, (2048, 512), type_id, 0, 1 << 20) for name in names)
+    return llama().with_tensors("m.gguf", tensors)
+
+
+def test_weights_with_a_copy_count_once() -> None:
+    profile = with_embedding("token_embd.weight", "blk.0.w", "output.weight")
+    memory = estimate(profile, options(profile, 512))
+    # Only single rows of the token embedding are read.
+    assert (memory.weights, memory.repacked_weights, memory.file_cache) == (0, 2 << 20, 3 << 20)
+    plain = estimate(profile, options(profile, 512, use_extra_bufts=False))
+    assert (plain.weights, plain.repacked_weights, plain.file_cache, plain.loading) == (3 << 20, 0, 0, 0)
+
+
+def test_token_embedding_that_is_the_output_matrix_counts_once() -> None:
+    profile = with_embedding("token_embd.weight", "blk.0.w")
+    copied = estimate(profile, options(profile, 512))
+    assert (copied.weights, copied.repacked_weights, copied.file_cache) == (0, 2 << 20, 2 << 20)
+    read = estimate(profile, options(profile, 512, use_mmap=False))
+    assert (read.weights, read.repacked_weights, read.file_cache) == (2 << 20, 1 << 20, 0)
+    report = {
+        "CPU": {"model_bytes": 1 << 20, "context_bytes": 0, "compute_bytes": 0, "is_host": 1},
+        "AMX": {"model_bytes": 2 << 20, "context_bytes": 0, "compute_bytes": 0, "is_host": 0},
+    }
+    exact = convert_reported_buffers(profile, options(profile, 512), report)
+    assert (exact.weights, exact.repacked_weights, exact.file_cache) == (0, 2 << 20, 2 << 20)
+    report["AMX"]["model_bytes"] = 1 << 20  # the token embedding has no copy, so all of it is read for each token
+    exact = convert_reported_buffers(profile, options(profile, 512), report)
+    assert (exact.weights, exact.repacked_weights, exact.file_cache) == (1 << 20, 1 << 20, 1 << 20)
+
+
+def test_mapped_file_counts_while_it_is_larger_than_the_loaded_model() -> None:
+    profile = with_embedding("token_embd.weight", *(f"blk.{i}.w" for i in range(1000)), "output.weight")
+    memory = estimate(profile, options(profile, 512, n_gpu_layers=17))
+    later_bytes = memory.repacked_weights + memory.kv_cache + memory.compute + memory.output
+    assert memory.loading > memory.file_cache - later_bytes > 0
+    assert memory.total >= profile.tensor_bytes
 
 
 def test_observed_extra_memory_keeps_its_name_in_json() -> None:
