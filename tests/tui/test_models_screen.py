@@ -198,7 +198,7 @@ async def test_marks_and_bar_are_explained(monkeypatch: pytest.MonkeyPatch) -> N
         await open_models(app, pilot)
         await pilot.press(*"gemma-4-e2b:")
         await until_async(lambda: "gemma-4-e2b:Q8_0" in option_ids(app))
-        assert "# weights" in details(app)
+        assert "+ copied weights" in details(app)
         assert "~ about" in details(app)
         assert " GB>" not in screen_text(app)
         assert " GB<" not in screen_text(app)
