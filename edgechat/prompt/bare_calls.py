@@ -1,4 +1,4 @@
-"""Tool calls in plain JSON, without the marks of the model's format: as a whole reply, or in a code block."""
+"""Detection of tool calls that a model writes as plain JSON, without the tags of its own call format."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Final
 _CODE_FENCE: Final = re.compile(r"```(?:json)?\s*\n?(.*?)\n?\s*```", re.DOTALL)
 _FENCE: Final = "```"
 _LANGUAGE: Final = "json"
-# Names with which the object of a call can begin.
+# Keys with which the JSON object of a call can begin.
 _KEYS: Final = ('"name"', '"arguments"', '"parameters"', '"type"', '"function"', '"id"')
 
 
 def may_become_bare_call(content: str) -> bool:
-    """Return whether the beginning of a reply can become a call in plain JSON."""
+    """Return whether a reply that begins with `content` may be a tool call in plain JSON."""
     text = content.lstrip()
     if _FENCE.startswith(text):
         return bool(text)
@@ -33,10 +33,10 @@ def may_become_bare_call(content: str) -> bool:
 
 
 def find_bare_calls(content: str, tool_names: Collection[str]) -> list[tuple[str, str]]:
-    """Return the names and the arguments, in JSON, of the calls of which a reply consists.
+    """Return the name and the JSON arguments of each call in a reply that consists only of tool calls.
 
-    The list is empty if the reply is anything else than calls of tools in `tool_names`. A reply can be one call, a
-    list, or one call after the other, and its arguments can be an object or its text in JSON.
+    Return an empty list if the reply contains anything except calls of tools in `tool_names`. The reply may be a single
+    call, a list of calls, or several calls in a row. Arguments may be an object or a string that contains JSON.
     """
     text = content.strip()
     if fenced := _CODE_FENCE.fullmatch(text):
@@ -57,7 +57,7 @@ def find_bare_calls(content: str, tool_names: Collection[str]) -> list[tuple[str
 
 
 def _iterate_values(text: str) -> Iterator[Any]:
-    """Yield JSON values that follow each other, with white space between them. Raises ValueError, RecursionError."""
+    """Yield consecutive JSON values, with or without white space between them. Raises ValueError, RecursionError."""
     decoder, position = json.JSONDecoder(parse_constant=_refuse_constant), 0
     while position < len(text):
         value, position = decoder.raw_decode(text, position)
@@ -70,7 +70,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _read_call(item: object) -> tuple[str, object]:
-    """Return the name and the arguments of a call; "" if `item` is no call. Raises ValueError, RecursionError."""
+    """Return the name ("" if `item` is not a call) and the arguments of a call. Raises ValueError, RecursionError."""
     if isinstance(item, dict) and isinstance(item.get("function"), dict):
         item = item["function"]
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):

@@ -28,27 +28,27 @@ from edgechat.prompt.variants import iterate_orders, iterate_variants
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
 _MAX_TOKEN_BYTES: Final = 1024
-# The tokens of longer prompts are not counted, but refused after this multiple of the context length.
+# Longer prompts, in multiples of the context length, are refused without counting all their tokens.
 _MAX_COUNTED_CONTEXTS: Final = 4
 # Two texts whose first tokens differ in every vocabulary, used to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
 
 
 class BuiltPrompt(NamedTuple):
-    """Tokens of a prompt, and how to parse the reply to it."""
+    """Tokens of a prompt, and the information needed to parse the reply."""
 
     tokens: list[int]
     phase: ReplyPhase
     """Where the reply begins: "reasoning" if the prompt ends with the start tag of the reasoning."""
     reply_format: ReplyFormat
     generation_prompt: str | None
-    """End of the prompt that belongs to the reply, if it differs from that of `reply_format`; else None."""
+    """End of the prompt that belongs to the reply; None if it is `reply_format.generation_prompt`."""
     turn_starts: list[int]
     """Token positions at which later prompts will diverge; empty if the KV cache can be truncated at any token."""
 
 
 class PromptBuilder:
-    """Builder of prompts for one loaded model. Thread-safe."""
+    """Builds prompts for one loaded model. Thread-safe."""
 
     def __init__(self, engine: EngineClient, template_renderer: Renderer, model_properties: Loaded) -> None:
         self._engine = engine
@@ -57,7 +57,7 @@ class PromptBuilder:
         self._template = model_properties.chat_template or renderer.PLAIN_TEMPLATE
         self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
         self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
-        # Texts in messages that neither the tokeniser nor the template may take for its own.
+        # Texts that have a meaning for the tokeniser or the template, and must be guarded in messages.
         self._guarded_texts = [*model_properties.control_tokens, *find_searched_tags(self._template)]
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
         self._omissions = OmissionFinder()
@@ -83,7 +83,7 @@ class PromptBuilder:
         return [token for token in self._model_properties.control_tokens if token and token in text]
 
     def stop_strings(self, reply_format: ReplyFormat) -> list[str]:
-        """Return the texts that end a reply."""
+        """Return the strings that end a reply."""
         is_plain = self._model_properties.chat_template is None
         return [*reply_format.stop_strings, *([renderer.PLAIN_STOP_STRING] if is_plain else [])]
 
@@ -124,9 +124,9 @@ class PromptBuilder:
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None = None,
     ) -> BuiltPrompt:  # fmt: skip
-        """Return the prompt, including `reply_start` at its end, without turn starts.
+        """Render and tokenise `messages`, followed by `reply_start`, the beginning of the reply to continue.
 
-        Raises the errors of `build`.
+        The result has no turn starts. Raises the same errors as `build`.
         """
         if reply_start is not None and not (reply_start.content or reply_start.reasoning):
             reply_start = None
@@ -138,7 +138,8 @@ class PromptBuilder:
         except TemplateError:
             if options.enforced_tools is None:
                 raise
-            # A few templates fail at schemas that are also not enforced.
+            # A few templates fail on schemas that the grammar does not enforce either. Describe the tools with the
+            # enforced schemas instead.
             described_options = options._replace(tools=options.enforced_tools)
             prompt = self._render_any_order(messages, reply_start, described_options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
@@ -152,7 +153,7 @@ class PromptBuilder:
         return BuiltPrompt(tokens, phase, reply_format, reply_prefix, [])
 
     def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
-        """Return the tokens of a rendered prompt; `guard` is described in `protocol.Generate`.
+        """Return the tokens of a rendered prompt; see `protocol.Generate.guard` for `guard`.
 
         Raises EngineError, RequestCancelledError, and ContextOverflowError if the text is several times longer than the
         context.
@@ -188,20 +189,20 @@ class PromptBuilder:
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None,
     ) -> RenderedPrompt:  # fmt: skip
-        """Render `messages`, in another order of roles if the template rejects them or leaves one out.
+        """Render `messages`; try other orders of roles if the template rejects them or omits a message.
 
-        Raises TemplateError if no variant is accepted, or if each leaves out a message.
+        Raises TemplateError if the template rejects every variant, or omits a message of it.
         """
         error: TemplateError | None = None
         renderings = itertools.chain(
             ((self._render, variant) for variant in iterate_variants(messages)),
-            # A few templates fail in Jinja, as in transformers, but not in llama.cpp, which is more lenient.
+            # A few templates fail in Jinja (and in transformers), but not in llama.cpp, which is more lenient.
             ((self._render_with_library, variant) for variant in iterate_orders(messages) if variant),
         )
         deadline = time.monotonic() + renderer.TIMEOUT_S
         for render, variant in renderings:
             if error is not None and time.monotonic() > deadline:
-                break  # one attempt of an endless template takes all the time
+                break  # a template that never ends takes all of this time in one attempt
             try:
                 prompt = render(variant, reply_start, options, cancellation)
             except TemplateError as template_error:
@@ -220,7 +221,7 @@ class PromptBuilder:
         self, render: Callable[..., RenderedPrompt], messages: Sequence[PromptMessage], prompt: RenderedPrompt,
         options: PromptOptions, cancellation: Cancellation | None,
     ) -> PromptMessage | None:  # fmt: skip
-        """Return the first message that is not in a rendered prompt; `render` is the method that rendered it."""
+        """Return the first message that is missing from a rendered prompt; `render` is the method that rendered it."""
         key = render.__name__, options.think, bool(options.tools)
         return self._omissions.find(
             messages, prompt.unguarded_text, lambda probes: render(probes, None, options, cancellation).text, key
@@ -256,9 +257,9 @@ class PromptBuilder:
         prompt = render()
         if reply_start is None:
             return prompt
-        # llama.cpp knows how its parser continues a reply. Its prompt is used if it has the reply (without reasoning in
-        # Apriel 1.5), and if Jinja renders the same text before the reply. It does not for templates that end a
-        # conversation with another token than they begin a reply with.
+        # llama.cpp knows the end of the prompt that its parser needs for a continued reply. Its prompt is used if it
+        # contains the reply (llama.cpp leaves out the reasoning for Apriel 1.5), and if Jinja renders the same text
+        # before the reply. The texts differ if the token that ends a conversation is not the one that begins a reply.
         generation_prompt = self.formats.find(options).generation_prompt
         with contextlib.suppress(TemplateError):
             continued = self._render_with_library(messages, reply_start, options, cancellation)
@@ -271,7 +272,7 @@ class PromptBuilder:
 
 
 def check_prompt_bytes(text: str, model_properties: Loaded) -> None:
-    """Raise ContextOverflowError if `text` has more bytes than tokens of the context can have, before tokenisation."""
+    """Raise ContextOverflowError, without tokenising `text`, if its tokens certainly do not fit in the context."""
     n_ctx = model_properties.n_ctx
     n_bytes = len(text.encode("utf-8", "replace"))
     if n_bytes > n_ctx * _MAX_TOKEN_BYTES:

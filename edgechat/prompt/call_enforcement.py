@@ -1,7 +1,7 @@
-"""What the grammar of a model's own tool calls enforces of the arguments' JSON schemas.
+"""Detection of the parts of JSON schemas that the grammar of a model's own tool calls enforces.
 
-llama.cpp's grammars of some families leave parts of the schema out: values that are written as text, required
-arguments, or all of it. Sample tools show which parts.
+For some model families, llama.cpp's grammars ignore parts of an argument's schema: values that the model writes as
+text, required arguments, or the whole schema. The grammars of sample tools show which parts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 
 class CallEnforcement(NamedTuple):
-    """Parts of the arguments' schemas that a grammar enforces."""
+    """Parts of the arguments' JSON schemas that a grammar enforces."""
 
     names: bool
     """Names of the arguments."""
@@ -27,7 +27,7 @@ class CallEnforcement(NamedTuple):
     """All keywords of the items of arrays and the properties of objects."""
 
 
-# Values that occur in no grammar by chance.
+# Distinctive values, which no grammar contains by chance.
 _NAME, _STRING, _INTEGER, _NESTED_STRING = "edgechat_name", "edgechat-string", 774_411, "edgechat-nested"
 _PROPERTIES: Final[dict[str, Any]] = {
     _NAME: {"type": "string", "enum": [_STRING]},
@@ -39,7 +39,7 @@ _PROPERTIES: Final[dict[str, Any]] = {
 
 
 def find_call_enforcement(make_gbnf: Callable[[Mapping[str, Any]], str]) -> CallEnforcement:
-    """Return which parts of schemas the grammars of `make_gbnf` enforce.
+    """Find the parts of JSON schemas that the grammars of `make_gbnf` enforce.
 
     `make_gbnf` returns the grammar of a tool's calls for the schema of its parameters. Its exceptions are not caught.
     """

@@ -1,4 +1,4 @@
-"""libedgechat-chat, for the render process: llama.cpp's templates, grammars of tool calls and parsers of output.
+"""Bindings to libedgechat-chat for the render process: llama.cpp's chat templates, call grammars and output parsers.
 
 The requests and replies are JSON; `native/src/chat/edgechat_chat.h` describes them.
 """
@@ -17,7 +17,7 @@ _FILE_NAMES: Final = {"win32": "edgechat-chat.dll", "darwin": "libedgechat-chat.
 
 
 class ChatLibrary:
-    """The loaded library. Not thread-safe."""
+    """Chat library, loaded into this process. Not thread-safe."""
 
     def __init__(self) -> None:
         """Load the library from the native bundle. Raises RuntimeLoadError if it is missing or cannot be loaded."""
@@ -32,7 +32,7 @@ class ChatLibrary:
         self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
 
     def call(self, request: bytes) -> bytes:
-        """Handle a request. The reply has the field `error` if the request failed."""
+        """Send a JSON request to the library and return its JSON reply, with the field `error` after a failure."""
         pointer = self._call(request)
         if not pointer:
             return b'{"error": "out of memory"}'

@@ -9,20 +9,20 @@ from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, apply_template
 
 _CONTENT: Final = "edgechat-content"
-# Tag that follows the content in a conversation: a mark of its end, or the end of the reply.
+# Tag after the content of an earlier reply: the end mark of the content, or the end of the reply.
 _END_MARK: Final = re.compile(r"<[^<>\s]{2,40}>(?:[a-z]{2,20}<[^<>\s]{2,40}>)?")
-# Mark before JSON in the channel of gpt-oss that constrains the content, and the tag before which it stands.
+# Mark of JSON content in the channel header of gpt-oss, and the tag at the end of that header, which follows the mark.
 _CONSTRAINT, _MESSAGE = " <|constrain|>json", "<|message|>"
 _CONSTRAINED_START: Final = re.compile(r"(<\|channel\|>final)(?: (?:<\|constrain\|>)?[A-Za-z0-9_-]+)(?=<\|message\|>)")
 
 
 class ContentMarks(NamedTuple):
-    """Texts that a model writes before and after the content of a reply, and that are not content."""
+    """Strings that a model writes before and after the content of a reply, and that are not part of it."""
 
     starts: tuple[str, ...] = ()
-    """Texts of which one begins the content; empty if it begins without a mark."""
+    """Alternative marks before the content; empty if the model writes none."""
     end: str = ""
-    """Text that can end the content."""
+    """Optional mark after the content; "" if the model writes none."""
 
 
 NO_MARKS: Final = ContentMarks()
@@ -31,9 +31,9 @@ NO_MARKS: Final = ContentMarks()
 def find_content_marks(
     renderer: Renderer, template: TemplateInfo, request: FormatRequest, reply_format: ReplyFormat
 ) -> ContentMarks:
-    """Return the marks around the content of a reply: those that the template writes and the parser removes.
+    """Return the marks around the content of a reply, which the template writes and llama.cpp's parser removes.
 
-    Raises TemplateError.
+    Raises TemplateError if the chat library fails.
     """
     user, reply = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": _CONTENT}
     prompt = apply_template(renderer, template, request, [user])["prompt"]
@@ -59,15 +59,15 @@ def find_content_marks(
 
 
 def remove_constraint(output: str) -> str:
-    """Remove the name of the content's format that gpt-oss may write before its final content.
+    """Remove the format name, such as `json`, that gpt-oss may write before its final content.
 
-    llama.cpp's parser knows the name only if it makes the grammar of the format too.
+    llama.cpp's parser accepts this name only if llama.cpp also made the grammar for the format.
     """
     return _CONSTRAINED_START.sub(r"\1", output)
 
 
 def _count_common(prompt: str, text: str) -> int:
-    """Return the number of characters that two prompts have in common, without a part of a tag at their end."""
+    """Return the length of the common prefix of two prompts, without an incomplete tag at its end."""
     differences = (i for i, (x, y) in enumerate(zip(prompt, text, strict=False)) if x != y)
     n_common = next(differences, min(len(prompt), len(text)))
     tag_start = text.rfind("<", 0, n_common)

@@ -1,4 +1,4 @@
-"""Reasoning between tags in the content of earlier replies, and texts at which chat templates cut contents."""
+"""Tagged reasoning in the content of earlier replies, and the tags at which chat templates cut content."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ _PLACEHOLDER: Final = "x"
 
 
 def find_searched_tags(template: str) -> list[str]:
-    """Return the tags at which a template may cut a content, such as the end tag of its reasoning.
+    """Return the tags at which a template may cut the content of a message, such as the end tag of the reasoning.
 
-    They must be guarded in messages like control tokens, or the template drops the text before or after them.
+    These tags must be guarded in messages, like control tokens; otherwise the template drops the text before or after
+    a tag.
     """
     return sorted({match[2] for pattern in _TAG_SEARCHES for match in pattern.finditer(template)})
 
 
 def split_reasoning(messages: Sequence[PromptMessage], form: ReasoningFormat | None) -> list[PromptMessage]:
-    """Return the messages with the tagged reasoning at the start of each reply in the field for reasoning.
+    """Move tagged reasoning from the beginning of each reply's content to the `reasoning` field of the reply.
 
-    Many clients send replies back as the model wrote them. Contents are unchanged if the template has no reasoning.
+    Many clients send replies back as the model wrote them. If the template has no reasoning format, replies stay as
+    they are.
     """
     return [_split_message(message, form) if message.role == "assistant" else message for message in messages]
 
 
 def split_reply_start(reply: PromptMessage, form: ReasoningFormat | None) -> tuple[PromptMessage, str]:
-    """Return the beginning of a reply with its tagged reasoning in the field for reasoning, and a placeholder.
+    """Move tagged reasoning of a reply that will be continued to its `reasoning` field; also return a placeholder.
 
-    A thought without an end tag continues. If nothing follows a tag, as in the beginning `<think>`, the placeholder
-    follows it, and must be removed from the end of the rendered prompt. The placeholder is "" otherwise.
+    Reasoning without an end tag will be continued. If no text follows the last tag, as in the reply `<think>`, a
+    placeholder takes the place of that text, and the caller must remove it from the end of the rendered prompt.
+    Otherwise, the placeholder is "".
     """
     message = _split_message(reply, form)
     text = message.content.lstrip()
@@ -57,12 +60,12 @@ def split_reply_start(reply: PromptMessage, form: ReasoningFormat | None) -> tup
 
 
 def _list_tags(form: ReasoningFormat | None) -> tuple[tuple[str, str, str], ...]:
-    """Return the tags around the reasoning and the text before the content, for each known format."""
+    """Return start tag, end tag and the text before the content for each known format; empty without a format."""
     return () if form is None else ((form.start_tag, form.end_tag, form.content_prefix), *_KNOWN_TAGS)
 
 
 def _split_message(message: PromptMessage, form: ReasoningFormat | None) -> PromptMessage:
-    """Return a reply with the finished thoughts at the start of its content in its reasoning."""
+    """Move the complete thoughts at the beginning of a reply's content to its `reasoning` field."""
     tags = _list_tags(form)
     content, position = message.content, 0
     thoughts = [message.reasoning]

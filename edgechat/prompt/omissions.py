@@ -1,4 +1,4 @@
-"""Messages that a chat template leaves out of the prompt."""
+"""Detection of messages that a chat template omits from the prompt."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgechat.errors import TemplateError
 from edgechat.prompt.renderer import PromptMessage
 
 _TEXT_ROLES: Final = ("system", "user", "assistant")
-# Shorter texts may occur in the template's own text.
+# Minimum length of texts that are searched in the prompt. Shorter texts may occur in the template's own text.
 _MIN_CERTAIN_CHARS: Final = 16
-# Turns of one kind in a row: the first three stand for all.
+# Four or more repetitions of a pattern of messages. The first three repetitions represent all of them.
 _REPEATED_TURNS: Final = re.compile(r"(.{1,6}?)\1{3,}", re.DOTALL)
 _N_KEPT_TURNS: Final = 3
-# Maximum number of remembered kinds of conversations.
+# Maximum number of cached results. Conversations with the same kinds of messages share a result.
 _MAX_RESULTS: Final = 256
 # Conversation that shows whether a template renders tool calls at all.
 _SAMPLE_CALL: Final = {"id": "abcdefgh0", "type": "function", "function": {"name": "lookup", "arguments": {}}}
@@ -30,11 +30,11 @@ _SAMPLE: Final = (
 
 
 class OmissionFinder:
-    """Finds messages and tool calls that one template leaves out. Thread-safe.
+    """Finds messages and tool calls that a chat template omits. Thread-safe.
 
-    Texts that are long, and that the prompt has in the order of the messages, are not left out. Otherwise the
-    conversation is rendered once more with a unique text in place of each content, and the result is remembered for
-    all conversations with the same kinds of messages.
+    If the prompt contains the texts of all messages in their order, and the texts are long, no message is omitted.
+    Otherwise, the conversation is rendered again with a unique text in each message, and the result is cached for all
+    conversations with the same kinds of messages.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,10 @@ class OmissionFinder:
     def find(
         self, messages: Sequence[PromptMessage], prompt: str, render: Callable[[list[PromptMessage]], str], key: object
     ) -> PromptMessage | None:
-        """Return the first message that is not in a rendered prompt, or one of whose calls is not; None if all are.
+        """Return the first message that is missing from `prompt`, wholly or in one of its tool calls.
 
-        `render` renders other messages with the same options, of which `key` names those that matter.
+        Return None if all messages are present. `render` renders other messages with the same options; `key` identifies
+        the options that affect the result.
         """
         if _has_all_texts(messages, prompt):
             return None
@@ -57,7 +58,7 @@ class OmissionFinder:
         if not is_known:
             try:
                 position = self._probe([messages[i] for i in kept], render, key)
-            except TemplateError:  # for example, the template takes long
+            except TemplateError:  # for example, the template exceeds the time limit
                 return find_omitted(messages, prompt)
             with self._lock:
                 if len(self._results) >= _MAX_RESULTS:
@@ -68,7 +69,7 @@ class OmissionFinder:
     def _probe(
         self, messages: Sequence[PromptMessage], render: Callable[[list[PromptMessage]], str], key: object
     ) -> int | None:
-        """Return the position of the first message that is left out when each has a unique content."""
+        """Render `messages` with a unique text in each; return the index of the first message that is omitted."""
         checks_calls = any("tool_calls" in m.extra_fields for m in messages) and self._find_call_rendering(render, key)
         probes = [_make_probe(message, i) for i, message in enumerate(messages)]
         prompt = render([message for message, _, _ in probes])
@@ -78,7 +79,7 @@ class OmissionFinder:
         return None
 
     def _find_call_rendering(self, render: Callable[[list[PromptMessage]], str], key: object) -> bool:
-        """Return whether the template renders tool calls. A few do not, so that theirs cannot be checked."""
+        """Return whether the template renders tool calls. A few templates do not, so their calls cannot be checked."""
         if key not in self._renders_calls:
             probes = [_make_probe(message, i) for i, message in enumerate(_SAMPLE)]
             try:
@@ -90,7 +91,7 @@ class OmissionFinder:
 
 
 def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
-    """Return whether a prompt has all contents for certain: long texts without calls, in the order of the messages."""
+    """Return whether a prompt certainly contains all messages: long texts without tool calls, in the same order."""
     position = 0
     for message in messages:
         content = message.content.strip()
@@ -106,7 +107,7 @@ def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
 
 
 def _find_kinds(messages: Sequence[PromptMessage]) -> tuple[str, list[int]]:
-    """Return a hash of the kinds of the messages, and the positions of the messages that stand for all."""
+    """Return a hash of the kinds of the messages, and the indexes of the messages that represent all messages."""
     call_ids: set[Any] = set()
     letters = []
     for message in messages:
@@ -129,7 +130,7 @@ def _find_kinds(messages: Sequence[PromptMessage]) -> tuple[str, list[int]]:
 
 
 def _make_probe(message: PromptMessage, position: int) -> tuple[PromptMessage, str, list[str]]:
-    """Return a message of the same kind with unique texts, its content, and the texts in the arguments of its calls."""
+    """Return a message of the same kind with unique texts, followed by its content and the text of each tool call."""
     content = f"probe-{position}-text" if message.content.strip() else ""
     texts: list[str] = []
     fields = dict(message.extra_fields)
@@ -146,9 +147,9 @@ def _make_probe(message: PromptMessage, position: int) -> tuple[PromptMessage, s
 
 
 def find_omitted(messages: Sequence[PromptMessage], prompt: str) -> PromptMessage | None:
-    """Return the first message whose content is not in a rendered prompt; None if the prompt has all contents.
+    """Return the first message whose content is missing from a rendered prompt; None if the prompt contains all.
 
-    White space around a content may be missing. Tool results are not checked, because templates reformat them.
+    White space around the content may be missing. Tool results are not checked, because templates reformat them.
     """
     for message in messages:
         if message.role in _TEXT_ROLES and message.content.strip() not in prompt:

@@ -1,4 +1,4 @@
-"""Reasoning formats of model families: how earlier replies with reasoning are written in a prompt."""
+"""Reasoning formats of model families: detection in chat templates, and formatting of replies with reasoning."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def can_switch_reasoning(template: str) -> bool:
 def make_reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
     """Return the template variables that switch reasoning on or off.
 
-    Some templates have levels of reasoning effort. `reasoning_effort`, which a few templates call `reasoning_strength`,
-    is the first level that occurs in the template: of "medium" and "high" if `on` is True, of "no_think" and "low"
-    otherwise.
+    Some templates have levels of reasoning effort, in the variable `reasoning_effort` or `reasoning_strength`. Its
+    value is "medium" or "high" if `on` is True, and "no_think" or "low" otherwise: the first of the two levels if it
+    occurs in the template, else the second.
     """
     levels = ("medium", "high") if on else ("no_think", "low")
     effort = next((level for level in levels if level in template), levels[-1])
@@ -77,8 +77,8 @@ def format_reply(
 ) -> str:  # fmt: skip
     """Format a reply as the model would generate it after `prompt`: reasoning in its tags, then content.
 
-    If `content` is empty, the end tag is omitted, so that the model can continue its reasoning, unless the reply
-    `is_finished`: the reply of an agent can be reasoning and tool calls.
+    If `content` is empty, the end tag is omitted, so that the model can continue its reasoning. With `is_finished`, the
+    end tag is always added, because a reply of an agent may consist of reasoning and tool calls only.
     """
     if reasoning_format is None:
         return content

@@ -35,5 +35,5 @@ class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode(message: RenderRequest | ChatLibraryRequest | RenderReply) -> bytes:
-    """Encode a request or reply as a frame. Raises OverflowError, RecursionError for values that cannot be encoded."""
+    """Encode a request or reply as a frame. Raises OverflowError or RecursionError if a value cannot be encoded."""
     return make_frame(msgspec.msgpack.encode(message))

@@ -25,10 +25,10 @@ from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, Ren
 from edgechat.runtime.special_tokens import compile_pattern
 
 TIMEOUT_S: Final = 5.0
-# Time between two checks whether a request that waits for others was cancelled, in seconds.
+# Interval, in seconds, at which a waiting request checks whether it was cancelled.
 _CANCEL_INTERVAL_S: Final = 0.1
-# Number of render processes that get a request. A process can die without a fault of the template, for example when the
-# system frees memory.
+# Maximum number of render processes that a request is sent to. A process may die for another reason than the template,
+# for example when the system runs out of memory.
 _MAX_ATTEMPTS: Final = 2
 
 # Chat template for model files without a chat template. The name appears in warnings.
@@ -54,7 +54,7 @@ class PromptMessage(msgspec.Struct, frozen=True):
     extra_fields: dict[str, Any] = {}
     """Additional fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
     has_text_parts: bool = False
-    """Whether the template gets the content as a list with one text part, as some multimodal models expect it."""
+    """True to pass the content to the template as a list with one text part, as some multimodal models require."""
 
 
 class RenderedPrompt(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ class Renderer:
     def prepare(self, template: str | None) -> None:
         """Start the child process, and compile a template in it, in the background. Raises the errors of `start`.
 
-        Compiling takes 10 to 40 ms, which the first prompt need not wait for if it is done while the model loads.
+        Compiling takes 10 to 40 ms. If it happens while the model loads, it does not delay the first prompt.
         """
         self.start()
         if template is not None:
@@ -194,7 +194,8 @@ class Renderer:
     def _exchange(self, request_frame: bytes, cancellation: Cancellation) -> RenderReply:
         """Send a request to the render process and return its reply.
 
-        If the process dies, the request is sent once more, to a new process: the template is to blame only if both die.
+        If the process dies, the request is sent to a second process. Only if that process also dies, the template is
+        considered the cause.
         """
         for _ in range(_MAX_ATTEMPTS):
             with cancellation.interrupting(self._kill_child):
@@ -231,7 +232,7 @@ class Renderer:
     def close(self) -> None:
         """Kill the child process; `start` and `render` then raise EngineDiedError."""
         with self._lock:
-            self._is_closed = True  # otherwise a load that is still running could start a process that is never ended
+            self._is_closed = True  # prevents a load in progress from starting another process
         self._kill_child()
 
     def _kill_child(self) -> None:
@@ -321,7 +322,7 @@ def _make_template_message(
 
 @contextlib.contextmanager
 def _wrap_value_errors() -> Iterator[None]:
-    """Convert the errors of values that cannot be sent to the render process to TemplateError."""
+    """Convert the exceptions for values that cannot be sent to the render process to TemplateError."""
     try:
         yield
     except (OverflowError, RecursionError, UnicodeEncodeError) as error:

@@ -1,4 +1,4 @@
-"""How a model family writes its replies: reasoning, content and tool calls, as llama.cpp's chat code knows it."""
+"""Reply formats of model families (reasoning, content and tool calls), as determined by llama.cpp's chat code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
 
 ToolChoice = Literal["auto", "required", "none"]
 
-# Message with which a format is requested. The format does not depend on the messages.
+# Sample messages for the request of a format, which does not depend on the messages.
 _SAMPLE_MESSAGES: Final = [{"role": "user", "content": "Hello"}]
-# Nodes of parsers for which the whole output is content.
+# Types of nodes in parsers that treat the whole output as content.
 _PLAIN_NODES: Final = frozenset(("start", "end", "epsilon", "until", "tag", "sequence", "literal", "space"))
 
 
@@ -41,7 +41,7 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
     tool_grammar: ToolGrammar | None = None
     """Grammar of the tool calls; None without tools, or if llama.cpp has no grammar for this family."""
     has_native_tools: bool = False
-    """Whether the template describes tools, and the parser knows the calls."""
+    """True if the template describes tools and the parser recognises the calls."""
     control_tokens: tuple[str, ...] = ()
     """Control tokens in the output that the engine must not remove."""
     stop_strings: tuple[str, ...] = ()
@@ -49,10 +49,10 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
     thinking_ends: tuple[str, ...] = ()
     """Tags around the reasoning; empty if the model does not reason."""
     is_fallback: bool = False
-    """True if the chat library failed, perhaps only this time, so that the whole output is content."""
+    """True if the chat library failed, perhaps temporarily, so the whole output is treated as content."""
 
     def is_reasoning_open(self, prompt: str) -> bool:
-        """Return whether the end of a prompt begins the reasoning, and does not end it."""
+        """Return whether a prompt ends within the reasoning, after a start tag that is not followed by an end tag."""
         tail = prompt[-len(self.thinking_start) - len(self.generation_prompt) :]
         start = tail.rfind(self.thinking_start) if self.thinking_start else -1
         return start > max((tail.rfind(end) for end in self.thinking_ends), default=-1)
@@ -72,8 +72,8 @@ class FormatRequest(msgspec.Struct, frozen=True, kw_only=True):
 def find_reply_format(renderer: Renderer, template: TemplateInfo, request: FormatRequest) -> ReplyFormat:
     """Return the format of the replies to prompts of a template.
 
-    The whole output is content if the chat library cannot use the template. Raises TemplateError if it can use the
-    template, but not the tools: the parameters of a tool have an invalid or unsupported schema.
+    If the chat library cannot use the template, the whole output is treated as content. Raises TemplateError if it can
+    use the template but not the tools, because the parameters of a tool have an invalid or unsupported schema.
     """
     plain_request = msgspec.structs.replace(request, tools=[])
     try:
@@ -107,7 +107,7 @@ def apply_template(
 
 
 def make_reply_format(applied: Mapping[str, Any], request: FormatRequest, *, has_native_tools: bool) -> ReplyFormat:
-    """Return the format that a reply of `apply_template` describes."""
+    """Convert the result of `apply_template` to a reply format."""
     tool_grammar = None
     triggers = [Trigger(t["value"], is_pattern=t["type"] != "word") for t in applied["triggers"]]
     if applied["grammar"] and request.tools:
@@ -128,7 +128,7 @@ def make_reply_format(applied: Mapping[str, Any], request: FormatRequest, *, has
 
 
 def _is_plain(parser: str, generation_prompt: str) -> bool:
-    """Return whether a parser takes the whole output as content, after the generation prompt."""
+    """Return whether a parser treats all output after the generation prompt as content."""
     nodes = json.loads(parser)["parsers"] if parser else []
     return all(
         node["type"] in _PLAIN_NODES and not node.get("delimiters")

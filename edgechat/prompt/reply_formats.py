@@ -1,4 +1,4 @@
-"""Formats of the replies of one loaded model: requested from the chat library on first use, and remembered."""
+"""Formats of the replies of one loaded model, requested from the chat library on first use and then cached."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from edgechat.prompt.content_marks import NO_MARKS, ContentMarks, find_content_m
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
 
-# Maximum number of remembered formats; one per set of tools and options.
+# Maximum number of cached formats; one per set of tools and options.
 _MAX_REPLY_FORMATS: Final = 48
-# Time after which a format is requested again if the chat library failed. The library may fail with this template
-# always, or only once: because the machine was busy, or short of memory.
+# Time after which a format is requested again if the chat library failed. It may always fail with this template, or the
+# failure may be temporary, because the machine was busy or short of memory.
 _FALLBACK_S: Final = 60.0
-# Tool that shows whether the template knows tools.
+# Sample tool for a check whether the template supports tools.
 _SAMPLE_TOOL: Final = {
     "type": "function",
     "function": {
@@ -46,7 +46,7 @@ class PromptOptions(NamedTuple):
     allow_parallel: bool = False
     """Whether one reply may have several tool calls."""
     enforced_tools: Sequence[Mapping[str, Any]] | None = None
-    """The same functions with the schemas that the grammar enforces; None if these are those of `tools`."""
+    """`tools` with the schemas that the grammar enforces; None if the grammar enforces the schemas in `tools`."""
 
 
 class ReplyFormats:
@@ -56,12 +56,12 @@ class ReplyFormats:
         self._renderer = renderer
         self._template = template
         self._formats: dict[bytes, tuple[ReplyFormat, float]] = {}
-        """Formats by request, and when they expire (on the monotonic clock)."""
+        """Formats and the times when they expire (on the monotonic clock), by encoded request."""
         self._content_marks: dict[bool, ContentMarks] = {}
         self._lock = threading.Lock()
 
     def make_request(self, options: PromptOptions) -> FormatRequest:
-        """Return the properties of prompts with these options that determine the format of the reply."""
+        """Build the request for the format of the replies to prompts with these options."""
         return FormatRequest(
             think=options.think,
             variables=dict(reasoning.make_reasoning_variables(self._template.source, on=options.think)),
@@ -87,7 +87,7 @@ class ReplyFormats:
             return reply_format
 
     def prepare(self, options: PromptOptions) -> None:
-        """Find the format of these options in the background, so that the first reply need not wait for it."""
+        """Find the format for these options in the background, so that the first reply does not wait for it."""
 
         def find() -> None:
             with contextlib.suppress(TemplateError, EngineDiedError):  # the first prompt reports the error
@@ -98,7 +98,7 @@ class ReplyFormats:
     def find_content_marks(self, options: PromptOptions) -> ContentMarks:
         """Return the marks around the content of replies to prompts with these options. Raises EngineDiedError.
 
-        There are no marks while the chat library fails.
+        Return `NO_MARKS` if the chat library fails.
         """
         plain_options = PromptOptions(options.think)
         if options.think not in self._content_marks:
@@ -153,7 +153,7 @@ class ReplyFormats:
 
 
 def _check_is_known(reply_format: ReplyFormat) -> ReplyFormat:
-    """Return the format. Raises TemplateError for a fallback, from which nothing permanent may be concluded."""
+    """Return `reply_format`. Raises TemplateError for a fallback, because its properties may be temporary."""
     if reply_format.is_fallback:
         raise TemplateError("The format of the replies is unknown, because the chat library failed.")
     return reply_format

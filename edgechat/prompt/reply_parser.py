@@ -16,11 +16,12 @@ from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.prompt.tool_formats import split_calls
 
-# A parse reads the whole output again. With these limits, parsing takes at most one part in 20 of the time, and new
-# text appears after at most a tenth of a second as long as a parse takes less than 5 ms.
+# Each parse reads the whole output again. With these limits, parsing takes at most 5 % of the time, and new text
+# appears within 0.1 s if a parse takes less than 5 ms.
 _MIN_INTERVAL_S: Final = 0.03
 _INTERVAL_PER_PARSE_S: Final = 20.0
-# Noncharacter after a finished output. It continues no delimiter, so the parser holds back no text before it.
+# Noncharacter that is appended to a finished output. It is not part of any delimiter, so the parser returns all text
+# before it.
 _END: Final = "\ufddf"
 
 
@@ -38,7 +39,7 @@ class ToolCallDelta(NamedTuple):
 
     call_index: int
     name: str
-    """Name of the tool in the first delta of a call; "" in the others."""
+    """Name of the tool in the first delta of a call; "" in later deltas."""
     id: str
     arguments: str
     """New text of the arguments."""
@@ -53,7 +54,7 @@ class ReplyDelta(NamedTuple):
 
 
 class ParsedReply(NamedTuple):
-    """A whole output, or its beginning."""
+    """Parsed output of a model: a complete reply, or the beginning of a reply."""
 
     reasoning: str = ""
     content: str = ""
@@ -69,12 +70,12 @@ class ReplyParser:
         use_generic_calls: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Start a reply.
+        """Start parsing a reply.
 
-        `generation_prompt` is the end of the prompt that belongs to the reply, by default that of the format; if it has
-        the beginning of a continued reply, only the new text is returned. `tool_names` are the tools that the model can
-        call; a reply that consists only of a call in plain JSON, or in a code block, counts as a call. With
-        `use_generic_calls`, calls have the generic format of `edgechat.prompt.tool_formats`.
+        `generation_prompt` is the end of the prompt that belongs to the reply, by default that of `reply_format`. If it
+        contains the beginning of a continued reply, the parser returns only the new text. `tool_names` are the tools
+        that the model can call; a reply that consists only of a call in plain JSON, or in a code block, counts as a
+        call. With `use_generic_calls`, calls have the generic format of `edgechat.prompt.tool_formats`.
         """
         self.reply = ParsedReply()
         self._call_chat_library = call_chat_library
@@ -95,7 +96,7 @@ class ReplyParser:
             self._last_parse, self._n_parsed_chars = ParsedReply(), 0
 
     def feed(self, text: str) -> ReplyDelta:
-        """Append generated text; return the new output, without text whose meaning is still open."""
+        """Append generated text; return the new output, without text that cannot be classified yet."""
         self._text += text
         if self._is_verbatim and not self._thoughts.may_start_with_tag(self._text):
             return self._advance(ParsedReply("", self._text))
@@ -111,9 +112,10 @@ class ReplyParser:
         return delta
 
     def finish(self) -> ReplyDelta:
-        """Finish the reply; return the output that was held back.
+        """Finish the reply; return the output that `feed` held back.
 
-        Content that an end tag of the reasoning turns out to end becomes reasoning in `reply`, but not in the deltas.
+        If the output ends reasoning without having started it, the content before the end tag becomes reasoning in
+        `reply`, but not in the deltas, which were returned as content.
         """
         parsed = self._find_bare_call(self._find_call_in_reasoning(self._parse(is_final=True)))
         delta = self._advance(parsed, is_final=True)
@@ -125,7 +127,10 @@ class ReplyParser:
         return delta
 
     def _parse(self, *, is_final: bool) -> ParsedReply:
-        """Parse the whole output. If the chat library fails, the text since its last parse is content in the end."""
+        """Parse the whole output.
+
+        If the chat library fails, return the last result; if `is_final`, also add the text since then as content.
+        """
         reasoning, content = "", self._text
         calls: list[dict[str, str]] = []
         if self._format.parser:
@@ -161,7 +166,7 @@ class ReplyParser:
         return self._call_ids[index]
 
     def _call_parser(self, text: str, *, is_final: bool) -> dict[str, Any]:
-        """Parse a text with the chat library. Raises TemplateError, EngineDiedError."""
+        """Parse `text` with the chat library. Raises TemplateError and EngineDiedError."""
 
         def parse(text: str) -> dict[str, Any]:
             result: dict[str, Any] = self._call_chat_library(
@@ -176,14 +181,14 @@ class ReplyParser:
         ended = parse(text + _END)
         for name in ("reasoning", "content", "unparsed"):
             ended[name] = ended[name].replace(_END, "")
-        # In a call that a length limit cut, `_END` is an error, after which the parser takes the call for text.
+        # In a call that was cut by a length limit, `_END` is a syntax error, and the parser treats the call as text.
         has_same_calls = _names_and_arguments(ended) == _names_and_arguments(result)
         return ended if has_same_calls else result
 
     def _find_call_in_reasoning(self, parsed: ParsedReply) -> ParsedReply:
-        """Return the reply with the tool call at the end of its open reasoning, if it has one.
+        """Extract tool calls from the end of reasoning that has no end tag; return other replies unchanged.
 
-        Some models forget to close their reasoning before they call a tool.
+        Some models forget to end their reasoning before they call a tool.
         """
         grammar, ends = self._format.tool_grammar, self._format.thinking_ends
         if grammar is None or not ends or not self._tool_names or parsed.calls or parsed.content.strip():
@@ -202,7 +207,7 @@ class ReplyParser:
         return ParsedReply(result["reasoning"].strip("\n"), parsed.content, calls)
 
     def _find_bare_call(self, parsed: ParsedReply) -> ParsedReply:
-        """Return the reply with its content as tool calls, if the content is calls in JSON without the usual marks."""
+        """Convert content that consists of calls in plain JSON to tool calls; return other replies unchanged."""
         if not self._tool_names or parsed.calls:
             return parsed
         calls = tuple(
@@ -212,9 +217,9 @@ class ReplyParser:
         return ParsedReply(parsed.reasoning, "", calls) if calls else parsed
 
     def _advance(self, parsed: ParsedReply, *, is_final: bool = False) -> ReplyDelta:
-        """Make `parsed` the reply so far, and return what is new.
+        """Update the reply so far to `parsed`, and return the new output.
 
-        Text that was returned once stays: if `parsed` does not begin with it, nothing is returned until it does.
+        Text that was already returned never changes: while `parsed` does not begin with that text, nothing is returned.
         """
         old, new = self.reply, _subtract(parsed, self._base)
         reasoning, content = _new_part(old.reasoning, new.reasoning), _new_part(old.content, new.content)
@@ -245,12 +250,12 @@ def _new_part(old: str, new: str) -> str:
 
 
 def _subtract(parsed: ParsedReply, base: ParsedReply) -> ParsedReply:
-    """Return what follows `base`, the part of the prompt that belongs to the reply."""
+    """Return a reply without `base`, the beginning of the reply that is part of the prompt."""
     reasoning, content = _skip_common(base.reasoning, parsed.reasoning), _skip_common(base.content, parsed.content)
     return ParsedReply(reasoning, content, parsed.calls)
 
 
 def _skip_common(old: str, new: str) -> str:
-    """Return `new` without the characters at its beginning that it has in common with `old`."""
+    """Return `new` without the prefix that it has in common with `old`."""
     n_common = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
     return new[n_common:]

@@ -9,7 +9,7 @@ import msgspec
 
 from edgechat.prompt.renderer import PromptMessage
 
-# User message before a conversation that begins with a reply.
+# Content of the user message that is inserted before a conversation that begins with a reply.
 _START: Final = "(start)"
 
 
@@ -37,7 +37,7 @@ def _merge_groups(messages: Iterable[PromptMessage], can_merge: Callable[[Prompt
 
 
 def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
-    """Return a copy of `messages` with the system prompt at the beginning of the first user message.
+    """Move the system prompt to the beginning of the first user message, in a copy of `messages`.
 
     Return None unless `messages` begins with a system message and a user message.
     """
@@ -48,15 +48,16 @@ def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage]
 
 
 def order_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages in the order that all chat templates accept: a system prompt, then users and replies in turn.
+    """Rearrange messages so that all chat templates accept them: a system prompt, then alternating users and replies.
 
-    A later system message becomes part of the next user message, or a user message. A user message is inserted before a
-    first reply. Messages of one role in a row are merged, except replies with tool calls.
+    A later system message becomes part of the next user message, or becomes a user message itself. If the conversation
+    begins with a reply, a user message is inserted before it. Consecutive messages with the same role are merged,
+    except replies with tool calls.
     """
     ordered = _move_system_messages(messages)
     n_system = 1 if ordered and ordered[0].role == "system" else 0
     if len(ordered) == n_system or ordered[n_system].role == "assistant":
-        # Without a user message, the system prompt takes its place, unless a reply follows.
+        # Without other messages, the system prompt becomes a user message.
         if len(ordered) == n_system == 1:
             return [PromptMessage("user", ordered[0].content)]
         ordered.insert(n_system, PromptMessage("user", _START))
@@ -64,9 +65,9 @@ def order_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
 
 def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages with each later system message in the next user message, or as a user message.
+    """Move each later system message into the next user message, or convert it to a user message.
 
-    Tool results stay behind their calls.
+    Tool results stay directly after their calls.
     """
     moved: list[PromptMessage] = []
     instructions: list[str] = []

@@ -51,7 +51,7 @@ class _TemplateRefusedError(jinja2.TemplateError):
 class _GenerationBlock(jinja2.ext.Extension):
     """Jinja extension for `{% generation %}` blocks, which mark replies for training; renders only their content.
 
-    As in transformers, a block is called like a macro: variables that it sets are unknown after it.
+    As in transformers, a block is called like a macro: variables that are set in the block are undefined after it.
     """
 
     tags = {"generation"}  # noqa: RUF012  (declared without ClassVar in Jinja)
@@ -66,7 +66,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 class _TemplateDict:
-    """The global `dict` of templates: without the attributes of the class, as in transformers."""
+    """Global function `dict` of templates, without the attributes of the class, as in transformers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -76,7 +76,7 @@ class _TemplateDict:
 
 
 class _TemplateNamespace(jinja2.utils.Namespace):
-    """The global `namespace` of templates: without names that begin with an underscore, as in transformers."""
+    """Global class `namespace` of templates, without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *values = args
@@ -191,7 +191,7 @@ def _serve(channel: Channel) -> None:
 
 
 class _LibraryCaller:
-    """Loads the chat library when the process starts, because the engine is still loading the model then."""
+    """Passes requests to the chat library, which it loads at its creation, while the engine still loads the model."""
 
     def __init__(self) -> None:
         from edgechat.prompt.chat_library import ChatLibrary
@@ -256,7 +256,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def limit_memory() -> None:
-    """Limit the address space to `MAX_BYTES` and a stack on systems that support it, and disable core dumps."""
+    """Limit the address space to `MAX_BYTES` plus the stack, on systems that support it, and disable core dumps."""
     if sys.platform != "win32":
         import resource
 

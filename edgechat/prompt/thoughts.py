@@ -1,4 +1,4 @@
-"""Reasoning between tags in the content of a reply, where neither the chat template nor its parser expects it."""
+"""Detection of tagged reasoning in the content of a reply, where llama.cpp's parser does not expect reasoning."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KNOWN_TAGS: Final = (
 class ThoughtFinder:
     """Finds reasoning in the content of a reply.
 
-    Tags that the model knows as tokens, or that its template contains, count everywhere; other known tags count only at
-    the beginning, because a reply can be about them.
+    Tags that are tokens of the model, or that its template contains, are recognised everywhere. Other known tags are
+    recognised only at the beginning, because a reply may mention them.
     """
 
     def __init__(self, template: str, vocabulary_tags: Collection[str], tags: Sequence[tuple[str, str]] = ()) -> None:
@@ -36,12 +36,12 @@ class ThoughtFinder:
         return bool(self._everywhere)
 
     def may_start_with_tag(self, text: str) -> bool:
-        """Return whether the beginning of a reply is a start tag, or can become one."""
+        """Return whether a reply that begins with `text` has, or may have, a start tag at its beginning."""
         start = text.lstrip()
         return not start or any(start.startswith(tag) or tag.startswith(start) for tag, _ in self._at_start)
 
     def split(self, content: str, *, is_final: bool) -> tuple[str, str]:
-        """Return the reasoning and the rest of a content. If it is not final, a partial tag at its end is left out."""
+        """Split content into reasoning and the rest; unless `is_final`, leave out a partial tag at the end."""
         thoughts: list[str] = []
         rest = ""
         pairs = [*self._everywhere, *self._at_start]
@@ -70,9 +70,9 @@ class ThoughtFinder:
         return "\n\n".join(filter(None, thoughts)), rest
 
     def split_unopened(self, content: str) -> tuple[str, str]:
-        """Return the reasoning and the rest of a finished content whose reasoning has only an end tag.
+        """Split finished content whose reasoning has an end tag but no start tag into reasoning and the rest.
 
-        The template or the vocabulary must know the tag. An end tag after a backtick is part of the content.
+        Only tags of the template and the vocabulary are recognised. An end tag after a backtick is part of the content.
         """
         ends = [(content.find(end), start, end) for start, end in self._everywhere if end in content]
         position, start_tag, end_tag = min(ends, default=(-1, "", ""))
@@ -83,7 +83,7 @@ class ThoughtFinder:
     def _find_start(
         self, content: str, position: int, pairs: Sequence[tuple[str, str]]
     ) -> tuple[int, tuple[str, str]] | None:
-        """Return the position and the tags of the next reasoning; None if there is none."""
+        """Return the position and the tags of the next thought; None if no thought follows."""
         found = [(_find_tag(content, pair[0], position), pair) for pair in self._everywhere]
         if not content[:position].strip() or position == 0:
             n_blank = len(content) - len(content.lstrip())
@@ -92,7 +92,7 @@ class ThoughtFinder:
 
 
 def _find_tag(content: str, tag: str, position: int) -> int:
-    """Return the position of a start tag that is not quoted: after a backtick, or in a code block; -1 if none is."""
+    """Return the position of the next start tag that is not after a backtick or in a code block; -1 if not found."""
     while (found := content.find(tag, position)) >= 0:
         if content[max(0, found - 1) : found] != "`" and content.count("```", 0, found) % 2 == 0:
             break
@@ -101,7 +101,7 @@ def _find_tag(content: str, tag: str, position: int) -> int:
 
 
 def _append(rest: str, text: str, *, is_after_thought: bool = False) -> str:
-    """Append content; newlines that only separate it from reasoning are removed."""
+    """Append `text` to `rest`, without the newlines that only separate it from reasoning."""
     if not rest and is_after_thought:
         return text.lstrip("\n")
     return rest + text

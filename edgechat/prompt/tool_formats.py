@@ -1,4 +1,4 @@
-"""Tool calls of models whose chat template has no tools: the system prompt explains a generic format."""
+"""Generic format of tool calls, which a system prompt explains to models whose chat template has no tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ToolDefinition(msgspec.Struct, frozen=True):
     """JSON schema of the arguments."""
 
 
-# Format of the calls: that of Hermes, which many models know.
+# Call format of Hermes, which many models know.
 CALL_START: Final = "<tool_call>"
 CALL_PREFIX: Final = "<tool_call>\n"
 CALL_SUFFIX: Final = "\n</tool_call>"
@@ -57,8 +57,8 @@ def make_template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]
 def split_calls(content: str, *, is_final: bool) -> tuple[str, list[tuple[str, str]]]:
     """Split the content of a reply into text and calls, as pairs of function name and JSON arguments.
 
-    If the content is not final, text at its end that can become a call is left out. The last call may be incomplete:
-    from its name on it is a call, with the arguments so far. A call without a whole name is discarded.
+    Unless `is_final`, text at the end that may become a call is left out. The last call may be incomplete: if it has a
+    complete name, it is returned with the arguments so far, otherwise it is discarded.
     """
     start = content.find(CALL_START)
     if start < 0:
@@ -84,7 +84,7 @@ def split_calls(content: str, *, is_final: bool) -> tuple[str, list[tuple[str, s
 
 
 def _read_started_call(content: str, position: int) -> list[tuple[str, str]]:
-    """Return the call that begins at `position` and is incomplete or no valid JSON; empty before its arguments."""
+    """Return a list with the incomplete or invalid call at `position`; empty if its arguments have not begun."""
     header = _CALL_HEADER.match(content, position)
     if header is None:
         return []

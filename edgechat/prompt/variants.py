@@ -11,12 +11,12 @@ import msgspec
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import fold_system_prompt, merge_consecutive, order_roles
 
-# Reply before a user message that follows a call or its result, where the roles have to alternate.
+# Content of the reply that is inserted between a tool call, or its result, and a user message, so that roles alternate.
 _INTERRUPTED: Final = "(interrupted)"
 
 
 def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
-    """Yield `messages`, and then the variants to try if the chat template rejects them, the smallest change first."""
+    """Yield `messages`, then variants to try if the chat template rejects them, those with small changes first."""
     tried: list[Sequence[PromptMessage]] = []
     for variant in iterate_orders(messages):
         tried.append(variant)
@@ -26,7 +26,7 @@ def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[Pro
 
 
 def iterate_orders(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
-    """Yield `messages`, and then other orders of roles, each of them once."""
+    """Yield `messages`, then variants with other orders of roles, without duplicates."""
     tried: list[Sequence[PromptMessage]] = [messages]
     yield messages
     for order in _list_orders(messages):
@@ -46,9 +46,10 @@ def _list_orders(messages: Sequence[PromptMessage]) -> list[Sequence[PromptMessa
 
 
 def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages with each tool result behind its call.
+    """Move each tool result directly after its call.
 
-    A result without a call becomes a user message: agents cut off the beginning of a long conversation.
+    A result without a call becomes a user message. Agents send such results after they have removed the beginning of a
+    long conversation.
     """
     groups: list[list[PromptMessage]] = []
     groups_by_id: dict[str, list[PromptMessage]] = {}
@@ -70,7 +71,7 @@ def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
 
 def split_texts(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages with the text beside a tool call as a reply of its own before the call.
+    """Split each reply with text and tool calls into a reply with the text and a reply with the calls.
 
     Many templates render either the text or the calls of a reply.
     """
@@ -85,7 +86,7 @@ def split_texts(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
 
 def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages with one tool call per reply, and the results of each call after it.
+    """Split each reply with several tool calls into replies with one call, each followed by the results of its call.
 
     Some templates reject replies with several calls, or render only the first call.
     """
@@ -95,7 +96,7 @@ def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
     n_results = 0
     for message in messages:
         if results and message.role == "tool":
-            # IDs may be missing or equal; the results are in the order of the calls then.
+            # If IDs are missing or equal, the results are in the order of the calls.
             position = positions.get(message.extra_fields.get("tool_call_id", ""), n_results)
             results[min(position, len(results) - 1)].append(message)
             n_results += 1
@@ -117,10 +118,10 @@ def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
 
 def alternate_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return ordered messages with one reply without tool calls after each user message.
+    """Merge the texts around tool calls, so that each user message has one reply without tool calls.
 
-    Templates whose roles must alternate do not count calls and their results. Texts around calls become one reply:
-    after the last result if a user message follows, otherwise before the first call.
+    Templates whose roles must alternate do not count calls and their results. The merged reply is put after the last
+    result if a user message follows, otherwise before the first call.
     """
     alternating: list[PromptMessage] = []
     texts: list[PromptMessage] = []
