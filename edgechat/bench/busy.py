@@ -1,4 +1,4 @@
-"""Benchmark of prefill and decode speed beside busy processes, in alternating runs with llama-bench."""
+"""Benchmark of prefill and decode speed while other processes are busy, in alternating runs with llama-bench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgechat.runtime.backends.bundle import find_bundle
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """llama-bench with one CPU module, to compare with."""
+    """llama-bench binary and CPU module, for comparison with edgechat."""
 
     name: str
     binary: Path
@@ -32,13 +32,13 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class BusySeries(msgspec.Struct, frozen=True):
-    """Results of one program beside one number of busy processes, by round."""
+    """Results of one program with one number of busy processes, by round."""
 
     program: str
     n_busy: int
     samples: list[SpeedSample]
     prefill_share: float
-    """Prefill speed divided by that of the same program alone in the same round, median over the rounds."""
+    """Prefill speed as a fraction of the program's speed on the idle machine in the same round; median over rounds."""
     decode_share: float
 
 
@@ -52,11 +52,11 @@ class BusyReport(msgspec.Struct, frozen=True):
     """Number of logical CPUs on which the programs may run."""
     series: list[BusySeries]
     n_disturbed: int = 0
-    """Number of rounds before which other programs were busy, so that the speeds alone are too low."""
+    """Number of rounds that began while other programs were busy, so that the speeds without load are too low."""
 
 
 def busy_main(arguments: list[str]) -> int:
-    """Compute in one thread until the standard input is closed, so that no parent leaves this process behind."""
+    """Compute in one thread until standard input is closed, so that the process ends with its parent."""
     del arguments
 
     def wait_for_parent() -> None:
@@ -72,7 +72,7 @@ def busy_main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def run_busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run `count` processes that compute all the time. They end with the block, and with this process."""
+    """Run `count` processes that compute continuously, until the `with` block or this process ends."""
     children: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
@@ -94,7 +94,7 @@ def run_busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 def run(
     workload: SpeedWorkload, peers: list[Peer], on_progress: Callable[[str], None] = lambda text: None
 ) -> BusyReport:
-    """Measure a workload alone, beside one busy process, and beside one for each core, in alternating runs.
+    """Measure a workload on the idle machine, with one busy process, and with one for each core, in alternating runs.
 
     Raises EdgechatError if edgechat or a peer fails.
     """
@@ -128,7 +128,7 @@ def run(
 
 
 def make_series(program: str, n_busy: int, samples: list[SpeedSample], alone: list[SpeedSample]) -> BusySeries:
-    """Compute the shares of the speed alone, from the samples of the same rounds."""
+    """Compute the speed under load as a fraction of the speed on the idle machine, round by round."""
     return BusySeries(
         program, n_busy, samples,
         statistics.median(s.prefill_tps / a.prefill_tps for s, a in zip(samples, alone, strict=True)),
@@ -137,7 +137,7 @@ def make_series(program: str, n_busy: int, samples: list[SpeedSample], alone: li
 
 
 def format_table(report: BusyReport) -> str:
-    """Format the report as a table of speeds alone and of shares of them."""
+    """Format the report as a table of speeds on the idle machine, and of fractions of these speeds under load."""
     workload = report.workload
     busy_counts = sorted({s.n_busy for s in report.series})
     programs = list(dict.fromkeys(s.program for s in report.series))

@@ -1,6 +1,6 @@
 """Benchmark of KV cache types and of YaRN: divergence of the predictions, and retrieval of hidden numbers.
 
-A child process (`kv_measure`) measures, because a client never loads llama.cpp.
+The measurements run in a child process (`kv_measure`), because a client never loads llama.cpp.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgechat.planner.kv_types import KV_TYPES, list_kv_types
 from edgechat.planner.load_variants import compute_yarn_factor
 
 _DEPTHS: Final = (2048, 8192)
-# Number of tokens at once for the case that shows how much rounding alone changes: attention is computed without tiles,
-# as with quantised keys.
+# Batch size of the case that shows the effect of different rounding without quantisation: attention is computed without
+# tiles, as it is with quantised keys.
 _SMALL_BATCH: Final = 32
 # Default depth of YaRN measurements relative to the training length.
 _YARN_DEPTH_FACTOR: Final = 4
@@ -32,7 +32,7 @@ _YARN_DEPTH_FACTOR: Final = 4
 def make_workload(
     model: Path, n_threads: int | None, kv_types: list[str], depths: list[int], *, with_yarn: bool = False
 ) -> KvWorkload:
-    """Return the workload for a model file; without `kv_types` and `depths`, with the defaults.
+    """Return the workload for a model file. Empty `kv_types` and `depths` select the defaults.
 
     Raises ModelFileError, and UsageError for a type, a depth or a scaling that the model does not support.
     """
@@ -83,7 +83,7 @@ def run(workload: KvWorkload, on_progress: Callable[[str], None] = lambda text: 
             raise EngineError("The benchmark process started without pipes. Run the benchmark again.")
         try:
             child.stdin.write(msgspec.json.encode(workload) + b"\n")
-            child.stdin.flush()  # it stays open: the child ends when it is closed
+            child.stdin.flush()  # the pipe stays open, because the child ends when it is closed
             decoder = msgspec.json.Decoder(KvProgress | KvReport | KvFailure)
             for line in child.stdout:
                 message = decoder.decode(line)

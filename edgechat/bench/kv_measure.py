@@ -42,7 +42,7 @@ N_COMPARED_TOKENS: Final = 512
 """Number of positions before each depth at which the distributions are compared."""
 _N_BATCH: Final = 512
 _N_ANSWER_TOKENS: Final = 12
-# Tokens after the text for the question and the answer.
+# Number of tokens that are reserved for the question and the answer after the text.
 _N_QUESTION_TOKENS: Final = 64
 # Starts of the hidden sentences, which end with a number. They have few words in common, because small models confuse
 # similar sentences even in short texts.
@@ -168,7 +168,7 @@ class _Measurement:
             i += 1
 
     def _continue(self, context: Context, text: str) -> str:
-        """Return the greedy continuation of the text in sequence 0 and `text`; the sequence is unchanged."""
+        """Return the greedy continuation of the text in sequence 0, followed by `text`. Sequence 0 is unchanged."""
         context.copy(0, 1, len(context.tokens()))
         tokens = self._model.tokenize(text, add_special=False, parse_special=False)
         output = b""

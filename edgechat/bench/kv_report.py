@@ -42,7 +42,7 @@ class KvWorkload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvDepthResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of one case with one number of tokens in the context."""
+    """Results of one case at one depth, the number of tokens in the context."""
 
     depth: int
     divergence: float

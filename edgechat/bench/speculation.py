@@ -243,7 +243,7 @@ class _EdgechatRun:
     def generate(
         self, prompt: list[int], forced_tokens: list[int] | None, *, speculate: bool, ephemeral: bool = True
     ) -> tuple[list[int], protocol.GenerationStats]:
-        """Generate `forced_tokens`, or the model's own reply if that is None. `ephemeral` leaves the cache as it is."""
+        """Generate `forced_tokens`, or the model's own reply if None; with `ephemeral`, do not change the cache."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt, sampling=GREEDY,
             max_tokens=len(forced_tokens) if forced_tokens else N_OWN_REPLY_TOKENS,

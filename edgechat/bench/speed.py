@@ -119,7 +119,7 @@ def load_engine(engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threa
 
 
 def measure_engine(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
-    """Measure a workload once in an engine that has loaded its model. Raises EngineError."""
+    """Measure a workload once in an engine that has loaded the workload's model. Raises EngineError."""
     # The first iteration is a warm-up run that is not measured, as in llama-bench.
     depth = _make_tokens(workload.n_depth)
     for is_measured in (False, True):
@@ -153,7 +153,7 @@ class _LlamaBenchRow(msgspec.Struct):
 
 
 def measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSample:
-    """Measure a workload once with the llama-bench binary `peer` and the CPU module. Raises EngineError."""
+    """Measure a workload once with the llama-bench binary `peer` and the CPU module `module`. Raises EngineError."""
     command = [
         str(peer.resolve()), "-m", str(Path(workload.model).resolve()), "-t", str(workload.n_threads), "-r", "1",
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),

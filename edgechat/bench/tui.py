@@ -122,7 +122,7 @@ def _edgechat_command(*arguments: str) -> list[str]:
 def _measure_first_frames(
     rounds: int, env: dict[str, str], on_progress: ProgressCallback
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return three times in seconds per round: first frame of the chat and of an empty app, delay of the first key."""
+    """Measure the first frames of the chat and of an empty app, and the delay of the first key, in seconds by round."""
     first_frame_s, empty_first_frame_s, first_key_s = [], [], []
     for number in range(rounds + 1):  # round 0 fills the page cache; its times are discarded
         on_progress(f"measuring the first frame, round {number} of {rounds}")
@@ -157,7 +157,7 @@ def _run_stock_app(env: dict[str, str]) -> contextlib.AbstractContextManager[Pty
 def _measure_typing(
     rounds: int, env: dict[str, str], long_conversation_id: str, on_progress: ProgressCallback
 ) -> tuple[list[list[float]], list[list[float]], list[float], list[float], list[float], int]:
-    """Return delays in seconds (keys, keys in the stock app, focus, theme, opening) and the resident memory."""
+    """Measure delays in seconds (keys, keys in the stock app, focus, theme, opening) and the resident set size."""
     key_delays_s: list[list[float]] = []
     stock_key_delays_s: list[list[float]] = []
     focus_change_s: list[float] = []
