@@ -1,4 +1,4 @@
-"""Control groups of this process on Linux, in both versions, for memory limits and CPU quotas."""
+"""Find the control groups (cgroups, versions 1 and 2) of this process on Linux, for memory limits and CPU quotas."""
 
 from __future__ import annotations
 

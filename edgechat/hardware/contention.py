@@ -1,7 +1,7 @@
-"""Detection of measurements that were disturbed by other programs, or by a pause of this process.
+"""Detect measurements that were disturbed by other programs, or by a pause of this process.
 
-Everything that is measured and remembered is measured with `Stopwatch` (steps of milliseconds) or `LongStopwatch`
-(benchmarks of seconds). A disturbed measurement is discarded, or used only until there is an undisturbed one.
+All measurements that are saved are made with `Stopwatch` (steps of milliseconds) or `LongStopwatch` (benchmarks of
+seconds). A disturbed measurement is discarded, or used only until there is an undisturbed one.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import msgspec
 from edgechat.hardware.cpu import count_allowed_cpus
 
 MAX_EXCESS_LOAD: Final = 0.3
-"""Load of other programs, in cores, that disturbs a computation if no other cores are left for it.
+"""Maximum load of other programs, in cores, that does not disturb a computation which uses all cores.
 
 The terminal UI takes about 0.1 cores while it paints a reply.
 """
 # Window over which the load of other programs is measured. Linux counts CPU time in ticks of 10 ms.
 _LOAD_WINDOW_S: Final = 0.25
-# Maximum age of a window whose load is used for a computation that starts.
+# Maximum age of a window whose load is used for a new computation.
 _MAX_LOAD_AGE_S: Final = 1.0
-# Weight of the CPU time of processes with low priority. Beside a process with normal priority, Linux gives a process at
-# nice 10 a tenth of its CPU time, and a process at nice 19 a seventieth.
+# Weight of the CPU time of processes with low priority. A process at nice 10 that shares a core with a process of
+# normal priority gets a tenth of that process's CPU time, and a process at nice 19 gets a seventieth.
 _NICE_WEIGHT: Final = 0.1
 # Maximum time that a preempted thread waits; a time slice of Linux is 3 to 10 ms long.
 _PREEMPTION_S: Final = 0.01
-# Fraction of the time of a step that preempted threads may lose.
+# Maximum fraction of a step's time that may be lost to preemption.
 _MAX_LOST_FRACTION: Final = 0.1
-# A computation whose threads had less than this fraction of their CPU time was paused or starved. Threads sleep in long
-# waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
+# Minimum CPU time of a thread as a fraction of the elapsed time; with less, the process was paused or starved. Threads
+# sleep in long waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
 _MIN_CPU_FRACTION: Final = 0.5
 _MIN_CPU_FRACTION_DURATION_S: Final = 0.005
 # Step by which CPU time grows. Windows adds a clock tick of 1/64 s to the thread that runs at the tick, although Python
 # reports a resolution of 100 ns. Linux and macOS count CPU time in less than a microsecond.
 _CPU_TIME_STEP_S: Final = 1 / 64 if sys.platform == "win32" else 0.0
-# Number of such steps below which an expected CPU time is too short to be compared with the measured one.
+# Minimum expected CPU time, in such steps, that can be compared with the measured CPU time.
 _MIN_CPU_TIME_STEPS: Final = 4
 # A computation that waits for a GPU or a disk needs little CPU time, so only a long pause is recognised.
 _MIN_GPU_CPU_FRACTION: Final = 0.02
@@ -50,7 +50,7 @@ _MIN_GPU_DURATION_S: Final = 1.0
 # clocks are read one after another, and because time synchronisation slews the system time.
 _MIN_SUSPENDED_S: Final = 0.1
 # Interval of the ticks in a long measurement, and the minimum delay of a tick for which the process counts as paused.
-# On a busy machine, a thread that mostly sleeps is delayed by some time slices.
+# On a busy machine, a thread that mostly sleeps is delayed by a few time slices.
 _TICK_S: Final = 0.1
 _MIN_PAUSE_S: Final = 0.5
 
@@ -85,8 +85,8 @@ class Timing(msgspec.Struct, frozen=True):
 def find_disturbance(usage: Usage, n_threads: int, cpu_time_step_s: float = _CPU_TIME_STEP_S) -> str:
     """Return what disturbed a computation by `n_threads` threads; "" if nothing did.
 
-    `n_threads` is 0 for a computation that mostly waits for a GPU or a disk. CPU time grows by steps of
-    `cpu_time_step_s`; it is ignored in computations that are too short for it.
+    `n_threads` is 0 for a computation that mostly waits for a GPU or a disk. The system counts CPU time in steps of
+    `cpu_time_step_s`; the CPU time of a computation that is too short for these steps is ignored.
     """
     if usage.suspended_s >= _MIN_SUSPENDED_S:
         return f"the machine was suspended for {usage.suspended_s:.1f} s"
@@ -119,8 +119,8 @@ def _find_long_pause(usage: Usage, min_cpu_s: float) -> str:
 def read_busy_s_of_cpus() -> float | None:
     """Return the CPU time of all programs since the start of the machine, on the CPUs that this process may use.
 
-    Time stolen by other virtual machines is included. Processes with low priority count a tenth, unless this process
-    has low priority, too. None if unknown.
+    Time stolen by other virtual machines is included. A tenth of the time of low-priority processes is counted, or all
+    of it if this process has low priority, too. Return None if the time is unknown.
     """
     if sys.platform == "linux":
         return _read_proc_stat()
@@ -137,7 +137,7 @@ def read_busy_s_of_cpus() -> float | None:
 
 
 def _read_proc_stat() -> float | None:
-    """Return `read_busy_s_of_cpus` on Linux, without psutil, which would take some MB in the engine process."""
+    """Implement `read_busy_s_of_cpus` on Linux without psutil, which would use a few MB in the engine process."""
     try:
         lines = Path("/proc/stat").read_text("ascii").splitlines()
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
@@ -153,26 +153,26 @@ def _read_proc_stat() -> float | None:
 
 
 def _nice_weight() -> float:
-    """Return the weight of the CPU time of low-priority processes, which includes that of this process if it is one."""
+    """Return the weight of the CPU time of low-priority processes: 1 if this process has low priority itself."""
     has_low_priority = sys.platform != "win32" and os.getpriority(os.PRIO_PROCESS, 0) > 0
     return 1.0 if has_low_priority else _NICE_WEIGHT
 
 
 class LoadMonitor:
-    """Load of other programs, over a window of about a quarter of a second. Cheap enough to be read at each step."""
+    """Measures the load of other programs in windows of about a quarter of a second. Cheap enough for each step."""
 
     def __init__(
         self, read_own_cpu_s: Callable[[], float] = time.process_time,
         read_busy_s: Callable[[], float | None] = read_busy_s_of_cpus, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Create a monitor. `read_own_cpu_s` returns the CPU time of the programs that do not count as others."""
+        """`read_own_cpu_s` returns the CPU time, in seconds, that does not count as load of other programs."""
         self._read_own_cpu_s, self._read_busy_s, self._clock = read_own_cpu_s, read_busy_s, clock
         self._read_at, self._busy_s, self._own_cpu_s = float("-inf"), 0.0, 0.0
         self._load: float | None = None
         self.n_windows = 0
         """Number of windows with a known load."""
         self.window_s = 0.0
-        """Duration of the last of these windows in seconds."""
+        """Duration of the last window with a known load, in seconds."""
 
     def restart(self) -> None:
         """Prepare for a computation that starts now: discard the load of a window that ended over a second ago."""
@@ -210,10 +210,10 @@ _monitor = LoadMonitor()
 
 
 class Stopwatch:
-    """Measures a computation of some milliseconds in this process; takes about 10 microseconds."""
+    """Times a computation of a few milliseconds in this process; the overhead is about 10 microseconds."""
 
     def __init__(self, n_threads: int, *, is_cpu_bound: bool = True) -> None:
-        """Start to measure a computation by `n_threads` threads; it is not CPU-bound if it waits for a GPU or disk."""
+        """Start timing a computation by `n_threads` threads; one that waits for a GPU or a disk is not CPU-bound."""
         self._n_threads, self._is_cpu_bound = n_threads, is_cpu_bound
         _monitor.restart()
         self._suspended_s = _read_suspended_s()
@@ -234,10 +234,10 @@ class Stopwatch:
 
 
 class LongStopwatch:
-    """Measures a computation of seconds in this process; notices each pause, and other programs in each interval."""
+    """Times a computation of several seconds in this process; detects every pause, and checks the load repeatedly."""
 
     def __init__(self, n_threads: int) -> None:
-        """Start to measure a computation by `n_threads` threads.
+        """Start timing a computation by `n_threads` threads.
 
         A thread reads clocks ten times a second until `stop` is called.
         """
@@ -274,7 +274,7 @@ class LongStopwatch:
 
 
 class AwakeClock:
-    """Clock that stands still while this process is stopped or the machine is suspended; read it every second."""
+    """Clock that stands still while the process is stopped or the machine is suspended; must be read every second."""
 
     MAX_STEP_S: Final = 1.0
 
@@ -292,7 +292,7 @@ class AwakeClock:
 
 
 def is_machine_busy(n_threads: int) -> bool:
-    """Return whether other programs leave less than `n_threads` cores free. Waits for a quarter of a second."""
+    """Return whether other programs leave fewer than `n_threads` cores free. Waits for a quarter of a second."""
     monitor = LoadMonitor()
     monitor.others_load()
     time.sleep(_LOAD_WINDOW_S * 1.1)

@@ -13,7 +13,7 @@ import msgspec
 
 from edgechat.hardware.cgroups import list_groups, read_text
 
-# Kinds of cores that macOS can report, fastest first, and the largest CPU number that Linux supports.
+# Maximum number of kinds of cores that macOS reports, and maximum number of CPUs that Linux supports.
 _MAX_PERFORMANCE_LEVELS: Final = 3
 _MAX_CPUS: Final = 8192
 _SYS: Final = Path("/sys")

@@ -10,7 +10,8 @@ from typing import Final
 from edgechat.files import open_regular
 
 _PROBE_BYTES: Final = 32 << 20
-# The parts are timed one by one, and the fastest counts: other programs and pauses only make reading slower.
+# Number of parts that are timed separately. The result is the fastest part, because other programs and pauses only slow
+# reading down.
 _N_PARTS: Final = 4
 
 

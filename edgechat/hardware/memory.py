@@ -218,10 +218,10 @@ def read_peak_pss_bytes(pid: int) -> int:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the operating system; glibc keeps up to all of it otherwise. Takes milliseconds."""
+    """Return freed memory to the operating system, which glibc may not do by itself. Takes a few milliseconds."""
     if sys.platform == "linux":
         import ctypes
 
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and returns memory by itself
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has no malloc_trim, and returns memory by itself
         if trim is not None:
             trim(0)

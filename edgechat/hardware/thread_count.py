@@ -1,4 +1,4 @@
-"""Number of compute threads beside other programs: fewer, if a thread would share its core."""
+"""Adapt the number of compute threads to the load of other programs, so that no thread shares its core."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Final
 
 from edgechat.hardware.contention import LoadMonitor
 
-# Load of other programs on the cores of the threads, in cores, from which a core counts as taken. Measured on two
-# cores: beside one busy process, one thread decodes at 0.61 of the speed alone, and two threads at 0.41, because each
-# operation waits for the thread that shares its core.
+# Minimum load of other programs on the cores of the threads, in cores, for which one core counts as taken. Measured on
+# two cores with one busy process: one thread decodes at 0.61 of the speed on an idle machine, and two threads at 0.41,
+# because each operation waits for the thread that shares its core.
 _MIN_TAKEN_LOAD: Final = 0.45
-# Load of a further core that does not count yet, so that short work of other programs changes nothing.
+# Load beyond whole cores that is ignored, so that short tasks of other programs change nothing.
 _IGNORED_LOAD: Final = 0.25
-# Load per taken core below which the core is used again. It is lower than the load from which a core is left, because
-# other programs get more time on a core that was left to them.
+# Minimum load of a taken core for which it stays taken. It is lower than the load at which a core becomes taken,
+# because other programs get more time on a core that no thread uses.
 _MIN_KEPT_LOAD: Final = 0.3
-# Time over which the load must be the same before the number of threads changes, in seconds: two windows of the load.
+# Minimum duration of a change in load before the number of threads changes, in seconds: two windows of the load.
 _MIN_DURATION_S: Final = 0.45
-# Time for which all threads share the cores after other programs took more than half of them. They take even more while
-# fewer threads compute, so their load cannot tell when that ends.
+# Time for which all threads share the cores with other programs that would take more than half of them. The load cannot
+# show when this state ends, because other programs take even more while fewer threads compute.
 _SHARED_S: Final = 20.0
 
 
 class AdaptiveThreadCount:
-    """Number of threads for the next decode step, which follows the load of other programs within half a second.
+    """Chooses the number of threads for each decode step; follows the load of other programs within half a second.
 
     A step waits at the end of each operation for its slowest thread, so threads are used only on cores that other
-    programs leave free. If those are fewer than half of the threads, all threads are used and get their fair share.
+    programs leave free. If fewer than half of the threads would remain, all threads are used and share the cores.
     """
 
     def __init__(self, max_n_threads: int, monitor: LoadMonitor | None = None) -> None:
@@ -38,9 +38,9 @@ class AdaptiveThreadCount:
         self._n_taken = 0
         """Number of cores that are left to other programs."""
         self._pending_change_s = 0.0
-        """Time during which the load of other programs required another number, in seconds."""
+        """Time for which the load has required another value of `_n_taken`, in seconds."""
         self._shared_s = 0.0
-        """Time for which all threads still share the cores with other programs, in seconds."""
+        """Remaining time for which all threads share the cores with other programs, in seconds."""
 
     def choose(self) -> int:
         """Return the number of threads for a step that starts now. Takes microseconds."""
@@ -51,7 +51,7 @@ class AdaptiveThreadCount:
         return self._max_n_threads - self._n_taken
 
     def _follow(self, load: float, duration_s: float) -> None:
-        """Leave as many cores to other programs as their `load` in the last `duration_s` needs, if it lasts."""
+        """Adapt the number of cores left to other programs to their `load` in the last `duration_s`, if it persists."""
         self._shared_s = max(0.0, self._shared_s - duration_s) if load >= _MIN_TAKEN_LOAD else 0.0
         n_taken = 0 if self._shared_s else self._count_taken(load)
         self._pending_change_s = self._pending_change_s + duration_s if n_taken != self._n_taken else 0.0

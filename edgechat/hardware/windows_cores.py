@@ -1,4 +1,4 @@
-"""Physical cores of Windows by efficiency class, which tells fast cores from slow ones."""
+"""Count the physical cores on Windows by efficiency class, which distinguishes fast from slow cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER: Final = struct.Struct("<IIBB")
 
 
 def count_cores_by_efficiency_class() -> tuple[int, ...]:
-    """Return the number of physical cores by class, fastest class first; empty if Windows does not tell."""
+    """Return the number of physical cores by class, fastest class first; empty if Windows does not report them."""
     read: Any = getattr(ctypes, "windll").kernel32.GetLogicalProcessorInformationEx  # noqa: B009  (Windows only)
     size = ctypes.c_ulong()
     read(_RELATION_CORE, None, ctypes.byref(size))  # fails, and returns the size
