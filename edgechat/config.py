@@ -91,8 +91,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
     titles: Let the model write titles for new conversations while it is idle.
-    theme: Colour theme (`/theme` lists all); `auto`: dark or light as the terminal; `ansi-dark`: its own colours.
-    ascii: Use only ASCII characters for drawing; unset: unless the locale or the terminal uses UTF-8.
+    theme: Colour theme (`/theme` lists all); `auto`: dark or light like the terminal; `ansi-dark`: terminal colours.
+    ascii: Use only ASCII characters for drawing; unset: only if neither the locale nor the terminal uses UTF-8.
     copy_on_select: Copy text when it is selected with the mouse.
     vim_keys: Also scroll conversations with j, k, g and G.
     figures: Show the speed below each reply.
@@ -222,7 +222,7 @@ def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Setting
 def check(name: str, value: object) -> str:
     """Return the reason why `value` is invalid for the setting `name`, as a clause; "" if it is valid.
 
-    The reason of an invalid number is `must be a number between 0 and 10, not 11`.
+    For an invalid number, the reason has the form `must be a number between 0 and 10, not 11`.
     """
     types = setting_types()
     if name not in types:

@@ -1,4 +1,4 @@
-"""Errors of decoded data and of templates in the words of users, instead of the names of Python's types."""
+"""Describe errors of decoded data and of templates in users' terms, without the names of Python's types."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _JSON_TYPES: Final = {
 _MSGSPEC_TYPES: Final = {
     str: "str", int: "int", float: "float", bool: "bool", type(None): "null", list: "array", dict: "object"
 }  # fmt: skip
-# Types of which a field with several types need not name the second: a number includes integers, and clients write
-# booleans also as 0 and 1.
+# Pairs of types. If a field accepts both, messages omit the second: a number includes integers, and some clients write
+# booleans as 0 and 1.
 _IMPLIED_TYPES: Final = (("float", "int"), ("bool", "int"))
 # Names of Python's types in its own error messages and in Jinja's. `list` is also an English word.
 _PYTHON_TYPES: Final = {
@@ -36,7 +36,7 @@ _BARE_TYPE: Final = LazyPattern(r"\b(str|int|bool|NoneType|dict)\b")
 
 
 def describe_decode_error(error: Exception) -> str:
-    """Return the text of a msgspec error for readers of files: `must be a number, not text (at model[3].id)`."""
+    """Rephrase a msgspec error for readers of configuration files: `must be a number, not text (at model[3].id)`."""
     text, path = _split(error)
     text = _rephrase(text, _FILE_TYPES, "a decimal number", has_null=False)
     path = path.replace("[...]", "")
@@ -44,7 +44,7 @@ def describe_decode_error(error: Exception) -> str:
 
 
 def describe_json_error(error: Exception, patterns: Mapping[str, str]) -> tuple[str, str]:
-    """Return the text of a msgspec error in JSON's words, and the path of the value: `must be a string, not null`.
+    """Rephrase a msgspec error in terms of JSON, such as `must be a string, not null`; also return the value's path.
 
     `patterns` are descriptions of the regular expressions that values must match.
     """
@@ -79,9 +79,9 @@ def describe_invalid_utf8(data: bytes | bytearray) -> str:
 
 
 def is_lone_surrogate(error: Exception, data: bytes | bytearray) -> bool:
-    """Return whether msgspec refused JSON because of half of a surrogate pair, which some programs write.
+    """Return whether msgspec rejected JSON because of half of a surrogate pair; some programs write such JSON.
 
-    Near the end of the data, where the other half does not fit any more, msgspec calls the data truncated.
+    Near the end of the data, where the other half would not fit, msgspec reports that the data is truncated.
     """
     text = str(error)
     return "surrogate" in text or (
@@ -95,7 +95,7 @@ def name_json_type(value: object) -> str:
 
 
 def replace_type_names(text: str) -> str:
-    """Replace the names of Python's types in an error message by those of JSON."""
+    """Replace the names of Python's types in an error message with those of JSON."""
     text = _QUOTED_TYPE.compiled.sub(lambda match: _PYTHON_TYPES[match[2]], text)
     return _BARE_TYPE.compiled.sub(lambda match: _PYTHON_TYPES[match[1]], text)
 
@@ -135,9 +135,9 @@ def _count(number: str) -> str:
 
 
 def _name_types(types: str, type_names: Mapping[str, str], *, has_null: bool) -> str:
-    """Return JSON's names for msgspec's types, such as `int | null`.
+    """Return the names in `type_names` for msgspec's types, such as `int | null`, as a list with "or".
 
-    In a file, null means that the value may be absent.
+    Without `has_null`, null is omitted: in a file, it only means that the value may be absent.
     """
     type_list = types.split(" | ")
     for general, implied in _IMPLIED_TYPES:

@@ -39,7 +39,7 @@ from typing import ClassVar, Final
 from edgechat.humanize import shorten
 
 MAX_MESSAGE_CHARS: Final = 1000
-"""Maximum length of a message for the user. Messages contain text from outside: names in files, answers of servers."""
+"""Maximum length of a message for the user. Messages can contain text from files and from servers."""
 
 
 class EdgechatError(Exception):
@@ -61,7 +61,7 @@ class UsageError(EdgechatError):
 
 
 class DeclinedError(EdgechatError):
-    """Raised when a question before a deletion is not answered with y."""
+    """Raised when the user does not confirm a deletion with y."""
 
     exit_code = 1
 

@@ -18,9 +18,9 @@ class FileFormat(NamedTuple):
     advice: str = ""
     """How to get the content; "" if that is not possible in general."""
     is_container: bool = False
-    """Whether the file contains other files, so that the advice does not depend on their use."""
+    """True if the file contains other files, so that the advice is useful whichever file the user needs."""
     media_type: str = ""
-    """Media type of the common image formats; "" for others."""
+    """Media type of a common image format; "" for all other formats."""
 
 
 _SAVE_AS_TEXT: Final = "Save its text as a text file first."
@@ -91,7 +91,7 @@ _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-# Least length and share of zeros of data that counts as UTF-16 without a byte order mark.
+# Minimum length, and minimum share of zero bytes, of data that counts as UTF-16 without a byte order mark.
 _MIN_UTF16_BYTES: Final = 16
 _MIN_ZERO_SHARE: Final = 0.2
 

@@ -28,7 +28,7 @@ MAX_TOML_BYTES: Final = 4 << 20
 """Maximum size of a TOML file. The largest TOML file in the package, models.toml, has 74 kB."""
 
 
-# Size of the parts in which a file is read that is larger than its status says.
+# Chunk size for reading a file that turns out to be larger than `st_size`.
 _PART_BYTES: Final = 1 << 20
 
 
@@ -89,7 +89,8 @@ def open_regular(path: Path) -> BufferedReader:
 def open_private(path: Path, flag: int = os.O_TRUNC) -> BufferedWriter:
     """Open a regular file for writing; create it, readable only by its owner, if it is missing.
 
-    With os.O_APPEND as `flag` instead of os.O_TRUNC, its content stays. Raises OSError, also for pipes and devices.
+    With os.O_APPEND as `flag` instead of os.O_TRUNC, the content of an existing file is kept. Raises OSError, also for
+    pipes and devices.
     """
     return os.fdopen(_open_regular(path, os.O_WRONLY | os.O_CREAT | flag), "wb")
 
@@ -108,12 +109,12 @@ def _open_regular(path: Path, flags: int) -> int:
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 
-    Raises OSError, also if the file is larger or not a regular file. Files that grow, and those in /proc, are larger
-    than their status says.
+    Raises OSError, also if the file is larger or not a regular file. Reads to the end of a file that is larger than
+    `st_size`, such as a growing file or a file in /proc.
     """
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
-        # A file of the system, such as those in /proc, can have no data at the moment.
+        # `read` returns None if a special file, for example in /proc, has no data at the moment.
         data = file.read(min(status.st_size, max_bytes) + 1) or b""
         while status.st_size < len(data) <= max_bytes and (part := file.read(_PART_BYTES)):
             data += part

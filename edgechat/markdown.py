@@ -1,7 +1,7 @@
-r"""Markdown of chat messages: a parser that leaves formulas, such as `$a_1*b$` and `\[ x \\ y \]`, as they are written.
+r"""Parse the Markdown of chat messages without changing formulas, such as `$a_1*b$` and `\[ x \\ y \]`.
 
-Formulas are found before Markdown is parsed, and each is replaced by one character of a private range. So neither
-escapes nor emphasis nor table cells nor lists can take a formula apart.
+Formulas are found before Markdown is parsed, and each is replaced by one character of a private range. So escapes,
+emphasis, table cells and lists cannot split a formula.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 MAX_NESTING: Final = 50
-"""Depth of quotes and lists; deeper parts would be dropped by the parser, so such a text is shown as it is."""
-# The parser takes quadratic time for brackets without a link: 0.2 s for 4,000, 3 ms for 500.
+"""Maximum depth of quotes and lists. The parser drops deeper parts, so a text that has them is shown as plain text."""
+# Maximum number of brackets. The parser takes quadratic time for brackets without a link: 0.2 s for 4,000, but 3 ms
+# for 500.
 _MAX_BRACKETS: Final = 500
 _MAX_PARAGRAPH_CHARS: Final = 8192
 
 # Private characters that stand for formulas, unless the text itself contains them.
 _PLACEHOLDERS: Final = range(0x100000, 0x10FFFE)
 _PRIVATE_CHARACTER: Final = re.compile("[\U00100000-\U0010fffd]")
-# A display formula with blank lines is at most this long; other formulas end at the next blank line.
+# Maximum length of a display formula with blank lines; other formulas end at the next blank line.
 _MAX_DISPLAY_CHARS: Final = 4096
 _MAX_PREFIX_CHARS: Final = 200
 
@@ -51,13 +52,14 @@ _BLANK_LINE: Final = re.compile(r"\n[ \t>]*(?:\n|\Z)")
 _FENCE_IN_FORMULA: Final = re.compile(r"\n[ \t>]*(?:```|~~~)")
 _LINE_PREFIX: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])?[ \t]*")
 _QUOTE_PREFIX: Final = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
-# With blanks inside its dollars, a formula needs a sign of mathematics, unlike "5 $ and 6 $".
+# A formula with spaces directly inside its dollars must contain a mathematical character, unlike "5 $ and 6 $".
 _MATH_SIGN: Final = re.compile(r"[\\^_=+<>{|*/-]|\A\s*\w\s*\Z")
-# Dollars beside a letter, such as "A$^*B^*$" and "$a*b$th", need a sign that Markdown takes apart: not "$A:$B".
+# A formula directly before or after a letter, such as "A$^*B^*$" and "$a*b$th", must contain a character that Markdown
+# would interpret, unlike "$A:$B".
 _MARKDOWN_SIGN: Final = re.compile(r"[\\^_*{}]")
 _OPENING_SIGNS: Final = "([{<=:,;|"
 _WORD: Final = re.compile(r"(?<!\\)(?<![^\W\d_])[^\W\d_]{2,}")
-"""Word of prose; the name of a command such as `\\sin` is none."""
+"""Word of prose; does not match the name of a command such as `\\sin`."""
 _PRICE: Final = re.compile(
     r"\d[\d.,]*[kKmMbB]?(?:[\s,;:.!?()–—-]+[^\W\d_]{2,}|\s*[\u2e80-\U0003ffff])"  # noqa: RUF001  (dashes of prose)
 )
@@ -82,7 +84,7 @@ class Formulas:
         self.text = "".join([*parts, source[position:]])
 
     def restore(self, text: str) -> str:
-        """Replace the placeholders in `text` by their formulas."""
+        """Replace the placeholders in `text` with their formulas."""
         return text.translate(self._by_placeholder) if self._by_placeholder and not text.isascii() else text
 
     @property
@@ -99,7 +101,7 @@ class Formulas:
         return parts
 
     def _find(self) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each formula outside of code and of the targets of links, and of each bar in code."""
+        """Yield (start, end) of each formula outside of code and link targets, and of each bar in a code span."""
         position = 0
         while match := _SCAN.search(self._source, position):
             position = match.end()
@@ -108,7 +110,7 @@ class Formulas:
             elif match["code"]:
                 code_end = self._find_code_end(len(match["code"]), position)
                 for bar in _UNESCAPED_BAR.finditer(self._source, position, code_end):
-                    yield bar.span()  # it does not divide the cells of a table
+                    yield bar.span()  # this bar does not separate table cells
                 position = code_end
             elif match["literal"]:
                 yield match.start(), position
@@ -151,7 +153,7 @@ class Formulas:
     def _find_next(self, pattern: re.Pattern[str], start: int) -> int:
         """Return the start of the next match; the length of the source if there is none.
 
-        The last result is kept, because the positions only grow: all searches together take linear time.
+        The last result is cached. As the positions only grow, all searches together take linear time.
         """
         index = self._next_matches.get(pattern.pattern, -1)
         if index < start:
@@ -190,7 +192,7 @@ def _find_fence_end(source: str, fence: str, start: int) -> int:
 
 
 def _unindent(source: str, start: int, end: int) -> str:
-    """Return a formula without the indent, and the marks of a quote, before its second and later lines."""
+    """Return a formula, without the indent or quote marks at the start of its second and later lines."""
     formula = source[start:end]
     if "\n" not in formula:
         return formula
@@ -228,7 +230,8 @@ def parse(source: str) -> Document | None:
 def _parse_tokens(parser: MarkdownIt, text: str) -> list[Token] | None:
     """Return the tokens of `text`; None if it is nested more deeply than the parser allows.
 
-    The parser drops the cells of a table row that has more cells than the heading; they are added to its last cell.
+    The parser drops the extra cells of a table row that has more cells than the heading; this function appends them to
+    the last cell.
     """
     from markdown_it.token import Token
 
@@ -266,7 +269,7 @@ def split_row(line: str) -> list[str]:
 
 @functools.cache
 def _make_parser() -> MarkdownIt:
-    """Return a parser without link references, whose definitions would not be shown, and without encoded links."""
+    """Return a parser that leaves URLs unchanged and ignores link references, whose definitions would not be shown."""
     from markdown_it import MarkdownIt
     from mdit_py_plugins.deflist import deflist_plugin
 

@@ -1,7 +1,7 @@
 """Paths of edgechat's files and directories. The functions do not create files or directories.
 
 The environment variable `EDGECHAT_HOME` moves all files into one directory, for portable installations and tests.
-The functions raise UsageError if the user has no home directory, or may not open edgechat's directory.
+The functions raise UsageError if the user has no home directory, or if edgechat's directory cannot be opened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Untrusted text on terminals: makes control characters and invisible characters visible. Checks of terminals."""
+"""Escape untrusted text for terminals: make control and invisible characters visible. Check the state of terminals."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ _INPUT_ESCAPES: Final[dict[int, int | str | None]] = {
     **dict.fromkeys((0x85, 0x2028, 0x2029), "\n"),
 }
 
-# The longest stack of marks in a living script has nine (Tibetan). Without a limit, marks cover other lines.
+# Maximum number of combining marks on a character. Living scripts use up to nine (Tibetan). Without a limit, marks can
+# cover other lines.
 _MAX_MARKS: Final = 10
-# Text that can contain a longer run of combining marks: all characters but some ranges of common letters without marks.
+# Ranges of common characters that are not combining marks. Only runs of other characters can contain too many marks.
 _NO_MARKS: Final = (
     "\x00-\u02ff\u2000-\u20cf\u2100-\u2ce0\u3040-\u3098\u309b-\ua66e\uac00-\ufb1d\ufe30-\uffff\U0001f000-\U000e00ff"
 )
@@ -70,7 +71,7 @@ _POSSIBLE_MARKS: Final = LazyPattern(f"[^{_NO_MARKS}]{{{_MAX_MARKS + 1},}}")
 
 
 class TextEscaper:
-    """Makes the control characters and invisible characters of a text visible that arrives in parts.
+    """Makes control characters and invisible characters visible in a text that arrives in parts.
 
     The result does not depend on the division into parts. C0 controls become their Unicode pictures (U+2400...) and
     other characters U+FFFD; soft hyphens are dropped, and so are the combining marks beyond `_MAX_MARKS`.
@@ -79,8 +80,8 @@ class TextEscaper:
     def __init__(self, *, is_input: bool = False) -> None:
         """If `is_input`, the text becomes a message of the user, whose invisible characters are kept.
 
-        Only controls, tags and characters that override the direction are replaced then; other line ends become
-        newlines.
+        In this case, only controls, tags and characters that override the direction are replaced, and other line ends
+        become newlines.
         """
         self._is_input = is_input
         self._pending = ""
@@ -146,13 +147,13 @@ class TextEscaper:
 
 
 def escape_controls(text: str) -> str:
-    """Return a complete text that is safe on a terminal; see `TextEscaper`. Tabs and newlines stay."""
+    """Escape a complete text, so that it is safe on a terminal; see `TextEscaper`. Tabs and newlines are kept."""
     escaper = TextEscaper()
     return escaper.feed(text) + escaper.finish()
 
 
 def escape_input(text: str) -> str:
-    """Return pasted text, or text from a file, for the input of a message."""
+    """Escape control characters in text that is pasted, or loaded from a file, into the input for messages."""
     escaper = TextEscaper(is_input=True)
     return escaper.feed(text) + escaper.finish()
 
@@ -184,7 +185,7 @@ def _escape_json_char(char: str) -> str:
 
 
 def _joins(char: str) -> bool:
-    """Return whether a joiner beside `char` is part of an emoji, or of the spelling in scripts that need it."""
+    """Return whether a joiner next to `char` is part of an emoji, or of the spelling in scripts that need joiners."""
     return char >= _FIRST_JOINING_CHAR and unicodedata.category(char) not in ("Cf", "Cc", "Cn", "Zs", "Zl", "Zp")
 
 
@@ -203,7 +204,7 @@ def _split_runs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _limit_run(marks: str, n_before: int) -> str:
-    """Shorten a run of marks that continues a run of `n_before` marks; U+FFFD stands for the rest."""
+    """Shorten a run of marks that continues a run of `n_before` marks; U+FFFD replaces the excess marks."""
     n_kept = max(0, _MAX_MARKS - n_before)
     rest = _REPLACEMENT if n_before <= _MAX_MARKS < n_before + len(marks) else ""
     return marks[:n_kept] + rest
@@ -230,7 +231,7 @@ def is_gone(stream: TextIO) -> bool:
 
 
 def discard_broken_output() -> None:
-    """Redirect standard output and standard error to the null device if they cannot be written any more.
+    """Redirect standard output and standard error to the null device if they can no longer be written.
 
     Otherwise the interpreter reports an error and changes the exit code when it closes them.
     """
