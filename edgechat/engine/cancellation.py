@@ -10,7 +10,7 @@ from edgechat.errors import RequestCancelledError
 
 
 class Cancellation:
-    """Signal to stop some work, which the worker checks between its steps. Thread-safe."""
+    """Signal that asks another thread to stop its work. The worker checks the signal between its steps. Thread-safe."""
 
     def __init__(self) -> None:
         self._is_cancelled = False

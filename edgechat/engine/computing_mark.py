@@ -1,4 +1,4 @@
-"""Mark of an engine process that computes a reply: idle work of the user's other engine processes waits meanwhile."""
+"""Mark of an engine process that computes a reply, so that idle work of the user's other engine processes waits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 class ComputingMark:
-    """Lock of a file that this process shares while it computes a reply.
+    """Shared file lock that this process holds while it computes a reply.
 
     The operating system releases the lock when the process ends. Without shared locks (on Windows), and if the file
-    cannot be opened, no other process seems to compute.
+    cannot be opened, other processes always seem to be idle.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Open the file, and create it if it is missing. Without `path`, no other process seems to compute."""
+        """Open the file, and create it if it is missing. Without `path`, other processes always seem to be idle."""
         self._descriptor: int | None = None
         if path is None:
             return
@@ -28,7 +28,7 @@ class ComputingMark:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def set(self, is_computing: bool) -> None:  # noqa: FBT001  (a switch)
-        """Set or remove the mark of this process. Waits for the microseconds that another process asks for marks."""
+        """Set or remove the mark of this process. May wait microseconds while another process checks the marks."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self._fcntl.flock(self._descriptor, self._fcntl.LOCK_SH if is_computing else self._fcntl.LOCK_UN)

@@ -26,7 +26,7 @@ from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_e
 
 _BUS_ERROR_CODE: Final = -getattr(signal, "SIGBUS", 7)
 # Exit codes that indicate a fault of the backend. Aborts are excluded, because llama.cpp also aborts when it rejects a
-# model, and bus errors, because they mean that the mapped model file became shorter or unreadable.
+# model, and bus errors, because they mean that the mapped model file was truncated or became unreadable.
 _KERNEL_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES - {_BUS_ERROR_CODE}
 # Line that ggml_abort writes: the file and line number of an assertion, and its text.
 _ASSERTION: Final = re.compile(r"(?:.*[/\\])?([\w.+-]+\.(?:c|cc|cpp|cu|h|hpp|m|mm):\d+: .+)")
@@ -57,10 +57,10 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     log_start: int
     """Size of the engine log in bytes before the events that led to the death."""
     hang_reason: str = ""
-    """Reason why the client killed the process, which did not answer; "" if it did not."""
+    """Reason why the client killed the process, which was hanging; "" if the client did not kill it."""
 
     def find_request_error(self) -> EdgechatError:
-        """Return the error for the requests that were in progress: the model's fault, too little memory, or a crash."""
+        """Return the error for the requests in progress: a model that cannot be used, too little memory, or a crash."""
         if self.exit_code not in CRASH_CODES:
             return self.find_error()
         assertion = self._find_assertion()

@@ -45,7 +45,7 @@ class DraftManager:
     """Owns the drafters and the profile of a loaded model. All methods must be called on the decoding thread."""
 
     def __init__(self, context: Context, load: Load, backend: str) -> None:
-        """Load the saved profile and corpus; if `load` disables the disk cache, start empty and save nothing.
+        """Load the saved profile and corpus; if `load` disables the disk cache, start without them and save nothing.
 
         Raises MemoryError.
         """

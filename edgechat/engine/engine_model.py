@@ -9,7 +9,7 @@ from edgechat.errors import EngineError
 
 
 class EngineModel:
-    """Base class of the loaded models. While no model is loaded, an instance of the base class is the placeholder.
+    """Base class of loaded models. While no model is loaded, an instance of this class serves as a placeholder.
 
     Any thread may call `cancel`, `abort` and `clear_abort`; all other methods must be called on the decoding thread.
     """
@@ -44,13 +44,13 @@ class EngineModel:
         return None
 
     def cancel(self, request_id: int) -> None:
-        """Abort the running computation if it is for this request only, which was cancelled."""
+        """Abort the running computation if it is only for the request `request_id`, which was cancelled."""
 
     def abort(self) -> None:
         """Abort the running decode, or the next one if none is running."""
 
     def clear_abort(self) -> None:
-        """Allow decoding again after `abort`."""
+        """Reset `abort`, so that decoding works again."""
 
     def close(self) -> None:
         """Cancel all requests, save the caches, and free the model."""

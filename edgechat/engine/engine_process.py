@@ -98,13 +98,13 @@ class EngineProcess:
         self._frames.put(frames.encode(request))
 
     def expect_end(self) -> None:
-        """Expect the end of all requests in progress, as after `cancel`, without cancelling them."""
+        """Apply the time limit of `cancel` to all requests in progress, without cancelling them."""
         with self._lock:
             for request_id in self._callbacks:
                 self._cancelled_at.setdefault(request_id, time.monotonic())
 
     def _write_requests(self) -> None:
-        """Write the frames on a thread of their own, because a write to an engine that hangs never returns."""
+        """Write the frames in a separate thread, because a write to an engine that hangs never returns."""
         while (frame := self._frames.get()) is not None:
             self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
 
@@ -197,7 +197,7 @@ class EngineProcess:
 
 
 def _create_activity_file() -> ActivityFile | None:
-    """Create the activity file of an engine process; None if that fails, and crashes then have an unknown cause."""
+    """Create the activity file of an engine process; None if this fails (crashes then have an unknown cause)."""
     try:
         return ActivityFile()
     except OSError:

@@ -18,7 +18,7 @@ from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime.grammar import check_grammar
 
 CHECK_STACK_BYTES: Final = 8 << 20
-"""Size of the stack for the check; the engine compiles with a larger one."""
+"""Size in bytes of the stack for the check. The engine compiles with a larger stack."""
 _WARM_UP_GRAMMAR: Final = 'start: %json {"type": "object"}'
 
 

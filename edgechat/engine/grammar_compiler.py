@@ -35,8 +35,8 @@ from edgechat.runtime.grammar import (
 from edgechat.runtime.tool_grammar import MAX_GBNF_CHARS, ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 
-# The slowest of the schemas of 12 public MCP servers takes 0.05 s on a server core and grows the process by 2 MB. A
-# Raspberry Pi 4 is about ten times slower.
+# Limits of a check. The slowest of the schemas of 12 public MCP servers takes 0.05 s on a server core and grows the
+# process by 2 MB. A Raspberry Pi 4 is about ten times slower.
 MAX_CPU_S: Final = 2.0
 MAX_GROWTH_BYTES: Final = 64 << 20
 # A machine on which two seconds of CPU time take a minute is overloaded, which is not the fault of the grammar.
@@ -47,7 +47,7 @@ _SIMPLIFY_HINT: Final = (
     "Simplify it. Large values of multipleOf, long repetitions in patterns and long chains of $ref cost the most."
 )
 
-# The compiled grammar is built on a larger stack than in the check, where some calls of this process are missing.
+# Stack for compiling in the engine. It is larger than the stack of the check, because the engine has more nested calls.
 _STACK_BYTES: Final = 4 * CHECK_STACK_BYTES
 
 Compile = Callable[[str, Sequence[str]], Grammar]
@@ -118,7 +118,7 @@ class GrammarChecker:
         raise EngineError("The process that checks output formats did not start. Try again later.")
 
     def _describe_death(self, child: subprocess.Popen[bytes]) -> CheckReply:
-        """Return the result for a grammar during whose check the child died. Raises EngineError if it was killed."""
+        """Return the result of a check during which the child died. Raises EngineError if the child was killed."""
         with self._lock:
             was_stopped = self._child is not child
         self.stop()
@@ -153,7 +153,7 @@ class _Job(NamedTuple):
 
 
 class GrammarCompiler:
-    """Compiles grammars one after the other on a thread, so that the engine decodes meanwhile."""
+    """Compiles grammars one at a time in a separate thread, while the engine continues to decode."""
 
     def __init__(self, compile_checked: Compile) -> None:
         """Create a compiler; `compile_checked(grammar, text_tokens)` compiles a grammar that passed the check."""

@@ -1,6 +1,6 @@
 """Detection of an engine process that hangs: it is alive, but neither works on its requests nor ends.
 
-The client counts its own seconds instead of reading a clock, so that the time in which the machine sleeps or the whole
+The client counts seconds itself instead of reading a clock, so that time in which the machine sleeps or the whole
 program is stopped does not count. While requests are in progress, the engine sends a Heartbeat every second.
 """
 
@@ -34,7 +34,7 @@ class HangDetector:
         self._has_started = self._has_new_frame = True
 
     def reset(self) -> None:
-        """Start again, because no request is in progress."""
+        """Reset the counters, because no request is in progress."""
         self._n_silent = self._n_stopped = self._n_cancelled = 0
 
     def tick(self, *, is_stopped: bool, all_cancelled: bool) -> str:

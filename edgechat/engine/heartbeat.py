@@ -1,7 +1,7 @@
-"""Heartbeats of the engine process, and its end if the main thread makes no progress.
+"""Heartbeats of the engine process, which exits if its main thread makes no progress.
 
-The client kills an engine without heartbeats. The main thread can also hang alone, in a library that never returns;
-then only this process knows what the thread is doing, and how long that may take.
+The client kills an engine without heartbeats. The main thread alone can also hang, in a library call that never
+returns; then only this process knows what the thread is doing, and how long that may take.
 """
 
 from __future__ import annotations

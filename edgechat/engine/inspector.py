@@ -45,7 +45,7 @@ class ModelInspector:
         return self._bindings
 
     def check_backend(self, request_id: int, model_path: str) -> None:
-        """Raise BackendMismatchError if a backend is loaded that is not the best working one for the model."""
+        """Raise BackendMismatchError if the loaded backend is not the best working one for the model."""
         if not self.backend or not verdicts.has_crash_records():
             return
         module, _ = probe.choose_module(find_bundle(), self._make_progress_callback(request_id), model_path)

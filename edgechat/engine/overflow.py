@@ -1,4 +1,4 @@
-"""The error about a prompt that is longer than the context."""
+"""Error for a prompt that is longer than the context."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from edgechat.humanize import format_count
 
 
 def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str = "Shorten it") -> ContextOverflowError:
-    """Return the error that `subject` ("The prompt has 5,000 tokens") does not fit in a context of `n_ctx` tokens.
+    """Return the error for a prompt that does not fit in a context of `n_ctx` tokens.
 
-    `n_ctx_train` is the context length that the model was trained with, 0 if it is unknown. A longer context is
-    recommended only up to that length: beyond it, replies get worse.
+    `subject` begins the message, such as "The prompt has 5,000 tokens". `n_ctx_train` is the context length that the
+    model was trained with, 0 if it is unknown. The message recommends a longer context only up to that length: beyond
+    it, replies get worse.
     """
     trained_length = format_count(n_ctx_train, "token")
     if not n_ctx_train:

@@ -87,7 +87,7 @@ def spawn_child(
 
 
 def start_exchange(channel: Channel, frame: bytes) -> queue.SimpleQueue[bytes | None]:
-    """Write a frame and read the reply on a thread; return the queue that receives it, or None if the child died."""
+    """Write a frame and read the reply in a thread; return the queue for the reply (None if the child died)."""
     replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def exchange() -> None:

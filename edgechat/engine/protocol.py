@@ -107,20 +107,20 @@ class Generate(Request, frozen=True):
     stop: list[str] = []
     """Stop strings; the output ends before the first stop string that appears."""
     grammars: list[str | ToolGrammar] = []
-    """Grammars for the output, of which the first one that can be compiled applies; empty to allow any text. A text has
+    """Grammars for the output. The first one that can be compiled applies; an empty list allows any text. A text has
     the syntax of `edgechat.runtime.grammar`."""
     logit_bias: dict[int, float] = {}
     """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None
     """Number of most likely tokens to return with their logprobs at each position; None for no logprobs."""
     prompt_logprobs: bool = False
-    """Whether to report the logprobs of the prompt's tokens, too; requires `n_logprobs`. The whole prompt is computed
-    then, and not added to the prefix cache."""
+    """Whether to report the logprobs of the prompt's tokens, too; requires `n_logprobs`. The whole prompt is then
+    computed, and not added to the prefix cache."""
     conversation: str = ""
     """Id of the conversation to which saved prefixes and draft texts belong; "" if nothing may be saved on disk."""
     turn_starts: list[int] = []
-    """Token positions at which turns of the conversation start, and later prompts can diverge. If the context cannot be
-    truncated, its state is saved at these positions."""
+    """Token positions at which turns of the conversation start, and at which later prompts can diverge. If the context
+    cannot be truncated, its state is saved at these positions."""
     bypass_cache: bool = False
     """Whether to compute the whole prompt without the prefix cache (for benchmarks and strict mode)."""
     speculate: bool = True
@@ -239,7 +239,7 @@ class Tokenized(Event, frozen=True):
 
 
 class PrefillProgressed(Event, frozen=True):
-    """Prefill progress of a request, in prompt tokens. The first event follows the restoring of the cached prefix."""
+    """Prefill progress of a request, in prompt tokens. The first event is sent after the cached prefix was restored."""
 
     done_tokens: int
     total_tokens: int
@@ -258,7 +258,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class PromptLogprobs(Event, frozen=True):
-    """Logprobs of the next tokens of the prompt. Nothing precedes the first token: it has a logprob of 0."""
+    """Logprobs of the next tokens of the prompt. The first token of the prompt has a logprob of 0."""
 
     logprobs: list[TokenLogprobs]
 
@@ -303,7 +303,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     speculation_gain: float = 1.0
     """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
     is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
-    """True if other programs or a pause made the speeds lower, so that they say little about the machine."""
+    """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
 
 
 class SequenceFinished(Event, frozen=True):

@@ -12,8 +12,8 @@ from edgechat.runtime.backends import observed_speeds
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.observed_speeds import Work
 
-# Position in the context up to which steps count, in tokens. The planner predicts the decode speed for a context of
-# 512 tokens, and the prefill speed for its start.
+# Maximum positions in the context, in tokens, of steps and batches that count. The planner predicts the decode speed
+# for a context of 512 tokens, and the prefill speed for its start.
 _MAX_DECODE_DEPTH: Final = 1024
 _MAX_PREFILL_DEPTH: Final = 2048
 # Minimum number of steps in a reply, and of tokens in a prefill batch. Smaller batches take more time per token.
@@ -22,7 +22,7 @@ _MIN_BATCH_TOKENS: Final = 256
 
 
 class ReplySpeeds:
-    """Undisturbed steps of one request: decode steps of one token, and prefill batches of some hundred tokens."""
+    """Undisturbed steps of one request: decode steps of one token, and prefill batches of several hundred tokens."""
 
     def __init__(self) -> None:
         self._steps_s: list[float] = []
@@ -48,12 +48,12 @@ class ReplySpeeds:
 
     @property
     def prefill_tps(self) -> float | None:
-        """Prefill speed in tokens per second; None without an undisturbed batch of some hundred tokens."""
+        """Prefill speed in tokens per second; None without an undisturbed batch of several hundred tokens."""
         return self._n_prefill_tokens / self._prefill_s if self._prefill_s > 0 else None
 
 
 class SpeedRecorder:
-    """Collects the speeds of a model's replies, and saves them. The speeds of models on a GPU are not predicted."""
+    """Collects and saves the speeds of a model's replies. Ignores models on a GPU, whose speed is not predicted."""
 
     def __init__(self, plan: LoadPlan, backend: str) -> None:
         self._plan = plan

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
     from edgechat.runtime.triggered_grammar import TriggeredGrammar
 
-# Fraction of the time of all steps from which disturbed steps make the speeds of a request unreliable.
+# Fraction of the total step time from which disturbed steps make the speeds of a request unreliable.
 _MAX_DISTURBED_FRACTION: Final = 0.2
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
@@ -100,7 +100,7 @@ class ActiveRequest:
         self._prefill_s = 0.0
         self.speeds = ReplySpeeds()
         self._measured_s = self._disturbed_s = 0.0
-        """Time of all steps, and of the steps that other programs or a pause made slower."""
+        """Total time of all steps, and of the steps that other programs or a pause slowed down."""
         self._context_tokens = 0
 
     def record_timing(self, timing: Timing) -> None:

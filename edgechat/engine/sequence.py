@@ -26,7 +26,7 @@ SendText = Callable[[TokensGenerated | SequenceFinished], None]
 
 
 def compute_logprobs(context: Context, token: int, index: int, n_top: int) -> TokenLogprobs:
-    """Compute the logprobs of a token and of the `n_top` most likely ones, from the logits at `index` of the batch."""
+    """Compute the logprobs of a token and the `n_top` most likely tokens, from the logits at `index` of the batch."""
     token_to_piece = context.model.token_to_piece
     logprob, top_tokens = context.logprobs(token, index, n_top)
     return TokenLogprobs(

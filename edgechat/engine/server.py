@@ -257,7 +257,7 @@ class EngineServer:
         model.close()
 
     def _send(self, event: protocol.Event) -> None:
-        """Send an event of the main thread, which shows that the thread makes progress."""
+        """Send an event from the main thread, and record that this thread makes progress."""
         self._heartbeat.record_progress()
         self._write(event)
 

@@ -36,10 +36,10 @@ from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
 # Delay before the next idle task while the disk tier is writing.
 _DISK_BUSY_DELAY_S: Final = 0.02
-# Interval of the checks whether another engine computes, and the maximum time for which idle work waits for that.
+# Interval at which idle work checks whether another engine computes, and maximum time that it waits for other engines.
 _OTHER_ENGINE_DELAY_S: Final = 0.5
 _MAX_OTHER_ENGINE_S: Final = 120.0
-# Time of a step that only waits for a grammar; a request that arrives meanwhile waits as long.
+# Duration of a step that only waits for a grammar. A request that arrives during the step waits for its end.
 _COMPILE_WAIT_S: Final = 0.005
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
 _MAX_PREFIX_SAVE_S: Final = 1.5
@@ -48,7 +48,7 @@ _MIN_CORPUS_SAVE_S: Final = 0.2
 
 
 def _start_restore_timer() -> StopTimer:
-    """Start to measure how long a segment takes to restore, which waits for memory and disk."""
+    """Start a timer for restoring a segment, which waits for memory and disk rather than computing."""
     stopwatch = Stopwatch(1, is_cpu_bound=False)
 
     def stop() -> tuple[float, bool]:
@@ -69,11 +69,10 @@ class TextModel(EngineModel):
         send: Callable[[protocol.Event], None],
         on_finished: Callable[[int, protocol.Event], None],
     ) -> None:
-        """Create the context and caches. `on_finished` receives the id and the final event of the requests.
+        """Create the context and caches.
 
-        That is each Generate request and each Tokenize request.
-
-        Raises PlanError if llama.cpp cannot create the context, and MemoryError.
+        `on_finished` receives the id and the final event of each Generate request and each Tokenize request. Raises
+        PlanError if llama.cpp cannot create the context, and MemoryError.
         """
         plan = load.plan
         self._model = model
@@ -87,7 +86,7 @@ class TextModel(EngineModel):
         may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
         self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
         self._idle_since: float | None = None
-        """Time when the idle work began to wait for other engines, on the monotonic clock; None in a reply."""
+        """Monotonic time at which idle work began to wait for other engines; None while a reply is generated."""
         self._cache = PrefixCache(
             context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
         )
@@ -173,7 +172,7 @@ class TextModel(EngineModel):
             self._scheduler.step()
 
     def _advance_compiling_requests(self, cancelled_ids: set[int]) -> None:
-        """Cancel requests whose grammar is being compiled, and pass the others to the scheduler when it is ready."""
+        """Cancel requests whose grammars are being compiled, or pass them to the scheduler once these are ready."""
         if self._compiling_requests and self._scheduler.is_idle and self._tokenizations.is_empty:
             wait([result for _, result in self._compiling_requests], _COMPILE_WAIT_S, "FIRST_COMPLETED")
         for request, result in list(self._compiling_requests):

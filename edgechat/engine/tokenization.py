@@ -1,4 +1,4 @@
-"""Tokenise rendered prompts so that control tokens come from the chat template, never from user text."""
+"""Tokenisation of rendered prompts: control tokens come from the chat template, never from user text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import Event, Tokenize, Tokenized, create_failure_event
 from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 
-# Time that the tokenisation of one text takes before the engine does other work, in seconds. A part of a text can take
+# Time in seconds for which the engine tokenises one text before it does other work. A single part of a text can take
 # longer.
 _SLICE_S: Final = 0.02
 
@@ -33,10 +33,8 @@ class PromptTokenizer(Protocol):
         """Yield the tokens of `text` in parts.
 
         `add_special` adds the tokens that mark the start and the end of a text, if the model uses such tokens; with
-        `is_prompt`, only that of the start.
-
-        Control tokens in `text` are recognised only with `parse_special`, and not where they contain `guard`, which is
-        removed.
+        `is_prompt`, it adds only the token for the start. Control tokens in `text` are recognised only with
+        `parse_special`, and not if they contain `guard`, which is removed.
         """
 
 
@@ -64,10 +62,10 @@ class _PendingText(NamedTuple):
 
 
 class TokenizationQueue:
-    """Texts that are being tokenised, each for a short time in turn, so that a long text delays no other request."""
+    """Queue of texts that are tokenised in turn, each for a short time, so that a long text delays no other request."""
 
     def __init__(self, n_ctx: int, n_ctx_train: int) -> None:
-        """Set the context length, and that of the model's training, for the error about a text that is too long."""
+        """Create an empty queue. The error for a text that is too long contains `n_ctx` and `n_ctx_train`."""
         self._n_ctx = n_ctx
         self._n_ctx_train = n_ctx_train
         self._texts: deque[_PendingText] = deque()

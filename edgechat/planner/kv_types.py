@@ -60,9 +60,9 @@ def _row_bytes(n_elements: int, type_name: str) -> int:
 
 
 def list_kv_types(profile: ModelProfile, *, on_gpu: bool = False) -> tuple[KvType, ...]:
-    """Return the types that llama.cpp can use with a model and that lose little, largest first.
+    """Return the types that llama.cpp can use with a model and that hardly change its predictions, largest first.
 
-    With `on_gpu`, the types for which GPUs have fast kernels.
+    With `on_gpu`, only the types for which GPUs have fast kernels.
     """
     layers = [layer for layer in profile.layers if layer.kv_width]
     has_whole_blocks = all(layer.key_length % _BLOCK_SIZE == layer.value_length % _BLOCK_SIZE == 0 for layer in layers)

@@ -17,7 +17,7 @@ _RESERVE_DIVISOR: Final = 5
 _SMALL_MACHINE_BYTES: Final = 8 << 30
 _MIN_RESERVED_BYTES: Final = 2 << 30
 DOWNLOAD_DISK_DIVISOR: Final = 4
-"""A recommended download has at most this part of the free disk space."""
+"""Divisor of the free disk space that gives the maximum size of a recommended download."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     adapts_n_threads: bool = False
     """Whether decoding may use fewer threads while other programs are busy."""
     disk_free_bytes: int = 0
-    """Free bytes on the disk of the prefix cache; 0 turns the cache on disk off."""
+    """Free bytes on the disk of the prefix cache; 0 disables the cache on disk."""
     max_download_bytes: int | None = None
     """Size of the largest file that edgechat recommends to download; None without a limit."""
     gpu_free_bytes: int = 0
@@ -51,7 +51,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Text about the memory of other edgechat processes, for the error message about a model that does not fit."""
 
     def leave_reserve(self) -> Machine:
-        """Return the machine with the memory budget that remains beside `reserved_bytes`."""
+        """Return a copy of the machine whose memory budget excludes `reserved_bytes`."""
         available_bytes = max(0, self.available_bytes - self.reserved_bytes)
         return msgspec.structs.replace(self, available_bytes=available_bytes, reserved_bytes=0)
 

@@ -33,9 +33,9 @@ REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K
 """Tensor types that any CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); used if the backend is unknown."""
 # Buffer types in which weights have the same layout as in the model file.
 _FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
-# Token embedding: a model reads one row of it for each token. It is also the output matrix of a model without one.
+# Token embedding, of which a model reads one row per token. A model without an output matrix uses it for output, too.
 _ROW_TABLE: Final = "token_embd.weight"
-# Starts of the names of ggml's buffer types on GPUs, for reports that do not contain `is_gpu`.
+# Prefixes of the names of ggml's buffer types on GPUs, for reports that do not contain `is_gpu`.
 _GPU_BUFFER_NAMES: Final = ("CUDA", "ROCm", "MUSA", "MTL", "Metal", "Vulkan", "SYCL")
 
 
@@ -186,8 +186,8 @@ def convert_reported_buffers(
 ) -> BufferSizes:
     """Convert llama.cpp's `report` for `options` to buffer sizes; `report` has bytes by buffer type and purpose.
 
-    A buffer type counts as CPU memory unless it is that of a GPU. So no memory is missing from a plan because a CPU
-    backend has a buffer type with a new name (`AMX` is one that llama.cpp does not call host memory).
+    A buffer type counts as CPU memory unless it belongs to a GPU, so that a plan also includes the memory of buffer
+    types with new names (`AMX` is one that llama.cpp does not call host memory).
     """
     host_buffers = {name: sizes for name, sizes in report.items() if not _is_gpu_buffer(name, sizes)}
     gpu = sum(

@@ -1,4 +1,4 @@
-"""Correction of a predicted speed by the speeds of real replies, where both disagree."""
+"""Correction of a predicted speed by the speeds of real replies, if the two disagree."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 
 from edgechat.planner.throughput import PredictedSpeed
 
-# Number of replies of which the median counts, and the minimum number.
+# Number of recent replies whose median is used, and minimum number of replies for a correction.
 _N_RECENT: Final = 5
 _MIN_REPLIES: Final = 3
-# Factor between the observed and the predicted speed from which the observed one is used, and the factor from which the
-# prediction is used again. The gap between both keeps a speed near the limit from changing with each reply.
+# Factor between observed and predicted speed above which the observed speed is used, and the factor below which the
+# prediction is used again. The gap between the two keeps a speed near the limit from changing with each reply.
 _MAX_DISAGREEMENT: Final = 1.5
 _MAX_AGREEMENT: Final = 1.25
 
@@ -35,9 +35,9 @@ class SpeedCorrection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def correct_speed(predicted: PredictedSpeed, observed: ObservedSpeed) -> SpeedCorrection:
-    """Return `predicted`, with the observed speeds that differ by more than 1.5 times in place of the predicted ones.
+    """Return `predicted`, with observed speeds in place of predicted speeds that are wrong by a factor above 1.5.
 
-    A prompt is never slower than decoding, so a speed without observations is adapted to the other one.
+    Prefill is never slower than decoding, so if only one speed was observed, the other one is adapted to it.
     """
     decode_tps = _find_correction(predicted.decode_tps, observed.decode_tps)
     prefill_tps = _find_correction(predicted.prefill_tps, observed.prefill_tps)

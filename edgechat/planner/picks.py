@@ -10,8 +10,8 @@ from edgechat.planner.memory import is_all_on_gpu
 from edgechat.planner.quality import POINTS_PER_DOUBLING
 from edgechat.planner.ranking import Evaluation
 
-# Scores that differ by at most this number of points are equal, because nobody measured such a difference; the faster
-# model wins.
+# Scores that differ by at most this number of points count as equal, because the scores are not more precise; the
+# faster model wins.
 _TIE_POINTS: Final = 0.25
 # Quality from which a model is useful in a chat. A useful model within a time limit of a pick ranks before all others.
 _USEFUL_POINTS: Final = 8.0
@@ -39,13 +39,13 @@ class Objective(NamedTuple):
         return f"prefers a reply within {limits}, and gives up {self.points_per_doubling:.1f} points for half the time"
 
 
-# Doubling the number of weights gains 4.9 points and doubles the time. Fast does not pay for that, Best quality always
-# does, and Balanced pays for a gain of at least half of it.
+# Doubling the number of weights gains 4.9 points and doubles the time. `Fast` values this time at as many points,
+# `Balanced` at half as many, and `Best quality` at none.
 FAST: Final = Objective("Fast", (10.0, 30.0, 120.0), POINTS_PER_DOUBLING)
 BALANCED: Final = Objective("Balanced", (30.0, 120.0), POINTS_PER_DOUBLING / 2)
 BEST_QUALITY: Final = Objective("Best quality", (120.0,), 0.0)
 OBJECTIVES: Final = (FAST, BALANCED, BEST_QUALITY)
-# Between the quants of one model, a time limit would choose a quant that ruins the model.
+# No time limits, because they would choose a quant that ruins the model.
 _QUANT_OBJECTIVE: Final = Objective("Quant", (), BALANCED.points_per_doubling)
 
 
@@ -126,9 +126,9 @@ def _choose_default(eligible_models: Sequence[Evaluation]) -> Evaluation | None:
 
 
 def choose_quants(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Return the recommended quant of each model: quality against time as in Balanced, but without time limits.
+    """Return the recommended quant of each model, weighing quality against time as in Balanced, without time limits.
 
-    If no quant fits beside the reserved memory, the smallest is returned. As long as the speed is unknown, the time of
+    If no quant leaves the reserved memory free, the smallest is returned. As long as the speed is unknown, the time of
     a turn counts as proportional to the size of the weights.
     """
     quants_by_model: dict[str, list[Evaluation]] = {}

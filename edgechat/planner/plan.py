@@ -75,7 +75,7 @@ def plan(
 
 
 def _can_leave_reserve(profile: ModelProfile, machine: Machine, n_ctx: int | None, extra_bytes: int) -> bool:
-    """Return whether, by the formulas, any variant leaves memory to other programs. An estimator would take longer."""
+    """Return whether any variant leaves memory to other programs, according to formulas (an estimator takes longer)."""
     smaller_machine = machine.leave_reserve()
     return any(
         _fits(

@@ -47,7 +47,7 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     is_installed: bool = msgspec.field(name="is_here")
     is_chosen: bool
     picks: tuple[str, ...]
-    """Labels of the picks that this candidate is, such as `Balanced`."""
+    """Labels of the objectives for which this candidate was picked, such as `Balanced`."""
     is_recommended: bool
     """True for installed models, and for the recommended quant of a catalogue model."""
     fits: bool
@@ -71,7 +71,7 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     turn_s: float | None
     """Time of a typical turn (600 prompt tokens, reasoning if it is on, 300 tokens of reply), in seconds."""
     thinking_s: float | None
-    """Part of `turn_s` that the model reasons, in seconds."""
+    """Part of `turn_s` that the model spends on reasoning, in seconds."""
     quality: float | None
     """Quality score of the quantised model with the planned options, in points; None if unknown."""
     quality_loss: float | None
@@ -192,7 +192,7 @@ def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
         lines.append(f"[{bar:<{BAR_WIDTH}}] {memory}, file {format_size(row.file_bytes)}")
     properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
     properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
-    if row.quality is not None and (row.quality_is_measured or row.quality > 0):  # estimates below 0 tell nothing
+    if row.quality is not None and (row.quality_is_measured or row.quality > 0):  # estimates below 0 mean nothing
         properties.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (estimated)'}")
     lines.append(", ".join(text for text in properties if text))
     if row.turn_s:
@@ -215,7 +215,7 @@ def format_summary(evaluation: Evaluation) -> str:
 
 
 def explain_automatic_choice(choice: Evaluation, evaluations: Sequence[Evaluation]) -> str:
-    """Return which of the installed models `evaluations` is chosen automatically, and why."""
+    """Explain which of the installed models `evaluations` is chosen automatically, and why."""
     name = choice.candidate.name
     if len(evaluations) == 1:
         return f"{name} is the only installed model."
@@ -232,7 +232,7 @@ def explain_automatic_choice(choice: Evaluation, evaluations: Sequence[Evaluatio
 def explain_pick(pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> list[str]:
     """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer.
 
-    `defaults_only` is that of `choose_picks`.
+    `defaults_only` has the same meaning as in `choose_picks`.
     """
     evaluation = pick.evaluation
     lines = []

@@ -9,9 +9,9 @@ import msgspec
 from edgechat.planner.throughput import PredictedSpeed
 
 PROMPT_TOKENS: Final = 600
-"""New tokens of a typical prompt: a question with a pasted page of text."""
+"""Number of new tokens in a typical prompt: a question with a pasted page of text."""
 REPLY_TOKENS: Final = 300
-"""Tokens of a typical reply."""
+"""Number of tokens in a typical reply."""
 THINKING_TOKENS: Final = 800
 """Tokens of typical reasoning before a reply. This is an estimate: no count for chats is published for the models of
 the catalogue. It follows from one reply of Qwen3-30B-A3B to a question (1,116 tokens with its reasoning,
@@ -55,7 +55,7 @@ def predict_shortest_turn(speed: PredictedSpeed, thinking: Thinking, *, think: b
     """Return the shortest turn that the settings allow; models are ranked by it.
 
     `think` is the user's setting: True and False turn reasoning on and off, None leaves it to the speed of the model.
-    With None, a model that can reply without reasoning ranks by its time without it, also where it is fast enough to
+    With None, a model that can reply without reasoning ranks by its time without it, even if it is fast enough to
     reason by default. Otherwise, more speed would make such a model rank as slower.
     """
     return predict_turn(speed, thinks=thinking == "always" or (thinking == "toggle" and think is True))

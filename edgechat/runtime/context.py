@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _MAX_STEP_TOKENS: Final = 32
-"""Largest number of tokens in a batch with all logits that counts as a step; more are a prefill with logprobs."""
+"""Maximum number of tokens in a batch with all logits that counts as a step; larger ones are prefill with logprobs."""
 
 
 class DecodeAborted(Exception):  # noqa: N818  (a requested stop, not an error)

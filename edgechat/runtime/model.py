@@ -53,7 +53,7 @@ class Model:
         self.bindings = bindings
         self.path = path
         self.file_stamps: dict[Path, FileStamp] = {}
-        """Stamps of all existing files of the model before the load, in order; they show later changes of the files."""
+        """Stamps of all existing files of the model before the load, in order, to detect later changes of the files."""
         for file in list_model_files(path):
             stamp = read_stamp(file)
             if stamp is not None:
