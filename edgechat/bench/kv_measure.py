@@ -90,8 +90,7 @@ class _Measurement:
         self._model = model
         self._workload = workload
         self._paragraphs = [
-            model.tokenize(paragraph + "\n\n", add_special=False, parse_special=False)
-            for paragraph in _TEXT_FILE.read_text(encoding="utf-8").split("\n\n")
+            self._tokenize(paragraph + "\n\n") for paragraph in _TEXT_FILE.read_text(encoding="utf-8").split("\n\n")
         ]
 
     def run(self) -> Iterator[KvCase]:
@@ -115,10 +114,11 @@ class _Measurement:
         self, options: KvCaseOptions, depth: int, reference: NDArray[Any], *, is_reference: bool
     ) -> KvDepthResult:
         """Read a text of `depth` tokens, compare the last distributions with `reference`, and ask for the needles."""
-        context = self._open_context(options, depth)
         numbers = random.Random(depth).sample(range(10_000, 100_000), N_NEEDLES)  # noqa: S311  (no secrets)
         tokens = self._make_haystack(depth - _N_QUESTION_TOKENS, numbers)
-        first_compared = len(tokens) - N_COMPARED_TOKENS
+        n_question_tokens = max(len(self._tokenize(needle)) for needle in _NEEDLES) + _N_ANSWER_TOKENS
+        context = self._open_context(options, max(depth, len(tokens) + n_question_tokens))
+        first_compared = max(1, len(tokens) - N_COMPARED_TOKENS)
         started_at = time.monotonic()
         for start in range(0, first_compared, _N_BATCH):
             _send(KvProgress(text=f"{options.title}: token {start:,} of {depth:,}"))
@@ -140,9 +140,9 @@ class _Measurement:
             agreement=comparison.agreement,
         )  # fmt: skip
 
-    def _open_context(self, options: KvCaseOptions, depth: int) -> Context:
+    def _open_context(self, options: KvCaseOptions, n_ctx: int) -> Context:
         plan = make_manual_plan(
-            self._workload.model, n_threads=self._workload.n_threads, n_ctx=depth, n_seqs=2,
+            self._workload.model, n_threads=self._workload.n_threads, n_ctx=n_ctx, n_seqs=2,
             **msgspec.structs.asdict(options),
         )  # fmt: skip
         return Context(self._model, plan)
@@ -150,11 +150,8 @@ class _Measurement:
     def _make_haystack(self, n_tokens: int, numbers: list[int]) -> list[int]:
         """Return a text of at most `n_tokens` tokens, with one sentence at 5 %, 15 % and so on up to 95 % of it."""
         sentences = [
-            self._model.tokenize(
-                f"{needle} {number}.\n\n", add_special=False, parse_special=False
-            )
-            for needle, number in zip(_NEEDLES, numbers, strict=True)
-        ]  # fmt: skip
+            self._tokenize(f"{needle} {number}.\n\n") for needle, number in zip(_NEEDLES, numbers, strict=True)
+        ]
         tokens: list[int] = []
         n_hidden = i = 0
         while True:
@@ -162,15 +159,19 @@ class _Measurement:
                 tokens += sentences[n_hidden]
                 n_hidden += 1
             paragraph = self._paragraphs[i % len(self._paragraphs)]
-            if len(tokens) + len(paragraph) > n_tokens:
-                return tokens + [token for sentence in sentences[n_hidden:] for token in sentence]
+            remaining = [token for sentence in sentences[n_hidden:] for token in sentence]
+            if len(tokens) + len(paragraph) + len(remaining) > n_tokens:
+                return tokens + remaining
             tokens += paragraph
             i += 1
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self._model.tokenize(text, add_special=False, parse_special=False)
 
     def _continue(self, context: Context, text: str) -> str:
         """Return the greedy continuation of the text in sequence 0, followed by `text`. Sequence 0 is unchanged."""
         context.copy(0, 1, len(context.tokens()))
-        tokens = self._model.tokenize(text, add_special=False, parse_special=False)
+        tokens = self._tokenize(text)
         output = b""
         for _ in range(_N_ANSWER_TOKENS):
             context.decode(tokens, 1)

@@ -17,8 +17,8 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
     reasons = {
         "n_ctx": _explain_n_ctx(profile, options.n_ctx, is_set=n_ctx is not None),
         "kv_type": "the KV cache fits in memory at full precision" if options.kv_type == "f16"
-        else f"{size_share(options.kv_type):.0%} of the size of f16; it changes the predictions less than a smaller "
-        f"quant of the weights does (measured KL divergence: {DIVERGENCE_BY_KV_TYPE[options.kv_type]:.4f})",
+        else f"{size_share(options.kv_type):.0%} of the size of f16; it changes the predictions only slightly (KL "
+        f"divergence of about {DIVERGENCE_BY_KV_TYPE[options.kv_type]:.4f}, measured with two small models)",
         "use_mmap": _explain_mapping(memory) if options.use_mmap
         else "a mapped file could be in memory beside the copies of its weights",
         "use_extra_bufts":

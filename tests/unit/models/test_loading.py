@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,3 +138,12 @@ def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
     assert observed_memory.extra_bytes("m.gguf") == 0
     observed_memory.record("m.gguf", 0, 100 * GIB)
     assert observed_memory.extra_bytes("m.gguf") == 2 * GIB
+
+
+@pytest.mark.parametrize(("n_ctx", "n_warnings"), [(8192, 0), (16384, 1)])
+def test_context_beyond_the_training_length_is_a_warning(n_ctx: int, n_warnings: int) -> None:
+    load_plan = plan(llama(n_ctx_train=8192), machine(64 * GIB), n_ctx=n_ctx)
+    properties: Any = SimpleNamespace(n_ctx=n_ctx, n_ctx_train=8192, chat_template="template")
+    warnings = loading.find_load_warnings(Settings(n_ctx=n_ctx), Path("m.gguf"), properties, load_plan)
+    assert len(warnings) == n_warnings
+    assert all(w.startswith("m.gguf was trained with 8,192 tokens; edgechat extends its context") for w in warnings)
