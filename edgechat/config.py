@@ -79,8 +79,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
 
     model: Model name or .gguf file; `auto`: the best installed model that fits and is fast enough.
     min_speed: Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum.
-    n_ctx: Context length in tokens, rounded up to a multiple of 256; unset: the longest that fits in memory, up to
-        8192. Above the training length, YaRN is used where the model allows it.
+    n_ctx: Context length in tokens, rounded up to a multiple of 256; unset: grows while memory is free, up to the
+        training length. Above the training length, YaRN is used where the model allows it.
     budget: Memory budget, such as `4GB` or `1500MiB`; unset: the available memory.
     n_threads: Number of compute threads; unset: the fastest number, and fewer while other programs are busy.
     gpu: Use a GPU if one passes the self-test.

@@ -36,6 +36,11 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
             f"the model was trained with {profile.n_ctx_train} tokens, and YaRN stretches its positions over "
             f"{options.n_ctx}; replies to short prompts may get slightly worse"
         )
+    if plan.growth is not None:
+        reasons["max_n_ctx"] = (
+            f"the context starts with {plan.initial_n_ctx:,} tokens and grows up to {plan.max_n_ctx:,} tokens "
+            f"({format_size(plan.growth.max_bytes)}) while memory is free"
+        )
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (
             f"{machine.gpu_name} computes {max(0, options.n_gpu_layers - 1)} of {profile.n_layers} layers and uses "

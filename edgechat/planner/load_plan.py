@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat.planner.context_growth import ContextGrowth
 from edgechat.planner.memory import LoadOptions, MemoryEstimate
 
 N_BATCH: Final = 512
@@ -36,10 +37,23 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int
     """Capacity of the draft corpus (texts of other conversations), in tokens."""
     estimate: MemoryEstimate
+    """Memory with a context of `options.n_ctx` tokens."""
+    growth: ContextGrowth | None = None
+    """Lengths between which the engine resizes the context; None if its length is fixed at `options.n_ctx`."""
     concessions: tuple[str, ...] = ()
     """Short texts about the options that were reduced to make the model fit."""
     reasons: dict[str, str] = {}
     """Reason for each value, by name of the field or option."""
+
+    @property
+    def initial_n_ctx(self) -> int:
+        """Context length with which the engine opens the context, in tokens."""
+        return self.growth.initial_n_ctx if self.growth is not None else self.options.n_ctx
+
+    @property
+    def max_n_ctx(self) -> int:
+        """Largest context length that the engine may use, in tokens."""
+        return self.growth.max_n_ctx if self.growth is not None else self.options.n_ctx
 
 
 def make_manual_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **fields: Any) -> LoadPlan:

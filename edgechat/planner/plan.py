@@ -11,6 +11,7 @@ import msgspec
 from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
+from edgechat.planner.context_growth import plan_growth
 from edgechat.planner.kv_memory import compute_states_bytes
 from edgechat.planner.load_plan import (
     MAX_PREFIX_DISK_BYTES,
@@ -54,6 +55,8 @@ def plan(
     `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
+
+    Unless `n_ctx` is set, the context can grow beyond its planned length (`LoadPlan.growth`).
     """
     if machine.reserved_bytes and _can_leave_reserve(profile, machine, n_ctx, extra_bytes):
         with contextlib.suppress(PlanError):  # by exact sizes, the model does not fit
@@ -66,7 +69,9 @@ def plan(
         buffers = estimator(variant.options) if estimator is not None else None
         memory = estimate(profile, variant.options, buffers, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified)
         if _fits(memory, variant.options, machine):
-            return _make_load_plan(profile, machine, variant, memory, buffers, speculation=speculation, n_ctx=n_ctx)
+            return _make_load_plan(
+                profile, machine, variant, memory, buffers, speculation=speculation, n_ctx=n_ctx, may_grow=n_ctx is None
+            )
         if smallest_estimate is None or memory.total < smallest_estimate.total:
             smallest_estimate = memory
     if smallest_estimate is None:
@@ -91,20 +96,21 @@ def make_smaller_plan(
 ) -> LoadPlan | None:
     """Return a plan with at most 80 % of the memory of `failed_plan`, which ran out of memory; None if none fits.
 
-    Without a GPU, the weights are read instead of mapped, because a limited address space (`ulimit -v`) may not have
-    room for both the file and the copies of its weights.
+    The context of the plan does not grow. Without a GPU, the weights are read instead of mapped, because a limited
+    address space (`ulimit -v`) may not have room for both the file and the copies of its weights.
     """
-    failed_estimate = failed_plan.estimate
+    failed_estimate, growth = failed_plan.estimate, failed_plan.growth
+    failed_bytes = growth.compute_bytes(growth.initial_n_ctx) if growth is not None else failed_estimate.total
     for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
         memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
         if is_same or not _fits(memory, variant.options, machine):
             continue
         smaller_plan = _make_load_plan(
-            profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx
+            profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx, may_grow=False
         )
         memory = smaller_plan.estimate  # includes the memory of speculation, as that of the failed plan does
-        if memory.total <= _RETRY_FRACTION * failed_estimate.total or (
+        if memory.total <= _RETRY_FRACTION * failed_bytes or (
             failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
         ):
             return smaller_plan
@@ -127,7 +133,7 @@ def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> boo
 
 def _make_load_plan(
     profile: ModelProfile, machine: Machine, variant: LoadVariant, memory: MemoryEstimate,
-    buffers: BufferSizes | None, *, speculation: bool, n_ctx: int | None,
+    buffers: BufferSizes | None, *, speculation: bool, n_ctx: int | None, may_grow: bool,
 ) -> LoadPlan:  # fmt: skip
     """Return the plan for a variant that fits, and divide the free memory between speculation and the prefix cache."""
     options, draft_tokens = variant.options, 0
@@ -148,6 +154,7 @@ def _make_load_plan(
         prefix_ram_bytes=min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES),
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
         speculation=speculation, draft_tokens=draft_tokens, estimate=memory, concessions=variant.concessions,
+        growth=plan_growth(profile, options, memory, lambda m: _fits(m, options, machine)) if may_grow else None,
     )  # fmt: skip
     return msgspec.structs.replace(load_plan, reasons=explain.explain_plan(profile, machine, load_plan, n_ctx))
 

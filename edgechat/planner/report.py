@@ -144,7 +144,7 @@ def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:
     return options | {
         "n_threads": plan.n_threads, "n_threads_batch": plan.n_threads_batch, "n_batch": plan.n_batch,
         "prefix_ram_bytes": plan.prefix_ram_bytes, "prefix_disk_bytes": plan.prefix_disk_bytes,
-        "draft_tokens": plan.draft_tokens,
+        "draft_tokens": plan.draft_tokens, "max_n_ctx": plan.max_n_ctx,
     }  # fmt: skip
 
 
@@ -173,10 +173,12 @@ def format_plan_lines(plan: LoadPlan) -> list[str]:
     lines.append(f"  {'total':<32}{format_size(plan.estimate.total):>10}")
     if plan.estimate.file_cache:
         lines.append(f"  {FILE_CACHE_LABEL:<32}{format_size(plan.estimate.file_cache):>10}")
+    if plan.growth is not None:
+        lines.append(f"  {f'grows up to {plan.max_n_ctx:,} tokens':<32}{format_size(plan.growth.max_bytes):>10}")
     if plan.concessions:
         lines += ["", "Concessions", *(f"  {concession}" for concession in plan.concessions)]
     lines += ["", "Reasons"]
-    values: dict[str, Any] = {"n_threads": plan.n_threads, "n_batch": plan.n_batch}
+    values: dict[str, Any] = {"n_threads": plan.n_threads, "n_batch": plan.n_batch, "max_n_ctx": plan.max_n_ctx}
     for name, reason in plan.reasons.items():
         value = getattr(plan.options, name, values.get(name))
         lines.append(f"  {name}{'' if value is None else f' = {value}'}: {reason}")

@@ -1,0 +1,117 @@
+"""Growth of a context: the length with which it opens, the longest one that fits, and the memory of each length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.kv_memory import CELL_MULTIPLE
+from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
+
+INITIAL_N_CTX: Final = 4096
+"""Context length with which a growing context opens."""
+# Tensors of models whose rotary embeddings depend on the context length: a longer context computes other K/V memory.
+_LENGTH_DEPENDENT_TENSOR: Final = "rope_factors_long"
+
+
+class ContextSize(msgspec.Struct, frozen=True):
+    """Length of a context in tokens, and the memory estimate of the plan with this length."""
+
+    n_ctx: int
+    total_bytes: int
+
+
+class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
+    """Context lengths between which the engine can resize a context."""
+
+    sizes: tuple[ContextSize, ...]
+    """Ascending context lengths: the initial one, its doublings, and the largest one."""
+
+    @property
+    def initial_n_ctx(self) -> int:
+        """Context length with which the context opens."""
+        return self.sizes[0].n_ctx
+
+    @property
+    def max_n_ctx(self) -> int:
+        """Largest context length."""
+        return self.sizes[-1].n_ctx
+
+    @property
+    def max_bytes(self) -> int:
+        """Memory estimate of the plan with the largest context, in bytes."""
+        return self.sizes[-1].total_bytes
+
+    def compute_bytes(self, n_ctx: int) -> int:
+        """Return the memory estimate with a context of `n_ctx` tokens, interpolated between the sizes."""
+        for small, large in itertools.pairwise(self.sizes):
+            if n_ctx <= large.n_ctx:
+                n_bytes = large.total_bytes - small.total_bytes
+                return small.total_bytes + n_bytes * (n_ctx - small.n_ctx) // (large.n_ctx - small.n_ctx)
+        return self.max_bytes
+
+    def find_largest_n_ctx(self, total_bytes: int) -> int:
+        """Return the largest multiple of a cell block up to `max_n_ctx` whose estimate is at most `total_bytes`.
+
+        The result is 0 if even the first block does not fit.
+        """
+        return _find_largest(self.max_n_ctx, lambda n_ctx: self.compute_bytes(n_ctx) <= total_bytes)
+
+
+def plan_growth(
+    profile: ModelProfile, options: LoadOptions, memory: MemoryEstimate, fits: Callable[[MemoryEstimate], bool]
+) -> ContextGrowth | None:
+    """Return how the context of a plan with `options` grows; None if its length is fixed.
+
+    `memory` is the estimate of the plan. The largest context is the longest one up to the training length of the model
+    for which `fits` is true, but at least `options.n_ctx`.
+    """
+    if profile.is_embedding or any(_LENGTH_DEPENDENT_TENSOR in tensor.name for tensor in profile.tensors):
+        return None
+    excess_bytes = memory.total - _estimate(profile, options, memory, options.n_ctx).total
+
+    def fits_at(n_ctx: int) -> bool:
+        larger_memory = _estimate(profile, options, memory, n_ctx)
+        excess = larger_memory.observed_excess + excess_bytes
+        return fits(msgspec.structs.replace(larger_memory, observed_excess=excess))
+
+    initial_n_ctx = min(INITIAL_N_CTX, options.n_ctx)
+    max_n_ctx = max(options.n_ctx, _find_largest(profile.n_ctx_train, fits_at))
+    if max_n_ctx <= initial_n_ctx:
+        return None
+    doublings = itertools.takewhile(lambda n: n < max_n_ctx, (initial_n_ctx << i for i in itertools.count()))
+    return ContextGrowth(
+        sizes=tuple(
+            ContextSize(n_ctx, _estimate(profile, options, memory, n_ctx).total + excess_bytes)
+            for n_ctx in (*doublings, max_n_ctx)
+        )
+    )
+
+
+def _estimate(profile: ModelProfile, options: LoadOptions, memory: MemoryEstimate, n_ctx: int) -> MemoryEstimate:
+    """Estimate the memory by formulas with another context length than that of the plan."""
+    return estimate(
+        profile, msgspec.structs.replace(options, n_ctx=n_ctx), extra_bytes=memory.observed_excess,
+        is_unified=memory.is_unified,
+    )  # fmt: skip
+
+
+def _find_largest(max_n_ctx: int, is_allowed: Callable[[int], bool]) -> int:
+    """Return the largest multiple of a cell block up to `max_n_ctx` with the monotone property `is_allowed`, or 0.
+
+    If `max_n_ctx` itself is allowed, it is the result, even if it is not a multiple.
+    """
+    if max_n_ctx > 0 and is_allowed(max_n_ctx):
+        return max_n_ctx
+    low, high = 0, max(0, max_n_ctx) // CELL_MULTIPLE + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if is_allowed(middle * CELL_MULTIPLE):
+            low = middle
+        else:
+            high = middle
+    return low * CELL_MULTIPLE
