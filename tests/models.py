@@ -11,6 +11,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
+from edgechat.planner.context_growth import ContextGrowth, ContextSize
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
@@ -36,6 +37,11 @@ CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 def open_context(model: Model, **options: Any) -> Context:
     """Create a context of one sequence; `options` overrides fields of the plan or of its load options."""
     return Context(model, make_manual_plan(str(model.path), **{"n_seqs": 1, **options}))
+
+
+def growth(initial_n_ctx: int, max_n_ctx: int, cell_bytes: int = 0) -> ContextGrowth:
+    """Return the growth of a context whose cells need `cell_bytes` each."""
+    return ContextGrowth(sizes=tuple(ContextSize(n, n * cell_bytes) for n in (initial_n_ctx, max_n_ctx)))
 
 
 def write_tiny_llama(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.hardware.contention import Stopwatch, Timing
 from edgechat.hardware.thread_count import AdaptiveThreadCount
+from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
+from edgechat.runtime.native_handles import NativeHandles, ResizeError
 from edgechat.runtime.sequences import SequenceMemory
 
 if TYPE_CHECKING:
@@ -46,36 +50,94 @@ class Context(SequenceMemory):
         """
         options, bindings = plan.options, model.bindings
         llama, native = bindings.llama, bindings.edgechat
-        bindings.log.take_errors()
-        with activity.during(Activity.LOADING):
-            pointer = llama.llama_init_from_model(model.pointer, _create_context_params(llama, plan))
-        if not pointer:
-            errors = bindings.log.take_errors()
-            reason = errors[0] if errors else "out of memory"
-            raise PlanError(f"Cannot create a context of {options.n_ctx} tokens: {reason}")
-        super().__init__(model, pointer, options.n_seqs)
-        self.n_ctx = int(llama.llama_n_ctx(pointer))
-        self.n_batch = int(llama.llama_n_batch(pointer))
+        self._plan = plan
+        self.max_n_ctx = round_up_to_cells(plan.max_n_ctx)
+        """Length up to which the context may be resized, in tokens."""
+        self._abort_flag = native.edgechat_abort_flag_new()
+        self._is_aborted = False
+        self._abort_callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
+        self._no_callback = llama.ggml_abort_callback()
         self.n_threads = plan.n_threads
         self._n_threads_batch = plan.n_threads_batch
         self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
-        self._current_thread_counts = plan.n_threads, plan.n_threads_batch
         self._is_cpu_bound = options.n_gpu_layers == 0
         self.kv_type, self.yarn_factor = options.kv_type, options.yarn_factor
-        self._abort_flag = native.edgechat_abort_flag_new()
-        self._is_aborted = False
-        thread_pool = native.edgechat_threadpool_new(max(plan.n_threads, plan.n_threads_batch))
-        if thread_pool:
-            native.edgechat_threadpool_attach(thread_pool, pointer)
-        self._abort_callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
-        self._no_callback = llama.ggml_abort_callback()
-        llama.llama_set_abort_callback(pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
-        self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
-        self._finalizer = weakref.finalize(
-            self, _free, llama, native,
-            pointer=pointer, abort_flag=self._abort_flag, thread_pool=thread_pool, batch=self._batch,
+        self._batch = llama.llama_batch_init(plan.n_batch, 0, 1)
+        self._handles = NativeHandles(
+            llama, native, self._abort_flag, native.edgechat_threadpool_new(max(plan.n_threads, plan.n_threads_batch)),
+            self._batch,
         )  # fmt: skip
+        self._finalizer = weakref.finalize(self, self._handles.free)
+        try:
+            pointer = self._open(model, plan.initial_n_ctx)
+        except PlanError:
+            self._finalizer()
+            raise
+        super().__init__(model, pointer, options.n_seqs)
+
+    def _open(self, model: Model, n_ctx: int) -> Any:
+        """Create an empty llama_context of `n_ctx` tokens and return its pointer. Raises PlanError if it fails."""
+        bindings, plan = model.bindings, self._plan
+        llama, handles = bindings.llama, self._handles
+        options = msgspec.structs.replace(plan.options, n_ctx=n_ctx)
+        params = _create_context_params(llama, msgspec.structs.replace(plan, options=options))
+        bindings.log.take_errors()
+        with activity.during(Activity.LOADING):
+            pointer = llama.llama_init_from_model(model.pointer, params)
+        if not pointer:
+            errors = bindings.log.take_errors()
+            reason = errors[0] if errors else "out of memory"
+            raise PlanError(f"Cannot create a context of {n_ctx} tokens: {reason}")
+        handles.pointer = pointer
+        if handles.thread_pool:
+            bindings.edgechat.edgechat_threadpool_attach(handles.thread_pool, pointer)
+        llama.llama_set_abort_callback(pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
+        self.n_ctx = int(llama.llama_n_ctx(pointer))
+        self.n_batch = int(llama.llama_n_batch(pointer))
+        self._current_thread_counts = plan.n_threads, plan.n_threads_batch
+        return pointer
+
+    @property
+    def is_resizable(self) -> bool:
+        """True if the length of the context can change."""
+        return self._plan.growth is not None
+
+    def resize(self, n_ctx: int) -> None:
+        """Replace the llama_context with one of `n_ctx` tokens that has the same sequences.
+
+        The logits of the last batch are lost. Raises ResizeError if the larger context cannot be opened, or if the
+        sequences do not fit in the smaller one; MemoryError and EngineError if the sequences cannot be saved.
+        """
+        old_n_ctx, data = self.n_ctx, self._save_all()
+        try:
+            reason = self._replace(n_ctx, data)
+            if not reason:
+                return
+            lost_sequences = bool(self._replace(old_n_ctx, data))
+        finally:
+            data.close()
+        if lost_sequences:
+            self._close_context()
+            self._forget_all()
+        raise ResizeError(reason, lost_sequences=lost_sequences)
+
+    def _replace(self, n_ctx: int, data: mmap.mmap) -> str:
+        """Open a context of `n_ctx` tokens with the sequences in `data`; return the reason for a failure, or ""."""
+        self._close_context()
+        try:
+            self._attach(self._open(self.model, n_ctx))
+        except PlanError as error:
+            return str(error)
+        return "" if self._restore_all(data) else f"The sequences do not fit in a context of {n_ctx} tokens."
+
+    def _close_context(self) -> None:
+        self._attach(None)
+        self._handles.free_context()
+
+    def reopen(self) -> None:
+        """Open a context again after the sequences were lost. Raises PlanError if there is too little memory."""
+        self._attach(self._open(self.model, self._plan.initial_n_ctx))
 
     def close(self) -> None:
         """Free the context now. A second call does nothing."""
@@ -173,7 +235,7 @@ class Context(SequenceMemory):
         """Maximum number of tokens in a batch whose logits are computed."""
         return min(self.n_batch, N_OUTPUTS)
 
-    @cached_property
+    @property
     def max_rollback(self) -> int:
         """Maximum number of tokens that `rollback` can remove."""
         if not self._has_state:
@@ -219,8 +281,7 @@ class Context(SequenceMemory):
             batch.seq_id[i][0] = seq
             batch.logits[i] = logits
             next_positions[seq] += 1
-        if max(next_positions.values()) > self.n_ctx:
-            raise EngineError(f"Cannot append {count} tokens: the context has {self.n_ctx} cells.")
+        self._check_length(max(next_positions.values()))
         batch.logits[count - 1] = True
         batch.n_tokens = count
         self._adapt_thread_counts(is_step=len(start_lengths) == count or (logits and count <= _MAX_STEP_TOKENS))
@@ -239,6 +300,15 @@ class Context(SequenceMemory):
             raise DecodeAborted
         position = max(start_lengths.values())
         raise ComputeError(f"llama.cpp failed to decode {count} tokens at position {position} (code {code}).")
+
+    def _check_length(self, n_tokens: int) -> None:
+        """Raise NoKvSlotError if a sequence of `n_tokens` needs a longer context, and EngineError beyond all limits."""
+        if not self.is_open:
+            raise EngineError("The context was closed, because memory ran out. Send the request again.")
+        if n_tokens > self.max_n_ctx:
+            raise EngineError(f"Cannot decode {n_tokens} tokens: the context has at most {self.max_n_ctx} cells.")
+        if n_tokens > self.n_ctx:
+            raise NoKvSlotError
 
     def _adapt_thread_counts(self, *, is_step: bool) -> None:
         """Use fewer threads for a step while other programs are busy. Prefill is as fast with all threads."""
@@ -304,13 +374,3 @@ def _create_context_params(llama: Any, plan: LoadPlan) -> Any:
     params.swa_full = False  # allocate cells only for the sliding window
     params.no_perf = True
     return params
-
-
-def _free(
-    llama: Any, native: ctypes.CDLL, *, pointer: object, abort_flag: int, thread_pool: int, batch: object
-) -> None:
-    """Free the native objects in the order that llama.cpp requires: first the context, which points to the others."""
-    llama.llama_free(pointer)
-    llama.llama_batch_free(batch)
-    native.edgechat_threadpool_free(thread_pool)
-    native.edgechat_abort_flag_free(abort_flag)

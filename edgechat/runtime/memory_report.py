@@ -21,10 +21,11 @@ _MAX_DEVICES = 16
 def describe_memory_layout(context: Context) -> str:
     """Return a text with the context parameters that determine the bytes stored in the KV cache for a token.
 
-    The text includes the context length only for models with RoPE scaling, since some scalings depend on it.
+    The text includes the context length only for models with RoPE scaling, since some scalings depend on it. Those of
+    models whose context grows do not.
     """
     has_rope_scaling = any(".rope.scaling." in key for key in context.model.metadata_keys())
-    n_ctx_text = context.n_ctx if has_rope_scaling else "any"
+    n_ctx_text = context.n_ctx if has_rope_scaling and not context.is_resizable else "any"
     rope = "model" if context.yarn_factor == 1.0 else f"yarn{context.yarn_factor:g}"
     key_type, value_type = split_kv_type(context.kv_type)
     return f"k={key_type} v={value_type} flash=auto adapter=none rope={rope} n_ctx={n_ctx_text}"

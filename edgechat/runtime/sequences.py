@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ class SequenceMemory:
         """Manage the llama_context at `pointer`. It must have `n_seqs` + 1 sequences; the last is for internal use."""
         llama = model.bindings.llama
         self.model = model
-        self.pointer = pointer
         self.n_seqs = n_seqs
         self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
         self._scratch_seq = n_seqs
@@ -30,11 +30,21 @@ class SequenceMemory:
         """Position where the cells of a restored sliding window start, by sequence; 0 if no positions lack cells."""
         self._uncommitted_seqs: set[int] = set()
         """Sequences whose recurrent state was rolled back, but not yet committed."""
-        self._memory = llama.llama_get_memory(pointer)
+        self._attach(pointer)
         is_recurrent = bool(llama.llama_model_is_recurrent(model.pointer))
         self._has_state = is_recurrent or bool(llama.llama_model_is_hybrid(model.pointer))
         self._has_cells = not is_recurrent
         self._window = int(llama.llama_model_n_swa(model.pointer))
+
+    def _attach(self, pointer: Any) -> None:
+        """Use the llama_context at `pointer`, which is None while none is open."""
+        self.pointer = pointer
+        self._memory = self.model.bindings.llama.llama_get_memory(pointer) if pointer else None
+
+    @property
+    def is_open(self) -> bool:
+        """True if there is a llama_context. Without one, all sequences are empty."""
+        return bool(self.pointer)
 
     def tokens(self, seq: int = 0) -> Sequence[int]:
         """Return the tokens of a sequence."""
@@ -197,3 +207,44 @@ class SequenceMemory:
             self.drop(self._scratch_seq)
         self._tokens[seq].extend(tokens[n_tokens_before - start :])
         return True
+
+    # All sequences
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of the saved memory of all sequences, in bytes."""
+        return int(self.model.bindings.llama.llama_state_get_size(self.pointer)) if self.is_open else 0
+
+    def _save_all(self) -> mmap.mmap:
+        """Return the memory of all sequences; cells that several sequences share are saved once.
+
+        Rollbacks are committed first. Raises MemoryError, and EngineError if llama.cpp saves only a part.
+        """
+        for seq in list(self._uncommitted_seqs):
+            self.commit_rollback(seq)
+        size = self.state_bytes
+        try:
+            data = mmap.mmap(-1, max(1, size))  # unlike memory of malloc, it is returned to the system at once
+        except (OSError, ValueError) as error:
+            raise MemoryError from error
+        buffer = (ctypes.c_uint8 * size).from_buffer(data)
+        n_saved_bytes = int(self.model.bindings.llama.llama_state_get_data(self.pointer, buffer, size))
+        del buffer
+        if n_saved_bytes != size:
+            data.close()
+            raise EngineError(f"llama.cpp saved only {n_saved_bytes} of {size} bytes of the context.")
+        return data
+
+    def _restore_all(self, data: mmap.mmap) -> bool:
+        """Restore what `_save_all` returned in an empty context; return False if it does not fit."""
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        n_read_bytes = int(self.model.bindings.llama.llama_state_set_data(self.pointer, buffer, len(data)))
+        del buffer
+        return n_read_bytes == len(data)
+
+    def _forget_all(self) -> None:
+        """Empty the token lists of all sequences, whose memory was lost."""
+        for seq in range(self.n_seqs + 1):
+            self._tokens[seq].clear()
+            self._gap_ends[seq] = 0
+        self._uncommitted_seqs.clear()
