@@ -53,10 +53,11 @@ class FakeContext:
     """
 
     can_truncate = True
+    is_open = True
 
     def __init__(self, model: FakeModel, n_ctx: int = 400, n_cells: int | None = None) -> None:
         self.model = model
-        self.n_ctx = n_ctx
+        self.n_ctx = self.max_n_ctx = n_ctx
         self.n_batch = 64
         self.max_outputs = 5
         self.n_seqs = 4

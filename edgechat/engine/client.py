@@ -64,6 +64,11 @@ class EngineClient:
         """True if the engine process has loaded exactly one model, so that its peak memory belongs to that model."""
         return self._process is not None and self._process.n_loads == 1
 
+    @property
+    def peak_n_ctx(self) -> int:
+        """Largest context length that the engine process has reported; 0 before the first reply."""
+        return self._process.peak_n_ctx if self._process is not None else 0
+
     def take_memory_kill(self) -> bool:
         """Return whether Linux killed the engine because memory ran out. A later call returns False for this death."""
         process = self._process

@@ -50,6 +50,8 @@ class EngineProcess:
                 log.close()
         self.n_loads = 0
         """Number of Load requests sent to this process."""
+        self.peak_n_ctx = 0
+        """Largest context length that the engine has reported."""
         self.error: EngineDiedError | None = None
         """Error with the cause of the exit; None while the process is running."""
         self.was_killed_for_memory = False
@@ -137,6 +139,8 @@ class EngineProcess:
                 on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
                 if is_final:
                     self._cancelled_at.pop(event.id, None)
+            if isinstance(event, protocol.RequestFinished):
+                self.peak_n_ctx = max(self.peak_n_ctx, event.peak_n_ctx)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
                 self._log_start = logs.size()

@@ -1,9 +1,10 @@
-"""Error for a prompt that is longer than the context."""
+"""Texts about a context that is too short: the error about a prompt, and the notice that the context cannot grow."""
 
 from __future__ import annotations
 
+from edgechat.engine.protocol import ContextGrowthRefused
 from edgechat.errors import ContextOverflowError
-from edgechat.humanize import format_count
+from edgechat.humanize import format_count, format_size
 
 
 def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str = "Shorten it") -> ContextOverflowError:
@@ -22,3 +23,19 @@ def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str 
         length = "as many" if n_ctx == n_ctx_train else trained_length
         advice = f"{remedy}: the model was trained with {length}, so a larger context does not help."
     return ContextOverflowError(f"{subject}, but the context holds {format_count(n_ctx, 'token')}. {advice}")
+
+
+def make_prompt_overflow_error(n_tokens: int, n_ctx: int, n_ctx_train: int) -> ContextOverflowError:
+    """Return the error that a prompt of `n_tokens` does not fit in a context of `n_ctx` tokens."""
+    return make_overflow_error(f"The prompt has {format_count(n_tokens, 'token')}", n_ctx, n_ctx_train)
+
+
+def format_growth_refusal(event: ContextGrowthRefused) -> str:
+    """Return the notice that the context cannot grow."""
+    present, refused = format_count(event.n_ctx, "token"), f"{event.refused_n_ctx:,}"
+    if event.error:
+        return f"The context stays at {present}: growing to {refused} failed ({event.error})."
+    return (
+        f"The context stays at {present}: growing to {refused} needs {format_size(event.needed_bytes)} of free memory, "
+        f"but {format_size(event.available_bytes)} are free. Close other programs."
+    )

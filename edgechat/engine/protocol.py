@@ -181,6 +181,7 @@ class Loaded(Event, frozen=True):
 
     backend: str
     n_ctx: int
+    """Largest length that the context can have, in tokens."""
     n_ctx_train: int
     n_threads: int
     n_params: int
@@ -245,6 +246,31 @@ class PrefillProgressed(Event, frozen=True):
     total_tokens: int
     cached_tokens: int = 0
     """Number of tokens that the prefix cache restored; they are part of `done_tokens`."""
+
+
+class ContextGrowing(Event, frozen=True):
+    """The request waits while the context grows, which takes more than a second."""
+
+    n_ctx: int
+    """New length of the context, in tokens."""
+
+
+class ContextGrowthRefused(Event, frozen=True):
+    """The context stays as it is, although the request needs more cells. It can end early, or wait for others."""
+
+    n_ctx: int
+    """Length of the context, in tokens."""
+    refused_n_ctx: int
+    """Length that the request needs."""
+    needed_bytes: int
+    """Memory that must be free to resize the context, including a copy of the sequences and a margin."""
+    available_bytes: int
+    error: str = ""
+    """Error of an attempt to grow; "" if there was none, because memory is short."""
+
+    def replace_id(self, request_id: int) -> ContextGrowthRefused:
+        """Return this event for another request."""
+        return msgspec.structs.replace(self, id=request_id)
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -323,6 +349,8 @@ class RequestFinished(Event, frozen=True):
     """Statistics over all replies of the request."""
     context_tokens: int
     """Number of tokens in the context at the end of the first reply."""
+    peak_n_ctx: int = 0
+    """Largest length that the context has had since the load, in tokens; 0 if it is unknown."""
 
 
 class EngineStats(Event, frozen=True):
@@ -331,12 +359,15 @@ class EngineStats(Event, frozen=True):
     backend: str
     model: str
     n_ctx: int
+    """Largest length that the context can have, in tokens."""
     context_tokens: int
     peak_rss_bytes: int
     memory: dict[str, dict[str, int]]
     """Bytes by ggml buffer type, split into model, context and compute."""
     step_costs: dict[int, float] = {}
     """Measured cost of a decode step at the current depth, by its number of tokens; a step of one token costs 1."""
+    current_n_ctx: int = 0
+    """Length that the context has now, in tokens."""
 
 
 class RequestFailed(Event, frozen=True):
@@ -350,8 +381,8 @@ class RequestFailed(Event, frozen=True):
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished
-    | RequestFinished | EngineStats | RequestFailed
+    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextGrowing | ContextGrowthRefused
+    | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (
     Loaded, MemoryProbed, DevicesListed, QuantTypesListed, Embedded, Tokenized, RequestFinished, EngineStats,

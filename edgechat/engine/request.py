@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgechat.engine.overflow import make_overflow_error
+from edgechat.engine.overflow import make_prompt_overflow_error
 from edgechat.engine.protocol import (
     FinishReason,
     Generate,
@@ -23,7 +23,6 @@ from edgechat.engine.protocol import (
 from edgechat.engine.reply_speeds import ReplySpeeds
 from edgechat.engine.sequence import OutputSequence, compute_logprobs
 from edgechat.errors import EdgechatError, EngineError
-from edgechat.humanize import format_count
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
@@ -73,10 +72,8 @@ class ActiveRequest:
         """
         if not prompt:
             raise EngineError("The prompt is empty. Send at least one token.")
-        if len(prompt) >= context.n_ctx:
-            raise make_overflow_error(
-                f"The prompt has {format_count(len(prompt), 'token')}", context.n_ctx, context.model.n_ctx_train
-            )
+        if len(prompt) >= context.max_n_ctx:
+            raise make_prompt_overflow_error(len(prompt), context.max_n_ctx, context.model.n_ctx_train)
         if not 1 <= params.n_sequences <= context.n_seqs:
             raise EngineError(f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs}.")
         self.params = params

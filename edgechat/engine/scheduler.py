@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from edgechat.engine.context_sizing import ContextSizer
+from edgechat.engine.overflow import make_prompt_overflow_error
 from edgechat.engine.protocol import Event, create_failure_event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
@@ -36,9 +38,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, context: Context, cache: PrefixCache, on_finished: Callable[[ActiveRequest, Event], None]
-    ) -> None:
-        """Create an idle scheduler; `on_finished` is called once per request, with its final event."""
+        self, context: Context, cache: PrefixCache, on_finished: Callable[[ActiveRequest, Event], None],
+        sizer: ContextSizer | None = None,
+    ) -> None:  # fmt: skip
+        """Create an idle scheduler; `on_finished` is called once per request, with its final event.
+
+        Without `sizer`, the context has a fixed length.
+        """
+        self._sizer = sizer or ContextSizer(context, cache, None, lambda event: None)
         self._context = context
         self._cache = cache
         self._on_finished = on_finished
@@ -67,8 +74,9 @@ class Scheduler:
 
     def step(self) -> None:
         """Admit waiting requests, decode one batch for all running sequences, and prefill a part of one prompt."""
-        self._admit()
         try:
+            self._sizer.check_memory(self._n_tokens)
+            self._admit()
             sequences = [(r, s) for r in self._running for s in r.decoding_sequences]
             if len(sequences) == 1 and (speculator := sequences[0][0].speculator) is not None:
                 self._run_speculative_step(*sequences[0], speculator)
@@ -100,7 +108,28 @@ class Scheduler:
         while self._waiting and self._can_admit(self._waiting[0]):
             request = self._waiting.popleft()
             self._running.append(request)
-            request.start()
+            self._run_work(request, lambda r=request: self._start(r))  # type: ignore[misc]
+
+    def _start(self, request: ActiveRequest) -> None:
+        """Start a request. If it is the only one, grow the context for its prompt, or raise ContextOverflowError."""
+        context, n_tokens = self._context, request.n_tokens
+        if not context.is_open:
+            context.reopen()
+        if len(self._running) == 1 and n_tokens + n_tokens // _HEADROOM_DIVISOR > context.n_ctx:
+            self._grow(min(n_tokens + n_tokens // _HEADROOM_DIVISOR, context.max_n_ctx), [request])
+            if n_tokens >= context.n_ctx:
+                raise make_prompt_overflow_error(n_tokens, context.n_ctx, context.model.n_ctx_train)
+        request.start()
+
+    @property
+    def _n_tokens(self) -> int:
+        """Number of KV cells that the running and the preempted requests need."""
+        return sum(r.n_tokens for r in (*self._running, *(r for r in self._waiting if r.sequences)))
+
+    def _grow(self, n_tokens: int, requests: list[ActiveRequest]) -> bool:
+        """Grow the context for `requests`; return whether it has grown. Raises EngineError if its content was lost."""
+        ids = [r.params.id for r in requests]
+        return self._sizer.grow(n_tokens, ids, [r.params.id for r in (*self._running, *self._waiting)])
 
     def _can_admit(self, request: ActiveRequest) -> bool:
         if not self._running:
@@ -110,15 +139,15 @@ class Scheduler:
             return False  # a request that bypasses the cache must run alone
         n_seqs = sum(r.params.n_sequences for r in requests)
         n_tokens = sum(r.n_tokens for r in requests)
-        n_ctx = self._context.n_ctx
-        return n_seqs <= self._context.n_seqs and n_tokens + n_ctx // _HEADROOM_DIVISOR <= n_ctx
+        n_needed = n_tokens + self._context.n_ctx // _HEADROOM_DIVISOR
+        return n_seqs <= self._context.n_seqs and (n_needed <= self._context.n_ctx or self._grow(n_needed, [request]))
 
     def _free_cells(self) -> bool:
-        """Free KV cells: evict an idle sequence from the prefix cache, or else preempt the newest request.
+        """Free KV cells: grow the context, or evict an idle sequence from the prefix cache, or preempt a request.
 
-        Returns False if no sequence is idle and only one request is running.
+        The newest request is preempted. Returns False if no sequence is idle and only one request is running.
         """
-        if self._cache.evict_lru():
+        if self._grow(self._context.n_ctx + 1, self._running) or self._cache.evict_lru():
             return True
         if len(self._running) == 1:
             return False

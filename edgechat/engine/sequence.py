@@ -84,7 +84,7 @@ class OutputSequence:
     @property
     def max_draft(self) -> int:
         """Maximum number of drafted tokens in the next step; negative if the sequence is at its length limit."""
-        n_free_cells = self._context.n_ctx - self._n_prompt - self.n_tokens
+        n_free_cells = self._context.max_n_ctx - self._n_prompt - self.n_tokens
         max_tokens = self._params.max_tokens
         return n_free_cells if max_tokens is None else min(n_free_cells, max_tokens - self.n_tokens - 1)
 

@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.computing_mark import ComputingMark
+from edgechat.engine.context_sizing import ContextSizer
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
@@ -90,11 +93,12 @@ class TextModel(EngineModel):
         self._cache = PrefixCache(
             context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
         )
-        self._scheduler = Scheduler(context, self._cache, self._finish_request)
+        self._sizer = ContextSizer(context, self._cache, plan.growth, send)
+        self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
-        self._tokenizations = TokenizationQueue(context.n_ctx, model.n_ctx_train)
-        self.n_ctx = context.n_ctx
+        self._tokenizations = TokenizationQueue(context.max_n_ctx, model.n_ctx_train)
+        self.n_ctx = context.max_n_ctx
         self.can_truncate = context.can_truncate
         self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0
 
@@ -149,6 +153,8 @@ class TextModel(EngineModel):
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
+        if isinstance(event, protocol.RequestFinished):
+            event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx)
         self._on_finished(request.params.id, event)
 
     def _create_stats(self, request_id: int) -> protocol.EngineStats:
@@ -159,7 +165,8 @@ class TextModel(EngineModel):
             n_ctx=self.n_ctx,
             context_tokens=self._cache.live_tokens,
             peak_rss_bytes=read_peak_rss_bytes(),
-            memory=read_memory_breakdown(self._context),
+            memory=read_memory_breakdown(self._context) if self._context.is_open else {},
+            current_n_ctx=self._context.n_ctx,
             step_costs=self._draft_manager.step_costs() if self._draft_manager is not None else {},
         )
 
@@ -217,7 +224,7 @@ class TextModel(EngineModel):
             return _DISK_BUSY_DELAY_S
         if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0
-        return None
+        return self._sizer.idle_step(time.monotonic() - self._idle_since)
 
     def abort(self) -> None:
         self._context.abort()

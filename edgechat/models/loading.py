@@ -125,9 +125,14 @@ def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
         return
     instances.unregister(pid)
     peak_bytes = read_peak_pss_bytes(pid)
-    if peak_bytes and engine.has_loaded_one_model:
+    # While a context grows, a copy of its sequences is in memory, too, which is not part of the plan.
+    has_grown = engine.peak_n_ctx > load_plan.initial_n_ctx
+    if peak_bytes and engine.has_loaded_one_model and not has_grown:
         memory = load_plan.estimate
-        observed_memory.record(load_plan.model_path, memory.engine - memory.observed_excess, peak_bytes)
+        planned_bytes = memory.engine - memory.observed_excess
+        if load_plan.growth is not None:
+            planned_bytes -= memory.total - load_plan.growth.compute_bytes(load_plan.initial_n_ctx)
+        observed_memory.record(load_plan.model_path, planned_bytes, peak_bytes)
 
 
 def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimator:

@@ -69,6 +69,11 @@ class PrefixCache:
         """Number of tokens in live sequences; tokens that several sequences share are counted once."""
         return sum(len(node.tokens) for node in self._find_live_nodes())
 
+    @property
+    def idle_tokens(self) -> int:
+        """Number of tokens in live sequences that are not leased; tokens of several sequences are counted once."""
+        return sum(len(node.tokens) for node in self._find_live_nodes(self._find_idle_seqs()))
+
     # Acquiring a sequence with the longest cached prefix of a prompt
 
     def acquire(
@@ -231,6 +236,21 @@ class PrefixCache:
                 self._evict(seq)
                 return True
         return False
+
+    def evict_saved(self, n_kept: int) -> None:
+        """Evict the least recently used idle sequences that can be saved, until `n_kept` idle sequences are left."""
+        idle_seqs = self._find_idle_seqs()
+        for seq in idle_seqs[: max(0, len(idle_seqs) - n_kept)]:
+            if self.store.can_save(self._conversations[seq]):
+                self._evict(seq)
+
+    def forget_lost(self) -> None:
+        """Remove all live sequences from the cache, because their memory was lost. Their leases continue."""
+        for seq in range(self._memory.n_seqs):
+            if seq in self._leased_seqs:
+                self._unpublish(seq)
+            else:
+                self.drop(seq)
 
     def _evict(self, seq: int) -> None:
         with contextlib.suppress(MemoryError, EngineError):

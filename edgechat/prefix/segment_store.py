@@ -108,12 +108,22 @@ class SegmentStore:
                 self.remove(segment)
         self._limit_ram()
 
-    def _limit_ram(self) -> None:
-        """Discard data of segments from RAM until RAM is under the cap.
+    @property
+    def ram_bytes(self) -> int:
+        """Size of the segments in RAM, in bytes."""
+        return sum(s.n_bytes for s in self.segments if s.data is not None)
+
+    def discard_from_ram(self, n_bytes: int) -> None:
+        """Discard data of segments from RAM, at least `n_bytes` if there is so much that need not be written first."""
+        self._limit_ram(max(0, self.ram_bytes - n_bytes))
+
+    def _limit_ram(self, max_bytes: int | None = None) -> None:
+        """Discard data of segments from RAM until RAM is under the cap, or under `max_bytes`.
 
         Data that is also on disk and in a live sequence is discarded first, then the least recently used data. Segments
         that wait to be written stay in RAM.
         """
+        max_bytes = self.ram_cap_bytes if max_bytes is None else max_bytes
         live_nodes = self._find_live_nodes()
         segments_in_ram = sorted(
             (s for s in self.segments if s.data is not None),
@@ -121,7 +131,7 @@ class SegmentStore:
         )
         total_bytes = sum(s.n_bytes for s in segments_in_ram)
         for segment in segments_in_ram:
-            if total_bytes <= self.ram_cap_bytes or segment.is_pending_write:
+            if total_bytes <= max_bytes or segment.is_pending_write:
                 return
             total_bytes -= segment.n_bytes
             segment.data = None

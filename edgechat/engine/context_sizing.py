@@ -1,0 +1,228 @@
+"""Size of the context: grows when tokens do not fit, and shrinks when memory gets short or the engine is idle."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from edgechat.engine.protocol import ContextGrowing, ContextGrowthRefused, Event
+from edgechat.errors import EdgechatError, EngineError
+from edgechat.hardware.free_memory import FreeMemory, read_free_memory
+from edgechat.hardware.memory import return_freed_memory
+from edgechat.planner.context_growth import ContextGrowth
+from edgechat.planner.kv_memory import round_up_to_cells
+from edgechat.prefix.cache import PrefixCache
+from edgechat.runtime.context import Context
+from edgechat.runtime.native_handles import ResizeError
+
+# Memory that growing leaves to other programs: 256 MiB, but at most a sixteenth of the total.
+_MARGIN_BYTES: Final = 256 << 20
+_MARGIN_DIVISOR: Final = 16
+# The context shrinks if less than this part of the margin is free, or if all programs waited for memory for this share
+# of the last ten seconds.
+_SHORT_DIVISOR: Final = 2
+_MAX_STALL_PERCENT: Final = 10.0
+# A context has this fraction (1/16) more cells than the sequences need, so that it is not resized again soon.
+_HEADROOM_DIVISOR: Final = 16
+# A context that is full grows at least by this fraction (1/8), because each resize copies all sequences.
+_MIN_STEP_DIVISOR: Final = 8
+# Time after which a resize sends an event, so that the client can show why it waits.
+_PROGRESS_DELAY_S: Final = 1.0
+# Time before the next attempt after growing was refused; doubled after each refusal.
+_MIN_RETRY_S: Final = 5.0
+_MAX_RETRY_S: Final = 300.0
+# Minimum time between two checks whether memory is short, between steps and while the engine is idle.
+_CHECK_INTERVAL_S: Final = 1.0
+_IDLE_CHECK_INTERVAL_S: Final = 5.0
+# Time without requests after which the context shrinks.
+_IDLE_S: Final = 300.0
+_MAX_NOTIFIED_IDS: Final = 100
+
+
+class ContextSizer:
+    """Resizes a context between two steps. All methods must be called on the decoding thread."""
+
+    def __init__(
+        self, context: Context, cache: PrefixCache, growth: ContextGrowth | None, send: Callable[[Event], None],
+        read_memory: Callable[[], FreeMemory] = read_free_memory, now: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Never resize the context if `growth` is None. `send` can be called from another thread during a resize."""
+        self._context = context
+        self._cache = cache
+        self._growth = growth
+        self._send = send
+        self._read_memory = read_memory
+        self._now = now
+        self.peak_n_ctx = context.n_ctx
+        """Largest length that the context has had, in tokens."""
+        self._refusal: ContextGrowthRefused | None = None
+        """The last refusal; None after the context has grown."""
+        self._refused_n_tokens = 0
+        self._retry_at = 0.0
+        self._retry_s = _MIN_RETRY_S
+        self._check_at = 0.0
+        self._has_shrunk_in_idle_time = False
+        self._notified_ids: deque[int] = deque(maxlen=_MAX_NOTIFIED_IDS)
+
+    def grow(self, n_needed: int, request_ids: Collection[int], paused_ids: Collection[int]) -> bool:
+        """Grow the context so that it has more than its present cells, and at least `n_needed`; return whether it did.
+
+        Growing is refused if memory is short. Then each of the requests `request_ids`, which need the cells, gets one
+        ContextGrowthRefused event, and the next attempts for as many tokens are refused without a check for some time.
+        The requests `paused_ids` get the progress of growing. Raises EngineError if the sequences were lost, because
+        memory ran out.
+        """
+        context, growth = self._context, self._growth
+        if growth is None or context.n_ctx >= context.max_n_ctx or n_needed > context.max_n_ctx:
+            return False
+        if self._refusal is not None and self._now() < self._retry_at and n_needed >= self._refused_n_tokens:
+            self._notify(request_ids)
+            return False
+        min_step = context.n_ctx // _MIN_STEP_DIVISOR
+        smallest = min(round_up_to_cells(max(n_needed, context.n_ctx + min_step)), context.max_n_ctx)
+        wanted = min(max(2 * context.n_ctx, _add_headroom(n_needed)), context.max_n_ctx)
+        n_ctx = self._find_affordable_n_ctx(growth, smallest, max(smallest, wanted))
+        error = self._resize(n_ctx, paused_ids) if n_ctx else ""
+        if error or not n_ctx:
+            self._refuse(growth, n_needed, smallest, error, request_ids)
+            return False
+        self._refusal, self._retry_s = None, _MIN_RETRY_S
+        return True
+
+    def _find_affordable_n_ctx(self, growth: ContextGrowth, smallest: int, wanted: int) -> int:
+        """Return the largest length from `smallest` to `wanted` that fits in the free memory; 0 if there is none.
+
+        If memory is short, discard data of the prefix cache from RAM.
+        """
+        memory = self._read_memory()
+        shortage_bytes = self._compute_needed_bytes(growth, smallest, memory) - memory.available_bytes
+        if 0 < shortage_bytes <= self._cache.store.ram_bytes:
+            self._cache.store.discard_from_ram(shortage_bytes)
+            return_freed_memory()
+            memory = self._read_memory()
+        present_n_ctx = self._context.n_ctx
+        free_bytes = memory.available_bytes - self._compute_needed_bytes(growth, present_n_ctx, memory)
+        n_ctx = round_up_to_cells(growth.find_largest_n_ctx(growth.compute_bytes(present_n_ctx) + free_bytes))
+        return min(n_ctx, wanted) if n_ctx >= smallest else 0
+
+    def _compute_needed_bytes(self, growth: ContextGrowth, n_ctx: int, memory: FreeMemory) -> int:
+        """Return the memory that must be free to grow to `n_ctx`: new cells, a copy of the sequences, and a margin."""
+        cell_bytes = growth.compute_bytes(n_ctx) - growth.compute_bytes(self._context.n_ctx)
+        return max(0, cell_bytes) + self._context.state_bytes + _compute_margin_bytes(memory)
+
+    def _resize(self, n_ctx: int, paused_ids: Collection[int] = ()) -> str:
+        """Resize the context; return the error if the old one had to be kept, else "".
+
+        Raises EngineError if the sequences were lost.
+        """
+        try:
+            with self._reporting_progress(n_ctx, paused_ids):
+                self._context.resize(n_ctx)
+        except ResizeError as error:
+            if error.lost_sequences:
+                self._cache.forget_lost()
+                raise EngineError(f"The context was lost when it was resized ({error}). Send the request again.") from (
+                    error
+                )
+            return str(error)
+        except (MemoryError, EdgechatError) as error:  # the sequences could not be saved
+            return str(error) or "memory ran out"
+        finally:
+            return_freed_memory()
+        self.peak_n_ctx = max(self.peak_n_ctx, self._context.n_ctx)
+        return ""
+
+    @contextlib.contextmanager
+    def _reporting_progress(self, n_ctx: int, request_ids: Collection[int]) -> Iterator[None]:
+        """Send a ContextGrowing event to each request if the `with` block takes more than a second."""
+
+        def report() -> None:
+            for request_id in request_ids:
+                self._send(ContextGrowing(id=request_id, n_ctx=n_ctx))
+
+        timer = threading.Timer(_PROGRESS_DELAY_S, report)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _refuse(
+        self, growth: ContextGrowth, n_needed: int, n_ctx: int, error: str, request_ids: Collection[int]
+    ) -> None:
+        self._retry_at = self._now() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
+        self._refused_n_tokens = n_needed
+        memory = self._read_memory()
+        self._refusal = ContextGrowthRefused(
+            id=0, n_ctx=self._context.n_ctx, refused_n_ctx=n_ctx, error=error,
+            needed_bytes=self._compute_needed_bytes(growth, n_ctx, memory), available_bytes=memory.available_bytes,
+        )  # fmt: skip
+        self._notify(request_ids)
+
+    def _notify(self, request_ids: Collection[int]) -> None:
+        """Send the last refusal to each request that does not know of any."""
+        for request_id in request_ids:
+            if self._refusal is not None and request_id not in self._notified_ids:
+                self._notified_ids.append(request_id)
+                self._send(self._refusal.replace_id(request_id))
+
+    # Shrinking
+
+    def check_memory(self, n_running_tokens: int) -> None:
+        """Shrink the context if memory is short; `n_running_tokens` is the number of cells that requests need.
+
+        Does nothing if the last check was less than a second ago. Raises EngineError if the sequences were lost.
+        """
+        if not self._is_grown or self._now() < self._check_at:
+            return
+        self._check_at = self._now() + _CHECK_INTERVAL_S
+        memory = self._read_memory()
+        is_short = memory.available_bytes < _compute_margin_bytes(memory) // _SHORT_DIVISOR
+        if is_short or memory.stall_percent > _MAX_STALL_PERCENT:
+            self._shrink(n_running_tokens, n_kept=0)
+
+    def idle_step(self, idle_s: float) -> float | None:
+        """Shrink the context if memory is short, or if the engine has been idle for `idle_s` of several minutes.
+
+        Returns the delay before the next call, None if the context cannot shrink. Raises EngineError.
+        """
+        if not self._is_grown:
+            return None
+        if idle_s < _IDLE_S:
+            self._has_shrunk_in_idle_time = False
+        elif not self._has_shrunk_in_idle_time:
+            self._has_shrunk_in_idle_time = True
+            self._shrink(0, n_kept=1)
+        self.check_memory(0)
+        return _IDLE_CHECK_INTERVAL_S if self._is_grown else None
+
+    @property
+    def _is_grown(self) -> bool:
+        return self._growth is not None and self._context.n_ctx > self._growth.initial_n_ctx
+
+    def _shrink(self, n_running_tokens: int, *, n_kept: int) -> None:
+        """Save idle sequences in the prefix cache, except the `n_kept` newest, and remove the cells that they needed.
+
+        Does nothing if the context would get only slightly smaller, or if memory does not even suffice for a copy.
+        """
+        if self._growth is None:
+            return
+        self._cache.evict_saved(n_kept)
+        n_needed = _add_headroom(n_running_tokens + self._cache.idle_tokens)
+        n_ctx = max(self._growth.initial_n_ctx, n_needed)
+        if n_ctx <= self._context.n_ctx // 4 * 3:
+            self._resize(n_ctx)
+
+
+def _compute_margin_bytes(memory: FreeMemory) -> int:
+    return min(_MARGIN_BYTES, memory.total_bytes // _MARGIN_DIVISOR)
+
+
+def _add_headroom(n_tokens: int) -> int:
+    return round_up_to_cells(n_tokens + n_tokens // _HEADROOM_DIVISOR)
