@@ -24,6 +24,8 @@ class ConversationPrompt(NamedTuple):
     prompt: BuiltPrompt
     start: int
     """Index, in the active path, of the first message in the prompt."""
+    start_id: str | None
+    """ID of that message; None if the prompt contains all messages."""
     attached_texts: list[str]
     """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
 
@@ -42,10 +44,11 @@ class ConversationPromptBuilder:
 
     def build(
         self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({}),
-        cancellation: Cancellation | None = None,
+        cancellation: Cancellation | None = None, max_n_ctx: int | None = None,
     ) -> ConversationPrompt:  # fmt: skip
         """Build the prompt for a reply to the last message of `path`, or for continuing that message if it is a reply.
 
+        `max_n_ctx` is the length of the context if it cannot grow to the length that it has at most.
         `files` has the bytes of attachments that are not in the store yet, by SHA-256 hash.
         Raises ContextOverflowError, TemplateError, EngineError, and RequestCancelledError after `cancellation`.
         """
@@ -67,14 +70,16 @@ class ConversationPromptBuilder:
             return len(prompts[start][1].tokens)
 
         start = choose_window_start(
-            path, n_ctx=self._builder.n_ctx, max_tokens=self._settings.max_tokens, previous_start=previous_start,
+            path, n_ctx=min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx),
+            max_tokens=self._settings.max_tokens, previous_start=previous_start,
             count_tokens=count_tokens, n_ctx_train=self._builder.n_ctx_train,
         )  # fmt: skip
         count_tokens(start)  # ensures that `prompts` contains the prompt from `start`
         messages, prompt = prompts[start]
         turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options, cancellation)
         texts = attached_texts(path[-1].attachments, read) if path else []
-        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
+        start_id = path[start].id if start else None
+        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts)
 
     def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
         """Return the token prefix that all possible prompts of the next turn share. Raises the errors of `build`."""

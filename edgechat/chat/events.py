@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgechat.chat.messages import Message
+from edgechat.humanize import format_count
 from edgechat.models.events import ModelLoadProgressed
 
 
@@ -30,6 +31,19 @@ class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
 
     done_tokens: int
     total_tokens: int
+
+
+class ContextGrowing(msgspec.Struct, frozen=True, kw_only=True):
+    """The context grows, which takes more than a second."""
+
+    n_ctx: int
+    """New context length in tokens."""
+
+
+class ContextGrowthRefused(msgspec.Struct, frozen=True, kw_only=True):
+    """The context cannot grow, so the reply can end early, or its prompt is built again without the oldest turns."""
+
+    notice: str
 
 
 class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +83,8 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ReplyTextGenerated | ReplySaveFailed
-    | TurnFinished | TurnInterrupted
+    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextGrowing | ContextGrowthRefused
+    | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
 
@@ -80,6 +94,8 @@ def format_progress(event: SessionEvent) -> str:
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
+    if isinstance(event, ContextGrowing):
+        return f"Growing the context to {format_count(event.n_ctx, 'token')}"
     return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 
@@ -88,4 +104,6 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
+    if isinstance(event, ContextGrowthRefused):
+        return event.notice
     return f"The reply is not saved: {event.reason}" if isinstance(event, ReplySaveFailed) else ""

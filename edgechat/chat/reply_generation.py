@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -15,6 +15,8 @@ from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.overflow import format_growth_refusal
+from edgechat.errors import ContextOverflowError
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
@@ -41,6 +43,9 @@ class ReplyGeneration:
         self._is_stopped = False
         self._replies: list[_StreamingReply] = []
         self._ttft_s = 0.0
+        self._refused_growth: protocol.ContextGrowthRefused | None = None
+        self._rebuilt_prompt: ConversationPrompt | None = None
+        """Prompt for a context that could not grow; None if the first prompt fits."""
 
     @property
     def results(self) -> list[tuple[Message, str]]:
@@ -55,11 +60,12 @@ class ReplyGeneration:
 
     def run(
         self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt | None,
-        started_at: float,
+        started_at: float, rebuild_prompt: Callable[[int], ConversationPrompt | None],
     ) -> Iterator[events.SessionEvent]:  # fmt: skip
         """Generate `replies`, which must be in the store; continue replies that have text.
 
         `prompt` is None if the generation was stopped before its prompt was built; the replies then remain unchanged.
+        If the context cannot grow to hold it, `rebuild_prompt` builds one for the length in its argument.
         `started_at` is the start of the turn on the monotonic clock, from which the time to first token is measured.
         The replies are also saved after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
@@ -69,8 +75,8 @@ class ReplyGeneration:
         request_finished: protocol.RequestFinished | None = None
         try:
             if prompt is not None:
-                request = self._create_request(prompt, conversation.id if store.is_persistent else "")
-                for event in self._engine.generate(request):
+                conversation_id = conversation.id if store.is_persistent else ""
+                for event in self._generate(prompt, conversation_id, rebuild_prompt):
                     if isinstance(event, protocol.RequestFinished):
                         request_finished = event
                     yield from self._handle_event(event, started_at)
@@ -83,6 +89,28 @@ class ReplyGeneration:
         final_event = events.TurnInterrupted if first_reply.is_interrupted else events.TurnFinished
         context_tokens = request_finished.context_tokens if request_finished is not None else 0
         yield final_event(reply=first_reply, context_tokens=context_tokens, alternatives=tuple(alternatives))
+
+    def _generate(
+        self,
+        prompt: ConversationPrompt,
+        conversation_id: str,
+        rebuild_prompt: Callable[[int], ConversationPrompt | None],
+    ) -> Iterator[protocol.AnyEvent | events.TurnsDropped]:
+        """Yield the engine's events; if the context cannot grow for the prompt, those for a shorter prompt."""
+        try:
+            yield from self._engine.generate(self._create_request(prompt, conversation_id))
+        except ContextOverflowError:
+            if self._refused_growth is None:
+                raise
+        else:
+            return
+        shorter_prompt = rebuild_prompt(self._refused_growth.n_ctx)
+        if shorter_prompt is None:
+            return
+        self._rebuilt_prompt = shorter_prompt
+        if shorter_prompt.start_id is not None and shorter_prompt.start != prompt.start:
+            yield events.TurnsDropped(n_messages=shorter_prompt.start, context_start_id=shorter_prompt.start_id)
+        yield from self._engine.generate(self._create_request(shorter_prompt, conversation_id))
 
     def _create_request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
         settings = self._settings
@@ -99,8 +127,17 @@ class ReplyGeneration:
             self._engine.cancel(request.id)
         return request
 
-    def _handle_event(self, event: protocol.AnyEvent, started_at: float) -> Iterator[events.SessionEvent]:
-        if isinstance(event, protocol.PrefillProgressed):
+    def _handle_event(
+        self, event: protocol.AnyEvent | events.TurnsDropped, started_at: float
+    ) -> Iterator[events.SessionEvent]:
+        if isinstance(event, events.TurnsDropped):
+            yield event
+        elif isinstance(event, protocol.ContextGrowing):
+            yield events.ContextGrowing(n_ctx=event.n_ctx)
+        elif isinstance(event, protocol.ContextGrowthRefused):
+            self._refused_growth = event
+            yield events.ContextGrowthRefused(notice=format_growth_refusal(event))
+        elif isinstance(event, protocol.PrefillProgressed):
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_at
@@ -136,10 +173,12 @@ class ReplyGeneration:
                     request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s
                 )
             recorder, parsed = streaming_reply.recorder, streaming_reply.parser.reply
-            changes = {"reasoning": recorder.reply.reasoning.rstrip("\n")}
+            changes: dict[str, object] = {"reasoning": recorder.reply.reasoning.rstrip("\n")}
             if parsed.reasoning and not recorder.reply.reasoning and not streaming_reply.is_continued:
                 changes = {
                     "reasoning": parsed.reasoning,
                     "text": parsed.content,
                 }  # the reasoning had no start tag, so its end tag was the first sign of it
+            if self._rebuilt_prompt is not None:
+                changes["context_start_id"] = self._rebuilt_prompt.start_id
             recorder.finish(finish_reason=reason, stats=stats, **changes)

@@ -115,13 +115,13 @@ class TurnRunner:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
 
-    def _build_prompt(self, path: Sequence[Message]) -> ConversationPrompt | None:
+    def _build_prompt(self, path: Sequence[Message], max_n_ctx: int | None = None) -> ConversationPrompt | None:
         """Build the prompt for the reply at the end of `path`; return None if `stop` was called meanwhile."""
         self._cancellation = Cancellation()
         if self._is_stop_requested:
             return None
         try:
-            return self._create_prompt_builder().build(path, cancellation=self._cancellation)
+            return self._create_prompt_builder().build(path, cancellation=self._cancellation, max_n_ctx=max_n_ctx)
         except RequestCancelledError:
             return None
 
@@ -135,16 +135,18 @@ class TurnRunner:
             model.restart_if_dead()
         path = conversation.tree.path_to(replies[0].id)
         prompt = self._build_prompt(path)
-        if prompt is not None and prompt.start:
-            start_id = path[prompt.start].id
-            replies = [msgspec.structs.replace(r, context_start_id=start_id) for r in replies]
-            yield events.TurnsDropped(n_messages=prompt.start, context_start_id=start_id)
+        if prompt is not None and prompt.start_id is not None:
+            replies = [msgspec.structs.replace(r, context_start_id=prompt.start_id) for r in replies]
+            yield events.TurnsDropped(n_messages=prompt.start, context_start_id=prompt.start_id)
         generation = ReplyGeneration(model.engine, model.builder, settings)
         self._generation = generation
         if self._is_stop_requested:
             generation.stop()
         try:
-            yield from generation.run(conversation.store, conversation.metadata, replies, prompt, started_at)
+            yield from generation.run(
+                conversation.store, conversation.metadata, replies, prompt, started_at,
+                lambda n_ctx: self._build_prompt(path, n_ctx),
+            )  # fmt: skip
         except EngineError as error:
             if model.fall_back_to_cpu(error, settings):
                 error.args = (f"{error}\nThe GPU failed, so edgechat now uses the CPU. Send the message again.",)

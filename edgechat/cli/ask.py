@@ -216,6 +216,8 @@ def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
 
 def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:
     """Print notes about replies that were cut by the length limit or because the context is full."""
+    from edgechat.planner.kv_memory import round_up_to_cells
+
     replies = [final_event.reply, *final_event.alternatives]
     max_tokens, properties = session.settings.max_tokens, session.model_properties
     for number, reply in enumerate(replies, start=1):
@@ -225,6 +227,8 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
                 status.note(f"{name} was cut after {format_count(max_tokens, 'token')}, the limit of --max-tokens.")
             else:
                 n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)
+                if len(replies) == 1:  # the context may have been unable to grow
+                    n_ctx = min(n_ctx, round_up_to_cells(final_event.context_tokens))
                 advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""
                 status.note(f"{name} was cut, because the context of {n_ctx} tokens is full.{advice}")
 

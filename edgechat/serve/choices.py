@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
+from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import EngineError
 from edgechat.prompt.reply_parser import ParsedToolCall, ReplyDelta, ReplyParser, ToolCallDelta
 from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+_log: Final = logging.getLogger("edgechat.serve")
 _MIN_LOGPROB: Final = -9999.0
 
 
@@ -163,6 +166,8 @@ async def stream_deltas(
                 first_index, event.total_tokens, event.cached_tokens, event.done_tokens, time.monotonic() - started_at
             )
             continue
+        if isinstance(event, protocol.ContextGrowthRefused):
+            _log.warning("%s", format_growth_refusal(event))
         if isinstance(event, protocol.RequestFinished):
             totals.add(event.stats)
         request_choices = choices[first_index : first_index + n_sequences]

@@ -9,8 +9,9 @@ import pytest
 
 from edgechat.bench import scripted_session
 from edgechat.bench.scripted_session import Script, ScriptedSession
-from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnInterrupted, TurnStarted
+from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnInterrupted, TurnStarted, format_notice
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import ContextOverflowError, NotFoundError
 from edgechat.store import open_ephemeral_store, open_store
@@ -34,6 +35,38 @@ def test_continuing_a_reply_that_no_longer_fits_leaves_it_unchanged(session: Scr
     [_, saved] = session.store.messages(session.conversation.id)
     assert saved == session.tree.path[1] == finished.reply
     assert saved.finish_reason == "stop"
+
+
+def test_prompt_is_built_again_if_the_context_cannot_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripted_session, "N_CTX", 2048)
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["word " * 100]))
+    session.open()
+    for _ in range(4):
+        list(session.send("Hi"))
+    generate = session._scripted_engine.generate
+    prompts: list[int] = []
+
+    def refuse_long_prompts(request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
+        prompts.append(len(request.tokens or ()))
+        if prompts[-1] >= 512:
+            yield protocol.ContextGrowthRefused(
+                id=request.id, n_ctx=512, refused_n_ctx=1024, needed_bytes=3 << 30, available_bytes=1 << 30
+            )
+            raise ContextOverflowError("The prompt has more tokens")
+        yield from generate(request)
+
+    monkeypatch.setattr(session._scripted_engine, "generate", refuse_long_prompts)
+    seen = list(session.send("More"))
+    assert prompts[0] >= 512 > prompts[1]
+    notices = [format_notice(event) for event in seen if format_notice(event)]
+    assert notices[0].startswith("The context stays at 512 tokens: growing to 1,024 needs 3.22 GB of free memory")
+    assert notices[1].startswith("The context is full: the model no longer sees the first")
+    finished = seen[-1]
+    assert isinstance(finished, TurnFinished)
+    path = session.tree.path
+    assert finished.reply.context_start_id in {m.id for m in path[1:]}
+    assert path[-1].context_start_id == finished.reply.context_start_id
+    session.close()
 
 
 def test_end_tag_alone_separates_reasoning_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
