@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
 
 MAX_STDIN_BYTES: Final = 32 << 20
-"""Maximum size of a prompt from standard input, the same as that of the attachments of a message."""
+"""Maximum size of a prompt from standard input, the same as the limit for the attachments of a message."""
 # Time after which a notice says that edgechat waits for standard input.
 _STDIN_NOTICE_S: Final = 3.0
 _STDIN_NOTICE: Final = (
@@ -74,7 +74,7 @@ def ask(
 
 
 def _report_mentions(prompt: str) -> None:
-    """Say that a `@FILE` in the prompt attaches no file, unlike in the chat."""
+    """Print a note for each `@FILE` in the prompt, because it attaches no file, unlike in the chat."""
     from edgechat.chat import mentions
 
     status = StderrStatus()
@@ -91,8 +91,8 @@ def ask_stdin(**options: Any) -> None:
 def read_question(prompt: str | None, *, no_stdin: bool = False) -> str:
     """Return `prompt`, followed by the text of standard input if it is not a terminal and `no_stdin` is false.
 
-    Raises UsageError if both are empty or standard input is not Unicode text, and ContextOverflowError if it is too
-    long.
+    Raises UsageError if both are empty or standard input is not Unicode text, and ContextOverflowError if standard
+    input is too long.
     """
     parts = [prompt] if prompt else []
     if prompt:
@@ -172,7 +172,7 @@ def print_reply(
             status.clear()
     if interruption.n_stops:
         raise KeyboardInterrupt
-    if session.save_error:  # the reply was printed, followed by the reason
+    if session.save_error:  # the reply and the reason why it was not saved have been printed
         click.get_current_context().exit(StoreError.exit_code)
 
 
@@ -181,7 +181,7 @@ def stream_reply(
 ) -> TurnFinished | TurnInterrupted:
     """Print the reply in `events` as it is generated, unless `quiet`, and return the final event.
 
-    Raises EdgechatError, and OSError if standard output is closed; the text so far is saved before.
+    Raises EdgechatError, and OSError if standard output is closed. In both cases, the text so far is saved first.
     """
     from edgechat.chat.events import ReplyTextGenerated, TurnFinished, TurnInterrupted, format_notice, format_progress
     from edgechat.errors import EngineError

@@ -101,11 +101,11 @@ def busy(
     model: str, peer: Path | None, peer_module: Path | None, n_threads: int | None, n_prompt: int, n_gen: int,
     rounds: int, *, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure the speed beside busy processes.
+    """Measure the speed while other processes are busy.
 
-    Measures prefill and decode alone, beside one busy process, and beside one for each core. With --peer, runs of
-    edgechat and llama-bench alternate. llama-bench uses edgechat's CPU module; with --peer-module, it also runs with
-    another one, such as one with llama.cpp's own barrier, which can take minutes for each run.
+    Measures prefill and decode on the idle machine, with one busy process, and with one busy process per core. With
+    --peer, runs of edgechat and llama-bench alternate. llama-bench uses edgechat's CPU module; with --peer-module, it
+    also runs with that module. A module with llama.cpp's own barrier can take minutes for each run.
     """
     from edgechat.bench.busy import Peer, format_table, run
     from edgechat.bench.speed import make_workload
@@ -244,7 +244,7 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
     """Measure the speed and memory use of the terminal UI.
 
     Compares edgechat with minimal Textual programs: time to the first frame, key latency during a reply, time to open a
-    long conversation, memory use, CPU use when idle, and the effect of the screen on decode speed. Takes some minutes.
+    long conversation, memory use, CPU use when idle, and the effect of the screen on decode speed. Takes a few minutes.
     """
     from edgechat.bench.tui import format_table, run
 

@@ -103,7 +103,7 @@ def _print_quants(model: CatalogueModel) -> None:
 
 
 def _evaluate_recommended() -> dict[str, Evaluation]:
-    """Return the evaluations of the recommended quants by model; empty if this machine was not measured."""
+    """Return the evaluations of the recommended quants by model; empty if the machine's speed was not measured."""
     from edgechat.models.resources import load_measured_speeds
     from edgechat.models.selection import list_catalogue_candidates
     from edgechat.planner.picks import choose_quants

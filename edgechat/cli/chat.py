@@ -37,7 +37,7 @@ def run_chat(**options: Any) -> int:
 
 
 def _create_history() -> None:
-    """Create an empty history, so that the first-run screen is shown only once, also if it was left with Ctrl+Q."""
+    """Create an empty history, so that the first-run screen appears only once, even if the user quit with Ctrl+Q."""
     from edgechat.cli.history_store import open_history
 
     with contextlib.suppress(EdgechatError, OSError):

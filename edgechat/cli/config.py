@@ -54,7 +54,7 @@ def path() -> None:
     """Print the path of the settings file."""
     from edgechat.paths import config_file
 
-    click.echo(os.fsencode(config_file()))  # as bytes, because the name of a folder can be in any encoding
+    click.echo(os.fsencode(config_file()))  # as bytes, because the name of a folder may be in any encoding
 
 
 @config.command()
@@ -92,7 +92,8 @@ def validate() -> None:
 def edit() -> None:
     """Open the settings file in $EDITOR, then check it.
 
-    The editor is $VISUAL or $EDITOR, or else nano or vi. A new file explains each setting.
+    The editor is $VISUAL or $EDITOR, or else nano or vi. If the file does not exist, a file that explains each setting
+    is created.
 
     Exits with code 2 if any setting is invalid.
     """
@@ -117,9 +118,9 @@ def edit() -> None:
 
 
 def make_settings_template() -> str:
-    """Return a settings file in which every setting has a help text and its default value or an example, as comments.
+    """Return a settings file that contains every setting as a comment, with a help text and a default or an example.
 
-    Without its first character `#`, each line of a setting is valid TOML.
+    Without its first character `#`, the line of a setting is valid TOML.
     """
     import msgspec
 
@@ -156,15 +157,15 @@ def _check_settings() -> None:
 
 
 def _add_location(problem: str) -> str:
-    """Return a problem that begins with the name of a setting with the file or the variable that has the setting."""
+    """Replace the name of a setting at the beginning of a problem by the location of the setting."""
     name, _, text = problem.partition(": ")
-    if name not in ("theme", "keys"):  # the problem names the file of a theme
+    if name not in ("theme", "keys"):  # the problem begins with the file of a theme
         return problem
     return f"{_locate(name)}: {text}"
 
 
 def _locate(name: str) -> str:
-    """Return the environment variable that has the setting `name`, or else the file with the name of the setting."""
+    """Return the location of a setting: its environment variable, if set, or else the settings file and `name`."""
     from edgechat.config import ENVIRONMENT_PREFIX
     from edgechat.paths import config_file
 

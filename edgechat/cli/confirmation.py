@@ -8,7 +8,7 @@ from edgechat.errors import DeclinedError
 
 
 def confirm_deletion(question: str, *, err: bool = False) -> None:
-    """Ask on standard output, or on standard error if `err`. Raises DeclinedError unless the answer is y."""
+    """Ask a question on standard output, or on standard error if `err`. Raises DeclinedError unless the answer is y."""
     try:
         is_confirmed = click.confirm(question, err=err)
     except click.Abort as error:  # click's error for Ctrl-C and for the end of the input

@@ -46,7 +46,7 @@ def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
 
 
 def _measure_speeds() -> None:
-    """Run the kernel benchmark although a result is saved, and show its progress. Raises EngineError if it fails."""
+    """Run the kernel benchmark even if a result is saved, and show its progress. Raises EngineError if it fails."""
     import time
 
     from edgechat.engine.client import EngineClient
@@ -112,7 +112,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _describe_speeds(speeds: KernelSpeeds | None) -> dict[str, Any] | None:
-    """Return the main result of the kernel benchmark; None if this machine was not measured."""
+    """Return the main results of the kernel benchmark; None if the speed of this machine was not measured."""
     if speeds is None:
         return None
     return {
@@ -152,7 +152,7 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 
 
 def _list_distrusted() -> list[dict[str, Any]]:
-    """Return the backends that are not used with one model, because the engine crashed, with the reason and times."""
+    """Return the backends that are not used for a certain model after engine crashes, with the reason and times."""
     import msgspec
 
     from edgechat.runtime.backends.verdicts import list_crash_records

@@ -93,8 +93,8 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
 def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) -> None:
     """Search messages and titles for every word of QUERY.
 
-    Words of QUERY also match inside longer words. "Words in double quotes" match as a phrase. If nothing matches, says
-    so on standard error; the exit code is 0.
+    Words of QUERY also match inside longer words. "Words in double quotes" match as a phrase. If nothing matches,
+    prints a note on standard error; the exit code is 0.
     """
     from edgechat.errors import UsageError
     from edgechat.store.formats.markdown import format_time

@@ -113,8 +113,8 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     """Import conversations from files.
 
     Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
-    that are already in the database are not imported again. A file that cannot be imported is reported, and the others
-    are imported; the exit code is then 2. Conversations and messages in a file that cannot be read are left out and
+    that are already in the database are not imported again. If a file cannot be imported, an error is printed, the
+    other files are imported, and the exit code is 2. Unreadable conversations and messages in a file are left out and
     counted; the exit code is then 0.
     """
     import msgspec
@@ -156,7 +156,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
 
 
 class _ImportMeter:
-    """Shows the progress of the import of a file as a status line, from the second second on."""
+    """Shows the progress of an import as a status line, which appears after one second."""
 
     def __init__(self, status: StderrStatus, file: Path) -> None:
         self._status, self._file = status, file

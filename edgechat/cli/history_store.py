@@ -36,7 +36,7 @@ def delete_conversation_files(conversation_id: str) -> None:
 def open_readable_store() -> Iterator[SqliteStore]:
     """Open the conversation store, print its notices, and close the store on exit.
 
-    Raises StoreError, also if there is a database that cannot be read.
+    Raises StoreError if the database cannot be opened or read.
     """
     from edgechat.errors import StoreError
 
@@ -52,7 +52,7 @@ def open_readable_store() -> Iterator[SqliteStore]:
 
 
 def _print_notes(notes: Sequence[str]) -> None:
-    from edgechat.cli.progress import echo_note  # imports click, without which the chat starts
+    from edgechat.cli.progress import echo_note  # imported here, because the terminal UI starts without click
 
     for note in notes:
         echo_note(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}")

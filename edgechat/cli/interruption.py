@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from edgechat.chat.session import Session
 
-# Time that the engine has to stop a reply after a signal that ends the program. Then it is killed.
+# Time limit for the engine to stop a reply after a signal that ends the program. Then the engine is killed.
 _STOP_S: Final = 5.0
-# Time for saving after that. Then the process ends even if it waits, for example for a terminal that does not read.
+# Time limit for saving after that. Then the process exits even if it is blocked, for example by a terminal that does
+# not read.
 _SAVE_S: Final = 3.0
 
 
@@ -37,7 +38,7 @@ class Interruption:
         self.n_stops = 0
         """Number of times that Ctrl-C was pressed during the last reply."""
         self.exit_code = 0
-        """Exit code of the signal that ends the program; 0 if there was none."""
+        """Exit code for the signal that ends the program; 0 if no such signal has arrived."""
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
@@ -57,11 +58,11 @@ class Interruption:
             self._may_raise = True
 
     def begin_closing(self) -> None:
-        """Raise no exception in signal handlers any more, so that everything is saved."""
+        """Stop raising exceptions in signal handlers, so that signals do not interrupt saving."""
         self._may_raise = False
 
     def raise_exit(self) -> None:
-        """Raise SystemExit if a signal ends the program."""
+        """Raise SystemExit if a signal that ends the program has arrived."""
         if self.exit_code:
             raise SystemExit(self.exit_code)
 
@@ -80,8 +81,8 @@ class Interruption:
             self._stop_reply()
 
     def _stop_reply(self) -> None:
-        # On a thread of its own, because the signal may have interrupted a function that holds a lock, for example
-        # while it sends a long prompt to the engine.
+        # On a separate thread, because the signal may have interrupted a function that holds a lock, for example while
+        # it sends a long prompt to the engine.
         threading.Thread(target=self._session.stop, name="stop", daemon=True).start()
 
     def _force_end(self) -> None:

@@ -26,9 +26,9 @@ def _encode(value: object) -> str:
 
 
 def echo_json_text(text: str, *, nl: bool = True) -> None:
-    r"""Print JSON, with `\uXXXX` for characters that the locale lacks.
+    r"""Print JSON; escape characters that the locale cannot encode as `\uXXXX`.
 
-    On a terminal, control characters and invisible characters are written in the same way.
+    On a terminal, control characters and invisible characters are escaped as well.
     """
     is_utf8 = sys.stdout.encoding.lower() in {"utf-8", "utf8"}
     if sys.stdout.isatty() or not is_utf8:

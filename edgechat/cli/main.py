@@ -48,11 +48,12 @@ def _start_chat() -> int:
 
 
 def ensure_standard_streams() -> None:
-    """Open the null device for every closed standard stream, and replace characters that the output cannot encode.
+    """Make the standard streams usable: open closed streams, make them blocking, and replace unencodable characters.
 
-    Some services start programs with closed streams. Otherwise a pipe to a child process could get the file descriptor
-    of a standard stream, and would be closed in the child process. Other programs pass on streams that do not block:
-    Python would take the first pause for the end of the input, and lose output that the reader is too slow for.
+    Some services start programs with closed streams. Without the null device in their place, a pipe to a child process
+    could get the file descriptor of a standard stream, and would be closed in the child. Some programs pass on
+    non-blocking streams, in which Python would treat a pause as the end of the input, and lose output if the reader is
+    slow.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -68,7 +69,7 @@ def _run_child(name: str, arguments: list[str]) -> int:
     version, *arguments = arguments or [""]
     if version != __version__:
         return EXIT_VERSION_CHANGED
-    # Otherwise ggml attaches a debugger to a child that aborts, which takes up to ten seconds and fills the log.
+    # Without this variable, ggml attaches a debugger to a child that aborts, which takes up to 10 s and fills the log.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     if name == "_engine":
         from edgechat.engine.server import main as child

@@ -106,7 +106,7 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | Non
 
 
 def _print_speed(name: str, header: ModelHeader) -> None:
-    """Print the predicted decode speed of an installed model, if this machine was measured."""
+    """Print the predicted decode speed of an installed model, if the speed of this machine was measured."""
     from edgechat.cli.session_factory import load_settings
     from edgechat.models.selection import evaluate_all, make_candidate
 

@@ -1,4 +1,4 @@
-"""Print lists of models, of the catalogue, and of the folders that are searched for models."""
+"""Print the installed models, the models of the catalogue, and the folders that are searched for models."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
 def pull(model: str, *, name: str | None, as_json: bool) -> None:
     """Download a model from the hub or a URL. Uses the network.
 
-    To resume an interrupted download, run the same command again. Files from the hub are verified with its hashes.
+    To resume an interrupted download, run the same command again. Files from the hub are verified with the hub's
+    hashes.
     """
     from edgechat.catalogue import library
     from edgechat.catalogue.pull import download_model, find_target
@@ -184,8 +185,8 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
 def quantize(model: str, quant: str, *, output: Path | None, as_json: bool) -> None:
     """Convert an installed model to another quant, such as Q4_0.
 
-    Needs no network, and the memory of a few tensors. A smaller quant uses less memory and is often faster; the result
-    is best from F16, BF16 or Q8_0.
+    Needs no network, and only enough memory for a few tensors. A smaller quant uses less memory and is often faster;
+    the result is best if the model is in F16, BF16 or Q8_0.
     """
     from edgechat.catalogue import library
     from edgechat.catalogue.resolve import find_model
@@ -297,7 +298,7 @@ def _print_result(value: object, text: str, *, as_json: bool) -> None:
 def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
     """Verify the file hashes of one model, or of all models.
 
-    Exits with code 3 if any file differs from its hash.
+    Exits with code 3 if any file does not match its hash.
     """
     from edgechat.catalogue import library, resolve, verify
 

@@ -15,9 +15,9 @@ from edgechat.humanize import shorten
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Number of the newest conversations whose IDs are completed.
+# Maximum number of conversations whose IDs shell completion offers, newest first.
 _MAX_COMPLETED_IDS: Final = 200
-# Length of a completed ID, as in `edgechat history list`.
+# Length of an abbreviated conversation ID, as in `edgechat history list`.
 _SHORT_ID_CHARS: Final = 8
 # Maximum length of a title in a completion, and of a value in an error message.
 _MAX_VALUE_CHARS: Final = 60
@@ -50,7 +50,7 @@ def complete_conversation(
     if not history_file().exists():
         return []
     try:
-        store = SqliteStore(Database(history_file()))  # without the recovery of a damaged database
+        store = SqliteStore(Database(history_file()))  # does not recover a damaged database
     except EdgechatError:
         return []
     try:
@@ -70,7 +70,7 @@ def complete_conversation(
 
 
 MAX_ROWS: Final = 10**9
-"""Largest number of rows to show or skip. SQLite refuses numbers from 2**63 on."""
+"""Maximum number of rows to show or skip. SQLite rejects numbers of 2**63 and more."""
 
 
 class FilePath(click.Path):
@@ -86,7 +86,7 @@ class FilePath(click.Path):
 
 
 class IntRange(click.IntRange):
-    """Integer from `min` to `max`, or any integer; errors and help describe the type and the range in words."""
+    """Parameter type for integers, which may have a range. Errors and help describe type and range in plain words."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
@@ -102,7 +102,7 @@ class IntRange(click.IntRange):
 
 
 class FloatRange(click.FloatRange):
-    """Number from `min` to `max`, or any number; errors and help describe the type and the range in words."""
+    """Parameter type for numbers, which may have a range. Errors and help describe type and range in plain words."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:

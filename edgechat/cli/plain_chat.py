@@ -60,11 +60,11 @@ class PlainChat:
         self._unsent_line = UnsentLine(session, _PROMPT)
         self._is_terminal = sys.stdin.isatty()
         self.has_terminal = sys.stdout.isatty()
-        """True if the output is a terminal, which can be asked to copy."""
+        """True if standard output is a terminal, which may be able to copy text to the clipboard."""
         self._shows_figures = session.settings.figures
         self._attachments: list[Path] = []
         self._destinations: list[Destination] = []
-        """Destinations in the list that was printed last, which `/open NUMBER` selects from."""
+        """Destinations in the most recently printed list, from which `/open NUMBER` selects."""
         self._is_leaving = False
         self._exit_code = 0
         self.views: dict[View, Callable[[str], None]] = {
@@ -299,7 +299,7 @@ class PlainChat:
 
 
 def _read_line() -> str:
-    """Return a line of standard input without its end. Raises EOFError, and ContextOverflowError for a long line."""
+    """Read a line of standard input without the line break. Raises EOFError, or ContextOverflowError if it is long."""
     line = sys.stdin.readline(MAX_STDIN_BYTES + 1)
     if not line:
         raise EOFError

@@ -114,7 +114,7 @@ def _evaluate_candidates(
     min_speed: float | None,
     measure: bool,
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
-    """Evaluate all candidates. Return the evaluations, the automatic choice, and more fields for the JSON output."""
+    """Evaluate all candidates. Return the evaluations, the automatic choice, and other fields for the JSON output."""
     from edgechat import config
     from edgechat.cli.session_factory import load_settings, settings_from_flags
     from edgechat.models import selection

@@ -19,7 +19,7 @@ from edgechat.terminal import escape_controls, supports_escapes
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import DownloadProgress
 
-# Interval at which a status line with the elapsed time is drawn again.
+# Interval at which a status line with the elapsed time is redrawn.
 _TICK_S: Final = 0.5
 # Interval between progress lines if standard error is not a terminal.
 _LINE_INTERVAL_S: Final = 10.0
@@ -30,7 +30,7 @@ _WAIT_NOTICE_S: Final = 3.0
 class StderrStatus:
     """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output.
 
-    Elsewhere, such as in a log, a command that can take long prints the status as a line every 10 seconds.
+    If standard error is not a terminal, a command that may take long prints the status as a line every 10 seconds.
     """
 
     def __init__(self, *, prints_lines: bool = False) -> None:
@@ -41,14 +41,14 @@ class StderrStatus:
         self._is_shown = False
         self._text = ""
         self._counts_from: float | None = None
-        """Start of the elapsed time in the status line, on the monotonic clock; None without an elapsed time."""
+        """Start of the elapsed time in the status line (monotonic clock); None if the line shows no elapsed time."""
         self._is_notice_due = False
         """Whether the next status is also printed as a line."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Show the seconds since the start of the block in the status line, as a sign of life."""
+        """Show the seconds since the start of the block in the status line, so that the user sees activity."""
         is_over = threading.Event()
 
         def tick() -> None:
@@ -108,7 +108,7 @@ class StderrStatus:
         text = escape_controls(self._text)
         if self._counts_from is not None:
             elapsed = f" ({time.monotonic() - self._counts_from:.0f} s)"
-            # A wrapped line cannot be cleared, and would be drawn below itself at each tick.
+            # A wrapped line cannot be cleared, and would be printed again below the old line at each tick.
             text = text[: max(0, shutil.get_terminal_size().columns - 1 - len(elapsed))] + elapsed
         echo_note(f"\r\x1b[2K{text}", nl=False)
         self._is_shown = True
@@ -128,7 +128,7 @@ class StderrStatus:
 
 
 def echo_note(text: str, *, nl: bool = True) -> None:
-    """Print a note on standard error. A command works even if its notes cannot be written, as on a full disk."""
+    """Print a note on standard error. Ignores errors such as a full disk, because commands work without notes."""
     with contextlib.suppress(OSError):
         click.echo(text, nl=nl, err=True)
 

@@ -66,7 +66,7 @@ class _RootGroup(click.Group):
         try:
             options, rest, _ = self.make_parser(ctx).parse_args(list(args))
         except click.UsageError:
-            return args  # the caller reports it
+            return args  # the caller parses the arguments again, and reports the error
         if not rest or rest[0] not in _COMMANDS or options.get("version"):
             return args
         return [rest[0], *args[: len(args) - len(rest)], *rest[1:]]

@@ -81,7 +81,7 @@ def prepare_session(
 
 
 def create_session(**options: Any) -> Session:
-    """Create the session of a command without a screen, and print the problems in the settings.
+    """Create the session of a command without the terminal UI, and print the problems in the settings.
 
     The options and exceptions are those of `prepare_session` and of the function that it returns.
     """
@@ -91,7 +91,7 @@ def create_session(**options: Any) -> Session:
 
 
 def load_settings() -> Settings:
-    """Load the settings of a command without a screen, and print the problems in them."""
+    """Load the settings for a command without the terminal UI, and print the problems in the settings."""
     from edgechat import config
 
     settings, problems = config.load()
@@ -136,7 +136,7 @@ def _check_model_name(name: str) -> None:
 
 
 def _make_conversation(overrides: Mapping[str, object]) -> Conversation:
-    """Return a new conversation, which keeps those of the flags that a persona can set, except for the model."""
+    """Create a conversation that saves the flags that a persona can also set, except for the model."""
     from edgechat.chat import personas
     from edgechat.chat.messages import Conversation, new_id, now_ms
 
@@ -145,7 +145,7 @@ def _make_conversation(overrides: Mapping[str, object]) -> Conversation:
 
 
 def _try_to_choose_model(settings: Settings) -> tuple[str, Path, EdgechatError | None]:
-    """Return the result of `choose_model` and None, or the name of the model as a path and the error."""
+    """Return name and path of the chosen model, and None; after an error, the name as a path, and the error."""
     from pathlib import Path
 
     try:
@@ -169,7 +169,7 @@ def choose_model(settings: Settings) -> tuple[str, Path]:
 def open_conversation(
     conversation_id: str | None, *, continue_last: bool, ephemeral: bool
 ) -> tuple[SqliteStore, Conversation | None]:
-    """Return the opened store, and the conversation to continue (None for a new conversation)."""
+    """Open the store; return it, and the conversation to continue (None for a new conversation)."""
     from edgechat.cli.history_store import open_history
     from edgechat.store import open_ephemeral_store
     from edgechat.store.formats.edgechat_json import copy_conversation

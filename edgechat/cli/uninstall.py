@@ -13,7 +13,7 @@ from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
 from edgechat.errors import UsageError
 
-# File patterns of edgechat's data by kind. Other files in the same directories can belong to other programs.
+# File patterns of edgechat's data by kind. Other files in the same directories may belong to other programs.
 _DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),

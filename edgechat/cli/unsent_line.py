@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class UnsentLine:
     """Loads and saves the unsent message of the open conversation, which the terminal UI shares.
 
-    The last line is edited with GNU readline. Without it, the terminal edits the line and a program cannot read it
-    before Return.
+    Editing the last line needs GNU readline. Without readline, the terminal edits the line, and the program cannot read
+    it before the user presses Return.
     """
 
     def __init__(self, session: Session, prompt: str) -> None:
@@ -34,7 +34,7 @@ class UnsentLine:
         return self._session.conversation.id if self._session.tree.path else ""
 
     def offer(self) -> list[str]:
-        """Print the unsent message once, put its last line into the line that is edited, and return the other lines."""
+        """Print the unsent message once, insert its last line into the input line, and return the other lines."""
         conversation_id = self._conversation_id
         if conversation_id in self._offered_ids or not self._session.store.is_persistent:
             return []
