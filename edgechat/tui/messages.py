@@ -190,6 +190,16 @@ class CopyRequested(Message):
     label: str
 
 
+# Messages from workers to the screens that measure the speed of this machine
+
+
+@dataclass(repr=False, eq=False)
+class MeasurementProgressed(Message):
+    """The measurement of the speed has completed a part; `text` is empty at its end."""
+
+    text: str
+
+
 # Messages from downloads to the application
 
 

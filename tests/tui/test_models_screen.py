@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edgechat import paths
+from edgechat.catalogue import library
 from edgechat.catalogue.download.request import RetryPolicy
 from edgechat.models import resources, selection
 from edgechat.planner.throughput import DeviceRates
 from edgechat.tui.app import ChatApp
+from edgechat.tui.screens import hub_models
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import FakeRepo, LocalHub
 from tests.models import write_parrot
@@ -43,9 +45,9 @@ async def test_names_and_sizes_are_shown_before_the_models_are_planned(monkeypat
     may_plan = threading.Event()
     list_candidates = selection.list_installed_candidates
 
-    def wait_and_list() -> Any:
+    def wait_and_list(entries: Any) -> Any:
         may_plan.wait(60)
-        return list_candidates()
+        return list_candidates(entries)
 
     monkeypatch.setattr(selection, "list_installed_candidates", wait_and_list)
     set_machine(monkeypatch)
@@ -402,3 +404,45 @@ async def test_models_screen_names_the_configured_keys(monkeypatch: pytest.Monke
         assert "Enter: use or get   F9: quants   F8: Hugging Face   F10: close" in screen_text(app)
         await pilot.press(*"qwen3.5-4b")
         await until_async(lambda: "F9 and Left show and hide all" in details(app))
+
+
+async def test_installed_models_are_read_once_when_the_screen_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans: list[str] = []
+    scan = library.scan
+
+    def count_and_scan(*arguments: Any) -> Any:
+        scans.append("scan")
+        return scan(*arguments)
+
+    set_machine(monkeypatch)
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        monkeypatch.setattr(library, "scan", count_and_scan)
+        await open_models(app, pilot)
+        assert scans == ["scan"]
+
+
+async def test_model_of_the_hub_is_planned_once(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[str] = []
+    plan = hub_models.plan
+
+    def count_and_plan(reference: str, settings: Any) -> Any:
+        requests.append(reference)
+        return plan(reference, settings)
+
+    set_machine(monkeypatch)
+    monkeypatch.setattr(hub_models, "plan", count_and_plan)
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_models(app, pilot)
+        await pilot.press(*"parrot", "ctrl+s")
+        await until_async(lambda: highlighted_id(app) == f"hub:{REPO}")
+        await until_async(lambda: "Enter downloads this model" in details(app))
+        shown = details(app)
+        for _ in range(3):
+            await pilot.press("up")
+            await until_async(lambda: details(app) != shown)
+            await pilot.press("down")
+            await until_async(lambda: details(app) == shown)
+        assert requests == [REPO]

@@ -24,9 +24,7 @@ from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
-    from textual.timer import Timer
 
-_TYPING_PAUSE_S: Final = 0.15
 _KIND_COLUMNS: Final = 14
 """Width of the column with the kind of an entry, with its margin."""
 _NARROW_KIND_COLUMNS: Final = 7
@@ -39,12 +37,8 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
     """List of everything that can be chosen. The result is the choice, or None after Esc."""
 
     DEFAULT_CSS = """
-    CommandPaletteScreen { align: center top; background: $background 60%; }
-    CommandPaletteScreen > Vertical {
-        width: 90%; max-width: 120; height: 80%; margin-top: 1;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    CommandPaletteScreen OptionList { height: 1fr; }
+    CommandPaletteScreen { align: center top; }
+    CommandPaletteScreen > Vertical { width: 90%; max-width: 120; height: 80%; margin-top: 1; }
     """
 
     @dataclass
@@ -79,7 +73,6 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._recent = recent
         self._messages: list[PaletteEntry] = []
         self._matches: list[PaletteEntry] = []
-        self._timer: Timer | None = None
         self._is_searching = False
         """True while the search for messages with the typed words is pending."""
 
@@ -120,10 +113,8 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._is_searching = len(self.filter_text.strip()) >= MIN_SEARCH_CHARS
         self.options.highlighted = None
         self._fill_list()
-        if self._timer is not None:
-            self._timer.stop()
-        if self._is_searching:
-            self._timer = self.set_timer(_TYPING_PAUSE_S, lambda: self._search_messages(self.filter_text))
+        search = (lambda: self._search_messages(self.filter_text)) if self._is_searching else None
+        self.after_typing_pause(search)
 
     @on(EntryList.WidthChanged)
     def _fill_list(self) -> None:

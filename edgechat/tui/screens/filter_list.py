@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from textual import on
 from textual.binding import Binding, BindingType
@@ -10,12 +11,23 @@ from textual.widgets import Input, OptionList
 
 from edgechat.tui.screens.modal import Modal
 
+if TYPE_CHECKING:
+    from textual.timer import Timer
+
 T = TypeVar("T")
+_TYPING_PAUSE_S: Final = 0.15
 
 
 class FilterListScreen(Modal[T]):
     """Screen with a filter `Input` and an `OptionList`. Up and Down move in the list, Enter chooses, Esc closes."""
 
+    DEFAULT_CSS = """
+    FilterListScreen { align: center middle; background: $background 60%; }
+    FilterListScreen > Vertical {
+        width: 100%; height: 100%; border: round $border; padding: 0 1; background: $surface;
+    }
+    FilterListScreen OptionList { height: 1fr; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Close", id="listing.leave"),
         Binding("down", "move(1)", "Down", id="listing.down", show=False),
@@ -25,6 +37,14 @@ class FilterListScreen(Modal[T]):
         Binding("ctrl+home", "jump(0)", "Go to the first", id="listing.first", show=False),
         Binding("ctrl+end", "jump(-1)", "Go to the last", id="listing.last", show=False),
     ]
+
+    _typing_timer: Timer | None = None
+
+    def after_typing_pause(self, work: Callable[[], object] | None) -> None:
+        """Call `work` after a pause in typing, unless this method is called again before; None cancels the call."""
+        if self._typing_timer is not None:
+            self._typing_timer.stop()
+        self._typing_timer = self.set_timer(_TYPING_PAUSE_S, work) if work is not None else None
 
     @property
     def options(self) -> OptionList:

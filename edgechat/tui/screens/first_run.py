@@ -19,6 +19,7 @@ from edgechat.humanize import format_count, format_size
 from edgechat.planner.picks import BALANCED
 from edgechat.planner.report import format_summary
 from edgechat.terminal import escape_controls
+from edgechat.tui.messages import MeasurementProgressed
 from edgechat.tui.screens.modal import Modal
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.workers import thread_worker
@@ -87,12 +88,6 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         offer: Offer
 
     @dataclass
-    class MeasurementProgressed(Message):
-        """The measurement of the speed has completed a part."""
-
-        text: str
-
-    @dataclass
     class EvaluationFailed(Message):
         """The worker thread could not evaluate the machine and the models."""
 
@@ -156,14 +151,14 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         from edgechat.models import selection
 
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=False)))
-        selection.measure_speeds(self._measurement, lambda text: self.post_message(self.MeasurementProgressed(text)))
+        selection.measure_speeds(self._measurement, lambda text: self.post_message(MeasurementProgressed(text)))
         self._measurement.check()
         self.post_message(self.OfferReady(make_offer(self._settings, with_picks=True)))
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
         self._show_offer(message.offer)
 
-    def on_first_run_screen_measurement_progressed(self, message: MeasurementProgressed) -> None:
+    def on_measurement_progressed(self, message: MeasurementProgressed) -> None:
         self._progress = message.text
         self._show_progress()
 

@@ -52,12 +52,7 @@ class HelpScreen(FilterListScreen[str | None]):
     """List of all keys and slash commands. Its result is the name of the chosen command, or None after Esc."""
 
     DEFAULT_CSS = """
-    HelpScreen { background: $background 60%; align: center middle; }
-    HelpScreen > Vertical {
-        width: 100%; max-width: 100; height: 100%;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    HelpScreen OptionList { height: 1fr; }
+    HelpScreen > Vertical { max-width: 100; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "toggle_names", "Show the names of the keys, to change them", id="help.names"),

@@ -62,13 +62,13 @@ class ModelGroup(NamedTuple):
         return self.recommended.is_installed
 
 
-def list_unplanned() -> list[ModelGroup]:
+def list_unplanned(installed: Iterable[InstalledModel]) -> list[ModelGroup]:
     """List the installed models and the catalogue with file sizes only, which takes less time than planning them."""
-    from edgechat.catalogue import curated, library
+    from edgechat.catalogue import curated
     from edgechat.catalogue.hub import PREFERRED_QUANTS
     from edgechat.planner.synthetic_profile import compute_file_sizes
 
-    entries = [entry for entry in library.scan() if entry.is_usable]
+    entries = [entry for entry in installed if entry.is_usable]
     installed_names = find_installed_quants(entries)
     files = [ModelFile(e.name, e.facts.quant, e.facts.size_bytes, is_installed=True) for e in entries]
     groups = [ModelGroup(file.name, [file], file) for file in files]
@@ -101,18 +101,21 @@ def find_installed_quants(entries: Iterable[InstalledModel]) -> dict[str, str]:
     }
 
 
-def plan_models(settings: Settings) -> tuple[list[ModelGroup], int]:
-    """Plan all models with the saved speed of this machine; return them, and the available memory in bytes."""
-    from edgechat.catalogue import library
+def plan_models(settings: Settings, installed: Sequence[InstalledModel]) -> tuple[list[ModelGroup], int]:
+    """Plan the `installed` models and the catalogue with the saved speed of this machine.
+
+    Returns the models and the available memory in bytes.
+    """
     from edgechat.models import selection
     from edgechat.models.resources import current_machine
     from edgechat.planner.picks import choose_evaluation, choose_picks
     from edgechat.planner.report import make_plan_rows
 
-    installed = selection.evaluate_all(selection.list_installed_candidates(), settings)
-    evaluations = installed + selection.evaluate_all(selection.list_catalogue_candidates(), settings)
-    rows = make_plan_rows(evaluations, choose_evaluation(installed), choose_picks(evaluations, defaults_only=True))
-    groups = group_rows(rows, find_installed_quants(library.scan()))
+    candidates = selection.list_installed_candidates(installed)
+    installed_evaluations = selection.evaluate_all(candidates, settings)
+    evaluations = installed_evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), settings)
+    choice, picks = choose_evaluation(installed_evaluations), choose_picks(evaluations, defaults_only=True)
+    groups = group_rows(make_plan_rows(evaluations, choice, picks), find_installed_quants(installed))
     return groups, current_machine(settings).available_bytes
 
 
@@ -228,12 +231,9 @@ def list_marks(groups: Iterable[ModelGroup]) -> str:
     return "~ about" if any(not file.is_size_known for file in files) else ""
 
 
-def find_installed_name(path: Path | None) -> str:
-    """Return the name of the installed model with the file `path`; "" if there is none."""
-    from edgechat.catalogue import library
-
-    model = library.find_by_path(path) if path is not None else None
-    return model.name if model is not None else ""
+def find_installed_name(path: Path | None, installed: Iterable[InstalledModel]) -> str:
+    """Return the name of the model of `installed` with the file `path`; "" if there is none."""
+    return next((model.name for model in installed if path in (model.path, *model.other_paths)), "")
 
 
 def find_row(ids: Sequence[str], files: Mapping[str, ModelFile], old_id: str, old_file: ModelFile | None) -> str:

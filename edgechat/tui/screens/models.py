@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -16,6 +16,7 @@ from textual.widgets import Input, OptionList, Static
 from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
+from edgechat.tui.messages import MeasurementProgressed
 from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
 from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens import download_rows, hub_models, model_groups
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from textual.widgets.option_list import Option
 
     from edgechat.catalogue.hub import SearchResult
+    from edgechat.catalogue.library import InstalledModel
     from edgechat.config import Settings
     from edgechat.tui.downloads import Download, DownloadRunner
     from edgechat.tui.render.palette import Glyphs
@@ -52,12 +54,7 @@ class ModelsScreen(FilterListScreen[str | None]):
     """List of models. Enter starts a download, or closes the screen with the name of an installed model as result."""
 
     DEFAULT_CSS = """
-    ModelsScreen { background: $background 60%; align: center middle; }
-    ModelsScreen > Vertical {
-        width: 100%; max-width: 120; height: 100%;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    ModelsScreen OptionList { height: 1fr; }
+    ModelsScreen > Vertical { max-width: 120; }
     ModelsScreen #details { height: auto; max-height: 9; border-top: solid $border-blurred; }
     ModelsScreen #pull { height: auto; color: $text-accent; }
     """
@@ -76,12 +73,6 @@ class ModelsScreen(FilterListScreen[str | None]):
         groups: list[ModelGroup]
         available_bytes: int = 0
 
-    @dataclass
-    class MeasurementProgressed(Message):
-        """The measurement of the speed has completed a part; `text` is empty at its end."""
-
-        text: str
-
     def __init__(
         self, settings: Settings, downloads: DownloadRunner, is_generating: Callable[[], bool],
         model_path: Path | None = None,
@@ -95,6 +86,8 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._hub_results: list[SearchResult] = []
         self._hub_quants: dict[str, list[ModelFile]] = {}
         """Quants by repository, of the repositories that were unfolded."""
+        self._hub_plans: dict[str, ModelFile] = {}
+        """Plans by repository, because each needs a request to the hub."""
         self._unfolded: set[str] = set()
         """Names of the models and repositories whose quants are shown."""
         self._files: dict[str, ModelFile] = {}
@@ -138,24 +131,25 @@ class ModelsScreen(FilterListScreen[str | None]):
     @thread_worker(_show_notice, group="rate")
     def _evaluate(self) -> None:
         """List the models with sizes at once, then with the plans for this machine, and measure its speed if needed."""
+        from edgechat.catalogue import library
+
+        installed = library.scan()
         if not self._groups:  # before the imports, which take time
-            self._name_in_use = model_groups.find_installed_name(self._model_path)
-            self.post_message(self.GroupsReady(model_groups.list_unplanned()))
+            self._name_in_use = model_groups.find_installed_name(self._model_path, installed)
+            self.post_message(self.GroupsReady(model_groups.list_unplanned(installed)))
         from edgechat.models import selection
         from edgechat.models.resources import load_measured_speeds
 
-        self._post_plans()
+        self._post_plans(installed)
         if not self._is_generating():  # during a reply, the measured speed would be too low
             speeds = load_measured_speeds()
-            selection.measure_speeds(
-                self._measurement, lambda text: self.post_message(self.MeasurementProgressed(text))
-            )
-            self.post_message(self.MeasurementProgressed(""))
+            selection.measure_speeds(self._measurement, lambda text: self.post_message(MeasurementProgressed(text)))
+            self.post_message(MeasurementProgressed(""))
             if load_measured_speeds() != speeds:
-                self._post_plans()
+                self._post_plans(installed)
 
-    def _post_plans(self) -> None:
-        groups, available_bytes = model_groups.plan_models(self._settings)
+    def _post_plans(self, installed: Sequence[InstalledModel]) -> None:
+        groups, available_bytes = model_groups.plan_models(self._settings, installed)
         self.post_message(self.GroupsReady(groups, available_bytes))
 
     def on_models_screen_groups_ready(self, message: GroupsReady) -> None:
@@ -165,7 +159,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._unfolded |= model_groups.find_unfolded(self._groups, name, file)
         self._fill_list()
 
-    def on_models_screen_measurement_progressed(self, message: MeasurementProgressed) -> None:
+    def on_measurement_progressed(self, message: MeasurementProgressed) -> None:
         self._show_notice(f"{message.text} (speeds follow)" if message.text else "")
 
     # List of models
@@ -281,7 +275,9 @@ class ModelsScreen(FilterListScreen[str | None]):
             self._show_details(model_groups.describe_file(file, self._available_bytes, marks, fold_keys=fold_keys))
         elif option_id:
             repo = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
-            if repo != self._planned_repository:
+            if repo in self._hub_plans:
+                self._show_hub_plan(repo)
+            elif repo != self._planned_repository:
                 self._show_details(f"{repo}\nReading the header of the model ...")
                 self._plan_repository(repo)
         self._planned_repository = repo
@@ -292,9 +288,13 @@ class ModelsScreen(FilterListScreen[str | None]):
         from textual.worker import get_current_worker
 
         worker, file = get_current_worker(), hub_models.plan(repo, self._settings)
-        if file is not None and not worker.is_cancelled:
-            text = model_groups.describe_file(file, self._available_bytes)
-            self.app.call_from_thread(self._show_details, text)
+        if file is not None:
+            self._hub_plans[repo] = file
+            if not worker.is_cancelled:
+                self.app.call_from_thread(self._show_hub_plan, repo)
+
+    def _show_hub_plan(self, repo: str) -> None:
+        self._show_details(model_groups.describe_file(self._hub_plans[repo], self._available_bytes))
 
     # Folding
 

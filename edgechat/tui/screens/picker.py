@@ -25,12 +25,7 @@ class PickerScreen(FilterListScreen[str | None]):
     """List of options. Its result is the ID of the chosen option, or None after Esc."""
 
     DEFAULT_CSS = """
-    PickerScreen { align: center middle; background: $background 60%; }
-    PickerScreen > Vertical {
-        width: 80%; max-width: 90; height: 80%;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    PickerScreen OptionList { height: 1fr; }
+    PickerScreen > Vertical { width: 80%; max-width: 90; height: 80%; }
     """
 
     def __init__(

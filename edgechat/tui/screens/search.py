@@ -23,11 +23,9 @@ from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
-    from textual.timer import Timer
 
     from edgechat.chat.store import SearchHit
 
-_TYPING_PAUSE_S: Final = 0.15
 _MAX_HITS: Final = 100
 
 
@@ -35,12 +33,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     """Search in all conversations. The result is the conversation and message of the chosen hit, or None after Esc."""
 
     DEFAULT_CSS = """
-    SearchScreen { align: center middle; background: $background 60%; }
-    SearchScreen > Vertical {
-        width: 90%; max-width: 160; height: 90%;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    SearchScreen OptionList { height: 1fr; }
+    SearchScreen > Vertical { width: 90%; max-width: 160; height: 90%; }
     SearchScreen #preview { height: auto; max-height: 8; border-top: solid $border-blurred; padding: 0 1; }
     """
 
@@ -57,7 +50,6 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         self._query = query
         self._search_store = search
         self._hits: list[SearchHit] = []
-        self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -69,9 +61,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
 
     @on(Input.Changed)
     def _on_typed(self) -> None:
-        if self._timer is not None:
-            self._timer.stop()
-        self._timer = self.set_timer(_TYPING_PAUSE_S, self._start_search)
+        self.after_typing_pause(self._start_search)
 
     def _start_search(self) -> None:
         query = self.filter_text

@@ -39,12 +39,7 @@ class SettingsScreen(FilterListScreen[None]):
     """List of all settings. Enter changes the highlighted setting in the settings file and in the running chat."""
 
     DEFAULT_CSS = """
-    SettingsScreen { background: $background 60%; align: center middle; }
-    SettingsScreen > Vertical {
-        width: 100%; max-width: 110; height: 100%;
-        border: round $border; padding: 0 1; background: $surface;
-    }
-    SettingsScreen OptionList { height: 1fr; }
+    SettingsScreen > Vertical { max-width: 110; }
     SettingsScreen #scope { color: $list-quiet; }
     SettingsScreen #words { height: auto; min-height: 2; border-top: solid $border-blurred; }
     SettingsScreen #notice { height: auto; color: $text-accent; }
