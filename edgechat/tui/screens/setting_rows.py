@@ -45,6 +45,16 @@ GROUPS: Final = (
         },
     ),
     SettingGroup(
+        "Other samplers",
+        {
+            "typical_p": "Typical probability", "top_n_sigma": "Top-n-sigma", "xtc_probability": "XTC probability",
+            "xtc_threshold": "XTC threshold", "dynatemp_range": "Dynamic temp. range",
+            "dynatemp_exponent": "Dynamic temp. exponent", "mirostat": "Mirostat", "mirostat_tau": "Mirostat target",
+            "mirostat_eta": "Mirostat rate", "dry_multiplier": "DRY strength", "dry_base": "DRY base",
+            "dry_allowed_length": "DRY allowed length", "dry_penalty_last_n": "DRY searched tokens",
+        },
+    ),
+    SettingGroup(
         "Screen",
         {
             "theme": "Colour theme", "ascii": "Draw with ASCII only", "centered": "Centre conversations",
