@@ -53,7 +53,7 @@ def find_installed_model(name: str, models: Iterable[InstalledModel]) -> Install
         if lower_name in {model.name.lower(), model.name.lower().removesuffix(":latest")} or name in model.aliases:
             return model
     if is_path_like(name):
-        return _find_path(paths.expand_user(name).absolute(), models)
+        return _find_model_by_path(paths.expand_user(name).absolute(), models)
     repo, quant = hub.parse_reference(name) or ("", "")
     matches = [model for model in models if repo and _has_repo_and_quant(model, (repo,), quant)]
     if not repo:
@@ -94,7 +94,7 @@ def _choose_default_quant(name: str, matches: list[InstalledModel], quant: str) 
     return default_model
 
 
-def _find_path(path: Path, models: list[InstalledModel]) -> InstalledModel:
+def _find_model_by_path(path: Path, models: list[InstalledModel]) -> InstalledModel:
     for model in models:
         if path in (model.path, *model.other_paths) or path.resolve() == model.path.resolve():
             return model

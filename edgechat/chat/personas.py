@@ -60,12 +60,12 @@ def load(name: str) -> Persona:
 
 def find_by_settings(settings: Mapping[str, object]) -> Persona | None:
     """Return the largest persona whose settings all occur in `settings`; None if no persona matches."""
-    best, n_most = None, 0
+    best, best_size = None, 0
     for name in list_names() if settings else ():
         persona = load(name)
         values = {key: value for key, value in persona.values.items() if key != "model"}
-        if len(values) > n_most and values.items() <= settings.items():
-            best, n_most = persona, len(values)
+        if len(values) > best_size and values.items() <= settings.items():
+            best, best_size = persona, len(values)
     return best
 
 

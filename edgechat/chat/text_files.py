@@ -6,7 +6,7 @@ from typing import Final
 
 from edgechat.file_formats import find_byte_order_mark, find_format, find_unmarked_utf16
 
-_NO_TEXT: Final = "It contains no text that edgechat could read."
+_NO_TEXT_MESSAGE: Final = "It contains no text that edgechat could read."
 # First bytes of document formats whose files can be valid text.
 _TEXT_FORMATS: Final = (b"%PDF-", b"{\\rtf")
 _TEXT_CONTROLS: Final = b"\t\n\v\f\r\b\x1b"
@@ -41,7 +41,7 @@ def _describe(data: bytes, encoding: str, position: int) -> str:
     """
     file_format = find_format(data)
     if file_format is not None:
-        return f"is {file_format.name}. {file_format.advice or _NO_TEXT}"
+        return f"is {file_format.name}. {file_format.advice or _NO_TEXT_MESSAGE}"
     sample = data[:_SAMPLE_BYTES]
     if not sample.strip(b"\0"):
         return "contains only zeros, as after a crash of the system or an interrupted copy. Restore it from a backup."
@@ -51,7 +51,7 @@ def _describe(data: bytes, encoding: str, position: int) -> str:
         name = utf16.upper().replace("16-", "16")
         return f"seems to be UTF-16 text without a byte order mark. {_make_iconv_advice(name)}"
     if sample.translate(None, _BINARY) != sample:
-        return f"is not a text file: byte {position} is 0x{data[position]:02x}. {_NO_TEXT}"
+        return f"is not a text file: byte {position} is 0x{data[position]:02x}. {_NO_TEXT_MESSAGE}"
     return (
         f"is not UTF-8 text (byte {position} of {len(data)} is 0x{data[position]:02x}), but perhaps text in an older "
         f"encoding, such as WINDOWS-1252 or GB18030. {_make_iconv_advice('WINDOWS-1252')}"

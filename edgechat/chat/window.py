@@ -15,7 +15,7 @@ T = TypeVar("T")
 _REPLY_FRACTION: Final = 1 / 8
 # Maximum fraction of the context that the prompt fills after turns were dropped. Each drop requires a prefill of the
 # remaining prompt, so more turns than necessary are dropped to make drops rare, as in llama.cpp's context shift.
-_FILL_AFTER_DROP: Final = 1 / 2
+_MAX_FILL_AFTER_DROP: Final = 1 / 2
 
 
 def choose_window_start(
@@ -53,7 +53,7 @@ def choose_window_start(
     if previous_start in starts and fits(previous_start, n_ctx - n_reserved):
         return previous_start
     later_starts = [s for s in starts if s > previous_start] or starts[-1:]
-    start = _find_first_match(later_starts, lambda s: fits(s, int(n_ctx * _FILL_AFTER_DROP)))
+    start = _find_first_match(later_starts, lambda s: fits(s, int(n_ctx * _MAX_FILL_AFTER_DROP)))
     n_prompt_tokens = count_tokens(start)
     if n_prompt_tokens >= n_ctx:
         raise make_overflow_error(

@@ -30,8 +30,8 @@ class Cancellation:
             raise RequestCancelledError("The request was cancelled.")
 
     @contextlib.contextmanager
-    def interrupting(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Return a context manager in which `cancel` calls `callback`, to interrupt a step.
+    def call_on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Return a context manager; `cancel` calls `callback` while it is open, to interrupt a step.
 
         Raises RequestCancelledError if the work was already cancelled.
         """

@@ -170,7 +170,7 @@ class EngineClient:
         """
         self.restart_if_dead()
         request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard, max_tokens=max_tokens)
-        with (cancellation or Cancellation()).interrupting(lambda: self.cancel(request.id)):
+        with (cancellation or Cancellation()).call_on_cancel(lambda: self.cancel(request.id)):
             return self._call(request, protocol.Tokenized).tokens
 
     def stats(self) -> protocol.EngineStats:

@@ -32,11 +32,11 @@ _ARCHITECTURES_WITHOUT_ROPE: Final = frozenset((
 _ARCHITECTURES_OF_ONE_EXPERT: Final = ("hunyuan-dense", "hunyuan-vl")
 
 # Default ids of the tokens that llama.cpp adds to a text, by tokenizer.
-_DEFAULT_IDS: Final = {
+_DEFAULT_TOKEN_IDS: Final = {
     "bert": {"bos": 101, "seperator": 102}, "gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2},
     "t5": {"eos": 1},
 }  # fmt: skip
-_ADDED_BY_DEFAULT: Final = {"bert": ("bos", "seperator"), "llama": ("bos",), "t5": ("eos",)}
+_TOKENS_ADDED_BY_DEFAULT: Final = {"bert": ("bos", "seperator"), "llama": ("bos",), "t5": ("eos",)}
 _ADD_KEYS: Final = {"bos": "add_bos_token", "eos": "add_eos_token", "seperator": "add_sep_token"}
 
 # Types that a matrix product does not accept for its weights: the types of activations, integers and doubles.
@@ -128,9 +128,9 @@ def _check_rope(header: ModelHeader) -> str:
 def _check_added_tokens(header: ModelHeader) -> str:
     """Describe a problem with the tokens that llama.cpp adds to the start and end of a text; "" if there is none."""
     tokenizer, n_tokens = str(header.metadata.get("tokenizer.ggml.model", "")), header.n_vocab
-    for name, default_id in _DEFAULT_IDS.get(tokenizer, {}).items():
+    for name, default_id in _DEFAULT_TOKEN_IDS.get(tokenizer, {}).items():
         is_added = header.metadata.get(
-            f"tokenizer.ggml.{_ADD_KEYS[name]}", name in _ADDED_BY_DEFAULT.get(tokenizer, ())
+            f"tokenizer.ggml.{_ADD_KEYS[name]}", name in _TOKENS_ADDED_BY_DEFAULT.get(tokenizer, ())
         )
         token_id = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
         has_id = isinstance(token_id, int) and 0 <= token_id < n_tokens

@@ -33,7 +33,7 @@ _MAX_ERROR_CHARS: Final = 300
 # Disk space that a quantisation must leave free, in bytes.
 _SPARE_DISK_BYTES: Final = 64 << 20
 # Minimum bits per weight of a source whose result is as good as one from full precision. Q8_0 has 8.5 bits.
-_GOOD_SOURCE_BITS: Final = 8.0
+_MIN_GOOD_SOURCE_BITS: Final = 8.0
 
 
 class Quantization:
@@ -73,7 +73,7 @@ class Quantization:
         bits_per_weight = 8 * self.header.tensor_bytes / max(1, self.header.n_params)
         if self.target_bytes > self.header.file_bytes:
             return f"{self.quant} is larger than {self.header.quant} and no better: lost precision does not return."
-        if bits_per_weight >= _GOOD_SOURCE_BITS:
+        if bits_per_weight >= _MIN_GOOD_SOURCE_BITS:
             return f"From {self.header.quant} the result is as good as a download without an importance matrix."
         return f"From {self.header.quant} the result is worse than a download of {self.quant}: both losses add up."
 
@@ -123,7 +123,7 @@ class Quantization:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as child:  # fmt: skip
             try:
-                with cancellation.interrupting(child.kill):
+                with cancellation.call_on_cancel(child.kill):
                     for line in child.stderr or ():
                         match = _TENSOR_LINE.search(line)
                         if match:

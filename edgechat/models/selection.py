@@ -288,7 +288,7 @@ def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], obje
     """
     engine = EngineClient()
     try:
-        with contextlib.suppress(EdgechatError), cancellation.interrupting(lambda: engine.close(timeout_s=0.0)):
+        with contextlib.suppress(EdgechatError), cancellation.call_on_cancel(lambda: engine.close(timeout_s=0.0)):
             load_or_measure_speeds(engine, on_progress)
     finally:
         engine.close()

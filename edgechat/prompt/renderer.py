@@ -198,7 +198,7 @@ class Renderer:
         considered the cause.
         """
         for _ in range(_MAX_ATTEMPTS):
-            with cancellation.interrupting(self._kill_child):
+            with cancellation.call_on_cancel(self._kill_child):
                 reply = self._exchange_once(request_frame)
             cancellation.check()
             if reply is not None:

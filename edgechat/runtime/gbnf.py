@@ -105,7 +105,7 @@ class _Converter:
             return "start"
         if name in self._delimiters:
             if name.startswith("ac-"):
-                return self._up_to(name)
+                return self._define_text_up_to(name)
             self._used_automata.add(name)
         return f"T{_identifier(name)[1:]}".upper() if name in self._terminals else _identifier(name)
 
@@ -149,13 +149,13 @@ class _Converter:
             inner = _flatten(node.node) if isinstance(node, RepetitionNode) and is_optional else [node]
             text = self._text_rule(inner[-1])
             if text and isinstance(following, LiteralNode) and self._is_delimiter(following, text):
-                joined = [*map(self._rewrite, inner[:-1]), RuleRefNode(self._up_to(text))]
+                joined = [*map(self._rewrite, inner[:-1]), RuleRefNode(self._define_text_up_to(text))]
                 rewritten += [AlternativeNode([SequenceNode(joined), following])] if is_optional else joined
                 i += 2
                 continue
             if text and isinstance(following, RepetitionNode) and following.min_times == 0:
                 # Text after the call may be another call.
-                terminal = [] if self._is_single_call else [RuleRefNode(self._without(text))]
+                terminal = [] if self._is_single_call else [RuleRefNode(self._define_text_without(text))]
                 joined = [*map(self._rewrite, inner[:-1]), *terminal]
                 rewritten += [RepetitionNode(SequenceNode(joined), 0, 1)] if is_optional else joined
             else:
@@ -171,14 +171,14 @@ class _Converter:
     def _is_delimiter(self, literal: LiteralNode, text_rule: str) -> bool:
         return [json.loads(f'"{literal.value}"')] == self._delimiters[text_rule]
 
-    def _up_to(self, name: str) -> str:
+    def _define_text_up_to(self, name: str) -> str:
         """Define the terminal for any text up to and including a delimiter, and return its name."""
         identifier = f"up_to_{name.replace('-', '_')}"
         quoted = " | ".join(map(json.dumps, self._delimiters[name]))
         self._terminal_definitions[identifier] = f"{identifier}[lazy]: {_ANY_TEXT} ({quoted})"
         return identifier
 
-    def _without(self, name: str) -> str:
+    def _define_text_without(self, name: str) -> str:
         """Define the terminal for any text without a delimiter, and return its name."""
         identifier = f"WITHOUT_{name.rpartition('-')[2]}"
         excluded = "".join(rf" & ~/(.|\n)*{_escape_regex(text)}(.|\n)*/" for text in self._delimiters[name])

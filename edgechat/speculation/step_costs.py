@@ -39,7 +39,7 @@ MIN_SAMPLES: Final = 3
 _STALE_AFTER_STEPS: Final = 48
 # Factor by which a sample must be lower than the mean to contradict it. After `MIN_SAMPLES` such samples in a depth
 # range, the contradicted means are replaced: they were probably measured while other programs ran unnoticed.
-_CONTRADICTION: Final = 2.0
+_CONTRADICTION_FACTOR: Final = 2.0
 # Age from which the first new sample replaces a saved mean, because drivers, kernels and cooling change.
 _MAX_AGE_S: Final = 30 * 86400.0
 # Bounds of the cost ratio of a step of n tokens: `MIN_RATIO` and n * `MAX_RATIO_PER_TOKEN`. A saved profile with other
@@ -181,7 +181,7 @@ class StepCosts:
         recent_steps = self._recent_single_steps[depth_range]
         if not mean.count or len(recent_steps) < MIN_SAMPLES:
             return False
-        return elapsed_s * _CONTRADICTION < mean.value * min(recent_steps)
+        return elapsed_s * _CONTRADICTION_FACTOR < mean.value * min(recent_steps)
 
     def _record_contradiction(self, depth_range: int, n_tokens: int, ratio: float) -> None:
         """Add a step that contradicts the cost of its size; after `MIN_SAMPLES`, replace the contradicted costs."""
@@ -202,7 +202,7 @@ class StepCosts:
             cost = statistics.median(samples)
             ratios[size] = RunningMean(cost, len(samples), now)
             # A step of n tokens takes at most as long as the smallest number of steps of `size` that process n tokens.
-            for n in [n for n in ratios if ratios[n].value > _CONTRADICTION * cost * math.ceil(n / size)]:
+            for n in [n for n in ratios if ratios[n].value > _CONTRADICTION_FACTOR * cost * math.ceil(n / size)]:
                 del ratios[n]
 
     def _record_disturbed(self, depth_range: int, n_tokens: int, elapsed_s: float) -> None:

@@ -114,10 +114,10 @@ class _PageSearch:
         for number in page_numbers:
             if number in self._free_pages:
                 continue
-            for page in self._versions(number):
+            for page in self._read_versions(number):
                 yield from self._find_rows_in_page(page, FILE_HEADER_BYTES if number == 1 else 0)
 
-    def _versions(self, number: int) -> Iterator[bytes]:
+    def _read_versions(self, number: int) -> Iterator[bytes]:
         """Yield the versions of a page, newest first, padded with zeros to the page size."""
         if self._wal is not None:
             for offset in reversed(self._frame_offsets.get(number, [])):
@@ -128,12 +128,12 @@ class _PageSearch:
 
     def _find_free_pages(self) -> set[int]:
         """Return the numbers of the pages on the free list, whose content was deleted; empty if the list is damaged."""
-        header = next(self._versions(1), b"")
+        header = next(self._read_versions(1), b"")
         n_free = int.from_bytes(header[36:40], "big")
         trunk = int.from_bytes(header[32:36], "big")
         free_pages: set[int] = set()
         while 1 < trunk <= self._n_pages and trunk not in free_pages:
-            page = next(self._versions(trunk))
+            page = next(self._read_versions(trunk))
             n_leaves = int.from_bytes(page[4:8], "big")
             if n_leaves > self._page_bytes // 4 - 2:
                 return set()
@@ -173,7 +173,7 @@ class _PageSearch:
         number, visited_pages = cell.overflow_page, set[int]()
         while n_missing > 0 and number and number not in visited_pages:
             visited_pages.add(number)
-            page = next(self._versions(number), b"")
+            page = next(self._read_versions(number), b"")
             if not any(page):
                 break
             parts.append(page[4 : min(self._usable_bytes, 4 + n_missing)])

@@ -123,7 +123,7 @@ class _RowCopier:
             if content_hash != values["sha256"]:
                 self._new_hashes[values["sha256"]] = values["sha256"] = content_hash
                 is_changed = True
-        row_key = (table, _key_of(table, values))
+        row_key = (table, _get_key(table, values))
         if row_key in self._copied_keys:
             return
         try:
@@ -192,7 +192,7 @@ class _RowCopier:
         return self._result
 
 
-def _key_of(table: str, values: Mapping[str, Any]) -> object:
+def _get_key(table: str, values: Mapping[str, Any]) -> object:
     if table == "attachments":
         return values["sha256"]
     if table == "message_attachments":

@@ -308,7 +308,7 @@ async def test_closed_screen_stops_the_measurement(monkeypatch: pytest.MonkeyPat
     is_measuring, is_stopped = threading.Event(), threading.Event()
 
     def measure(cancellation: Cancellation, *_on_progress: object) -> None:
-        with cancellation.interrupting(is_stopped.set):
+        with cancellation.call_on_cancel(is_stopped.set):
             is_measuring.set()
             is_stopped.wait(60)
 

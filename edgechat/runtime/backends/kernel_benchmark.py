@@ -41,7 +41,7 @@ _MAX_FULL_RUNS: Final = 2
 # Number of tensor types that a full benchmark measures (native/src/speeds.cpp); used only to compute the progress.
 _N_TYPES: Final = 21
 # First field of the output line that reports why the rates are too low.
-_DISTURBED: Final = "disturbed"
+_DISTURBED_FIELD: Final = "disturbed"
 
 _Rates = dict[tuple[str, str, int], float]
 """Rates per second by (name, buffer type, batch size), from the output of `edgechat_speeds` (native/src/edgechat.h)."""
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         return 1
     timing = stopwatch.stop()
     if timing.is_disturbed:
-        os.write(1, f"{_DISTURBED}\t{timing.disturbance}\n".encode())
+        os.write(1, f"{_DISTURBED_FIELD}\t{timing.disturbance}\n".encode())
     return 0
 
 
@@ -131,16 +131,17 @@ def measure_speeds(
     return speeds
 
 
-def choose_speeds(saved: KernelSpeeds | None, measured: KernelSpeeds) -> KernelSpeeds:
+def choose_speeds(saved_speeds: KernelSpeeds | None, new_speeds: KernelSpeeds) -> KernelSpeeds:
     """Return the speeds to save: the new ones, unless they were disturbed and the saved ones are recent and better."""
     if (
-        saved is None
-        or not measured.is_disturbed
-        or saved.max_n_threads != measured.max_n_threads
-        or not 0 <= measured.measured_at - saved.measured_at <= _MAX_AGE_S
+        saved_speeds is None
+        or not new_speeds.is_disturbed
+        or saved_speeds.max_n_threads != new_speeds.max_n_threads
+        or not 0 <= new_speeds.measured_at - saved_speeds.measured_at <= _MAX_AGE_S
     ):
-        return measured
-    return saved if not saved.is_disturbed or _total_rate(saved) > _total_rate(measured) else measured
+        return new_speeds
+    is_saved_better = not saved_speeds.is_disturbed or _total_rate(saved_speeds) > _total_rate(new_speeds)
+    return saved_speeds if is_saved_better else new_speeds
 
 
 def _total_rate(speeds: KernelSpeeds) -> float:
@@ -223,7 +224,7 @@ def _run_benchmark(
     def parse_line(line: str) -> None:
         nonlocal is_done
         fields = line.split("\t")
-        run.is_disturbed |= fields[0] == _DISTURBED
+        run.is_disturbed |= fields[0] == _DISTURBED_FIELD
         if len(fields) != 5 or fields[0] != "speed":  # noqa: PLR2004  (see edgechat_speeds in edgechat.h)
             return
         _, name, layout, batch, rate = fields

@@ -10,9 +10,9 @@ from edgechat.errors import RequestCancelledError
 
 def test_cancel_interrupts_the_current_step_once() -> None:
     cancellation, calls = Cancellation(), []
-    with cancellation.interrupting(lambda: calls.append("past")):
+    with cancellation.call_on_cancel(lambda: calls.append("past")):
         cancellation.check()
-    with cancellation.interrupting(lambda: calls.append("current")):
+    with cancellation.call_on_cancel(lambda: calls.append("current")):
         cancellation.cancel()
         cancellation.cancel()
     assert calls == ["current"]
@@ -23,5 +23,5 @@ def test_cancelled_work_starts_no_step() -> None:
     cancellation.cancel()
     with pytest.raises(RequestCancelledError, match="was cancelled"):
         cancellation.check()
-    with pytest.raises(RequestCancelledError), cancellation.interrupting(lambda: None):
+    with pytest.raises(RequestCancelledError), cancellation.call_on_cancel(lambda: None):
         pytest.fail("the step was started")

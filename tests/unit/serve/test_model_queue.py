@@ -75,7 +75,7 @@ async def test_cancelled_task_cancels_its_prompt() -> None:
     queue, started, was_cancelled = make_queue(1), threading.Event(), threading.Event()
 
     def build(cancellation: Cancellation) -> None:
-        with cancellation.interrupting(was_cancelled.set):
+        with cancellation.call_on_cancel(was_cancelled.set):
             started.set()
             was_cancelled.wait(20)
 
