@@ -110,7 +110,7 @@ def find_model_files(source: str, directory: Path, on_skipped: OnSkipped = lambd
         if directory.is_file():
             yield LocalFile(path=directory, source=FILE, name=parse_model_name(directory))
         else:
-            on_skipped(SkippedPath(directory, "is not a file, or does not exist any more"))
+            on_skipped(SkippedPath(directory, "is not a file, or no longer exists"))
     elif source == PACKAGE:
         for path in _find_gguf_files(directory, 1, lambda skipped: None):  # other packages' bad files are not reported
             yield LocalFile(path=path, source=PACKAGE, name=path.stem)

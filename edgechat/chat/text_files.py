@@ -6,7 +6,7 @@ from typing import Final
 
 from edgechat.file_formats import find_byte_order_mark, find_format, find_unmarked_utf16
 
-_NO_TEXT_MESSAGE: Final = "It contains no text that edgechat could read."
+_NO_TEXT_MESSAGE: Final = "It contains no text that edgechat can read."
 # First bytes of document formats whose files can be valid text.
 _TEXT_FORMATS: Final = (b"%PDF-", b"{\\rtf")
 _TEXT_CONTROLS: Final = b"\t\n\v\f\r\b\x1b"
@@ -44,7 +44,7 @@ def _describe(data: bytes, encoding: str, position: int) -> str:
         return f"is {file_format.name}. {file_format.advice or _NO_TEXT_MESSAGE}"
     sample = data[:_SAMPLE_BYTES]
     if not sample.strip(b"\0"):
-        return "contains only zeros, as after a crash of the system or an interrupted copy. Restore it from a backup."
+        return "contains only zeros, as after a system crash or an interrupted copy. Restore it from a backup."
     if encoding not in {"utf-8", ""}:
         return f"is not valid {encoding[:6].upper()} text (byte {position} of {len(data)}). Save it as UTF-8."
     if utf16 := find_unmarked_utf16(sample):

@@ -78,7 +78,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             return self.find_error()
         path = self.opened_path if is_loading or self.load is None else self.load.plan.model_path
         if self.exit_code == _BUS_ERROR_CODE:
-            return ModelCrashError(f"{path} became shorter or unreadable while it was loaded. Download it again.")
+            return ModelCrashError(f"{path} was truncated or became unreadable while it was loaded. Download it again.")
         cause = assertion or describe_exit(self.exit_code)
         return ModelCrashError(
             f"{path} cannot be used: llama.cpp stopped with {cause!r}. The file is damaged, or of a kind that this "
@@ -101,7 +101,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         if self.exit_code == -KILL_SIGNAL:
             message += "; the system kills processes when memory runs out"
         elif self.exit_code == _BUS_ERROR_CODE:
-            message += "; a file of the model became shorter or unreadable. Run `edgechat models verify`."
+            message += "; a model file was truncated or became unreadable. Run `edgechat models verify`."
         elif self.is_kernel_crash:
             message += ". Try again; after repeated crashes, edgechat uses another backend for this model."
         if assertion := self._find_assertion():

@@ -98,10 +98,10 @@ def describe_download(path: Path) -> str:
     """Describe an incomplete download as a predicate, with the next step; return "" if the file seems complete."""
     suffix = path.suffix.lower()
     if suffix in _DOWNLOAD_SUFFIXES and ".gguf" in path.name.lower():
-        return f"is an incomplete download ({suffix}). Finish it, or repeat it with `edgechat models pull`."
+        return f"is an incomplete download ({suffix}). Resume it, or start it again with `edgechat models pull`."
     control_file = path.with_name(path.name + _ARIA2_SUFFIX)
     if os.path.exists(control_file):  # noqa: PTH110  (Path.exists raises OSError for a name that is too long)
-        return f"is an incomplete download, because its folder has {control_file.name}. Finish it with aria2."
+        return f"is an incomplete download: its folder contains {control_file.name}. Resume it with aria2."
     return ""
 
 

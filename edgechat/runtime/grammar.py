@@ -211,9 +211,7 @@ def _convert_error(message: str, *, has_all_bytes: bool = True) -> EdgechatError
     if cause.startswith("NoExtension"):
         cause = "no text matches the grammar"
     elif "forced bytes" in cause and not has_all_bytes:
-        cause = (
-            "it demands a character that the vocabulary of this model cannot write. Choose another character or model."
-        )
+        cause = "it requires a character that this model's vocabulary does not have. Choose another character or model."
     elif _INTERNAL_ERROR.match(cause):
         return EngineError(f"The output format cannot be enforced because of a fault in llguidance: {cause}.")
     elif _LIMIT_ERROR.search(cause):

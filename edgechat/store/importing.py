@@ -34,12 +34,14 @@ def read_file(path: Path, max_bytes: int = MAX_BYTES) -> ImportedData:
         data = files.read_bytes(path, max_bytes)
     except OSError as error:
         if path.is_dir():
-            raise ImportRefusedError(f"Cannot import {path}: it is a folder. Give the files in it.") from error
+            raise ImportRefusedError(f"Cannot import {path}: it is a folder. Import the files in it.") from error
         if error.errno == errno.EFBIG:
-            advice = "" if max_bytes == MAX_BYTES else " when the import began. Import it when it is complete"
-            raise ImportRefusedError(
-                f"Cannot import {path}: it is larger than {format_size(max_bytes)}{advice}."
-            ) from error
+            reason = f"it is larger than {format_size(max_bytes)}."
+            if max_bytes != MAX_BYTES:
+                reason = (
+                    f"it grew to more than {format_size(max_bytes)} during the import. Try again when it is complete."
+                )
+            raise ImportRefusedError(f"Cannot import {path}: {reason}") from error
         raise ImportRefusedError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data.startswith(b"SQLite format 3\0"):
         return llm_logs.read_database(path)
@@ -92,8 +94,8 @@ def _decode_json(data: bytes) -> tuple[bytes, Any]:
         position = data.find(b"\0")
         if position >= 0:
             raise ImportRefusedError(
-                f"the file is damaged: from byte {position} of {len(data)} on it has zeros instead of text, as after a "
-                "crash of the system."
+                f"the file is damaged: from byte {position} of {len(data)} on it contains zeros instead of text, as "
+                "after a system crash."
             ) from error
         reason = describe_syntax_error(error, data)
         if isinstance(error, json.JSONDecodeError):

@@ -102,7 +102,7 @@ def test_file_that_shrinks_while_it_is_used_is_not_held_against_the_module(
         client.load(load_request(client, model, 256))
         with model.open("r+b") as file:
             file.truncate(4096)
-        with pytest.raises(EngineDiedError, match="a file of the model became shorter or unreadable"):
+        with pytest.raises(EngineDiedError, match="a model file was truncated or became unreadable"):
             list(client.generate(protocol.Generate(id=client.next_id(), text="Hello", max_tokens=1)))
     assert read_crashes() == []
     assert generate(client, parrot) == best

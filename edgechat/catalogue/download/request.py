@@ -74,7 +74,7 @@ class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Progress as one line of text for display."""
         if self.state == "waiting":
-            return "waiting for another edgechat process that downloads this file"
+            return "waiting for another edgechat process to download this file"
         progress_text = format_size(self.done_bytes)
         if self.total_bytes:
             progress_text += f" of {format_size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"

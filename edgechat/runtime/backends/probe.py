@@ -318,7 +318,7 @@ def _interpret_timeout(report: _SelftestReport, *, was_disturbed: bool) -> tuple
     # A time limit that was reached while other programs were busy says nothing about the module, so the module is
     # tested again at the next start.
     if was_disturbed:
-        return "untested", f"its self-test was too slow beside other programs, at step: {report.stage}"
+        return "untested", f"its self-test was too slow while other programs were busy, at step: {report.stage}"
     return "hung", f"made no progress for {STALL_TIMEOUT_S:g} s at step: {report.stage}"
 
 

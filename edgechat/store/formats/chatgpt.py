@@ -55,7 +55,9 @@ def unzip_conversations(data: bytes) -> bytes:
             with archive.open(entry) as file:
                 content = file.read(max_bytes + 1)
     except NotImplementedError as error:
-        raise ImportRefusedError(f"the ZIP file has a compression that edgechat cannot read. {extract}") from error
+        raise ImportRefusedError(
+            f"the ZIP file uses a compression method that edgechat cannot read. {extract}"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, RuntimeError, OSError, EOFError) as error:
         raise ImportRefusedError("the ZIP file cannot be read, because it is damaged. Download it again.") from error
     if len(content) > max_bytes:

@@ -80,7 +80,7 @@ FORMATS: dict[str, tuple[bytes, str]] = {
     "sound": (b"RIFF\xff\x00\x00\x00WAVEfmt ", "is a sound file"),
     "video": (b"\x00\x00\x00\x18ftypmp42\xff", "is a video"),
     "model": (b"GGUF\x03\x00\x00\x00", "is a model file. To load it, use `--model`"),
-    "zeros": (bytes(300_000), "contains only zeros, as after a crash"),
+    "zeros": (bytes(300_000), "contains only zeros, as after a system crash"),
     "noise": (b"\x91\x01\xc3\x28\x07\x00", "is not a text file: byte 0 is 0x91"),
     "one zero": (b"text with one\0 zero", "is not a text file: byte 13 is 0x00"),
 }

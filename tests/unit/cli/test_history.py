@@ -117,7 +117,7 @@ def test_import_names_bad_files_and_continues(
     assert "good.json: 3 conversations and 9 messages added" in result.stdout
     assert result.stderr.splitlines() == [
         f"edgechat: Cannot import {empty}: the file is empty.",
-        f"edgechat: Cannot import {folder}: it is a folder. Give the files in it.",
+        f"edgechat: Cannot import {folder}: it is a folder. Import the files in it.",
         f"edgechat: Cannot read {tmp_path / 'missing'}: No such file or directory.",
     ]
     assert ids

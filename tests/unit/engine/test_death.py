@@ -119,10 +119,10 @@ def test_crash_while_loading_names_the_signal(signal_name: str) -> None:
 
 def test_file_that_became_shorter_is_named() -> None:
     error = make_death("SIGBUS", LOADING).find_request_error()
-    assert str(error) == "/models/bad.gguf became shorter or unreadable while it was loaded. Download it again."
+    assert str(error) == "/models/bad.gguf was truncated or became unreadable while it was loaded. Download it again."
     later_error = make_death("SIGBUS", COMPUTING).find_request_error()
     assert isinstance(later_error, EngineDiedError)
-    assert "became shorter or unreadable" in str(later_error)
+    assert "was truncated or became unreadable" in str(later_error)
 
 
 def test_other_deaths_name_the_activity_and_the_last_log_lines() -> None:

@@ -152,7 +152,7 @@ def test_incomplete_download_is_named(tmp_path: Path, suffix: str, data: bytes |
 def test_file_beside_the_control_file_of_aria2_is_an_incomplete_download(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "x.gguf")
     (tmp_path / "x.gguf.aria2").write_bytes(b"\0")
-    assert "its folder has x.gguf.aria2" in describe(path)
+    assert "its folder contains x.gguf.aria2" in describe(path)
     (tmp_path / "x.gguf.aria2").unlink()
     assert read_header(path).architecture == "llama"
 

@@ -127,7 +127,7 @@ def test_file_is_read_only_to_the_size_that_its_limits_are_for(
     limits = import_process._compute_limits(file)
     monkeypatch.undo()
     assert limits.file_bytes == (size or 500)
-    with pytest.raises(ImportRefusedError, match=r"larger than .* when the import began"):
+    with pytest.raises(ImportRefusedError, match=r"grew to more than .* during the import"):
         importing.read_file(file, limits.file_bytes)
 
 

@@ -34,7 +34,7 @@ def test_message_of_50_mb_and_control_characters_are_imported(tmp_path: Path) ->
     [
         (b"", "the file is empty"), (b" \n", "the file is empty"), (b"\xff\xfe", "not a Markdown file"),
         (b"hello", "not a Markdown file exported by edgechat"), (b"h\xe9llo", "the file is not UTF-8 text"),
-        (bytes(5000), "the file contains only zeros"), (b"[1, " + bytes(9), "zeros instead of text, as after a crash"),
+        (bytes(5000), "the file contains only zeros"), (b"[1, " + bytes(9), "zeros instead of text, as after a system"),
         (b"\x1f\x8b\x08\x00", "the file is compressed with gzip. Decompress it with `gunzip` first"),
         (b"{", "not valid JSON"), (b"[]", "no ChatGPT conversations"), (b"{}", "not an edgechat export"),
         (b'[{"mapping": 3}]', "no ChatGPT conversations"),
@@ -76,7 +76,7 @@ def test_export_with_a_byte_order_mark_is_imported(tmp_path: Path, encoding: str
 
 
 def test_folder_is_named_as_one(tmp_path: Path) -> None:
-    with pytest.raises(ImportRefusedError, match=r"it is a folder. Give the files in it"):
+    with pytest.raises(ImportRefusedError, match=r"it is a folder. Import the files in it"):
         importing.read_file(tmp_path)
 
 

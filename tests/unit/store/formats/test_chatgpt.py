@@ -148,7 +148,7 @@ def test_zip_with_a_folder_is_read() -> None:
     ("field", "value", "message"),
     [
         (8, 1, "protected with a password. Extract it, and import conversations.json"),
-        (10, 97, "a compression that edgechat cannot read"),
+        (10, 97, "a compression method that edgechat cannot read"),
         (16, 7, "it is damaged. Download it again"),
     ],
 )
