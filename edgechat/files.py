@@ -29,7 +29,7 @@ MAX_TOML_BYTES: Final = 4 << 20
 
 
 # Chunk size for reading a file that turns out to be larger than `st_size`.
-_PART_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class JsonFile(Generic[T]):
@@ -116,7 +116,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         status = os.fstat(file.fileno())
         # `read` returns None if a special file, for example in /proc, has no data at the moment.
         data = file.read(min(status.st_size, max_bytes) + 1) or b""
-        while status.st_size < len(data) <= max_bytes and (part := file.read(_PART_BYTES)):
+        while status.st_size < len(data) <= max_bytes and (part := file.read(_CHUNK_BYTES)):
             data += part
         if len(data) > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))

@@ -116,7 +116,7 @@ def run(
             for n_busy in busy_counts:
                 # The order alternates, because the later runs start on a warmer machine.
                 for name in programs if round_index % 2 == 0 else reversed(programs):
-                    on_progress(f"round {round_index + 1} of {workload.rounds}: {name} beside {n_busy} busy processes")
+                    on_progress(f"round {round_index + 1} of {workload.rounds}: {name} with {n_busy} busy processes")
                     with run_busy_processes(n_busy):
                         samples[name, n_busy].append(programs[name]())
     finally:
@@ -127,12 +127,12 @@ def run(
     )  # fmt: skip
 
 
-def make_series(program: str, n_busy: int, samples: list[SpeedSample], alone: list[SpeedSample]) -> BusySeries:
+def make_series(program: str, n_busy: int, samples: list[SpeedSample], idle_samples: list[SpeedSample]) -> BusySeries:
     """Compute the speed under load as a fraction of the speed on the idle machine, round by round."""
     return BusySeries(
         program, n_busy, samples,
-        statistics.median(s.prefill_tps / a.prefill_tps for s, a in zip(samples, alone, strict=True)),
-        statistics.median(s.decode_tps / a.decode_tps for s, a in zip(samples, alone, strict=True)),
+        statistics.median(s.prefill_tps / idle.prefill_tps for s, idle in zip(samples, idle_samples, strict=True)),
+        statistics.median(s.decode_tps / idle.decode_tps for s, idle in zip(samples, idle_samples, strict=True)),
     )  # fmt: skip
 
 
@@ -147,16 +147,16 @@ def format_table(report: BusyReport) -> str:
             f"{Path(workload.model).name}, {report.backend}, {workload.n_threads} threads, {report.n_cpus} CPUs, "
             f"{workload.rounds} rounds (medians)"
         ),
-        "Speed alone in tokens/s; beside busy processes as a share of it",
-        f"{'':<{width}}{'alone':>9}" + "".join(f"{f'{n} busy':>9}" for n in busy_counts if n),
+        "Speed on the idle machine in tokens/s; with busy processes, as a fraction of it",
+        f"{'':<{width}}{'idle':>9}" + "".join(f"{f'{n} busy':>9}" for n in busy_counts if n),
     ]
     for name, size, field in (("prefill", workload.n_prompt, "prefill"), ("decode", workload.n_gen, "decode")):
         lines.append(f"{name} {size}")
         for program in programs:
             by_count = {s.n_busy: s for s in report.series if s.program == program}
-            alone = statistics.median(getattr(s, f"{field}_tps") for s in by_count[0].samples)
+            idle_tps = statistics.median(getattr(s, f"{field}_tps") for s in by_count[0].samples)
             shares = "".join(f"{getattr(by_count[n], f'{field}_share'):9.3f}" for n in busy_counts if n)
-            lines.append(f"  {program:<{width - 2}}{alone:9.1f}{shares}")
+            lines.append(f"  {program:<{width - 2}}{idle_tps:9.1f}{shares}")
     if report.n_disturbed:
         lines.append(
             f"Other programs were busy before {report.n_disturbed} of {workload.rounds} rounds. Close them and repeat."

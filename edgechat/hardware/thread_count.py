@@ -15,7 +15,7 @@ _MIN_TAKEN_LOAD: Final = 0.45
 _IGNORED_LOAD: Final = 0.25
 # Minimum load of a taken core for which it stays taken. It is lower than the load at which a core becomes taken,
 # because other programs get more time on a core that no thread uses.
-_MIN_KEPT_LOAD: Final = 0.3
+_MIN_STILL_TAKEN_LOAD: Final = 0.3
 # Minimum duration of a change in load before the number of threads changes, in seconds: two windows of the load.
 _MIN_DURATION_S: Final = 0.45
 # Time for which all threads share the cores with other programs that would take more than half of them. The load cannot
@@ -62,6 +62,6 @@ class AdaptiveThreadCount:
 
     def _count_taken(self, load: float) -> int:
         n_taken = math.ceil(load - _IGNORED_LOAD) if load >= _MIN_TAKEN_LOAD else 0
-        if n_taken < self._n_taken and load > self._n_taken - 1 + _MIN_KEPT_LOAD:
+        if n_taken < self._n_taken and load > self._n_taken - 1 + _MIN_STILL_TAKEN_LOAD:
             n_taken = self._n_taken
         return n_taken if 2 * n_taken <= self._max_n_threads else 0

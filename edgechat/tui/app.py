@@ -311,7 +311,7 @@ class ChatApp(ThemedApp):
 
     def on_copy_requested(self, message: CopyRequested) -> None:
         """Copy the text, and also save it to a file, because a terminal does not report whether copying succeeded."""
-        copying.copy(self, message.text, message.label, saves_file=self.worker.writes_files)
+        copying.copy(self, message.text, message.label, save_file=self.worker.writes_files)
 
     def on_text_selected(self) -> None:
         """Copy the text that was selected with the mouse, if the setting `copy_on_select` is on."""

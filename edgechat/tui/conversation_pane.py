@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # Interval at which text that waits for the next token is shown, in seconds.
-_HELD_TEXT_S: Final = 0.25
+_HELD_TEXT_INTERVAL_S: Final = 0.25
 
 
 class ConversationPane(ConversationFrame):
@@ -143,7 +143,7 @@ class ConversationPane(ConversationFrame):
         self.composer.conversation_id = view.conversation.id if view.path else ""
         # Notes added before the first conversation stay visible below it; notes of another conversation are removed.
         old_entries = self.transcript.entries if not is_switch else []
-        entries = reconcile_entries(old_entries, view.path, self.get_palette().glyphs, shows_stats=self.shows_figures)
+        entries = reconcile_entries(old_entries, view.path, self.get_palette().glyphs, show_stats=self.shows_figures)
         self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.post_message(ui_messages.ConversationsChanged())
         self.show_frame()
@@ -267,7 +267,7 @@ class ConversationPane(ConversationFrame):
         if self._streaming_entry is not None:
             self._streaming_entry.start_streaming()
         self.status_line.start_reply()
-        self._held_text_timer = self.set_interval(_HELD_TEXT_S, self.worker.post_held_text)
+        self._held_text_timer = self.set_interval(_HELD_TEXT_INTERVAL_S, self.worker.post_held_text)
 
     def on_text_arrived(self, message: ui_messages.TextArrived) -> None:
         self.worker.paint_pace.note_text()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 # Time for an orderly end. Docker kills a container 10 seconds after SIGTERM.
-_ORDERLY_S: Final = 8.0
+_ORDERLY_END_S: Final = 8.0
 # Further time for saving, if the event loop is blocked, for example by a terminal that does not read.
 _SAVE_S: Final = 1.5
 # Signals that a terminal sends to all programs in the foreground when the user presses a key, such as Ctrl-C.
@@ -35,7 +35,7 @@ class EndableApp(Protocol):
 
 
 class SignalEnding:
-    """Ends the application after a signal, within `_ORDERLY_S + _SAVE_S` seconds."""
+    """Ends the application after a signal, within `_ORDERLY_END_S + _SAVE_S` seconds."""
 
     def __init__(self, app: EndableApp) -> None:
         self._app = app
@@ -74,7 +74,7 @@ class SignalEnding:
 
     def _force_end(self) -> None:
         """End the process if the orderly end takes too long."""
-        time.sleep(_ORDERLY_S)
+        time.sleep(_ORDERLY_END_S)
         saving = threading.Thread(target=self._app.save_everything, daemon=True)
         saving.start()
         saving.join(_SAVE_S)

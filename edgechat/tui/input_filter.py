@@ -319,13 +319,13 @@ class InputFilter:
 
         A terminal that encodes the numbers as UTF-8 sends two bytes for columns and rows from 96 on.
         """
-        byte, received = data[start], self._sequence[3:]
+        byte, numbers = data[start], self._sequence[3:]
         if 0 < byte < _SPACE:  # not part of a report
             self._end_sequence()
             return start
         self._sequence.append(byte)
-        received.append(byte)
-        if len(received) >= _X10_LENGTH + _count_utf8_pairs(received):
+        numbers.append(byte)
+        if len(numbers) >= _X10_LENGTH + _count_utf8_pairs(numbers):
             self._end_sequence()
         return start + 1
 

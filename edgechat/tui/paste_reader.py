@@ -9,7 +9,7 @@ from edgechat.lazy_pattern import LazyPattern
 # A longer paste is delivered in parts.
 _MAX_PASTE_BYTES: Final = 16 << 20
 _END: Final = LazyPattern(rb"\x1b\[201~")
-_EIGHT_BIT_END: Final = LazyPattern(rb"(?:\xc2?\x9b|\x1b\[)201~")
+_C1_OR_ESC_END: Final = LazyPattern(rb"(?:\xc2?\x9b|\x1b\[)201~")
 _END_BYTES: Final = 6
 
 
@@ -23,16 +23,16 @@ class PasteReader:
     """Incremental reader of one paste. With `has_eight_bits`, the end marker can start with a C1 control too."""
 
     def __init__(self, *, has_eight_bits: bool) -> None:
-        self._end = (_EIGHT_BIT_END if has_eight_bits else _END).compiled
+        self._end = (_C1_OR_ESC_END if has_eight_bits else _END).compiled
         self._data = bytearray()
         self._parts: list[Paste] = []
         self.is_complete = False
 
     def feed(self, data: bytes, start: int) -> int:
         """Read `data` from `start` to the end marker, and return the position of the next byte to read."""
-        searched, n_before = max(0, len(self._data) - _END_BYTES + 1), len(self._data)
+        search_start, n_before = max(0, len(self._data) - _END_BYTES + 1), len(self._data)
         self._data += data[start : start + _MAX_PASTE_BYTES]
-        end = self._end.search(self._data, searched)
+        end = self._end.search(self._data, search_start)
         n_read = (end.end() if end is not None else len(self._data)) - n_before
         if end is not None:
             del self._data[end.start() :]

@@ -27,11 +27,11 @@ class RecentChoices:
             self._choices = [choice for choice in saved if len(choice) <= _MAX_CHARS][:MAX_RECENT]
         return self._choices
 
-    def record(self, choice: str, *, saves_file: bool) -> None:
-        """Put a choice at the start of the list, and save the list if `saves_file`."""
+    def record(self, choice: str, *, save_file: bool) -> None:
+        """Put a choice at the start of the list, and save the list if `save_file`."""
         others = [other for other in self.read() if other != choice]
         self._choices = [choice, *others][:MAX_RECENT]
-        if saves_file:
+        if save_file:
             _recent_choices_file().save(self._choices)
 
 

@@ -31,8 +31,8 @@ def list_hit_options(hits: Sequence[SearchHit], width: int, today: dt.date) -> I
     groups: dict[str, list[int]] = {}
     for index, hit in enumerate(hits):
         groups.setdefault(hit.conversation_id, []).append(index)
-    firsts = [hits[indexes[0]] for indexes in groups.values()]
-    labels = [_label(hit, today) for hit in firsts]
+    first_hits = [hits[indexes[0]] for indexes in groups.values()]
+    labels = [_label(hit, today) for hit in first_hits]
     for (conversation_id, indexes), label in zip(groups.items(), labels, strict=True):
         title, date = label
         if labels.count(label) > 1:
@@ -82,8 +82,8 @@ def _split_snippet(hit: SearchHit, *, one_line: bool = False) -> list[tuple[str,
         parts += [(_cut_out(hit.snippet, position, start, markup), False), (hit.snippet[start:end], True)]
         position = end
     parts.append((_cut_out(hit.snippet, position, len(hit.snippet), markup), False))
-    escaped = [(escape_controls(text), is_match) for text, is_match in parts]
-    return [(" ".join(text.split("\n")), is_match) for text, is_match in escaped] if one_line else escaped
+    escaped_parts = [(escape_controls(text), is_match) for text, is_match in parts]
+    return [(" ".join(text.split("\n")), is_match) for text, is_match in escaped_parts] if one_line else escaped_parts
 
 
 def _cut_out(text: str, start: int, end: int, ranges: Sequence[tuple[int, int]]) -> str:

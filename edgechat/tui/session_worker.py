@@ -95,7 +95,7 @@ class SessionWorker:
         if self.session is None:
             self.queue(job, line)
         else:
-            self._submit(self._side_thread, lambda: self._run_job(job, posts_view=False, line=line))
+            self._submit(self._side_thread, lambda: self._run_job(job, post_view=False, line=line))
 
     def run_when_idle(self, job: Job) -> None:
         """Run an idle job: it yields to replies, and its EdgechatErrors are ignored."""
@@ -166,14 +166,14 @@ class SessionWorker:
 
     def _run_job(
         self, job: Job, *, needs_model: bool = False, outgoing_message: messages.OutgoingMessage | None = None,
-        stream: ReplyStream | None = None, ends_operation: bool = False, posts_view: bool = True,
+        stream: ReplyStream | None = None, ends_operation: bool = False, post_view: bool = True,
         line: str = "",
     ) -> None:  # fmt: skip
         try:
             job(self._get_session_with_model() if needs_model else self._get_or_create_session())
         except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
             is_saved = stream is not None and stream.has_started and not isinstance(error, _MESSAGE_ERRORS)
-            view = _take_snapshot(self.session) if posts_view else None
+            view = _take_snapshot(self.session) if post_view else None
             self._post(
                 messages.SessionFailed(
                     format_error(error), view, None if is_saved else outgoing_message, ends_operation, line,

@@ -92,7 +92,7 @@ def open_palette(
     def use(choice: PaletteChoice | None) -> None:
         if choice is not None:
             if choice.entry.kind != "message":
-                recent.record(choice.entry.choice, saves_file=worker.writes_files)
+                recent.record(choice.entry.choice, save_file=worker.writes_files)
             on_chosen(choice)
 
     entries = [

@@ -60,9 +60,9 @@ class CodeLayout(MarkdownLayout):
             return len(self.block.lines) + 1
         return sum(1 + len(line) // max(1, width - 2) for line in self.block.lines) + 1
 
-    def set_wrapping(self, *, wraps: bool) -> None:
-        if wraps != self.wraps:
-            self.wraps = wraps
+    def set_wrapping(self, *, wrap: bool) -> None:
+        if wrap != self.wraps:
+            self.wraps = wrap
             self.discard_rows()
 
     @property
@@ -88,7 +88,7 @@ class CodeLayout(MarkdownLayout):
         """Highlight the block if it is complete and short; otherwise update only the lines that may have changed."""
         block = self.block
         if not block.is_open and block.language and block.n_chars <= MAX_SYNC_CHARS:
-            self.set_highlighted_rows(highlight_code(block, width, palette, wraps=self.wraps), width)
+            self.set_highlighted_rows(highlight_code(block, width, palette, wrap=self.wraps), width)
             return
         caption = describe_code(block)
         is_new = self.layout_width != width or self.is_highlighted or caption != self._caption
@@ -102,7 +102,7 @@ class CodeLayout(MarkdownLayout):
         del self._rows[first_row:], self._first_rows[first_line:], self._lines[first_line:]
         for line in new_lines:
             self._first_rows.append(len(self._rows))
-            self._rows += _render_line(line, width, palette, wraps=self.wraps)
+            self._rows += _render_line(line, width, palette, wrap=self.wraps)
         self._lines += new_lines
         self._measure_rows(self._rows[first_row:])
         pairs = enumerate(zip(old_rows, self._rows[first_row:]))  # noqa: B905  (up to the end of the shorter list)
@@ -148,21 +148,21 @@ class CodeLayout(MarkdownLayout):
         self._lines, self._first_rows = [], []
 
 
-def highlight_code(block: MarkdownBlock, width: int, palette: Palette, *, wraps: bool = True) -> list[Strip]:
+def highlight_code(block: MarkdownBlock, width: int, palette: Palette, *, wrap: bool = True) -> list[Strip]:
     """Render a code block with syntax colours; the number of rows is the same as without colours.
 
-    If `wraps` is false, a row is as long as its line, with a margin of one cell at its left.
+    If `wrap` is false, a row is as long as its line, with a margin of one cell at its left.
 
     This function is thread-safe, and slow for long code.
     """
     rows = _render_caption(block, width, palette)
     for line in highlight(block.lines, block.source, block.language, palette):
-        rows += _render_line(line, width, palette, wraps=wraps)
+        rows += _render_line(line, width, palette, wrap=wrap)
     return rows
 
 
-def _render_line(line: Line, width: int, palette: Palette, *, wraps: bool) -> list[Strip]:
-    if wraps:
+def _render_line(line: Line, width: int, palette: Palette, *, wrap: bool) -> list[Strip]:
+    if wrap:
         return wrap_code_line(line, width, palette.code, palette.wrap_mark)
     return [Strip([Segment(" ", palette.code), *(segment for segment in line if segment.text)])]
 

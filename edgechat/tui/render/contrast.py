@@ -49,15 +49,15 @@ def choose_list_colours(foreground: str, background: str, surface: str, system: 
     from textual.color import Color as BlendedColour
 
     areas, text = (background, surface), foreground
-    if _find_least(text, areas, system) < _MIN_QUIET_CONTRAST:
-        text = max(("#ffffff", "#000000"), key=lambda colour: _find_least(colour, areas, system))
+    if _compute_min_contrast(text, areas, system) < _MIN_QUIET_CONTRAST:
+        text = max(("#ffffff", "#000000"), key=lambda colour: _compute_min_contrast(colour, areas, system))
     blends = (BlendedColour.parse(background).blend(BlendedColour.parse(text), n / 100) for n in range(60, 100, 5))
-    readable = (c.hex[:7] for c in blends if _find_least(c.hex[:7], areas, system) >= _MIN_QUIET_CONTRAST)
+    readable = (c.hex[:7] for c in blends if _compute_min_contrast(c.hex[:7], areas, system) >= _MIN_QUIET_CONTRAST)
     quiet = next(readable, text)
-    return (foreground if _find_least(foreground, areas, system) >= MIN_TEXT_CONTRAST else quiet), quiet
+    return (foreground if _compute_min_contrast(foreground, areas, system) >= MIN_TEXT_CONTRAST else quiet), quiet
 
 
-def _find_least(colour: str, areas: Sequence[str], system: ColorSystem) -> float:
+def _compute_min_contrast(colour: str, areas: Sequence[str], system: ColorSystem) -> float:
     """Return the lowest contrast between a colour and any of several areas."""
     return min(compute_contrast(colour, area, system) for area in areas)
 

@@ -69,14 +69,14 @@ class MessageEntry(TranscriptEntry):
     """A message of the conversation. While a reply is streaming, `append` extends it."""
 
     def __init__(
-        self, message: Message, alternative: tuple[int, int], glyphs: Glyphs, *, shows_stats: bool = False
+        self, message: Message, alternative: tuple[int, int], glyphs: Glyphs, *, show_stats: bool = False
     ) -> None:
         """`alternative` is (number of the message among its alternatives, from 1; number of alternatives)."""
         super().__init__("assistant" if message.role == "assistant" else "user", message.text)
         self.message = message
         self.alternative = alternative
         self.glyphs = glyphs
-        self.shows_stats = shows_stats
+        self.shows_stats = show_stats
         self.is_expanded = False
         """True if the reasoning is shown in full."""
         self.reasoning = message.reasoning
@@ -196,10 +196,10 @@ class MessageEntry(TranscriptEntry):
         splitter.feed(self._escaper.finish())
         splitter.finish()
 
-    def update(self, message: Message, alternative: tuple[int, int], *, shows_stats: bool) -> None:
+    def update(self, message: Message, alternative: tuple[int, int], *, show_stats: bool) -> None:
         """Replace the message; keep the layout if nothing changed."""
-        is_unchanged = message == self.message and alternative == self.alternative and shows_stats == self.shows_stats
-        self.message, self.alternative, self.shows_stats = message, alternative, shows_stats
+        is_unchanged = message == self.message and alternative == self.alternative and show_stats == self.shows_stats
+        self.message, self.alternative, self.shows_stats = message, alternative, show_stats
         if not is_unchanged:
             self.text, self.reasoning = message.text, message.reasoning
             self.invalidate()

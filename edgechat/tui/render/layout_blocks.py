@@ -89,7 +89,7 @@ class LayoutBlock:
         self._rows = []
         self.layout_width = 0
 
-    def set_wrapping(self, *, wraps: bool) -> None:
+    def set_wrapping(self, *, wrap: bool) -> None:
         """Set whether long lines of code are wrapped into several rows; without wrapping, the screen cuts them."""
 
     def cut_row(self, number: int, offset: int, palette: Palette) -> Strip:  # noqa: ARG002

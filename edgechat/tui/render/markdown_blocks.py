@@ -40,11 +40,11 @@ class MarkdownBlock:
         """Heading of the table that began in an earlier block, if this block is the next part of a long table."""
         self._continuations: set[int] = set()
 
-    def add(self, line: str, *, continues: bool = False) -> None:
-        """Append a line without its newline; with `continues`, append the next part of a long line that was split."""
-        if continues:
+    def add(self, line: str, *, is_continuation: bool = False) -> None:
+        """Append a line without its newline. If `is_continuation`, the line continues a long line that was split."""
+        if is_continuation:
             self._continuations.add(len(self.lines))
-        self.lines.append(line if continues else _dedent(line, self.indent))
+        self.lines.append(line if is_continuation else _dedent(line, self.indent))
         self.n_chars += len(line) + 1
 
     @property
@@ -117,7 +117,7 @@ class MarkdownSplitter:
         continues, self._continues = self._continues, False
         if self._fence:
             if continues:
-                self.blocks[-1].add(line, continues=True)
+                self.blocks[-1].add(line, is_continuation=True)
             elif self._is_closing_fence(line):
                 self._close_block()
                 self._fence = ""

@@ -57,8 +57,8 @@ def _measure_frame(n_columns: int, console: Console, options: ConsoleOptions) ->
 def _choose_widths(rows: Sequence[Sequence[Text]], available_cells: int) -> list[int] | None:
     """Choose column widths that break no word; None if the columns do not fit into `available_cells`."""
     columns = list(zip(*rows, strict=False)) if rows and rows[0] else []
-    min_widths = [max(map(_longest_word, column)) for column in columns]
-    max_widths = [max(_longest_line(cell) for cell in column) for column in columns]
+    min_widths = [max(map(_measure_longest_word, column)) for column in columns]
+    max_widths = [max(_measure_longest_line(cell) for cell in column) for column in columns]
     widths = min_widths
     spare_cells = available_cells - sum(widths)
     if spare_cells < 0:
@@ -75,16 +75,16 @@ def _choose_widths(rows: Sequence[Sequence[Text]], available_cells: int) -> list
     return widths
 
 
-def _longest_word(text: Text) -> int:
-    return max((_word_width(word) for word in text.plain.split()), default=1)
+def _measure_longest_word(text: Text) -> int:
+    return max((_measure_word(word) for word in text.plain.split()), default=1)
 
 
-def _word_width(word: str) -> int:
+def _measure_word(word: str) -> int:
     width = cell_len(word)
     return min(width, _MIN_WIDE_CELLS) if width > len(word) else width
 
 
-def _longest_line(text: Text) -> int:
+def _measure_longest_line(text: Text) -> int:
     return max(1, *(cell_len(line) for line in text.plain.split("\n")))
 
 

@@ -17,7 +17,7 @@ def reconcile_entries(
     path: Sequence[tuple[Message, tuple[int, int]]],
     glyphs: Glyphs,
     *,
-    shows_stats: bool,
+    show_stats: bool,
 ) -> list[TranscriptEntry]:
     """Return the transcript entries for `path`, reusing entries and notes of `old_entries`.
 
@@ -40,8 +40,8 @@ def reconcile_entries(
     for message, alternative in path:
         entry = reusable_entries.get(message.id)
         if entry is None:
-            entry = MessageEntry(message, alternative, glyphs, shows_stats=shows_stats)
+            entry = MessageEntry(message, alternative, glyphs, show_stats=show_stats)
         elif not entry.is_streaming:
-            entry.update(message, alternative, shows_stats=shows_stats)
+            entry.update(message, alternative, show_stats=show_stats)
         entries += [entry, *notes_by_message_id.get(message.id, ())]
     return entries

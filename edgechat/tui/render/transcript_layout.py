@@ -123,7 +123,7 @@ class TranscriptLayout:
         palette, width = self._get_palette(), self._get_width()
         changed_entries: set[int] = set()
         for entry_index, block in blocks:
-            block.set_wrapping(wraps=self.wraps_code)
+            block.set_wrapping(wrap=self.wraps_code)
             if block.layout_width != width or block.is_stale:
                 block.lay_out(width, palette)
                 changed_entries.add(entry_index)

@@ -33,7 +33,7 @@ class WordMarks:
     def __bool__(self) -> bool:
         return bool(self._message_id) and self._pattern is not None
 
-    def apply_to(self, entry: TranscriptEntry) -> bool:
+    def applies_to(self, entry: TranscriptEntry) -> bool:
         """Return whether words are marked in this entry."""
         message = entry.as_message
         return bool(self) and message is not None and message.message.id == self._message_id

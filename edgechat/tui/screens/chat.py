@@ -381,7 +381,7 @@ class ChatScreen(Screen[None]):
             return
         palette, wraps = self._get_palette(), layout.wraps
         try:
-            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette, wraps=wraps)
+            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette, wrap=wraps)
         except Exception as error:  # noqa: BLE001  (any error is shown, and the code stays without colours)
             self.notify(f"Cannot highlight the code: {format_error(error)}", severity="error")
             return

@@ -220,7 +220,7 @@ class Transcript(RowScrolling, can_focus=True):
 
     def _mark_words(self, row: int, strip: Strip) -> Strip:
         index = self._layout.position(row).entry_index
-        if index < len(self.entries) and self._marks.apply_to(self.entries[index]):
+        if index < len(self.entries) and self._marks.applies_to(self.entries[index]):
             rows = [self._render_row(n) for n in range(row - 1, row + 2)]
             for span in self._marks.find_spans(rows, 1):
                 strip = highlight_span(strip, span, self._get_palette().selection)
@@ -343,7 +343,7 @@ class Transcript(RowScrolling, can_focus=True):
             self.scroll_to(y=start, animate=False, force=True)
         elif end > top + height:
             self.scroll_to(y=end - height + 1, animate=False, force=True)
-        if self._marks.apply_to(self.entries[index]):
+        if self._marks.applies_to(self.entries[index]):
             self.call_after_refresh(self._reveal_mark, index)
         self.refresh()
         self.post_message(self.ViewChanged())
