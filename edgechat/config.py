@@ -331,7 +331,7 @@ def _add_setting(
         invalid_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
         problems += [
             SettingsProblem(
-                f"{location}.{k}", f'must be a text of keys such as "ctrl+f,f7", not {_format_invalid_value(v)}'
+                f"{location}.{k}", f'must be a text with keys, such as "ctrl+f,f7", not {_format_invalid_value(v)}'
             )
             for k, v in invalid_keys.items()
         ]

@@ -216,7 +216,7 @@ class Actions:
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Generate an alternative to a reply; for a user message, generate another reply to it."""
-        if entry is not None and self._confirm_reply("retry", entry, "for another reply; this one stays"):
+        if entry is not None and self._confirm_reply("retry", entry, "to generate another reply; this one is kept"):
             message_id = entry.message.id
             self._start_reply()
             self._worker.generate(lambda session: session.regenerate(message_id))

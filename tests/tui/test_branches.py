@@ -179,7 +179,7 @@ async def test_questions_name_the_action_and_stay_until_the_next_key() -> None:
         await ask(app, "First")
         await ask(app, "Question")
         await pilot.press("escape", "r")
-        assert app.pane.footer.notice == "Press F8 again for another reply; this one stays"
+        assert app.pane.footer.notice == "Press F8 again to generate another reply; this one is kept"
         assert app.pane.footer.severity == "warning"
         assert app.pane.footer._timer is None
         await pilot.press("n")

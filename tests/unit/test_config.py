@@ -45,7 +45,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("theme = true", "theme", "must be text, not true"),
         ("seed = [1]", "seed", "must be a whole number between 0 and 4,294,967,295, not a list"),
         ("keys = 1", "keys", "must be a table of actions and keys, not 1"),
-        ("[keys]\na = 1", "keys.a", 'must be a text of keys such as "ctrl+f,f7", not 1'),
+        ("[keys]\na = 1", "keys.a", 'must be a text with keys, such as "ctrl+f,f7", not 1'),
         ("a = 1\nb = = 2", ":2", "is not valid TOML"),
         ("[model]\nx = 1", "model", "must be text, not a table"),
     ],
