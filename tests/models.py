@@ -52,14 +52,14 @@ def write_tiny_llama(
 
     The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding.
     """
-    with _gguf_writer(path, architecture, N_CTX) as writer:
+    with open_writer(path, architecture, N_CTX) as writer:
         _add_heads(writer)
-        n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else _add_vocabulary(writer)
+        n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else add_vocabulary(writer)
         if adds_eos:
             writer.add_add_eos_token(True)
         if template is not None:
             writer.add_chat_template(template)
-        _add_llama(_Tensors(writer, seed), n_vocab)
+        _add_llama(TinyTensors(writer, seed), n_vocab)
     return path
 
 
@@ -69,16 +69,16 @@ def write_parrot(path: Path, reply: str) -> Path:
     The embedding of each token is a unit vector, which the layers do not change and which the output matrix maps to
     the next token. So rounding differences between machines cannot change the reply.
     """
-    with _gguf_writer(path, "llama", 2048) as writer:
+    with open_writer(path, "llama", 2048) as writer:
         _add_heads(writer)
-        n_vocab = _add_vocabulary(writer)
+        n_vocab = add_vocabulary(writer)
         writer.add_chat_template(TEMPLATE)
-        first_word = 3 + 256  # token of "!", see _add_vocabulary
+        first_word = 3 + 256  # token of "!", see add_vocabulary
         sequence = [n_vocab - 2, *(first_word + ord(c) - ord("!") for c in reply), 2]  # from <|assistant|> to </s>
         embedding, output = np.zeros((n_vocab, N_EMBD)), np.zeros((n_vocab, N_EMBD))
         for i, (token, following) in enumerate(itertools.pairwise(sequence)):
             embedding[token, i] = output[following, i] = 1.0
-        tensors = _Tensors(writer, 0, scale=0.0)
+        tensors = TinyTensors(writer, 0, scale=0.0)
         tensors.constant("token_embd.weight", embedding)
         tensors.constant("output.weight", output)
         _add_layers(tensors)
@@ -87,7 +87,8 @@ def write_parrot(path: Path, reply: str) -> Path:
 
 
 @contextlib.contextmanager
-def _gguf_writer(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWriter]:
+def open_writer(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWriter]:
+    """Yield a writer of a model with the common metadata, and write the file at the end of the `with` block."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(n_ctx)
@@ -102,7 +103,7 @@ def _gguf_writer(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGU
     writer.close()
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
+def add_vocabulary(writer: gguf.GGUFWriter) -> int:
     """Add a SentencePiece vocabulary: unknown, BOS, EOS, byte tokens, some words, control tokens. Return its size."""
     kinds = gguf.TokenType
     tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
@@ -120,7 +121,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     return len(tokens)
 
 
-class _Tensors:
+class TinyTensors:
     """Adds random tensors to a model."""
 
     def __init__(self, writer: gguf.GGUFWriter, seed: int, scale: float = 1.0) -> None:
@@ -166,12 +167,12 @@ class _Tensors:
         self.matrix(start + "ffn_down_exps.weight", N_EXPERT, N_EMBD, N_FF)
 
 
-def _add_llama(tensors: _Tensors, n_vocab: int, *, experts: bool = False) -> None:
+def _add_llama(tensors: TinyTensors, n_vocab: int, *, experts: bool = False) -> None:
     tensors.ends(n_vocab)
     _add_layers(tensors, experts=experts)
 
 
-def _add_layers(tensors: _Tensors, *, experts: bool = False) -> None:
+def _add_layers(tensors: TinyTensors, *, experts: bool = False) -> None:
     for block in range(N_LAYER):
         start = f"blk.{block}."
         tensors.ones(start + "attn_norm.weight")
@@ -180,7 +181,7 @@ def _add_layers(tensors: _Tensors, *, experts: bool = False) -> None:
         (tensors.experts if experts else tensors.feed_forward)(start)
 
 
-def _add_gemma(tensors: _Tensors, n_vocab: int) -> None:
+def _add_gemma(tensors: TinyTensors, n_vocab: int) -> None:
     tensors.ends(n_vocab, output=False)
     for block in range(N_LAYER):
         start = f"blk.{block}."
@@ -190,7 +191,7 @@ def _add_gemma(tensors: _Tensors, n_vocab: int) -> None:
         tensors.feed_forward(start)
 
 
-def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
+def _add_mamba(tensors: TinyTensors, n_vocab: int) -> None:
     tensors.ends(n_vocab)
     for block in range(N_LAYER):
         start = f"blk.{block}."
@@ -207,7 +208,7 @@ def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
         tensors.matrix(start + "ssm_out.weight", N_EMBD, D_INNER)
 
 
-def _add_lfm(tensors: _Tensors, n_vocab: int) -> None:
+def _add_lfm(tensors: TinyTensors, n_vocab: int) -> None:
     tensors.ends(n_vocab, norm="token_embd_norm")
     for block in range(N_LAYER):
         start = f"blk.{block}."
@@ -233,10 +234,10 @@ def _add_heads(writer: gguf.GGUFWriter) -> None:
 def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> Path:
     """Write a model of a `kind` with random weights; the kind determines the type of its KV memory."""
     architecture = {"moe": "llama", "sliding": "gemma2", "hybrid": "lfm2", "hybrid sliding": "lfm2"}.get(kind, kind)
-    with _gguf_writer(path, architecture, n_ctx) as writer:
-        n_vocab = _add_vocabulary(writer)
+    with open_writer(path, architecture, n_ctx) as writer:
+        n_vocab = add_vocabulary(writer)
         writer.add_chat_template(TEMPLATE)
-        tensors = _Tensors(writer, seed)
+        tensors = TinyTensors(writer, seed)
         if kind == "mamba":
             writer.add_head_count(0)
             writer.add_ssm_conv_kernel(D_CONV)
@@ -293,7 +294,7 @@ def split_tiny(directory: Path) -> list[Path]:
 
 def write_tiny_bert(path: Path) -> Path:
     """Write a random embedding model with BERT's architecture and vocabulary type, and mean pooling."""
-    with _gguf_writer(path, "bert", 128) as writer:
+    with open_writer(path, "bert", 128) as writer:
         writer.add_layer_norm_eps(1e-5)
         writer.add_head_count(N_HEAD)
         writer.add_causal_attention(False)
@@ -310,7 +311,7 @@ def write_tiny_bert(path: Path) -> Path:
         writer.add_eos_token_id(3)
         writer.add_sep_token_id(3)
         writer.add_pad_token_id(0)
-        tensors = _Tensors(writer, 0)
+        tensors = TinyTensors(writer, 0)
         tensors.matrix("token_embd.weight", len(words), N_EMBD)
         tensors.matrix("token_types.weight", 2, N_EMBD)
         tensors.matrix("position_embd.weight", 128, N_EMBD)

@@ -62,6 +62,8 @@ class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Number of layers with a KV cache, in models whose other layers have a recurrent state."""
     n_shared_kv_layers: int | None = None
     """Number of layers at the end of the model that share the KV cache of earlier layers."""
+    n_embd_per_layer: int | None = None
+    """Width of the embeddings of each token for each layer, of which only single rows are read."""
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,13 @@ class Tensor(msgspec.Struct, frozen=True):
         """Name of the tensor type, such as `Q4_K`."""
         return TENSOR_TYPES[self.type_id].name
 
+    @property
+    def layer_index(self) -> int | None:
+        """Index of the layer that contains the tensor; None for a tensor outside of the layers."""
+        start, _, rest = self.name.partition(".")
+        number = rest.partition(".")[0]
+        return int(number) if start == "blk" and number.isdecimal() and "." in rest else None
+
 
 class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     """Header of a GGUF file. All counts, lengths and tensor ranges have been checked against the file size."""

@@ -33,6 +33,8 @@ _FIRST_SHARED_KV_LAYER: Final = {"gemma3n": 20}
 _ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 # Window size in tokens by architecture, for files that do not contain a window size.
 _DEFAULT_WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
+# Architectures whose prediction layers llama.cpp loads: they route between adapters, or are the whole (draft) model.
+_LOADED_PREDICTION_LAYERS: Final = ("gemma4-assistant", "granite-switch")
 # Architectures in which every layer has a recurrent state and no layer has attention.
 _STATE_ONLY_ARCHITECTURES: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
@@ -70,6 +72,8 @@ class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
     """Number of experts active for each token."""
     kv_lora_rank: int
     """Rank of the compressed keys and values (MLA); 0 without compression."""
+    n_skipped_layers: int
+    """Number of layers at the end that are not loaded, because they predict further tokens (MTP)."""
     rope_freq_base: float
     rope_scaling: str
     tokenizer: str
@@ -89,9 +93,15 @@ def read_layers(header: ModelHeader) -> ModelLayers:
         n_embd=header.n_embd, n_vocab=header.n_vocab, n_ctx_train=header.n_ctx_train,
         window=_read_window_size(header), n_experts=header.hparam("expert_count"),
         n_experts_used=header.hparam("expert_used_count"), kv_lora_rank=header.hparam("attention.kv_lora_rank"),
+        n_skipped_layers=_count_skipped_layers(header),
         rope_freq_base=_read_float(header, "rope.freq_base"), rope_scaling=_read_text(header, "rope.scaling.type"),
         tokenizer=str(header.metadata.get("tokenizer.ggml.model", "")),
     )  # fmt: skip
+
+
+def _count_skipped_layers(header: ModelHeader) -> int:
+    is_loaded = header.architecture in _LOADED_PREDICTION_LAYERS
+    return 0 if is_loaded else min(header.hparam("nextn_predict_layers"), header.n_layers)
 
 
 def _read_layer(header: ModelHeader, index: int) -> Layer:

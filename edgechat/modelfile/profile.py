@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -56,6 +57,19 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
             self, path=path, tensors=tensors, quant=quant, tensor_bytes=sum(t.size_bytes for t in tensors),
             n_params=sum(math.prod(t.shape) for t in tensors),
         )  # fmt: skip
+
+    @property
+    def loaded_tensors(self) -> Sequence[Tensor]:
+        """The tensors that llama.cpp loads: all but those of skipped layers."""
+        if not self.n_skipped_layers:
+            return self.tensors
+        n_loaded_layers = self.n_layers - self.n_skipped_layers
+        return [t for t in self.tensors if t.layer_index is None or t.layer_index < n_loaded_layers]
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Size of `loaded_tensors`, in bytes."""
+        return sum(t.size_bytes for t in self.loaded_tensors) if self.n_skipped_layers else self.tensor_bytes
 
     @property
     def n_layers(self) -> int:

@@ -35,6 +35,10 @@ REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K
 _FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
 # Token embedding, of which a model reads one row per token. A model without an output matrix uses it for output, too.
 _ROW_TABLE: Final = "token_embd.weight"
+# Embeddings of each token for each layer; a model reads one row of them for each token.
+_LAYER_ROW_TABLE: Final = "per_layer_token_embd.weight"
+# Architectures whose `_LAYER_ROW_TABLE` llama.cpp can read row by row (TENSOR_READ_LAZY in src/models/*.cpp).
+_LAZY_ARCHITECTURES: Final = ("gemma4", "qwen4exp")
 # Prefixes of the names of ggml's buffer types on GPUs, for reports that do not contain `is_gpu`.
 _GPU_BUFFER_NAMES: Final = ("CUDA", "ROCm", "MUSA", "MTL", "Metal", "Vulkan", "SYCL")
 
@@ -139,6 +143,7 @@ def estimate(
     # Copies of a recurrent state are stored in the same memory as its layer.
     gpu_copy_bytes = state_copy_bytes if options.n_gpu_layers and not is_unified else 0
     output_bytes = max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES
+    mapped_bytes = sizes.file_cache - lazy_bytes(profile, options)
     # The buffers that are allocated after the whole file was mapped.
     later_bytes = sizes.repacked_weights + sizes.kv_cache + sizes.compute + output_bytes
     return MemoryEstimate(
@@ -146,8 +151,7 @@ def estimate(
         output=output_bytes, vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
         speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
         observed_excess=extra_bytes,
-        loading=max(0, sizes.file_cache + profile.n_vocab * _LOADING_TOKEN_BYTES - later_bytes) if sizes.file_cache
-        else 0,
+        loading=max(0, mapped_bytes + profile.n_vocab * _LOADING_TOKEN_BYTES - later_bytes) if sizes.file_cache else 0,
         file_cache=sizes.file_cache,
         gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
     )  # fmt: skip
@@ -160,12 +164,15 @@ def estimate_buffers(
 
     The size of compute buffers is slightly overestimated.
     """
-    gpu_tensors = [t for t in profile.tensors if options.n_gpu_layers and is_on_gpu(profile, t, options)]
+    gpu_tensors = [t for t in profile.loaded_tensors if options.n_gpu_layers and is_on_gpu(profile, t, options)]
     gpu_weight_bytes = sum(t.size_bytes for t in gpu_tensors)
     if options.n_gpu_layers and not profile.has_output_tensor:  # the output layer is a copy of the token embedding
         gpu_weight_bytes += sum(t.size_bytes for t in profile.tensors if t.name == _ROW_TABLE)
-    repacked_bytes = sum(t.size_bytes for t in profile.tensors if _is_repacked(profile, t, options, repacked_types))
+    repacked_bytes = sum(
+        t.size_bytes for t in profile.loaded_tensors if _is_repacked(profile, t, options, repacked_types)
+    )
     unused_bytes = sum(t.size_bytes for t in find_unused_tensors(profile, options, repacked_types))
+    read_bytes = profile.loaded_bytes - lazy_bytes(profile, options) - gpu_weight_bytes
     kv_bytes_by_layer = layer_bytes(
         profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         kv_type=options.kv_type,
@@ -175,7 +182,7 @@ def estimate_buffers(
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
     return BufferSizes(
-        weights=profile.tensor_bytes - (unused_bytes if options.use_mmap else gpu_weight_bytes),
+        weights=profile.tensor_bytes - unused_bytes if options.use_mmap else read_bytes,
         repacked_weights=repacked_bytes, file_cache=unused_bytes, kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes,
         compute=cpu_compute, gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
     )  # fmt: skip
@@ -198,9 +205,10 @@ def convert_reported_buffers(
     file_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name in _FILE_LAYOUT_BUFFERS)
     other_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name not in _FILE_LAYOUT_BUFFERS)
     all_weights_bytes = sum(sizes["model_bytes"] for sizes in report.values())
-    mapped_bytes = file_layout_bytes - _unused_table_bytes(profile, all_weights_bytes, file_layout_bytes)
+    mapped_bytes = max(0, file_layout_bytes - _unused_table_bytes(profile, all_weights_bytes, file_layout_bytes))
+    read_bytes = max(0, file_layout_bytes + other_layout_bytes - lazy_bytes(profile, options))
     return BufferSizes(
-        weights=mapped_bytes if options.use_mmap else file_layout_bytes + other_layout_bytes,
+        weights=mapped_bytes if options.use_mmap else read_bytes,
         repacked_weights=other_layout_bytes if options.use_mmap else 0,
         file_cache=max(0, profile.tensor_bytes - mapped_bytes) if options.use_mmap else 0,
         kv_cache=sum(sizes["context_bytes"] for sizes in host_buffers.values()),
@@ -214,30 +222,46 @@ def find_unused_tensors(
 ) -> list[Tensor]:
     """Return the tensors of a mapped file that a loaded model does not need in memory, in the order of `profile`.
 
-    They have a copy, in another layout or on a GPU, or the model reads single rows of them.
+    They have a copy, in another layout or on a GPU, or the model reads single rows of them, or none.
     """
     if not options.use_mmap:
         return []
+    used_names = {t.name for t in profile.loaded_tensors} - {_LAYER_ROW_TABLE}
     copied_names = {
-        t.name for t in profile.tensors
-        if _is_repacked(profile, t, options, repacked_types)
-        or (options.n_gpu_layers and (t.name == _ROW_TABLE or is_on_gpu(profile, t, options)))
+        name for t in profile.loaded_tensors if (name := t.name) in used_names and (
+            _is_repacked(profile, t, options, repacked_types)
+            or (options.n_gpu_layers and (name == _ROW_TABLE or is_on_gpu(profile, t, options)))
+        )
     }  # fmt: skip
-    if profile.has_output_tensor and copied_names:
-        copied_names.add(_ROW_TABLE)
-    return [t for t in profile.tensors if t.name in copied_names]
+    used_names -= copied_names | ({_ROW_TABLE} if profile.has_output_tensor and copied_names else set())
+    return [t for t in profile.tensors if t.name not in used_names]
+
+
+def lazy_bytes(profile: ModelProfile, options: LoadOptions) -> int:
+    """Return the size of the tensors of which llama.cpp only ever reads single rows, even if it does not map the file.
+
+    `edgechat.runtime.model.Model` turns this on for models without layers on a GPU.
+    """
+    if options.n_gpu_layers or profile.architecture not in _LAZY_ARCHITECTURES:
+        return 0
+    return sum(t.size_bytes for t in profile.tensors if t.name == _LAYER_ROW_TABLE)
 
 
 def _unused_table_bytes(profile: ModelProfile, all_weights_bytes: int, file_layout_bytes: int) -> int:
-    """Return the size of the token embedding if only rows of it are read and other weights have a copy; 0 otherwise.
+    """Return how much less of a mapped file is needed than buffers in its layout contain.
 
-    The arguments are the sizes of all buffers with weights and of those in the layout of the file.
+    Only rows are read of embeddings for each layer, and of a token embedding if there is an output matrix. If there is
+    none, llama.cpp has a second tensor with the data of the token embedding: in another layout, then only rows of the
+    first one are read, or in the layout of the file, then both are the same pages. The arguments are the sizes of all
+    buffers with weights and of those in the layout of the file.
     """
+    layer_table_bytes = sum(t.size_bytes for t in profile.tensors if t.name == _LAYER_ROW_TABLE)
     table_bytes = sum(t.size_bytes for t in profile.tensors if t.name == _ROW_TABLE)
-    has_copies = all_weights_bytes > file_layout_bytes >= table_bytes
-    # Without an output matrix, a buffer in another layout contains a copy of the token embedding, or none does.
-    is_output_matrix = not profile.has_output_tensor and all_weights_bytes < profile.tensor_bytes + table_bytes // 2
-    return table_bytes if has_copies and not is_output_matrix else 0
+    if profile.has_output_tensor:
+        is_table_unused = all_weights_bytes > file_layout_bytes
+    else:
+        is_table_unused = all_weights_bytes >= profile.loaded_bytes + table_bytes // 2
+    return layer_table_bytes + (table_bytes if is_table_unused else 0)
 
 
 def _is_gpu_buffer(name: str, sizes: Mapping[str, int]) -> bool:
@@ -262,6 +286,8 @@ def _is_repacked(profile: ModelProfile, tensor: Tensor, options: LoadOptions, re
     """
     if not options.use_extra_bufts or tensor.type not in repacked_types or len(tensor.shape) == 1:
         return False
+    if tensor.name == _LAYER_ROW_TABLE:
+        return False
     if tensor.name == _ROW_TABLE:
         return not profile.has_output_tensor and not options.n_gpu_layers
     return options.use_mmap and not (options.n_gpu_layers and is_on_gpu(profile, tensor, options))
@@ -276,13 +302,8 @@ def is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bo
     """Return whether a tensor is in GPU memory with `options`, which put at least one layer on the GPU."""
     if options.experts_on_cpu and "_exps." in tensor.name:
         return False
-    layer = _layer_index(tensor)
+    layer = tensor.layer_index
     return tensor.name.startswith("output") if layer is None else layer >= first_gpu_layer(profile, options)
-
-
-def _layer_index(tensor: Tensor) -> int | None:
-    parts = tensor.name.split(".")
-    return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdigit() else None  # noqa: PLR2004
 
 
 def _compute_bytes(profile: ModelProfile, options: LoadOptions) -> int:

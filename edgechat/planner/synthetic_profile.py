@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from edgechat.catalogue.curated import CatalogueModel
@@ -57,7 +58,8 @@ def _make_header_without_tensors(model: CatalogueModel) -> ModelHeader:
     n_layers, n_embd = shape.n_layers or 0, shape.n_embd or _DEFAULT_N_EMBD
     n_heads = shape.n_heads or max(1, n_embd // 128)
     n_kv_heads = shape.n_kv_heads or max(1, n_heads // 4)
-    arch = "synthetic"
+    # llama.cpp reads embeddings for each layer row by row in the architecture of Gemma 4.
+    arch = "gemma4" if shape.n_embd_per_layer else "synthetic"
     metadata: dict[str, Any] = {
         "general.architecture": arch,
         "general.name": model.name,
@@ -104,6 +106,16 @@ def _make_placeholder_tensors(model: CatalogueModel, quant: str, file_bytes: int
     n_layers = shape.n_layers or 1
     width = shape.n_embd or _DEFAULT_N_EMBD
     tensors = []
+    if shape.n_embd_per_layer and shape.n_vocab:
+        table_shape = (shape.n_embd_per_layer * n_layers, shape.n_vocab)
+        table_bytes = int(file_bytes * min(1.0, math.prod(table_shape) / n_params))
+        tensors.append(
+            Tensor(
+                name="per_layer_token_embd.weight", shape=table_shape, type_id=type_id, offset=0,
+                size_bytes=table_bytes,
+            )
+        )  # fmt: skip
+        file_bytes, n_params = file_bytes - table_bytes, n_params - math.prod(table_shape)
     for name, fraction in (("all.weight", 1.0 - expert_fraction), ("ffn_exps.weight", expert_fraction)):
         if fraction:
             n_columns = max(2, int(n_params * fraction / n_layers / width))

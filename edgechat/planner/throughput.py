@@ -242,4 +242,4 @@ def _used_tensors(profile: ModelProfile) -> list[Tensor]:
     table_names = set(_LOOKUP_TENSORS)
     if not profile.has_output_tensor:  # the token embedding is also the output matrix
         table_names.remove("token_embd.weight")
-    return [t for t in profile.tensors if t.name not in table_names]
+    return [t for t in profile.loaded_tensors if t.name not in table_names]

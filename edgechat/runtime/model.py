@@ -64,6 +64,8 @@ class Model:
             llama.LLAMA_LOAD_MODE_MMAP if options.use_mmap and not is_probe else llama.LLAMA_LOAD_MODE_NONE
         )
         params.use_extra_bufts = options.use_extra_bufts
+        # Embeddings of tokens for each layer are read row by row. Their table can be more than half of the file.
+        params.lazy_mode = llama.LLAMA_LAZY_MODE_AUTO if options.n_gpu_layers else llama.LLAMA_LAZY_MODE_ON
         bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
         params.no_alloc = is_probe
         pages = MappedPages(list_model_files(path), unused_ranges if options.use_mmap else ())

@@ -16,6 +16,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.mapped_file import FileRange, list_unused_ranges
 from edgechat.planner.memory import LoadOptions, convert_reported_buffers
+from tests.resident_pages import count_resident_bytes
 
 MIB = 1 << 20
 N_PROMPT, N_REPLY = 100, 12
@@ -31,17 +32,6 @@ def generate(engine: EngineClient) -> list[int]:
     return [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
 
 
-def read_mapped_bytes(engine: EngineClient, path: Path) -> int:
-    """Return how much of the mapped file `path` is in the memory of the engine process."""
-    n_bytes, is_file = 0, False
-    for line in Path(f"/proc/{engine.pid}/smaps").read_text().splitlines():
-        if not line.split()[0].endswith(":"):
-            is_file = line.endswith(f" {path}")
-        elif is_file and line.startswith("Rss:"):
-            n_bytes += 1024 * int(line.split()[1])
-    return n_bytes
-
-
 def run(path: Path, options: LoadOptions, unused_ranges: tuple[FileRange, ...]) -> tuple[list[int], int]:
     """Return the tokens of a reply, and the bytes of the mapped file in memory after it."""
     engine = EngineClient()
@@ -50,7 +40,7 @@ def run(path: Path, options: LoadOptions, unused_ranges: tuple[FileRange, ...]) 
             str(path), n_threads=2, n_ctx=options.n_ctx, n_seqs=options.n_seqs, use_extra_bufts=options.use_extra_bufts
         )
         engine.load(protocol.Load(id=engine.next_id(), plan=plan, unused_ranges=unused_ranges))
-        return generate(engine), read_mapped_bytes(engine, path)
+        return generate(engine), count_resident_bytes(path, engine.pid or 0)
     finally:
         engine.close()
 

@@ -99,3 +99,9 @@ def test_files_of_every_architecture_family(tmp_path: Path, kind: Any, expected:
     assert memory_kinds(model_header) == expected
     assert (model_header.kind, model_header.n_parts) == ("model", 1)
     assert model_header.n_params == sum(int(t.n_elements) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors)
+
+
+def test_prediction_layers_are_skipped_unless_llama_cpp_loads_them() -> None:
+    assert read_layers(header("qwen35", block_count=5, nextn_predict_layers=1)).n_skipped_layers == 1
+    assert read_layers(header("qwen35", block_count=5)).n_skipped_layers == 0
+    assert read_layers(header("granite-switch", block_count=5, nextn_predict_layers=1)).n_skipped_layers == 0

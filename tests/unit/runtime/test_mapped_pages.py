@@ -13,6 +13,7 @@ import pytest
 
 from edgechat.planner.mapped_file import FileRange
 from edgechat.runtime.mapped_pages import MappedPages
+from tests.resident_pages import count_resident_bytes
 
 PAGE = mmap.PAGESIZE
 N_PAGES = 64
@@ -28,14 +29,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def count_resident_pages(path: Path) -> int:
-    """Return how many pages of a mapped file are in the memory of this process."""
-    n_bytes, is_file = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line.split()[0].endswith(":"):
-            is_file = line.endswith(f" {path}")
-        elif is_file and line.startswith("Rss:"):
-            n_bytes += 1024 * int(line.split()[1])
-    return n_bytes // PAGE
+    return count_resident_bytes(path) // PAGE
 
 
 def write_file(path: Path) -> Path:
