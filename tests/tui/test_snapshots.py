@@ -177,7 +177,7 @@ async def prompt_history(app: ChatApp, pilot: Pilot[int]) -> None:
 
 async def command_palette(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
-    await pilot.press("ctrl+p", *"expo")
+    await pilot.press("ctrl+p", *"export")
     await until_async(lambda: [options.option_count for options in app.screen.query(OptionList)] == [1])
     await pilot.pause()
 
