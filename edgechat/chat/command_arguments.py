@@ -1,4 +1,4 @@
-"""Arguments of slash commands: the text that `/copy` copies, and the file that `/export` writes."""
+"""Arguments of slash commands: settings, alternatives, the text that `/copy` copies, the file that `/export` writes."""
 
 from __future__ import annotations
 
@@ -47,3 +47,32 @@ def choose_export_path(name: str, title: str) -> Path:
     stem = "-".join(words.split())[:60] or "conversation"
     numbered_stems = (f"{stem}-{number}" for number in itertools.count(2))
     return next(p for s in itertools.chain((stem,), numbered_stems) if not (p := Path(f"{s}.md").absolute()).exists())
+
+
+def parse_reasoning(word: str) -> bool | None:
+    """Parse the argument of `/reasoning`: True for on, False for off, None for auto. Raises UsageError."""
+    try:
+        return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
+    except KeyError:
+        raise UsageError(f"{word!r} is not a valid argument. Use on, off or auto.") from None
+
+
+def parse_setting(argument: str) -> tuple[str, object]:
+    """Parse the argument of `/set` into a setting's name and value. Raises UsageError."""
+    from edgechat.config import parse_value
+
+    name, _, text = argument.partition(" ")
+    if not text.strip():
+        raise UsageError("Usage: /set NAME VALUE, for example /set temperature 0.5")
+    return name, parse_value(name, text.strip())
+
+
+def parse_alternative_index(argument: str, current_number: int, n_alternatives: int) -> int:
+    """Return the zero-based index of the alternative that `/switch` selects.
+
+    `argument` is a number from 1 to `n_alternatives`; "" selects the alternative after `current_number` and
+    wraps around to the first. Raises UsageError.
+    """
+    if argument and not (argument.isdecimal() and 1 <= int(argument) <= n_alternatives):
+        raise UsageError(f"There are {n_alternatives} alternatives. Use /switch 1 to /switch {n_alternatives}.")
+    return int(argument) - 1 if argument else current_number % n_alternatives

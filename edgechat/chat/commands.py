@@ -11,7 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from edgechat.chat.command_arguments import choose_export_path
+from edgechat.chat.command_arguments import (
+    choose_export_path,
+    parse_alternative_index,
+    parse_reasoning,
+    parse_setting,
+)
 from edgechat.errors import UsageError
 from edgechat.humanize import format_count
 
@@ -301,38 +306,6 @@ def _set(session: Session, argument: str) -> Outcome:
     name, value = parse_setting(argument)
     session.override_settings(**{name: value})
     return Outcome(f"{name} = {value}")
-
-
-# Parsers of command arguments
-
-
-def parse_reasoning(word: str) -> bool | None:
-    """Parse the argument of `/reasoning`: True for on, False for off, None for auto. Raises UsageError."""
-    try:
-        return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
-    except KeyError:
-        raise UsageError(f"{word!r} is not a valid argument. Use on, off or auto.") from None
-
-
-def parse_setting(argument: str) -> tuple[str, object]:
-    """Parse the argument of `/set` into a setting's name and value. Raises UsageError."""
-    from edgechat.config import parse_value
-
-    name, _, text = argument.partition(" ")
-    if not text.strip():
-        raise UsageError("Usage: /set NAME VALUE, for example /set temperature 0.5")
-    return name, parse_value(name, text.strip())
-
-
-def parse_alternative_index(argument: str, current_number: int, n_alternatives: int) -> int:
-    """Return the zero-based index of the alternative that `/switch` selects.
-
-    `argument` is a number from 1 to `n_alternatives`; "" selects the alternative after `current_number` and
-    wraps around to the first. Raises UsageError.
-    """
-    if argument and not (argument.isdecimal() and 1 <= int(argument) <= n_alternatives):
-        raise UsageError(f"There are {n_alternatives} alternatives. Use /switch 1 to /switch {n_alternatives}.")
-    return int(argument) - 1 if argument else current_number % n_alternatives
 
 
 COMMANDS: Final = (

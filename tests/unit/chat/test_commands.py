@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from edgechat import paths
 from edgechat.bench.scripted_session import Script, ScriptedSession
-from edgechat.chat.command_arguments import choose_export_path, select_text_to_copy
+from edgechat.chat.command_arguments import choose_export_path, parse_reasoning, select_text_to_copy
 from edgechat.chat.command_parser import parse
 from edgechat.chat.commands import (
     COMMANDS,
     COMMANDS_BY_NAME,
     View,
-    parse_reasoning,
 )
 from edgechat.chat.session import Session
 from edgechat.cli.interruption import Interruption
