@@ -17,12 +17,10 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.messages import MeasurementProgressed
-from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
-from edgechat.tui.row_text import contains_words
 from edgechat.tui.screens import download_rows, hub_models, model_groups
 from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, find_current, make_download_rows
-from edgechat.tui.screens.filter_list import FilterListScreen
-from edgechat.tui.screens.model_groups import ModelFile, ModelGroup, make_heading, make_option
+from edgechat.tui.screens.model_groups import ModelFile, ModelGroup
+from edgechat.tui.screens.model_list import HUB_PREFIX, MODEL_PREFIX, ModelListScreen
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
@@ -31,16 +29,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from textual.app import ComposeResult
-    from textual.widgets.option_list import Option
 
     from edgechat.catalogue.hub import SearchResult
     from edgechat.catalogue.library import InstalledModel
     from edgechat.config import Settings
     from edgechat.tui.downloads import Download, DownloadRunner
-    from edgechat.tui.render.palette import Glyphs
 
-_HUB_PREFIX: Final = "hub:"
-_MODEL_PREFIX: Final = "model:"
 _KEYS: Final = {
     "enter": "use or get", "models.unfold": "quants", "models.hub": "Hugging Face", "listing.leave": "close"
 }  # fmt: skip
@@ -50,7 +44,7 @@ _DOWNLOAD_KEYS: Final = {
 }  # fmt: skip
 
 
-class ModelsScreen(FilterListScreen[str | None]):
+class ModelsScreen(ModelListScreen):
     """List of models. Enter starts a download, or closes the screen with the name of an installed model as result."""
 
     DEFAULT_CSS = """
@@ -78,23 +72,11 @@ class ModelsScreen(FilterListScreen[str | None]):
         model_path: Path | None = None,
     ) -> None:  # fmt: skip
         """`model_path` is the model in use. If `is_generating` returns True, the speed is not measured."""
-        super().__init__()
+        super().__init__(downloads)
         self._model_path = model_path
-        self._name_in_use = self._default_id = ""  # the default row is highlighted until the user moves
-        self._settings, self._downloads, self._is_generating = settings, downloads, is_generating
-        self._groups: list[ModelGroup] = []
-        self._hub_results: list[SearchResult] = []
-        self._hub_quants: dict[str, list[ModelFile]] = {}
-        """Quants by repository, of the repositories that were unfolded."""
+        self._settings, self._is_generating = settings, is_generating
         self._hub_plans: dict[str, ModelFile] = {}
         """Plans by repository, because each needs a request to the hub."""
-        self._unfolded: set[str] = set()
-        """Names of the models and repositories whose quants are shown."""
-        self._files: dict[str, ModelFile] = {}
-        """Models by the ID of their option."""
-        self._shown_downloads: list[tuple[str, str]] = []
-        self._filled_text = ""
-        """Filter of the rows in the list."""
         self._planned_repository, self._available_bytes = "", 0
         self._measurement = Cancellation()
 
@@ -114,12 +96,6 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     def on_unmount(self) -> None:
         self._measurement.cancel()
-
-    def on_resize(self) -> None:
-        self._fill_list()
-
-    def _show_details(self, text: str) -> None:
-        self.query_one("#details", Static).update(Text(escape_controls(text)))
 
     def _show_notice(self, text: str) -> None:
         field = self.query_one("#pull", Static)
@@ -155,94 +131,18 @@ class ModelsScreen(FilterListScreen[str | None]):
     def on_models_screen_groups_ready(self, message: GroupsReady) -> None:
         self._available_bytes = message.available_bytes or self._available_bytes
         self._groups = message.groups
-        name, file = self.highlighted_id.removeprefix(_MODEL_PREFIX), self._files.get(self.highlighted_id)
+        name, file = self.highlighted_id.removeprefix(MODEL_PREFIX), self._files.get(self.highlighted_id)
         self._unfolded |= model_groups.find_unfolded(self._groups, name, file)
         self._fill_list()
 
     def on_measurement_progressed(self, message: MeasurementProgressed) -> None:
         self._show_notice(f"{message.text} (speeds follow)" if message.text else "")
 
-    # List of models
-
-    @on(Input.Changed)
-    def _fill_list(self) -> None:
-        options, width, old_id = self.options, self._list_width, self.highlighted_id
-        old_file = self._files.get(old_id)
-        self._files, self._filled_text = {}, self.filter_text
-        downloads = self._downloads.list_downloads()
-        self._shown_downloads = [(d.reference, d.state) for d in downloads]
-        rows = make_download_rows(downloads, width, ascii_only=self.app.has_class("ascii"))
-        for title, is_installed in (("Installed", True), ("Available to download", False)):
-            group_options = [o for g in self._groups if g.is_installed is is_installed for o in self._make_options(g)]
-            if group_options:
-                rows += [make_heading(model_groups.format_heading(title, width)), *group_options]
-        if self._hub_results:
-            rows.append(make_heading("On Hugging Face"))
-            rows += [option for result in self._hub_results for option in self._make_hub_options(result)]
-        options.clear_options()
-        options.add_options(rows)
-        ids = [option.id for option in rows if not option.disabled and option.id is not None]
-        has_moved = old_id not in {"", self._default_id}
-        name_in_use = "" if has_moved or self._name_in_use not in ids else self._name_in_use
-        same_id = name_in_use or model_groups.find_row(ids, self._files, old_id, old_file)
-        new_id = same_id or next((i for i in ids if not i.startswith(DOWNLOAD_PREFIX)), "".join(ids[:1]))
-        self._default_id = self._default_id if has_moved else new_id
-        if new_id:
-            options.highlighted = options.get_option_index(new_id)
-        elif self.filter_text:
-            self._show_details("No model matches. Enter searches Hugging Face for these words.")
-
-    @property
-    def _glyphs(self) -> Glyphs:
-        return ASCII_GLYPHS if self.app.has_class("ascii") else UNICODE_GLYPHS
-
-    @property
-    def _list_width(self) -> int:
-        return min(120, self.size.width) - 5  # border, padding and scrollbar
-
-    def _make_options(self, group: ModelGroup) -> list[Option]:
-        """Return the rows of a model that match the filter: the model, and its quants if they are shown."""
-        files = [file for file in group.files if contains_words(file.name, self.filter_text)]
-        if not files:
-            return []
-        if len(group.files) == 1:
-            return [self._make_file_option(group.recommended, group.recommended.name, "")]
-        is_unfolded = group.name in self._unfolded or not contains_words(group.name, self.filter_text)
-        mark = self._glyphs.expanded if is_unfolded else self._glyphs.collapsed
-        option_id = f"{_MODEL_PREFIX}{group.name}"
-        name = group.name if is_unfolded else group.recommended.name
-        rows = [self._make_file_option(group.recommended, name, mark, option_id)]
-        if is_unfolded:
-            rows += [self._make_quant_option(file, is_recommended=file is group.recommended) for file in files]
-        return rows
-
-    def _make_quant_option(self, file: ModelFile, *, is_recommended: bool = False) -> Option:
-        return self._make_file_option(file, f"  {file.quant}", "*" if is_recommended else "", is_quant=True)
-
-    def _make_file_option(
-        self, file: ModelFile, name: str, mark: str, option_id: str = "", *, is_quant: bool = False
-    ) -> Option:
-        download = self._downloads.find(file.name)
-        label = model_groups.choose_label(file, download, is_quant=is_quant)
-        text = model_groups.format_file(file, name, mark, label, self._list_width)
-        is_dim = file.row is not None and not file.row.fits
-        self._files[option_id or file.name] = file
-        return make_option(text, option_id or file.name, "dim" if is_dim else "")
-
-    def _make_hub_options(self, result: SearchResult) -> list[Option]:
-        mark = self._glyphs.expanded if result.id in self._unfolded else self._glyphs.collapsed
-        download = self._downloads.find(result.id)
-        text = f"{mark} {hub_models.format_result(result)}{f'  {download.state}' if download is not None else ''}"
-        rows = [make_option(text, f"{_HUB_PREFIX}{result.id}")]
-        if result.id in self._unfolded:
-            rows += [self._make_quant_option(file) for file in self._hub_quants.get(result.id, [])]
-        return rows
-
     # Downloads in the list
 
     def show_download(self, _status: str) -> None:
         """Show the progress of the downloads."""
-        downloads, width, ascii_only = self._downloads.list_downloads(), self._list_width, self.app.has_class("ascii")
+        downloads, width, ascii_only = self._downloads.list_downloads(), self.row_width, self.app.has_class("ascii")
         self.query_one(DownloadLine).show(downloads, width, ascii_only=ascii_only)
         self.query_one(Vertical).border_subtitle = self.format_keys(_DOWNLOAD_KEYS if downloads else _KEYS)
         if [(d.reference, d.state) for d in downloads] != self._shown_downloads:
@@ -268,21 +168,21 @@ class ModelsScreen(FilterListScreen[str | None]):
         if option_id.startswith(DOWNLOAD_PREFIX):
             download = self._downloads.find(option_id.removeprefix(DOWNLOAD_PREFIX))
             labels = self.key_label("models.pause"), self.key_label("models.cancel")
-            self._show_details(download_rows.describe_download(download, *labels) if download is not None else "")
+            self.show_details(download_rows.describe_download(download, *labels) if download is not None else "")
         elif file is not None and (file.row is not None or not file.name.count("/")):
-            is_model, marks = option_id.startswith(_MODEL_PREFIX), model_groups.list_marks(self._groups)
+            is_model, marks = option_id.startswith(MODEL_PREFIX), model_groups.list_marks(self._groups)
             fold_keys = f"{self.key_label('models.unfold')} and {self.key_label('models.fold')}" if is_model else ""
-            self._show_details(model_groups.describe_file(file, self._available_bytes, marks, fold_keys=fold_keys))
+            self.show_details(model_groups.describe_file(file, self._available_bytes, marks, fold_keys=fold_keys))
         elif option_id:
-            repo = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
+            repo = file.name if file is not None else option_id.removeprefix(HUB_PREFIX)
             if repo in self._hub_plans:
                 self._show_hub_plan(repo)
             elif repo != self._planned_repository:
-                self._show_details(f"{repo}\nReading the header of the model ...")
+                self.show_details(f"{repo}\nReading the header of the model ...")
                 self._plan_repository(repo)
         self._planned_repository = repo
 
-    @thread_worker(_show_details, group="look")
+    @thread_worker(ModelListScreen.show_details, group="look")
     def _plan_repository(self, repo: str) -> None:
         """Plan a model of the hub from the header of its remote file, and show the details."""
         from textual.worker import get_current_worker
@@ -294,7 +194,7 @@ class ModelsScreen(FilterListScreen[str | None]):
                 self.app.call_from_thread(self._show_hub_plan, repo)
 
     def _show_hub_plan(self, repo: str) -> None:
-        self._show_details(model_groups.describe_file(self._hub_plans[repo], self._available_bytes))
+        self.show_details(model_groups.describe_file(self._hub_plans[repo], self._available_bytes))
 
     # Folding
 
@@ -319,16 +219,9 @@ class ModelsScreen(FilterListScreen[str | None]):
             self.query_one(Input).action_cursor_left()
             return
         self._unfolded.discard(name)
-        option_id = f"{_HUB_PREFIX if '/' in name else _MODEL_PREFIX}{name}"
+        option_id = f"{HUB_PREFIX if '/' in name else MODEL_PREFIX}{name}"
         self.options.highlighted = self.options.get_option_index(option_id)
         self._fill_list()
-
-    def _find_foldable_name(self) -> str:
-        """Return the name of the model or repository of the highlighted row; "" if it has no quants to show."""
-        if self.highlighted_id.startswith(_HUB_PREFIX):
-            return self.highlighted_id.removeprefix(_HUB_PREFIX)
-        file = self._files.get(self.highlighted_id)
-        return model_groups.find_foldable_name(file, self._groups, self._hub_quants) if file is not None else ""
 
     @thread_worker(_show_notice, group="quants")
     def _list_hub_quants(self, repo: str) -> None:
@@ -351,7 +244,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         elif file is not None and (file.is_installed or file.installed_name):
             self.dismiss(file.installed_name or file.name)
         else:
-            reference = file.name if file is not None else option_id.removeprefix(_HUB_PREFIX)
+            reference = file.name if file is not None else option_id.removeprefix(HUB_PREFIX)
             self._show_notice("")
             self._downloads.start(reference)
 
@@ -359,7 +252,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         """Return the download of the highlighted row, or else the running download, or else the first one."""
         option_id = self.highlighted_id
         file = self._files.get(option_id)
-        reference = file.name if file is not None else option_id.removeprefix(DOWNLOAD_PREFIX).removeprefix(_HUB_PREFIX)
+        reference = file.name if file is not None else option_id.removeprefix(DOWNLOAD_PREFIX).removeprefix(HUB_PREFIX)
         downloads = self._downloads.list_downloads()
         default = find_current(downloads) if downloads else None
         return next((d for d in downloads if d.reference == reference), default)
@@ -403,4 +296,4 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._fill_list()
         self._show_notice(problem)
         if results:
-            self.options.highlighted = self.options.get_option_index(f"{_HUB_PREFIX}{results[0].id}")
+            self.options.highlighted = self.options.get_option_index(f"{HUB_PREFIX}{results[0].id}")
