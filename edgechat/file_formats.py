@@ -14,7 +14,7 @@ class FileFormat(NamedTuple):
     """A file format, with the next step for users who need the content of the file."""
 
     name: str
-    """Predicate after "is", such as "a ZIP archive" or "compressed with gzip"."""
+    """Completion of the sentence "The file is ...", such as "a ZIP archive" or "compressed with gzip"."""
     advice: str = ""
     """How to get the content; "" if that is not possible in general."""
     is_container: bool = False
@@ -86,7 +86,7 @@ _ZIP_CONTENTS: Final = (
     (b"mimetypeapplication/vnd.oasis", "an OpenDocument file"), (b"mimetypeapplication/epub", "an e-book (EPUB)"),
 )  # fmt: skip
 _ZIP_HEAD_BYTES: Final = 1 << 14
-# UTF-32 before UTF-16: the mark of UTF-16 is the beginning of that of UTF-32.
+# UTF-32 comes before UTF-16, because its byte order mark begins with that of UTF-16.
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),

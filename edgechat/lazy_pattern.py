@@ -8,7 +8,7 @@ from typing import AnyStr, Generic
 
 
 class LazyPattern(Generic[AnyStr]):
-    """Regular expression for module constants. `compiled` is the pattern of `re`."""
+    """Regular expression for module constants, which is compiled when `compiled` is read for the first time."""
 
     def __init__(self, source: AnyStr) -> None:
         self.source: AnyStr = source

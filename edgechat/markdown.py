@@ -138,13 +138,14 @@ class Formulas:
         if opening == r"\(":
             end = self._find_next(_CLOSING_PARENTHESIS, match.end()) + len(r"\)")
             is_closed = end <= self._find_next(_BLANK_LINE, match.end())
-            return end if is_closed else match.end()  # keep at least the backslash
+            return end if is_closed else match.end()  # if it is not closed, keep at least the backslash
         closing = rf"\end{{{match['name']}}}" if match["name"] else opening.replace("[", "]")
         max_end = max(match.end() + _MAX_DISPLAY_CHARS, self._find_next(_BLANK_LINE, match.end()))
         end = self._find_next(re.compile(re.escape(closing)), match.end()) + len(closing)
         if end <= min(max_end, len(self._source)) and not _FENCE_IN_FORMULA.search(self._source, match.end(), end):
             return end if end > match.end() + len(closing) else None
-        # A formula in lines of its own that is still being generated, or whose end is missing.
+        # The formula has no end, perhaps because it is still being generated. At the start of a line, it is a formula
+        # up to the next blank line.
         if _read_line_start(self._source, match.start()).strip(" \t>"):
             return match.end() if opening == r"\[" else None
         end = self._find_next(_BLANK_LINE, match.end())
@@ -172,10 +173,10 @@ class Formulas:
         if not stripped or after == "$" or after.isdigit() or "`" in content or _PRICE.match(stripped):
             return None
         is_before_word = after.isascii() and after.isalpha()
-        if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # "$5 *now* ($x$"
+        if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # for example "$5 *now* ($x$"
             return None
         if (is_before_word or (before.isascii() and before.isalnum())) and (
-            stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # "US$5"
+            stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # for example "US$5"
         ):
             return None
         has_blank_start, has_blank_end = content[0].isspace(), content[-1].isspace()
@@ -204,7 +205,7 @@ def _unindent(source: str, start: int, end: int) -> str:
 
 
 def _read_line_start(source: str, end: int) -> str:
-    """Return the text between the start of the line and `end`; of a long line only its last part."""
+    """Return the text of a line before `end`; only its last characters if the text is long."""
     start = max(0, end - _MAX_PREFIX_CHARS)
     newline = source.rfind("\n", start, end)
     return source[max(start, newline + 1) : end]
@@ -260,7 +261,7 @@ def _parse_tokens(parser: MarkdownIt, text: str) -> list[Token] | None:
 
 
 def split_row(line: str) -> list[str]:
-    """Return the cells of a table row, as the parser does."""
+    """Split a table row into cells in the same way as the parser."""
     from markdown_it.rules_block.table import escapedSplit
 
     cells = escapedSplit(line.lstrip(" \t>").rstrip())

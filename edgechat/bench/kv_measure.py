@@ -198,7 +198,7 @@ class _Comparison:
 
     @property
     def agreement(self) -> float:
-        """Fraction of positions at which the most likely token is that of the reference."""
+        """Fraction of positions at which the most likely token is the same as in the reference."""
         return self._n_agreeing / self._n_compared
 
     def add(self, logits: list[NDArray[Any]]) -> None:

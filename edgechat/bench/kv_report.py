@@ -13,7 +13,7 @@ N_NEEDLES: Final = 10
 
 
 class KvCaseOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of one case."""
+    """Options of one case: KV cache type, YaRN factor and batch size."""
 
     kv_type: KvType = "f16"
     yarn_factor: float = 1.0
@@ -48,7 +48,7 @@ class KvDepthResult(msgspec.Struct, frozen=True, kw_only=True):
     divergence: float
     """Mean Kullback-Leibler divergence of the next-token distribution from the reference, in nats."""
     agreement: float
-    """Fraction of positions at which the most likely token is that of the reference."""
+    """Fraction of positions at which the most likely token is the same as in the reference."""
     n_found_needles: int
     prefill_tps: float
     """Prefill speed over the whole text, in tokens per second."""

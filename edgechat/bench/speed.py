@@ -120,7 +120,7 @@ def load_engine(engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threa
 
 def measure_engine(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
     """Measure a workload once in an engine that has loaded the workload's model. Raises EngineError."""
-    # The first iteration is a warm-up run that is not measured, as in llama-bench.
+    # The first iteration is a warm-up run whose speed is discarded, as in llama-bench.
     depth = _make_tokens(workload.n_depth)
     for is_measured in (False, True):
         _generate(engine, depth or _make_tokens(1), 1, ephemeral=False)

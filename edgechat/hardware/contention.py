@@ -41,7 +41,7 @@ _MIN_CPU_FRACTION_DURATION_S: Final = 0.005
 # Step by which CPU time grows. Windows adds a clock tick of 1/64 s to the thread that runs at the tick, although Python
 # reports a resolution of 100 ns. Linux and macOS count CPU time in less than a microsecond.
 _CPU_TIME_STEP_S: Final = 1 / 64 if sys.platform == "win32" else 0.0
-# Minimum expected CPU time, in such steps, that can be compared with the measured CPU time.
+# Minimum expected CPU time, in steps of `_CPU_TIME_STEP_S`, that can be compared with the measured CPU time.
 _MIN_CPU_TIME_STEPS: Final = 4
 # A computation that waits for a GPU or a disk needs little CPU time, so only a long pause is recognised.
 _MIN_GPU_CPU_FRACTION: Final = 0.02

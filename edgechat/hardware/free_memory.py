@@ -1,4 +1,4 @@
-"""Memory that this process can allocate now, and how much the machine suffers from a lack of memory."""
+"""Read the memory that this process can still allocate, and the time for which programs wait for memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _STALL_FIELD: Final = "avg10="
 
 
 class FreeMemory(msgspec.Struct, frozen=True):
-    """Memory for further allocations of this process at one moment."""
+    """Memory that this process can allocate in addition to what it uses, at one moment."""
 
     total_bytes: int
     """Physical memory, or the cgroup limit if that is lower."""
     available_bytes: int
-    """Number of bytes that this process can allocate without swapping, without reaching a limit, and without losing the
-    pages of files that it has mapped."""
+    """Number of bytes that this process can allocate without swapping, without reaching a limit, and without evicting
+    pages of the files that it has mapped."""
     stall_percent: float = 0.0
     """Share of the last ten seconds in which all programs waited for memory, in percent; 0 if it is unknown."""
 
 
 def read_free_memory(root: Path = Path("/")) -> FreeMemory:
-    """Return the memory that this process can allocate now. `root` is the directory that contains proc and sys.
+    """Return the memory that this process can still allocate. `root` is the directory that contains proc and sys.
 
-    The system counts the pages of mapped files as available, because it can drop them. A process that computes with
-    these pages would then wait for the disk in each step, so they are not counted here.
+    The system counts the pages of mapped files as available, because it can evict them. A process that computes with
+    evicted pages waits for the disk in each step, so these pages do not count as available here.
     """
     import psutil
 
@@ -59,7 +59,7 @@ def _list_group_memory(root: Path, mapped_bytes: int) -> Iterator[tuple[int, int
         prefix = "total_" if "total_inactive_file" in stat else ""
         inactive_bytes = stat.get(f"{prefix}inactive_file", 0)
         file_bytes = inactive_bytes + stat.get(f"{prefix}active_file", 0)
-        # Some inactive pages can be mapped by this process, and some active ones not.
+        # Pages that this process has mapped can be inactive or active. As many of them as possible are assumed active.
         reclaimable_bytes = min(inactive_bytes, max(0, file_bytes - mapped_bytes))
         yield limit_bytes, max(0, limit_bytes - used_bytes + reclaimable_bytes), directory
 

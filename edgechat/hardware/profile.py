@@ -55,7 +55,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     operations_per_s: float = 0.0
     """Measured number of small ggml operations per second; 0.0 if not measured."""
     products_per_s: float = 0.0
-    """Measured number of products of small matrices per second; 0.0 if not measured."""
+    """Measured number of small matrix products per second; 0.0 if not measured."""
     sources: str = ""
     """Where the figures of a described machine come from, and which of them are estimates."""
 

@@ -254,7 +254,7 @@ class ChatApp(ThemedApp):
             try:
                 settings = save_theme(name, self.settings)
             except EdgechatError:
-                self.apply_theme(self.settings.theme)  # removes the preview of the list
+                self.apply_theme(self.settings.theme)  # removes the preview of another theme
                 raise
             self.apply_settings(settings)
             self.notify(f"Theme: {name}, saved to the settings")
@@ -295,7 +295,7 @@ class ChatApp(ThemedApp):
 
     def notify(self, message: str, **options: Any) -> None:
         """Show a notice in the footer of the chat, or as a toast on other screens. `message` is untrusted text."""
-        if self.screen_stack[-1:] == [self.chat]:  # there is no screen before the start and after the end
+        if self.screen_stack[-1:] == [self.chat]:  # the stack is empty before the start and after the end
             self.pane.show_notice(message, options.get("severity", "information"))
             return
         super().notify(escape_controls(message), **{**options, "markup": False})

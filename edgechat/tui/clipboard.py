@@ -18,7 +18,7 @@ MAX_CHARS: Final = 50_000
 
 Terminals ignore sequences longer than about 100 kB; base64 turns 50,000 ASCII characters into 67 kB.
 """
-# For GNU screen, which accepts strings of at most 768 bytes, the sequence is split into parts of this length.
+# Maximum length of a part of the sequence for GNU screen, which accepts strings of at most 768 bytes.
 _SCREEN_CHUNK_CHARS: Final = 700
 CLIPBOARD: Final = "the clipboard"
 TMUX: Final = "tmux"

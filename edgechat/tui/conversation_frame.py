@@ -168,7 +168,7 @@ class ConversationFrame(Vertical):
 
     def _read_focused_part(self) -> str:
         """Return the part of the screen whose keys the footer shows."""
-        focused = self.screen.focused  # `has_focus` of the widgets changes later
+        focused = self.screen.focused  # not `has_focus` of the widgets, which changes later
         if self.app.screen_stack[-1:] != [self.screen]:  # the keys do not work below another screen
             return "covered"
         if focused not in {self.prompt, self.transcript, None}:

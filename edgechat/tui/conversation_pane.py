@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgechat.tui.widgets.prompt import PromptState
 
 
-# Interval at which text that waits for the next token is shown, in seconds.
+# Interval, in seconds, at which collected text is shown even if no further token arrives.
 _HELD_TEXT_INTERVAL_S: Final = 0.25
 
 

@@ -1,4 +1,4 @@
-"""Dates of conversations in lists."""
+"""Format the dates of conversations for lists."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ from edgechat.tui.paste_reader import Paste, PasteReader
 # pause for longer than an answer, because the terminal reads its clipboard in the meantime.
 _SEQUENCE_TIMEOUT_S: Final = 1.0
 _PASTE_TIMEOUT_S: Final = 2.0
-# Time after which an incomplete report of the background is ended; the chat has requested it, and the connection may
-# be slow.
+# The same for a report of the background colour, which the chat has requested and which a slow connection may delay.
 _REPORT_TIMEOUT_S: Final = 10.0
 # Maximum time between the bytes of a short report. A terminal writes a report at once; typed keys are further apart.
 _REPORT_GAP_S: Final = 0.01
@@ -203,7 +202,7 @@ class InputFilter:
         is_control = byte < _SPACE and not self._keys.is_sequence(f"\x1b{chr(byte)}")
         if byte == _ESC or is_control or byte in C1_STARTS:  # Escape, and another key or sequence
             self._end_sequence("\x1b")
-            return start  # `_read_text` starts a new sequence if the byte is ESC
+            return start  # if the byte is ESC, `_read_text` starts a new sequence
         self._sequence.append(byte)
         self._state = self._find_state(byte)
         if self._state == self._read_text:
@@ -262,7 +261,7 @@ class InputFilter:
             self._abandon_sequence()
             return start
         self._sequence.append(data[start])
-        is_parameter = data[start] in b"0123456789;"  # of a key with modifiers, as old terminals send it
+        is_parameter = data[start] in b"0123456789;"  # a modifier of a key, as old terminals send it
         if not is_parameter or len(self._sequence) > _MAX_SHORT_CHARS:
             token = self._sequence.decode("ascii")
             self._end_sequence(token if self._keys.is_sequence(token) else "")
@@ -346,7 +345,7 @@ class InputFilter:
             self._tokens.append(background)
         self._end_sequence()
         if data[end] == _ESC:
-            self._start_sequence()  # with `\` the terminator, which is dropped
+            self._start_sequence()  # ESC and `\` terminate the string, and are dropped
         elif data[end] in C1_STARTS:
             self._start_c1_sequence(data[end])
         return end + (data[end] >= FIRST_NON_ASCII or data[end] in {_BEL, _ESC})
@@ -363,7 +362,7 @@ class InputFilter:
 def _count_utf8_pairs(report: bytes | bytearray) -> int:
     """Return the number of two-byte characters in an X10 mouse report.
 
-    A report of single bytes looks the same only in columns 162 and 163 below row 95. Usually the next byte is then ESC
-    of the next report, which `_read_x10_mouse` does not accept.
+    A report of single bytes looks the same only in columns 162 and 163 below row 95. In this case, the next byte is
+    usually the ESC of the next report, which `_read_x10_mouse` does not accept.
     """
     return len(re.findall(rb"[\xc2\xc3][\x80-\xbf]|[\xc2\xc3]\Z", bytes(report)))

@@ -133,6 +133,6 @@ def find_command_keys(owner: type[DOMNode], overrides: Mapping[str, str]) -> dic
 
 
 def is_assigned_elsewhere(key: str, area: str, overrides: Mapping[str, str]) -> bool:
-    """Return whether the user assigned a key to an action of the chat screen, and to none of `area`."""
+    """Return whether the user assigned a key to an action of the chat screen, but to no action of `area`."""
     areas = {name.partition(".")[0] for name, keys in overrides.items() if key in keys.split(",")}
     return "chat" in areas and area not in areas

@@ -14,7 +14,7 @@ MAX_MATCHES_PER_KIND: Final = 20
 _MAX_SUGGESTED: Final = {"conversation": 10}
 """Maximum number of entries of a kind that are listed without a query."""
 _WORD: Final = re.compile(r"[^\W_]+")
-# Rank of entries that have the words of the query only inside other words.
+# Rank of entries that contain the words of the query only inside other words.
 _INSIDE: Final = 3
 # Minimum length of a query word that also matches inside words; shorter query words match only beginnings of words.
 _MIN_INNER_CHARS: Final = 3

@@ -84,7 +84,7 @@ def list_models() -> Iterator[PaletteEntry]:
 
 
 def list_conversations(store: Store) -> Iterator[PaletteEntry]:
-    """Yield the conversations, pinned ones and then recent ones first. Raises StoreError."""
+    """Yield the conversations: pinned conversations first, then the most recent. Raises StoreError."""
     today = dt.datetime.now().astimezone().date()
     for conversation in store.list_titles(_MAX_CONVERSATIONS):
         changed_at = format_date_and_time(conversation.updated_at_ms, today)

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from edgechat.lazy_pattern import LazyPattern
 
-# A longer paste is delivered in parts.
+# Maximum length of a part of a paste; a longer paste is delivered in several parts.
 _MAX_PASTE_BYTES: Final = 16 << 20
 _END: Final = LazyPattern(rb"\x1b\[201~")
 _C1_OR_ESC_END: Final = LazyPattern(rb"(?:\xc2?\x9b|\x1b\[)201~")

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from edgechat.chat.messages import format_title
 
-# Fences and headings, and pairs of other marks around text in one line.
+# Marks of Markdown: code fences, headings, and pairs of marks for bold text or code within one line.
 _MARKS: Final = re.compile(
     r"(?P<fence>(?:`{3,}|~{3,})[\w+-]*\n?)|(?P<heading>^[ \t]{0,3}\#{1,6}[ \t]+)"
     r"|(?P<start>\*\*(?=[^\s*])|`{1,2}(?=[^\s`]))(?P<text>[^\n]{0,300}?[^\s*`])(?P<end>(?P=start))(?![*`])",

@@ -9,7 +9,7 @@ from typing import Final
 from textual.message import Message
 
 _BACKGROUND_QUERY: Final = "\x1b]11;?\x1b\\"
-"""OSC 11; see https://invisible-island.net/xterm/ctlseqs/ctlseqs.html."""
+"""Query for the background colour (OSC 11); see https://invisible-island.net/xterm/ctlseqs/ctlseqs.html."""
 _COERCED_LOCALES: Final = frozenset({"c.utf-8", "c.utf8", "utf-8"})
 """Values of $LC_CTYPE that Python itself sets when the locale is C (PEP 538)."""
 

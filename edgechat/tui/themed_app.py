@@ -107,7 +107,7 @@ class ThemedApp(TypeAheadApp[int]):
                 self.apply_theme(themes.AUTO)
 
     def on_cursor_position(self, event: events.CursorPosition) -> None:
-        """Draw all characters if the terminal has shown the character of two bytes in one column."""
+        """Allow characters outside of ASCII if the terminal has shown the test character of two bytes in one column."""
         if event.y == _QUERY_ROW and event.x == 1 and not self._decodes_utf8:
             self._decodes_utf8 = True
             self.update_ascii()

@@ -90,7 +90,7 @@ class LayoutBlock:
         self.layout_width = 0
 
     def set_wrapping(self, *, wrap: bool) -> None:
-        """Set whether long lines of code are wrapped into several rows; without wrapping, the screen cuts them."""
+        """Set whether long lines of code are wrapped into several rows; otherwise they are cut at the screen's edge."""
 
     def cut_row(self, number: int, offset: int, palette: Palette) -> Strip:  # noqa: ARG002
         """Return the part of a row that is visible after scrolling by `offset` columns."""

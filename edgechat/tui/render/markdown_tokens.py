@@ -74,7 +74,7 @@ class TokenAdapter:
         return self._document.tokens
 
     def _mark_task(self, item: Token | None, children: Sequence[Token]) -> None:
-        """Replace `[x]` at the start of a list item with a box, which also replaces the bullet."""
+        """Replace `[x]` at the start of a list item with a box; in an unordered list, the box replaces the bullet."""
         if item is None or not children or children[0].type != "text":
             return
         task = _TASK.match(children[0].content)

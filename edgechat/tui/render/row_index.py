@@ -83,7 +83,7 @@ class RowIndex:
             first_block_index = 0
 
     def blocks_before(self, position: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
-        """Iterate backwards over (entry index, block), from the block before `position` to the start."""
+        """Iterate backwards over (entry index, block), from the block before `position` to the first block."""
         end_block_index: int | None = max(0, position.block_index)
         for entry_index in range(min(position.entry_index, len(self.entries) - 1), -1, -1):
             blocks = self.entries[entry_index].blocks

@@ -59,7 +59,7 @@ class ScreenImage:
         self._width = 0
         self._target: list[Strip] = []
         self._shown_rows: list[list[Run] | None] = []
-        """Runs of each row on the terminal; None if unknown."""
+        """Runs of each row that the terminal shows; None for a row whose content is unknown."""
         self._dirty: set[int] = set()
 
     @property
@@ -132,7 +132,7 @@ class ScreenImage:
 
         sgr = self._styles.get(style)
         if sgr is None:
-            if len(self._styles) >= _MAX_CACHED_STYLES:  # metadata makes styles differ at each position on the screen
+            if len(self._styles) >= _MAX_CACHED_STYLES:  # metadata makes styles differ at each screen position
                 self._styles.clear()
             shows_on_spaces = style.underline or style.reverse or style.strike or style.overline or style.underline2
             plain = style.clear_meta_and_links()

@@ -124,7 +124,7 @@ class ChatScreen(Screen[None]):
 
     @functools.cached_property
     def actions(self) -> Actions:
-        """Methods that carry out commands and keys; the module is imported on first access."""
+        """Implementation of commands and keys; its module is imported on first access."""
         from edgechat.tui.actions import Actions
 
         return Actions(self.pane, self._worker)
@@ -156,7 +156,7 @@ class ChatScreen(Screen[None]):
     # Input
 
     def _may_send(self, text: str) -> bool:
-        """Return whether all mentioned files exist, or the user was asked before; otherwise ask the user."""
+        """Return whether to send `text`: all mentioned files exist, or the user confirms by sending it again."""
         from edgechat.chat import command_parser, mentions
         from edgechat.humanize import shorten
 
@@ -255,8 +255,8 @@ class ChatScreen(Screen[None]):
     def action_stop(self) -> None:
         """Stop the reply; without a reply, cancel the edit or switch the focus.
 
-        The next queued message returns to the input if that is empty. A second press within a second after the first
-        did something does nothing.
+        If the input is empty, the next queued message returns to it. A second press within a second is ignored, unless
+        the first one only switched the focus.
         """
         pane = self.pane
         # A reply can be stopped at once after Esc has closed the list of completions.
@@ -279,7 +279,7 @@ class ChatScreen(Screen[None]):
 
     @on(PromptInput.Interrupted)
     def action_interrupt(self) -> None:
-        """Copy the selected text, or stop the reply, or clear the input; with an empty input, quit if repeated."""
+        """Copy the selected text, or stop the reply, or clear the input; if it is empty, quit on the second press."""
         selected_text = self.get_selected_text()
         if selected_text:
             self.post_message(CopyRequested(selected_text, "Selection"))

@@ -29,12 +29,12 @@ _KIND_COLUMNS: Final = 14
 """Width of the column with the kind of an entry, with its margin."""
 _NARROW_KIND_COLUMNS: Final = 7
 _MIN_WIDE_COLUMNS: Final = 40
-"""Minimum width of a row with a key and the whole kind."""
+"""Minimum width of a row that shows the key and the full kind of an entry."""
 _MIN_DESCRIPTION_COLUMNS: Final = 12
 
 
 class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
-    """List of everything that can be chosen. The result is the choice, or None after Esc."""
+    """List of commands, conversations and other entries. The result is the chosen entry, or None after Esc."""
 
     DEFAULT_CSS = """
     CommandPaletteScreen { align: center top; }
@@ -61,7 +61,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         find_messages: Callable[[str], list[PaletteEntry]],
         recent: Sequence[str],
     ) -> None:
-        """`entries` are shown at once; those of `load_entries` are read in a thread, as are those of `find_messages`.
+        """`entries` are shown at once; `load_entries` and `find_messages` are called in a thread to find more.
 
         `recent` are the recent choices, newest first.
         """
@@ -118,7 +118,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
 
     @on(EntryList.WidthChanged)
     def _fill_list(self) -> None:
-        """Show the entries that match; the highlighted one stays highlighted, unless it is the first."""
+        """Show the matching entries. The highlighted entry stays highlighted, unless it was the first."""
         options, width = self.options, self.list_width
         if not width:
             return

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgechat.tui.downloads import Download
 
 DOWNLOAD_PREFIX: Final = "download:"
-"""Start of the option IDs of downloads; the reference follows."""
+"""Prefix of the option IDs of downloads, before the reference."""
 _BAR_WIDTH: Final = 12
 # A full and an empty cell of a bar.
 _BAR: Final = ("█", "░")
@@ -26,7 +26,7 @@ _ASCII_BAR: Final = ("#", "-")
 
 
 class DownloadLine(Static):
-    """The running download in one row, and the number of the others; hidden if there are none."""
+    """Row with the running download and the number of other downloads; hidden if there are no downloads."""
 
     DEFAULT_CSS = """
     DownloadLine { height: 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-accent; }
@@ -57,7 +57,7 @@ def make_download_rows(downloads: Sequence[Download], width: int, *, ascii_only:
 
 
 def format_download(download: Download, width: int, *, ascii_only: bool) -> str:
-    """Return the row of a download: name, bar, share, rate and time left."""
+    """Format a download as a row: name, progress bar, percentage, then rate and remaining time, or else the state."""
     glyphs = _ASCII_BAR if ascii_only else _BAR
     name_width = max(14, min(get_name_width(width), width - 48))
     parts = [f"{'':<{MARK_WIDTH}}{fit_name(download.reference, name_width)}"]
@@ -82,7 +82,7 @@ def format_download(download: Download, width: int, *, ascii_only: bool) -> str:
 
 
 def describe_download(download: Download, pause_key: str, cancel_key: str) -> str:
-    """Return what the download has received, its error, and what the keys with these labels do."""
+    """Describe a download in three lines: its reference, its error or received bytes, and its keys."""
     received = f"received {format_size(download.done_bytes)}"
     if download.total_bytes:
         received += f" of {format_size(download.total_bytes)}"

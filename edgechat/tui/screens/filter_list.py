@@ -41,7 +41,7 @@ class FilterListScreen(Modal[T]):
     _typing_timer: Timer | None = None
 
     def after_typing_pause(self, work: Callable[[], object] | None) -> None:
-        """Call `work` after a pause in typing, unless this method is called again before; None cancels the call."""
+        """Call `work` after a pause in typing. A new call replaces a pending one; None only cancels it."""
         if self._typing_timer is not None:
             self._typing_timer.stop()
         self._typing_timer = self.set_timer(_TYPING_PAUSE_S, work) if work is not None else None

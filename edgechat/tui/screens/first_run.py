@@ -97,7 +97,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         self, settings: Settings, downloads: DownloadRunner, type_text: Callable[[str], object],
         get_key_label: Callable[[str], str],
     ) -> None:  # fmt: skip
-        """Create the screen. Text that the user types or pastes starts the chat and goes to `type_text`.
+        """Create the screen. If the user types or pastes text, the chat starts, and `type_text` receives the text.
 
         `get_key_label` returns the label of the key of a binding of the chat.
         """
@@ -113,7 +113,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         self._is_downloaded = False
         """True after a download from this screen has succeeded."""
         self._progress = ""
-        """Current part of the measurement, as a text."""
+        """Description of the current part of the measurement."""
         self._started_at = time.monotonic()
 
     def compose(self) -> ComposeResult:
@@ -144,7 +144,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         self._measurement.cancel()
 
     def _show_error(self, text: str) -> None:
-        self.post_message(self.EvaluationFailed(text))  # handled after an offer that was posted before the error
+        self.post_message(self.EvaluationFailed(text))  # a message, so that it is handled after an earlier OfferReady
 
     @thread_worker(_show_error, group="rate")
     def _evaluate(self) -> None:
@@ -198,7 +198,8 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
         options.add_option(Option("Show all models", id="all"))
         self._show_progress()
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
-        # The Balanced download is the default, but Enter never starts a download that was not highlighted before.
+        # The Balanced download is highlighted by default. If the user sees the list already, the highlight does not
+        # move, so that Enter never starts another download than intended.
         options.highlighted = next((i for i, pick in enumerate(offer.picks or ()) if BALANCED in pick.objectives), 0)
         if highlighted_option is not None and highlighted_option.id is not None:
             options.highlighted = options.get_option_index(highlighted_option.id)
@@ -231,7 +232,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
 
     @property
     def tour(self) -> str:
-        """Text for the first conversation, in short lines: the starter model, if it is used, and the main keys."""
+        """Note for the first conversation, in short lines: about the starter model, if in use, and the main keys."""
         from edgechat.catalogue.library import STARTER
 
         is_starter = self._offer.installed_model is not None and self._offer.installed_model.candidate.name == STARTER

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Modal(ModalScreen[T], Generic[T]):
-    """Modal screen that closes only itself: a second dismissal, by keys that arrive while it closes, has no effect."""
+    """Modal screen that can be dismissed only once: a key that arrives while it closes cannot close another screen."""
 
     def key_label(self, *binding_ids: str) -> str:
         """Return the label of the first key of each binding of this screen, of the chat screen or of the application.
@@ -29,7 +29,7 @@ class Modal(ModalScreen[T], Generic[T]):
         return keys.format_labels(binding_ids, {binding.id: binding.keys for binding in declared}, overrides)
 
     def format_keys(self, labels: Mapping[str, str]) -> str:
-        """Return a line of keys and what they do. `labels` are the labels by the ID of a binding, or by a fixed key."""
+        """Format a line of keys and labels. `labels` maps the ID of a binding, or a fixed key, to a label."""
         return "   ".join(f"{self.key_label(name) or format_key(name)}: {label}" for name, label in labels.items())
 
     def dismiss(self, result: T | None = None) -> AwaitComplete:

@@ -54,7 +54,7 @@ class ModelGroup(NamedTuple):
     name: str
     files: Sequence[ModelFile]
     recommended: ModelFile
-    """Quant that is chosen with the model."""
+    """Quant that is used if the user chooses the model."""
 
     @property
     def is_installed(self) -> bool:
@@ -167,7 +167,7 @@ def format_file(file: ModelFile, name: str, mark: str, label: str, width: int) -
 
 
 def choose_label(file: ModelFile, download: Download | None, *, is_quant: bool) -> str:
-    """Return a word about a model: the state of its download, what it is recommended for, or why it is unsuitable."""
+    """Choose a short label for a model: state of its download, purpose of a recommendation, or why it is unsuitable."""
     if download is not None or file.installed_name:
         return download.state if download is not None else "installed"
     row = file.row
@@ -201,12 +201,12 @@ def make_heading(text: str) -> Option:
 
 
 def make_option(text: str, option_id: str | None = None, style: str = "") -> Option:
-    """Return a row of the list; `text` is untrusted."""
+    """Return a row of the list that shows `text`, with escaped control characters."""
     return Option(Text(escape_controls(text), style=style, no_wrap=True, overflow="ellipsis"), id=option_id)
 
 
 def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, fold_keys: str = "") -> str:
-    """Return the plan of a model or quant, its legend with the `marks` of the list, and what the keys do.
+    """Describe a model or quant: its plan, a legend that includes the `marks` of the list, and the effect of keys.
 
     `fold_keys` are the keys that show and hide the quants of a model; "" for a quant.
     """
@@ -226,7 +226,7 @@ def describe_file(file: ModelFile, available_bytes: int, marks: str = "", *, fol
 
 
 def list_marks(groups: Iterable[ModelGroup]) -> str:
-    """Return the legend of the marks before the sizes in the list; "" if it has none."""
+    """Return the legend of the marks before the sizes in the list; "" if no size has a mark."""
     files = [file for group in groups for file in group.files]
     return "~ about" if any(not file.is_size_known for file in files) else ""
 
@@ -237,18 +237,18 @@ def find_installed_name(path: Path | None, installed: Iterable[InstalledModel]) 
 
 
 def find_row(ids: Sequence[str], files: Mapping[str, ModelFile], old_id: str, old_file: ModelFile | None) -> str:
-    """Return the ID of the row in a changed list that is the same as the row `old_id` with `old_file`; "" if none is.
+    """Return the ID of the row in a changed list that corresponds to row `old_id` with `old_file`; "" if there is none.
 
-    `files` are the models by row. The row of a model that now recommends another quant is not the same.
+    `files` are the models by row ID. If a model now recommends another quant, the row of the old quant corresponds.
     """
     same_ids = [i for i in ids if old_file is not None and i in files and files[i].name == old_file.name]
     return old_id if old_id in (same_ids or ids) else next(iter(same_ids), "")
 
 
 def find_unfolded(groups: Iterable[ModelGroup], name: str, file: ModelFile | None) -> set[str]:
-    """Return the names of models whose quants must be visible: several are picks, or another one was highlighted.
+    """Return the names of models whose quants must be shown: several quants are picks, or the recommendation changed.
 
-    `file` was the recommended quant of the highlighted model `name`.
+    `name` is the highlighted model, and `file` the quant that it recommended before.
     """
     return {
         g.name

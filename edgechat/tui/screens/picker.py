@@ -32,9 +32,9 @@ class PickerScreen(FilterListScreen[str | None]):
         self, title: str, options: Sequence[tuple[str, str]], current: str | None = None,
         on_highlighted: Callable[[str], object] = lambda option_id: None,
     ) -> None:  # fmt: skip
-        """`options` are (ID, label) pairs; that with the ID `current` is marked, and highlighted at the start.
+        """`options` are (ID, label) pairs; the option with the ID `current` is marked, and highlighted at the start.
 
-        `on_highlighted` is called with the ID of each option on which the user moves the cursor.
+        `on_highlighted` is called with the ID of each option that the user highlights.
         """
         super().__init__()
         self._title = title

@@ -65,7 +65,7 @@ class PlanScreen(TextScreen):
             self._explain_choice()
 
     def _show_choice(self, explanation: str) -> None:
-        """Show the plan with a sentence on the automatic choice."""
+        """Show the plan, and above it an explanation of the automatic choice."""
         if self._session is not None and self._session.model.plan is not None:
             lines = _describe_origin(self._session, self._settings.model), explanation
             hint = f"{self.key_label('chat.models')} shows the other models, with the memory that each needs."
@@ -74,14 +74,14 @@ class PlanScreen(TextScreen):
 
     @thread_worker(_show_choice, group="choice")
     def _explain_choice(self) -> None:
-        """Compare the installed models in a thread, because it reads the headers of their files."""
+        """Compare the installed models in a thread, because this reads the headers of their files."""
         from edgechat.models.selection import explain_automatic_choice
 
         self.app.call_from_thread(self._show_choice, explain_automatic_choice(self._settings))
 
 
 def _describe_origin(session: Session, model_setting: str) -> str:
-    """Return the name of the model, and whether the user chose it. `model_setting` is a model name or `auto`."""
+    """Return a line with the model's name, and whether the user chose it. `model_setting` is a name or `auto`."""
     name = session.model_name
     is_named = model_setting != config.AUTO and session.conversation.model in {name, session.model_path.stem, ""}
     return f"Model: {name}.{' You chose it by name.' if is_named else ''}"

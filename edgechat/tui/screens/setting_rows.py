@@ -14,7 +14,7 @@ from edgechat.terminal import escape_controls
 # Width of the columns of labels and names, with the space after them.
 _LABEL_COLUMNS: Final = 26
 _NAME_COLUMNS: Final = 19
-# Minimum width of the list in columns for the names.
+# Minimum width of the list, in columns, to show the names.
 _MIN_NAME_WIDTH: Final = 60
 
 
@@ -64,7 +64,7 @@ GROUPS: Final = (
     ),
     SettingGroup("Keys", {"vim_keys": "Vim keys", "keys": "Key bindings"}),
 )  # fmt: skip
-"""All settings."""
+"""Groups of all settings, in the order in which the screen shows them."""
 LABELS: Final = {name: label for group in GROUPS for name, label in group.labels.items()}
 """Labels of all settings by name."""
 
@@ -95,7 +95,7 @@ def _format_row(name: str, settings: Settings, width: int) -> Option:
 
 
 def format_value(value: object) -> str:
-    """Return the text of a value of a setting."""
+    """Format the value of a setting for the list."""
     if value is None:
         return "(not set)"
     if isinstance(value, bool):

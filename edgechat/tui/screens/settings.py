@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = {"yes": True, "no": False}
 _SCOPE: Final = "Defaults of all conversations; /set NAME VALUE changes only the open one."
-# ID of the option of the list of models with which the user types a name.
+# ID of the option in the list of models that lets the user type a name.
 _OTHER_MODEL: Final = ""
 # Settings that are used when a model is loaded.
 _LOAD_SETTINGS: Final = ("model", "n_ctx", "budget", "n_threads", "gpu")
@@ -59,8 +59,8 @@ class SettingsScreen(FilterListScreen[None]):
     ) -> None:
         """`on_changed` is called with the new settings after each change.
 
-        `preview_theme` is called with each theme on which the cursor stands in the list of themes. `name` is the
-        setting that is highlighted first.
+        `preview_theme` is called with each theme that the user highlights in the list of themes. `name` is the setting
+        that is highlighted at the start.
         """
         super().__init__()
         self._settings = settings
@@ -180,7 +180,7 @@ class SettingsScreen(FilterListScreen[None]):
 
     @thread_worker(_show_model_problem, group="models")
     def _choose_model(self) -> None:
-        """Find the installed models in a thread, because it takes time with many files, and let the user choose one."""
+        """Find the installed models in a thread, because this can take time, and let the user choose one."""
         from edgechat.catalogue import library
 
         names = [entry.name for entry in library.scan() if entry.is_usable and entry.facts.kind == "model"]
@@ -239,7 +239,7 @@ class SettingsScreen(FilterListScreen[None]):
             super().action_move(step)
 
     def action_reset(self) -> None:
-        """Reset the highlighted setting to its default, if there is no text to delete after the cursor of an input."""
+        """Reset the highlighted setting to its default; in an input with text after the cursor, delete text instead."""
         text_input = self.focused
         if isinstance(text_input, Input) and (
             text_input is self._value_input or text_input.cursor_position < len(text_input.value)

@@ -19,7 +19,7 @@ _CHIP_HINT: Final = "Backspace removes the last"
 
 _MAX_QUEUE_ROWS: Final = 3
 _MAX_NAME_CHARS: Final = 30
-# Minimum width of the rows in columns for the key that takes a queued message back.
+# Minimum width of the rows, in columns, to show the key that moves a queued message to the input.
 _MIN_HINT_COLUMNS: Final = 70
 # Padding of the rows, in columns.
 _PADDING: Final = 4
@@ -30,7 +30,7 @@ class ComposerState(NamedTuple):
 
     attachments: Sequence[Path] = ()
     n_tokens_by_file: Mapping[Path, int] = {}
-    """Numbers of tokens of the attachments that were counted."""
+    """Numbers of tokens by attachment, as far as they have been counted."""
     queued_texts: Sequence[str] = ()
     is_queue_held: bool = False
     """True if the queue waits for the user, because a reply was stopped."""
@@ -87,7 +87,7 @@ class ComposerBar(Static):
             self.update(Content("\n").join(rows), layout=False)
 
     def _format_chips(self, state: ComposerState, width: int) -> Content:
-        """Return the chips that fit into `width` columns, files that are too long first, and how many do not fit."""
+        """Format the chips that fit into `width` columns, too long files first, and the number of remaining files."""
         parts: list[Content] = []
         n_columns = 0
         files = sorted(enumerate(state.attachments), key=lambda item: not _is_too_long(item[1], state))

@@ -12,7 +12,7 @@ _HIGHLIGHTED_CLASSES = ("option-list--option", "option-list--option-highlighted"
 
 
 class EntryList(OptionList):
-    """Option list for rows with quiet parts: the highlighted row has one colour, because only that is readable."""
+    """Option list for rows with quiet colours. The highlighted row has a single colour, so that it is readable."""
 
     DEFAULT_CSS = """
     EntryList {

@@ -1,4 +1,4 @@
-"""Input of a filter: editing keys act in the order in which they were typed, however fast."""
+"""Filter input whose editing keys act in the order in which they were typed, even after fast typing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textual.widgets import Input
 if TYPE_CHECKING:
     from textual.events import Key
 
-# Enter follows the list, which is filled after the last change of the text.
+# Actions of editing keys. Enter is not one of them: it must wait until the list is filled for the last change.
 _EDITING_ACTIONS: Final = {
     key: binding.action
     for binding in Input.BINDINGS
@@ -22,7 +22,8 @@ _EDITING_ACTIONS: Final = {
 class FilterInput(Input):
     """One-line input that runs the actions of editing keys at once.
 
-    Textual runs them after the letters that arrived in the same packet, so that Backspace or Ctrl+U deleted these.
+    Textual runs these actions after all letters that arrived in the same packet, so that Backspace or Ctrl+U would also
+    delete letters that were typed after it.
     """
 
     def __init__(self, text: str = "", *, placeholder: str, id: str | None = None) -> None:  # noqa: A002

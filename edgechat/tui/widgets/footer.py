@@ -1,4 +1,4 @@
-"""The footer below the input: the keys that work in the focused part, or a notice that replaces them for seconds."""
+"""The footer below the input: the keys that work in the focused part, or a notice that replaces them for a while."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgechat.tui import keys
 if TYPE_CHECKING:
     from textual.timer import Timer
 
-# Minimum height of the screen in rows for the row of keys.
+# Minimum height of the screen, in rows, to show the keys.
 _MIN_SCREEN_ROWS: Final = 12
 _NOTICE_S: Final = 3.0
-# Further seconds that a notice stays for each character.
+# Additional display time of a notice for each character.
 _S_PER_CHAR: Final = 0.03
 # Padding of the row, in columns.
 _PADDING: Final = 4
@@ -77,7 +77,7 @@ _FIXED_KEYS: Final = {
 
 
 class Footer(Static):
-    """Row of keys that work now. A notice replaces it, and disappears when it is old or when another one comes."""
+    """Row of keys that work now. A notice replaces the keys until its time is over or another notice is shown."""
 
     DEFAULT_CSS = """
     Footer { height: 1; max-height: 3; padding: 0 2; color: $text-muted; }  /* _MAX_ROWS */
@@ -86,7 +86,7 @@ class Footer(Static):
     def __init__(
         self, read_part: Callable[[], str], get_key_overrides: Callable[[], Mapping[str, str]], *, shows_keys: bool
     ) -> None:
-        """`read_part` returns the key of `_HINTS` for the current state. If not `shows_keys`, only notices show."""
+        """`read_part` returns the key of `_HINTS` for the current state. Without `shows_keys`, show only notices."""
         super().__init__("", id="footer", markup=False)
         self._read_part = read_part
         self._get_key_overrides = get_key_overrides
@@ -94,7 +94,7 @@ class Footer(Static):
         self.notice = ""
         """Text of the notice that is shown; "" if the keys are shown."""
         self.severity: Severity = "information"
-        """Kind of the last notice."""
+        """Severity of the last notice."""
         self._timer: Timer | None = None
         self._stays = False
         """True if the notice stays until the next key."""
@@ -117,9 +117,9 @@ class Footer(Static):
         self.redraw()
 
     def show_notice(self, text: str, severity: Severity = "information", *, stays: bool = False) -> None:
-        """Show a notice instead of the previous one, for some seconds or until the next key; "" removes the notice.
+        """Show a notice for a few seconds, or until the next key if it `stays`; "" removes the notice.
 
-        An error stays for some seconds and until the next key after them.
+        An error is shown for a few seconds, and then until the next key.
         """
         if self._timer is not None:
             self._timer.stop()
@@ -141,7 +141,7 @@ class Footer(Static):
             self._end_notice()
 
     def note_key(self) -> None:
-        """Count a key that was pressed; it ends a notice that stays until then."""
+        """Count a key press, and remove a notice that is shown until the next key."""
         self.n_keys += 1
         if self._stays:
             self._end_notice()

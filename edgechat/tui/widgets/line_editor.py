@@ -16,11 +16,11 @@ EDITING_KEYS: Final = {
     "ctrl+shift+left": "cursor_word_left(True)", "ctrl+shift+right": "cursor_word_right(True)",
     "delete": "delete_right",
 }  # fmt: skip
-"""Actions of the keys that every text input has; the help does not list them, and they cannot be remapped."""
+"""Actions of keys that work in every text input; the help does not list them, and they cannot be remapped."""
 
 
-# Textual reads the style of each part of its text area at every repaint. A theme that has the style of the parts that
-# this editor does not show, such as line numbers, halves the style sheet and the time that computing styles takes.
+# Textual reads the style of each part of its text area at every repaint. Defining the parts that this editor does not
+# show, such as line numbers, in a theme halves the style sheet and the time to compute styles.
 _THEME: Final = TextAreaTheme(
     "line-editor", gutter_style=Style.null(), cursor_line_style=Style.null(), cursor_line_gutter_style=Style.null(),
     bracket_matching_style=Style.null(),
@@ -28,7 +28,7 @@ _THEME: Final = TextAreaTheme(
 
 
 class LineEditor(TextArea, inherit_bindings=False, inherit_css=False):
-    """Text area with the keys of readline. Killed text can be inserted again; every change can be undone."""
+    """Text area with the keys of readline. Deleted text can be inserted again; every change can be undone."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "text-area--cursor", "text-area--selection", "text-area--placeholder",
@@ -76,7 +76,7 @@ class LineEditor(TextArea, inherit_bindings=False, inherit_css=False):
     ]  # fmt: skip
 
     def __init__(self, **options: Any) -> None:
-        """`options` are those of Textual's `TextArea`."""
+        """`options` are passed to Textual's `TextArea`."""
         super().__init__(**options)
         self.register_theme(_THEME)
         self.theme = _THEME.name

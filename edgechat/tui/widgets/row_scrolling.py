@@ -16,7 +16,7 @@ _STEP_COLUMNS: Final = 8
 
 
 class RowScrolling(ScrollView):
-    """Scroll view by rows. Keys and wheel movements scroll all code sideways; the first one ends the wrapping."""
+    """View that scrolls by rows, and scrolls code sideways; the first sideways movement turns wrapping off."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("pageup", "page(-1)", "Page up", id="transcript.page_up", show=False),
@@ -44,7 +44,7 @@ class RowScrolling(ScrollView):
         self.discard_layout()
 
     def action_scroll_code(self, direction: int) -> None:
-        """Scroll code by some columns, as far as the longest of its visible lines."""
+        """Scroll code sideways by a few columns, at most to the end of the longest visible line."""
         if self._layout.wraps_code:
             if direction > 0:
                 self.action_wrap_code()

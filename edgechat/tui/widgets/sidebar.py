@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Conversation
     from edgechat.chat.store import ConversationSummary
 
-# Minimum width of the screen in columns for the list beside the conversation. On narrower screens it covers a part of
-# the conversation while it has the focus, and on very narrow ones the whole conversation.
+# Minimum width of the screen, in columns, to show the list next to the conversation. On narrower screens, the list
+# covers a part of the conversation while it has the focus; on very narrow screens, it covers the whole conversation.
 _MIN_SPLIT_COLUMNS: Final = 100
 _MIN_OVERLAY_COLUMNS: Final = 70
-# Minimum height of the screen in rows for the keys of the list.
+# Minimum height of the screen, in rows, to show the keys of the list.
 _MIN_KEY_ROWS: Final = 12
 # Columns of the border and the padding around the keys.
 _KEY_PADDING: Final = 2
@@ -130,7 +130,7 @@ class Sidebar(Vertical):
         self.watch(self.screen, "focused", self._hide_without_focus, init=False)
 
     def adapt(self) -> None:
-        """Adapt to the width of the screen: beside the conversation, above a part of it, or above all of it."""
+        """Adapt to the screen's width: show the list next to the conversation, over a part of it, or over all of it."""
         width = self.screen.size.width
         self.set_class(width < _MIN_OVERLAY_COLUMNS, "-whole")
         self.set_class(self._covers_chat and width >= _MIN_OVERLAY_COLUMNS, "-overlay")

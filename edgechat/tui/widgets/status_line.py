@@ -18,7 +18,7 @@ _MIN_MEASUREMENT_S: Final = 0.2
 # Minimum width in columns to show the name of the model.
 _MODEL_NAME_COLUMNS: Final = 60
 _BAR_COLUMNS: Final = 8
-# Shares of the context from which the bar has the colour of a warning or of an error.
+# Used shares of the context from which the bar has the colour of a warning, or the colour of an error.
 _WARNING_SHARE: Final = 0.75
 _ERROR_SHARE: Final = 0.9
 
@@ -109,7 +109,7 @@ class StatusLine(Static):
 
 
 def format_context(n_tokens: int, n_ctx: int, glyphs: tuple[str, str]) -> Content:
-    """Return a bar of the used context and its numbers, in the colour of a warning from 75 %, of an error from 90 % on.
+    """Format the used context as a bar and numbers; in the colour of a warning from 75 % on, of an error from 90 % on.
 
     `glyphs` are the characters for a used and a free part.
     """

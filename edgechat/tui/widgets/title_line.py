@@ -1,4 +1,4 @@
-"""The title line above the conversation: title, model, persona, system prompt, changed sampling, ephemeral."""
+"""The title line above the conversation: its title and model, and marks for its persona and changed settings."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class ChatTitle(NamedTuple):
 
 
 def describe_settings(settings: Settings, base_settings: Settings, persona: Persona | None) -> tuple[str, ...]:
-    """Return the marks for the settings of a conversation that differ from `base_settings`, those of all conversations.
+    """Return marks for the settings of a conversation that differ from `base_settings`, the general settings.
 
-    The name of `persona` stands for the settings that it contains.
+    The name of `persona` replaces the marks of the settings that it contains.
     """
     marks = [persona.name] if persona is not None else []
     persona_names = persona.values.keys() if persona is not None else ()
@@ -66,7 +66,7 @@ def describe_settings(settings: Settings, base_settings: Settings, persona: Pers
 
 
 class TitleLine(Static):
-    """One row, which is hidden on screens of less than 24 rows."""
+    """Row that shows a `ChatTitle`; hidden on screens of fewer than 24 rows."""
 
     DEFAULT_CSS = """
     TitleLine { height: 1; padding: 0 2; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }

@@ -83,7 +83,7 @@ class Transcript(RowScrolling, can_focus=True):
         """Index of the entry at the message cursor; None if there is no cursor."""
         self._last_key = ""
         self._on_number: tuple[str, Callable[[int | None], object]] | None = None
-        """Key that asked for a number, and the function that is called with it."""
+        """Key that asked for a number, and the function to call with the number."""
         self._is_updating = False
         self._base_style: Style | None = None
         """Style of the widget, applied beneath the style of each row; None until `render_line` reads it."""
@@ -227,7 +227,7 @@ class Transcript(RowScrolling, can_focus=True):
         return strip
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Return the text of the selected rows without gutter and captions, or the source if all rows are selected."""
+        """Return the text of selected rows without gutter and captions; if all are selected, return the source text."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
         last_row = self._layout.index.n_rows - 1
@@ -279,9 +279,9 @@ class Transcript(RowScrolling, can_focus=True):
     # Keys
 
     def on_key(self, event: events.Key) -> None:
-        """Give keys to the input that type text and are no commands here.
+        """Pass keys that type text and have no binding here to the input.
 
-        Keys of the same packet may arrive after the focus has moved; they belong to the input, too.
+        Keys that arrive after the focus has moved, in the same packet, are passed to the input, too.
         """
         binding = self.screen.active_bindings.get(event.key)
         if binding is None or not binding.binding.action.startswith(("page", "scroll_rows")):
@@ -297,11 +297,11 @@ class Transcript(RowScrolling, can_focus=True):
             self._on_text_typed(events.Key(event.key, event.character))
 
     def await_number(self, on_number: Callable[[int | None], object]) -> None:
-        """Call `on_number` with the digit that is typed next, or with None if the last key is pressed again."""
+        """Wait for the next key: call `on_number` with the digit, or with None if the last key is pressed again."""
         self._on_number = (self._last_key, on_number)
 
     def _take_number(self, event: events.Key) -> bool:
-        """Return whether a key answers `await_number`; Esc cancels, and any other key has its usual meaning."""
+        """Handle the key after `await_number`: a digit, the same key, or Esc to cancel; return False for other keys."""
         (key, on_number), self._on_number = self._on_number or ("", None), None
         self._last_key = event.key
         is_answer = event.key == key or (event.character or "").isdecimal()
@@ -349,7 +349,7 @@ class Transcript(RowScrolling, can_focus=True):
         self.post_message(self.ViewChanged())
 
     def mark_words(self, message_id: str = "", words: Sequence[str] = ()) -> None:
-        """Mark words in a message until a key changes something; without arguments, remove the marks."""
+        """Mark words in a message until a key that does not scroll is pressed; without arguments, remove the marks."""
         if self._marks or words:
             self._marks = WordMarks(message_id, words)
             self.refresh()
