@@ -17,6 +17,7 @@ from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, estim
 from edgechat.planner.observed_speed import ObservedSpeed, correct_speed
 from edgechat.planner.plan import Estimator, plan
 from edgechat.planner.quality import Quality, kv_loss
+from edgechat.planner.quant_advice import find_faster_quants, format_quant_advice
 from edgechat.planner.throughput import (
     SLOWEST_GPU_RATES,
     KernelSpeeds,
@@ -70,6 +71,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted prefill and decode speed, corrected by recent replies; None if unknown."""
     speed_reasons: dict[str, str] = {}
     """Reason for each speed that recent replies corrected: `decode_tps`, `prefill_tps`."""
+    quant_advice: str = ""
+    """Sentence about another quant of an installed file that decodes much faster; "" if there is none."""
     turn: TypicalTurn | None = None
     """Time of a typical turn with the user's settings; None if the speed is unknown."""
     ranking_s: float | None = None
@@ -126,9 +129,12 @@ def evaluate(
     if is_download_too_large:
         verdict = f"the download is too large for the disk: {format_size(profile.tensor_bytes)}"
     thinking = candidate.thinking
+    quant_advice = ""
+    if speeds is not None and candidate.is_installed and not profile.is_embedding:
+        quant_advice = format_quant_advice(candidate.name, profile, find_faster_quants(profile, speeds, options))
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
-        speed_reasons=speed_reasons,
+        speed_reasons=speed_reasons, quant_advice=quant_advice,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
         is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,

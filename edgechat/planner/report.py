@@ -107,7 +107,8 @@ def make_plan_row(
         quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
         concessions=plan.concessions if plan is not None else (),
         plan=_make_plan_fields(plan) if plan is not None else None,
-        reasons=(plan.reasons if plan is not None else {}) | evaluation.speed_reasons,
+        reasons=(plan.reasons if plan is not None else {}) | evaluation.speed_reasons
+        | ({"quant": evaluation.quant_advice} if evaluation.quant_advice else {}),
     )  # fmt: skip
 
 
@@ -199,6 +200,8 @@ def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     lines.append(", ".join(text for text in properties if text))
     if row.turn_s:
         lines.append(format_turn(row.turn_s, row.thinking_s or 0.0).capitalize())
+    if advice := row.reasons.get("quant"):
+        lines.append(advice)
     return lines
 
 

@@ -25,6 +25,8 @@ from edgechat.planner.kv_types import list_kv_types
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, convert_reported_buffers, estimate
+from edgechat.planner.quant_advice import find_faster_quants
+from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import choose_module
@@ -217,3 +219,16 @@ def test_longer_contexts_take_more_memory(starter: Path) -> None:
     finally:
         engine.close()
     assert all(a < b for a, b in itertools.pairwise(totals))
+
+
+def test_sizes_of_faster_quants_are_those_of_quantised_files(starter: Path, tmp_path: Path) -> None:
+    (source,) = write_quants(starter, tmp_path, ("F16",))
+    profile = read_profile(source)
+    fast_rates = {name: {1: rate, 4: rate, 32: rate} for name, rate in (("F16", 1e9), ("Q8_0", 3e9), ("Q4_0", 9e9))}
+    speeds = KernelSpeeds(backend="", n_threads=1, product_rates=fast_rates, operations_per_s=1e12)
+    advice = find_faster_quants(profile, speeds, load_options(source))
+    sizes = {
+        path.name.split(".")[1]: read_profile(path).tensor_bytes
+        for path in write_quants(source, tmp_path, ("Q8_0", "Q4_0"))
+    }
+    assert {a.quant: a.weight_bytes for a in advice} == {quant: sizes[quant] for quant in ("Q8_0", "Q4_0")}
