@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgechat.engine import protocol
+from edgechat.engine import context_sizing, protocol
 from edgechat.hardware.free_memory import FreeMemory
 from edgechat.planner.context_growth import ContextGrowth
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.native_handles import ResizeError
 from tests.engine.text_models import SteppedModel
 from tests.models import KINDS, Kind, growth, write_tiny
+from tests.waiting import until
 
 MIB = 1 << 20
 GROWTH = growth(256, 2048)
@@ -259,6 +260,24 @@ def test_requests_end_with_one_error_if_the_context_is_lost(open_model: Open, mo
     assert model.ask(make_tokens(60), max_tokens=300)[0] == fixed.ask(make_tokens(60), max_tokens=300)[0]
 
 
+def test_growing_for_more_than_a_second_is_reported_to_all_requests(
+    open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_sizing, "_PROGRESS_DELAY_S", 0.0)
+    model = open_model(growth=GROWTH)
+    resize = model.context.resize
+
+    def resize_slowly(n_ctx: int) -> None:
+        until(lambda: sum(isinstance(e, protocol.ContextGrowing) for e in model.events) == 2)
+        resize(n_ctx)
+
+    model.context.resize = resize_slowly  # type: ignore[method-assign]
+    ids = [model.start(make_tokens(60, seed), max_tokens=100) for seed in range(2)]
+    model.finish()
+    growing = [e for e in model.events if isinstance(e, protocol.ContextGrowing)]
+    assert {(e.id, e.n_ctx) for e in growing} == {(i, 512) for i in ids}
+
+
 # Shrinking
 
 
@@ -308,6 +327,27 @@ def test_stalls_shrink_the_context(open_model: Open) -> None:
     model.now += 2.0
     model.sizer.idle_step(1.0)
     assert model.context.n_ctx == 256
+
+
+# Saved prefixes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefixes_saved_at_one_length_are_restored_at_another(native: Bindings, tmp_path: Path, kind: Kind) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", kind)
+    options = {"n_ctx": 2048, "speculation": False, "prefix_disk_bytes": 50 * MIB, "prefix_ram_bytes": MIB}
+    prompt = make_tokens(200)
+    cached = []
+    for growth_of_load in (GROWTH, growth(1024, 2048), None):
+        model = SteppedModel(native, path, prefix_dir=tmp_path / "prefix", growth=growth_of_load, **options)
+        model.model._cache.throughput.prefill.per_s = 1.0  # restoring is faster than computing
+        _, event = model.ask([*prompt, 5], conversation="talk", turn_starts=[200])
+        cached.append(event.stats.cached_disk_tokens)
+        while model.model.idle_step(lambda _allow: None) is not None and model.model._disk is not None:
+            if not model.model._disk.is_busy and not model.model._cache.idle_step():
+                break
+        model.model.close()
+    assert cached == [0, 200, 200]
 
 
 # Any order of events

@@ -24,7 +24,7 @@ ROUNDING: Final = 0.02
 class SteppedModel:
     """A text model that records the events of its requests. `memory` is the free memory that it reads."""
 
-    def __init__(self, native: Bindings, path: Path, **options: Any) -> None:
+    def __init__(self, native: Bindings, path: Path, prefix_dir: Path | str = "", **options: Any) -> None:
         self.events: list[protocol.Event] = []
         self.memory = PLENTY
         self.now = 0.0
@@ -32,7 +32,11 @@ class SteppedModel:
         plan = make_manual_plan(str(path), **({"n_threads": 2, "n_batch": 64, "n_seqs": 4} | options))
         model = Model(native, path, plan.options)
         self.model = TextModel(
-            model, protocol.Load(id=0, plan=plan), "test", self.events.append, lambda _id, event: self._finish(event)
+            model,
+            protocol.Load(id=0, plan=plan, prefix_dir=str(prefix_dir)),
+            "test",
+            self.events.append,
+            lambda _id, event: self._finish(event),
         )
         self.context = self.model._context
         self.sizer = self.model._sizer

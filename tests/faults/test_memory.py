@@ -188,6 +188,66 @@ def test_smaller_plan_is_loaded_after_memory_ran_out(limited: Callable[[int], Me
     assert last in ("stop", "length")
 
 
+GROWTH = """
+import subprocess
+import sys
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.errors import ContextOverflowError
+from edgechat.hardware.free_memory import read_free_memory
+from edgechat.planner.context_growth import ContextGrowth, ContextSize
+from edgechat.planner.load_plan import make_manual_plan
+share, cell_bytes = float(sys.argv[2]), 23040  # the starter model has 30 layers with 3 heads of 64 in F16
+sizes = tuple(ContextSize(n, n * cell_bytes) for n in (256, 8192))
+plan = make_manual_plan(sys.argv[1], n_ctx=8192, n_threads=2, n_batch=64, growth=ContextGrowth(sizes=sizes))
+engine = EngineClient()
+engine.load(protocol.Load(id=engine.next_id(), plan=plan))
+free = read_free_memory()
+needed_bytes = 3072 * cell_bytes + min(256 << 20, free.total_bytes // 16)
+n_balloon_mib = (free.available_bytes - int(share * needed_bytes)) >> 20
+balloon = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[3], str(n_balloon_mib - 12)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+)  # Python itself takes 12 MiB
+balloon.stdout.readline()
+def ask(n_tokens):
+    request = protocol.Generate(id=engine.next_id(), tokens=[100 + i % 50 for i in range(n_tokens)], max_tokens=4)
+    try:
+        for event in engine.generate(request):
+            if isinstance(event, protocol.ContextGrowthRefused):
+                print("refused", event.n_ctx, event.needed_bytes > event.available_bytes, flush=True)
+    except ContextOverflowError as error:
+        print(error, flush=True)
+    else:
+        print(event.finish_reason, event.stats.completion_tokens, flush=True)
+ask(2880)
+ask(100)
+print(engine.stats().current_n_ctx, flush=True)
+engine.close()
+balloon.kill()
+"""
+
+
+@pytest.mark.parametrize(("share", "grows"), [(0.85, False), (1.15, True)])
+def test_context_grows_only_if_memory_suffices(
+    limited: Callable[[int], MemoryLimit], starter: Path, *, share: float, grows: bool
+) -> None:
+    """Another program leaves a share of the memory that the prompt needs."""
+    limit = limited(700 * MIB)
+    if limit.group is None:
+        pytest.skip("needs a cgroup")
+    run = limit.run(sys.executable, "-c", GROWTH, str(starter), str(share), BALLOON)
+    assert run.returncode == 0, run.stderr
+    assert not limit.has_killed()
+    lines = run.stdout.splitlines()
+    if grows:
+        assert lines[:2] == ["length 4", "length 4"]
+        assert int(lines[2]) >= 3072
+    else:
+        assert lines[0] == "refused 256 True"
+        assert "2,880 tokens, but the context holds 256 tokens" in lines[1]
+        assert lines[2:] == ["length 4", "256"]
+
+
 OPTIMIST = """
 import sys
 import msgspec
