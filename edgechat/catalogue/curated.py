@@ -57,7 +57,7 @@ class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     window: int | None = None
     """Sliding window size in tokens."""
     window_period: int | None = None
-    """Period n of the attention pattern: every n-th layer has full attention, the others a sliding window."""
+    """Period n of the attention pattern: every n-th layer has full attention, the other layers a sliding window."""
     n_attention_layers: int | None = None
     """Number of layers with a KV cache, in models whose other layers have a recurrent state."""
     n_shared_kv_layers: int | None = None

@@ -54,7 +54,7 @@ PREFERRED_QUANTS: Final = (
     "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "Q4_0", "MXFP4_MOE", "MXFP4", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S",
     "Q6_K", "Q8_0", "UD-Q4_K_M", "Q3_K_M", "Q3_K_L", "Q2_K", "BF16", "F16",
 )  # fmt: skip
-"""Quants in the order in which the default quant is chosen: first those with about 4.5 bits per weight."""
+"""Quants in order of preference as the default quant; those with about 4.5 bits per weight come first."""
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def starter_model() -> Path:
 def scan(on_skipped: locations.OnSkipped = lambda skipped: None) -> list[InstalledModel]:
     """Find all models on this machine. Files with the same inode or expected hash are listed as one model.
 
-    `on_skipped` receives files and folders that cannot be used, except those of Ollama, whose folder another user owns.
+    `on_skipped` receives files and folders that cannot be used, except Ollama's folder, because another user owns it.
     Raises CatalogueError if library.json is damaged.
     """
     records, cache, memo = registry.read_records(), ModelFactsCache(), HashMemo(paths.prefix_dir())

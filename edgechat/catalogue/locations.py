@@ -122,7 +122,7 @@ def find_model_files(source: str, directory: Path, on_skipped: OnSkipped = lambd
 
 
 def parse_model_name(path: Path) -> str:
-    """Return the name of a model without a name of its own: that of its file, or of the first part of its files."""
+    """Return a name for a model that has none in its header: the file name without suffix and part number."""
     part = parse_part_name(path.name)
     return part.stem if part else path.stem
 

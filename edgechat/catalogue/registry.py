@@ -47,7 +47,7 @@ class VerifiedHash(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the last verification of a file. Later changes of the file are detected by `HashMemo`."""
 
     sha256: str
-    """Hash computed by the last verification; if `expected_sha256` is "", the next one compares with this hash."""
+    """Hash that the last verification computed. If `expected_sha256` is "", the next verification expects this hash."""
     expected_sha256: str = msgspec.field(default="", name="expected")
     """Hash that the last verification expected (published, or computed earlier); "" if no hash was known."""
     size_bytes: int = 0

@@ -65,7 +65,7 @@ class Session:
         self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
         self.model_error: EdgechatError | None = None
-        """Reason why `model_path` cannot be loaded, which `open` raises; None if the model exists."""
+        """Error that `open` raises because there is no model at `model_path`; None if the model exists."""
         self._stored_conversation = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
@@ -100,7 +100,7 @@ class Session:
 
     @property
     def save_error(self) -> str:
-        """Reason why the last reply is not saved; "" if it is saved. After `close`, the reply is lost."""
+        """Reason why the last reply is not saved; "" if it is saved. If not empty after `close`, the reply is lost."""
         return self._stored_conversation.save_error
 
     @property
@@ -184,7 +184,7 @@ class Session:
     def count_file_tokens(self, file: Path) -> int:
         """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError.
 
-        A file that has not changed is tokenized only once for each model.
+        A file that has not changed is tokenised only once for each model.
         """
         attachments, contents = load_attachments([file], self.model_path.stem)
         status = file.stat()

@@ -22,7 +22,7 @@ class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConversationTitle(msgspec.Struct, frozen=True, kw_only=True):
-    """Title and date of a conversation, which are read much faster than the other metadata."""
+    """Title and date of a conversation. Reading only these is much faster than reading all metadata."""
 
     id: str
     title: str

@@ -1,4 +1,4 @@
-"""Text of files from outside: decodes Unicode encodings, and describes files that are not text."""
+"""Text of files that edgechat did not write: decodes Unicode encodings, and describes files that are not text."""
 
 from __future__ import annotations
 

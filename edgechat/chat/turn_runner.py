@@ -116,7 +116,7 @@ class TurnRunner:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
 
     def _build_prompt(self, path: Sequence[Message], max_n_ctx: int | None = None) -> ConversationPrompt | None:
-        """Build the prompt for the reply at the end of `path`; return None if `stop` was called meanwhile."""
+        """Build the prompt for the reply at the end of `path`; return None if `stop` was called."""
         self._cancellation = Cancellation()
         if self._is_stop_requested:
             return None

@@ -43,7 +43,7 @@ def open_disk_tier(load: Load, context: Context, bundle: Bundle) -> DiskTier | N
 
 
 def check_files_unchanged(stamps: Mapping[Path, FileStamp]) -> None:
-    """Raise OSError if a file has another stamp than in `stamps`."""
+    """Raise OSError if a file has changed since its stamp in `stamps` was taken."""
     for file, stamp in stamps.items():
         if read_stamp(file) != stamp:
             raise OSError(f"{file} has changed since the model was loaded")

@@ -69,7 +69,7 @@ class ContextSizer:
         self._notified_ids: deque[int] = deque(maxlen=_MAX_NOTIFIED_IDS)
 
     def grow(self, n_needed: int, request_ids: Collection[int], paused_ids: Collection[int]) -> bool:
-        """Grow the context so that it has more than its present cells, and at least `n_needed`; return whether it did.
+        """Grow the context beyond its current size, to at least `n_needed` cells; return whether it has grown.
 
         Growing is refused if memory is short. Then each of the requests `request_ids`, which need the cells, gets one
         ContextGrowthRefused event, and the next attempts for as many tokens are refused without a check for some time.
@@ -166,7 +166,7 @@ class ContextSizer:
         self._notify(request_ids)
 
     def _notify(self, request_ids: Collection[int]) -> None:
-        """Send the last refusal to each request that does not know of any."""
+        """Send the last refusal to each request that has not received one."""
         for request_id in request_ids:
             if self._refusal is not None and request_id not in self._notified_ids:
                 self._notified_ids.append(request_id)

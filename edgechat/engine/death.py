@@ -1,7 +1,7 @@
 """Deaths of the engine process: the errors for its requests, and records of crashes in the kernels of a CPU module.
 
 The last activities of the engine decide. A crash in a computation is recorded for the module and the model. A crash
-while loading is the fault of the model file, and so is an assertion that fails before the first batch is computed.
+while loading is attributed to the model file, and so is an assertion that fails before the first batch is computed.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def submit(self, sources: Sequence[str | ToolGrammar], text_tokens: Sequence[str]) -> Future[CompiledGrammar]:
-        """Queue a grammar: the first of `sources` that can be compiled.
+        """Queue the compilation of the first of `sources` that can be compiled.
 
         The exception of the result is the GrammarError of the first source, or an EngineError for another failure.
         """

@@ -40,8 +40,7 @@ class HangDetector:
     def tick(self, *, is_stopped: bool, all_cancelled: bool) -> str:
         """Count a second in which requests were in progress; return the reason if the process hangs, otherwise "".
 
-        `is_stopped` is whether the process was stopped by a signal, and `all_cancelled` whether all its requests should
-        end.
+        `is_stopped` is True if the process was stopped by a signal, and `all_cancelled` if all its requests should end.
         """
         self._n_silent = 0 if self._has_new_frame else self._n_silent + 1
         self._has_new_frame = False

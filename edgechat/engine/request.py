@@ -68,7 +68,7 @@ class ActiveRequest:
         """Validate the request. `arrived_at` is its monotonic arrival time; `speculator` is None to disable drafts.
 
         Raises EngineError for an empty prompt or too many sequences, and ContextOverflowError if the prompt leaves no
-        room for a reply.
+        space for a reply.
         """
         if not prompt:
             raise EngineError("The prompt is empty. Send at least one token.")

@@ -79,7 +79,7 @@ class TokenizationQueue:
         self, request_id: int, parts: Iterator[list[int]], on_tokens: Callable[[list[int]], None],
         on_failed: Callable[[Exception], None], max_tokens: int | None,
     ) -> None:  # fmt: skip
-        """Start to tokenise a text for a request; `parts` yields its tokens.
+        """Start tokenising a text for a request; `parts` yields its tokens.
 
         At the end, `on_tokens` is called with the tokens, or `on_failed` with an EdgechatError or a MemoryError:
         ContextOverflowError after more than `max_tokens` tokens, RequestCancelledError after `cancel`, and the errors
@@ -90,7 +90,7 @@ class TokenizationQueue:
     def add_request(
         self, request: Tokenize, parts: Iterator[list[int]], on_finished: Callable[[int, Event], None]
     ) -> None:
-        """Start to tokenise the text of a Tokenize request; `on_finished` receives its id and its final event."""
+        """Start tokenising the text of a Tokenize request; `on_finished` receives its id and its final event."""
         self.add(
             request.id,
             parts,
@@ -100,7 +100,7 @@ class TokenizationQueue:
         )
 
     def cancel(self, ids: set[int]) -> None:
-        """Cancel the texts of the requests with the given ids."""
+        """Cancel the tokenisation of texts for the requests with the given ids."""
         for text in [text for text in self._texts if text.request_id in ids]:
             self._texts.remove(text)
             text.on_failed(RequestCancelledError("The request was cancelled while its text was tokenised."))

@@ -28,7 +28,7 @@ _ARCHITECTURES_WITHOUT_ROPE: Final = frozenset((
     "bloom", "gpt2", "gptj", "jais", "jamba", "jina-bert-v2", "mamba", "mamba2", "mpt", "nemotron_h", "nemotron_h_moe",
     "refact", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "t5", "t5encoder", "wavtokenizer-dec",
 ))  # fmt: skip
-# Architectures that have no experts if the file claims at most one.
+# Architectures that count as having no experts if the file claims at most one expert.
 _ARCHITECTURES_OF_ONE_EXPERT: Final = ("hunyuan-dense", "hunyuan-vl")
 
 # Default ids of the tokens that llama.cpp adds to a text, by tokenizer.

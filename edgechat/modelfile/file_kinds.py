@@ -1,4 +1,4 @@
-"""Recognition of files that are not usable as models: other formats by their first bytes, cut files by their names."""
+"""Recognition of files that cannot be used as models: other formats by first bytes, parts of cut files by name."""
 
 from __future__ import annotations
 

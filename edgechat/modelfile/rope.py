@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoPE): which models' contexts YaRN can extend beyond the training length."""
+"""Rotary position embeddings (RoPE): finds the models whose context YaRN can extend beyond the training length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FREQUENCY_TENSORS: Final = ("rope_freqs.", "rope_factors_")
 
 
 def supports_yarn(header: ModelHeader) -> bool:
-    """Return whether YaRN can extend the context of a model: it has plain RoPE and no scaling of its own."""
+    """Return whether YaRN can extend the context of a model, that is, whether it has plain RoPE without scaling."""
     return (
         header.architecture in _YARN_ARCHITECTURES
         and header.n_ctx_train >= _MIN_N_CTX_TRAIN

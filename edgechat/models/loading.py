@@ -217,7 +217,7 @@ def _make_plan(
 
 
 def list_ranges_to_remove(profile: ModelProfile, options: LoadOptions) -> tuple[FileRange, ...]:
-    """Return the ranges of the mapped model files that are not needed after a load, by the measured backend's types."""
+    """Return the ranges of the mapped model files that are not needed after a load with the measured backend."""
     speeds = load_measured_speeds()
     return list_unused_ranges(profile, options, speeds.repacked_types if speeds is not None else REPACKED_TYPES)
 

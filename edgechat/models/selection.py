@@ -167,7 +167,7 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
         entries = [entry for entry in library.scan() if entry.is_usable]
     except CatalogueError:
         return library.STARTER, library.starter_model()
-    if len(entries) == 1:  # there is no choice, and the load reports whether the model fits
+    if len(entries) == 1:  # with one model, there is no choice, and the load reports whether the model fits
         return entries[0].name, entries[0].path
     if len(entries) > _MAX_EVALUATED_MODELS:
         entries = sorted(entries, key=_estimate_points, reverse=True)[:_MAX_EVALUATED_MODELS]
@@ -190,7 +190,7 @@ def choose_installed_model(settings: Settings) -> tuple[str, Path]:
 
 
 def explain_automatic_choice(settings: Settings) -> str:
-    """Return which installed model is chosen automatically with the saved speed of this machine, and why.
+    """Explain which installed model is chosen automatically with the saved speed of this machine.
 
     Raises CatalogueError.
     """

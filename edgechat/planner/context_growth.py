@@ -14,7 +14,8 @@ from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
 
 INITIAL_N_CTX: Final = 4096
 """Context length with which a growing context opens."""
-# Tensors of models whose rotary embeddings depend on the context length: a longer context computes other K/V memory.
+# Name of tensors that make rotary embeddings depend on the context length. Such a context cannot grow, because the KV
+# cache of a longer context has other values.
 _LENGTH_DEPENDENT_TENSOR: Final = "rope_factors_long"
 
 
@@ -93,7 +94,7 @@ def plan_growth(
 
 
 def _estimate(profile: ModelProfile, options: LoadOptions, memory: MemoryEstimate, n_ctx: int) -> MemoryEstimate:
-    """Estimate the memory by formulas with another context length than that of the plan."""
+    """Estimate the memory by formulas for another context length than the plan's."""
     return estimate(
         profile, msgspec.structs.replace(options, n_ctx=n_ctx), extra_bytes=memory.observed_excess,
         is_unified=memory.is_unified,

@@ -12,7 +12,7 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.kv_types import KvType, token_bytes
 
 CELL_MULTIPLE: Final = 256
-"""Number of cells; llama.cpp rounds the sizes of contexts and windows up to a multiple of this number."""
+"""llama.cpp rounds the number of cells of contexts and windows up to a multiple of this number."""
 _F32_BYTES: Final = 4
 
 

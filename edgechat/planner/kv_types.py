@@ -15,9 +15,9 @@ KV_TYPES: Final[tuple[KvType, ...]] = ("f16", "q8_0", "q8_0/q4_0", "q5_1", "q4_0
 _BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q4_0": (32, 18)}
 _BLOCK_SIZE: Final = 32
 # llama.cpp rotates quantised keys and values (llama-kv-cache.cpp, `attn_rot_k`) if all heads of a cache have the same
-# size, a multiple of this number. Without the rotation, types below Q8_0 lose much more.
+# size, a multiple of this number. Without the rotation, types below Q8_0 lose much more precision.
 _ROTATION_SIZE: Final = 64
-# Architectures for which llama.cpp refuses flash attention, and so quantised values.
+# Architectures for which llama.cpp refuses flash attention, and therefore quantised values.
 _ARCHITECTURES_WITHOUT_FLASH_ATTENTION: Final = ("grok",)
 # Architectures with compressed keys and values whose header does not say so in `attention.kv_lora_rank`.
 _COMPRESSED_KV_ARCHITECTURES: Final = ("deepseek4",)

@@ -130,7 +130,7 @@ def list_offered_kv_types(profile: ModelProfile, *, on_gpu: bool = False) -> tup
 
 
 def describe_kv_type(kv_type: KvType) -> str:
-    """Return the concession of a KV cache in `kv_type`: `the KV cache is stored in Q4_0, at 28 % of the size`."""
+    """Describe a KV cache in `kv_type` as a concession: `the KV cache is stored in Q4_0, at 28 % of the size`."""
     key_type, value_type = (name.upper() for name in split_kv_type(kv_type))
     types = key_type if key_type == value_type else f"{key_type} (keys) and {value_type} (values)"
     return f"the KV cache is stored in {types}, at {size_share(kv_type):.0%} of the size"

@@ -59,8 +59,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 def compute_reserved_bytes(total_bytes: int) -> int:
     """Return the memory that plans leave to other programs on a machine with `total_bytes` of memory.
 
-    It is a fifth, and at least 2 GiB on machines with more than 8 GiB. Just above 8 GiB, the reserve grows with the
-    memory, so that a machine with more memory never has less left for a model.
+    This reserve is a fifth of the total, and at least 2 GiB on machines with more than 8 GiB. Just above 8 GiB, the
+    reserve grows with the memory, so that a machine with more memory never has less left for a model.
     """
     if total_bytes <= _SMALL_MACHINE_BYTES:
         return total_bytes // _RESERVE_DIVISOR

@@ -67,7 +67,7 @@ class BufferSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of llama.cpp's buffers in bytes, without the state copies for `n_rs_seq`."""
 
     weights: int
-    """Weights in the layout of the file. Of a mapped file, only the tensors that are used there."""
+    """Weights in the layout of the file. In a mapped file, only tensors that are used in this layout count."""
     repacked_weights: int = msgspec.field(name="repacked")
     """Copies of weights in the layout that faster kernels need."""
     kv_cache: int
@@ -84,7 +84,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated memory in bytes, by purpose. The encoded field names are part of the JSON output."""
 
     weights: int
-    """Weights in the layout of the file. Of a mapped file, only the tensors that are used there."""
+    """Weights in the layout of the file. In a mapped file, only tensors that are used in this layout count."""
     repacked_weights: int = msgspec.field(name="repacked")
     """Copies of weights in the layout that faster kernels need."""
     kv_cache: int
@@ -222,7 +222,7 @@ def find_unused_tensors(
 ) -> list[Tensor]:
     """Return the tensors of a mapped file that a loaded model does not need in memory, in the order of `profile`.
 
-    They have a copy, in another layout or on a GPU, or the model reads single rows of them, or none.
+    The model uses a copy of them (in another layout or on a GPU), reads only single rows of them, or does not use them.
     """
     if not options.use_mmap:
         return []

@@ -86,7 +86,7 @@ class SlowerModel(NamedTuple):
     turn_s: float
     """Time of a typical turn of the model, in seconds."""
     limit_s: float
-    """Time limit that the picked model meets and this one exceeds, in seconds."""
+    """Time limit that the picked model meets and the better model exceeds, in seconds."""
 
 
 def find_slower_model(

@@ -109,7 +109,7 @@ def make_smaller_plan(
         smaller_plan = _make_load_plan(
             profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx, may_grow=False
         )
-        memory = smaller_plan.estimate  # includes the memory of speculation, as that of the failed plan does
+        memory = smaller_plan.estimate  # includes the memory of speculation, as does the estimate of the failed plan
         if memory.total <= _RETRY_FRACTION * failed_bytes or (
             failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
         ):

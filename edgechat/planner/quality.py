@@ -50,9 +50,9 @@ _SIZE_EXPONENT: Final = 0.55
 # Divergence that costs as many points as halving the number of weights. With this value, an 8B model at about 3.5 bits
 # (Q3_K_S) has the quality of a 4B model at 8 bits, so quants of the 8B model below 4 bits are not worthwhile.
 _HALVING_DIVERGENCE: Final = 0.2
-# Quants by decreasing size, each the smallest with its quality.
+# Quants by decreasing size; each is the smallest quant of its quality.
 _QUANTS_BY_SIZE: Final = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
-# Quant assumed for files of an unknown quant: that of most downloads.
+# Quant assumed for files of an unknown quant, because most downloads have it.
 _USUAL_QUANT: Final = "Q4_K_M"
 # Measured quant whose divergence is used for a quant without measurements.
 _QUANT_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}

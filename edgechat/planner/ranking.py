@@ -100,7 +100,7 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Plan the loading of a candidate on a machine, and predict its speed and quality.
 
-    The plan is that of a load, which uses `machine.reserved_bytes` only for a model that does not fit otherwise.
+    The plan is that for a load, which uses `machine.reserved_bytes` only for a model that does not fit otherwise.
     `min_tps` is the minimum decode speed in tokens per second, and `think` the user's setting for reasoning.
     `estimator` returns exact buffer sizes; without an estimator, buffer sizes are computed from formulas and the
     repacked types of `speeds`.

@@ -61,7 +61,7 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     """Planned memory, or the memory of the smallest load variant if the model does not fit."""
     is_memory_upper_bound: bool = False
-    """Always False. Earlier versions counted a second copy of repacked weights, of which they knew only a maximum."""
+    """Always False. Earlier versions counted a second copy of repacked weights, whose maximum size they knew."""
     memory: MemoryEstimate
     n_ctx: int | None
     decode_tps: float | None

@@ -13,8 +13,8 @@ PROMPT_TOKENS: Final = 600
 REPLY_TOKENS: Final = 300
 """Number of tokens in a typical reply."""
 THINKING_TOKENS: Final = 800
-"""Tokens of typical reasoning before a reply. This is an estimate: no count for chats is published for the models of
-the catalogue. It follows from one reply of Qwen3-30B-A3B to a question (1,116 tokens with its reasoning,
+"""Number of tokens of typical reasoning before a reply. This is an estimate: no count for chats is published for the
+models of the catalogue. It follows from one reply of Qwen3-30B-A3B to a question (1,116 tokens with its reasoning,
 ggml-org/llama.cpp#13427). The hard questions of a benchmark take several times as many."""
 MIN_THINKING_TPS: Final = 60.0
 """Minimum decode speed, in tokens per second, at which reasoning is on by default. At this speed, typical reasoning and

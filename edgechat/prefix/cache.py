@@ -55,7 +55,7 @@ class PrefixCache:
         self.tree = PrefixTree()
         self.throughput = PrefixThroughput()
         self.leaves: dict[int, Node] = {}
-        """Last tree node of each live sequence (one that other requests can start from), least recently used first."""
+        """Last tree node of each live sequence, from which other requests can start; least recently used first."""
         self.store = SegmentStore(self.tree, self._find_live_nodes, ram_cap_bytes, disk)
         self._memory = memory
         self._conversations: dict[int, str] = {}
@@ -106,7 +106,7 @@ class PrefixCache:
                 return cached_prefix
 
     def _restore(self, plan: RestorePlan, tokens: Sequence[int], *, ephemeral: bool) -> CachedPrefix | None:
-        """Execute a restore plan. Return None if a segment or the base was lost, so that another plan is needed."""
+        """Execute a restore plan. Return None if a segment or the base sequence was lost: make another plan."""
         memory = self._memory
         seq = self._restore_base(plan, ephemeral=ephemeral)
         if seq is None:
@@ -134,7 +134,7 @@ class PrefixCache:
         )
 
     def _restore_base(self, plan: RestorePlan, *, ephemeral: bool) -> int | None:
-        """Return a sequence with the first `base_tokens` of a plan: the base itself, or a copy of its first tokens.
+        """Return a sequence with the first `base_tokens` of a plan: the base sequence, or a copy of its beginning.
 
         Returns an empty sequence for a plan without a base, and None if the base was evicted to free a sequence.
         """

@@ -30,7 +30,7 @@ class Activity(enum.IntEnum):
 
     @property
     def description(self) -> str:
-        """Text for error messages."""
+        """Description for error messages, such as "loading the model"."""
         return {
             Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
@@ -51,12 +51,12 @@ class ActivityState(msgspec.Struct, frozen=True):
 
     @property
     def description(self) -> str:
-        """Text for error messages: "" if the engine was idle, or if its activities are unknown."""
+        """Description for error messages; "" if the engine was idle, or if its activities are unknown."""
         return " and ".join(activity.description for activity in sorted(self.activities))
 
 
 class ActivityFile:
-    """Client's end of the shared memory. The file is never visible in a directory."""
+    """The client's end of the memory that it shares with the engine. The file is never visible in a directory."""
 
     def __init__(self) -> None:
         """Create the file. Raises OSError, for example if the disk is full."""
@@ -120,7 +120,7 @@ def share(fd: int) -> None:
 
 @contextlib.contextmanager
 def during(activity: Activity) -> Iterator[None]:
-    """Mark that the calling thread does `activity` in the `with` block. The same activity must not be nested."""
+    """Mark that the calling thread performs `activity` in the `with` block. The same activity must not be nested."""
     _add(activity, 1)
     try:
         yield

@@ -207,11 +207,11 @@ class Context(SequenceMemory):
         return self._current_thread_counts[0] == self.n_threads
 
     def start_stopwatch(self) -> Stopwatch:
-        """Start to measure a decode of this context, and whether other programs disturb it."""
+        """Start a stopwatch for a decode of this context; it also detects disturbance by other programs."""
         return Stopwatch(self._min_n_threads, is_cpu_bound=self._is_cpu_bound)
 
     def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> Timing:
-        """Return how long `decode_chain` takes for `tokens`, measured on a temporary copy of `seq`.
+        """Measure how long `decode_chain` takes for `tokens`, on a temporary copy of `seq`.
 
         Without `seq`, the tokens are decoded in an empty sequence. Raises the same exceptions as `decode`.
         """
@@ -302,7 +302,7 @@ class Context(SequenceMemory):
         raise ComputeError(f"llama.cpp failed to decode {count} tokens at position {position} (code {code}).")
 
     def _check_length(self, n_tokens: int) -> None:
-        """Raise NoKvSlotError if a sequence of `n_tokens` needs a longer context, and EngineError beyond all limits."""
+        """Raise NoKvSlotError if a sequence of `n_tokens` needs a longer context, EngineError beyond the maximum."""
         if not self.is_open:
             raise EngineError("The context was closed, because memory ran out. Send the request again.")
         if n_tokens > self.max_n_ctx:

@@ -88,7 +88,7 @@ def iterate_windows(tokenizer: PieceTokenizer, text: str) -> Iterator[list[int]]
 
 
 def iterate_words(tokenizer: PieceTokenizer, text: str) -> Iterator[list[int]]:
-    """Tokenise a text with a vocabulary that tokenises each word alone, and marks its start (WPM, UGM).
+    """Tokenise a text with a vocabulary that tokenises each word separately, and marks its start (WPM, UGM).
 
     The text is cut only at a space between two letters or digits, so a text without spaces is not cut. Yields the
     tokens in parts.

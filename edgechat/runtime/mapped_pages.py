@@ -66,7 +66,7 @@ class MappedPages:
                 first = _round_up(max(address, address + start - offset))
                 last = min(end_address, address + end - offset) // mmap.PAGESIZE * mmap.PAGESIZE
                 if first < last:
-                    # Without huge pages, a use of the next tensor does not map up to 2 MiB of this one again.
+                    # Without huge pages, reading the next tensor does not map up to 2 MiB of this tensor again.
                     self._madvise(first, last - first, _MADV_NOHUGEPAGE)
                     self._madvise(first, last - first, _MADV_DONTNEED)
 
@@ -78,7 +78,7 @@ def _round_up(address: int) -> int:
 def _list_shared_mappings() -> Iterator[tuple[int, int, int, int]]:
     """Yield start address, end address, offset in the file and inode number of shared read-only mappings."""
     with contextlib.suppress(OSError), Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
-        lines = maps.readlines()  # at once, because `remove` splits mappings
+        lines = maps.readlines()  # all lines at once, because `remove` changes the list of mappings
         for line in lines:
             match = _MAPPING_PATTERN.match(line)
             if match is not None and match[4] != "0":

@@ -90,7 +90,7 @@ class Model:
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
         self.n_ctx_train = int(llama.llama_model_n_ctx_train(pointer))
-        """Context length that the model was trained with, in tokens. A context with YaRN changes llama.cpp's value."""
+        """Context length that the model was trained with, in tokens; a context with YaRN changes llama.cpp's value."""
         self._is_eog: dict[int, bool] = {}
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 

@@ -16,7 +16,7 @@ class ResizeError(Exception):
 
 
 class NativeHandles:
-    """Native objects of a context. The llama_context can be replaced; the others exist as long as the owner."""
+    """Native objects of a context. The llama_context can be replaced; the others exist as long as their owner."""
 
     def __init__(self, llama: Any, native: ctypes.CDLL, abort_flag: int, thread_pool: int, batch: object) -> None:
         self.pointer: Any = None

@@ -236,7 +236,7 @@ class SequenceMemory:
         return data
 
     def _restore_all(self, data: mmap.mmap) -> bool:
-        """Restore what `_save_all` returned in an empty context; return False if it does not fit."""
+        """Restore the data of `_save_all` in an empty context; return False if the data does not fit."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         n_read_bytes = int(self.model.bindings.llama.llama_state_set_data(self.pointer, buffer, len(data)))
         del buffer

@@ -1,7 +1,7 @@
 """Special tokens in texts: control, unknown and user-defined tokens, which llama.cpp recognises before all others.
 
-llama.cpp searches a text for one special token after the other, and its time grows with the square of the matches. This
-module finds the same tokens in linear time.
+llama.cpp searches a text for one special token after another, so its time grows with the square of the number of
+matches. This module finds the same tokens in linear time.
 """
 
 from __future__ import annotations

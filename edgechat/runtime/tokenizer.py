@@ -1,4 +1,4 @@
-"""Tokeniser of a model: llama.cpp's tokens for texts of any length, with bounded stack, in linear time and in steps."""
+"""Tokeniser of a model: llama.cpp's tokens for texts of any length, in steps and linear time, with little stack."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class Tokenizer:
 
     @cached_property
     def _escapes_spaces(self) -> bool:
-        """True if the vocabulary has U+2581 in place of spaces, so that texts with either have the same tokens."""
+        """True if the vocabulary has U+2581 in place of spaces, so that U+2581 and a space yield the same tokens."""
         return self._type == _SPM or b" " in b"".join(map(self.token_to_piece, self._tokenize_directly(_ESCAPED_SPACE)))
 
     @cached_property
@@ -218,7 +218,7 @@ class Tokenizer:
         return len(self._tokenize_directly(_CONTINUATION))
 
     def _run(self, text: str) -> list[int]:
-        """Tokenise a text on a thread with enough stack. Equal texts in succession, as in runs, are tokenised once."""
+        """Tokenise a text on a thread with enough stack. Recent texts, as in a run, are not tokenised again."""
         if len(text) <= _MAX_DIRECT_CHARS:
             return self._tokenize_directly(text)
         with self._recent_tokens_lock:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def convert_tool_grammar(grammar: ToolGrammar) -> str:
     """Return the grammar of tool calls in llguidance's variant of Lark. Raises GrammarError if it is not valid GBNF.
 
-    Without triggers, it includes free reasoning before the calls, and the content that may take the place of the calls.
+    Without triggers, the result also allows reasoning before the calls, and content instead of calls if `grammar` has a
+    rule for it.
     """
     from edgechat.runtime.gbnf import convert_to_lark  # imports llguidance, which is optional
 
@@ -49,7 +50,7 @@ def start_tool_grammar(
 
 
 def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:
-    """Return a grammar for reasoning, which is free text, and then calls as `lark` describes, or content."""
+    """Return a grammar for a whole output: reasoning (free text), then calls as `lark` describes, or content."""
     # The grammars of several families also allow an empty text, or white space.
     starts = [(text, f"after_{i}") for i, text in enumerate(grammar.call_starts) if f"\nafter_{i}:" in lark]
     calls = " | ".join(f"{json.dumps(text)} {rest}" for text, rest in starts) or "root"

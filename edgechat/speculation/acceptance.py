@@ -17,7 +17,7 @@ BUCKET_STARTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PRIOR_RATES: Final = (0.24, 0.42, 0.52, 0.66, 0.72, 0.77, 0.82, 0.88, 0.91, 0.95)
 # Weight of the prior, in observations.
 _PRIOR_WEIGHT: Final = 8.0
-# Decay lengths, in observations, of two kinds of counts: those of all replies, and those of the current reply.
+# Decay lengths, in observations, for the counts of all replies and for the counts of the current reply.
 _HISTORY_DECAY_LENGTH: Final = 96.0
 _REPLY_DECAY_LENGTH: Final = 32.0
 # Maximum weight of the counts of all replies, in observations; the counts of the current reply have no limit.

@@ -16,7 +16,7 @@ from edgechat.speculation.drafter import FROM_CORPUS, NO_DRAFT, Draft, TokenInde
 
 _log = logging.getLogger(__name__)
 _SEPARATOR: Final = -1
-# Minimum length of a text in the corpus; shorter texts hardly ever supply a draft.
+# Minimum length of a text in the corpus; shorter texts rarely supply a draft.
 _MIN_TEXT_TOKENS: Final = 8
 # Number of tokens at the end of the current text that a search compares; see EDGECHAT_SUFFIX_MAX_MATCH.
 _N_END_TOKENS: Final = 64

@@ -36,7 +36,7 @@ _UNKNOWN_SIZE_BYTES: Final = 64 << 20
 _POLL_INTERVAL_S: Final = 0.1
 
 OnWait = Callable[[float], None]
-"""Callback while a file is read; the argument is the time since the start in seconds."""
+"""Callback during an import; the argument is the elapsed time in seconds."""
 
 
 class ImportReply(msgspec.Struct):
@@ -47,7 +47,7 @@ class ImportReply(msgspec.Struct):
 
 
 class _ProcessLimits(msgspec.Struct, frozen=True):
-    """Bytes that the child process may read, and memory and time that it may use."""
+    """Limits of the child process: bytes of the file that it may read, memory, and time."""
 
     file_bytes: int
     memory_bytes: int

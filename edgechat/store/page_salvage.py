@@ -58,7 +58,7 @@ class SalvagedRow(NamedTuple):
 
     table: str
     rowid: int
-    """0 if the rowid is damaged, and in tables without rowids."""
+    """Row ID; 0 if it is damaged, and in tables without row IDs."""
     values: list[Value]
 
 
@@ -100,7 +100,7 @@ class _PageSearch:
         sizes = [int.from_bytes(header[16:18], "big")] + ([int.from_bytes(wal.read_at(8, 4), "big")] if wal else [])
         sizes = [65536 if size == 1 else size for size in sizes]
         self._page_bytes = next((s for s in sizes if page_format.is_page_size(s)), DEFAULT_PAGE_BYTES)
-        # edgechat does not reserve bytes at the end of pages, so another value than 0 is damage.
+        # edgechat does not reserve bytes at the end of pages, so any value other than 0 is damage.
         self._usable_bytes = self._page_bytes
         self._n_pages = -(-database.size // self._page_bytes)
         self._frame_offsets: dict[int, list[int]] = {}

@@ -41,7 +41,7 @@ def _repair(table: str, row: sqlite3.Row, on_damage: OnDamage) -> dict[str, Any]
 
 
 class _Node(NamedTuple):
-    """Place of a message in the tree of its conversation."""
+    """Position of a message in the tree of its conversation."""
 
     id: str
     parent_key: int | None
@@ -85,7 +85,7 @@ def _to_message(
 def _build_message(
     values: sqlite3.Row | Mapping[str, Any], nodes: Mapping[int | None, _Node], attachments: tuple[Attachment, ...]
 ) -> Message:  # fmt: skip
-    """Build a message. Raises ValidationError and TypeError for values that a column cannot have."""
+    """Build a message from its row. Raises ValidationError and TypeError for values that a column cannot have."""
     message_id, parent_key = nodes[values["key"]]
     child = nodes.get(values["active_child_key"])
     fields = {

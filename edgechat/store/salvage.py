@@ -116,7 +116,7 @@ class _RowCopier:
             self._copy(row.table, (row.rowid, *row.values[1:]) if has_key else tuple(row.values))
 
     def _copy(self, table: str, stored_values: Iterable[Any]) -> None:
-        """Copy a row, unless the row with its key was copied before."""
+        """Copy a row, unless a row with the same key was copied before."""
         values, is_changed = repair_row(table, stored_values)
         if table == "attachments":
             content_hash = hashlib.sha256(values["data"]).hexdigest()

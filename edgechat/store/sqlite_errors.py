@@ -64,7 +64,7 @@ def translate_errors(path: Path | None) -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the text of an error; for an error of the file system, without its number and the file name."""
+    """Return the text of an error; omit the number and the file name of a file system error."""
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 

@@ -19,7 +19,7 @@ _MESSAGE_SQL: Final = (
     "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
 )
 _SUBTREE_SQL: Final = (
-    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION "  # UNION ends if a damaged parent key is that of a descendant
+    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION "  # UNION ends at a cycle of damaged parent keys
     "SELECT m.key FROM messages m JOIN subtree ON m.parent_key = subtree.key) SELECT key FROM subtree"
 )
 

@@ -5,7 +5,7 @@ driver, and the size and modification time of the module file. Cache errors neve
 is treated as empty, and a verdict that could not be saved is determined again at the next start.
 
 A crash while the engine computes is recorded by module and model. The second crash makes the module distrusted for this
-model only. Distrust ends after a day, and later after further crashes; then the self-test decides again.
+model only. Distrust lasts a day, and longer after further crashes; then the self-test decides again.
 """
 
 from __future__ import annotations
