@@ -12,7 +12,8 @@ from edgechat.chat.store import parse_query
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui import code_files
 from edgechat.tui.confirm import KeyConfirmation
-from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
+from edgechat.tui.conversation_actions import ConversationActions
+from edgechat.tui.messages import CommandFinished, CopyRequested, ViewRequested
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
 from edgechat.tui.workers import is_mistake
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgechat.chat.commands import Command, Destination, Outcome, View
-    from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
     from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.palette_entries import PaletteChoice
@@ -37,6 +37,7 @@ class Actions:
         self._pane = pane
         self._worker = worker
         self._confirmation = KeyConfirmation()
+        self.conversations = ConversationActions(pane, worker)
 
     def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
         """Call `action(argument)`; if it raises an EdgechatError, show the error.
@@ -150,37 +151,6 @@ class Actions:
             if self._pane.is_generating:
                 self._worker.stop()
         self._worker.go_to(destination)
-
-    def toggle_pin(self, conversation: Conversation) -> None:
-        """Pin an unpinned conversation, or unpin a pinned one."""
-        is_pinned = not conversation.pinned
-
-        def update_pin(session: Session) -> None:
-            if session.conversation.id == conversation.id:
-                session.pin(on=is_pinned)
-            else:
-                session.store.update_conversation(conversation.id, pinned=is_pinned)
-            self._pane.post_message(ConversationsChanged())
-
-        self._submit_job(conversation, update_pin)
-
-    def delete_conversation(self, conversation: Conversation) -> None:
-        """Delete a conversation permanently. If it is open, start a new conversation first."""
-
-        def delete(session: Session) -> None:
-            session.store.delete_conversation(conversation.id)
-            self._pane.post_message(ConversationsChanged())
-
-        if self._pane.shows(conversation.id):
-            self.go_to(commands.Destination())
-            self._worker.queue(delete)
-        else:
-            self._submit_job(conversation, delete)
-
-    def _submit_job(self, conversation: Conversation, job: Callable[[Session], object]) -> None:
-        """Queue `job` if it changes the open conversation; otherwise run it immediately."""
-        submit = self._worker.queue if self._pane.shows(conversation.id) else self._worker.run_side_job
-        submit(job)
 
     # Messages
 

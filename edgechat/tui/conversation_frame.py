@@ -77,6 +77,10 @@ class ConversationFrame(Vertical):
         """True while a load or a reply is pending."""
         return self.n_pending > 0
 
+    def shows(self, conversation_id: str) -> bool:
+        """Return whether the conversation with this ID is open."""
+        return self.view is not None and self.view.conversation.id == conversation_id
+
     @property
     def _n_ctx(self) -> int | None:
         """Context length in tokens; None while no model is loaded."""

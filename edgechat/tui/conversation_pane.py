@@ -53,10 +53,6 @@ class ConversationPane(ConversationFrame):
         entries = reversed(self.transcript.entries)
         return next((message for entry in entries if (message := entry.as_message) is not None), None)
 
-    def shows(self, conversation_id: str) -> bool:
-        """Return whether the conversation with this ID is open."""
-        return self.view is not None and self.view.conversation.id == conversation_id
-
     # Notes and errors
 
     def add_note(self, text: str) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual import on, work
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
 
 from edgechat.errors import UsageError
 from edgechat.tui import textual_private
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.conversation_pane import ConversationPane
-from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
+from edgechat.tui.messages import CommandFinished, CopyRequested, ViewRequested
+from edgechat.tui.screens.sidebar_screen import SidebarScreen
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 from edgechat.tui.workers import format_error
@@ -25,14 +24,10 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.timer import Timer
-    from textual.widget import Widget
 
     from edgechat.chat.session import Session
-    from edgechat.chat.store import ConversationSummary
-    from edgechat.tui.actions import Actions
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
-    from edgechat.tui.widgets.sidebar import Sidebar
 
 # Pause in typing after which the input is saved and its tokens are counted.
 TYPING_PAUSE_S: Final = 0.3
@@ -43,8 +38,8 @@ _SCROLLED_ROWS: Final = 3
 _DOUBLE_PRESS_S: Final = 1.0
 
 
-class ChatScreen(Screen[None]):
-    """Screen with a `ConversationPane`, its keys and commands, and a sidebar that is created on first use."""
+class ChatScreen(SidebarScreen):
+    """Screen with a `ConversationPane`, and its keys and commands."""
 
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -101,17 +96,13 @@ class ChatScreen(Screen[None]):
         *, figures: bool, footer: bool,
     ) -> None:  # fmt: skip
         """`on_first_frame` is called after the first frame. `problems` are descriptions of invalid settings."""
-        super().__init__()
-        self.pane = ConversationPane(
+        pane = ConversationPane(
             worker, get_palette, get_key_overrides, get_download_status, figures=figures, footer=footer
         )
-        self._worker = worker
-        self._get_key_overrides = get_key_overrides
+        super().__init__(pane, worker, get_key_overrides)
         self._get_palette = get_palette
         self._on_first_frame = on_first_frame
         self._problems = problems
-        self.sidebar: Sidebar | None = None
-        self._focused_before_list: Widget | None = None
         self._typing_timer: Timer | None = None
         self._confirmation = Confirmation()
         self._text_with_missing_files = ""
@@ -121,13 +112,6 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield self.pane
-
-    @functools.cached_property
-    def actions(self) -> Actions:
-        """Implementation of commands and keys; its module is imported on first access."""
-        from edgechat.tui.actions import Actions
-
-        return Actions(self.pane, self._worker)
 
     def on_mount(self) -> None:
         for problem in self._problems:
@@ -309,58 +293,6 @@ class ChatScreen(Screen[None]):
 
     def action_end(self) -> None:
         self.pane.transcript.action_bottom()
-
-    # Sidebar
-
-    def toggle_sidebar(self) -> None:
-        """Show or hide the list of conversations."""
-        if self.sidebar is None:
-            from edgechat.tui.widgets.sidebar import Sidebar
-
-            pane, self._focused_before_list = self.pane, self.focused
-            current_id = lambda: pane.view.conversation.id if pane.view is not None else None  # noqa: E731
-            self.sidebar = Sidebar(self._list_conversations, current_id, self._get_key_overrides)
-            self.set_styles("layers: default overlay;")  # a style sheet would delay the first frame
-            self.mount(self.sidebar, before=0)
-            self.call_after_refresh(self.sidebar.refresh_list)
-            self.call_after_refresh(self.sidebar.focus_filter)
-        elif self.sidebar.display:
-            self.sidebar.action_leave()
-        else:
-            self._focused_before_list = self.focused
-            self.sidebar.display = True
-            self.sidebar.refresh_list()
-            self.sidebar.focus_filter()
-
-    def on_resize(self) -> None:
-        if self.sidebar is not None:
-            self.sidebar.adapt()
-
-    def _list_conversations(self) -> Sequence[ConversationSummary] | None:
-        from edgechat.tui.widgets.sidebar import MAX_CONVERSATIONS
-
-        session = self._worker.session
-        return session.store.list_conversations(limit=MAX_CONVERSATIONS) if session is not None else None
-
-    def on_conversations_changed(self, _message: ConversationsChanged) -> None:
-        if self.sidebar is not None and self.sidebar.display:
-            self.sidebar.refresh_list()
-
-    def on_sidebar_conversation_selected(self, message: Sidebar.ConversationSelected) -> None:
-        from edgechat.chat.commands import Destination
-
-        self.actions.go_to(Destination(message.conversation_id))
-        self.pane.prompt.focus()
-        self._focused_before_list = self.pane.prompt
-
-    def on_sidebar_pin_toggled(self, message: Sidebar.PinToggled) -> None:
-        self.actions.toggle_pin(message.conversation)
-
-    def on_sidebar_delete_confirmed(self, message: Sidebar.DeleteConfirmed) -> None:
-        self.actions.delete_conversation(message.conversation)
-
-    def on_sidebar_closed(self) -> None:
-        (self._focused_before_list or self.pane.prompt).focus()
 
     # Transcript
 

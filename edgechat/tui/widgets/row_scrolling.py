@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
+
+from edgechat.tui import textual_private
 
 if TYPE_CHECKING:
     from textual import events
@@ -25,11 +29,18 @@ class RowScrolling(ScrollView):
         Binding("shift+left", "scroll_code(-1)", "Scroll code to the left", id="transcript.left", show=False),
         Binding("shift+right", "scroll_code(1)", "Scroll code to the right", id="transcript.right", show=False),
     ]
+    # Changing Textual's own `virtual_size` would lay out the whole screen, but here only the scrollbar depends on it.
+    virtual_size = Reactive(Size(0, 0))
     _layout: TranscriptLayout
 
     def discard_layout(self) -> None:
         """Discard all rendered rows and render the visible rows again."""
         raise NotImplementedError
+
+    def _set_virtual_size(self, width: int, n_rows: int) -> None:
+        """Set the size of the content, on which the scrollbar depends, in columns and rows."""
+        self.virtual_size = Size(width, n_rows)
+        textual_private.update_scrollbars(self, self.virtual_size)
 
     def scroll_rows(self, n_rows: int) -> None:
         """Scroll down by `n_rows`, or up if negative, without animation."""

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.segment import Segment
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.geometry import Region, Size
+from textual.geometry import Region
 from textual.message import Message
-from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from edgechat.tui import textual_private
 from edgechat.tui.render.row_index import RowPosition
 from edgechat.tui.render.transcript_layout import TranscriptLayout
 from edgechat.tui.render.word_marks import GUTTER, WordMarks, highlight_span, join_selected_rows
@@ -48,9 +46,6 @@ class Transcript(RowScrolling, can_focus=True):
         Binding("end", "bottom", "Go to the end", id="transcript.bottom", show=False),
         Binding("t", "fold", "Show or hide the reasoning", id="transcript.fold", show=False),
     ]
-
-    # Changing Textual's own `virtual_size` would lay out the whole screen, but here only the scrollbar depends on it.
-    virtual_size = Reactive(Size(0, 0))
 
     class ViewChanged(Message):
         """The last row became visible or hidden, the cursor moved, or the transcript gained or lost the focus."""
@@ -184,10 +179,6 @@ class Transcript(RowScrolling, can_focus=True):
         self.set_reactive(ScrollView.scroll_target_y, scroll_y)
         if self.scroll_y != scroll_y:
             self.scroll_y = scroll_y
-
-    def _set_virtual_size(self, width: int, n_rows: int) -> None:
-        self.virtual_size = Size(width, n_rows)
-        textual_private.update_scrollbars(self, self.virtual_size)
 
     # Painting
 
