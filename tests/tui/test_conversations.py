@@ -52,7 +52,7 @@ async def test_sidebar_filters_and_opens_conversations() -> None:
     for title in ("Boats", "Trees", "More boats"):
         save_conversation(store, [(f"about {title}", "yes")], title)
     app = make_scripted_app(store=store)
-    async with app.run_test() as pilot:
+    async with app.run_test(size=(120, 30)) as pilot:
         await wait_until_ready(app)
         await pilot.press("ctrl+b")
         await until_async(
