@@ -31,7 +31,7 @@ class Cancellation:
 
     @contextlib.contextmanager
     def call_on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Return a context manager; `cancel` calls `callback` while it is open, to interrupt a step.
+        """Return a context manager in which `cancel` calls `callback`, to interrupt a step.
 
         Raises RequestCancelledError if the work was already cancelled.
         """

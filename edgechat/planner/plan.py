@@ -59,7 +59,7 @@ def plan(
     Unless `n_ctx` is set, the context can grow beyond its planned length (`LoadPlan.growth`).
     """
     if machine.reserved_bytes and _can_leave_reserve(profile, machine, n_ctx, extra_bytes):
-        with contextlib.suppress(PlanError):  # by exact sizes, the model does not fit
+        with contextlib.suppress(PlanError):  # the model does not fit, according to exact sizes
             return plan(
                 profile, machine.leave_reserve(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
                 extra_bytes=extra_bytes,

@@ -106,7 +106,7 @@ class PrefixCache:
                 return cached_prefix
 
     def _restore(self, plan: RestorePlan, tokens: Sequence[int], *, ephemeral: bool) -> CachedPrefix | None:
-        """Execute a restore plan. Return None if a segment or the base sequence was lost: make another plan."""
+        """Execute a restore plan; return None if it failed because a segment or the base sequence was lost."""
         memory = self._memory
         seq = self._restore_base(plan, ephemeral=ephemeral)
         if seq is None:

@@ -15,7 +15,7 @@ MIN_GAIN: Final = 1.05
 # `probability_lower_bounds`.
 _EXPENSIVE_STEP_COST: Final = 1.5
 MAX_DRAFT_LENGTH: Final = STEP_SIZES[-1] - 1
-# Minimum probability that a whole draft is accepted. Longer drafts than those that reach it are not considered.
+# Minimum probability that a whole draft is accepted. Drafts with a lower probability are not considered.
 _MIN_ALL_ACCEPTED_PROBABILITY: Final = 0.02
 
 
