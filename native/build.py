@@ -55,7 +55,7 @@ KEEP_TREES_S = 30 * 24 * 3600
 
 def main() -> int:
     """Run one command. The result goes to standard output, everything else to standard error."""
-    # A shell starts background programs with an ignored Ctrl-C, which the compilers would inherit.
+    # Shells start background programs with SIGINT ignored, and the compilers would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["prefix", "link", "source", "bindings", "peers"])
@@ -92,7 +92,7 @@ def main() -> int:
 def expand(variants: str) -> str:
     """Return the list of CPU modules for `host`, `dev` or `all`; other values are returned unchanged.
 
-    For `host`, a finished bundle of all development modules is preferred to another one.
+    For `host`, an existing bundle with more modules is preferred to a new build.
     """
     if variants == "host":
         return next((v for v in map(expand, ("dev", "all")) if locate(variants=v)[0].exists()), host_variants())
@@ -113,7 +113,7 @@ def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: 
 def locate(
     *, variants: str, cuda: str = "", metal: bool = False, peers: bool = False
 ) -> tuple[Path, Path, dict[str, object]]:
-    """Return the prefix of these options, which exists only when complete, its build tree, and all inputs of the build.
+    """Return the installation prefix (which exists only when complete), the build tree, and all inputs of the build.
 
     Raises BuildError.
     """
@@ -213,7 +213,7 @@ def copy_changed(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(tree: Path) -> Iterator[None]:
-    """Create `tree` and hold its lock, so that one build runs there at a time; the lock ends with the process.
+    """Create `tree` and hold its lock, so that only one build at a time runs there; the lock ends with the process.
 
     While another program holds the lock, the progress of its build is shown.
     """

@@ -20,15 +20,15 @@ from pathlib import Path
 # Progress of ninja, such as `[12/345] Building CXX object ...`.
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\] ")
 _INTERVAL_S = 0.25
-# Part of the steps after which a first guess of the remaining time is shown.
+# Fraction of the steps after which an estimate of the remaining time is shown.
 _MIN_PART_DONE = 0.05
 _LONG_S = 90
 
 
 class Progress:
-    """State of one command that is shown on standard error.
+    """Progress display of one command on standard error.
 
-    On a terminal, one line is updated; elsewhere, a line is printed for each tenth of the steps.
+    On a terminal, one line is updated; otherwise, a line is printed after each tenth of the steps.
     """
 
     def __init__(self, what: str) -> None:
@@ -37,10 +37,10 @@ class Progress:
         self._started_at = time.monotonic()
         self._n_done = self._n_steps = self._n_tenths = self._width = 0
         self._n_done_before: int | None = None
-        """Number of steps that were done before this process began to read."""
+        """Number of steps that were done before this process began to read the output."""
 
     def read_line(self, line: str) -> None:
-        """Note the progress in a line of the command's output."""
+        """Update the number of steps from a line of the command's output."""
         step = _NINJA_STEP.match(line)
         if step:
             self._n_done, self._n_steps = int(step[1]), int(step[2])
@@ -48,7 +48,7 @@ class Progress:
                 self._n_done_before = self._n_done - 1
 
     def show(self) -> None:
-        """Show the progress."""
+        """Update the displayed progress, if necessary."""
         n_done, n_steps = self._n_done, self._n_steps
         elapsed_s = time.monotonic() - self._started_at
         text = f"{self._what}: {describe(n_done, n_steps, elapsed_s, self._n_done_before or 0)}"
@@ -61,7 +61,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Remove the line that is updated."""
+        """Clear the progress line of a terminal."""
         if self._width:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
 
@@ -126,7 +126,7 @@ def run_with_progress(
 
 
 def main() -> int:
-    """Run the command of the command line; print its output only if it fails."""
+    """Run the command in the arguments; print its output only if it fails."""
     what, *command = sys.argv[1:]
     exit_code, output = run_with_progress(command, what)
     if exit_code:

@@ -14,7 +14,7 @@ PIN = "0.3.36"
 PIN_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 LLAMA_CPP_COMMIT = "0c1e57098"
 EPOCH_S = 315532800
-"""1980-01-01, the earliest date of all archive formats: the modification time of all files in reproducible builds."""
+"""1980-01-01, the modification time of all files in reproducible builds; earlier dates do not work in ZIP archives."""
 
 
 def sdist() -> Path:

@@ -21,7 +21,7 @@ DEVELOPMENT_VARIANTS = {
     "x86_64": "x64;haswell;icelake;zen4;sapphirerapids",
     "aarch64": "armv8.0_1;armv8.2_2;armv8.6_1",
 }
-# Features in /proc/cpuinfo that these modules need; the others need none.
+# Features in /proc/cpuinfo that these modules need. The other modules need none.
 _NEEDED_FEATURES = {
     "haswell": "avx2 bmi2 f16c fma",
     "icelake": "avx2 bmi2 f16c fma avx512f avx512cd avx512vl avx512dq avx512bw avx512vbmi avx512_vnni",
@@ -33,7 +33,7 @@ _NEEDED_FEATURES = {
 
 
 class BuildError(Exception):
-    """The native build failed; the message is one sentence that says what to do."""
+    """Error of the native build; the message tells the user what to do."""
 
 
 def plain_machine(name: str) -> str:
@@ -60,7 +60,7 @@ def host_variants(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def target_machine() -> str:
-    """Return the target architecture. Raises BuildError if it cannot be built for here."""
+    """Return the target architecture. Raises BuildError if this machine cannot build for it."""
     named, host = os.environ.get("EDGECHAT_TARGET"), platform.machine()
     if named and plain_machine(named) != plain_machine(host):
         if sys.platform != "linux" or plain_machine(named) not in DEVELOPMENT_VARIANTS:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Build the add-on package with CUDA kernels: edgechat-cuda12 or edgechat-cuda13, by the version of CUDA.
+"""Build the add-on package with CUDA kernels, edgechat-cuda12 or edgechat-cuda13, depending on the CUDA version.
 
     cuda.py [--architectures LIST] [--toolkit] [DIRECTORY]
 
-Uses the installed nvcc: on a Jetson with JetPack 6 that of CUDA 12. With --toolkit, NVIDIA's compiler of CUDA 13 comes
-from the package index; this needs nothing from NVIDIA on this machine and can cross-compile (EDGECHAT_TARGET). Either
-takes an hour on two cores. The package needs CUDA's runtime and cuBLAS where it is installed: a Jetson has them, other
-machines get them from the extra [toolkit].
+Uses the installed nvcc (CUDA 12 on a Jetson with JetPack 6). With --toolkit, downloads NVIDIA's compiler of CUDA 13
+from the package index, so that this machine needs no software of NVIDIA and can cross-compile (EDGECHAT_TARGET). Both
+builds take an hour on two cores. On the target machine, the package needs CUDA's runtime and cuBLAS: a Jetson has them,
+other machines get them from the extra [toolkit].
 """
 
 from __future__ import annotations

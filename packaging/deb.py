@@ -3,9 +3,9 @@
 
     deb.py [--python 3.X]... [DIRECTORY]
 
-It is for this architecture, or for the one in EDGECHAT_TARGET. The wheels for the given Python versions are in
-/opt/edgechat. The package's configuration installs those for the system's Python into a virtual environment, and again
-after an upgrade of that Python.
+The package is for this machine's architecture, or for the one in EDGECHAT_TARGET. It contains wheels for the given
+Python versions in /opt/edgechat. Its postinst script installs the wheels for the system's Python into a virtual
+environment, and does so again after an upgrade of that Python.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def put(root: Path, name: str, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def output(*arguments: str | Path) -> bytes:
-    """Return the standard output of a Python script."""
+    """Run a Python script and return its standard output."""
     return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT).stdout
 
 

@@ -4,7 +4,7 @@
     single.py [DIRECTORY]
 
 PyInstaller freezes an installation from the wheelhouse, and a shell script precedes the archive of the result.
-PyInstaller's own one-file mode unpacks at each start, into another directory each time: see docs/decisions.md. The
+PyInstaller's own one-file mode unpacks at each start, into a different directory each time: see docs/decisions.md. The
 file is for Linux, and for the architecture and glibc of this machine. EDGECHAT_CPU_VARIANTS selects the CPU modules
 (default: all).
 """
@@ -111,7 +111,7 @@ def freeze(scratch: Path) -> Path:
 
 
 def more_parts(scratch: Path) -> Iterator[contents.Part]:
-    """Yield the components that come from no wheel: Python, PyInstaller's bootloader, and system libraries."""
+    """Yield the components that are not in a wheel: Python, PyInstaller's bootloader, and system libraries."""
     library = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
     licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt").read_text("utf-8")
     yield part("CPython", platform.python_version(), "PSF-2.0", licence, library, "https://www.python.org/")
