@@ -35,7 +35,7 @@ EDGECHAT_API void edgechat_threadpool_free(edgechat_threadpool * threadpool);
 // Returns ggml's pool, for a backend without a context.
 struct ggml_threadpool * edgechat_threadpool_raw(edgechat_threadpool * threadpool);
 
-// Returns the index of the largest of `count` logits, the first of equals, like llama.cpp's greedy sampler. That
+// Returns the index of the largest of `count` logits (the first of equal ones), like llama.cpp's greedy sampler. That
 // sampler first copies all candidates, which takes 3 % of the decode time of a 0.5B model with a vocabulary of 152k.
 EDGECHAT_API int32_t edgechat_argmax(const float * logits, int32_t count);
 
@@ -56,9 +56,9 @@ EDGECHAT_API uint64_t edgechat_suffix_index_bytes(const edgechat_suffix_index * 
 // Returns the new size, or -1 if out of memory; then nothing was appended.
 EDGECHAT_API int32_t edgechat_suffix_index_append(edgechat_suffix_index * index, const int32_t * tokens, int32_t count);
 EDGECHAT_API void edgechat_suffix_index_truncate(edgechat_suffix_index * index, int32_t size);
-// Finds the longest match of the end of `context` (null: of the indexed text), the newest of equally long ones, and
-// writes up to `max_draft` tokens that follow it. Returns the number of tokens. Sets `match_length` (at most
-// EDGECHAT_SUFFIX_MAX_MATCH) and `position`, the position of the draft or -1.
+// Finds the longest match of the end of `context` (if null: of the indexed text), or the newest of several matches of
+// this length, and writes up to `max_draft` tokens that follow it. Returns the number of tokens. Sets `match_length`
+// (at most EDGECHAT_SUFFIX_MAX_MATCH) and `position`, the position of the draft, or -1 without a match.
 EDGECHAT_API int32_t edgechat_suffix_index_draft(
     const edgechat_suffix_index * index, const int32_t * context, int32_t count, int32_t * draft, int32_t max_draft,
     int32_t * match_length, int32_t * position);
@@ -109,7 +109,7 @@ EDGECHAT_API int edgechat_selftest(const char * module_path, int n_threads, int 
 // be loaded. Call it once per process.
 EDGECHAT_API int edgechat_speeds(const char * module_path, int n_threads, int quick, int report_fd);
 
-// Properties of a model that decide the quantised types of its tensors, and the tensors; types are ggml's numbers.
+// Properties of a model that determine the quantised types of its tensors, and the tensors; types are ggml's numbers.
 typedef struct edgechat_quant_model {
     const char * architecture;
     uint32_t     n_embd, n_ff, n_layer, n_head, n_head_kv, n_expert, key_length, value_length;

@@ -1,4 +1,4 @@
-// Decodes a tiny random model, to test the operations that matrix products do not reach.
+// Decodes with a tiny random model, to test other operations than matrix products.
 #include "selftest.h"
 
 #include "ggml-cpp.h"
@@ -44,7 +44,7 @@ using File    = std::unique_ptr<std::FILE, FileCloser>;
 using Model   = std::unique_ptr<llama_model, ModelFree>;
 using Context = std::unique_ptr<llama_context, ContextFree>;
 
-// In memory where possible: a full or read-only disk must not fail the backend's test.
+// Opens a temporary file, in memory where possible, so that a full or read-only disk does not fail the backend's test.
 std::FILE * new_file() {
 #ifdef __linux__
     const int fd = memfd_create("edgechat-selftest", MFD_CLOEXEC);

@@ -1,4 +1,4 @@
-// Kernel benchmark: how fast this machine multiplies weights of each type, the basis of decode and prefill speed.
+// Kernel benchmark: speed of matrix products for each weight type, from which decode and prefill speed are predicted.
 #include "edgechat.h"
 #include "weights.h"
 
@@ -28,7 +28,7 @@ constexpr int64_t n_out = 512;
 // compute-bound.
 constexpr size_t streamed_bytes = 160u << 20;
 constexpr size_t computed_bytes = 2u << 20;
-// Number of small operations between products: the overhead of a step beside its arithmetic.
+// Number of small operations in a graph that measures the overhead per operation.
 constexpr int n_small = 200;
 // Shape of the measured KV cache: 4 heads of 64 elements, and this number of tokens.
 constexpr int64_t n_depth     = 2048;
@@ -61,7 +61,7 @@ ggml_context_ptr new_context(size_t n_tensors) {
         ggml_init({ggml_tensor_overhead() * n_tensors + ggml_graph_overhead_custom(n_tensors, false), nullptr, true}));
 }
 
-// Types of specially trained models, or without chat models.
+// True for types that only specially trained models use, and for types that no chat model uses.
 bool is_rare(ggml_type type) {
     switch (type) {
         case GGML_TYPE_IQ1_S:
@@ -82,7 +82,7 @@ class Measurement {
     Measurement(ggml_backend_dev_t device, ggml_backend_t backend, int fd)
         : device_(device), backend_(backend), fd_(fd) {}
 
-    // Only one common type, to compare thread counts.
+    // Measures only one common type, to compare thread counts.
     void quick() {
         products(GGML_TYPE_Q4_0);
         line("done", "", 0, 0.0);
@@ -117,7 +117,7 @@ class Measurement {
         return median_s([&] { ggml_backend_graph_compute(backend_, graph); });
     }
 
-    // The overhead of a step: threads synchronise after each operation, twice in a product.
+    // Measures the overhead of operations: threads synchronise once after each operation, and twice in a product.
     void small_operations() {
         chain("operation", GGML_TYPE_F32, 1024, [](ggml_context * c, ggml_tensor * y, ggml_tensor *) {
             return ggml_rms_norm(c, y, 1e-5f);
@@ -142,7 +142,7 @@ class Measurement {
         line(name, "", 1, n_small / graph_s(graph));
     }
 
-    // Key and value elements read per query and second.
+    // Measures the number of key and value elements that are read per query and second.
     void attention(ggml_type type, int64_t batch) {
         const ggml_context_ptr context = new_context(16);
         ggml_context *         c       = context.get();

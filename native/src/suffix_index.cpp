@@ -122,7 +122,7 @@ struct edgechat_suffix_index {
                     best    = at;
                     *length = here;
                 }
-                // Below the longest order all matches have this length; the loop would have found a longer one before.
+                // For shorter n-grams, all matches have the same length: longer ones were found with longer n-grams.
                 if (order < ORDERS || here == MAX_MATCH || ++compared == MAX_COMPARED) {
                     break;
                 }
@@ -185,7 +185,7 @@ int32_t edgechat_suffix_index_draft(
         return 0;
     }
     for (int32_t i = 0; i < max_draft; i++) {
-        // At the end of the indexed text, the draft continues with itself: the text is a loop.
+        // At the end of the indexed text, the draft continues with its own beginning, because the text repeats itself.
         const bool    is_over = from + i >= size;
         const int32_t token   = !is_over ? tokens[from + i] : context == nullptr ? draft[from + i - size] : NONE;
         if (token < 0) {

@@ -37,7 +37,7 @@ thread_local call_limits limits;
 
 constexpr int64_t max_now_s = 4102444800;  // the year 2100
 
-// The most recently used values by key. Compiling a template takes milliseconds, and loading a parser as long.
+// Cache of the most recently used values by key. Compiling a template or loading a parser takes milliseconds.
 template <typename Value> class recent_values {
   public:
     explicit recent_values(size_t capacity) : capacity(capacity) {}
@@ -198,7 +198,7 @@ json parse(const json & request) {
         }
         return arena;
     });
-    // Like common_chat_peg_parse, which throws where the output deviates from the format, and so would lose all of it.
+    // Unlike common_chat_peg_parse, which throws if the output deviates from the format, keep the text before that.
     const std::string text = params.generation_prompt + std::string(request.at("text"));
     common_chat_msg message;
     std::string unparsed;
@@ -243,7 +243,8 @@ json handle_json(const json & request) {
     throw std::invalid_argument("unknown operation " + op);
 }
 
-// Handles a request and returns the reply, both in JSON. llama.cpp wraps a bad_alloc in exceptions of its own.
+// Handles a request and returns the reply, both in JSON. llama.cpp converts bad_alloc to other exceptions, so `limits`
+// tells the reason of a failure.
 std::string handle(const char * request) {
     std::string error_text;
     try {
@@ -274,7 +275,7 @@ char * copy_to_heap(std::string_view text) {
 
 }  // namespace
 
-// Every recursion that allocates memory ends here before the stack does: macros that call themselves, for example.
+// Ends each recursion that allocates memory, for example a macro that calls itself, before the stack overflows.
 void * operator new(size_t size) {
     const char here = 0;
     if (reinterpret_cast<uintptr_t>(&here) < limits.lowest_stack_address) {

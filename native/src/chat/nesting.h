@@ -1,4 +1,4 @@
-// Limits of nesting. llama.cpp's parsers, templates and values are processed recursively, without limits of their own.
+// Limits of nesting. llama.cpp processes parsers, templates and values recursively and without limits.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// The few functions of llama.cpp outside its chat code that the chat code calls. With them, the library needs neither
-// libllama nor the rest of llama.cpp's common code.
+// Replacements for the few functions outside llama.cpp's chat code that the chat code calls, so that the library needs
+// neither libllama nor the rest of llama.cpp's common code.
 
 #include "chat.h"
 #include "common.h"

@@ -1,8 +1,8 @@
 // A barrier for the threads of a computation that spins while waits are short, and sleeps while they are long.
 //
 // ggml's own barrier spins until the last thread arrives. When another program takes a core, the last thread cannot
-// arrive before the scheduler runs it again, and the spinning threads use up the share of time that they have then.
-// A sleeping thread keeps its share, and the scheduler wakes it soon.
+// arrive before the scheduler runs it again. Meanwhile, the spinning threads use up their share of CPU time. A sleeping
+// thread keeps its share, and the scheduler runs it soon after it is woken.
 //
 // C11 without dependencies; on Linux, macOS and Windows threads sleep, elsewhere they yield.
 #pragma once
@@ -32,7 +32,7 @@
 #endif
 
 enum {
-    // Number of pauses between two looks at the clock.
+    // Number of pause instructions between two reads of the clock.
     EDGECHAT_SPINS_PER_CLOCK = 32,
     // Bounds of the time that a thread spins before it sleeps, in nanoseconds.
     EDGECHAT_MAX_SPIN_NS = 50000,
@@ -48,7 +48,7 @@ static atomic_int edgechat_n_sleepers = 0;
 static EDGECHAT_THREAD_LOCAL int64_t edgechat_spin_ns = EDGECHAT_MAX_SPIN_NS;
 static EDGECHAT_THREAD_LOCAL unsigned edgechat_n_waits = 0;
 
-// Time of a clock that never goes back, in nanoseconds.
+// Returns the time of a monotonic clock in nanoseconds.
 static inline int64_t edgechat_now_ns(void) {
 #if defined(_WIN32)
     LARGE_INTEGER ticks, ticks_per_s;
@@ -103,9 +103,9 @@ static inline void edgechat_wake_all(atomic_int * address) {
 #endif
 }
 
-// Return for how long a thread spins in its next wait, if it spun for at most `spin_ns` before and this wait ended
-// after `wait_ns`, a negative number if the thread slept. Long waits shorten the spinning at once, and short ones
-// lengthen it slowly; a probe that ended lengthens it to twice the wait.
+// Returns the spin time of the next wait. `spin_ns` is the previous spin time, and `wait_ns` the duration of the wait
+// that has just ended, or a negative number if the thread slept. Long waits shorten the spin time immediately, short
+// waits lengthen it slowly, and a probe that ended without sleep sets it to twice the duration of the wait.
 static inline int64_t edgechat_next_spin_ns(int64_t spin_ns, int64_t wait_ns) {
     int64_t next_ns = spin_ns + spin_ns / 4;
     if (wait_ns < 0) {

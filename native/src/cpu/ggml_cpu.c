@@ -5,8 +5,8 @@ struct ggml_threadpool;
 static void edgechat_barrier(struct ggml_threadpool * pool);
 static bool edgechat_stops_polling(void);
 
-// The file defines and calls ggml_barrier. The first token of the argument tells the definition and the declarations,
-// which begin with `struct`, from the calls.
+// The file defines and calls ggml_barrier. The first token of the argument distinguishes the definition and the
+// declarations, whose argument begins with `struct`, from the calls.
 #define ggml_barrier(argument) EDGECHAT_BARRIER_##argument)
 #define EDGECHAT_BARRIER_struct edgechat_upstream_barrier(struct
 #define EDGECHAT_BARRIER_params edgechat_barrier(params
@@ -24,8 +24,8 @@ static bool edgechat_stops_polling(void);
 
 #include "barrier.h"
 
-// Time of polling before a thread sleeps until the next graph, in nanoseconds. Between two decode steps pass less
-// than 2 ms.
+// Time of polling before a thread sleeps until the next graph, in nanoseconds. Less than 2 ms pass between two decode
+// steps.
 static const int64_t edgechat_max_polling_ns = 5000000;
 
 static EDGECHAT_THREAD_LOCAL int edgechat_n_polls = 0;
