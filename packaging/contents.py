@@ -28,7 +28,7 @@ _STARTER = "SmolLM2-135M-Instruct"
 
 
 class Part(NamedTuple):
-    """A component inside a package."""
+    """Component of a package, for the bill of materials."""
 
     name: str
     version: str

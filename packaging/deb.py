@@ -82,7 +82,7 @@ def make(directory: Path, pythons: list[str]) -> Path:
 
 
 def put(root: Path, name: str, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file of the package."""
+    """Write `data` to the file `name` of the package, below `root`."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

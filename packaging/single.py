@@ -158,7 +158,7 @@ def system_library(file: Path) -> contents.Part:
 def start(archive: Path, frozen: Path) -> bytes:
     """Return the script that precedes the archive, with the archive's byte offset in it.
 
-    The offset has as many digits as its placeholder has letters, so that filling it in does not move the archive.
+    The offset has as many digits as its placeholder has characters, so that filling it in does not move the archive.
     """
     n_bytes = sum(path.stat().st_size for path in frozen.rglob("*"))
     values = {

@@ -138,8 +138,8 @@ def print_reply(
 ) -> None:
     """Send `text` to the model and print the reply.
 
-    Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and SystemExit after another signal. A signal during the reply
-    stops and saves it.
+    A signal during the reply stops the reply and saves it. Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and
+    SystemExit after another signal.
     """
     session = create_session(**options)
     status = StderrStatus()

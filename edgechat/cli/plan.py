@@ -284,7 +284,7 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
 
 
 def _join_entries(entries: list[str], columns: int) -> list[str]:
-    """Join the entries of a legend to lines of at most `columns` columns."""
+    """Join the entries of a legend into lines of at most `columns` columns."""
     lines: list[str] = []
     for entry in entries:
         if lines and len(lines[-1]) + 3 + len(entry) <= columns:

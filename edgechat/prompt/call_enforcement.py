@@ -16,9 +16,9 @@ class CallEnforcement(NamedTuple):
     names: bool
     """Names of the arguments."""
     required: bool
-    """Which arguments must be present."""
+    """Presence of the required arguments."""
     string_type: bool
-    """Whether an argument is a string."""
+    """The type of arguments that must be strings."""
     strings: bool
     """All keywords of arguments that are strings, such as `enum`."""
     values: bool

@@ -91,7 +91,7 @@ class Renderer:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
 
     def prepare(self, template: str | None) -> None:
-        """Start the child process, and compile a template in it, in the background. Raises the errors of `start`.
+        """Start the child process, and compile a template in the background. Raises the same errors as `start`.
 
         Compiling takes 10 to 40 ms. If it happens while the model loads, it does not delay the first prompt.
         """
@@ -141,8 +141,8 @@ class Renderer:
     ) -> RenderedPrompt:  # fmt: skip
         """Render `messages` with the chat library.
 
-        `options` are further fields of an `apply` request; with `continues_reply`, the last message is the beginning of
-        the reply. Raises the errors of `render`.
+        `options` are additional fields of an `apply` request; with `continues_reply`, the last message is the beginning
+        of the reply. Raises the same errors as `render`.
         """
         pattern = _compile_control_pattern(tuple(control_tokens))
         with _wrap_value_errors():
@@ -172,7 +172,7 @@ class Renderer:
         return reply
 
     def _send(self, request: RenderRequest | ChatLibraryRequest, cancellation: Cancellation | None) -> str:
-        """Send a request to the render process and return the text of its reply. Raises the errors of `render`."""
+        """Send a request to the render process and return the text of its reply. Raises the same errors as `render`."""
         cancellation = cancellation or Cancellation()
         with _wrap_value_errors():
             body = encode(request)

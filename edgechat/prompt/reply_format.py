@@ -47,7 +47,7 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
     stop_strings: tuple[str, ...] = ()
     thinking_start: str = ""
     thinking_ends: tuple[str, ...] = ()
-    """Tags around the reasoning; empty if the model does not reason."""
+    """Possible end tags of the reasoning, after `thinking_start`; empty if the model does not reason."""
     is_fallback: bool = False
     """True if the chat library failed, perhaps temporarily, so the whole output is treated as content."""
 

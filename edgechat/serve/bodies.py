@@ -107,7 +107,7 @@ class IncomingBody:
         self.n_counted_bytes = 0
         """Number of bytes of the budget that this body uses."""
         self.progress_at = time.monotonic()
-        """Time when the most recent `_PROGRESS_BYTES` were complete."""
+        """Time when the body last grew by a further `_PROGRESS_BYTES`."""
         self.is_complete = False
         self._budget = budget
         self._receive = receive
@@ -172,7 +172,7 @@ def has_body(headers: Headers) -> bool:
 
 
 async def discard_body(receive: Receive) -> None:
-    """Receive and discard the rest of a body, up to a limit of bytes and a time limit."""
+    """Receive and discard the rest of a body, up to a size limit and a time limit."""
 
     async def discard() -> None:
         n_bytes, is_last = 0, False

@@ -97,7 +97,10 @@ class _ChoiceText:
     """Text of one choice: the echo of the prompt, and the text offsets of the tokens."""
 
     def __init__(self, echo: str | None) -> None:
-        """Create the text of a choice; `echo` precedes the generated text. If None, prompt tokens provide the echo."""
+        """Create the text of a choice.
+
+        `echo` is the text before the generated text; if None, it is decoded from the prompt tokens.
+        """
         self.prompt: list[protocol.TokenLogprobs] = []
         """Tokens of the prompt; empty unless the request has `echo`."""
         self._echo = echo

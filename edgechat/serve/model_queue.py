@@ -133,7 +133,7 @@ class ModelQueue:
 
     @contextlib.contextmanager
     def admit(self, client: str = LOOPBACK) -> Iterator[None]:
-        """Count a request of a client address in the queue for the block. Raises the error of `find_obstacle`."""
+        """Add a request of a client address to the queue during the `with` block. Raises ApiError if it is refused."""
         error = self.find_obstacle(client)
         if error is not None:
             raise error
@@ -158,7 +158,7 @@ class ModelQueue:
         return await self._run(functools.partial(self.prompt_builder.build, messages, options))
 
     async def tokenize(self, text: str) -> list[int]:
-        """Tokenise `text`, converting the texts of control tokens to these tokens. Raises EdgechatError."""
+        """Tokenise `text`, parsing the control tokens in it. Raises EdgechatError."""
         await self._ensure_engine()
         return await self._run(functools.partial(self.prompt_builder.tokenize_text, text, ""))
 

@@ -59,12 +59,12 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def _is_not_cancellation(record: logging.LogRecord) -> bool:
-    """Return False for the log record of a request that was cancelled at the end of the server."""
+    """Return False for the log record of a request that was cancelled by the shutdown of the server."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class HttpServer(uvicorn.Server):
-    """HTTP server that runs until Ctrl-C, and cancels requests that still run `DRAIN_TIMEOUT_S` seconds later."""
+    """HTTP server that runs until Ctrl-C, and cancels requests still running `DRAIN_TIMEOUT_S` seconds later."""
 
     def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], on_status: Callable[[str], None]) -> None:
         """Configure the server without starting it; `on_status` receives status messages for the user."""

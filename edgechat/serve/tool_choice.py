@@ -20,7 +20,7 @@ class SelectedChoice(NamedTuple):
     names: Sequence[str] | None = None
     """Names of the functions that the model can call; None for all functions in `tools`."""
     allow_parallel: bool = True
-    """False if the choice is one call of one function."""
+    """False if the request names one function, which the model must call exactly once."""
 
 
 def find_tool_choice(body: ChatRequest) -> SelectedChoice:
@@ -37,7 +37,7 @@ def find_tool_choice(body: ChatRequest) -> SelectedChoice:
 
 
 def _find_allowed_tools(choice: ToolChoice) -> SelectedChoice:
-    """Parse a tool choice of the type `allowed_tools`, which has an inner object except in the Responses API."""
+    """Parse a tool choice of type `allowed_tools`. In the Responses API, its fields are not in an inner object."""
     allowed_tools = choice if choice.allowed_tools is None else choice.allowed_tools
     if allowed_tools.tools is None:
         raise _make_error('allowed_tools must have "tools", a list of functions')

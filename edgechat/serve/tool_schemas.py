@@ -108,7 +108,7 @@ def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _find_wrong_types(schema: Mapping[str, Any], types: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    """Yield the place and the problem of the first keyword whose value does not have its type in `types`."""
+    """Yield the place and the problem of the first keyword whose value does not have the type declared in `types`."""
     try:
         msgspec.convert({keyword: value for keyword, value in schema.items() if value is not None}, types)
     except msgspec.ValidationError as error:
@@ -281,7 +281,7 @@ def _allow_any_object(_schema: Any) -> dict[str, Any]:
 
 
 def _keep_simple_types(schema: Any) -> dict[str, Any]:
-    """Return the JSON schema of an object with the same properties, of which only simple types are enforced."""
+    """Reduce the JSON schema of an object to its `properties`, with simple types only, and `required`."""
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return _allow_any_object(schema)
