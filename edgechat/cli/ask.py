@@ -122,7 +122,7 @@ def _read_stdin() -> bytes:
     notice.daemon = True
     notice.start()
     try:
-        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1) or b""  # None: a non-blocking pipe without data
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1) or b""  # None from a non-blocking pipe without data
     finally:
         notice.cancel()
     if len(data) > MAX_STDIN_BYTES:

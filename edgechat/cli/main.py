@@ -23,7 +23,7 @@ def main() -> None:
         from edgechat.cli.root import run
 
         sys.exit(run())
-    except KeyboardInterrupt:  # during the imports
+    except KeyboardInterrupt:  # Ctrl-C during the imports
         sys.exit(130)
     finally:
         from edgechat.terminal import discard_broken_output
@@ -58,11 +58,11 @@ def ensure_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (stays open)
-        # AttributeError: Windows before Python 3.12; ValueError: a stream without a file
+        # Windows before Python 3.12 raises AttributeError, and a stream without a file raises ValueError.
         with contextlib.suppress(AttributeError, OSError, ValueError):
             os.set_blocking(getattr(sys, name).fileno(), True)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 lacks characters of most replies
+        sys.stdout.reconfigure(errors="replace")  # most replies contain characters beyond ASCII
 
 
 def _run_child(name: str, arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from edgechat.errors import TemplateError
 from edgechat.prompt.renderer import PromptMessage
 
 _TEXT_ROLES: Final = ("system", "user", "assistant")
-# Minimum length of texts that are searched in the prompt. Shorter texts may occur in the template's own text.
+# Minimum length of texts that are searched for in the prompt. Shorter texts may occur in the template's own text.
 _MIN_CERTAIN_CHARS: Final = 16
 # Four or more repetitions of a pattern of messages. The first three repetitions represent all of them.
 _REPEATED_TURNS: Final = re.compile(r"(.{1,6}?)\1{3,}", re.DOTALL)

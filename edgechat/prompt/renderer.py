@@ -27,8 +27,8 @@ from edgechat.runtime.special_tokens import compile_pattern
 TIMEOUT_S: Final = 5.0
 # Interval, in seconds, at which a waiting request checks whether it was cancelled.
 _CANCEL_INTERVAL_S: Final = 0.1
-# Maximum number of render processes that a request is sent to. A process may die for another reason than the template,
-# for example when the system runs out of memory.
+# Maximum number of render processes that a request is sent to. The cause of a death may not be the template, but for
+# example a shortage of memory.
 _MAX_ATTEMPTS: Final = 2
 
 # Chat template for model files without a chat template. The name appears in warnings.

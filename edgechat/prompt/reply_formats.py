@@ -24,7 +24,7 @@ _MAX_REPLY_FORMATS: Final = 48
 # Time after which a format is requested again if the chat library failed. It may always fail with this template, or the
 # failure may be temporary, because the machine was busy or short of memory.
 _FALLBACK_S: Final = 60.0
-# Sample tool for a check whether the template supports tools.
+# Sample tool for checking whether the template supports tools.
 _SAMPLE_TOOL: Final = {
     "type": "function",
     "function": {

@@ -7,7 +7,7 @@ from typing import Final
 
 from edgechat.engine.stop_strings import find_partial_match_length
 
-# Tags that model families write around their reasoning (llama.cpp's collection of chat templates).
+# Tags that model families write around their reasoning (from llama.cpp's collection of chat templates).
 KNOWN_TAGS: Final = (
     ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"), ("<seed:think>", "</seed:think>"), ("<mm:think>", "</mm:think>"),

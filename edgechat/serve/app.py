@@ -118,7 +118,7 @@ class Api:
         model_properties = queue.model_properties
         return {
             "id": queue.name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
-            # Clients look for the context length under the name that vLLM uses or under the one that OpenRouter uses.
+            # The model list of vLLM calls the context length `max_model_len`, that of OpenRouter `context_length`.
             "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
                      "n_params": model_properties.n_params, "size": model_properties.size_bytes,

@@ -24,7 +24,7 @@ from edgechat.humanize import shorten
 from edgechat.serve.schemas import PATTERN_DESCRIPTIONS
 
 RETRY_AFTER_S: Final = 2
-_CLOSING_STATUSES: Final = (408, 413)  # the server does not read the rest of the body
+_CLOSING_STATUSES: Final = (408, 413)  # with these, the server does not read the rest of the body
 # Maximum length of the path of a request field, which contains keys from the request.
 _MAX_PARAM_CHARS: Final = 200
 

@@ -223,7 +223,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     guided_choice: list[str] | None = None
     regex: str | None = None
 
-    # Not supported, and refused.
+    # Unsupported fields, which are refused.
     grammar: Any = None
     guided_grammar: Any = None
     ebnf: Any = None
@@ -258,7 +258,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     """Template variables, of which only `enable_thinking` and `thinking` have an effect."""
 
-    # Not supported, and refused.
+    # Unsupported fields, which are refused.
     functions: Any = None
     audio: Any = None
     modalities: Any = None

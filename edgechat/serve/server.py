@@ -36,7 +36,7 @@ BACKLOG: Final = 512
 """Number of connections that the system queues until the server accepts them."""
 # Number of connections that asyncio accepts at a time; only then can `ConnectionTable` close slow connections.
 _ACCEPT_BATCH: Final = 64
-_TICKS_PER_S: Final = 10  # uvicorn's rate of calls of `on_tick`
+_TICKS_PER_S: Final = 10  # how often uvicorn calls `on_tick`
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

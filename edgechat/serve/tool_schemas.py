@@ -31,7 +31,7 @@ _BASIC_KEYWORDS: Final = frozenset((
 _SIMPLE_KEYWORDS: Final = frozenset(
     ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
 )
-# Groups of keywords that llama.cpp enforces together. Of other combinations, it ignores some keywords
+# Groups of keywords that llama.cpp enforces together. In other combinations, it ignores some keywords
 # (json-schema.cpp).
 _LLAMA_CPP_GROUPS: Final = tuple(map(frozenset, (
     ("properties", "required", "additionalProperties"), ("items", "minItems", "maxItems"), ("prefixItems",), ("enum",),
