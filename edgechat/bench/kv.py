@@ -98,17 +98,17 @@ def run(workload: KvWorkload, on_progress: Callable[[str], None] = lambda text: 
 
 
 def format_table(report: KvReport) -> str:
-    """Format the report as a table."""
+    """Format the report as a table; CPU times are relative to the first case."""
     lines = [
         f"{Path(report.workload.model).name}, {report.backend}, {report.workload.n_threads} threads",
         "",
-        "| keys and values | tokens | KL divergence | same token | numbers found | prefill tokens/s |",
+        "| keys and values | tokens | KL divergence | same token | numbers found | CPU time of prefill |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for case in report.cases:
         lines += [
             f"| {case.options.title} | {result.depth} | {result.divergence:.5f} | {result.agreement:.1%} "
-            f"| {result.n_found_needles} of {N_NEEDLES} | {result.prefill_tps:.0f} |"
-            for result in case.depths
+            f"| {result.n_found_needles} of {N_NEEDLES} | {result.prefill_cpu_s / reference.prefill_cpu_s:.2f} |"
+            for result, reference in zip(case.depths, report.cases[0].depths, strict=True)
         ]
     return "\n".join(lines)

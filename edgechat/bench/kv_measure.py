@@ -119,12 +119,12 @@ class _Measurement:
         n_question_tokens = max(len(self._tokenize(needle)) for needle in _NEEDLES) + _N_ANSWER_TOKENS
         context = self._open_context(options, max(depth, len(tokens) + n_question_tokens))
         first_compared = max(1, len(tokens) - N_COMPARED_TOKENS)
-        started_at = time.monotonic()
+        start_cpu_s = time.process_time()
         for start in range(0, first_compared, _N_BATCH):
             _send(KvProgress(text=f"{options.title}: token {start:,} of {depth:,}"))
             context.decode(tokens[start : min(first_compared, start + _N_BATCH)])
         context.synchronize()
-        prefill_tps = first_compared / (time.monotonic() - started_at)
+        prefill_cpu_s = time.process_time() - start_cpu_s
         comparison = _Comparison(reference, is_reference=is_reference)
         for start in range(first_compared, len(tokens), context.max_outputs):
             batch = tokens[start : start + context.max_outputs]
@@ -136,7 +136,7 @@ class _Measurement:
         )
         context.close()
         return KvDepthResult(
-            depth=depth, n_found_needles=n_found, prefill_tps=prefill_tps, divergence=comparison.divergence,
+            depth=depth, n_found_needles=n_found, prefill_cpu_s=prefill_cpu_s, divergence=comparison.divergence,
             agreement=comparison.agreement,
         )  # fmt: skip
 

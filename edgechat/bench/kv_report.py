@@ -50,8 +50,8 @@ class KvDepthResult(msgspec.Struct, frozen=True, kw_only=True):
     agreement: float
     """Fraction of positions at which the most likely token is the same as in the reference."""
     n_found_needles: int
-    prefill_tps: float
-    """Prefill speed over the whole text, in tokens per second."""
+    prefill_cpu_s: float
+    """CPU time of the prefill of the text before the compared positions, in seconds, of all threads together."""
 
 
 class KvCase(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,12 +69,12 @@ def test_divergence_is_that_of_the_definition() -> None:
 
 def test_table_has_a_row_for_each_type_and_depth() -> None:
     results = [
-        KvDepthResult(depth=depth, divergence=0.0125, agreement=0.975, n_found_needles=9, prefill_tps=123.4)
+        KvDepthResult(depth=depth, divergence=0.0125, agreement=0.975, n_found_needles=9, prefill_cpu_s=12.5)
         for depth in (2048, 8192)
     ]
     options = [KvCaseOptions(kv_type="q4_0", yarn_factor=factor) for factor in (1.0, 4.0)]
     cases = [KvCase(options=case_options, depths=results) for case_options in options]
     workload = KvWorkload(model="m.gguf", n_threads=2, depths=[2048, 8192], cases=options)
     table = kv.format_table(KvReport(workload=workload, backend="cpu-x", cases=cases))
-    assert "| q4_0 | 2048 | 0.01250 | 97.5% | 9 of 10 | 123 |" in table
+    assert "| q4_0 | 2048 | 0.01250 | 97.5% | 9 of 10 | 1.00 |" in table
     assert "| q4_0, YaRN 4 | 8192 |" in table
