@@ -88,7 +88,7 @@ def _list_cpu_variants(
     """
     yield LoadVariant(best_options, ())
     options, concessions = best_options, dict[str, str]()
-    for kv_type in list_offered_kv_types(profile)[1:]:
+    for kv_type in list_offered_kv_types(profile, on_gpu=best_options.n_gpu_layers > 0)[1:]:
         options = msgspec.structs.replace(options, kv_type=kv_type)
         concessions["kv_type"] = describe_kv_type(kv_type)
         yield LoadVariant(options, tuple(concessions.values()))

@@ -75,6 +75,14 @@ def test_type_is_offered_if_it_loses_less_than_the_next_smaller_quant() -> None:
         assert set(offered[2:]) == {t for t in KV_TYPES[2:] if DIVERGENCE_BY_KV_TYPE[t] < limit}
 
 
+def test_gpu_never_has_keys_and_values_of_different_types() -> None:
+    profile = llama(type_id=12)  # Q4_K, for which q8_0/q4_0 is offered on a CPU
+    for gpu in ({"gpu_free_bytes": 8 * GIB}, {"gpu_is_unified": True}):
+        variants = list(list_load_variants(profile, machine(8 * GIB, **gpu), None))
+        assert {options.kv_type for options, _ in variants if options.n_gpu_layers} == {"f16", "q8_0"}
+    assert "q8_0/q4_0" in {options.kv_type for options, _ in list_load_variants(profile, machine(8 * GIB), None)}
+
+
 def test_context_is_shortened_only_in_the_smallest_type() -> None:
     for on_gpu in (False, True):
         profile = llama()
