@@ -1,4 +1,4 @@
-"""List of the models screen: downloads, installed and available models with their quants, and results of the hub."""
+"""List of the models screen: downloads, installed and available models with their quants, and hub search results."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Glyphs
 
 HUB_PREFIX: Final = "hub:"
-"""Start of the option IDs of repositories on the hub; the name follows."""
+"""Prefix of the option IDs of repositories on the hub, before the name."""
 MODEL_PREFIX: Final = "model:"
-"""Start of the option IDs of models with several quants; the name follows."""
+"""Prefix of the option IDs of models with several quants, before the name."""
 
 
 class ModelListScreen(FilterListScreen[str | None]):
-    """Screen with a list of models, which unfold into their quants. It does not read models or the hub itself."""
+    """Screen with a list of models that can be unfolded to show their quants. Subclasses load the models."""
 
     def __init__(self, downloads: DownloadRunner) -> None:
         super().__init__()
         self._downloads = downloads
-        self._name_in_use = self._default_id = ""  # the default row is highlighted until the user moves
+        self._name_in_use = self._default_id = ""  # the default row is highlighted until the user moves the highlight
         self._groups: list[ModelGroup] = []
         self._hub_results: list[SearchResult] = []
         self._hub_quants: dict[str, list[ModelFile]] = {}
-        """Quants by repository, of the repositories that were unfolded."""
+        """Quants by repository, for the repositories that the user has unfolded."""
         self._unfolded: set[str] = set()
         """Names of the models and repositories whose quants are shown."""
         self._files: dict[str, ModelFile] = {}
         """Models by the ID of their option."""
         self._shown_downloads: list[tuple[str, str]] = []
         self._filled_text = ""
-        """Filter of the rows in the list."""
+        """Filter text for which the list was filled."""
 
     def on_resize(self) -> None:
         self._fill_list()
 
     def show_details(self, text: str) -> None:
-        """Show a text below the list; `text` is untrusted."""
+        """Show `text` below the list, with escaped control characters."""
         self.query_one("#details", Static).update(Text(escape_controls(text)))
 
     @on(Input.Changed)

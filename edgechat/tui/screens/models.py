@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _KEYS: Final = {
     "enter": "use or get", "models.unfold": "quants", "models.hub": "Hugging Face", "listing.leave": "close"
 }  # fmt: skip
-"""What the keys do, by the ID of their binding."""
+"""Labels of keys by binding ID, while there are no downloads."""
 _DOWNLOAD_KEYS: Final = {
     "models.pause": "pause", "models.cancel": "cancel", "enter": "use or get", "listing.leave": "close"
 }  # fmt: skip
@@ -76,7 +76,7 @@ class ModelsScreen(ModelListScreen):
         self._model_path = model_path
         self._settings, self._is_generating = settings, is_generating
         self._hub_plans: dict[str, ModelFile] = {}
-        """Plans by repository, because each needs a request to the hub."""
+        """Cached plans by repository; each plan needs a request to the hub."""
         self._planned_repository, self._available_bytes = "", 0
         self._measurement = Cancellation()
 
@@ -199,7 +199,7 @@ class ModelsScreen(ModelListScreen):
     # Folding
 
     def action_unfold(self) -> None:
-        """Show the quants of the highlighted model, or move the cursor of the filter if they are shown already."""
+        """Show the quants of the highlighted model; if there are none to show, move the cursor in the filter right."""
         if self._filled_text != self.filter_text:  # the key arrived before the change of the filter
             self._fill_list()
         name = self._find_foldable_name()
@@ -213,7 +213,7 @@ class ModelsScreen(ModelListScreen):
             self._list_hub_quants(name)
 
     def action_fold(self) -> None:
-        """Hide the quants of the highlighted model, or move the cursor of the filter if they are hidden already."""
+        """Hide the quants of the highlighted model; if none are shown, move the cursor in the filter left."""
         name = self._find_foldable_name()
         if name not in self._unfolded:
             self.query_one(Input).action_cursor_left()

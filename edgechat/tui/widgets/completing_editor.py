@@ -1,4 +1,4 @@
-"""Text input with completions of commands, their arguments and file names, which a list above the input shows."""
+"""Text input with completions of commands, arguments and file names in a list above the input."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from edgechat.tui.completion import Completion
 
-# Maximum length of a text that is completed.
+# Maximum length of the input for which completions are computed.
 _MAX_CHARS: Final = 8192
 
 
 class CompletingEditor(LineEditor):
-    """Line editor whose text before the cursor is completed while it has the focus."""
+    """Line editor that offers completions for the text before the cursor while it has the focus."""
 
     class CompletionsReady(Message):
         """The worker thread found completions for the text before the cursor."""
@@ -34,7 +34,7 @@ class CompletingEditor(LineEditor):
             self.completions = completions
 
     def __init__(self, **options: Any) -> None:
-        """`options` are those of `TextArea`."""
+        """`options` are passed to Textual's `TextArea`."""
         super().__init__(**options)
         self._completions: list[Completion] = []
         self._completion_text = ""
@@ -77,7 +77,7 @@ class CompletingEditor(LineEditor):
     def _find_completions(self, text_before: str) -> None:
         from edgechat.tui import completion
 
-        # The current folder as a relative path also works after it was deleted.
+        # A relative path also works if the current folder was deleted.
         self.post_message(self.CompletionsReady(text_before, completion.complete(text_before, Path())))
 
     def on_completing_editor_completions_ready(self, message: CompletionsReady) -> None:

@@ -188,7 +188,7 @@ class PromptInput(CompletingEditor):
         return await self.run_editing_key(key)
 
     def _needs_page_key(self, key: str) -> bool:
-        """Return whether a page key moves the cursor: rows of a tall text are hidden in the direction of the key.
+        """Return whether a page key moves the cursor, because the text does not fit and continues in its direction.
 
         Otherwise the key scrolls the conversation.
         """
@@ -255,7 +255,7 @@ class PromptInput(CompletingEditor):
         self.post_message(self.HistoryRequested(search=True))
 
     def action_history_back(self) -> None:
-        """Move the cursor up; on the first row, recall the previous message, a queued one first."""
+        """Move the cursor up; on the first row, recall the previous message, starting with queued messages."""
         if not self.text and self._history_index < 0 and self.take_back_queued():
             return
         if self.cursor_location[0] > 0 or self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
@@ -295,7 +295,7 @@ class PromptInput(CompletingEditor):
         return "\n\n".join(t for t in (self._unsent_text, self.full_text if is_changed else "") if t)
 
     def take_draft(self) -> str:
-        """Leave the history of past messages, and return the `draft`; the text in the input stays."""
+        """Leave the history of past messages, and return the `draft`; the text in the input is kept."""
         draft = self.draft
         self._history_index, self._unsent_text = -1, ""
         return draft
