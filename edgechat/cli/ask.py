@@ -31,7 +31,7 @@ MAX_STDIN_BYTES: Final = 32 << 20
 # Time after which a notice says that edgechat waits for standard input.
 _STDIN_NOTICE_S: Final = 3.0
 _STDIN_NOTICE: Final = (
-    "edgechat: Waiting for the end of standard input. If nothing comes from there, use --no-stdin or < /dev/null."
+    "edgechat: Waiting for the end of standard input. If there is no input, use --no-stdin or < /dev/null."
 )
 
 
@@ -209,9 +209,9 @@ def stream_reply(
 
 def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
     """Print the text that `escaper` held back, and end the last line of a reply that ends with `last_text`."""
-    rest = escaper.finish() if escaper is not None else ""
-    if rest or last_text:
-        click.echo(rest, nl=bool(rest) or not last_text.endswith("\n"))
+    remaining_text = escaper.finish() if escaper is not None else ""
+    if remaining_text or last_text:
+        click.echo(remaining_text, nl=bool(remaining_text) or not last_text.endswith("\n"))
 
 
 def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:

@@ -202,7 +202,7 @@ def kv(
     from edgechat.catalogue.resolve import find_model
 
     workload = make_workload(find_model(model), n_threads, list(kv_types), list(depths), with_yarn=with_yarn)
-    status = StderrStatus(prints_lines=True)
+    status = StderrStatus(print_lines=True)
     report = run(workload, status.show)
     status.clear()
     echo_json(report) if as_json else click.echo(format_table(report))

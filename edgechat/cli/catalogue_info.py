@@ -30,11 +30,11 @@ def print_rows(models: Sequence[CatalogueModel], width: int | None) -> None:
     licence_width = max((len(model.licence or "?") for model in models), default=7)
     head = f"{'name':<{id_width}} {'params':>8} {'smallest':>9} {'tok/s':>6}  {'reasoning':<10}{'tools':<6}"
     max_strengths_width = max((len(", ".join(model.strengths)) for model in models), default=0)
-    shows_licence = width is None or len(head) + licence_width <= width
-    shows_strengths = width is None or len(head) + licence_width + 2 + max_strengths_width <= width
+    show_licence = width is None or len(head) + licence_width <= width
+    show_strengths = width is None or len(head) + licence_width + 2 + max_strengths_width <= width
 
     def format_row(start: str, licence: str, strengths: str) -> str:
-        cells = [start, f"{licence:<{licence_width}}" * shows_licence, f"  {strengths}" * shows_strengths]
+        cells = [start, f"{licence:<{licence_width}}" * show_licence, f"  {strengths}" * show_strengths]
         return escape_controls("".join(cells)).rstrip()
 
     click.echo(format_row(head, "licence", "strengths"))
@@ -48,9 +48,9 @@ def print_rows(models: Sequence[CatalogueModel], width: int | None) -> None:
         click.echo(format_row(start, model.licence or "?", ", ".join(model.strengths)))
     if evaluations:
         click.echo("tok/s = predicted decode speed of the recommended quant on this machine")
-    if not shows_strengths:
-        hidden = "Strengths" if shows_licence else "Licences and strengths"
-        click.echo(f"{hidden}: in a wider terminal, or `edgechat models info NAME`")
+    if not show_strengths:
+        hidden_columns = "Strengths" if show_licence else "Licences and strengths"
+        click.echo(f"{hidden_columns}: in a wider terminal, or `edgechat models info NAME`")
 
 
 def print_properties(model: CatalogueModel) -> None:
@@ -110,8 +110,8 @@ def _evaluate_recommended() -> dict[str, Evaluation]:
 
     if load_measured_speeds() is None:
         return {}
-    recommended = choose_quants(_evaluate(list_catalogue_candidates()))
-    return {e.candidate.name.partition(":")[0]: e for e in recommended}
+    recommended_evaluations = choose_quants(_evaluate(list_catalogue_candidates()))
+    return {e.candidate.name.partition(":")[0]: e for e in recommended_evaluations}
 
 
 def _evaluate(candidates: Sequence[Candidate]) -> list[Evaluation]:

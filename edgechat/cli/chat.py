@@ -24,7 +24,7 @@ def run_chat(**options: Any) -> int:
     from edgechat.paths import history_file
     from edgechat.tui.app import ChatApp, run_app
 
-    make_session, problems = prepare_session(opens_without_model=True, **options)
+    make_session, problems = prepare_session(allow_missing_model=True, **options)
     settings, _ = config.load()
     start_options = ("model", "continue_last", "conversation_id", "persona", "ephemeral")
     has_start_option = any(options.get(name) for name in start_options)

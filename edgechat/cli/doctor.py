@@ -52,7 +52,7 @@ def _measure_speeds() -> None:
     from edgechat.engine.client import EngineClient
     from edgechat.models.selection import remeasure_speeds
 
-    engine, status, started_at = EngineClient(), StderrStatus(prints_lines=True), time.time()
+    engine, status, started_at = EngineClient(), StderrStatus(print_lines=True), time.time()
     try:
         speeds = remeasure_speeds(engine, status.show)
     finally:
@@ -100,7 +100,7 @@ def diagnose() -> dict[str, Any]:
         "backends": backends,
         "speed": _describe_speeds(speeds),
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
-        "distrusted": _list_distrusted(),
+        "distrusted": _list_distrusted_backends(),
         "problem": problem,
         "settings_problems": [str(p) for p in problems],
         "starter_model": starter_path,
@@ -135,7 +135,7 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     except EdgechatError as error:
         return [], None, str(error)
 
-    status = StderrStatus(prints_lines=True)
+    status = StderrStatus(print_lines=True)
     try:
         results = list(check_cpu_modules(bundle, status.show))
         cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
@@ -151,7 +151,7 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     return backends, bundle_info, "" if has_usable_backend else problem
 
 
-def _list_distrusted() -> list[dict[str, Any]]:
+def _list_distrusted_backends() -> list[dict[str, Any]]:
     """Return the backends that are not used for a certain model after engine crashes, with the reason and times."""
     import msgspec
 

@@ -73,7 +73,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
     if sys.stderr.isatty() and offset + len(summaries) < n_total and summaries:
-        echo_note(f"edgechat: {len(summaries)} of {n_total} conversations; --limit and --offset show others.")
+        echo_note(f"edgechat: {len(summaries)} of {n_total} conversations; --limit and --offset show more.")
 
 
 @history.command()

@@ -123,7 +123,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     from edgechat.store import import_process
     from edgechat.store.formats import edgechat_json
 
-    status = StderrStatus(prints_lines=True)
+    status = StderrStatus(print_lines=True)
     has_failed = False
     with open_readable_store() as store:
         for file in files:

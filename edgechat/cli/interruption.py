@@ -87,8 +87,8 @@ class Interruption:
 
     def _force_end(self) -> None:
         time.sleep(_STOP_S)
-        closing = threading.Thread(target=self._session.close, daemon=True)
-        closing.start()
-        closing.join(_SAVE_S)
+        closing_thread = threading.Thread(target=self._session.close, daemon=True)
+        closing_thread.start()
+        closing_thread.join(_SAVE_S)
         time.sleep(_SAVE_S)
         os._exit(self.exit_code)

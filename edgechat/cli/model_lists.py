@@ -86,7 +86,7 @@ def print_folders(*, as_json: bool) -> None:
                 "path": path,
                 "is_there": os.path.isdir(path),  # noqa: PTH112  (Path.is_dir raises an exception without access)
                 "n_files": n_files,
-                "skipped": [skipped._asdict() for skipped in skipped_paths],
+                "skipped": [skipped_path._asdict() for skipped_path in skipped_paths],
             }
         )
         all_skipped_paths += skipped_paths
@@ -101,8 +101,8 @@ def print_folders(*, as_json: bool) -> None:
 
 def print_skipped(skipped_paths: Sequence[SkippedPath]) -> None:
     """Print the files and folders that the search for models skipped, with the reasons, to standard error."""
-    for skipped in skipped_paths[:_MAX_SHOWN_SKIPPED]:
-        echo_note(escape_controls(f"edgechat: {skipped.path} {skipped.reason}"))
+    for skipped_path in skipped_paths[:_MAX_SHOWN_SKIPPED]:
+        echo_note(escape_controls(f"edgechat: {skipped_path.path} {skipped_path.reason}"))
     if len(skipped_paths) > _MAX_SHOWN_SKIPPED:
         n_more = len(skipped_paths) - _MAX_SHOWN_SKIPPED
         echo_note(f"edgechat: {format_count(n_more, 'more path')} skipped")

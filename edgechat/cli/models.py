@@ -193,7 +193,7 @@ def quantize(model: str, quant: str, *, output: Path | None, as_json: bool) -> N
     from edgechat.engine.client import EngineClient
     from edgechat.models.quantization import Quantization
 
-    engine, status = EngineClient(), StderrStatus(prints_lines=True)
+    engine, status = EngineClient(), StderrStatus(print_lines=True)
     try:
         job = Quantization(engine, find_model(model), quant)
         target = output or job.default_target
@@ -307,7 +307,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
         if model is not None
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
-    status = StderrStatus(prints_lines=True)
+    status = StderrStatus(print_lines=True)
     results = []
     for entry in entries:
         for result in verify.verify_files(entry, status.show):

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 _PROMPT: Final = "> "
 _MAX_LISTED_CONVERSATIONS: Final = 20
-_TOO_LONG: Final = f"A message from standard input has more than {MAX_STDIN_BYTES} characters. Send a part of it."
+_TOO_LONG_MESSAGE: Final = (
+    f"A message from standard input has more than {MAX_STDIN_BYTES} characters. Send a part of it."
+)
 _OPEN_HINT: Final = "/open NUMBER opens a conversation from this list"
 
 
@@ -61,7 +63,7 @@ class PlainChat:
         self._is_terminal = sys.stdin.isatty()
         self.has_terminal = sys.stdout.isatty()
         """True if standard output is a terminal, which may be able to copy text to the clipboard."""
-        self._shows_figures = session.settings.figures
+        self._show_figures = session.settings.figures
         self._attachments: list[Path] = []
         self._destinations: list[Destination] = []
         """Destinations in the most recently printed list, from which `/open NUMBER` selects."""
@@ -118,7 +120,7 @@ class PlainChat:
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
             if sum(map(len, lines)) > MAX_STDIN_BYTES:
-                raise ContextOverflowError(_TOO_LONG)
+                raise ContextOverflowError(_TOO_LONG_MESSAGE)
 
     def _is_text(self, text: str) -> bool:
         """Return whether a message can be sent; if not, print the reason."""
@@ -208,7 +210,7 @@ class PlainChat:
             self._print_note("Stopped. /continue resumes the reply.")
         elif final_event.reply.finish_reason == "length":
             self._print_note("The reply reached its length limit; /continue resumes it")
-        if self._shows_figures:
+        if self._show_figures:
             self._print_note(format_performance(final_event.reply))
 
     def _print_last_messages(self) -> None:
@@ -281,8 +283,8 @@ class PlainChat:
             click.echo(escape_controls("\n".join(format_plan_lines(self._session.model.plan))))
 
     def _toggle_figures(self, _argument: str) -> None:
-        self._shows_figures = not self._shows_figures
-        self._print_note(f"Speed of replies: {'shown' if self._shows_figures else 'hidden'}")
+        self._show_figures = not self._show_figures
+        self._print_note(f"Speed of replies: {'shown' if self._show_figures else 'hidden'}")
 
     def _print_help(self, _argument: str) -> None:
         for command in commands.COMMANDS:
@@ -304,7 +306,7 @@ def _read_line() -> str:
     if not line:
         raise EOFError
     if len(line) > MAX_STDIN_BYTES:
-        raise ContextOverflowError(_TOO_LONG)
+        raise ContextOverflowError(_TOO_LONG_MESSAGE)
     return line.removesuffix("\n")
 
 

@@ -77,7 +77,7 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
     from edgechat.engine.client import EngineClient
 
     models += names
-    engine, status = EngineClient(), StderrStatus(prints_lines=True)
+    engine, status = EngineClient(), StderrStatus(print_lines=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-") as scratch_dir:
         try:
             evaluations, choice, json_facts = _evaluate_candidates(engine, status, models, Path(scratch_dir), **options)
@@ -206,7 +206,7 @@ def _load_or_measure_speeds(engine: EngineClient, status: StderrStatus, *, measu
         return load_measured_speeds()
     status.show("Measuring the speed of this machine")
     try:
-        with status.counting():
+        with status.show_elapsed():
             return selection.load_or_measure_speeds(engine, status.show)
     except EdgechatError as error:  # without speeds, models can still be compared by memory and quality
         status.note(f"Cannot measure the speed of this machine: {error}")

@@ -33,21 +33,21 @@ class StderrStatus:
     If standard error is not a terminal, a command that may take long prints the status as a line every 10 seconds.
     """
 
-    def __init__(self, *, prints_lines: bool = False) -> None:
-        """If `prints_lines`, print the status as lines if standard error is not a terminal."""
+    def __init__(self, *, print_lines: bool = False) -> None:
+        """Create an empty status; with `print_lines`, it is printed as lines if standard error is not a terminal."""
         self.is_active = supports_escapes(sys.stderr)
-        self._prints_lines = prints_lines and not self.is_active
+        self._print_lines = print_lines and not self.is_active
         self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
         self._is_shown = False
         self._text = ""
-        self._counts_from: float | None = None
+        self._elapsed_started_at: float | None = None
         """Start of the elapsed time in the status line (monotonic clock); None if the line shows no elapsed time."""
         self._is_notice_due = False
         """Whether the next status is also printed as a line."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
+    def show_elapsed(self) -> Iterator[None]:
         """Show the seconds since the start of the block in the status line, so that the user sees activity."""
         is_over = threading.Event()
 
@@ -56,7 +56,7 @@ class StderrStatus:
                 with self._lock:
                     self._draw()
 
-        self._counts_from = time.monotonic()
+        self._elapsed_started_at = time.monotonic()
         thread = threading.Thread(target=tick, name="status-line", daemon=True)
         if self.is_active:
             thread.start()
@@ -66,7 +66,7 @@ class StderrStatus:
             is_over.set()
             if self.is_active:
                 thread.join()
-            self._counts_from = None
+            self._elapsed_started_at = None
 
     @contextlib.contextmanager
     def announce_wait(self) -> Iterator[None]:
@@ -98,7 +98,7 @@ class StderrStatus:
             self._print_status()
         if self.is_active:
             return
-        if self._prints_lines and text and time.monotonic() >= self._next_line_at:
+        if self._print_lines and text and time.monotonic() >= self._next_line_at:
             self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
             echo_note(escape_controls(text))
 
@@ -106,10 +106,10 @@ class StderrStatus:
         if not self._text:
             return
         text = escape_controls(self._text)
-        if self._counts_from is not None:
-            elapsed = f" ({time.monotonic() - self._counts_from:.0f} s)"
+        if self._elapsed_started_at is not None:
+            elapsed_text = f" ({time.monotonic() - self._elapsed_started_at:.0f} s)"
             # A wrapped line cannot be cleared, and would be printed again below the old line at each tick.
-            text = text[: max(0, shutil.get_terminal_size().columns - 1 - len(elapsed))] + elapsed
+            text = text[: max(0, shutil.get_terminal_size().columns - 1 - len(elapsed_text))] + elapsed_text
         echo_note(f"\r\x1b[2K{text}", nl=False)
         self._is_shown = True
 
@@ -138,7 +138,7 @@ class DownloadMeter:
 
     def __init__(self, n_files: int) -> None:
         self._n_files = n_files
-        self._status = StderrStatus(prints_lines=True)
+        self._status = StderrStatus(print_lines=True)
 
     def show(self, index: int, progress: DownloadProgress) -> None:
         """Show the progress of one file; `index` is its zero-based index among the files to download."""

@@ -64,12 +64,12 @@ class _RootGroup(click.Group):
     def _move_options(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move options before the name of a subcommand behind it: `-m NAME ask hi` becomes `ask -m NAME hi`."""
         try:
-            options, rest, _ = self.make_parser(ctx).parse_args(list(args))
+            options, remaining_arguments, _ = self.make_parser(ctx).parse_args(list(args))
         except click.UsageError:
             return args  # the caller parses the arguments again, and reports the error
-        if not rest or rest[0] not in _COMMANDS or options.get("version"):
+        if not remaining_arguments or remaining_arguments[0] not in _COMMANDS or options.get("version"):
             return args
-        return [rest[0], *args[: len(args) - len(rest)], *rest[1:]]
+        return [remaining_arguments[0], *args[: len(args) - len(remaining_arguments)], *remaining_arguments[1:]]
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -23,14 +23,15 @@ def prepare_session(
     conversation_id: str | None = None,
     ephemeral: bool | None = None,
     persona: str | None = None,
-    opens_without_model: bool = False,
+    allow_missing_model: bool = False,
     **flags: object,
 ) -> tuple[Callable[[], Session], list[SettingsProblem]]:
     """Check flags and settings; return a function that creates the session, and the problems in the settings.
 
     The returned function reads the conversation to continue, so the terminal UI calls it only after the first frame.
-    The function does not open the session. It raises StoreError, and ModelFileError for a model that is missing; with
-    `opens_without_model`, the session has the error instead, so that the conversations can be read without a model.
+    The function does not open the session. It raises StoreError, and ModelFileError for a missing model; with
+    `allow_missing_model`, it stores this error in the session instead, so that conversations can be read without a
+    model.
 
     Raises UsageError for an invalid flag, and EdgechatError for an unknown model.
     """  # fmt: skip
@@ -49,7 +50,7 @@ def prepare_session(
 
         overrides = personas.load_settings(persona) | overrides
     opens_existing_conversation = bool(continue_last or conversation_id)
-    if not opens_existing_conversation and ("model" in overrides or not opens_without_model):
+    if not opens_existing_conversation and ("model" in overrides or not allow_missing_model):
         _check_model_name(str(overrides.get("model", settings.model)))
 
     def make_session() -> Session:
@@ -67,7 +68,7 @@ def prepare_session(
             conversation_settings["model"] = conversation.model
         session_settings = config.with_overrides(settings, conversation_settings, overrides)
         name, path, model_error = _try_to_choose_model(session_settings)
-        if model_error is not None and not opens_without_model:
+        if model_error is not None and not allow_missing_model:
             raise model_error
         conversation = msgspec.structs.replace(conversation, model=name)
         if not ephemeral and model_error is None:

@@ -11,7 +11,7 @@ _CODE_FENCE: Final = re.compile(r"```(?:json)?\s*\n?(.*?)\n?\s*```", re.DOTALL)
 _FENCE: Final = "```"
 _LANGUAGE: Final = "json"
 # Keys with which the JSON object of a call can begin.
-_KEYS: Final = ('"name"', '"arguments"', '"parameters"', '"type"', '"function"', '"id"')
+_FIRST_KEYS: Final = ('"name"', '"arguments"', '"parameters"', '"type"', '"function"', '"id"')
 
 
 def may_become_bare_call(content: str) -> bool:
@@ -29,7 +29,7 @@ def may_become_bare_call(content: str) -> bool:
     if not text:
         return True
     key = text[1:].lstrip()
-    return text.startswith("{") and any(name.startswith(key) or key.startswith(name) for name in _KEYS)
+    return text.startswith("{") and any(name.startswith(key) or key.startswith(name) for name in _FIRST_KEYS)
 
 
 def find_bare_calls(content: str, tool_names: Collection[str]) -> list[tuple[str, str]]:
@@ -39,8 +39,8 @@ def find_bare_calls(content: str, tool_names: Collection[str]) -> list[tuple[str
     call, a list of calls, or several calls in a row. Arguments may be an object or a string that contains JSON.
     """
     text = content.strip()
-    if fenced := _CODE_FENCE.fullmatch(text):
-        text = fenced[1].strip()
+    if code_block := _CODE_FENCE.fullmatch(text):
+        text = code_block[1].strip()
     if not text.startswith(("{", "[")):
         return []
     calls = []

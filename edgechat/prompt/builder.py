@@ -208,12 +208,12 @@ class PromptBuilder:
             except TemplateError as template_error:
                 error = error or template_error
                 continue
-            omitted = self._find_omitted(render, variant, prompt, options, cancellation)
-            if omitted is None:
+            omitted_message = self._find_omitted(render, variant, prompt, options, cancellation)
+            if omitted_message is None:
                 return prompt
             error = error or TemplateError(
-                f"The model's chat template leaves out a message of the role {omitted.role}: "
-                f"{omitted.content.strip()[:60]!r}. Choose another model or template."
+                f"The model's chat template leaves out a message of the role {omitted_message.role}: "
+                f"{omitted_message.content.strip()[:60]!r}. Choose another model or template."
             )
         raise error or TemplateError("The conversation has no messages.")
 
@@ -262,12 +262,12 @@ class PromptBuilder:
         # before the reply. The texts differ if the token that ends a conversation is not the one that begins a reply.
         generation_prompt = self.formats.find(options).generation_prompt
         with contextlib.suppress(TemplateError):
-            continued = self._render_with_library(messages, reply_start, options, cancellation)
-            text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")
+            continued_prompt = self._render_with_library(messages, reply_start, options, cancellation)
+            text_before_reply = continued_prompt.text.removesuffix(continued_prompt.reply_prefix or "")
             reply_end = (reply_start.content or reply_start.reasoning).rstrip()
-            has_reply = continued.unguarded_text.rstrip().endswith(reply_end)
+            has_reply = continued_prompt.unguarded_text.rstrip().endswith(reply_end)
             if has_reply and text_before_reply == prompt.text.removesuffix(generation_prompt):
-                return continued
+                return continued_prompt
         return render(reply_start=reply_start)
 
 

@@ -42,11 +42,11 @@ def find_content_marks(
     thought_end = reply_format.thinking_ends[0] if is_open else ""
 
     def is_removed(start: str, end: str) -> bool:
-        parsed: dict[str, Any] = renderer.call_chat_library(
+        result: dict[str, Any] = renderer.call_chat_library(
             op="parse", parser=reply_format.parser, format=reply_format.parser_format, is_partial=False,
             generation_prompt=reply_format.generation_prompt, text=f"{thought_end}{start}{_CONTENT}{end}",
         )  # fmt: skip
-        return bool(parsed["content"] == _CONTENT and not parsed["unparsed"] and not parsed["reasoning"])
+        return bool(result["content"] == _CONTENT and not result["unparsed"] and not result["reasoning"])
 
     start = _skip_reasoning(text[_count_common(prompt, text) :], reply_format)
     if not start.strip() or prompt.endswith(start) or not reply_format.parser or not is_removed(start, ""):

@@ -30,25 +30,27 @@ def find_searched_tags(template: str) -> list[str]:
     return sorted({match[2] for pattern in _TAG_SEARCHES for match in pattern.finditer(template)})
 
 
-def split_reasoning(messages: Sequence[PromptMessage], form: ReasoningFormat | None) -> list[PromptMessage]:
+def split_reasoning(messages: Sequence[PromptMessage], reasoning_format: ReasoningFormat | None) -> list[PromptMessage]:
     """Move tagged reasoning from the beginning of each reply's content to the `reasoning` field of the reply.
 
     Many clients send replies back as the model wrote them. If the template has no reasoning format, replies stay as
     they are.
     """
-    return [_split_message(message, form) if message.role == "assistant" else message for message in messages]
+    return [
+        _split_message(message, reasoning_format) if message.role == "assistant" else message for message in messages
+    ]
 
 
-def split_reply_start(reply: PromptMessage, form: ReasoningFormat | None) -> tuple[PromptMessage, str]:
+def split_reply_start(reply: PromptMessage, reasoning_format: ReasoningFormat | None) -> tuple[PromptMessage, str]:
     """Move tagged reasoning of a reply that will be continued to its `reasoning` field; also return a placeholder.
 
     Reasoning without an end tag will be continued. If no text follows the last tag, as in the reply `<think>`, a
     placeholder takes the place of that text, and the caller must remove it from the end of the rendered prompt.
     Otherwise, the placeholder is "".
     """
-    message = _split_message(reply, form)
+    message = _split_message(reply, reasoning_format)
     text = message.content.lstrip()
-    start_tag = next((tag[0] for tag in _list_tags(form) if text.startswith(tag[0])), "")
+    start_tag = next((tag[0] for tag in _list_tags(reasoning_format) if text.startswith(tag[0])), "")
     if start_tag:
         thought = text[len(start_tag) :].lstrip("\n")
         placeholder = "" if thought.strip() else _PLACEHOLDER
@@ -59,14 +61,18 @@ def split_reply_start(reply: PromptMessage, form: ReasoningFormat | None) -> tup
     return msgspec.structs.replace(message, content=_PLACEHOLDER), _PLACEHOLDER
 
 
-def _list_tags(form: ReasoningFormat | None) -> tuple[tuple[str, str, str], ...]:
-    """Return start tag, end tag and the text before the content for each known format; empty without a format."""
-    return () if form is None else ((form.start_tag, form.end_tag, form.content_prefix), *_KNOWN_TAGS)
+def _list_tags(reasoning_format: ReasoningFormat | None) -> tuple[tuple[str, str, str], ...]:
+    """Return start tag, end tag and text before the content for each known format; empty if there is no format."""
+    return (
+        ()
+        if reasoning_format is None
+        else ((reasoning_format.start_tag, reasoning_format.end_tag, reasoning_format.content_prefix), *_KNOWN_TAGS)
+    )
 
 
-def _split_message(message: PromptMessage, form: ReasoningFormat | None) -> PromptMessage:
+def _split_message(message: PromptMessage, reasoning_format: ReasoningFormat | None) -> PromptMessage:
     """Move the complete thoughts at the beginning of a reply's content to its `reasoning` field."""
-    tags = _list_tags(form)
+    tags = _list_tags(reasoning_format)
     content, position = message.content, 0
     thoughts = [message.reasoning]
     while text_start := _TEXT.search(content, position):

@@ -18,7 +18,7 @@ _TEXT_ROLES: Final = ("system", "user", "assistant")
 _MIN_CERTAIN_CHARS: Final = 16
 # Four or more repetitions of a pattern of messages. The first three repetitions represent all of them.
 _REPEATED_TURNS: Final = re.compile(r"(.{1,6}?)\1{3,}", re.DOTALL)
-_N_KEPT_TURNS: Final = 3
+_N_PROBED_TURNS: Final = 3
 # Maximum number of cached results. Conversations with the same kinds of messages share a result.
 _MAX_RESULTS: Final = 256
 # Conversation that shows whether a template renders tool calls at all.
@@ -40,7 +40,7 @@ class OmissionFinder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._results: dict[tuple[object, str], int | None] = {}
-        self._renders_calls: dict[object, bool] = {}
+        self._renders_calls_by_key: dict[object, bool] = {}
 
     def find(
         self, messages: Sequence[PromptMessage], prompt: str, render: Callable[[list[PromptMessage]], str], key: object
@@ -52,42 +52,44 @@ class OmissionFinder:
         """
         if _has_all_texts(messages, prompt):
             return None
-        kinds, kept = _find_kinds(messages)
+        kinds, kept_indices = _find_kinds(messages)
         with self._lock:
             is_known, position = (key, kinds) in self._results, self._results.get((key, kinds))
         if not is_known:
             try:
-                position = self._probe([messages[i] for i in kept], render, key)
+                position = self._probe([messages[i] for i in kept_indices], render, key)
             except TemplateError:  # for example, the template exceeds the time limit
                 return find_omitted(messages, prompt)
             with self._lock:
                 if len(self._results) >= _MAX_RESULTS:
                     self._results.pop(next(iter(self._results)))
                 self._results[key, kinds] = position
-        return None if position is None else messages[kept[position]]
+        return None if position is None else messages[kept_indices[position]]
 
     def _probe(
         self, messages: Sequence[PromptMessage], render: Callable[[list[PromptMessage]], str], key: object
     ) -> int | None:
         """Render `messages` with a unique text in each; return the index of the first message that is omitted."""
-        checks_calls = any("tool_calls" in m.extra_fields for m in messages) and self._find_call_rendering(render, key)
+        can_check_calls = any("tool_calls" in m.extra_fields for m in messages) and self._find_call_rendering(
+            render, key
+        )
         probes = [_make_probe(message, i) for i, message in enumerate(messages)]
         prompt = render([message for message, _, _ in probes])
         for i, (_, text, calls) in enumerate(probes):
-            if text not in prompt or (checks_calls and not all(call in prompt for call in calls)):
+            if text not in prompt or (can_check_calls and not all(call in prompt for call in calls)):
                 return i
         return None
 
     def _find_call_rendering(self, render: Callable[[list[PromptMessage]], str], key: object) -> bool:
         """Return whether the template renders tool calls. A few templates do not, so their calls cannot be checked."""
-        if key not in self._renders_calls:
+        if key not in self._renders_calls_by_key:
             probes = [_make_probe(message, i) for i, message in enumerate(_SAMPLE)]
             try:
                 prompt = render([message for message, _, _ in probes])
             except TemplateError:
                 prompt = ""
-            self._renders_calls[key] = all(call in prompt for _, _, calls in probes for call in calls)
-        return self._renders_calls[key]
+            self._renders_calls_by_key[key] = all(call in prompt for _, _, calls in probes for call in calls)
+        return self._renders_calls_by_key[key]
 
 
 def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
@@ -119,14 +121,14 @@ def _find_kinds(messages: Sequence[PromptMessage]) -> tuple[str, list[int]]:
         ))  # fmt: skip
     alphabet = {letter: chr(i + 1) for i, letter in enumerate(dict.fromkeys(letters))}
     kinds = "".join(alphabet[letter] for letter in letters)
-    kept: list[int] = []
+    kept_indices: list[int] = []
     position = 0
     for match in _REPEATED_TURNS.finditer(kinds):
-        kept += range(position, match.start() + _N_KEPT_TURNS * len(match[1]))
+        kept_indices += range(position, match.start() + _N_PROBED_TURNS * len(match[1]))
         position = match.end()
-    kept += range(position, len(messages))
-    description = repr([letters[i] for i in kept]).encode("utf-8", "replace")
-    return hashlib.blake2b(description).hexdigest(), kept
+    kept_indices += range(position, len(messages))
+    description = repr([letters[i] for i in kept_indices]).encode("utf-8", "replace")
+    return hashlib.blake2b(description).hexdigest(), kept_indices
 
 
 def _make_probe(message: PromptMessage, position: int) -> tuple[PromptMessage, str, list[str]]:

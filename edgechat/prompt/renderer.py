@@ -152,9 +152,9 @@ class Renderer:
                 "messages": list(map(_make_openai_message, guarded_messages)), "now_s": int(time.time()),
                 **_guard_json(options, pattern, guard),
             }  # fmt: skip
-        applied = self._call_chat_library(request, cancellation)
-        reply_prefix = applied["generation_prompt"] if options.get("continues_reply") else None
-        return RenderedPrompt(applied["prompt"], guard, reply_prefix)
+        library_reply = self._call_chat_library(request, cancellation)
+        reply_prefix = library_reply["generation_prompt"] if options.get("continues_reply") else None
+        return RenderedPrompt(library_reply["prompt"], guard, reply_prefix)
 
     def call_chat_library(self, **request: Any) -> Any:
         """Send a request to the chat library and return its reply; `native/src/chat/edgechat_chat.h` describes both.
@@ -165,8 +165,8 @@ class Renderer:
 
     def _call_chat_library(self, request: Mapping[str, Any], cancellation: Cancellation | None) -> Any:
         with _wrap_value_errors():
-            encoded = msgspec.json.encode(request)
-        reply = msgspec.json.decode(self._send(ChatLibraryRequest(encoded), cancellation))
+            request_json = msgspec.json.encode(request)
+        reply = msgspec.json.decode(self._send(ChatLibraryRequest(request_json), cancellation))
         if error_text := reply.get("error"):
             raise TemplateError(f"The model's chat template cannot be used: {' '.join(error_text.split())}")
         return reply
@@ -251,8 +251,8 @@ def _find_inline_format(template: str, reasoning_format: ReasoningFormat | None)
         return None
     # Some templates remove the reasoning, but not the blank lines after it: `content.split('</think>')[-1] -%}`.
     end_tag = re.escape(reasoning_format.end_tag)
-    keeps_separator = re.search(rf"[.]split\(['\"]{end_tag}['\"](, *1)?\)\[-?1\]\s*[-+]?%}}", template)
-    return msgspec.structs.replace(reasoning_format, separator="") if keeps_separator else reasoning_format
+    separator_match = re.search(rf"[.]split\(['\"]{end_tag}['\"](, *1)?\)\[-?1\]\s*[-+]?%}}", template)
+    return msgspec.structs.replace(reasoning_format, separator="") if separator_match else reasoning_format
 
 
 def guard_messages(

@@ -77,16 +77,16 @@ def find_reply_format(renderer: Renderer, template: TemplateInfo, request: Forma
     """
     plain_request = msgspec.structs.replace(request, tools=[])
     try:
-        plain = apply_template(renderer, template, plain_request, _SAMPLE_MESSAGES)
+        plain_result = apply_template(renderer, template, plain_request, _SAMPLE_MESSAGES)
     except TemplateError:
         return ReplyFormat(is_fallback=True)
     if not request.tools:
-        return make_reply_format(plain, request, has_native_tools=False)
-    applied = apply_template(renderer, template, request, _SAMPLE_MESSAGES)
-    has_native_tools = bool(applied["grammar"]) or (
-        request.tool_choice == "auto" and applied["parser"] != plain["parser"]
+        return make_reply_format(plain_result, request, has_native_tools=False)
+    result = apply_template(renderer, template, request, _SAMPLE_MESSAGES)
+    has_native_tools = bool(result["grammar"]) or (
+        request.tool_choice == "auto" and result["parser"] != plain_result["parser"]
     )
-    return make_reply_format(applied if has_native_tools else plain, request, has_native_tools=has_native_tools)
+    return make_reply_format(result if has_native_tools else plain_result, request, has_native_tools=has_native_tools)
 
 
 def apply_template(
@@ -106,24 +106,24 @@ def apply_template(
     return result
 
 
-def make_reply_format(applied: Mapping[str, Any], request: FormatRequest, *, has_native_tools: bool) -> ReplyFormat:
+def make_reply_format(result: Mapping[str, Any], request: FormatRequest, *, has_native_tools: bool) -> ReplyFormat:
     """Convert the result of `apply_template` to a reply format."""
     tool_grammar = None
-    triggers = [Trigger(t["value"], is_pattern=t["type"] != "word") for t in applied["triggers"]]
-    if applied["grammar"] and request.tools:
-        is_lazy = applied["grammar_is_lazy"]
+    triggers = [Trigger(t["value"], is_pattern=t["type"] != "word") for t in result["triggers"]]
+    if result["grammar"] and request.tools:
+        is_lazy = result["grammar_is_lazy"]
         tool_grammar = ToolGrammar(
-            gbnf=applied["grammar"], delimiters=applied["delimiters"], triggers=triggers if is_lazy else [],
-            prompt_end=applied["generation_prompt"], thinking_start=applied["thinking_start"] if is_lazy else "",
-            thinking_ends=applied["thinking_ends"] if is_lazy else [], allow_parallel=request.allow_parallel,
+            gbnf=result["grammar"], delimiters=result["delimiters"], triggers=triggers if is_lazy else [],
+            prompt_end=result["generation_prompt"], thinking_start=result["thinking_start"] if is_lazy else "",
+            thinking_ends=result["thinking_ends"] if is_lazy else [], allow_parallel=request.allow_parallel,
         )  # fmt: skip
-    tags = [applied["thinking_start"], *applied["thinking_ends"]]
+    tags = [result["thinking_start"], *result["thinking_ends"]]
     return ReplyFormat(
-        parser="" if _is_plain(applied["parser"], applied["generation_prompt"]) else applied["parser"],
-        parser_format=applied["format"], generation_prompt=applied["generation_prompt"], tool_grammar=tool_grammar,
-        has_native_tools=has_native_tools, control_tokens=tuple(filter(None, [*applied["preserved_tokens"], *tags])),
-        stop_strings=tuple(applied["stop_strings"]), thinking_start=applied["thinking_start"],
-        thinking_ends=tuple(applied["thinking_ends"]),
+        parser="" if _is_plain(result["parser"], result["generation_prompt"]) else result["parser"],
+        parser_format=result["format"], generation_prompt=result["generation_prompt"], tool_grammar=tool_grammar,
+        has_native_tools=has_native_tools, control_tokens=tuple(filter(None, [*result["preserved_tokens"], *tags])),
+        stop_strings=tuple(result["stop_strings"]), thinking_start=result["thinking_start"],
+        thinking_ends=tuple(result["thinking_ends"]),
     )  # fmt: skip
 
 

@@ -103,10 +103,10 @@ class ReplyParser:
         started_at = self._clock()
         if started_at < self._next_parse_at:
             return ReplyDelta()
-        parsed = self._parse(is_final=False)
-        if self._tool_names and not parsed.calls and may_become_bare_call(parsed.content):
-            parsed = parsed._replace(content=self._base.content)
-        delta = self._advance(parsed)
+        parsed_reply = self._parse(is_final=False)
+        if self._tool_names and not parsed_reply.calls and may_become_bare_call(parsed_reply.content):
+            parsed_reply = parsed_reply._replace(content=self._base.content)
+        delta = self._advance(parsed_reply)
         duration_s = self._clock() - started_at
         self._next_parse_at = started_at + max(_MIN_INTERVAL_S, _INTERVAL_PER_PARSE_S * duration_s)
         return delta
@@ -117,9 +117,9 @@ class ReplyParser:
         If the output ends reasoning without having started it, the content before the end tag becomes reasoning in
         `reply`, but not in the deltas, which were returned as content.
         """
-        parsed = self._find_bare_call(self._find_call_in_reasoning(self._parse(is_final=True)))
-        delta = self._advance(parsed, is_final=True)
-        reply = _subtract(parsed, self._base)
+        parsed_reply = self._find_bare_call(self._find_call_in_reasoning(self._parse(is_final=True)))
+        delta = self._advance(parsed_reply, is_final=True)
+        reply = _subtract(parsed_reply, self._base)
         if not reply.reasoning and self._base == ParsedReply():
             reasoning, content = self._thoughts.split_unopened(reply.content)
             reply = reply._replace(reasoning=reasoning, content=content)
@@ -178,50 +178,51 @@ class ReplyParser:
         result = parse(text)
         if not is_final:
             return result
-        ended = parse(text + _END)
+        ended_result = parse(text + _END)
         for name in ("reasoning", "content", "unparsed"):
-            ended[name] = ended[name].replace(_END, "")
+            ended_result[name] = ended_result[name].replace(_END, "")
         # In a call that was cut by a length limit, `_END` is a syntax error, and the parser treats the call as text.
-        has_same_calls = _names_and_arguments(ended) == _names_and_arguments(result)
-        return ended if has_same_calls else result
+        has_same_calls = _names_and_arguments(ended_result) == _names_and_arguments(result)
+        return ended_result if has_same_calls else result
 
-    def _find_call_in_reasoning(self, parsed: ParsedReply) -> ParsedReply:
+    def _find_call_in_reasoning(self, parsed_reply: ParsedReply) -> ParsedReply:
         """Extract tool calls from the end of reasoning that has no end tag; return other replies unchanged.
 
         Some models forget to end their reasoning before they call a tool.
         """
         grammar, ends = self._format.tool_grammar, self._format.thinking_ends
-        if grammar is None or not ends or not self._tool_names or parsed.calls or parsed.content.strip():
-            return parsed
+        if grammar is None or not ends or not self._tool_names or parsed_reply.calls or parsed_reply.content.strip():
+            return parsed_reply
         starts = [self._text.find(t.value) for t in grammar.triggers if not t.is_pattern and t.value in self._text]
         if not starts:
-            return parsed
+            return parsed_reply
         text = f"{self._text[: min(starts)]}{ends[0]}{self._text[min(starts) :]}"
         try:
             result = self._call_parser(text, is_final=True)
         except (TemplateError, EngineDiedError):
-            return parsed
+            return parsed_reply
         calls = self._make_calls(result["tool_calls"])
         if not calls or (result["content"] + result["unparsed"]).strip():
-            return parsed
-        return ParsedReply(result["reasoning"].strip("\n"), parsed.content, calls)
+            return parsed_reply
+        return ParsedReply(result["reasoning"].strip("\n"), parsed_reply.content, calls)
 
-    def _find_bare_call(self, parsed: ParsedReply) -> ParsedReply:
+    def _find_bare_call(self, parsed_reply: ParsedReply) -> ParsedReply:
         """Convert content that consists of calls in plain JSON to tool calls; return other replies unchanged."""
-        if not self._tool_names or parsed.calls:
-            return parsed
+        if not self._tool_names or parsed_reply.calls:
+            return parsed_reply
         calls = tuple(
             ParsedToolCall(name, arguments, self._call_id(i, ""))
-            for i, (name, arguments) in enumerate(find_bare_calls(parsed.content, self._tool_names))
+            for i, (name, arguments) in enumerate(find_bare_calls(parsed_reply.content, self._tool_names))
         )
-        return ParsedReply(parsed.reasoning, "", calls) if calls else parsed
+        return ParsedReply(parsed_reply.reasoning, "", calls) if calls else parsed_reply
 
-    def _advance(self, parsed: ParsedReply, *, is_final: bool = False) -> ReplyDelta:
-        """Update the reply so far to `parsed`, and return the new output.
+    def _advance(self, parsed_reply: ParsedReply, *, is_final: bool = False) -> ReplyDelta:
+        """Update the reply so far to `parsed_reply`, and return the new output.
 
-        Text that was already returned never changes: while `parsed` does not begin with that text, nothing is returned.
+        Text that was already returned never changes: while `parsed_reply` does not begin with that text, nothing is
+        returned.
         """
-        old, new = self.reply, _subtract(parsed, self._base)
+        old, new = self.reply, _subtract(parsed_reply, self._base)
         reasoning, content = _new_part(old.reasoning, new.reasoning), _new_part(old.content, new.content)
         calls: list[ParsedToolCall] = list(old.calls)
         deltas: list[ToolCallDelta] = []
@@ -249,10 +250,10 @@ def _new_part(old: str, new: str) -> str:
     return new[len(old) :] if new.startswith(old) else ""
 
 
-def _subtract(parsed: ParsedReply, base: ParsedReply) -> ParsedReply:
+def _subtract(parsed_reply: ParsedReply, base: ParsedReply) -> ParsedReply:
     """Return a reply without `base`, the beginning of the reply that is part of the prompt."""
-    reasoning, content = _skip_common(base.reasoning, parsed.reasoning), _skip_common(base.content, parsed.content)
-    return ParsedReply(reasoning, content, parsed.calls)
+    reasoning = _skip_common(base.reasoning, parsed_reply.reasoning)
+    return ParsedReply(reasoning, _skip_common(base.content, parsed_reply.content), parsed_reply.calls)
 
 
 def _skip_common(old: str, new: str) -> str:

@@ -54,14 +54,14 @@ def order_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
     begins with a reply, a user message is inserted before it. Consecutive messages with the same role are merged,
     except replies with tool calls.
     """
-    ordered = _move_system_messages(messages)
-    n_system = 1 if ordered and ordered[0].role == "system" else 0
-    if len(ordered) == n_system or ordered[n_system].role == "assistant":
+    ordered_messages = _move_system_messages(messages)
+    n_system = 1 if ordered_messages and ordered_messages[0].role == "system" else 0
+    if len(ordered_messages) == n_system or ordered_messages[n_system].role == "assistant":
         # Without other messages, the system prompt becomes a user message.
-        if len(ordered) == n_system == 1:
-            return [PromptMessage("user", ordered[0].content)]
-        ordered.insert(n_system, PromptMessage("user", _START))
-    return _merge_groups(ordered, can_merge=lambda m: m.role in ("user", "assistant") and not m.extra_fields)
+        if len(ordered_messages) == n_system == 1:
+            return [PromptMessage("user", ordered_messages[0].content)]
+        ordered_messages.insert(n_system, PromptMessage("user", _START))
+    return _merge_groups(ordered_messages, can_merge=lambda m: m.role in ("user", "assistant") and not m.extra_fields)
 
 
 def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -69,18 +69,18 @@ def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessa
 
     Tool results stay directly after their calls.
     """
-    moved: list[PromptMessage] = []
+    new_messages: list[PromptMessage] = []
     instructions: list[str] = []
     for message in messages:
-        if message.role == "system" and moved:
+        if message.role == "system" and new_messages:
             instructions.append(message.content)
         elif instructions and message.role == "user":
-            moved.append(msgspec.structs.replace(message, content="\n\n".join((*instructions, message.content))))
+            new_messages.append(msgspec.structs.replace(message, content="\n\n".join((*instructions, message.content))))
             instructions = []
         elif message.role == "tool":
-            moved.append(message)
+            new_messages.append(message)
         else:
-            moved += [PromptMessage("user", "\n\n".join(instructions))] if instructions else []
+            new_messages += [PromptMessage("user", "\n\n".join(instructions))] if instructions else []
             instructions = []
-            moved.append(message)
-    return [*moved, PromptMessage("user", "\n\n".join(instructions))] if instructions else moved
+            new_messages.append(message)
+    return [*new_messages, PromptMessage("user", "\n\n".join(instructions))] if instructions else new_messages

@@ -47,10 +47,10 @@ class ThoughtFinder:
         pairs = [*self._everywhere, *self._at_start]
         position = 0
         while True:
-            found = self._find_start(content, position, pairs)
-            if found is None:
+            next_thought = self._find_start(content, position, pairs)
+            if next_thought is None:
                 break
-            start, (start_tag, end_tag) = found
+            start, (start_tag, end_tag) = next_thought
             rest = _append(rest, content[position:start], is_after_thought=bool(thoughts))
             end = content.find(end_tag, start + len(start_tag))
             inner_end = len(content) if end < 0 else end
@@ -84,20 +84,20 @@ class ThoughtFinder:
         self, content: str, position: int, pairs: Sequence[tuple[str, str]]
     ) -> tuple[int, tuple[str, str]] | None:
         """Return the position and the tags of the next thought; None if no thought follows."""
-        found = [(_find_tag(content, pair[0], position), pair) for pair in self._everywhere]
+        candidates = [(_find_tag(content, pair[0], position), pair) for pair in self._everywhere]
         if not content[:position].strip() or position == 0:
             n_blank = len(content) - len(content.lstrip())
-            found += [(n_blank, pair) for pair in pairs if content.startswith(pair[0], n_blank)]
-        return min((f for f in found if f[0] >= 0), default=None)
+            candidates += [(n_blank, pair) for pair in pairs if content.startswith(pair[0], n_blank)]
+        return min((c for c in candidates if c[0] >= 0), default=None)
 
 
 def _find_tag(content: str, tag: str, position: int) -> int:
     """Return the position of the next start tag that is not after a backtick or in a code block; -1 if not found."""
-    while (found := content.find(tag, position)) >= 0:
-        if content[max(0, found - 1) : found] != "`" and content.count("```", 0, found) % 2 == 0:
+    while (start := content.find(tag, position)) >= 0:
+        if content[max(0, start - 1) : start] != "`" and content.count("```", 0, start) % 2 == 0:
             break
-        position = found + len(tag)
-    return found
+        position = start + len(tag)
+    return start
 
 
 def _append(rest: str, text: str, *, is_after_thought: bool = False) -> str:

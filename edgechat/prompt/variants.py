@@ -17,32 +17,37 @@ _INTERRUPTED: Final = "(interrupted)"
 
 def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
     """Yield `messages`, then variants to try if the chat template rejects them, those with small changes first."""
-    tried: list[Sequence[PromptMessage]] = []
+    variants: list[Sequence[PromptMessage]] = []
     for variant in iterate_orders(messages):
-        tried.append(variant)
+        variants.append(variant)
         yield variant
-    for variant in tried:
+    for variant in variants:
         yield [msgspec.structs.replace(message, has_text_parts=True) for message in variant]
 
 
 def iterate_orders(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
     """Yield `messages`, then variants with other orders of roles, without duplicates."""
-    tried: list[Sequence[PromptMessage]] = [messages]
+    previous_variants: list[Sequence[PromptMessage]] = [messages]
     yield messages
     for order in _list_orders(messages):
         for variant in (order, fold_system_prompt(order)):
-            if variant is not None and variant not in tried:
-                tried.append(variant)
+            if variant is not None and variant not in previous_variants:
+                previous_variants.append(variant)
                 yield variant
 
 
 def _list_orders(messages: Sequence[PromptMessage]) -> list[Sequence[PromptMessage]]:
     variants: list[Sequence[PromptMessage]] = [messages]
     if any(message.role == "tool" or "tool_calls" in message.extra_fields for message in messages):
-        moved = move_results(messages)
-        variants += [split_texts(messages), split_calls(messages), moved, split_calls(split_texts(moved))]
-    ordered = [*map(order_roles, variants)]
-    return [*variants, *ordered, *(alternate_roles(ordered[i]) for i in (0, -1))]
+        moved_messages = move_results(messages)
+        variants += [
+            split_texts(messages),
+            split_calls(messages),
+            moved_messages,
+            split_calls(split_texts(moved_messages)),
+        ]
+    ordered_variants = [*map(order_roles, variants)]
+    return [*variants, *ordered_variants, *(alternate_roles(ordered_variants[i]) for i in (0, -1))]
 
 
 def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -75,14 +80,14 @@ def split_texts(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
     Many templates render either the text or the calls of a reply.
     """
-    split: list[PromptMessage] = []
+    new_messages: list[PromptMessage] = []
     for message in messages:
         if message.extra_fields.get("tool_calls") and message.content.strip():
-            split.append(msgspec.structs.replace(message, extra_fields={}))
-            split.append(msgspec.structs.replace(message, content="", reasoning=""))
+            new_messages.append(msgspec.structs.replace(message, extra_fields={}))
+            new_messages.append(msgspec.structs.replace(message, content="", reasoning=""))
         else:
-            split.append(message)
-    return split
+            new_messages.append(message)
+    return new_messages
 
 
 def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -90,7 +95,7 @@ def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
     Some templates reject replies with several calls, or render only the first call.
     """
-    split: list[PromptMessage] = []
+    new_messages: list[PromptMessage] = []
     results: list[list[PromptMessage]] = []
     positions: dict[str, int] = {}
     n_results = 0
@@ -101,11 +106,11 @@ def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
             results[min(position, len(results) - 1)].append(message)
             n_results += 1
             continue
-        split += itertools.chain.from_iterable(results)
+        new_messages += itertools.chain.from_iterable(results)
         calls = message.extra_fields.get("tool_calls", [])
         if len(calls) < 2:  # noqa: PLR2004
             results = []
-            split.append(message)
+            new_messages.append(message)
             continue
         replies = [
             PromptMessage("assistant", "", extra_fields={**message.extra_fields, "tool_calls": [c]}) for c in calls
@@ -114,7 +119,7 @@ def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
         results, n_results = [[reply] for reply in replies], 0
         positions = {call.get("id", ""): i for i, call in enumerate(calls)}
         positions = positions if len(positions) == len(calls) else {}
-    return [*split, *itertools.chain.from_iterable(results)]
+    return [*new_messages, *itertools.chain.from_iterable(results)]
 
 
 def alternate_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -123,19 +128,19 @@ def alternate_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
     Templates whose roles must alternate do not count calls and their results. The merged reply is put after the last
     result if a user message follows, otherwise before the first call.
     """
-    alternating: list[PromptMessage] = []
+    new_messages: list[PromptMessage] = []
     texts: list[PromptMessage] = []
     calls: list[PromptMessage] = []
     for message in messages:
         if message.role == "user":
             if calls and not texts:
                 texts = [PromptMessage("assistant", _INTERRUPTED)]
-            alternating += [*calls, *merge_consecutive(texts), message]
+            new_messages += [*calls, *merge_consecutive(texts), message]
             texts, calls = [], []
         elif message.role == "assistant" and not message.extra_fields:
             texts.append(message)
         elif message.role == "system":
-            alternating.append(message)
+            new_messages.append(message)
         else:
             calls.append(message)
-    return [*alternating, *merge_consecutive(texts), *calls]
+    return [*new_messages, *merge_consecutive(texts), *calls]

@@ -149,7 +149,7 @@ def test_list_says_on_a_terminal_that_it_is_incomplete(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     history(["list", "--limit", "1"], standalone_mode=False)
-    assert capsys.readouterr().err == "edgechat: 1 of 3 conversations; --limit and --offset show others.\n"
+    assert capsys.readouterr().err == "edgechat: 1 of 3 conversations; --limit and --offset show more.\n"
     history(["list", "--limit", "1", "--offset", "2"], standalone_mode=False)
     history(["list"], standalone_mode=False)
     assert capsys.readouterr().err == ""

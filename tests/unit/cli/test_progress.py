@@ -14,13 +14,13 @@ from edgechat.cli import progress
 from tests.waiting import until
 
 
-@pytest.mark.parametrize(("prints_lines", "expected"), [(True, ["b", "d"]), (False, [])])
+@pytest.mark.parametrize(("print_lines", "expected"), [(True, ["b", "d"]), (False, [])])
 def test_status_outside_a_terminal_is_a_line_every_ten_seconds(
-    prints_lines: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    print_lines: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    status = progress.StderrStatus(prints_lines=prints_lines)
+    status = progress.StderrStatus(print_lines=print_lines)
     for seconds, text in ((9, "a"), (10, "b"), (19, "c"), (20, "d"), (40, "")):
         now = 100.0 + seconds
         status.show(text)
@@ -42,7 +42,7 @@ def test_status_line_shows_the_elapsed_time_until_the_end_of_the_block(
         output += capsys.readouterr().err
         return [int(seconds) for seconds in re.findall(rf"\r{text}[^(\r]*\((\d+) s\)", output)]
 
-    with status.counting():
+    with status.show_elapsed():
         status.show("Measuring")
         until(lambda: len(shown_seconds("Measuring ")) > 3)
         status.show("Reading the speed of this machine")  # cut, because a wrapped line cannot be cleared
@@ -57,7 +57,7 @@ def test_status_line_shows_the_elapsed_time_until_the_end_of_the_block(
 
 def test_elapsed_time_is_not_shown_outside_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     status = progress.StderrStatus()
-    with status.counting():
+    with status.show_elapsed():
         status.show("Measuring")
     assert capsys.readouterr().err == ""
 
