@@ -90,7 +90,7 @@ def speed(
     "--peer-module",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="CPU module of llama.cpp with which llama-bench also runs.",
+    help="Also run llama-bench with this CPU module of llama.cpp.",
 )
 @_threads_option
 @_count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
@@ -191,7 +191,7 @@ def kv(
     model: str, n_threads: int | None, kv_types: tuple[str, ...], depths: tuple[int, ...], *, with_yarn: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure what a smaller KV cache costs in quality.
+    """Measure the loss of quality with a smaller KV cache.
 
     Compares the predictions of each type of keys and values with those of F16 at the end of a fixed text (mean
     Kullback-Leibler divergence, and how often the most likely token is the same), and asks for ten numbers that are
