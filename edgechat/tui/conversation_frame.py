@@ -50,7 +50,7 @@ class ConversationFrame(Vertical):
         self.transcript = Transcript(get_palette, self._send_to_prompt, id="transcript")
         self.title_line = TitleLine()
         self.status_line = StatusLine(self._read_status, self.show_frame)
-        self.footer = Footer(self._read_focused_part, get_key_overrides, shows_keys=footer)
+        self.footer = Footer(self._read_focused_part, get_key_overrides, show_keys=footer)
         self.prompt = PromptInput(get_key_overrides, id="prompt")
         # The screen focuses the input at the start. Without this line, the styles of the input are computed twice.
         self.prompt.set_reactive(PromptInput.has_focus, True)
@@ -196,11 +196,11 @@ class ConversationFrame(Vertical):
 
     def ask(self, question: str) -> None:
         """Show a question in the footer until the next key, which is the answer."""
-        self.show_notice(question, "warning", stays=True)
+        self.show_notice(question, "warning", until_key=True)
 
-    def show_notice(self, text: str, severity: Severity, *, stays: bool = False) -> None:
+    def show_notice(self, text: str, severity: Severity, *, until_key: bool = False) -> None:
         """Show a notice in the footer, for a few seconds or until the next key; on a low screen, in the status line."""
         if self.app.size.height >= _MIN_NOTICE_ROWS:
-            self.footer.show_notice(text, severity, stays=stays)
+            self.footer.show_notice(text, severity, until_key=until_key)
         else:
             self.status_line.show_state(self.status_line.state, text)

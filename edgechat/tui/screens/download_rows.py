@@ -83,9 +83,9 @@ def format_download(download: Download, width: int, *, ascii_only: bool) -> str:
 
 def describe_download(download: Download, pause_key: str, cancel_key: str) -> str:
     """Describe a download in three lines: its reference, its error or received bytes, and its keys."""
-    received = f"received {format_size(download.done_bytes)}"
+    received_text = f"received {format_size(download.done_bytes)}"
     if download.total_bytes:
-        received += f" of {format_size(download.total_bytes)}"
+        received_text += f" of {format_size(download.total_bytes)}"
     verb = "pauses" if download.state in ("waiting", "downloading") else "resumes"
     keys = f"Enter or {pause_key} {verb} it, {cancel_key} cancels it"
-    return "\n".join([download.reference, download.problem or received, keys])
+    return "\n".join([download.reference, download.problem or received_text, keys])

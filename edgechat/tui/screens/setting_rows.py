@@ -15,7 +15,7 @@ from edgechat.terminal import escape_controls
 _LABEL_COLUMNS: Final = 26
 _NAME_COLUMNS: Final = 19
 # Minimum width of the list, in columns, to show the names.
-_MIN_NAME_WIDTH: Final = 60
+_MIN_WIDTH_WITH_NAMES: Final = 60
 
 
 class SettingGroup(NamedTuple):
@@ -88,7 +88,7 @@ def list_rows(names: Iterable[str], settings: Settings, width: int, *, with_head
 def _format_row(name: str, settings: Settings, width: int) -> Option:
     value = getattr(settings, name)
     row = Text(f"{LABELS[name]:<{_LABEL_COLUMNS}}", no_wrap=True, overflow="ellipsis")
-    if width >= _MIN_NAME_WIDTH:
+    if width >= _MIN_WIDTH_WITH_NAMES:
         row.append(f"{name:<{_NAME_COLUMNS}}", style="dim")
     row.append(escape_controls(format_value(value)), style="dim" if value == getattr(Settings(), name) else "bold")
     return Option(row, id=name)

@@ -57,10 +57,10 @@ class ComposerBar(Static):
     class QueuedSelected(Message):
         """The user clicked on a queued message, to edit or to remove it."""
 
-        def __init__(self, index: int, *, removes: bool) -> None:
+        def __init__(self, index: int, *, remove: bool) -> None:
             super().__init__()
             self.index = index
-            self.removes = removes
+            self.removes = remove
 
     def __init__(self, read_state: Callable[[], ComposerState]) -> None:
         """`read_state` returns the current attachments and queued messages."""
@@ -145,10 +145,10 @@ class ComposerBar(Static):
         self.post_message(self.DetachRequested(index))
 
     def action_edit_queued(self, index: int) -> None:
-        self.post_message(self.QueuedSelected(index, removes=False))
+        self.post_message(self.QueuedSelected(index, remove=False))
 
     def action_remove_queued(self, index: int) -> None:
-        self.post_message(self.QueuedSelected(index, removes=True))
+        self.post_message(self.QueuedSelected(index, remove=True))
 
 
 def _is_too_long(file: Path, state: ComposerState) -> bool:

@@ -37,33 +37,33 @@ class KeyHint(NamedTuple):
     """ID of the binding for the opposite direction, or ""."""
 
 
-_COMMON: Final = (
+_COMMON_HINTS: Final = (
     KeyHint("chat.help", "help"), KeyHint("app.palette", "commands"), KeyHint("app.quit", "quit"),
     KeyHint("chat.conversations", "conversations"), KeyHint("chat.models", "models"), KeyHint("chat.search", "search"),
     KeyHint("chat.new", "new"),
 )  # fmt: skip
-_BESIDE_TEXT: Final = (
-    KeyHint("chat.stop", "copy/edit/retry"), KeyHint("prompt.up", "history", "prompt.down"), *_COMMON,
+_INPUT_HINTS: Final = (
+    KeyHint("chat.stop", "copy/edit/retry"), KeyHint("prompt.up", "history", "prompt.down"), *_COMMON_HINTS,
 )  # fmt: skip
 _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
-    "empty input": _BESIDE_TEXT,  # its placeholder names the keys that send and insert a line
-    "input": (KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), *_BESIDE_TEXT),
+    "empty input": _INPUT_HINTS,  # its placeholder names the keys that send and insert a line
+    "input": (KeyHint("prompt.send", "send"), KeyHint("prompt.newline", "new line"), *_INPUT_HINTS),
     "completions": (
         KeyHint("completion.accept", "accept"), KeyHint("completion.up", "choose", "completion.down"),
-        KeyHint("completion.close", "close the list"), *_COMMON,
+        KeyHint("completion.close", "close the list"), *_COMMON_HINTS,
     ),
-    "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON),
-    "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON),
+    "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON_HINTS),
+    "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON_HINTS),
     "conversation": (
         KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.save_code", "save"),
         KeyHint("message.edit", "edit"), KeyHint("message.retry", "retry"), KeyHint("chat.prompt", "input"),
         KeyHint("message.branch", "branch"), KeyHint("message.delete", "delete"), KeyHint("message.undo", "undo"),
-        *_COMMON,
+        *_COMMON_HINTS,
     ),
     "covered": (),
     "list": (
         KeyHint("list.open", "open"), KeyHint("list.pin", "pin"), KeyHint("list.delete", "delete"),
-        KeyHint("list.leave", "back"), *_COMMON,
+        KeyHint("list.leave", "back"), *_COMMON_HINTS,
     ),
 }  # fmt: skip
 """Key hints for each part of the screen that can have the focus, most important first."""
@@ -84,26 +84,26 @@ class Footer(Static):
     """
 
     def __init__(
-        self, read_part: Callable[[], str], get_key_overrides: Callable[[], Mapping[str, str]], *, shows_keys: bool
+        self, read_part: Callable[[], str], get_key_overrides: Callable[[], Mapping[str, str]], *, show_keys: bool
     ) -> None:
-        """`read_part` returns the key of `_HINTS` for the current state. Without `shows_keys`, show only notices."""
+        """`read_part` returns the key of `_HINTS` for the current state. Without `show_keys`, show only notices."""
         super().__init__("", id="footer", markup=False)
         self._read_part = read_part
         self._get_key_overrides = get_key_overrides
-        self.shows_keys = shows_keys
+        self.shows_keys = show_keys
         self.notice = ""
         """Text of the notice that is shown; "" if the keys are shown."""
         self.severity: Severity = "information"
         """Severity of the last notice."""
         self._timer: Timer | None = None
-        self._stays = False
-        """True if the notice stays until the next key."""
+        self._is_until_key = False
+        """True if the notice is shown until the next key."""
         self.n_keys = 0
         """Number of keys that were pressed."""
         self._shown_state: tuple[object, ...] = ()
         self._is_started = False
         """True after the first frame."""
-        self.display = shows_keys
+        self.display = show_keys
 
     def on_mount(self) -> None:
         self.call_after_refresh(self._start)  # the keys would delay the first frame by 5 ms
@@ -116,8 +116,8 @@ class Footer(Static):
     def on_resize(self) -> None:
         self.redraw()
 
-    def show_notice(self, text: str, severity: Severity = "information", *, stays: bool = False) -> None:
-        """Show a notice for a few seconds, or until the next key if it `stays`; "" removes the notice.
+    def show_notice(self, text: str, severity: Severity = "information", *, until_key: bool = False) -> None:
+        """Show a notice for a few seconds, or with `until_key` until the next key; "" removes the notice.
 
         An error is shown for a few seconds, and then until the next key.
         """
@@ -125,8 +125,8 @@ class Footer(Static):
             self._timer.stop()
         self.notice, self.severity = _join_lines(text), severity
         duration_s = _NOTICE_S + len(self.notice) * _S_PER_CHAR
-        self._timer = self.set_timer(duration_s, self._on_notice_read) if text and not stays else None
-        self._stays = stays
+        self._timer = self.set_timer(duration_s, self._on_notice_read) if text and not until_key else None
+        self._is_until_key = until_key
         self.redraw()
 
     def has_room_for(self, text: str) -> bool:
@@ -136,14 +136,14 @@ class Footer(Static):
 
     def _on_notice_read(self) -> None:
         if self.severity == "error":
-            self._stays = True
+            self._is_until_key = True
         else:
             self._end_notice()
 
     def note_key(self) -> None:
         """Count a key press, and remove a notice that is shown until the next key."""
         self.n_keys += 1
-        if self._stays:
+        if self._is_until_key:
             self._end_notice()
 
     def _end_notice(self) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _MIN_SPLIT_COLUMNS: Final = 100
 _MIN_OVERLAY_COLUMNS: Final = 70
 # Minimum height of the screen, in rows, to show the keys of the list.
-_MIN_KEY_ROWS: Final = 12
+_MIN_ROWS_WITH_KEYS: Final = 12
 # Columns of the border and the padding around the keys.
 _KEY_PADDING: Final = 2
 # Columns between a title and the date.
@@ -146,7 +146,7 @@ class Sidebar(Vertical):
         labels = {b.id: format_key((overrides.get(b.id) or b.keys).partition(",")[0]) for b in _list_bindings()}
         hints = ["Enter open", *(f"{labels[name]} {label}" for name, label in _KEY_LABELS.items())]
         keys = self.query_one("#list-keys", Static)
-        keys.display = self.has_focus_within and self.screen.size.height >= _MIN_KEY_ROWS
+        keys.display = self.has_focus_within and self.screen.size.height >= _MIN_ROWS_WITH_KEYS
         rows = ["  ".join(hints)]
         if len(rows[0]) > self.size.width - _KEY_PADDING:
             rows = ["  ".join(hints[:2]), "  ".join(hints[2:])]
