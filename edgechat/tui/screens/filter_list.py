@@ -34,8 +34,8 @@ class FilterListScreen(Modal[T]):
         Binding("up", "move(-1)", "Up", id="listing.up", show=False),
         Binding("pagedown", "page(1)", "Page down", id="listing.page_down", show=False),
         Binding("pageup", "page(-1)", "Page up", id="listing.page_up", show=False),
-        Binding("ctrl+home", "jump(0)", "Go to the first", id="listing.first", show=False),
-        Binding("ctrl+end", "jump(-1)", "Go to the last", id="listing.last", show=False),
+        Binding("ctrl+home", "jump(0)", "Go to the first row", id="listing.first", show=False),
+        Binding("ctrl+end", "jump(-1)", "Go to the last row", id="listing.last", show=False),
     ]
 
     _typing_timer: Timer | None = None

@@ -59,7 +59,7 @@ GROUPS: Final = (
         {
             "theme": "Colour theme", "ascii": "Draw with ASCII only", "centered": "Centre conversations",
             "figures": "Show the speed of replies", "footer": "Show keys in the footer",
-            "titles": "Write titles", "copy_on_select": "Copy what is selected",
+            "titles": "Write titles", "copy_on_select": "Copy selected text",
         },
     ),
     SettingGroup("Keys", {"vim_keys": "Vim keys", "keys": "Key bindings"}),

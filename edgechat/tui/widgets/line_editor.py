@@ -68,11 +68,11 @@ class LineEditor(TextArea, inherit_bindings=False, inherit_css=False):
             "ctrl+k", "kill('delete_to_end_of_line')", "Delete to the end of the line", id="prompt.kill_line_end",
             show=False,
         ),
-        Binding("ctrl+y", "yank", "Insert the text deleted last", id="prompt.yank", show=False),
+        Binding("ctrl+y", "yank", "Insert the last deleted text", id="prompt.yank", show=False),
         Binding("ctrl+underscore,ctrl+slash,super+z", "undo", "Undo", id="prompt.undo", show=False),
         Binding("alt+z,ctrl+shift+z", "redo", "Redo", id="prompt.redo", show=False),
         Binding("ctrl+x", "cut", "Cut the selection, or the line", id="prompt.cut", show=False),
-        Binding("ctrl+v", "paste", "Insert the text copied last in the chat", id="prompt.paste", show=False),
+        Binding("ctrl+v", "paste", "Insert the last text copied in the chat", id="prompt.paste", show=False),
     ]  # fmt: skip
 
     def __init__(self, **options: Any) -> None:
