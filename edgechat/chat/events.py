@@ -33,11 +33,12 @@ class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
-class ContextGrowing(msgspec.Struct, frozen=True, kw_only=True):
-    """The context grows, which takes more than a second."""
+class ContextResizing(msgspec.Struct, frozen=True, kw_only=True):
+    """The context grows or shrinks, which takes more than a second."""
 
     n_ctx: int
     """New context length in tokens."""
+    is_growing: bool = True
 
 
 class ContextGrowthRefused(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +84,7 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextGrowing | ContextGrowthRefused
+    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextResizing | ContextGrowthRefused
     | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
@@ -94,8 +95,9 @@ def format_progress(event: SessionEvent) -> str:
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
-    if isinstance(event, ContextGrowing):
-        return f"Growing the context to {format_count(event.n_ctx, 'token')}"
+    if isinstance(event, ContextResizing):
+        verb = "Growing" if event.is_growing else "Shrinking"
+        return f"{verb} the context to {format_count(event.n_ctx, 'token')}"
     return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 

@@ -99,12 +99,15 @@ class ReplyGeneration:
         """Yield the engine's events; if the context cannot grow for the prompt, those for a shorter prompt."""
         try:
             yield from self._engine.generate(self._create_request(prompt, conversation_id))
-        except ContextOverflowError:
+        except ContextOverflowError as error:
             if self._refused_growth is None:
                 raise
+            try:
+                shorter_prompt = rebuild_prompt(self._refused_growth.n_ctx)
+            except ContextOverflowError:  # its text recommends --ctx, the engine's says how much memory is free
+                raise error from None
         else:
             return
-        shorter_prompt = rebuild_prompt(self._refused_growth.n_ctx)
         if shorter_prompt is None:
             return
         self._rebuilt_prompt = shorter_prompt
@@ -132,11 +135,13 @@ class ReplyGeneration:
     ) -> Iterator[events.SessionEvent]:
         if isinstance(event, events.TurnsDropped):
             yield event
-        elif isinstance(event, protocol.ContextGrowing):
-            yield events.ContextGrowing(n_ctx=event.n_ctx)
+        elif isinstance(event, protocol.ContextResizing):
+            yield events.ContextResizing(n_ctx=event.n_ctx, is_growing=event.is_growing)
         elif isinstance(event, protocol.ContextGrowthRefused):
+            is_first = self._refused_growth is None  # a rebuilt prompt is another request, which gets its own event
             self._refused_growth = event
-            yield events.ContextGrowthRefused(notice=format_growth_refusal(event))
+            if is_first:
+                yield events.ContextGrowthRefused(notice=format_growth_refusal(event))
         elif isinstance(event, protocol.PrefillProgressed):
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):

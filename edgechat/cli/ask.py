@@ -227,9 +227,10 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
                 status.note(f"{name} was cut after {format_count(max_tokens, 'token')}, the limit of --max-tokens.")
             else:
                 n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)
-                if len(replies) == 1:  # the context may have been unable to grow
-                    n_ctx = min(n_ctx, round_up_to_cells(final_event.context_tokens))
                 advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""
+                used_n_ctx = round_up_to_cells(final_event.context_tokens)
+                if len(replies) == 1 and used_n_ctx < n_ctx:
+                    n_ctx, advice = used_n_ctx, " It could not grow, because memory is short. Close other programs."
                 status.note(f"{name} was cut, because the context of {n_ctx} tokens is full.{advice}")
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from edgechat.engine.protocol import ContextGrowing, ContextGrowthRefused, Event
+from edgechat.engine.protocol import ContextGrowthRefused, ContextResizing, Event
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.hardware.free_memory import FreeMemory, read_free_memory
 from edgechat.hardware.memory import return_freed_memory
@@ -22,10 +22,13 @@ from edgechat.runtime.native_handles import ResizeError
 # Memory that growing leaves to other programs: 256 MiB, but at most a sixteenth of the total.
 _MARGIN_BYTES: Final = 256 << 20
 _MARGIN_DIVISOR: Final = 16
-# The context shrinks if less than this part of the margin is free, or if all programs waited for memory for this share
-# of the last ten seconds.
+# The context shrinks if less than this part of the margin is free.
 _SHORT_DIVISOR: Final = 2
+# Share of the last ten seconds from which waiting for memory shows that less memory is free than the system reports.
+# The margin is then multiplied by the factor. A stall alone can have another cause, such as the limit of a cgroup that
+# contains this process.
 _MAX_STALL_PERCENT: Final = 10.0
+_STALL_FACTOR: Final = 4
 # A context has this fraction (1/16) more cells than the sequences need, so that it is not resized again soon.
 _HEADROOM_DIVISOR: Final = 16
 # A context that is full grows at least by this fraction (1/8), because each resize copies all sequences.
@@ -35,6 +38,8 @@ _PROGRESS_DELAY_S: Final = 1.0
 # Time before the next attempt after growing was refused; doubled after each refusal.
 _MIN_RETRY_S: Final = 5.0
 _MAX_RETRY_S: Final = 300.0
+# Time after shrinking for lack of memory in which the context grows only for requests that cannot run otherwise.
+_MIN_REGROW_S: Final = 60.0
 # Minimum time between two checks whether memory is short, between steps and while the engine is idle.
 _CHECK_INTERVAL_S: Final = 1.0
 _IDLE_CHECK_INTERVAL_S: Final = 5.0
@@ -64,22 +69,33 @@ class ContextSizer:
         self._refused_n_tokens = 0
         self._retry_at = 0.0
         self._retry_s = _MIN_RETRY_S
+        self._regrow_at = 0.0
         self._check_at = 0.0
         self._has_shrunk_in_idle_time = False
         self._notified_ids: deque[int] = deque(maxlen=_MAX_NOTIFIED_IDS)
 
-    def grow(self, n_needed: int, request_ids: Collection[int], paused_ids: Collection[int]) -> bool:
+    @property
+    def refusal(self) -> ContextGrowthRefused | None:
+        """The last refusal to grow; None if the context has grown since."""
+        return self._refusal
+
+    def grow(
+        self, n_needed: int, request_ids: Collection[int], paused_ids: Collection[int], *, is_required: bool = False
+    ) -> bool:
         """Grow the context beyond its current size, to at least `n_needed` cells; return whether it has grown.
 
         Growing is refused if memory is short. Then each of the requests `request_ids`, which need the cells, gets one
-        ContextGrowthRefused event, and the next attempts for as many tokens are refused without a check for some time.
-        The requests `paused_ids` get the progress of growing. Raises EngineError if the sequences were lost, because
-        memory ran out.
+        ContextGrowthRefused event, and their next attempts for as many tokens are refused without a check for some
+        time. With `is_required`, the requests cannot run without the cells: memory is always checked, unless a larger
+        context could not be opened shortly before. The requests `paused_ids` get the progress of growing. Raises
+        EngineError if the sequences were lost, because memory ran out.
         """
         context, growth = self._context, self._growth
-        if growth is None or context.n_ctx >= context.max_n_ctx or n_needed > context.max_n_ctx:
+        if growth is None or not context.is_open or max(context.n_ctx + 1, n_needed) > context.max_n_ctx:
             return False
-        if self._refusal is not None and self._now() < self._retry_at and n_needed >= self._refused_n_tokens:
+        if not is_required and self._now() < self._regrow_at:
+            return False
+        if self._is_backing_off(n_needed, request_ids, is_required=is_required):
             self._notify(request_ids)
             return False
         min_step = context.n_ctx // _MIN_STEP_DIVISOR
@@ -92,6 +108,16 @@ class ContextSizer:
             return False
         self._refusal, self._retry_s = None, _MIN_RETRY_S
         return True
+
+    def _is_backing_off(self, n_needed: int, request_ids: Collection[int], *, is_required: bool) -> bool:
+        """Return whether growing is refused again, without a check, as it was a short time ago.
+
+        A request that was not refused yet always causes a check, because memory may be free again.
+        """
+        refusal = self._refusal
+        if refusal is None or self._now() >= self._retry_at or n_needed < self._refused_n_tokens:
+            return False
+        return bool(refusal.error) or not (is_required or any(i not in self._notified_ids for i in request_ids))
 
     def _find_affordable_n_ctx(self, growth: ContextGrowth, smallest: int, wanted: int) -> int:
         """Return the largest length from `smallest` to `wanted` that fits in the free memory; 0 if there is none.
@@ -124,7 +150,7 @@ class ContextSizer:
                 self._context.resize(n_ctx)
         except ResizeError as error:
             if error.lost_sequences:
-                self._cache.forget_lost()
+                self._cache.drop_lost_sequences()
                 raise EngineError(f"The context was lost when it was resized ({error}). Send the request again.") from (
                     error
                 )
@@ -138,11 +164,12 @@ class ContextSizer:
 
     @contextlib.contextmanager
     def _reporting_progress(self, n_ctx: int, request_ids: Collection[int]) -> Iterator[None]:
-        """Send a ContextGrowing event to each request if the `with` block takes more than a second."""
+        """Send a ContextResizing event to each request if the `with` block takes more than a second."""
+        is_growing = n_ctx > self._context.n_ctx
 
         def report() -> None:
             for request_id in request_ids:
-                self._send(ContextGrowing(id=request_id, n_ctx=n_ctx))
+                self._send(ContextResizing(id=request_id, n_ctx=n_ctx, is_growing=is_growing))
 
         timer = threading.Timer(_PROGRESS_DELAY_S, report)
         timer.daemon = True
@@ -174,18 +201,30 @@ class ContextSizer:
 
     # Shrinking
 
-    def check_memory(self, n_running_tokens: int) -> None:
+    def check_memory(self, n_running_tokens: int, paused_ids: Collection[int] = ()) -> None:
         """Shrink the context if memory is short; `n_running_tokens` is the number of cells that requests need.
 
-        Does nothing if the last check was less than a second ago. Raises EngineError if the sequences were lost.
+        First discard data of the prefix cache from RAM, and remove idle sequences that are saved in full, because a
+        resize needs memory for a copy of all sequences. Does nothing if the last check was less than a second ago. The
+        requests `paused_ids` get the progress. Raises EngineError if the sequences were lost.
         """
         if not self._is_grown or self._now() < self._check_at:
             return
         self._check_at = self._now() + _CHECK_INTERVAL_S
         memory = self._read_memory()
-        is_short = memory.available_bytes < _compute_margin_bytes(memory) // _SHORT_DIVISOR
-        if is_short or memory.stall_percent > _MAX_STALL_PERCENT:
-            self._shrink(n_running_tokens, n_kept=0)
+        if not _is_short(memory):
+            return
+        store = self._cache.store
+        if store.ram_bytes:
+            store.discard_from_ram(_compute_margin_bytes(memory) - memory.available_bytes)
+            return_freed_memory()
+            memory = self._read_memory()
+            if not _is_short(memory):
+                return
+        while self._cache.evict_saved_lru():
+            pass
+        if self._shrink(n_running_tokens, memory, paused_ids):
+            self._regrow_at = self._now() + _MIN_REGROW_S
 
     def idle_step(self, idle_s: float) -> float | None:
         """Shrink the context if memory is short, or if the engine has been idle for `idle_s` of several minutes.
@@ -198,30 +237,38 @@ class ContextSizer:
             self._has_shrunk_in_idle_time = False
         elif not self._has_shrunk_in_idle_time:
             self._has_shrunk_in_idle_time = True
-            self._shrink(0, n_kept=1)
+            self._cache.save_and_evict(n_kept=1)
+            self._shrink(0, self._read_memory())
         self.check_memory(0)
         return _IDLE_CHECK_INTERVAL_S if self._is_grown else None
 
     @property
     def _is_grown(self) -> bool:
-        return self._growth is not None and self._context.n_ctx > self._growth.initial_n_ctx
+        context, growth = self._context, self._growth
+        return growth is not None and context.is_open and context.n_ctx > growth.initial_n_ctx
 
-    def _shrink(self, n_running_tokens: int, *, n_kept: int) -> None:
-        """Save idle sequences in the prefix cache, except the `n_kept` newest, and remove the cells that they needed.
+    def _shrink(self, n_running_tokens: int, memory: FreeMemory, paused_ids: Collection[int] = ()) -> bool:
+        """Remove the cells that neither requests nor idle sequences need; return whether the context is smaller.
 
-        Does nothing if the context would get only slightly smaller, or if memory does not even suffice for a copy.
+        Does nothing if it would get only slightly smaller, or if `memory` does not suffice for a copy of the sequences.
         """
-        if self._growth is None:
-            return
-        self._cache.evict_saved(n_kept)
-        n_needed = _add_headroom(n_running_tokens + self._cache.idle_tokens)
-        n_ctx = max(self._growth.initial_n_ctx, n_needed)
-        if n_ctx <= self._context.n_ctx // 4 * 3:
-            self._resize(n_ctx)
+        context, growth = self._context, self._growth
+        if growth is None or not context.is_open:
+            return False
+        n_ctx = max(growth.initial_n_ctx, _add_headroom(n_running_tokens + self._cache.idle_tokens))
+        if n_ctx > context.n_ctx // 4 * 3 or context.state_bytes >= memory.available_bytes:
+            return False
+        return not self._resize(n_ctx, paused_ids)
 
 
 def _compute_margin_bytes(memory: FreeMemory) -> int:
-    return min(_MARGIN_BYTES, memory.total_bytes // _MARGIN_DIVISOR)
+    """Return the memory that growing leaves to other programs; it is larger while programs wait for memory."""
+    factor = _STALL_FACTOR if memory.stall_percent > _MAX_STALL_PERCENT else 1
+    return factor * min(_MARGIN_BYTES, memory.total_bytes // _MARGIN_DIVISOR)
+
+
+def _is_short(memory: FreeMemory) -> bool:
+    return memory.available_bytes < _compute_margin_bytes(memory) // _SHORT_DIVISOR
 
 
 def _add_headroom(n_tokens: int) -> int:

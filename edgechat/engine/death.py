@@ -73,7 +73,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
                 "is damaged or was converted incorrectly. Choose another model."
             )
         # Before the first batch is computed, an assertion means that the file has values which llama.cpp cannot use.
-        is_rejected = bool(self.state.activities) and not self.state.has_computed and not self._is_on_gpu
+        may_reject = bool(self.state.activities - {Activity.RESIZING})
+        is_rejected = may_reject and not self.state.has_computed and not self._is_on_gpu
         if not is_loading and not (is_rejected and _ASSERTION.fullmatch(assertion)):
             return self.find_error()
         path = self.opened_path if is_loading or self.load is None else self.load.plan.model_path

@@ -21,7 +21,7 @@ from edgechat.errors import EdgechatError, EngineDiedError
 from edgechat.hardware.memory import count_memory_kills, is_process_stopped
 from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import logs
-from edgechat.runtime.activity import ActivityFile, ActivityState
+from edgechat.runtime.activity import Activity, ActivityFile, ActivityState
 
 EXIT_TIMEOUT_S: Final = 2.0
 """Time in which the engine process can save its caches before it exits."""
@@ -120,7 +120,11 @@ class EngineProcess:
             time.sleep(TICK_S)
             with self._lock:
                 all_cancelled = bool(self._callbacks) and self._callbacks.keys() <= self._cancelled_at.keys()
-            reason = self._detector.tick(is_stopped=is_process_stopped(self.child.pid), all_cancelled=all_cancelled)
+            state = self._activity_file.read() if self._activity_file is not None else ActivityState()
+            reason = self._detector.tick(
+                is_stopped=is_process_stopped(self.child.pid), all_cancelled=all_cancelled,
+                is_resizing=Activity.RESIZING in state.activities,
+            )  # fmt: skip
             if reason and self._callbacks:
                 self._hang_reason = reason
                 self.child.kill()

@@ -37,15 +37,16 @@ class HangDetector:
         """Reset the counters, because no request is in progress."""
         self._n_silent = self._n_stopped = self._n_cancelled = 0
 
-    def tick(self, *, is_stopped: bool, all_cancelled: bool) -> str:
+    def tick(self, *, is_stopped: bool, all_cancelled: bool, is_resizing: bool = False) -> str:
         """Count a second in which requests were in progress; return the reason if the process hangs, otherwise "".
 
         `is_stopped` is True if the process was stopped by a signal, and `all_cancelled` if all its requests should end.
+        Their time limit is suspended while `is_resizing`, because a resize of the context cannot be aborted.
         """
         self._n_silent = 0 if self._has_new_frame else self._n_silent + 1
         self._has_new_frame = False
         self._n_stopped = self._n_stopped + 1 if is_stopped else 0
-        self._n_cancelled = self._n_cancelled + 1 if all_cancelled else 0
+        self._n_cancelled = self._n_cancelled + (not is_resizing) if all_cancelled else 0
         if self._n_stopped >= STOPPED_TICKS:
             return f"it was suspended for {self._n_stopped * TICK_S:g} s"
         if self._n_cancelled >= CANCELLED_TICKS:

@@ -19,7 +19,8 @@ from edgechat.process import EXIT_STALLED
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 
-# Limits for the time without progress, in ticks: for all work, and for work other than loading and computing. On a
+# Limits for the time without progress, in ticks: for all work, and for work other than loading, computing and
+# resizing. On a
 # Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s and reading 4 GB of saved prefixes from its card 200 s.
 MAX_COMPUTE_TICKS: Final = 900
 MAX_OTHER_TICKS: Final = 300
@@ -56,6 +57,7 @@ class HeartbeatThread:
 
     def _run(self) -> None:
         n_steps, n_ticks, n_other_ticks = 0, 0, 0
+        long_activities = {Activity.LOADING, Activity.COMPUTING, Activity.RESIZING}
         while True:
             with self._condition:
                 if not self._n_requests:
@@ -68,7 +70,7 @@ class HeartbeatThread:
                 n_steps, n_ticks, n_other_ticks = self._n_steps, 0, 0
                 continue
             n_ticks += 1
-            n_other_ticks += not activity.read_state().activities & {Activity.LOADING, Activity.COMPUTING}
+            n_other_ticks += not activity.read_state().activities & long_activities
             if n_ticks >= MAX_COMPUTE_TICKS or n_other_ticks >= MAX_OTHER_TICKS:
                 print(f"No progress for {n_ticks * TICK_S:g} s", file=sys.stderr, flush=True)  # noqa: T201  (the log)
                 os._exit(EXIT_STALLED)

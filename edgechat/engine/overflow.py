@@ -30,12 +30,26 @@ def make_prompt_overflow_error(n_tokens: int, n_ctx: int, n_ctx_train: int) -> C
     return make_overflow_error(f"The prompt has {format_count(n_tokens, 'token')}", n_ctx, n_ctx_train)
 
 
+def make_refused_overflow_error(n_tokens: int, refusal: ContextGrowthRefused) -> ContextOverflowError:
+    """Return the error that a prompt of `n_tokens` does not fit, because the context cannot grow."""
+    return ContextOverflowError(
+        f"The prompt has {format_count(n_tokens, 'token')}, but the context holds "
+        f"{format_count(refusal.n_ctx, 'token')}. {_describe_refusal(refusal)} Shorten the prompt, or close other "
+        "programs and send it again."
+    )
+
+
 def format_growth_refusal(event: ContextGrowthRefused) -> str:
     """Return the notice that the context cannot grow."""
-    present, refused = format_count(event.n_ctx, "token"), f"{event.refused_n_ctx:,}"
+    advice = "" if event.error else " Close other programs."
+    return f"The context stays at {format_count(event.n_ctx, 'token')}. {_describe_refusal(event)}{advice}"
+
+
+def _describe_refusal(event: ContextGrowthRefused) -> str:
+    length = format_count(event.refused_n_ctx, "token")
     if event.error:
-        return f"The context stays at {present}: growing to {refused} failed ({event.error})."
+        return f"Growing it to {length} failed ({event.error})."
     return (
-        f"The context stays at {present}: growing to {refused} needs {format_size(event.needed_bytes)} of free memory, "
-        f"but {format_size(event.available_bytes)} are free. Close other programs."
+        f"Growing it to {length} needs {format_size(event.needed_bytes)} of free memory, but "
+        f"{format_size(event.available_bytes)} are free."
     )

@@ -248,11 +248,12 @@ class PrefillProgressed(Event, frozen=True):
     """Number of tokens that the prefix cache restored; they are part of `done_tokens`."""
 
 
-class ContextGrowing(Event, frozen=True):
-    """The request waits while the context grows, which takes more than a second."""
+class ContextResizing(Event, frozen=True):
+    """The request waits while the context grows or shrinks, which takes more than a second."""
 
     n_ctx: int
     """New length of the context, in tokens."""
+    is_growing: bool = True
 
 
 class ContextGrowthRefused(Event, frozen=True):
@@ -381,7 +382,7 @@ class RequestFailed(Event, frozen=True):
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextGrowing | ContextGrowthRefused
+    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextResizing | ContextGrowthRefused
     | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from edgechat.engine.context_sizing import ContextSizer
-from edgechat.engine.overflow import make_prompt_overflow_error
+from edgechat.engine.overflow import make_prompt_overflow_error, make_refused_overflow_error
 from edgechat.engine.protocol import Event, create_failure_event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
-from edgechat.errors import EdgechatError, EngineError
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
 from edgechat.hardware.contention import Timing
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
@@ -75,7 +75,7 @@ class Scheduler:
     def step(self) -> None:
         """Admit waiting requests, decode one batch for all running sequences, and prefill a part of one prompt."""
         try:
-            self._sizer.check_memory(self._n_tokens)
+            self._sizer.check_memory(self._n_tokens, self._request_ids)
             self._admit()
             sequences = [(r, s) for r in self._running for s in r.decoding_sequences]
             if len(sequences) == 1 and (speculator := sequences[0][0].speculator) is not None:
@@ -116,9 +116,10 @@ class Scheduler:
         if not context.is_open:
             context.reopen()
         if len(self._running) == 1 and n_tokens + n_tokens // _HEADROOM_DIVISOR > context.n_ctx:
-            self._grow(min(n_tokens + n_tokens // _HEADROOM_DIVISOR, context.max_n_ctx), [request])
+            n_needed = min(n_tokens + n_tokens // _HEADROOM_DIVISOR, context.max_n_ctx)
+            self._grow(n_needed, [request], is_required=True)
             if n_tokens >= context.n_ctx:
-                raise make_prompt_overflow_error(n_tokens, context.n_ctx, context.model.n_ctx_train)
+                raise self._make_overflow_error(n_tokens)
         request.start()
 
     @property
@@ -126,10 +127,23 @@ class Scheduler:
         """Number of KV cells that the running and the preempted requests need."""
         return sum(r.n_tokens for r in (*self._running, *(r for r in self._waiting if r.sequences)))
 
-    def _grow(self, n_tokens: int, requests: list[ActiveRequest]) -> bool:
+    @property
+    def _request_ids(self) -> list[int]:
+        return [r.params.id for r in (*self._running, *self._waiting)]
+
+    def _grow(self, n_tokens: int, requests: list[ActiveRequest], *, is_required: bool = False) -> bool:
         """Grow the context for `requests`; return whether it has grown. Raises EngineError if its content was lost."""
-        ids = [r.params.id for r in requests]
-        return self._sizer.grow(n_tokens, ids, [r.params.id for r in (*self._running, *self._waiting)])
+        return self._sizer.grow(n_tokens, [r.params.id for r in requests], self._request_ids, is_required=is_required)
+
+    def _make_overflow_error(self, n_tokens: int) -> ContextOverflowError:
+        """Return the error for a prompt of `n_tokens`; if the context could not grow, it says how much memory is free.
+
+        A longer context from --ctx would need the same memory.
+        """
+        refusal, context = self._sizer.refusal, self._context
+        if refusal is not None:
+            return make_refused_overflow_error(n_tokens, refusal)
+        return make_prompt_overflow_error(n_tokens, context.n_ctx, context.model.n_ctx_train)
 
     def _can_admit(self, request: ActiveRequest) -> bool:
         if not self._running:
@@ -143,14 +157,16 @@ class Scheduler:
         return n_seqs <= self._context.n_seqs and (n_needed <= self._context.n_ctx or self._grow(n_needed, [request]))
 
     def _free_cells(self) -> bool:
-        """Free KV cells: grow the context, or evict an idle sequence from the prefix cache, or preempt a request.
+        """Free KV cells: evict an idle sequence from the prefix cache, or grow the context, or preempt a request.
 
-        The newest request is preempted. Returns False if no sequence is idle and only one request is running.
+        Idle sequences that are saved in full are evicted first, the others only if the context cannot grow. The newest
+        request is preempted. Returns False if no cells can be freed and only one request is running.
         """
-        if self._grow(self._context.n_ctx + 1, self._running) or self._cache.evict_lru():
+        n_needed = self._context.n_ctx + 1
+        if self._cache.evict_saved_lru() or self._grow(n_needed, self._running) or self._cache.evict_lru():
             return True
         if len(self._running) == 1:
-            return False
+            return self._grow(n_needed, self._running, is_required=True)
         self._drafted_sequence = None
         newest_request = self._running.pop()
         newest_request.preempt()
@@ -203,7 +219,9 @@ class Scheduler:
                 self._run_work(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
             except NoKvSlotError:
                 if not self._free_cells():
-                    self._end_request(request, EngineError(_PROMPT_TOO_LONG_MESSAGE))
+                    is_refused = self._sizer.refusal is not None
+                    error = self._make_overflow_error(request.n_tokens) if is_refused else None
+                    self._end_request(request, error or EngineError(_PROMPT_TOO_LONG_MESSAGE))
             else:
                 return
 

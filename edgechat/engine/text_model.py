@@ -213,6 +213,8 @@ class TextModel(EngineModel):
         if self._idle_since is None:
             self._mark.set(False)
             self._idle_since = time.monotonic()
+        # First, because other engines may need the memory for which they wait.
+        sizing_delay_s = self._sizer.idle_step(time.monotonic() - self._idle_since)
         if time.monotonic() - self._idle_since < _MAX_OTHER_ENGINE_S and self._mark.is_set_by_others():
             return _OTHER_ENGINE_DELAY_S
         self._speed_recorder.save()
@@ -224,7 +226,7 @@ class TextModel(EngineModel):
             return _DISK_BUSY_DELAY_S
         if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0
-        return self._sizer.idle_step(time.monotonic() - self._idle_since)
+        return sizing_delay_s
 
     def abort(self) -> None:
         self._context.abort()

@@ -237,14 +237,32 @@ class PrefixCache:
                 return True
         return False
 
-    def evict_saved(self, n_kept: int) -> None:
-        """Evict the least recently used idle sequences that can be saved, until `n_kept` idle sequences are left."""
+    def evict_saved_lru(self) -> bool:
+        """Evict the least recently used idle sequence that segments hold in full; return False if there is none."""
+        for seq in self._find_idle_seqs():
+            if self._is_saved(seq):
+                self.drop(seq)
+                return True
+        return False
+
+    def save_and_evict(self, n_kept: int) -> None:
+        """Save the least recently used idle sequences, and evict those that are saved in full.
+
+        The `n_kept` most recently used idle sequences are unchanged.
+        """
         idle_seqs = self._find_idle_seqs()
         for seq in idle_seqs[: max(0, len(idle_seqs) - n_kept)]:
-            if self.store.can_save(self._conversations[seq]):
-                self._evict(seq)
+            with contextlib.suppress(MemoryError, EngineError):
+                self._save(seq, min_tokens=1)
+            if self._is_saved(seq):
+                self.drop(seq)
 
-    def forget_lost(self) -> None:
+    def _is_saved(self, seq: int) -> bool:
+        tokens, can_truncate = self._memory.tokens(seq), self._memory.can_truncate
+        n_tokens = self.store.count_covered_tokens(tokens, self._conversations[seq], can_truncate=can_truncate)
+        return n_tokens == len(tokens)
+
+    def drop_lost_sequences(self) -> None:
         """Remove all live sequences from the cache, because their memory was lost. Their leases continue."""
         for seq in range(self._memory.n_seqs):
             if seq in self._leased_seqs:

@@ -27,6 +27,7 @@ class Activity(enum.IntEnum):
     TOKENIZING = 1
     COMPILING_GRAMMAR = 2
     COMPUTING = 3
+    RESIZING = 4
 
     @property
     def description(self) -> str:
@@ -34,6 +35,7 @@ class Activity(enum.IntEnum):
         return {
             Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
+            Activity.RESIZING: "resizing the context",
         }[self]  # fmt: skip
 
 

@@ -70,7 +70,8 @@ class Context(SequenceMemory):
         )  # fmt: skip
         self._finalizer = weakref.finalize(self, self._handles.free)
         try:
-            pointer = self._open(model, plan.initial_n_ctx)
+            with activity.during(Activity.LOADING):
+                pointer = self._open(model, plan.initial_n_ctx)
         except PlanError:
             self._finalizer()
             raise
@@ -83,8 +84,7 @@ class Context(SequenceMemory):
         options = msgspec.structs.replace(plan.options, n_ctx=n_ctx)
         params = _create_context_params(llama, msgspec.structs.replace(plan, options=options))
         bindings.log.take_errors()
-        with activity.during(Activity.LOADING):
-            pointer = llama.llama_init_from_model(model.pointer, params)
+        pointer = llama.llama_init_from_model(model.pointer, params)
         if not pointer:
             errors = bindings.log.take_errors()
             reason = errors[0] if errors else "out of memory"
@@ -107,19 +107,22 @@ class Context(SequenceMemory):
         """Replace the llama_context with one of `n_ctx` tokens that has the same sequences.
 
         The logits of the last batch are lost. Raises ResizeError if the larger context cannot be opened, or if the
-        sequences do not fit in the smaller one; MemoryError and EngineError if the sequences cannot be saved.
+        sequences do not fit in the smaller one; MemoryError and EngineError if the sequences cannot be saved, or if no
+        context is open.
         """
-        old_n_ctx, data = self.n_ctx, self._save_all()
-        try:
-            reason = self._replace(n_ctx, data)
-            if not reason:
-                return
-            lost_sequences = bool(self._replace(old_n_ctx, data))
-        finally:
-            data.close()
-        if lost_sequences:
-            self._close_context()
-            self._forget_all()
+        self._check_open()
+        with activity.during(Activity.RESIZING):
+            old_n_ctx, data = self.n_ctx, self._save_all()
+            try:
+                reason = self._replace(n_ctx, data)
+                if not reason:
+                    return
+                lost_sequences = bool(self._replace(old_n_ctx, data))
+            finally:
+                data.close()
+            if lost_sequences:
+                self._close_context()
+                self._clear_token_lists()
         raise ResizeError(reason, lost_sequences=lost_sequences)
 
     def _replace(self, n_ctx: int, data: mmap.mmap) -> str:
@@ -137,7 +140,8 @@ class Context(SequenceMemory):
 
     def reopen(self) -> None:
         """Open a context again after the sequences were lost. Raises PlanError if there is too little memory."""
-        self._attach(self._open(self.model, self._plan.initial_n_ctx))
+        with activity.during(Activity.RESIZING):
+            self._attach(self._open(self.model, self._plan.initial_n_ctx))
 
     def close(self) -> None:
         """Free the context now. A second call does nothing."""
@@ -240,6 +244,8 @@ class Context(SequenceMemory):
         """Maximum number of tokens that `rollback` can remove."""
         if not self._has_state:
             return self.max_outputs - 1
+        if not self.is_open:
+            return 0
         return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
 
     def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
@@ -303,8 +309,7 @@ class Context(SequenceMemory):
 
     def _check_length(self, n_tokens: int) -> None:
         """Raise NoKvSlotError if a sequence of `n_tokens` needs a longer context, EngineError beyond the maximum."""
-        if not self.is_open:
-            raise EngineError("The context was closed, because memory ran out. Send the request again.")
+        self._check_open()
         if n_tokens > self.max_n_ctx:
             raise EngineError(f"Cannot decode {n_tokens} tokens: the context has at most {self.max_n_ctx} cells.")
         if n_tokens > self.n_ctx:

@@ -46,6 +46,11 @@ class SequenceMemory:
         """True if there is a llama_context. Without one, all sequences are empty."""
         return bool(self.pointer)
 
+    def _check_open(self) -> None:
+        """Raise EngineError if no llama_context is open, because llama.cpp crashes without one."""
+        if not self.is_open:
+            raise EngineError("The context was closed, because memory ran out. Send the request again.")
+
     def tokens(self, seq: int = 0) -> Sequence[int]:
         """Return the tokens of a sequence."""
         return self._tokens[seq]
@@ -169,8 +174,9 @@ class SequenceMemory:
         """Return the memory of `seq` from position `start` to position `end` (exclusive).
 
         If `can_truncate` is False, `end` must be the end of the sequence. A recurrent state is saved as a whole. Raises
-        MemoryError, and EngineError if llama.cpp saves only a part.
+        MemoryError, and EngineError if llama.cpp saves only a part or no context is open.
         """
+        self._check_open()
         llama = self.model.bindings.llama
         llama.llama_memory_seq_cp(self._memory, seq, self._scratch_seq, start, end)
         try:
@@ -190,6 +196,8 @@ class SequenceMemory:
         `start` is the position of the first token. If it is before the end of the sequence, the overlapping positions
         are unchanged. The sequence is unchanged if too few cells are free or llama.cpp rejects `data`.
         """
+        if not self.is_open:
+            return False
         llama = self.model.bindings.llama
         n_tokens_before, end = len(self._tokens[seq]), start + len(tokens)
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
@@ -242,7 +250,7 @@ class SequenceMemory:
         del buffer
         return n_read_bytes == len(data)
 
-    def _forget_all(self) -> None:
+    def _clear_token_lists(self) -> None:
         """Empty the token lists of all sequences, whose memory was lost."""
         for seq in range(self.n_seqs + 1):
             self._tokens[seq].clear()

@@ -53,13 +53,17 @@ def test_prompt_is_built_again_if_the_context_cannot_grow(monkeypatch: pytest.Mo
                 id=request.id, n_ctx=512, refused_n_ctx=1024, needed_bytes=3 << 30, available_bytes=1 << 30
             )
             raise ContextOverflowError("The prompt has more tokens")
+        yield protocol.ContextGrowthRefused(
+            id=request.id, n_ctx=512, refused_n_ctx=768, needed_bytes=3 << 30, available_bytes=1 << 30
+        )
         yield from generate(request)
 
     monkeypatch.setattr(session._scripted_engine, "generate", refuse_long_prompts)
     seen = list(session.send("More"))
     assert prompts[0] >= 512 > prompts[1]
     notices = [format_notice(event) for event in seen if format_notice(event)]
-    assert notices[0].startswith("The context stays at 512 tokens: growing to 1,024 needs 3.22 GB of free memory")
+    assert notices[0].startswith("The context stays at 512 tokens. Growing it to 1,024 tokens needs 3.22 GB")
+    assert len(notices) == 2, "a notice is shown twice"
     assert notices[1].startswith("The context is full: the model no longer sees the first")
     finished = seen[-1]
     assert isinstance(finished, TurnFinished)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import msgspec
 import psutil
 import pytest
 
@@ -177,6 +178,16 @@ def test_cut_reply_is_reported(
     session = SimpleNamespace(settings=Settings(max_tokens=max_tokens), model_properties=properties)
     ask._report_cut_replies(session, finished(*replies), StderrStatus())  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [f"edgechat: {note}" for note in notes]
+
+
+def test_reply_cut_by_a_context_that_could_not_grow_names_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = Message(id="a", role="assistant", n_tokens=3, finish_reason="length")
+    properties = SimpleNamespace(n_ctx=4096, n_ctx_train=8192)
+    session = SimpleNamespace(settings=Settings(), model_properties=properties)
+    event = msgspec.structs.replace(finished(reply), context_tokens=250)
+    ask._report_cut_replies(session, event, StderrStatus())  # type: ignore[arg-type]
+    note = "The reply was cut, because the context of 256 tokens is full. It could not grow, because memory is short."
+    assert capsys.readouterr().err.startswith(f"edgechat: {note} Close other programs.")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

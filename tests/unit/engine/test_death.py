@@ -89,6 +89,15 @@ def test_assertion_in_the_first_computation_is_an_error_of_the_model_file() -> N
     assert isinstance(make_death("SIGABRT", FIRST_BATCH, n_gpu_layers=9).find_request_error(), EngineDiedError)
 
 
+def test_crash_while_resizing_is_not_an_error_of_the_model_file() -> None:
+    write_log("/src/ggml.c:1: GGML_ASSERT(buffer) failed", "more")
+    for has_computed in (True, False):
+        state = ActivityState(frozenset({Activity.RESIZING}), has_computed=has_computed)
+        error = make_death("SIGABRT", state).find_request_error()
+        assert isinstance(error, EngineDiedError)
+        assert "died while resizing the context" in str(error)
+
+
 def test_exception_while_loading_is_named() -> None:
     write_log("terminate called after throwing an instance of 'std::out_of_range'", "  what():  unordered_map::at")
     error = make_death("SIGABRT", LOADING).find_request_error()

@@ -48,6 +48,14 @@ def test_cancelled_requests_must_end_although_heartbeats_arrive() -> None:
     assert reasons[-1] == "it did not end a cancelled request within 10 s"
 
 
+def test_cancelled_requests_may_wait_for_a_resize() -> None:
+    detector = HangDetector()
+    for _ in range(5 * CANCELLED_TICKS):
+        detector.record_frame()
+        assert detector.tick(is_stopped=False, all_cancelled=True, is_resizing=True) == ""
+    assert count_ticks(detector, all_cancelled=True)[0] == CANCELLED_TICKS
+
+
 def test_short_silence_and_idle_time_do_not_add_up() -> None:
     detector = started()
     for _ in range(100):
