@@ -28,18 +28,25 @@ class RunningInstance(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     total_bytes: int
     """Planned memory of the engine process in bytes, including mapped weights."""
+    mapped_bytes: int = 0
+    """Part of `total_bytes` for weights that are mapped from the model file."""
 
     @property
     def reserved_bytes(self) -> int:
-        """Planned bytes that the system still reports as available: mapped from the model file, or not used yet."""
-        return max(0, self.total_bytes - read_private_bytes(self.pid))
+        """Planned bytes that the system still reports as available: mapped from the model file, or not used yet.
+
+        A context that has grown can use more than the plan, but does not make the mapped weights available.
+        """
+        unmapped_bytes = self.total_bytes - self.mapped_bytes
+        return self.mapped_bytes + max(0, unmapped_bytes - read_private_bytes(self.pid))
 
 
-def register(pid: int, model_path: str, total_bytes: int) -> None:
+def register(pid: int, model_path: str, total_bytes: int, mapped_bytes: int = 0) -> None:
     """Save a record that the engine process `pid` has loaded a model. Ignores write errors."""
     instance = RunningInstance(
-        pid=pid, started_at=read_process_start_time(pid), model_path=model_path, total_bytes=total_bytes
-    )
+        pid=pid, started_at=read_process_start_time(pid), model_path=model_path, total_bytes=total_bytes,
+        mapped_bytes=mapped_bytes,
+    )  # fmt: skip
     _record_file(_record_path(pid)).save(instance)
 
 

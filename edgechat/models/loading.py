@@ -112,7 +112,8 @@ def record_memory_kill(engine: EngineClient, load_plan: LoadPlan) -> bool:
 def register_loaded_model(engine: EngineClient, load_plan: LoadPlan | None) -> None:
     """Save a record of the engine's planned memory, so that other edgechat processes do not plan to use this memory."""
     if engine.pid is not None and load_plan is not None:
-        instances.register(engine.pid, load_plan.model_path, load_plan.estimate.engine)
+        mapped_bytes = load_plan.estimate.weights if load_plan.options.use_mmap else 0
+        instances.register(engine.pid, load_plan.model_path, load_plan.estimate.engine, mapped_bytes)
 
 
 def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:

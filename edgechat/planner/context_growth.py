@@ -10,7 +10,7 @@ import msgspec
 
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.kv_memory import CELL_MULTIPLE
-from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
+from edgechat.planner.memory import BufferSizes, LoadOptions, MemoryEstimate, estimate, estimate_context_buffers
 
 INITIAL_N_CTX: Final = 4096
 """Context length with which a growing context opens."""
@@ -64,41 +64,44 @@ class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_growth(
-    profile: ModelProfile, options: LoadOptions, memory: MemoryEstimate, fits: Callable[[MemoryEstimate], bool]
-) -> ContextGrowth | None:
+    profile: ModelProfile, options: LoadOptions, buffers: BufferSizes, memory: MemoryEstimate, available_bytes: int,
+    draft_tokens: int = 0,
+) -> ContextGrowth | None:  # fmt: skip
     """Return how the context of a plan with `options` grows; None if its length is fixed.
 
-    `memory` is the estimate of the plan. The largest context is the longest one up to the training length of the model
-    for which `fits` is true, but at least `options.n_ctx`.
+    `memory` is the estimate of the plan with `buffers` and `draft_tokens`. The largest context is the longest one up to
+    the training length of the model whose memory fits in `available_bytes`, together with the copy of all sequences
+    that a resize needs. If even the planned context does not fit with this copy, its length is fixed.
     """
     if profile.is_embedding or any(_LENGTH_DEPENDENT_TENSOR in tensor.name for tensor in profile.tensors):
         return None
-    excess_bytes = memory.total - _estimate(profile, options, memory, options.n_ctx).total
+    planned_sizes = estimate_context_buffers(profile, options)
 
-    def fits_at(n_ctx: int) -> bool:
-        larger_memory = _estimate(profile, options, memory, n_ctx)
-        excess = larger_memory.observed_excess + excess_bytes
-        return fits(msgspec.structs.replace(larger_memory, observed_excess=excess))
+    def estimate_bytes(n_ctx: int) -> tuple[int, int]:
+        """Return the memory with a context of `n_ctx` tokens, and the size of all its cells, in bytes."""
+        resized_options = msgspec.structs.replace(options, n_ctx=n_ctx)
+        sizes = estimate_context_buffers(profile, resized_options)
+        resized_buffers = msgspec.structs.replace(
+            buffers,
+            kv_cache=buffers.kv_cache + sizes.kv_cache - planned_sizes.kv_cache,
+            compute=buffers.compute + sizes.compute - planned_sizes.compute,
+            gpu=buffers.gpu + sizes.gpu - planned_sizes.gpu,
+        )
+        total_bytes = estimate(
+            profile, resized_options, resized_buffers, extra_bytes=memory.observed_excess,
+            is_unified=memory.is_unified, draft_tokens=draft_tokens,
+        ).total  # fmt: skip
+        return total_bytes, sizes.kv_cache + (sizes.gpu if memory.is_unified else 0)
+
+    def fits(n_ctx: int) -> bool:
+        return sum(estimate_bytes(n_ctx)) <= available_bytes
 
     initial_n_ctx = min(INITIAL_N_CTX, options.n_ctx)
-    max_n_ctx = max(options.n_ctx, _find_largest(profile.n_ctx_train, fits_at))
-    if max_n_ctx <= initial_n_ctx:
+    max_n_ctx = max(options.n_ctx, _find_largest(profile.n_ctx_train, fits))
+    if max_n_ctx <= initial_n_ctx or not fits(options.n_ctx):
         return None
     doublings = itertools.takewhile(lambda n: n < max_n_ctx, (initial_n_ctx << i for i in itertools.count()))
-    return ContextGrowth(
-        sizes=tuple(
-            ContextSize(n_ctx, _estimate(profile, options, memory, n_ctx).total + excess_bytes)
-            for n_ctx in (*doublings, max_n_ctx)
-        )
-    )
-
-
-def _estimate(profile: ModelProfile, options: LoadOptions, memory: MemoryEstimate, n_ctx: int) -> MemoryEstimate:
-    """Estimate the memory by formulas for another context length than the plan's."""
-    return estimate(
-        profile, msgspec.structs.replace(options, n_ctx=n_ctx), extra_bytes=memory.observed_excess,
-        is_unified=memory.is_unified,
-    )  # fmt: skip
+    return ContextGrowth(sizes=tuple(ContextSize(n, estimate_bytes(n)[0]) for n in (*doublings, max_n_ctx)))
 
 
 def _find_largest(max_n_ctx: int, is_allowed: Callable[[int], bool]) -> int:

@@ -173,6 +173,15 @@ def estimate_buffers(
     )
     unused_bytes = sum(t.size_bytes for t in find_unused_tensors(profile, options, repacked_types))
     read_bytes = profile.loaded_bytes - lazy_bytes(profile, options) - gpu_weight_bytes
+    context_sizes = estimate_context_buffers(profile, options)
+    return msgspec.structs.replace(
+        context_sizes, weights=profile.tensor_bytes - unused_bytes if options.use_mmap else read_bytes,
+        repacked_weights=repacked_bytes, file_cache=unused_bytes, gpu=gpu_weight_bytes + context_sizes.gpu,
+    )  # fmt: skip
+
+
+def estimate_context_buffers(profile: ModelProfile, options: LoadOptions) -> BufferSizes:
+    """Compute the sizes of the buffers of a context from formulas; the sizes of the weights are 0."""
     kv_bytes_by_layer = layer_bytes(
         profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         kv_type=options.kv_type,
@@ -182,9 +191,8 @@ def estimate_buffers(
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
     return BufferSizes(
-        weights=profile.tensor_bytes - unused_bytes if options.use_mmap else read_bytes,
-        repacked_weights=repacked_bytes, file_cache=unused_bytes, kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes,
-        compute=cpu_compute, gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
+        weights=0, repacked_weights=0, kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=cpu_compute,
+        gpu=gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -29,6 +30,7 @@ from edgechat.planner.memory import (
     LoadOptions,
     MemoryEstimate,
     estimate,
+    estimate_buffers,
     n_seqs_with_scratch,
 )
 
@@ -66,7 +68,7 @@ def plan(
             )  # fmt: skip
     smallest_estimate: MemoryEstimate | None = None
     for variant in list_load_variants(profile, machine, n_ctx):
-        buffers = estimator(variant.options) if estimator is not None else None
+        buffers = (estimator or partial(estimate_buffers, profile))(variant.options)
         memory = estimate(profile, variant.options, buffers, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified)
         if _fits(memory, variant.options, machine):
             return _make_load_plan(
@@ -102,12 +104,13 @@ def make_smaller_plan(
     failed_estimate, growth = failed_plan.estimate, failed_plan.growth
     failed_bytes = growth.compute_bytes(growth.initial_n_ctx) if growth is not None else failed_estimate.total
     for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
-        memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
+        buffers = estimate_buffers(profile, variant.options)
+        memory = estimate(profile, variant.options, buffers, is_unified=machine.gpu_is_unified)
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
         if is_same or not _fits(memory, variant.options, machine):
             continue
         smaller_plan = _make_load_plan(
-            profile, machine, variant, memory, None, speculation=failed_plan.speculation, n_ctx=n_ctx, may_grow=False
+            profile, machine, variant, memory, buffers, speculation=failed_plan.speculation, n_ctx=n_ctx, may_grow=False
         )
         memory = smaller_plan.estimate  # includes the memory of speculation, as does the estimate of the failed plan
         if memory.total <= _RETRY_FRACTION * failed_bytes or (
@@ -133,9 +136,13 @@ def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> boo
 
 def _make_load_plan(
     profile: ModelProfile, machine: Machine, variant: LoadVariant, memory: MemoryEstimate,
-    buffers: BufferSizes | None, *, speculation: bool, n_ctx: int | None, may_grow: bool,
+    buffers: BufferSizes, *, speculation: bool, n_ctx: int | None, may_grow: bool,
 ) -> LoadPlan:  # fmt: skip
-    """Return the plan for a variant that fits, and divide the free memory between speculation and the prefix cache."""
+    """Return the plan for a variant that fits, and divide the free memory.
+
+    Speculation gets a part of it, then the prefix cache; the context can grow into the rest. With layers on a discrete
+    GPU, the context does not grow, because the engine cannot read how much memory of the GPU is free.
+    """
     options, draft_tokens = variant.options, 0
     if speculation:
         free_bytes = machine.available_bytes - memory.total
@@ -147,14 +154,19 @@ def _make_load_plan(
             draft_tokens=draft_tokens,
         )  # fmt: skip
     free_bytes = max(0, machine.available_bytes - memory.total)
+    prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
+    growth = None
+    if may_grow and (not options.n_gpu_layers or machine.gpu_is_unified):
+        growth_bytes = machine.available_bytes - prefix_ram_bytes
+        growth = plan_growth(profile, options, buffers, memory, growth_bytes, draft_tokens)
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
         adapts_n_threads=machine.adapts_n_threads and not options.n_gpu_layers,
-        prefix_ram_bytes=min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES),
+        prefix_ram_bytes=prefix_ram_bytes,
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
         speculation=speculation, draft_tokens=draft_tokens, estimate=memory, concessions=variant.concessions,
-        growth=plan_growth(profile, options, memory, lambda m: _fits(m, options, machine)) if may_grow else None,
+        growth=growth,
     )  # fmt: skip
     return msgspec.structs.replace(load_plan, reasons=explain.explain_plan(profile, machine, load_plan, n_ctx))
 

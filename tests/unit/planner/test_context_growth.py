@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import Tensor
+from edgechat.planner import memory as memory_module
+from edgechat.planner import plan as plan_module
 from edgechat.planner.context_growth import ContextGrowth, ContextSize
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.planner.memory import estimate
+from edgechat.planner.memory import MemoryEstimate, estimate
 from edgechat.planner.plan import make_smaller_plan, plan
 from tests.unit.planner.profiles import GIB, Q4_0, llama, machine
 
@@ -38,14 +41,56 @@ def test_largest_context_is_the_longest_one_that_fits() -> None:
     assert 8192 < load_plan.max_n_ctx < 1 << 20
     assert load_plan.max_n_ctx % 256 == 0
 
-    def total(n_ctx: int) -> int:
+    def memory(n_ctx: int) -> MemoryEstimate:
         options = msgspec.structs.replace(load_plan.options, n_ctx=n_ctx)
-        speculation_bytes = load_plan.draft_tokens * 64
-        return estimate(profile, options).total + speculation_bytes
+        return estimate(profile, options, draft_tokens=load_plan.draft_tokens)
 
-    assert total(load_plan.max_n_ctx) <= 6 * GIB < total(load_plan.max_n_ctx + 256)
-    assert grow(load_plan).max_bytes == total(load_plan.max_n_ctx)
+    def peak(n_ctx: int) -> int:
+        """Return the memory while the context is resized, when there is a copy of all cells, and RAM of prefixes."""
+        return memory(n_ctx).total + memory(n_ctx).kv_cache + load_plan.prefix_ram_bytes
+
+    assert load_plan.prefix_ram_bytes > 100 << 20
+    assert peak(load_plan.max_n_ctx) <= 6 * GIB < peak(load_plan.max_n_ctx + 256)
+    assert grow(load_plan).max_bytes == memory(load_plan.max_n_ctx).total
     assert grow(load_plan).compute_bytes(8192) == load_plan.estimate.total
+
+
+def test_context_without_memory_for_the_copy_of_a_resize_is_fixed() -> None:
+    profile = msgspec.structs.replace(llama(), n_ctx_train=1 << 20)
+    planned_bytes = plan(profile, machine(64 * GIB), speculation=False).estimate.total
+    load_plan = plan(profile, machine(planned_bytes + (64 << 20)), speculation=False)
+    assert load_plan.options.n_ctx == 8192
+    assert load_plan.growth is None
+
+
+def test_context_on_a_discrete_gpu_is_fixed() -> None:
+    profile = msgspec.structs.replace(llama(), n_ctx_train=40_000)
+    with_gpu = msgspec.structs.replace(machine(64 * GIB), gpu_name="GPU", gpu_free_bytes=24 * GIB)
+    load_plan = plan(profile, with_gpu)
+    assert load_plan.options.n_gpu_layers
+    assert load_plan.growth is None
+    unified = msgspec.structs.replace(machine(64 * GIB), gpu_name="GPU", gpu_is_unified=True)
+    assert plan(profile, unified).max_n_ctx == 40_000
+
+
+def test_growth_needs_no_further_estimates_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = msgspec.structs.replace(llama(), n_ctx_train=1 << 20)
+    n_calls: list[int] = []
+
+    def count(n_ctx: int | None) -> int:
+        n_calls.clear()
+        assert (plan(profile, machine(6 * GIB), n_ctx=n_ctx).growth is None) == (n_ctx is not None)
+        return len(n_calls)
+
+    estimate_all = memory_module.estimate_buffers
+
+    def record(*arguments: Any) -> Any:
+        n_calls.append(1)
+        return estimate_all(*arguments)
+
+    for module in (memory_module, plan_module):
+        monkeypatch.setattr(module, "estimate_buffers", record)
+    assert count(None) == count(8192) >= 1
 
 
 @pytest.mark.parametrize("n_ctx", [2048, 16384])
