@@ -33,6 +33,41 @@ def list_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGrou
                 yield from (ControlGroup(directory, 1) for directory in _list_parents(mount, group_path))
 
 
+class GroupMemory(NamedTuple):
+    """Memory of a control group in bytes; values that cannot be read are None or 0."""
+
+    directory: Path
+    limit_bytes: int | None
+    """Size from which the kernel reclaims memory of the group or kills its processes; None without a limit."""
+    used_bytes: int | None
+    inactive_file_bytes: int
+    """Pages of files that were not used recently, and which the kernel reclaims first; they are part of the usage."""
+    active_file_bytes: int
+
+
+def list_group_memory(root: Path = Path("/")) -> Iterator[GroupMemory]:
+    """Yield the memory of the control groups of this process and of all their parents.
+
+    `root` is the directory that contains proc and sys.
+    """
+    for directory, version in list_groups("memory", root):
+        limit_names = ("memory.limit_in_bytes",) if version == 1 else ("memory.max", "memory.high")
+        limits = [limit for name in limit_names if (limit := read_number(directory / name)) is not None]
+        stat = _read_numbers(directory / "memory.stat")
+        prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with the child groups
+        yield GroupMemory(
+            directory, min(limits, default=None),
+            read_number(directory / ("memory.usage_in_bytes" if version == 1 else "memory.current")),
+            stat.get(f"{prefix}inactive_file", 0), stat.get(f"{prefix}active_file", 0),
+        )  # fmt: skip
+
+
+def _read_numbers(path: Path) -> dict[str, int]:
+    """Return the values of a file with a name and a number in each line."""
+    fields = [line.split() for line in read_text(path).splitlines()]
+    return {f[0]: int(f[1]) for f in fields if len(f) == 2 and f[1].isdigit()}  # noqa: PLR2004  (name and value)
+
+
 def _list_parents(mount: Path, group_path: str) -> Iterator[Path]:
     """Yield the directory of a control group and its parent directories up to `mount`.
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.hardware.cgroups import list_groups, read_number, read_text
+from edgechat.hardware.cgroups import GroupMemory, list_group_memory, read_text
 
 _STALL_FIELD: Final = "avg10="
 
@@ -20,17 +20,19 @@ class FreeMemory(msgspec.Struct, frozen=True):
     total_bytes: int
     """Physical memory, or the cgroup limit if that is lower."""
     available_bytes: int
-    """Number of bytes that this process can allocate without swapping, without reaching a limit, and without evicting
-    pages of the files that it has mapped."""
+    """Number of bytes that this process can allocate without swapping and without reaching a limit. On Linux, pages of
+    the files that it has mapped stay in memory, too; on macOS and Windows, the system may evict some of them."""
     stall_percent: float = 0.0
-    """Share of the last ten seconds in which all programs waited for memory, in percent; 0 if it is unknown."""
+    """Share of the last ten seconds in which all programs of the machine, or of a control group of this process, waited
+    for memory, in percent; the largest of these values. 0 if they are unknown, as on macOS and Windows."""
 
 
 def read_free_memory(root: Path = Path("/")) -> FreeMemory:
     """Return the memory that this process can still allocate. `root` is the directory that contains proc and sys.
 
     The system counts the pages of mapped files as available, because it can evict them. A process that computes with
-    evicted pages waits for the disk in each step, so these pages do not count as available here.
+    evicted pages waits for the disk in each step, so these pages do not count as available on Linux. Other systems do
+    not report the size of the mapped pages that are in memory.
     """
     import psutil
 
@@ -38,35 +40,26 @@ def read_free_memory(root: Path = Path("/")) -> FreeMemory:
     mapped_bytes = int(getattr(own, "shared", 0))
     total_bytes, available_bytes = memory.total, max(0, memory.available - mapped_bytes)
     stalls = [_read_stall_percent(root / "proc/pressure/memory")]
-    for limit_bytes, group_bytes, directory in _list_group_memory(root, mapped_bytes):
-        total_bytes = min(total_bytes, limit_bytes)
-        available_bytes = min(available_bytes, group_bytes)
-        stalls.append(_read_stall_percent(directory / "memory.pressure"))
+    for group in list_group_memory(root):
+        stalls.append(_read_stall_percent(group.directory / "memory.pressure"))
+        if group.limit_bytes is not None and group.used_bytes is not None:
+            total_bytes = min(total_bytes, group.limit_bytes)
+            group_bytes = _compute_available_bytes(group, group.limit_bytes, mapped_bytes)
+            available_bytes = min(available_bytes, group_bytes)
     for limit_bytes, used_bytes in _list_process_limits(int(getattr(own, "data", 0)), int(own.vms)):
         total_bytes = min(total_bytes, limit_bytes)
         available_bytes = min(available_bytes, max(0, limit_bytes - used_bytes))
     return FreeMemory(total_bytes, available_bytes, max(stalls))
 
 
-def _list_group_memory(root: Path, mapped_bytes: int) -> Iterator[tuple[int, int, Path]]:
-    """Yield limit, available bytes and directory of the control groups of this process that have a memory limit."""
-    for directory, version in list_groups("memory", root):
-        limit_bytes = read_number(directory / ("memory.limit_in_bytes" if version == 1 else "memory.max"))
-        used_bytes = read_number(directory / ("memory.usage_in_bytes" if version == 1 else "memory.current"))
-        if limit_bytes is None or used_bytes is None:
-            continue
-        stat = _read_numbers(directory / "memory.stat")
-        prefix = "total_" if "total_inactive_file" in stat else ""
-        inactive_bytes = stat.get(f"{prefix}inactive_file", 0)
-        file_bytes = inactive_bytes + stat.get(f"{prefix}active_file", 0)
-        # Pages that this process has mapped can be inactive or active. As many of them as possible are assumed active.
-        reclaimable_bytes = min(inactive_bytes, max(0, file_bytes - mapped_bytes))
-        yield limit_bytes, max(0, limit_bytes - used_bytes + reclaimable_bytes), directory
+def _compute_available_bytes(group: GroupMemory, limit_bytes: int, mapped_bytes: int) -> int:
+    """Return the memory that this process can allocate in a control group with a limit.
 
-
-def _read_numbers(path: Path) -> dict[str, int]:
-    fields = [line.split() for line in read_text(path).splitlines()]
-    return {f[0]: int(f[1]) for f in fields if len(f) == 2 and f[1].isdigit()}  # noqa: PLR2004  (name and value)
+    Pages that this process has mapped can be inactive or active. As many of them as possible are assumed active.
+    """
+    file_bytes = group.inactive_file_bytes + group.active_file_bytes
+    reclaimable_bytes = min(group.inactive_file_bytes, max(0, file_bytes - mapped_bytes))
+    return max(0, limit_bytes - (group.used_bytes or 0) + reclaimable_bytes)
 
 
 def _read_stall_percent(path: Path) -> float:

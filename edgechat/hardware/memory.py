@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgechat.hardware.cgroups import list_groups, read_number, read_text
+from edgechat.hardware.cgroups import list_group_memory, read_text
 
 
 class SystemMemory(msgspec.Struct, frozen=True):
@@ -48,24 +48,15 @@ def _read_process_limits() -> list[tuple[int, int]]:
 
 
 def _read_cgroup_limits(root: Path) -> list[tuple[int, int]]:
-    """Return (limit, used) in bytes for the control groups of this process and for all their parents."""
-    limits = []
-    for directory, version in list_groups("memory", root):
-        limit_bytes = read_number(directory / ("memory.limit_in_bytes" if version == 1 else "memory.max"))
-        if limit_bytes is not None:
-            used_bytes = _read_used_bytes(directory, "memory.usage_in_bytes" if version == 1 else "memory.current")
-            limits.append((limit_bytes, used_bytes))
-    return limits
+    """Return (limit, used) in bytes for the control groups of this process and for all their parents.
 
-
-def _read_used_bytes(directory: Path, name: str) -> int:
-    """Return the memory of a control group in bytes, without inactive file pages, which the kernel can drop."""
-    current_bytes = read_number(directory / name)
-    if current_bytes is None:
-        return 0
-    stat = dict(line.split(" ", 1) for line in read_text(directory / "memory.stat").splitlines() if " " in line)
-    inactive_bytes = stat.get("total_inactive_file", stat.get("inactive_file", "0")).strip()
-    return max(0, current_bytes - (int(inactive_bytes) if inactive_bytes.isdigit() else 0))
+    Inactive file pages do not count as used, because the kernel can reclaim them.
+    """
+    return [
+        (group.limit_bytes, max(0, (group.used_bytes or 0) - group.inactive_file_bytes))
+        for group in list_group_memory(root)
+        if group.limit_bytes is not None
+    ]
 
 
 def count_memory_kills(root: Path = Path("/")) -> int | None:

@@ -43,6 +43,21 @@ def test_pages_that_this_process_maps_are_not_free(
     assert memory.stall_percent == 12.5
 
 
+def test_soft_limit_of_a_group_counts_if_it_is_lower(tmp_path: Path) -> None:
+    write_group(tmp_path, unified=True, limit=256 * MIB, usage=100 * MIB, inactive=0, active=0)
+    high = tmp_path / "sys/fs/cgroup/box/memory.high"
+    for text, limit in ((f"{200 * MIB}\n", 200), ("max\n", 256), (f"{400 * MIB}\n", 256)):
+        high.write_text(text)
+        memory = read_free_memory(tmp_path)
+        assert (memory.total_bytes, memory.available_bytes) == (limit * MIB, (limit - 100) * MIB)
+
+
+def test_stalls_of_a_group_without_a_limit_count(tmp_path: Path) -> None:
+    write_group(tmp_path, unified=True, limit=1, usage=0, inactive=0, active=0)
+    (tmp_path / "sys/fs/cgroup/box/memory.max").write_text("max\n")
+    assert read_free_memory(tmp_path).stall_percent == 12.5
+
+
 def test_unlimited_group_has_the_memory_of_the_machine(tmp_path: Path) -> None:
     write_group(tmp_path, unified=True, limit=1 << 62, usage=200 * MIB, inactive=0, active=0)
     memory = read_free_memory(tmp_path)
