@@ -13,7 +13,7 @@ _FILE_TYPES: Final = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "empty",
     "array": "a list", "object": "a table", "bytes": "text",
 }  # fmt: skip
-# Names of the same types in JSON.
+# Names of msgspec's types for readers of JSON.
 _JSON_TYPES: Final = {
     "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "null": "null",
     "array": "an array", "object": "an object", "bytes": "a string",
@@ -58,7 +58,7 @@ def describe_syntax_error(error: Exception, data: bytes | bytearray) -> str:
     """Return why `data` is not valid JSON, as a clause: `at byte 7 of 20: invalid character`."""
     if isinstance(error, RecursionError):
         return "its arrays and objects are nested too deeply"
-    invalid_byte = describe_invalid_utf8(data)  # a UnicodeDecodeError counts from the start of a string
+    invalid_byte = describe_invalid_utf8(data)  # UnicodeDecodeError counts from the start of a string, not of `data`
     if invalid_byte:
         return invalid_byte
     if isinstance(error, UnicodeError) or is_lone_surrogate(error, data):

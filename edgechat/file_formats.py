@@ -7,18 +7,18 @@ import re
 from typing import Final, NamedTuple
 
 HEAD_BYTES: Final = 512
-"""Bytes at the start of a file that `find_format` needs. A tar archive has its magic number at 257."""
+"""Number of bytes at the start of a file that `find_format` needs. A tar archive has its magic number at 257."""
 
 
 class FileFormat(NamedTuple):
-    """A file format, with the next step for users who need the content of the file."""
+    """A file format, with advice for users who need the content of the file."""
 
     name: str
     """Completion of the sentence "The file is ...", such as "a ZIP archive" or "compressed with gzip"."""
     advice: str = ""
     """How to get the content; "" if that is not possible in general."""
     is_container: bool = False
-    """True if the file contains other files, so that the advice is useful whichever file the user needs."""
+    """True if the file contains other files; the advice then applies to all of them."""
     media_type: str = ""
     """Media type of a common image format; "" for all other formats."""
 
@@ -58,7 +58,7 @@ _FORMATS: Final = tuple((re.compile(pattern, re.DOTALL), file_format) for patter
     (rb"SQLite format 3\0", FileFormat("an SQLite database", "Export the data as text first.")),
     (rb"GGUF(?:[^\0]\0\0\0|\0\0\0[^\0])", FileFormat("a model file", "To load it, use `--model`.")),
     (rb"MZqFpD=", FileFormat("a program for several systems, such as a llamafile")),
-    (rb"MZ.{0,61}\0", FileFormat("a program")),  # the header of 64 bytes contains zeros
+    (rb"MZ.{0,61}\0", FileFormat("a program")),  # the 64-byte header contains zeros
     (rb"\x7fELF", FileFormat("a program")),
     (rb"\xfe\xed\xfa[\xce\xcf]", FileFormat("a program")),
     (rb"\xcf\xfa\xed\xfe", FileFormat("a program")),

@@ -176,7 +176,7 @@ class Formulas:
         if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # for example "$5 *now* ($x$"
             return None
         if (is_before_word or (before.isascii() and before.isalnum())) and (
-            stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # for example "US$5"
+            stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # a price, such as "US$5"
         ):
             return None
         has_blank_start, has_blank_end = content[0].isspace(), content[-1].isspace()

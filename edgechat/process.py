@@ -30,7 +30,7 @@ _START_CODE: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from
 
 
 def make_command_line(*arguments: str) -> list[str]:
-    """Return the command line that runs edgechat with `arguments`. Inserts the version after a hidden command."""
+    """Return the command line that runs edgechat with `arguments`; the version follows a hidden subcommand."""
     command = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-X", "utf8", "-c", _START_CODE]
     if arguments[0] in HIDDEN_COMMANDS:
         return [*command, arguments[0], __version__, *arguments[1:]]

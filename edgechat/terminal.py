@@ -97,7 +97,7 @@ class TextEscaper:
         return self._escape(text[: end.start()] if end is not None else text, self._pending)
 
     def finish(self) -> str:
-        """Return the end of the text that `feed` held back."""
+        """Return the remaining text that `feed` held back."""
         text, self._pending = self._pending, ""
         return self._escape(text, "")
 

@@ -87,7 +87,7 @@ def run_busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         for child in children:
             child.kill()
         for child in children:
-            with child:  # closes its pipes and waits for its end
+            with child:  # closes the pipes of the process, and waits until it ends
                 pass
 
 

@@ -22,8 +22,8 @@ from edgechat.planner.kv_types import KV_TYPES, list_kv_types
 from edgechat.planner.load_variants import compute_yarn_factor
 
 _DEPTHS: Final = (2048, 8192)
-# Batch size of the case that shows the effect of different rounding without quantisation: attention is computed without
-# tiles, as it is with quantised keys.
+# Batch size of the case that shows how much different rounding changes the results without quantisation. With this
+# size, attention is computed without tiles, as with quantised keys.
 _SMALL_BATCH: Final = 32
 # Default depth of YaRN measurements relative to the training length.
 _YARN_DEPTH_FACTOR: Final = 4

@@ -25,7 +25,7 @@ _MESSAGE_INTERVAL_MS: Final = 60_000
 _WORDS_PER_MESSAGE: Final = 60
 _VOCABULARY_SIZE: Final = 30_000
 _N_APPENDS: Final = 1000
-# Search queries with their names in the report: (name, query).
+# Search queries, each with its label in the report: (label, query).
 QUERIES: Final = (
     ("a word in every message", "the"),
     ("a common word", "w00010"),
@@ -59,7 +59,7 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
     fsync_p99_ms: float
     """99th percentile of the time to write and sync 32 KiB to a file, about as much as an append writes."""
     append_excess_over_fsync_p99_ms: float = msgspec.field(name="append_over_fsync_p99_ms")
-    """99th percentile of the time of an append, minus `fsync_p99_ms`: the time that the store adds."""
+    """99th percentile of the time of an append, minus `fsync_p99_ms`: the time that the store adds to the write."""
 
 
 def run(directory: Path, n_conversations: int, n_messages: int, on_progress: ProgressCallback) -> StoreReport:

@@ -15,7 +15,7 @@ from edgechat.terminal import escape_controls
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
 """Reason why a reply ended: "cancelled" by the user, "interrupted" by an error or the end of the process. The value is
-"streaming" while the reply is generated, and "" for messages that edgechat did not generate."""
+"streaming" while the reply is being generated, and "" for messages that edgechat did not generate."""
 
 INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 

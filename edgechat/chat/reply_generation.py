@@ -183,7 +183,7 @@ class ReplyGeneration:
                 changes = {
                     "reasoning": parsed.reasoning,
                     "text": parsed.content,
-                }  # the reasoning had no start tag, so its end tag was the first sign of it
+                }  # the reasoning had no start tag, so only its end tag revealed it
             if self._rebuilt_prompt is not None:
                 changes["context_start_id"] = self._rebuilt_prompt.start_id
             recorder.finish(finish_reason=reason, stats=stats, **changes)

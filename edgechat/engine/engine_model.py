@@ -16,7 +16,7 @@ class EngineModel:
 
     n_ctx = 0
     n_embd = 0
-    """Number of dimensions of an embedding; 0 for a text model."""
+    """Number of dimensions of the model's embeddings; 0 for a text model."""
     can_truncate = False
     max_draft = 0
 

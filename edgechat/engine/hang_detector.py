@@ -10,9 +10,10 @@ from typing import Final
 
 TICK_S: Final = 1.0
 """Interval of heartbeats, and of the calls of `HangDetector.tick`."""
-# Limits in ticks. A process that was stopped by a signal cannot recover by itself. A thread that only sends heartbeats
-# is delayed for seconds when a small board swaps memory, and the start can take a minute there. A running computation
-# notices a cancellation after one matrix product, which takes 5 s on a Raspberry Pi in the worst case.
+# Limits, in ticks, for a process that was stopped by a signal, sends no heartbeat, is starting, or does not end
+# cancelled requests. A stopped process cannot continue by itself. On a small board that swaps memory, heartbeats can be
+# seconds late, and the start can take a minute. A running computation checks for a cancellation after each matrix
+# product, which takes up to 5 s on a Raspberry Pi.
 STOPPED_TICKS: Final = 10
 SILENT_TICKS: Final = 60
 START_TICKS: Final = 180

@@ -1,4 +1,4 @@
-"""Texts about a context that is too short: the error about a prompt, and the notice that the context cannot grow."""
+"""Messages about a context that is too short: the error for a prompt, and the notice that the context cannot grow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str 
 
 
 def make_prompt_overflow_error(n_tokens: int, n_ctx: int, n_ctx_train: int) -> ContextOverflowError:
-    """Return the error that a prompt of `n_tokens` does not fit in a context of `n_ctx` tokens."""
+    """Return the error for a prompt of `n_tokens` tokens that does not fit in a context of `n_ctx` tokens."""
     return make_overflow_error(f"The prompt has {format_count(n_tokens, 'token')}", n_ctx, n_ctx_train)
 
 

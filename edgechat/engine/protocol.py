@@ -198,7 +198,7 @@ class Loaded(Event, frozen=True):
     load_s: float
     is_embedding: bool = False
     n_embd: int = 0
-    """Number of dimensions of an embedding; 0 for a text model."""
+    """Number of dimensions of the model's embeddings; 0 for a text model."""
     max_draft: int = 0
     """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
 

@@ -48,7 +48,7 @@ class ReplySpeeds:
 
     @property
     def prefill_tps(self) -> float | None:
-        """Prefill speed in tokens per second; None without an undisturbed batch of several hundred tokens."""
+        """Prefill speed in tokens per second; None if no batch of several hundred tokens was undisturbed."""
         return self._n_prefill_tokens / self._prefill_s if self._prefill_s > 0 else None
 
 

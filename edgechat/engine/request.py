@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
     from edgechat.runtime.triggered_grammar import TriggeredGrammar
 
-# Fraction of the total step time from which disturbed steps make the speeds of a request unreliable.
+# Maximum fraction of the total step time that disturbed steps may take; above it, the speeds of a request are
+# unreliable.
 _MAX_DISTURBED_FRACTION: Final = 0.2
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]

@@ -42,7 +42,7 @@ _DISK_BUSY_DELAY_S: Final = 0.02
 # Interval at which idle work checks whether another engine computes, and maximum time that it waits for other engines.
 _OTHER_ENGINE_DELAY_S: Final = 0.5
 _MAX_OTHER_ENGINE_S: Final = 120.0
-# Duration of a step that only waits for a grammar. A request that arrives during the step waits for its end.
+# Duration of a step that only waits for a grammar. A request that arrives during such a step waits until the step ends.
 _COMPILE_WAIT_S: Final = 0.005
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
 _MAX_PREFIX_SAVE_S: Final = 1.5
@@ -89,7 +89,7 @@ class TextModel(EngineModel):
         may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
         self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
         self._idle_since: float | None = None
-        """Monotonic time at which idle work began to wait for other engines; None while a reply is generated."""
+        """Monotonic time at which idle work began to wait for other engines; None while a reply is being generated."""
         self._cache = PrefixCache(
             context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
         )

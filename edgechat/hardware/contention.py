@@ -49,8 +49,8 @@ _MIN_GPU_DURATION_S: Final = 1.0
 # Minimum difference between two clocks for which the machine counts as suspended. Smaller differences arise because the
 # clocks are read one after another, and because time synchronisation slews the system time.
 _MIN_SUSPENDED_S: Final = 0.1
-# Interval of the ticks in a long measurement, and the minimum delay of a tick for which the process counts as paused.
-# On a busy machine, a thread that mostly sleeps is delayed by a few time slices.
+# Interval of the ticks in a long measurement, and minimum delay of a tick that counts as a pause of the process. On a
+# busy machine, a thread that mostly sleeps is delayed by a few time slices.
 _TICK_S: Final = 0.1
 _MIN_PAUSE_S: Final = 0.5
 

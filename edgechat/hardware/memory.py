@@ -169,7 +169,7 @@ def read_own_cpu_time_s(pid: int) -> float:
 def read_cpu_time_s(pid: int) -> float:
     """Return the CPU time of a process and its descendants in seconds; 0.0 if the process does not exist.
 
-    Reads a file for each process of the machine on Linux: 30 ms with 400 processes.
+    On Linux, reads one file for each process on the machine, which takes 30 ms with 400 processes.
     """
     import psutil
 

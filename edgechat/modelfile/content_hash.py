@@ -1,4 +1,4 @@
-"""SHA-256 hashes of model files, computed once for each version of a file.
+"""SHA-256 hashes of model files, saved so that each version of a file is hashed only once.
 
 The prefix cache identifies a model by the hash of its weights. Downloads and `models verify` store the hashes that they
 compute in the same file, so that the engine does not read a verified file again.
@@ -35,7 +35,7 @@ class _HashEntry(msgspec.Struct, frozen=True):
 
 
 class HashMemo:
-    """Hashes of files by path, stored in one JSON file. An entry is valid while size, mtime and inode are the same."""
+    """Hashes of files by path, stored in one JSON file. An entry is valid until the size, mtime or inode changes."""
 
     def __init__(self, directory: Path) -> None:
         """Load the hashes saved in `directory`, which is `paths.prefix_dir()` except in tests and benchmarks."""

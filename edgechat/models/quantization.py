@@ -62,7 +62,7 @@ class Quantization:
 
     @property
     def default_target(self) -> Path:
-        """Path in the folder of downloaded models, named after the source without its quant."""
+        """Default path of the new file, in the folder of downloaded models: the source's name with the new quant."""
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", self.source.stem)
         stem = re.sub(rf"[.-]{re.escape(self.header.quant)}$", "", stem, flags=re.IGNORECASE)
         return paths.models_dir() / "quantized" / f"{stem}.{self.quant}.gguf"

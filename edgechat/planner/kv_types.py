@@ -21,8 +21,8 @@ _ROTATION_SIZE: Final = 64
 _ARCHITECTURES_WITHOUT_FLASH_ATTENTION: Final = ("grok",)
 # Architectures with compressed keys and values whose header does not say so in `attention.kv_lora_rank`.
 _COMPRESSED_KV_ARCHITECTURES: Final = ("deepseek4",)
-# Types with kernels for flash attention on GPUs. CUDA's default build converts others in each step, which is slow, and
-# Metal leaves keys and values of different types to the CPU.
+# Types with kernels for flash attention on GPUs. CUDA's default build converts other types in each step, which is slow,
+# and Metal leaves keys and values of different types to the CPU.
 _GPU_KV_TYPES: Final[tuple[KvType, ...]] = ("f16", "q8_0", "q4_0")
 
 

@@ -19,10 +19,11 @@ _F16_BYTES: Final = 2
 # measures both.
 CLIENT_BYTES: Final = 30 << 20
 ENGINE_BYTES: Final = 15 << 20
-# Memory that llama.cpp needs for each vocabulary entry and for the graph of each layer.
+# Memory that llama.cpp needs per vocabulary entry, and per layer for the compute graph.
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
-# Memory for each vocabulary entry that llama.cpp frees at the end of loading: metadata, and its pages in the file.
+# Memory per vocabulary entry that llama.cpp needs only while it loads a model: metadata, and the pages of the file that
+# contain it.
 _LOADING_TOKEN_BYTES: Final = 180
 N_OUTPUTS: Final = 32
 """Maximum number of tokens in a batch whose logits are computed; each needs one float for every vocabulary entry."""

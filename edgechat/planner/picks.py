@@ -13,10 +13,12 @@ from edgechat.planner.ranking import Evaluation
 # Scores that differ by at most this number of points count as equal, because the scores are not more precise; the
 # faster model wins.
 _TIE_POINTS: Final = 0.25
-# Quality from which a model is useful in a chat. A useful model within a time limit of a pick ranks before all others.
+# Minimum quality, in points, of a model that is useful in a chat. For each time limit of an objective that a useful
+# model meets, the bonus is added to its score, so that it ranks before all models that do not meet the limit.
 _USEFUL_POINTS: Final = 8.0
 _USEFUL_BONUS: Final = 1000.0
-# Turns up to this time count as equally fast: the reply begins at once and is read while it is generated.
+# Turns up to this time count as equally fast: the reply begins at once, and the user reads it while it is being
+# generated.
 _UNNOTICED_S: Final = 5.0
 # Quants without a noticeable difference to Q8_0, at twice its size.
 _FULL_PRECISION: Final = ("F32", "F16", "BF16")

@@ -75,7 +75,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def divergence(quant: str) -> float | None:
-    """Return the KL divergence of a quantised 8B model from full precision; None if the quant was not measured."""
+    """Return the KL divergence of an 8B model in `quant` from full precision; None if the quant was not measured."""
     name = quant.upper().removeprefix("UD-")
     stem = re.sub("_(XL|L|M|S)$", "", name)
     names = (name, _QUANT_ALIASES.get(stem, stem + "_M"), stem)
@@ -95,7 +95,7 @@ def compute_next_quant_divergence(quant: str) -> float:
 
 
 def _compute_size_factor(n_params: int) -> float:
-    """Return the divergence of a quant of a model with `n_params` weights relative to that of an 8B model."""
+    """Return the factor between a quant's divergence for a model of `n_params` weights and that for an 8B model."""
     return float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
 
 

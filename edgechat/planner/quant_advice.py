@@ -16,10 +16,10 @@ from edgechat.planner.throughput import KernelSpeeds, predict_speed
 _TYPE_IDS: Final = {tensor_type.name: type_id for type_id, tensor_type in TENSOR_TYPES.items()}
 # Quants with the fastest kernels, by decreasing quality.
 _FAST_QUANTS: Final = ("Q8_0", "Q4_0")
-# Quants from which the result is as good as one from full precision.
+# Quants that can be quantised with as good a result as full precision.
 _PRECISE_QUANTS: Final = ("F32", "F16", "BF16", "Q8_0")
-# Smallest speed, relative to that of the file, for which a quant is suggested; more if its quality is worse than that
-# of a download.
+# Minimum decode speed, relative to the file's speed, of a suggested quant. The second minimum applies if the file is
+# not precise, so that a download in the same quant would have better quality.
 _MIN_RATIO: Final = 1.3
 _MIN_LOSSY_RATIO: Final = 1.5
 # Rows of Q6_K consist of blocks of this length; llama.cpp uses Q8_0 for other rows.

@@ -115,10 +115,10 @@ def make_plan_row(
 def make_plan_rows(
     evaluations: Sequence[Evaluation], choice: Evaluation | None, picks: Sequence[Pick]
 ) -> list[PlanRow]:
-    """Return the table rows of all candidates: the chosen one, the picks, models that fit by quality, then all others.
+    """Return the table rows: the chosen model, the picks, other models that fit (best quality first), then the rest.
 
-    Installed models and one quant of each catalogue model are recommended: its picks, or else the quant of
-    `choose_quants`.
+    All installed models are marked as recommended. Of a catalogue model, the quants among the picks are marked, or else
+    the quant that `choose_quants` returns.
     """
     downloads = [e for e in evaluations if not e.candidate.is_installed]
     pick_evaluations = [pick.evaluation for pick in picks]
@@ -235,7 +235,7 @@ def explain_automatic_choice(choice: Evaluation, evaluations: Sequence[Evaluatio
 
 
 def explain_pick(pick: Pick, evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> list[str]:
-    """Return the reasons for a pick as lines of text: its turn by part, and better models that take longer.
+    """Return the reasons for a pick as lines of text: the times of the parts of a turn, and slower, better models.
 
     `defaults_only` has the same meaning as in `choose_picks`.
     """

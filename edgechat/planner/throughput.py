@@ -43,9 +43,9 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     n_threads: int
     product_rates: dict[str, dict[int, float]] = msgspec.field(name="products")
-    """Number of weights multiplied per second in the layout of loaded models, by tensor type and batch size."""
+    """Number of weights multiplied per second in the layout of a loaded model, by tensor type and batch size."""
     file_layout_product_rates: dict[str, dict[int, float]] = msgspec.field(default_factory=dict, name="plain")
-    """Number of weights multiplied per second in the layout of the file, for tensor types that loading repacks."""
+    """Weights multiplied per second without repacking, for tensor types that are normally repacked on load."""
     attention_rates: dict[str, dict[int, float]] = msgspec.field(default_factory=dict, name="attention")
     """Number of KV cache elements that attention reads per second, by KV cache type and batch size."""
     operations_per_s: float = 0.0

@@ -216,7 +216,7 @@ class DiskTier:
         """Delete the least recently used files of all models until `n_bytes` of new data fit under the cap."""
         files: list[tuple[float, int, Path]] = []
         for path in self._root.glob("*/*/*"):
-            with contextlib.suppress(OSError):  # another process can have deleted the file
+            with contextlib.suppress(OSError):  # another process may have deleted the file
                 file_status = path.stat()
                 files.append((file_status.st_mtime, file_status.st_size, path))
         total_bytes = sum(size for _, size, _ in files) + n_bytes

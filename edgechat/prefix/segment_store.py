@@ -114,7 +114,7 @@ class SegmentStore:
         return sum(s.n_bytes for s in self.segments if s.data is not None)
 
     def discard_from_ram(self, n_bytes: int) -> None:
-        """Discard data of segments from RAM, at least `n_bytes` if there is so much that need not be written first."""
+        """Discard at least `n_bytes` of segment data from RAM, or all data that need not be written to disk first."""
         self._limit_ram(max(0, self.ram_bytes - n_bytes))
 
     def _limit_ram(self, max_bytes: int | None = None) -> None:

@@ -202,7 +202,7 @@ class PromptBuilder:
         deadline = time.monotonic() + renderer.TIMEOUT_S
         for render, variant in renderings:
             if error is not None and time.monotonic() > deadline:
-                break  # a template that never ends takes all of this time in one attempt
+                break  # a template that never ends uses up this time in one attempt
             try:
                 prompt = render(variant, reply_start, options, cancellation)
             except TemplateError as template_error:

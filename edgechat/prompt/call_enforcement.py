@@ -20,11 +20,11 @@ class CallEnforcement(NamedTuple):
     string_type: bool
     """The type of arguments that must be strings."""
     strings: bool
-    """All keywords of arguments that are strings, such as `enum`."""
+    """All JSON Schema keywords of string arguments, such as `enum`."""
     values: bool
-    """Types and other keywords of arguments that are numbers, booleans or null."""
+    """Types and other JSON Schema keywords of arguments that are numbers, booleans or null."""
     nested: bool
-    """All keywords of the items of arrays and the properties of objects."""
+    """All JSON Schema keywords of array items and object properties."""
 
 
 # Distinctive values, which no grammar contains by chance.

@@ -58,7 +58,7 @@ class OmissionFinder:
         if not is_known:
             try:
                 position = self._probe([messages[i] for i in kept_indices], render, key)
-            except TemplateError:  # for example, the template exceeds the time limit
+            except TemplateError:  # for example, because the template exceeded the time limit
                 return find_omitted(messages, prompt)
             with self._lock:
                 if len(self._results) >= _MAX_RESULTS:
@@ -93,7 +93,7 @@ class OmissionFinder:
 
 
 def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
-    """Return whether a prompt certainly contains all messages: long texts without tool calls, in the same order."""
+    """Return True if a prompt is certain to contain all messages."""
     position = 0
     for message in messages:
         content = message.content.strip()

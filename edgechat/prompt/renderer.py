@@ -322,7 +322,7 @@ def _make_template_message(
 
 @contextlib.contextmanager
 def _wrap_value_errors() -> Iterator[None]:
-    """Convert the exceptions for values that cannot be sent to the render process to TemplateError."""
+    """Raise TemplateError in place of the exceptions for values that cannot be sent to the render process."""
     try:
         yield
     except (OverflowError, RecursionError, UnicodeEncodeError) as error:

@@ -38,7 +38,8 @@ _AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
 # Names of rules for one or more calls, and of the rules for one call that they repeat.
 _CALLS_RULE: Final = re.compile(r"tools|tool-calls|(.*-)?tool-call(-root)?")
 _CALL_RULE: Final = re.compile(r"(.*-)?tool-(?!.*-arg).*")
-# Minimum length of a literal at which longer texts are split. Shorter literals, such as quotes, also begin terminals.
+# A text is split only after literals of at least this length. Shorter literals, such as quotes, are also the beginning
+# of other terminals, so a split there would be ambiguous.
 _MIN_SPLIT_CHARS: Final = 4
 _ANY_TEXT: Final = r"/(.|\n)*/"
 

@@ -22,8 +22,8 @@ MAX_GRAMMAR_CHARS: Final = 1 << 18
 """Maximum number of characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
 MAX_TOOL_GRAMMAR_CHARS: Final = 1 << 19
 """Maximum number of characters in a model's own tool call grammar, which is up to 3.5 times as long as the tools."""
-# Maximum number of states of the automaton that llguidance builds while a reply is generated. A state takes up to 2 kB.
-# Schemas of tools need hundreds of states; patterns that search for several texts at once need millions.
+# Maximum number of states of the automaton that llguidance builds while a reply is being generated. A state takes up to
+# 2 kB. Schemas of tools need hundreds of states; patterns that search for several texts at once need millions.
 _MAX_LEXER_STATES: Final = 50_000
 _MAX_ERROR_CHARS: Final = 400
 # Parts of llguidance's error messages around the cause: the position in the grammar before it, and the state of the

@@ -13,11 +13,11 @@ from typing import Final
 
 from edgechat.planner.mapped_file import FileRange
 
-# Values of Linux. Python's `mmap` module has the first one on Linux only.
+# Linux's values of these constants. Python's `mmap` module has the first one on Linux only.
 _MADV_DONTNEED: Final = 4
 _MADV_NOHUGEPAGE: Final = 15
-# Pages are removed again after this number of loaded bytes or this part of the files, whichever is more: a removal
-# takes a millisecond or two.
+# Pages are removed again after this number of loaded bytes or this part of the files, whichever is more, because a
+# removal takes a millisecond or two.
 _MIN_STEP_BYTES: Final = 16 << 20
 _STEP_DIVISOR: Final = 64
 # A line of /proc/self/maps: start, end, permissions, offset in the file, inode.

@@ -52,7 +52,7 @@ _CONTINUATION: Final = "\x01"
 
 
 class Tokenizer:
-    """Tokenises texts with a vocabulary. Thread-safe, because grammars are compiled while replies are generated."""
+    """Tokenises texts with a vocabulary. Thread-safe, because grammars are compiled during generation."""
 
     def __init__(self, bindings: Bindings, vocab: Any, path: Path, pre_tokenizer: str, tokenizer_model: str) -> None:
         """`vocab` is llama.cpp's vocabulary of the model at `path`; the other arguments are metadata of that file.

@@ -39,7 +39,7 @@ _MEMORY_RETURN_DELAY_S: Final = 1.0
 
 
 class BodyBudget:
-    """Memory budget for request bodies. A body uses the bytes received so far, and later those of its decoded values.
+    """Memory budget for request bodies. A body counts with its received bytes, and later with its decoded values.
 
     When the budget is exhausted, the server refuses the body that has been stalled the longest. If none is stalled, it
     refuses the newest incoming body that is larger than the body that needs memory.
@@ -100,14 +100,14 @@ class BodyBudget:
 
 
 class IncomingBody:
-    """Request body and its share of the memory budget, while it is received and until it is decoded."""
+    """Request body that is being received or decoded, with its share of the memory budget."""
 
     def __init__(self, budget: BodyBudget, receive: Receive) -> None:
         self.data = bytearray()
         self.n_counted_bytes = 0
         """Number of bytes of the budget that this body uses."""
         self.progress_at = time.monotonic()
-        """Time when the body last grew by a further `_PROGRESS_BYTES`."""
+        """Time of the last progress, that is, the arrival of another `_PROGRESS_BYTES`."""
         self.is_complete = False
         self._budget = budget
         self._receive = receive

@@ -34,7 +34,8 @@ _ENGINE_EXIT_TIMEOUT_S: Final = 1.0
 _MAX_ORDERLY_SIGNALS: Final = 2
 BACKLOG: Final = 512
 """Number of connections that the system queues until the server accepts them."""
-# Number of connections that asyncio accepts at a time; only then can `ConnectionTable` close slow connections.
+# Number of connections that asyncio accepts in one iteration of the event loop. `ConnectionTable` can close slow
+# connections only between two iterations.
 _ACCEPT_BATCH: Final = 64
 _TICKS_PER_S: Final = 10  # how often uvicorn calls `on_tick`
 

@@ -175,7 +175,7 @@ def _report_weaker_schema(tools: list[Tool], error: Exception) -> None:
 def _iterate_weaker(
     tools: list[Tool], grammar: ToolGrammar | str, make_grammar: _MakeGrammar
 ) -> Iterator[ToolGrammar | str]:
-    """Yield increasingly weak alternatives to `grammar`, if the engine may be unable to compile it."""
+    """Yield progressively looser alternatives to `grammar`, if the engine may be unable to compile it."""
     n_chars = len(grammar.gbnf if isinstance(grammar, ToolGrammar) else grammar)
     is_large = n_chars > _MAX_SAFE_GRAMMAR_CHARS
     for weaken in filter(None, WEAKENINGS):

@@ -139,7 +139,7 @@ class Database:
             )
 
     def _open_read_only(self, path: Path) -> sqlite3.Connection:
-        # The second mode also works if SQLite cannot open the write-ahead log.
+        # The second mode works even if SQLite cannot open the write-ahead log.
         for mode in ("mode=ro", "mode=ro&immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
                 connection = connect(path, mode)

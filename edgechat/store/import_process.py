@@ -1,4 +1,4 @@
-"""Import of a file in a child process with limits, because even a small file can need much memory and time.
+"""Import of a file in a child process with limits, because even a small file can take a lot of memory and time.
 
 `edgechat _import PATH` writes an `ImportReply` to standard output.
 """

@@ -149,10 +149,10 @@ def _update_checksum(checksum: tuple[int, int], data: bytes, byte_order: str) ->
 
 
 def _overwrites_newer_pages(path: Path, log: bytes, connect: Connect) -> bool:
-    """Return whether the log belongs to another database or an earlier state, and would hide messages of the database.
+    """Return whether messages would be lost with this log, because it belongs to another database or an earlier state.
 
-    Messages can also be missing because they were deleted while the log was written. A missing newest message counts as
-    damage, because a checkpoint follows every deletion.
+    A valid log can also remove messages: those that were deleted while it was written. If the newest message is
+    missing, the log is not valid, because a checkpoint follows every deletion.
     """
     try:
         keys_without_log = _read_message_keys(path, connect, "mode=ro&immutable=1")
@@ -179,7 +179,7 @@ def _read_message_keys(path: Path, connect: Connect, parameters: str) -> set[int
 
 
 def _continues_database(path: Path, log: bytes) -> bool:
-    """Return whether the change counters in the log continue that of the database (section 1.3.6 of the file format).
+    """Return whether the change counters in the log continue the database's counter (section 1.3.6 of the file format).
 
     Each transaction that changes page 1 increments the counter, and a checkpoint copies it to the database.
     """

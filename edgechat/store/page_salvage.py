@@ -1,4 +1,4 @@
-"""Search for rows in the pages of a damaged database and of its write-ahead log, without the b-trees that link them.
+"""Search the pages of a damaged database and of its write-ahead log for rows, without using the b-trees.
 
 SQLite finds rows only through intact b-trees. This module parses every page on its own, including pages whose parents
 are damaged, log frames after a damaged frame, and pages that another log has overwritten.
@@ -33,7 +33,7 @@ _TEXT: Final = rb"(?:" + _ODD.replace(rb"\x01\x03\x05\x07\x09\x0b", b"") + rb"|[
 _TEXT_OR_NULL: Final = rb"(?:\x00|" + _TEXT + rb")"
 _BLOB: Final = rb"(?:" + _EVEN.replace(rb"\x00\x02\x04\x06\x08\x0a", b"") + rb"|[\x80-\xff]{1,5}" + _EVEN + rb")"
 _SHA256: Final = rb"\x81\x0d"
-_SHA256_TYPE: Final = 141  # a text of 64 characters; the line above has it as a variable-length integer
+_SHA256_TYPE: Final = 141  # text of 64 bytes; `_SHA256` is this number as a variable-length integer
 
 _RECORD_HEADERS: Final[Mapping[str, bytes]] = {
     "messages": _NULL + _TEXT + _INT + _INT_OR_NULL + _TEXT * 3 + _INT + _TEXT * 2 + _INT_OR_NULL + _TEXT_OR_NULL * 2

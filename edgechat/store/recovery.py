@@ -90,7 +90,7 @@ def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
         log_damage = find_log_damage(path, connect) if find_irregular_file(path) is None else None
         if log_damage is not None:
             _move_log_aside(path, log_damage)
-        elif _read_inode(path) == damaged_inode:  # otherwise another process has already recovered the database
+        elif _read_inode(path) == damaged_inode:  # no other process has recovered the database yet
             _move_aside(path)
         try:
             database = Database(path)

@@ -103,7 +103,7 @@ def _build_message(
 
 
 def mutable_columns(message: Message) -> dict[str, Any]:
-    """Return the values of the columns of `messages` that change while a reply is generated, by column name."""
+    """Return the values of the columns of `messages` that change while a reply is being generated, by column name."""
     return {
         "text": message.text,
         "reasoning": message.reasoning,

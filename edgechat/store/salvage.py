@@ -37,14 +37,14 @@ _RowKey = tuple[str, object]
 
 
 class SalvageResult(msgspec.Struct):
-    """Counts of rows of a damaged database."""
+    """Numbers of rows that were copied, repaired and lost when a damaged database was salvaged."""
 
     n_messages: int = 0
-    """Copied messages."""
+    """Number of copied messages."""
     n_repaired: int = 0
-    """Copied rows in which damaged values were replaced."""
+    """Number of copied rows in which damaged values were replaced."""
     n_lost: int = 0
-    """Rows that exist but could not be read, and attachments without their message or their content."""
+    """Number of rows that exist but could not be read, and of attachments without their message or their content."""
 
 
 def salvage(damaged_file: Path, database: Database, database_name: str) -> SalvageResult:

@@ -151,7 +151,7 @@ class Composer:
 
     @property
     def status(self) -> list[str]:
-        """Short texts about the edit, for the status line."""
+        """Texts for the status line: a hint while a message is being edited, otherwise none."""
         return ["editing (Esc cancels)"] if self.edited_id is not None else []
 
     @property

@@ -44,7 +44,7 @@ class TerminalLost(Message):
 
 
 class ChatDriver(LinuxDriver):
-    """Driver that accepts any input, and posts `TerminalLost` when the terminal is gone."""
+    """Textual's Linux driver with edgechat's parser and painter; posts `TerminalLost` when the terminal is gone."""
 
     def __init__(self, app: App[Any], **options: Any) -> None:
         super().__init__(app, **options)
@@ -79,7 +79,7 @@ class ChatDriver(LinuxDriver):
                     data = os.read(self.fileno, _READ_BYTES)
                 except OSError:
                     data = b""
-                if not data:  # the terminal is gone: in raw mode, it has no end of file
+                if not data:  # the terminal is gone: in raw mode, Ctrl+D does not end the input
                     self._report_lost()
                     return
                 for event in parser.feed(data):
@@ -88,7 +88,7 @@ class ChatDriver(LinuxDriver):
     # Output
 
     def write(self, data: str) -> None:
-        """Write to the terminal, unless it is gone, because the queue of the writer thread would fill up and block."""
+        """Write to the terminal. If it is gone, drop the output: the writer thread's queue would fill up and block."""
         if not self._output.is_lost:
             self._flow.count_queued(count_bytes(data))
             super().write(data)

@@ -24,9 +24,10 @@ class Editor:
         self._is_signalled = False
 
     def forward_signal(self, number: int) -> bool:
-        """Send a signal to the running editor; return False if none is running. Thread-safe.
+        """Send a signal to the running editor; return False if no editor is running. Thread-safe.
 
-        SIGINT and SIGQUIT are not sent: they come from keys, and reach the editor without edgechat's help.
+        SIGINT and SIGQUIT are not forwarded, because the terminal already sends them to the editor when a key is
+        pressed.
         """
         process = self._process
         if process is None:

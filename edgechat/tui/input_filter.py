@@ -33,10 +33,10 @@ from edgechat.tui.input_text import (
 from edgechat.tui.paste_reader import Paste, PasteReader
 
 # Time after which an incomplete escape sequence or paste is ended, so that it does not swallow later keys. A paste may
-# pause for longer than an answer, because the terminal reads its clipboard in the meantime.
+# pause for longer than a sequence, because the terminal reads its clipboard in the meantime.
 _SEQUENCE_TIMEOUT_S: Final = 1.0
 _PASTE_TIMEOUT_S: Final = 2.0
-# The same for a report of the background colour, which the chat has requested and which a slow connection may delay.
+# Time limit for a report of the background colour, which the chat has requested and which a slow connection may delay.
 _REPORT_TIMEOUT_S: Final = 10.0
 # Maximum time between the bytes of a short report. A terminal writes a report at once; typed keys are further apart.
 _REPORT_GAP_S: Final = 0.01

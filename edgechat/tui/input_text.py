@@ -19,7 +19,7 @@ C1_START: Final = LazyPattern(rb"\xc2?([\x8e-\x90\x98\x9b\x9d-\x9f])")
 _C1_LEAD: Final = 0xC2
 """First byte of a C1 control in UTF-8."""
 _C1_CONTROLS: Final = dict.fromkeys(range(0x80, 0xA0))
-# Characters, and all controls except ESC and C1_STARTS.
+# All characters, including control characters other than ESC and `C1_STARTS`.
 _TEXT: Final = LazyPattern(
     rb"(?:[\x00-\x1a\x1c-\x7f]+|(?:\xc2(?![\x8e-\x90\x98\x9b\x9d-\x9f])|[\xc3-\xdf])[\x80-\xbf]"
     rb"|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})*"

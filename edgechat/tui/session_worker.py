@@ -46,7 +46,7 @@ class SessionWorker:
     """Owns the session and the threads that use it.
 
     Replies, loads and changes to the conversation run one after another. Side jobs, such as exports and changes to
-    other conversations, run immediately, even while a reply is generated. Idle jobs (titles, cache warming, token
+    other conversations, run immediately, even while a reply is being generated. Idle jobs (titles, cache warming, token
     counts) yield to replies, and their EdgechatErrors are ignored.
     """
 
@@ -88,7 +88,7 @@ class SessionWorker:
         self._submit(self._turn_thread, lambda: self._run_job(job, line=line))
 
     def run_side_job(self, job: Job, line: str = "") -> None:
-        """Run a job immediately, even while a reply is generated. If there is no session yet, queue the job instead.
+        """Run a job immediately, even while a reply is being generated; if there is no session yet, queue the job.
 
         If it fails, SessionFailed contains `line`, the typed command.
         """

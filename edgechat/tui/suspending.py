@@ -16,7 +16,7 @@ def suspend_job(restore_terminal: Callable[[], object]) -> bool:
     changes the terminal.
     """
     if sys.platform == "win32" or os.getpgrp() == os.getsid(0):
-        return False  # in the process group of the session's leader there is no job control: nothing could resume it
+        return False  # the process group of the session leader has no job control: nothing could resume it
     restore_terminal()
     handler = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     os.killpg(0, signal.SIGTSTP)

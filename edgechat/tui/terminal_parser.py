@@ -1,4 +1,4 @@
-"""Parser from the bytes of a terminal to Textual's events, without reports that Textual does not use.
+"""Convert the input bytes of a terminal to Textual's events, and drop reports that Textual does not use.
 
 It uses private API of Textual, checked against Textual 8.2.8 (see also `textual_private.py`).
 """

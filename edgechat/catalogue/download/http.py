@@ -213,7 +213,7 @@ def send_request(
         has_timed_out.set()
         shut_down_socket(connection.sock)
 
-    # A server could send its headers one byte at a time, and each byte restarts the read timeout.
+    # A server could send its headers one byte at a time, and each byte would restart the read timeout.
     deadline = threading.Timer(read_timeout_s, end_request)
     deadline.start()
     try:

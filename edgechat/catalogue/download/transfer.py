@@ -183,7 +183,7 @@ class Transfer:
     # Connections
 
     def _run_connection(self) -> None:
-        """Transfer ranges until no range is pending. A failure ends the transfer if no other connection works."""
+        """Transfer ranges until no range is pending. A failure ends the transfer if no other connection is active."""
         span = None
         try:
             while (span := self._take_range()) is not None:
@@ -194,7 +194,7 @@ class Transfer:
             self._handle_failure(error, span)
 
     def _handle_failure(self, error: BaseException, span: _Range | None) -> None:
-        """Add the range of a failed connection to `_pending`. If no other connection works, record the failure."""
+        """Add the range of a failed connection to `_pending`; if no other connection is active, record the failure."""
         with self._lock:
             n_others = sum(thread.is_alive() for thread in self._threads) - 1
             if span is not None and n_others and self._active and isinstance(error, HubError):

@@ -26,13 +26,13 @@ from edgechat.store.formats.edgechat_json import (
 _FILE_NAME: Final = "conversations.json"
 # Maximum unpacked size. Large exports have several hundred megabytes; a malicious ZIP file could fill the memory.
 MAX_BYTES: Final = 2 << 30
-# Maximum ratio of the unpacked size to the packed size; does not apply up to `_ALWAYS_UNPACKED_BYTES`. JSON of
-# conversations has a ratio of 4 to 12; a file of equal bytes has up to 1000.
+# Maximum ratio of the unpacked size to the packed size; does not apply up to `_ALWAYS_UNPACKED_BYTES`. Conversations in
+# JSON have a ratio of 4 to 12, and a file of identical bytes has a ratio of up to 1000.
 _MAX_RATIO: Final = 100
 _ALWAYS_UNPACKED_BYTES: Final = 16 << 20
 # Bit of the flags of a ZIP entry that marks an encrypted entry (APPNOTE.TXT, section 4.4.4).
 _ENCRYPTED_FLAG: Final = 1
-# Maximum length of a title or a role in a message for the user.
+# Maximum length of a title or role that a message for the user quotes.
 _MAX_TITLE_CHARS: Final = 60
 # Largest accepted timestamp, in seconds since 1970 (in the year 5138).
 _MAX_TIMESTAMP_S: Final = 1e11
@@ -41,7 +41,7 @@ _Nodes = Mapping[str, Mapping[str, Any]]
 
 
 def unzip_conversations(data: bytes) -> bytes:
-    """Extract `conversations.json`, which can be in a folder, from a ZIP file. Raises ImportRefusedError."""
+    """Extract `conversations.json` from a ZIP file, in which it may be in a folder. Raises ImportRefusedError."""
     max_bytes = max_unpacked_bytes(len(data))
     extract = f"Extract it, and import {_FILE_NAME}."
     try:

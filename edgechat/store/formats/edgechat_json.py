@@ -195,7 +195,7 @@ def _sanitize_text(text: str) -> str:
 
 
 def _sanitize_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the valid settings, or no settings if they are too long."""
+    """Return a conversation's valid settings without the invalid ones; return {} if the valid ones are too long."""
     valid_settings = {name: value for name, value in settings.items() if not config.check(name, value)}
     is_too_long = len(msgspec.json.encode(valid_settings)) > _MAX_SETTINGS_BYTES
     return {} if is_too_long else valid_settings

@@ -40,7 +40,7 @@ class WordMarks:
 
     def find_spans(self, rows: Sequence[Strip], index: int) -> list[tuple[int, int]]:
         """Return the columns [start, end) of marked words in row `index`; a word may begin or end in another row."""
-        from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
+        from edgechat.tui.render.code_layout import continues_line  # here, so that the first frame is not delayed
 
         characters: list[tuple[str, int, int, int]] = []
         for number, row in enumerate(rows):
@@ -81,7 +81,7 @@ class WordMarks:
 
 def join_selected_rows(rows: Iterable[tuple[Strip, tuple[int, int]]]) -> str:
     """Join the selected columns [start, end) of rows, without the gutter; end -1 means the end of the row."""
-    from edgechat.tui.render.code_layout import continues_line  # not at the top: it would delay the first frame
+    from edgechat.tui.render.code_layout import continues_line  # here, so that the first frame is not delayed
 
     lines: list[str] = []
     for strip, (start, end) in rows:

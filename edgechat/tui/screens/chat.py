@@ -243,7 +243,7 @@ class ChatScreen(SidebarScreen):
         the first one only switched the focus.
         """
         pane = self.pane
-        # A reply can be stopped at once after Esc has closed the list of completions.
+        # If Esc has just closed the list of completions, another Esc is ignored, unless it stops a reply.
         escape_at = self._escape_at if pane.is_generating else max(self._escape_at, pane.prompt.popup_closed_at)
         if time.monotonic() - escape_at < _DOUBLE_PRESS_S:
             return

@@ -103,7 +103,7 @@ class CommandPaletteScreen(FilterListScreen["PaletteChoice | None"]):
         self._fill_list()
 
     def on_command_palette_screen_messages_found(self, message: MessagesFound) -> None:
-        if message.query == self.filter_text:  # otherwise, the user has changed the query
+        if message.query == self.filter_text:  # the user has not changed the query meanwhile
             self._messages, self._is_searching = message.entries, False
             self._fill_list()
 

@@ -1,4 +1,4 @@
-"""The models screen: models that are installed, in the catalogue or on the hub, with their quants, and downloads."""
+"""The models screen: downloads, installed models, and models of the catalogue and the hub, with their quants."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class ModelsScreen(ModelListScreen):
 
     @thread_worker(ModelListScreen.show_details, group="look")
     def _plan_repository(self, repo: str) -> None:
-        """Plan a model of the hub from the header of its remote file, and show the details."""
+        """Compute the plan of a hub model from the header of its remote file, and show it below the list."""
         from textual.worker import get_current_worker
 
         worker, file = get_current_worker(), hub_models.plan(repo, self._settings)

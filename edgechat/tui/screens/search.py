@@ -78,7 +78,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         self.post_message(self.SearchHits(query, list(self._search_store(query, _MAX_HITS))))
 
     def on_search_screen_search_hits(self, message: SearchHits) -> None:
-        if message.query == self.filter_text:  # otherwise, the user has changed the query
+        if message.query == self.filter_text:  # the user has not changed the query meanwhile
             self._show_hits(message.hits, "" if message.hits else "No matches")
 
     def _show_hits(self, hits: list[SearchHit], text: str) -> None:

@@ -1,4 +1,4 @@
-"""Base class of the chat screen: shows the list of conversations next to the open conversation."""
+"""Base class of the chat screen: adds a sidebar with the list of conversations to the open conversation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SidebarScreen(Screen[None]):
-    """Screen with a `ConversationPane`, and a sidebar that is created on first use."""
+    """Screen with a conversation pane, and with a sidebar that is created when it is first shown."""
 
     def __init__(
         self, pane: ConversationPane, worker: SessionWorker, get_key_overrides: Callable[[], Mapping[str, str]]

@@ -14,7 +14,7 @@ from textual.widgets import Static
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
-# Shown after the chips, if there is room.
+# Hint that is shown after the chips if there is room.
 _CHIP_HINT: Final = "Backspace removes the last"
 
 _MAX_QUEUE_ROWS: Final = 3
@@ -103,7 +103,7 @@ class ComposerBar(Static):
         return Content("  ").join(parts)
 
     def _format_chip(self, index: int, file: Path, state: ComposerState) -> Content:
-        from edgechat.chat.messages import first_line  # not at the top: it would delay the first frame
+        from edgechat.chat.messages import first_line  # imported here, so that the first frame is not delayed
 
         try:
             details = f" {format_size(file.stat().st_size)}"

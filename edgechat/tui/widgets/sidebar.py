@@ -141,7 +141,7 @@ class Sidebar(Vertical):
             self.display = False
 
     def _show_keys(self) -> None:
-        """Show the keys of the list in the last rows while it has the focus, if the screen has room for them."""
+        """While the sidebar has the focus, show its keys in its last rows, if the screen is high enough."""
         overrides = self._get_key_overrides()
         labels = {b.id: format_key((overrides.get(b.id) or b.keys).partition(",")[0]) for b in _list_bindings()}
         hints = ["Enter open", *(f"{labels[name]} {label}" for name, label in _KEY_LABELS.items())]
@@ -197,7 +197,7 @@ class Sidebar(Vertical):
             options.highlighted = options.get_option_index(next_id)
 
     def on_key(self, event: Key) -> None:
-        """Type letters into the filter, also while the list has the focus."""
+        """Type letters into the filter, even while the list has the focus."""
         if event.is_printable and event.character:  # the filter stops the keys that it handles itself
             event.stop()
             filter_input = self.query_one(Input)
@@ -233,7 +233,7 @@ class Sidebar(Vertical):
         self.query_one(OptionList).focus()
 
     def action_leave(self) -> None:
-        if self.has_focus_within:  # otherwise, the focus stays where it is
+        if self.has_focus_within:  # the focus is in the sidebar, so it must move elsewhere
             self.post_message(self.Closed())
         self.display = False
 
@@ -257,7 +257,7 @@ def list_options(
 ) -> Iterator[Option]:
     """Yield a heading for each date group, and an option for each conversation, marked if it is the current one.
 
-    A row of `width` columns has the title and, where the whole title leaves room, the date and the number of messages.
+    A row of `width` columns shows the title and, if there is room after it, the date and the number of messages.
     """
     last_heading = ""
     for summary in summaries:

@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 from edgechat.terminal import escape_controls
 
-# Minimum time between two updates while a reply is generated.
+# Minimum time between two updates while a reply is being generated.
 _UPDATE_INTERVAL_S: Final = 0.25
 # Minimum duration of a speed measurement; shorter measurements are mostly noise.
 _MIN_MEASUREMENT_S: Final = 0.2

@@ -49,9 +49,9 @@ class ChatTitle(NamedTuple):
 
 
 def describe_settings(settings: Settings, base_settings: Settings, persona: Persona | None) -> tuple[str, ...]:
-    """Return marks for the settings of a conversation that differ from `base_settings`, the general settings.
+    """Return the marks of the title line: the persona, and each setting that differs from `base_settings`.
 
-    The name of `persona` replaces the marks of the settings that it contains.
+    Settings that `persona` contains have no mark of their own.
     """
     marks = [persona.name] if persona is not None else []
     persona_names = persona.values.keys() if persona is not None else ()
