@@ -86,23 +86,23 @@ class SteppedModel:
             for token in event.tokens
         ]
 
-    def find_difference(self, request_id: int, tokens: list[int], sequence: int = 0) -> int | None:
-        """Return the first index at which a reply of this model differs from `tokens` for another cause than rounding.
+    def find_difference(self, prompt: list[int], tokens: list[int]) -> int | None:
+        """Return the index of the first of `tokens` that this model does not generate after `prompt`; None without one.
 
-        The request must have `n_logprobs` of 2. At a rounding difference, the two likeliest tokens are almost equal.
+        Each token is compared after all tokens before it. It counts as generated if the difference between its logprob
+        and that of the likeliest token is a rounding difference.
         """
-        logprobs = [
-            item
-            for event in self.events
-            if isinstance(event, protocol.TokensGenerated) and (event.id, event.sequence) == (request_id, sequence)
-            for item in event.logprobs
-        ]
-        for i, (token, other, item) in enumerate(
-            zip(self.tokens(request_id, sequence), tokens, logprobs, strict=False)
-        ):
-            if token != other:
-                (_, first), (_, second) = item.top_logprobs
-                return i if first - second > ROUNDING else None
+        if not tokens:
+            return None
+        request_id = self.start(prompt, max_tokens=len(tokens), forced_tokens=tokens, n_logprobs=1, ephemeral=True)
+        self.finish()
+        events = [e for e in self.events if isinstance(e, protocol.TokensGenerated) and e.id == request_id]
+        logprobs = [item for event in events for item in event.logprobs]
+        assert [token for event in events for token in event.tokens] == tokens
+        assert len(logprobs) == len(tokens)
+        for i, item in enumerate(logprobs):
+            if item.top_logprobs[0][1] - item.logprob > ROUNDING:
+                return i
         return None
 
     def final(self, request_id: int) -> Any:
