@@ -140,6 +140,11 @@ def observed_memory_file() -> Path:
     return cache_dir() / "memory.json"
 
 
+def context_limits_file() -> Path:
+    """Return the path of the state file with the context lengths up to which models may grow on this machine."""
+    return cache_dir() / "context-limits.json"
+
+
 def observed_speeds_file() -> Path:
     """Return the path of the state file with the speeds of replies."""
     return cache_dir() / "reply-speeds.json"

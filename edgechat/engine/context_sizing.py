@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from edgechat.engine.protocol import ContextGrowthRefused, ContextResizing, Event
+from edgechat.engine.protocol import ContextGrowthRefused, ContextResizeStarted, ContextResizing, Event
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.hardware.free_memory import FreeMemory, read_free_memory
 from edgechat.hardware.memory import return_freed_memory
@@ -145,6 +145,7 @@ class ContextSizer:
 
         Raises EngineError if the sequences were lost.
         """
+        self._send(ContextResizeStarted(id=0, n_ctx=n_ctx))
         try:
             with self._reporting_progress(n_ctx, paused_ids):
                 self._context.resize(n_ctx)

@@ -51,7 +51,7 @@ class EngineProcess:
         self.n_loads = 0
         """Number of Load requests sent to this process."""
         self.peak_n_ctx = 0
-        """Largest context length that the engine has reported."""
+        """Largest context length that the engine has reported, even if that context could not be opened."""
         self.error: EngineDiedError | None = None
         """Error with the cause of the exit; None while the process is running."""
         self.was_killed_for_memory = False
@@ -145,6 +145,8 @@ class EngineProcess:
                     self._cancelled_at.pop(event.id, None)
             if isinstance(event, protocol.RequestFinished):
                 self.peak_n_ctx = max(self.peak_n_ctx, event.peak_n_ctx)
+            if isinstance(event, protocol.ContextResizeStarted):
+                self.peak_n_ctx = max(self.peak_n_ctx, event.n_ctx)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
                 self._log_start = logs.size()

@@ -256,6 +256,13 @@ class ContextResizing(Event, frozen=True):
     is_growing: bool = True
 
 
+class ContextResizeStarted(Event, frozen=True):
+    """The context begins to grow or shrink; the id is 0. If memory runs out, the client knows the length."""
+
+    n_ctx: int
+    """New length of the context, in tokens."""
+
+
 class ContextGrowthRefused(Event, frozen=True):
     """The context stays as it is, although the request needs more cells. It can end early, or wait for others."""
 
@@ -382,7 +389,8 @@ class RequestFailed(Event, frozen=True):
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextResizing | ContextGrowthRefused
+    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted
+    | ContextGrowthRefused
     | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (

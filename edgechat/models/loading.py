@@ -19,7 +19,7 @@ from edgechat.hardware.memory import read_peak_pss_bytes
 from edgechat.humanize import format_count, format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.models import instances, observed_memory
+from edgechat.models import context_limits, instances, observed_memory
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.kv_memory import CELL_MULTIPLE
@@ -101,10 +101,14 @@ def reload_model(
 def record_memory_kill(engine: EngineClient, load_plan: LoadPlan) -> bool:
     """Increase the next memory estimates if the system killed the engine because of its memory use.
 
-    Returns whether the system did so. Each death of the engine is recorded once.
+    If the context had grown beyond its planned length, the estimate says nothing about it: then only the length up to
+    which the context of this model grows is reduced. Returns whether the system killed the engine. Each death of the
+    engine is recorded once.
     """
     was_killed = engine.take_memory_kill()
-    if was_killed:
+    if was_killed and load_plan.growth is not None and engine.peak_n_ctx > load_plan.options.n_ctx:
+        context_limits.record_kill(load_plan.model_path, engine.peak_n_ctx)
+    elif was_killed:
         observed_memory.record_kill(load_plan.model_path, load_plan.estimate.engine)
     return was_killed
 
@@ -125,6 +129,7 @@ def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
         record_memory_kill(engine, load_plan)
         return
     instances.unregister(pid)
+    context_limits.record_success(load_plan.model_path, engine.peak_n_ctx)
     peak_bytes = read_peak_pss_bytes(pid)
     # While a context grows, a copy of its sequences is in memory, too, which is not part of the plan.
     has_grown = engine.peak_n_ctx > load_plan.initial_n_ctx
@@ -198,9 +203,11 @@ def _make_plan(
     engine: EngineClient, profile: ModelProfile, machine: Machine, n_ctx: int | None, *, speculation: bool
 ) -> LoadPlan:
     """Make a plan with buffer sizes from formulas if memory is ample, otherwise with exact sizes from llama.cpp."""
-    extra_bytes = observed_memory.extra_bytes(profile.path)
+    extra_bytes, longest_n_ctx = observed_memory.extra_bytes(profile.path), context_limits.read_limit(profile.path)
     try:
-        rough_plan = plan(profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes)
+        rough_plan = plan(
+            profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx
+        )
     except PlanError:
         if profile.tensor_bytes > machine.available_bytes:
             raise
@@ -212,7 +219,7 @@ def _make_plan(
         if rough_plan.estimate.total <= _EXACT_SIZES_FRACTION * machine.available_bytes and not fills_gpu:
             return rough_plan
     return plan(
-        profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes,
+        profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx,
         estimator=make_exact_estimator(engine, profile),
     )  # fmt: skip
 

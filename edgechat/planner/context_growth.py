@@ -65,13 +65,13 @@ class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan_growth(
     profile: ModelProfile, options: LoadOptions, buffers: BufferSizes, memory: MemoryEstimate, available_bytes: int,
-    draft_tokens: int = 0,
+    longest_n_ctx: int, draft_tokens: int = 0,
 ) -> ContextGrowth | None:  # fmt: skip
     """Return how the context of a plan with `options` grows; None if its length is fixed.
 
     `memory` is the estimate of the plan with `buffers` and `draft_tokens`. The largest context is the longest one up to
-    the training length of the model whose memory fits in `available_bytes`, together with the copy of all sequences
-    that a resize needs. If even the planned context does not fit with this copy, its length is fixed.
+    `longest_n_ctx` whose memory fits in `available_bytes`, together with the copy of all sequences that a resize needs.
+    If even the planned context does not fit with this copy, its length is fixed.
     """
     if profile.is_embedding or any(_LENGTH_DEPENDENT_TENSOR in tensor.name for tensor in profile.tensors):
         return None
@@ -97,7 +97,7 @@ def plan_growth(
         return sum(estimate_bytes(n_ctx)) <= available_bytes
 
     initial_n_ctx = min(INITIAL_N_CTX, options.n_ctx)
-    max_n_ctx = max(options.n_ctx, _find_largest(profile.n_ctx_train, fits))
+    max_n_ctx = max(options.n_ctx, _find_largest(longest_n_ctx, fits))
     if max_n_ctx <= initial_n_ctx or not fits(options.n_ctx):
         return None
     doublings = itertools.takewhile(lambda n: n < max_n_ctx, (initial_n_ctx << i for i in itertools.count()))

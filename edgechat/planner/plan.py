@@ -48,7 +48,7 @@ Estimator = Callable[[LoadOptions], BufferSizes]
 
 def plan(
     profile: ModelProfile, machine: Machine, *, n_ctx: int | None = None, speculation: bool = True,
-    estimator: Estimator | None = None, extra_bytes: int = 0,
+    estimator: Estimator | None = None, extra_bytes: int = 0, longest_n_ctx: int | None = None,
 ) -> LoadPlan:  # fmt: skip
     """Return the load plan of a model on a machine.
 
@@ -58,22 +58,25 @@ def plan(
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
 
-    Unless `n_ctx` is set, the context can grow beyond its planned length (`LoadPlan.growth`).
+    Unless `n_ctx` is set, the context can grow beyond its planned length (`LoadPlan.growth`), up to `longest_n_ctx` if
+    it is given.
     """
     if machine.reserved_bytes and _can_leave_reserve(profile, machine, n_ctx, extra_bytes):
         with contextlib.suppress(PlanError):  # the model does not fit, according to exact sizes
             return plan(
                 profile, machine.leave_reserve(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
-                extra_bytes=extra_bytes,
+                extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx,
             )  # fmt: skip
+    longest_n_ctx = min(profile.n_ctx_train, longest_n_ctx or profile.n_ctx_train)
     smallest_estimate: MemoryEstimate | None = None
     for variant in list_load_variants(profile, machine, n_ctx):
         buffers = (estimator or partial(estimate_buffers, profile))(variant.options)
         memory = estimate(profile, variant.options, buffers, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified)
         if _fits(memory, variant.options, machine):
             return _make_load_plan(
-                profile, machine, variant, memory, buffers, speculation=speculation, n_ctx=n_ctx, may_grow=n_ctx is None
-            )
+                profile, machine, variant, memory, buffers, speculation=speculation, n_ctx=n_ctx,
+                longest_n_ctx=longest_n_ctx if n_ctx is None else None,
+            )  # fmt: skip
         if smallest_estimate is None or memory.total < smallest_estimate.total:
             smallest_estimate = memory
     if smallest_estimate is None:
@@ -110,7 +113,7 @@ def make_smaller_plan(
         if is_same or not _fits(memory, variant.options, machine):
             continue
         smaller_plan = _make_load_plan(
-            profile, machine, variant, memory, buffers, speculation=failed_plan.speculation, n_ctx=n_ctx, may_grow=False
+            profile, machine, variant, memory, buffers, speculation=failed_plan.speculation, n_ctx=n_ctx
         )
         memory = smaller_plan.estimate  # includes the memory of speculation, as does the estimate of the failed plan
         if memory.total <= _RETRY_FRACTION * failed_bytes or (
@@ -136,12 +139,13 @@ def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> boo
 
 def _make_load_plan(
     profile: ModelProfile, machine: Machine, variant: LoadVariant, memory: MemoryEstimate,
-    buffers: BufferSizes, *, speculation: bool, n_ctx: int | None, may_grow: bool,
+    buffers: BufferSizes, *, speculation: bool, n_ctx: int | None, longest_n_ctx: int | None = None,
 ) -> LoadPlan:  # fmt: skip
     """Return the plan for a variant that fits, and divide the free memory.
 
     Speculation gets a part of it, then the prefix cache; the context can grow into the rest. With layers on a discrete
-    GPU, the context does not grow, because the engine cannot read how much memory of the GPU is free.
+    GPU, the context does not grow, because the engine cannot read how much memory of the GPU is free, and neither does
+    it without `longest_n_ctx`.
     """
     options, draft_tokens = variant.options, 0
     if speculation:
@@ -156,9 +160,9 @@ def _make_load_plan(
     free_bytes = max(0, machine.available_bytes - memory.total)
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
-    if may_grow and (not options.n_gpu_layers or machine.gpu_is_unified):
+    if longest_n_ctx is not None and (not options.n_gpu_layers or machine.gpu_is_unified):
         growth_bytes = machine.available_bytes - prefix_ram_bytes
-        growth = plan_growth(profile, options, buffers, memory, growth_bytes, draft_tokens)
+        growth = plan_growth(profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens)
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,

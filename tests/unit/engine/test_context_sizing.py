@@ -198,7 +198,9 @@ def test_context_that_could_not_be_opened_is_not_opened_again_for_each_request()
     assert not sizing.grow(is_required=True)
     sizing.context.error = AssertionError("opened again")
     assert not sizing.grow(request_id=2, is_required=True)
-    assert [event.id for event in sizing.events] == [1, 2]
+    assert [e.id for e in sizing.events if isinstance(e, protocol.ContextGrowthRefused)] == [1, 2]
+    started = [e.n_ctx for e in sizing.events if isinstance(e, protocol.ContextResizeStarted)]
+    assert started == [1280], "the client does not know which length was tried"
 
 
 def test_shrinking_for_more_than_a_second_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

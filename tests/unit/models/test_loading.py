@@ -12,7 +12,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.models import loading, observed_memory
+from edgechat.models import context_limits, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.plan import plan
@@ -27,6 +27,7 @@ class DyingEngine:
 
     def __init__(self, real_bytes: int, unknown_bytes: int) -> None:
         self.pid = None
+        self.peak_n_ctx = 0
         self.has_loaded_one_model = True
         self.needs_restart = True
         self._real_bytes = real_bytes
@@ -138,6 +139,30 @@ def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
     assert observed_memory.extra_bytes("m.gguf") == 0
     observed_memory.record("m.gguf", 0, 100 * GIB)
     assert observed_memory.extra_bytes("m.gguf") == 2 * GIB
+
+
+def test_kill_of_a_grown_context_limits_its_length_and_not_the_plan() -> None:
+    profile = llama(n_ctx_train=1 << 17)
+    load_plan = plan(profile, machine(64 * GIB))
+    assert load_plan.max_n_ctx == 1 << 17
+    engine = SimpleNamespace(peak_n_ctx=1 << 16, take_memory_kill=lambda: True)
+    assert loading.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
+    assert observed_memory.extra_bytes(profile.path) == 0
+    limit = context_limits.read_limit(profile.path)
+    limited_plan = plan(profile, machine(64 * GIB), longest_n_ctx=limit)
+    assert (limited_plan.options, limited_plan.max_n_ctx) == (load_plan.options, 1 << 15)
+    context_limits.record_success(profile.path, 1 << 14)
+    assert context_limits.read_limit(profile.path) == 1 << 15
+    context_limits.record_success(profile.path, 1 << 15)
+    assert context_limits.read_limit(profile.path) == 1 << 16
+
+
+def test_kill_at_the_planned_length_raises_the_estimate() -> None:
+    load_plan = plan(llama(n_ctx_train=1 << 17), machine(64 * GIB))
+    engine = SimpleNamespace(peak_n_ctx=8192, take_memory_kill=lambda: True)
+    assert loading.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
+    assert observed_memory.extra_bytes(load_plan.model_path) > 0
+    assert context_limits.read_limit(load_plan.model_path) is None
 
 
 @pytest.mark.parametrize(("n_ctx", "n_warnings"), [(8192, 0), (16384, 1)])
