@@ -147,7 +147,7 @@ _GENERATION_OPTIONS = (
         "n_ctx",
         type=IntRange(),
         metavar="N",
-        help="Context length in tokens, rounded up to a multiple of 256.",
+        help="Fixed context length in tokens, rounded up to a multiple of 256; by default it grows.",
     ),
     click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB."),
     click.option("--threads", "n_threads", type=IntRange(), metavar="N", help="Number of compute threads."),
