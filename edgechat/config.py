@@ -260,7 +260,7 @@ def _suggest_name(name: str) -> str:
 
 
 def _format_invalid_value(value: object) -> str:
-    """Format a value of a settings file, of a variable or of a flag for an error message."""
+    """Format an invalid value from a settings file, variable or flag for an error message."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

@@ -39,7 +39,7 @@ from typing import ClassVar, Final
 from edgechat.humanize import shorten
 
 MAX_MESSAGE_CHARS: Final = 1000
-"""Maximum length of a message for the user. Messages can contain text from files and from servers."""
+"""Maximum length of a message for the user. Messages may contain text from files and from servers."""
 
 
 class EdgechatError(Exception):
@@ -48,7 +48,7 @@ class EdgechatError(Exception):
     exit_code: ClassVar[int] = 4
     """Exit code of a command that ends with this error."""
     max_chars: ClassVar[int] = MAX_MESSAGE_CHARS
-    """Maximum length of the message; the middle of a longer one is omitted."""
+    """Maximum length of the message; the middle of a longer message is omitted."""
 
     def __str__(self) -> str:
         return shorten(super().__str__(), self.max_chars)

@@ -82,7 +82,7 @@ class JsonFile(Generic[T]):
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading. Raises OSError, also for pipes and devices: reading one might never end."""
+    """Open a regular file for reading. Raises OSError, also for pipes and devices: reading them might never end."""
     return os.fdopen(_open_regular(path, os.O_RDONLY), "rb")
 
 

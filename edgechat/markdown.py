@@ -173,7 +173,7 @@ class Formulas:
         if not stripped or after == "$" or after.isdigit() or "`" in content or _PRICE.match(stripped):
             return None
         is_before_word = after.isascii() and after.isalpha()
-        if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # for example "$5 *now* ($x$"
+        if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # a price: "$5 *now* ($x$"
             return None
         if (is_before_word or (before.isascii() and before.isalnum())) and (
             stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # a price, such as "US$5"

@@ -117,7 +117,7 @@ class NgramSimple(_StaticPolicy):
 
 
 class PlainSuffix(_StaticPolicy):
-    """Policy whose draft has the same number of tokens as the longest match, but at most 31."""
+    """Policy that drafts as many tokens as the longest match has, but at most 31."""
 
     def __init__(self, index: TokenIndex) -> None:
         super().__init__()

@@ -141,7 +141,7 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        """Read the settings and the token of the hub. Raises HubError if any is invalid."""
+        """Read the settings and the token of the hub. Raises HubError if one of them is invalid."""
         self.endpoint = endpoint()
         hub_client.check_endpoint(self.endpoint)
         # huggingface_hub reads these variables when it is imported.
@@ -294,7 +294,7 @@ def _group_into_variants(files: list[RemoteFile]) -> tuple[list[Variant], list[U
 
 
 def _find_cut_files(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the parts of model files that were cut into pieces without own headers, by the name of the whole file."""
+    """Return the pieces of cut model files, which have no headers of their own, by the name of the whole file."""
     model_names = (name for name in names if is_safe_path(name) and (".gguf" in name.lower() or parse_quant(name)))
     return {
         whole_name: parts

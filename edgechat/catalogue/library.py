@@ -230,7 +230,7 @@ def find_by_path(path: Path) -> InstalledModel | None:
 
 
 def find_display_name(path: Path) -> str:
-    """Return the name of the model with the file `path` in the list of models; its file name if it is not listed."""
+    """Return the name under which the list of models shows `path`; the file name if the list does not contain it."""
     if _STARTER_PACKAGE in path.parts:
         return STARTER
     name = locations.parse_model_name(path)

@@ -145,7 +145,7 @@ class ModelFactsCache:
         self._facts = content.facts if content is not None else {}
 
     def get(self, path: Path) -> ModelFacts:
-        """Return the facts of the model at `path`, from the cache or from its header."""
+        """Return the facts about the model at `path`, from the cache or from the header of the file."""
         try:
             stat = path.stat()
         except OSError as error:

@@ -98,7 +98,7 @@ class Command(NamedTuple):
     aliases: tuple[str, ...] = ()
     """Other names of the command, such as its names in other programs."""
     needs_argument: bool = False
-    """True if the command, without an argument, only shows or removes a value, fails, or uses a default name.
+    """True if the command without an argument fails, uses a default name, or only shows or removes a value.
 
     A front end that offers commands in a list types such a command into the input field instead of running it.
     """

@@ -25,7 +25,7 @@ class ConversationPrompt(NamedTuple):
     start: int
     """Index, in the active path, of the first message in the prompt."""
     start_id: str | None
-    """ID of that message; None if the prompt contains all messages."""
+    """ID of the first message in the prompt; None if the prompt contains all messages."""
     attached_texts: list[str]
     """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
 

@@ -11,7 +11,7 @@ import msgspec
 from edgechat import config, paths
 from edgechat.errors import SettingsError
 
-# Settings that a persona can contain. Settings that depend on the machine, such as the context length, are excluded.
+# Settings that a persona may contain. Settings that depend on the machine, such as the context length, are excluded.
 PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
 
 

@@ -96,7 +96,7 @@ class ReplyGeneration:
         conversation_id: str,
         rebuild_prompt: Callable[[int], ConversationPrompt | None],
     ) -> Iterator[protocol.AnyEvent | events.TurnsDropped]:
-        """Yield the engine's events; if the context cannot grow for the prompt, those for a shorter prompt."""
+        """Yield the engine's events. If the context cannot grow for the prompt, generate with a shorter prompt."""
         try:
             yield from self._engine.generate(self._create_request(prompt, conversation_id))
         except ContextOverflowError as error:

@@ -95,7 +95,7 @@ class Session:
 
     @property
     def base_settings(self) -> Settings:
-        """Settings of all conversations. `settings` adds those of this conversation and of the command line."""
+        """Settings of all conversations. `settings` adds the settings of this conversation and of the command line."""
         return self._base_settings
 
     @property
@@ -346,7 +346,7 @@ class Session:
     # Settings
 
     def override_settings(self, **values: object) -> None:
-        """Change settings of this conversation. `values` can contain all `PERSONA_SETTINGS` except the model.
+        """Change settings of this conversation. `values` may contain all `PERSONA_SETTINGS` except the model.
 
         Raises UsageError and StoreError.
         """

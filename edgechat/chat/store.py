@@ -95,7 +95,7 @@ class Store(Protocol):
         """Delete messages permanently. `message_ids` lists children before their parents."""
 
     def select_branch(self, path: Sequence[str]) -> None:
-        """Switch the active path to `path` (message IDs from a root) and the most recently active leaf below."""
+        """Switch the active path to `path` (message IDs from a root), extended to the most recently active leaf."""
 
     def set_head(self, path: Sequence[str]) -> None:
         """Make the last message of `path` (message IDs from a root) the head, even if the message has children."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repository
     from edgechat.modelfile.header import ModelHeader
 
-# Labels of properties whose JSON names would be unclear as labels.
+# Labels of the properties whose JSON names would not be clear labels.
 _LABELS: Final = {
     "size_bytes": "size", "weights": "parameters", "memory": "layers by cache kind",
     "window": "sliding window", "embedding": "embedding size", "feed_forward": "feed-forward size",

@@ -170,5 +170,5 @@ def _failed_on_stdout(error: OSError) -> bool:
 
 
 def _print_error(text: str) -> None:
-    """Print an error message, which can contain control characters from a model file or a log."""
+    """Print an error message, which may contain control characters from a model file or a log."""
     echo_note(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}")

@@ -28,7 +28,7 @@ class ComputingMark:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def set(self, is_computing: bool) -> None:  # noqa: FBT001  (a switch)
-        """Set or remove the mark of this process. May wait microseconds while another process checks the marks."""
+        """Set or remove the mark of this process. May wait for microseconds while another process checks the marks."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 self._fcntl.flock(self._descriptor, self._fcntl.LOCK_SH if is_computing else self._fcntl.LOCK_UN)

@@ -55,7 +55,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     opened_path: str
     """Model file of the last request that loads or probes a model; "" if none."""
     log_start: int
-    """Size of the engine log in bytes before the events that led to the death."""
+    """Size of the engine log, in bytes, before the events that led to the death."""
     hang_reason: str = ""
     """Reason why the client killed the process, which was hanging; "" if the client did not kill it."""
 

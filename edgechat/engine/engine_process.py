@@ -24,7 +24,7 @@ from edgechat.runtime import logs
 from edgechat.runtime.activity import Activity, ActivityFile, ActivityState
 
 EXIT_TIMEOUT_S: Final = 2.0
-"""Time in which the engine process can save its caches before it exits."""
+"""Time that the engine process has to save its caches before it exits."""
 # Time after which an unanswered Cancel means that the engine cannot exit by itself either.
 _CANCEL_TIMEOUT_S: Final = 0.3
 

@@ -1,4 +1,4 @@
-"""Frames of the pipes between processes: a 4-byte big-endian length, and the msgpack object of a message."""
+"""Frames of the pipes between processes: a 4-byte big-endian length, and a message as a msgpack object."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ class ContextResizeStarted(Event, frozen=True):
 
 
 class ContextGrowthRefused(Event, frozen=True):
-    """The context stays as it is, although the request needs more cells. It can end early, or wait for others."""
+    """The context cannot grow, although the request needs more cells. The request may end early or have to wait."""
 
     n_ctx: int
     """Length of the context, in tokens."""
@@ -274,7 +274,7 @@ class ContextGrowthRefused(Event, frozen=True):
     """Memory that must be free to resize the context, including a copy of the sequences and a margin."""
     available_bytes: int
     error: str = ""
-    """Error of an attempt to grow; "" if there was none, because memory is short."""
+    """Error of a failed attempt to grow; "" if growth was not attempted, because memory is short."""
 
     def replace_id(self, request_id: int) -> ContextGrowthRefused:
         """Return this event for another request."""

@@ -72,7 +72,7 @@ class SpeedRecorder:
             self._speeds.setdefault(("prefill", self._plan.n_threads_batch), []).append(prefill_tps)
 
     def save(self) -> None:
-        """Save the new speeds. Takes about a millisecond, or nothing without new speeds."""
+        """Save the new speeds, which takes about a millisecond. Does nothing if there are no new speeds."""
         speeds, self._speeds = self._speeds, {}
         if not speeds:
             return

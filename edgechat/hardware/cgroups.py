@@ -71,7 +71,7 @@ def _read_numbers(path: Path) -> dict[str, int]:
 def _list_parents(mount: Path, group_path: str) -> Iterator[Path]:
     """Yield the directory of a control group and its parent directories up to `mount`.
 
-    In a container, /proc/self/cgroup can contain the path of the group on the host, while the group itself is mounted,
+    In a container, /proc/self/cgroup may contain the path of the group on the host, while the group itself is mounted,
     so `mount` is always included. A path with ".." leads out of the container.
     """
     relative_path = PurePosixPath(group_path.lstrip("/"))

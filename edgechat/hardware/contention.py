@@ -213,7 +213,7 @@ class Stopwatch:
     """Times a computation of a few milliseconds in this process; the overhead is about 10 microseconds."""
 
     def __init__(self, n_threads: int, *, is_cpu_bound: bool = True) -> None:
-        """Start timing a computation by `n_threads` threads; one that waits for a GPU or a disk is not CPU-bound."""
+        """Start timing a computation by `n_threads` threads, which is not CPU-bound if it waits for a GPU or a disk."""
         self._n_threads, self._is_cpu_bound = n_threads, is_cpu_bound
         _monitor.restart()
         self._suspended_s = _read_suspended_s()

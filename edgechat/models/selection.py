@@ -297,7 +297,7 @@ def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], obje
 def load_or_measure_speeds(
     engine: EngineClient, on_progress: Callable[[str], object] = lambda message: None
 ) -> KernelSpeeds | None:
-    """Return the saved kernel benchmark; run it in `engine` if none is saved, or if it is outdated.
+    """Return the saved kernel benchmark. If none is saved, or if it is outdated, run the benchmark in `engine`.
 
     A benchmark is outdated if it is old, if other programs disturbed it, or if recent replies contradict it, which is
     checked at most once a day. `on_progress` receives status lines. Raises EdgechatError.

@@ -20,7 +20,7 @@ class FileRange(msgspec.Struct, frozen=True, array_like=True):
 def list_unused_ranges(
     profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED_TYPES
 ) -> tuple[FileRange, ...]:
-    """Return the ranges of the tensors of `find_unused_tensors`, in order; ranges without a gap are merged.
+    """Return the file ranges of the tensors that `find_unused_tensors` returns, in order; merge adjacent ranges.
 
     The result is empty if the positions of the tensors are unknown.
     """

@@ -257,12 +257,13 @@ def lazy_bytes(profile: ModelProfile, options: LoadOptions) -> int:
 
 
 def _unused_table_bytes(profile: ModelProfile, all_weights_bytes: int, file_layout_bytes: int) -> int:
-    """Return how much less of a mapped file is needed than buffers in its layout contain.
+    """Return the size of the tables in a mapped file that are in buffers but that the model does not need in memory.
 
-    Only rows are read of embeddings for each layer, and of a token embedding if there is an output matrix. If there is
-    none, llama.cpp has a second tensor with the data of the token embedding: in another layout, then only rows of the
-    first one are read, or in the layout of the file, then both are the same pages. The arguments are the sizes of all
-    buffers with weights and of those in the layout of the file.
+    llama.cpp reads only single rows of the embeddings for each layer and, in a model with an output matrix, of the
+    token embedding. In a model without an output matrix, llama.cpp has a second tensor with the data of the token
+    embedding. If the second tensor has another layout, only single rows of the first one are read; if it has the layout
+    of the file, both are the same pages. The arguments are the total size of all buffers with weights, and the size of
+    those in the layout of the file.
     """
     layer_table_bytes = sum(t.size_bytes for t in profile.tensors if t.name == _LAYER_ROW_TABLE)
     table_bytes = sum(t.size_bytes for t in profile.tensors if t.name == _ROW_TABLE)

@@ -56,7 +56,7 @@ def correct_speed(predicted: PredictedSpeed, observed: ObservedSpeed) -> SpeedCo
 
 
 def _find_correction(predicted_tps: float, observed_tps: Sequence[float]) -> float | None:
-    """Return the median of the recent replies; None if it agrees with the prediction, or there are too few replies."""
+    """Return the median speed of the recent replies; None if it agrees with the prediction, or for too few replies."""
     median_tps, is_corrected = 0.0, False
     for end in range(_MIN_REPLIES, len(observed_tps) + 1):
         median_tps = statistics.median(observed_tps[max(0, end - _N_RECENT) : end])

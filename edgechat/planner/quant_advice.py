@@ -36,7 +36,7 @@ class QuantAdvice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_faster_quants(profile: ModelProfile, speeds: KernelSpeeds, options: LoadOptions) -> list[QuantAdvice]:
-    """Return smaller quants that decode much faster than the file, and than the ones before, by decreasing quality.
+    """Return smaller quants by decreasing quality; each decodes much faster than the file and the quants before it.
 
     Empty for models with layers on a GPU, and if `speeds` lacks a tensor type.
     """
@@ -72,7 +72,7 @@ def format_quant_advice(name: str, profile: ModelProfile, advice: list[QuantAdvi
 
 
 def _quantize(profile: ModelProfile, quant: str) -> ModelProfile | None:
-    """Return the profile of the file in another quant, approximately; None if no tensor of it can be quantised.
+    """Return the approximate profile of the file in another quant; None if none of its tensors can be quantised.
 
     The output matrix is stored in Q6_K, or in Q8_0 if its rows do not consist of whole blocks of Q6_K. Vectors and
     other tensors in F32 keep their type, except in a file of full precision.

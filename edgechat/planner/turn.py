@@ -52,16 +52,16 @@ def predict_turn(speed: PredictedSpeed, *, thinks: bool) -> TypicalTurn:
 
 
 def predict_shortest_turn(speed: PredictedSpeed, thinking: Thinking, *, think: bool | None) -> TypicalTurn:
-    """Return the shortest turn that the settings allow; models are ranked by it.
+    """Predict the shortest turn that the settings allow; its time determines the rank of a model.
 
-    `think` is the user's setting: True and False turn reasoning on and off, None leaves it to the speed of the model.
-    With None, a model that can reply without reasoning ranks by its time without it, even if it is fast enough to
-    reason by default. Otherwise, more speed would make such a model rank as slower.
+    `think` is the user's setting: True and False turn reasoning on and off, and with None, the speed of the model
+    decides. With None, a model that can reply without reasoning ranks by its time without reasoning, even if it is fast
+    enough to reason by default. Otherwise, more speed would make such a model rank as slower.
     """
     return predict_turn(speed, thinks=thinking == "always" or (thinking == "toggle" and think is True))
 
 
 def predict_default_turn(speed: PredictedSpeed, thinking: Thinking, *, think: bool | None) -> TypicalTurn:
-    """Return the turn that a user gets with the settings; see `predict_shortest_turn` for the arguments."""
+    """Predict the turn that a user gets with the settings; see `predict_shortest_turn` for the arguments."""
     is_on = is_thinking_default(speed.decode_tps) if think is None else think
     return predict_turn(speed, thinks=thinking == "always" or (thinking == "toggle" and is_on))

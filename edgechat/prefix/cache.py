@@ -71,7 +71,7 @@ class PrefixCache:
 
     @property
     def idle_tokens(self) -> int:
-        """Number of tokens in live sequences that are not leased; tokens of several sequences are counted once."""
+        """Number of tokens in live sequences that are not leased; tokens that sequences share are counted once."""
         return sum(len(node.tokens) for node in self._find_live_nodes(self._find_idle_seqs()))
 
     # Acquiring a sequence with the longest cached prefix of a prompt

@@ -236,7 +236,7 @@ def delete_conversation(root: Path, conversation: str) -> None:
 
 
 def folder_name(conversation: str) -> str:
-    """Return the folder name of a conversation: a hash of its id, because imported ids can contain any characters."""
+    """Return the folder name of a conversation: a hash of its id, because imported ids may contain any characters."""
     return hashlib.blake2b(conversation.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 

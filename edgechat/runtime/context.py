@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _MAX_STEP_TOKENS: Final = 32
-"""Maximum number of tokens in a batch with all logits that counts as a step; larger ones are prefill with logprobs."""
+"""Maximum number of tokens in a batch with all logits that counts as a step; larger batches prefill with logprobs."""
 
 
 class DecodeAborted(Exception):  # noqa: N818  (a requested stop, not an error)

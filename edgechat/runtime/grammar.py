@@ -40,7 +40,7 @@ _LIMIT_ERROR: Final = re.compile(
     r"(?i)\btoo (many|large)|symbols\.len\(\) <|\bfuel\b|row has \d|unable to determine|level exceeded"
 )
 _CONTINUATION: Final = "\x01"
-"""Control character that precedes a text which is tokenised as the continuation of another."""
+"""Control character that precedes a text which is tokenised as the continuation of another text."""
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
 
 

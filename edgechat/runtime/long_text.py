@@ -117,7 +117,7 @@ class _Windows:
         return end, self._tokenizer.tokenize_piece(self._text[start:end], is_continuation=start > 0)
 
     def _align_end(self, end: int) -> int:
-        """Return the last possible window end up to `end`: within a run of digits, a multiple of three must follow it.
+        """Return the last possible window end up to `end`. If it cuts a run of digits, a multiple of three must follow.
 
         Some pre-tokenizers group digits from the end of a run, and the groups in the window must be those of the run.
         """

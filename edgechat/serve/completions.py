@@ -121,7 +121,7 @@ class _ChoiceText:
         """Build the `logprobs` object of newly generated tokens; `with_prompt` puts the tokens of the prompt first."""
         prompt = self.prompt if with_prompt else []
         if self._n_chars is None:
-            # The tokens of the prompt can begin with text that the prompt does not have: a start token or a space.
+            # The tokens of the prompt may begin with text that the prompt does not have: a start token or a space.
             self._n_chars = len(self.echo) - len(self._decode_prompt())
         tokens, offsets = [*prompt, *new_tokens], []
         for token in tokens:

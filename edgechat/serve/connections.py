@@ -143,7 +143,7 @@ class Connection(H11Protocol):
 
     @property
     def has_whole_request(self) -> bool:
-        """True from the complete arrival of a request to the end of its response."""
+        """True after a whole request has arrived, until its response has ended."""
         return not self.is_waiting and not self.cycle.more_body
 
     def abort(self) -> None:

@@ -37,7 +37,7 @@ _MAX_NUMERIC_LIMIT: Final = 1 << 53
 def make_tool_call_rules(tools: Sequence[Tool], *, must_call: bool, allow_parallel: bool) -> str:
     """Return the grammar rules of tool calls in the generic format.
 
-    With `allow_parallel`, a reply can have several calls; with `must_call`, it must have one. Raises GrammarError if
+    With `allow_parallel`, a reply may have several calls; with `must_call`, it must have one. Raises GrammarError if
     the parameters of a tool use a schema keyword that is not supported.
     """
     calls, rules = [], []

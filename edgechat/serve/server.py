@@ -60,7 +60,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def _is_not_cancellation(record: logging.LogRecord) -> bool:
-    """Return False for the log record of a request that was cancelled by the shutdown of the server."""
+    """Return False for the log record of a request that the shutdown of the server cancelled."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 

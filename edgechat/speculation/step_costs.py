@@ -108,7 +108,7 @@ class StepCosts:
         """Time that trials of larger steps may take, in single-token steps."""
 
     def discard_outdated(self) -> None:
-        """Make old costs provisional, and costs from versions that did not detect other programs."""
+        """Make costs provisional if they are old, or if an earlier version saved them, which ignored other programs."""
         now = self._clock()
         for mean in (mean for ratios in self.ratios for mean in ratios.values()):
             if not 0 <= now - mean.measured_at <= _MAX_AGE_S:

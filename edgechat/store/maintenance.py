@@ -15,7 +15,7 @@ _PURGED_CONVERSATIONS_SQL: Final = """
     SELECT id FROM conversations WHERE key IN
         (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
 """
-# Also purges the descendants of expired messages, because they can have later times if the clock was set back.
+# Also purges the descendants of expired messages, because they may have later times if the clock was set back.
 _PURGE_SQL: Final = """
     WITH RECURSIVE purged (key) AS (
         SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?

@@ -25,7 +25,7 @@ DEFAULT_PAGE_BYTES: Final = 4096
 """SQLite's default page size, which edgechat never changes. Used if the file header is damaged."""
 _SEARCH_BYTES: Final = 1 << 20
 _LEAF_MAX_LOCAL_MARGIN: Final = 35
-"""A table leaf cell has at most the usable page size minus this number of payload bytes on its page (section 1.6)."""
+"""Usable page size minus the maximum number of payload bytes that a table leaf cell has on its page (section 1.6)."""
 
 
 def is_page_size(size: int) -> bool:

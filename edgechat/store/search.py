@@ -93,7 +93,7 @@ def _find_titles(db: sqlite3.Connection, words: Sequence[str], max_rows: int) ->
 
 def _find_messages(db: sqlite3.Connection, words: Sequence[str], max_rows: int, max_chars: int) -> list[sqlite3.Row]:
     long_words = [w for w in words if len(w) >= _TRIGRAM_CHARS]
-    # Values in damaged columns can have another type, so they are converted.
+    # Values in damaged columns may have another type, so they are converted.
     columns = f"{_MESSAGE_COLUMNS}, substr(CAST(ifnull(m.text, '') AS TEXT), 1, {max_chars}) AS text"
     join_clause = "JOIN conversations c ON c.key = m.conversation_key"
     if long_words:

@@ -61,9 +61,9 @@ class KeyTables(NamedTuple):
     """Functions that recognise the escape sequences of keys."""
 
     is_sequence: Callable[[str], bool]
-    """Return whether a sequence, which starts with ESC, is a key."""
+    """Function that returns whether a sequence, which starts with ESC, is a key."""
     is_functional: Callable[[str], bool]
-    """Return whether a number and a final letter, such as `3~`, are a key without a character."""
+    """Function that returns whether a number and a final letter, such as `3~`, are a key without a character."""
 
 
 def find_tokens(sequence: str, keys: KeyTables) -> list[str]:

@@ -31,7 +31,7 @@ class ConversationPane(ConversationFrame):
         get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str],
         *, figures: bool, footer: bool,
     ) -> None:  # fmt: skip
-        """See `ConversationFrame`. If `figures` is true, the speed of each reply is shown."""
+        """If `figures`, show the speed of each reply. For the other arguments, see `ConversationFrame`."""
         super().__init__(worker, get_palette, get_key_overrides, get_download_status, footer=footer)
         self.shows_figures = figures
         self._speed = ""

@@ -61,7 +61,7 @@ _STRING_STARTS: Final = frozenset(b"]P_^X")
 _N_OPERANDS: Final = {ord("Y"): 2, ord("N"): 1}
 """Number of characters after ESC Y (the cursor of a VT52) and ESC N (SS2)."""
 _UNTYPED_PAIRS: Final = frozenset(b"[]^_\\")
-"""Second bytes of escape sequences that are dropped if no content follows, instead of typing the byte with Alt."""
+"""Second bytes of escape sequences that are dropped if no content follows; Alt with these bytes is not a key."""
 
 _MOUSE: Final = LazyPattern(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
 _MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")

@@ -52,7 +52,7 @@ def list_settings() -> Iterator[PaletteEntry]:
 
 
 def list_themes(current: str) -> Iterator[PaletteEntry]:
-    """Yield all themes; the current one is described as such."""
+    """Yield all themes; the description of the current theme is "current"."""
     from edgechat.tui import themes
 
     for name in themes.theme_names():

@@ -38,7 +38,7 @@ class PasteReader:
             del self._data[end.start() :]
             self.finish()
         elif len(self._data) >= _MAX_PASTE_BYTES:
-            rest = self._data[-_END_BYTES:]  # can contain the start of the end marker or of a character
+            rest = self._data[-_END_BYTES:]  # may begin the end marker or a multi-byte character
             del self._data[-_END_BYTES:]
             self._add_part()
             self._data = rest

@@ -147,7 +147,7 @@ class CrashReportApp(App[ReturnType]):
             super()._display(screen, renderable)
 
     def paint(self) -> None:
-        """Write the changes that the painter allows now; if the terminal is behind, write the rest later."""
+        """Write the changes that the painter allows now; if the terminal is behind, write the others later."""
         painter = self._painter
         if painter is None or self._closed or not self._running:
             return

@@ -48,7 +48,7 @@ class TypeAheadApp(CrashReportApp[ReturnType]):
         return binding is not None and binding.binding.action in _OPENING_ACTIONS
 
     async def _release(self, previous: Widget | None, deadline: float) -> None:
-        """Handle the held events once the focus has moved from `previous` or the deadline is over; else try later."""
+        """Handle the held events if the focus has moved from `previous` or the deadline has passed; else try later."""
         if not self.screen_stack:  # the application has ended
             return
         if self.focused in {None, previous} and time.monotonic() < deadline:

@@ -319,7 +319,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def redact_url(url: str) -> str:
-    """Return a URL without user name, password and query, which can contain secrets."""
+    """Return a URL without user name, password and query, which may contain secrets."""
     parts = split_url(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
@@ -334,5 +334,5 @@ def _error_reason(error: BaseException) -> str:
 
 
 def shorten_reason(reason: str) -> str:
-    """Return a short form of an error's text, which can contain data from a server."""
+    """Return a short form of an error's text, which may contain data from a server."""
     return reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}..."

@@ -40,7 +40,7 @@ class TranscriptEntry:
 
     @property
     def as_message(self) -> MessageEntry | None:
-        """The entry itself if it is a message, otherwise None."""
+        """This entry if it is a message, otherwise None."""
         return None
 
     @property

@@ -77,7 +77,7 @@ class GrowingHighlighter:
     """Highlights a code block while it grows.
 
     An update reads only the end of the block, from the start of a line at which no token is open, and restores the
-    state that the lexer had there. The colours can differ from those of `highlight` until the block is complete, for
+    state that the lexer had there. The colours may differ from those of `highlight` until the block is complete, for
     example inside a comment of more than 512 characters.
     """
 

@@ -21,7 +21,7 @@ _MIN_ERASED_COLUMNS: Final = 8
 """Minimum number of spaces that are replaced by an erase sequence and a cursor movement, because these are shorter."""
 _MIN_SCROLLED_ROWS: Final = 3
 _MIN_SCROLL_GAIN: Final = 120
-"""Minimum number of characters that scrolling must save; the sequences for it take about 25 bytes."""
+"""Minimum number of characters that scrolling must save; the sequences for scrolling take about 25 bytes."""
 # Terminals disagree about the width of emoji sequences: joiners, variation selectors, keycaps, skin tones and flags.
 _UNSURE_CHARS: Final = "\u200d\ufe0f\u20e3" + "".join(map(chr, (*range(0x1F3FB, 0x1F400), *range(0x1F1E6, 0x1F200))))
 _UNSURE_CHAR_SET: Final = frozenset(_UNSURE_CHARS)

@@ -100,7 +100,7 @@ class TranscriptLayout:
     def lay_out_from(self, row: int, height: int) -> RowPosition:
         """Render the `height` visible rows that start at `row`, and `height` rows above and below them.
 
-        Returns the position of `row`. The row number of this position can change, because exact heights replace
+        Returns the position of `row`. The row number of this position may change, because exact heights replace
         estimates.
         """
         top = self.position(row)

@@ -263,7 +263,7 @@ class ChatScreen(SidebarScreen):
 
     @on(PromptInput.Interrupted)
     def action_interrupt(self) -> None:
-        """Copy the selected text, or stop the reply, or clear the input; if it is empty, quit on the second press."""
+        """Copy the selection, stop the reply or clear the input; if the input is empty, quit on the second press."""
         selected_text = self.get_selected_text()
         if selected_text:
             self.post_message(CopyRequested(selected_text, "Selection"))

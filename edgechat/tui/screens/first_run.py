@@ -232,7 +232,7 @@ class FirstRunScreen(Modal[Literal["chat", "models"]]):
 
     @property
     def tour(self) -> str:
-        """Note for the first conversation, in short lines: about the starter model, if in use, and the main keys."""
+        """Note for the first conversation, in short lines: the starter model, if it is in use, and the main keys."""
         from edgechat.catalogue.library import STARTER
 
         is_starter = self._offer.installed_model is not None and self._offer.installed_model.candidate.name == STARTER

@@ -114,7 +114,7 @@ class HelpScreen(FilterListScreen[str | None]):
                 _Row(", ".join(map(format_key, key.keys.split(","))), key.description, key.id)
                 for key in (self._keys[name] for name in topic.bindings if name in self._keys)
             ]
-            if not self._shows_names:  # several parts of the screen can have the same key
+            if not self._shows_names:  # several parts of the screen may have the same key
                 rows = list({(row.key, row.description): row for row in rows}.values())
             rows += [
                 _Row(f"/{name} {commands[name].argument}".rstrip(), commands[name].description, command=name)

@@ -35,7 +35,7 @@ def list_quants(repo: str) -> list[ModelFile]:
 
 
 def plan(reference: str, settings: Settings) -> ModelFile | None:
-    """Plan `owner/repo[:QUANT]` from the header of its remote file. Raises CatalogueError, ModelFileError, HubError."""
+    """Compute a plan from the header of a remote file. Raises CatalogueError, ModelFileError and HubError."""
     from edgechat.catalogue import remote_header
     from edgechat.models import selection
     from edgechat.planner.report import make_plan_row

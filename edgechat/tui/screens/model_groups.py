@@ -1,4 +1,4 @@
-"""Rows of the models screen: models with their quants, before and after they are planned for this machine."""
+"""Rows of the models screen: models with their quants, before and after their plans for this machine are made."""
 
 from __future__ import annotations
 

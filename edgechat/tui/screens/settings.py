@@ -70,7 +70,7 @@ class SettingsScreen(FilterListScreen[None]):
         self._first_name = name
         self._edited_name = ""
         self._notice_name = ""
-        """Name of the setting to which the notice belongs; the notice disappears when another one is highlighted."""
+        """Name of the setting to which the notice belongs; it disappears when another setting is highlighted."""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -138,7 +138,7 @@ class SettingsScreen(FilterListScreen[None]):
         self.query_one("#words", Static).update(escape_controls(text))
 
     def _show_notice(self, text: str, name: str, *, is_error: bool = False) -> None:
-        """Show `text` below the description until another setting than `name` is highlighted."""
+        """Show `text` below the description until a setting other than `name` is highlighted."""
         self._notice_name = name
         notice = self.query_one("#notice", Static)
         notice.set_class(is_error, "error")

@@ -150,7 +150,7 @@ class PromptInput(CompletingEditor):
     def on_paste(self, event: Paste) -> None:
         event.prevent_default()
         event.stop()
-        # A clipboard can contain escape sequences, which must not reach the terminal.
+        # A clipboard may contain escape sequences, which must not reach the terminal.
         text = escape_input(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         self.replace_and_move(self._shorten(text), *self.selection)
 
