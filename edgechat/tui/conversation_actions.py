@@ -1,4 +1,4 @@
-"""Actions on one conversation of the list, which need not be the open one."""
+"""Pin and delete conversations of the list, whether they are open or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ConversationActions:
-    """Pins and deletes conversations. Changes of conversations that are not open do not wait for a reply."""
+    """Pins and deletes conversations. Changes to conversations that are not open do not wait for a reply."""
 
     def __init__(self, pane: ConversationPane, worker: SessionWorker) -> None:
         self._pane = pane
