@@ -20,7 +20,7 @@ help:
 	@echo "make test-fast    set up, then run lint, types and most unit tests (2 minutes on two cores)"
 	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
-	@echo "make peers        build llama-bench, llama-cli and llama-server from the same source"
+	@echo "make peers        build llama.cpp's own llama-bench, -cli, -server and -quantize"
 	@echo "make wheels       build a wheelhouse in dist/ for installations without a network"
 	@echo "make bundle       build an archive in dist/bundle that installs edgechat without a network"
 	@echo "make deb          build a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"

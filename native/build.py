@@ -135,6 +135,8 @@ def locate(
     inputs["sources"] = {
         p.relative_to(NATIVE).as_posix(): digest(p) for p in sorted((NATIVE / "src").rglob("*")) if p.is_file()
     }
+    if peers:
+        inputs["peers"] = digest(NATIVE / "peers.cmake")
     return cache_dir() / ("peers" if peers else "bundle") / identity(inputs), tree, inputs
 
 
@@ -188,6 +190,8 @@ def configuration(tree: Path, source: Path, staged: Path, options: dict[str, obj
         "EDGECHAT_CPU_VARIANTS": options["variants"], "EDGECHAT_CUDA": options["cuda"],
         "EDGECHAT_METAL": "ON" if options["metal"] else "OFF", "EDGECHAT_PEERS": "ON" if options["peers"] else "OFF",
     }  # fmt: skip
+    if options["peers"]:
+        defined["CMAKE_PROJECT_edgechat_native_INCLUDE"] = tree / "native" / "peers.cmake"
     if is_cross:
         defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": target_machine()}
     where = ["-S", str(tree / "native"), "-B", str(tree / "build"), "-G", "Ninja"]
@@ -203,7 +207,7 @@ def remove_old_trees() -> None:
 
 def copy_changed(source: Path, target: Path) -> None:
     """Copy the native project. Unchanged files keep their modification times and are not recompiled."""
-    paths = [p for p in source.rglob("*") if p.is_file() and p.suffix in (".txt", ".h", ".c", ".cpp")]
+    paths = [p for p in source.rglob("*") if p.is_file() and p.suffix in (".txt", ".cmake", ".h", ".c", ".cpp")]
     for path in paths:
         copy = target / path.relative_to(source)
         if not copy.exists() or copy.read_bytes() != path.read_bytes():

@@ -19,7 +19,7 @@ from edgechat.errors import EngineError, ModelFileError, RequestCancelledError, 
 from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.models.quantization import MAX_BUFFER_BYTES, Quantization
 from edgechat.planner.requantize import find_preset_number
-from tests.conftest import Cli, edgechat_command
+from tests.conftest import ROOT, Cli, edgechat_command
 from tests.models import split_tiny
 from tests.waiting import until
 
@@ -63,6 +63,21 @@ def test_file_equals_that_of_llama_cpp_with_any_buffer(full_precision: Path, tmp
     subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["ours.gguf", "plain.gguf"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quant", ["Q4_0", "Q8_0", "Q4_K_M"])
+def test_file_equals_that_of_llama_quantize(full_precision: Path, tmp_path: Path, quant: str) -> None:
+    """The tool is built from the same source (`make peers`)."""
+    build = subprocess.run(
+        [sys.executable, str(ROOT / "native" / "build.py"), "peers"], check=True, capture_output=True, text=True
+    )
+    quantize(full_precision, tmp_path / "ours.gguf", quant)
+    subprocess.run(
+        [f"{build.stdout.strip()}/bin/llama-quantize", str(full_precision), str(tmp_path / "tool.gguf"), quant],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "tool.gguf").read_bytes()
 
 
 def test_size_is_known_before(full_precision: Path, tmp_path: Path) -> None:
