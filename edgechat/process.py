@@ -21,7 +21,8 @@ EXIT_STALLED: Final = 70
 """Exit code of an engine process that ended itself because it made no progress (EX_SOFTWARE of sysexits.h)."""
 UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
 HIDDEN_COMMANDS: Final = (
-    "_engine", "_selftest", "_speeds", "_quantise", "_case", "_busy", "_kv", "_render", "_grammar", "_import",
+    "_engine", "_selftest", "_speeds", "_quantise", "_case", "_busy", "_kv", "_divergence", "_render",
+    "_grammar", "_import",
 )  # fmt: skip
 
 # Python's options -m and -c put the current directory first on sys.path, where a file could shadow a module. `sys` is a

@@ -81,7 +81,7 @@ def _run_child(name: str, arguments: list[str]) -> int:
         from edgechat.runtime.backends.kernel_benchmark import main as child
     elif name == "_quantise":
         from edgechat.runtime.quantize import main as child
-    elif name in {"_case", "_busy", "_kv"}:
+    elif name in {"_case", "_busy", "_kv", "_divergence"}:
         return _import_benchmark(name)(arguments)
     elif name == "_import":
         from edgechat.store.import_process import main as child
@@ -96,6 +96,8 @@ def _import_benchmark(name: str) -> Callable[[list[str]], int]:
         from edgechat.bench.memory import case_main as child
     elif name == "_busy":
         from edgechat.bench.busy import busy_main as child
+    elif name == "_divergence":
+        from edgechat.bench.quant_divergence import main as child
     else:
         from edgechat.bench.kv_measure import main as child
     return child

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgechat.hardware.profile import HardwareProfile
     from edgechat.planner.machine import Machine
     from edgechat.planner.picks import Pick
-    from edgechat.planner.ranking import Evaluation
+    from edgechat.planner.ranking import Candidate, Evaluation
     from edgechat.planner.report import PlanRow
     from edgechat.planner.throughput import KernelSpeeds
 
@@ -66,10 +66,23 @@ _MAX_EXACT_MODELS: Final = 8
 )
 @click.option("--explain", is_flag=True, help="Show the memory use and plan of the chosen model, with reasons.")
 @click.option(
-    "--measure/--no-measure", default=True, help="Measure the speed of this machine if it has not been measured yet."
+    "--measure/--no-measure",
+    default=True,
+    help="Measure the speed of this machine if it has not been measured yet. With --quants, --measure also quantises "
+    "each installed model to a temporary file per quant, and compares its predictions.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def plan(
+    context: click.Context,
+    /,
+    names: tuple[str, ...],
+    *,
+    models: tuple[str, ...],
+    explain: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Compare models by memory, speed and quality.
 
     For `-m owner/repo[:QUANT]`, only the header of the model file is downloaded from the hub.
@@ -77,6 +90,8 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
     from edgechat.engine.client import EngineClient
 
     models += names
+    is_measure_given = context.get_parameter_source("measure") == click.core.ParameterSource.COMMANDLINE
+    options["measures_quants"] = options["with_quants"] and options["measure"] and is_measure_given
     engine, status = EngineClient(), StderrStatus(print_lines=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-") as scratch_dir:
         try:
@@ -113,6 +128,7 @@ def _evaluate_candidates(
     n_ctx: int | None,
     min_speed: float | None,
     measure: bool,
+    measures_quants: bool,
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
     """Evaluate all candidates. Return the evaluations, the automatic choice, and other fields for the JSON output."""
     from edgechat import config
@@ -131,6 +147,8 @@ def _evaluate_candidates(
     if models:
         status.show("Reading the headers of the models ...")
         candidates = selection.make_named_candidates(engine, models, scratch_dir, with_quants=with_quants)
+        if measures_quants:
+            candidates = _measure_quants(engine, candidates, scratch_dir, status)
     else:
         candidates = selection.list_installed_candidates()
     if with_catalogue:
@@ -152,6 +170,33 @@ def _evaluate_candidates(
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
     return evaluations, choice, json_facts
+
+
+def _measure_quants(
+    engine: EngineClient, candidates: list[Candidate], scratch_dir: Path, status: StderrStatus
+) -> list[Candidate]:
+    """Return the candidates, those that are quants of an installed file with the loss measured against this file."""
+    import msgspec
+
+    from edgechat.bench import quant_divergence
+    from edgechat.planner.quality import compute_divergence_loss
+
+    measured: dict[str, Candidate] = {}
+    for source in candidates:
+        prefix = f"{source.name} in "
+        quants = {c.quant: c for c in candidates if source.is_installed and c.name.startswith(prefix)}
+        path = Path(source.profile.path)
+        for quant, result in quant_divergence.measure(engine, path, list(quants), scratch_dir, status.show):
+            loss = source.quality.loss + compute_divergence_loss(result.divergence)
+            status.note(
+                f"{quants[quant].name}: KL divergence {result.divergence:.4f}, "
+                f"the same most likely token at {result.agreement:.1%} of the positions"
+            )
+            measured[quants[quant].name] = msgspec.structs.replace(
+                quants[quant], measured_divergence=result.divergence,
+                quality=msgspec.structs.replace(source.quality, loss=loss),
+            )  # fmt: skip
+    return [measured.get(candidate.name, candidate) for candidate in candidates]
 
 
 def _has_gpu_modules() -> bool:

@@ -107,6 +107,11 @@ def loss(quant: str, n_params: int) -> float:
     return POINTS_PER_DOUBLING * quant_divergence * _compute_size_factor(n_params) / _HALVING_DIVERGENCE
 
 
+def compute_divergence_loss(measured_divergence: float) -> float:
+    """Return the points lost by a KL divergence from full precision that was measured with the model itself."""
+    return POINTS_PER_DOUBLING * measured_divergence / _HALVING_DIVERGENCE
+
+
 def kv_loss(kv_type: KvType) -> float:
     """Return the points lost by storing keys and values in `kv_type` instead of F16, measured with small models."""
     return POINTS_PER_DOUBLING * DIVERGENCE_BY_KV_TYPE[kv_type] / _HALVING_DIVERGENCE

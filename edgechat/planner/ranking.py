@@ -52,6 +52,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Additional memory that earlier loads needed on this machine, compared with the estimate, in bytes."""
     observed_speed: ObservedSpeed = ObservedSpeed()
     """Speeds of recent replies on this machine."""
+    measured_divergence: float | None = None
+    """KL divergence from the file that the quant was made of, in nats per token; None if it was not measured."""
 
     @property
     def size_bytes(self) -> int:

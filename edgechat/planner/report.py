@@ -77,6 +77,8 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     quality_loss: float | None
     """Part of the quality score lost to quantisation and to the planned options, in points; None if unknown."""
     quality_is_measured: bool
+    measured_divergence: float | None = msgspec.field(default=None, name="divergence")
+    """KL divergence of a quant from the given file, in nats per token; None if it was not measured."""
     size_is_known: bool
     concessions: tuple[str, ...] = msgspec.field(name="trades")
     plan: dict[str, Any] | None
@@ -104,6 +106,7 @@ def make_plan_row(
         thinking_s=_finite_or_none(evaluation.turn.thinking_s if evaluation.turn else None),
         quality=_finite_or_none(evaluation.points),
         quality_loss=_finite_or_none(candidate.quality.index - evaluation.points),
+        measured_divergence=candidate.measured_divergence,
         quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
         concessions=plan.concessions if plan is not None else (),
         plan=_make_plan_fields(plan) if plan is not None else None,
