@@ -356,7 +356,7 @@ class Session:
             if name in PERSONA_SETTINGS:
                 problem = check(name, value)
             else:
-                problem = f"is not a conversation setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
+                problem = "is not a conversation setting. /set and Tab list those; /settings changes the others."
             if problem:
                 raise UsageError(f"{name} {problem}")
         self._stored_conversation.update_metadata(settings={**self.conversation.settings, **values})
