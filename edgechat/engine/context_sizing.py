@@ -17,7 +17,7 @@ from edgechat.planner.context_growth import ContextGrowth
 from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context
-from edgechat.runtime.native_handles import ResizeError
+from edgechat.runtime.resizable_context import ResizeError
 
 # Memory that growing leaves to other programs: 256 MiB, but at most a sixteenth of the total.
 _MARGIN_BYTES: Final = 256 << 20

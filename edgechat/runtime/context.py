@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from edgechat.errors import ComputeError, EngineError, PlanError
+from edgechat.errors import ComputeError, EngineError
 from edgechat.hardware.contention import Stopwatch, Timing
 from edgechat.hardware.thread_count import AdaptiveThreadCount
-from edgechat.planner.kv_memory import round_up_to_cells
-from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
-from edgechat.runtime.native_handles import NativeHandles, ResizeError
-from edgechat.runtime.sequences import SequenceMemory
+from edgechat.runtime.resizable_context import ResizableContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +32,8 @@ class NoKvSlotError(Exception):
     """Raised when the context has too few free cells for a batch; all sequences are unchanged."""
 
 
-class Context(SequenceMemory):
-    """Owner of a llama_context, its thread pool and its abort flag, which `close` or garbage collection frees."""
+class Context(ResizableContext):
+    """llama.cpp context: decodes tokens into its sequences, and computes logits."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
         """Create a context with the options of `plan`. Raises PlanError if llama.cpp fails.
@@ -48,115 +41,10 @@ class Context(SequenceMemory):
         For recurrent models, the context stores `n_rs_seq` earlier states of each sequence, so that up to `n_rs_seq`
         tokens can be rolled back.
         """
-        options, bindings = plan.options, model.bindings
-        llama, native = bindings.llama, bindings.edgechat
-        self._plan = plan
-        self.max_n_ctx = round_up_to_cells(plan.max_n_ctx)
-        """Length up to which the context may be resized, in tokens."""
-        self._abort_flag = native.edgechat_abort_flag_new()
-        self._is_aborted = False
-        self._abort_callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
-        self._no_callback = llama.ggml_abort_callback()
-        self.n_threads = plan.n_threads
-        self._n_threads_batch = plan.n_threads_batch
         self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
-        self._is_cpu_bound = options.n_gpu_layers == 0
-        self.kv_type, self.yarn_factor = options.kv_type, options.yarn_factor
-        self._batch = llama.llama_batch_init(plan.n_batch, 0, 1)
-        self._handles = NativeHandles(
-            llama, native, self._abort_flag, native.edgechat_threadpool_new(max(plan.n_threads, plan.n_threads_batch)),
-            self._batch,
-        )  # fmt: skip
-        self._finalizer = weakref.finalize(self, self._handles.free)
-        try:
-            with activity.during(Activity.LOADING):
-                pointer = self._open(model, plan.initial_n_ctx)
-        except PlanError:
-            self._finalizer()
-            raise
-        super().__init__(model, pointer, options.n_seqs)
-
-    def _open(self, model: Model, n_ctx: int) -> Any:
-        """Create an empty llama_context of `n_ctx` tokens and return its pointer. Raises PlanError if it fails."""
-        bindings, plan = model.bindings, self._plan
-        llama, handles = bindings.llama, self._handles
-        options = msgspec.structs.replace(plan.options, n_ctx=n_ctx)
-        params = _create_context_params(llama, msgspec.structs.replace(plan, options=options))
-        bindings.log.take_errors()
-        pointer = llama.llama_init_from_model(model.pointer, params)
-        if not pointer:
-            errors = bindings.log.take_errors()
-            reason = errors[0] if errors else "out of memory"
-            raise PlanError(f"Cannot create a context of {n_ctx} tokens: {reason}")
-        handles.pointer = pointer
-        if handles.thread_pool:
-            bindings.edgechat.edgechat_threadpool_attach(handles.thread_pool, pointer)
-        llama.llama_set_abort_callback(pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
-        self.n_ctx = int(llama.llama_n_ctx(pointer))
-        self.n_batch = int(llama.llama_n_batch(pointer))
-        self._current_thread_counts = plan.n_threads, plan.n_threads_batch
-        return pointer
-
-    @property
-    def is_resizable(self) -> bool:
-        """True if the length of the context can change."""
-        return self._plan.growth is not None
-
-    def resize(self, n_ctx: int) -> None:
-        """Replace the llama_context with one of `n_ctx` tokens that has the same sequences.
-
-        The logits of the last batch are lost. Raises ResizeError if the larger context cannot be opened, or if the
-        sequences do not fit in the smaller one; MemoryError and EngineError if the sequences cannot be saved, or if no
-        context is open.
-        """
-        self._check_open()
-        with activity.during(Activity.RESIZING):
-            old_n_ctx, data = self.n_ctx, self._save_all()
-            try:
-                reason = self._replace(n_ctx, data)
-                if not reason:
-                    return
-                lost_sequences = bool(self._replace(old_n_ctx, data))
-            finally:
-                data.close()
-            if lost_sequences:
-                self._close_context()
-                self._clear_token_lists()
-        raise ResizeError(reason, lost_sequences=lost_sequences)
-
-    def _replace(self, n_ctx: int, data: mmap.mmap) -> str:
-        """Open a context of `n_ctx` tokens with the sequences in `data`; return the reason for a failure, or ""."""
-        self._close_context()
-        try:
-            self._attach(self._open(self.model, n_ctx))
-        except PlanError as error:
-            return str(error)
-        return "" if self._restore_all(data) else f"The sequences do not fit in a context of {n_ctx} tokens."
-
-    def _close_context(self) -> None:
-        self._attach(None)
-        self._handles.free_context()
-
-    def reopen(self) -> None:
-        """Open a context again after the sequences were lost. Raises PlanError if there is too little memory."""
-        with activity.during(Activity.RESIZING):
-            self._attach(self._open(self.model, self._plan.initial_n_ctx))
-
-    def close(self) -> None:
-        """Free the context now. A second call does nothing."""
-        self._finalizer()
-
-    def abort(self) -> None:
-        """Stop the current decode, or the next one if none is running. Can be called from any thread."""
-        if self._finalizer.alive:
-            self._is_aborted = True
-            self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 1)
-
-    def clear_abort(self) -> None:
-        """Reset the abort flag, so that decoding works again after `abort`."""
-        self._is_aborted = False
-        self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 0)
+        self._is_cpu_bound = plan.options.n_gpu_layers == 0
+        super().__init__(model, plan)
 
     # Decode
 
@@ -355,27 +243,3 @@ def _find_largest(values: NDArray[Any], count: int) -> NDArray[Any]:
     smallest = np.partition(values, -count)[-count]
     candidates = np.flatnonzero(values >= smallest)
     return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
-
-
-def _create_context_params(llama: Any, plan: LoadPlan) -> Any:
-    options = plan.options
-    params = llama.llama_context_default_params()
-    params.n_ctx = options.n_ctx
-    params.n_batch = min(plan.n_batch, options.n_ctx)
-    params.n_ubatch = min(options.n_ubatch, options.n_ctx)
-    params.n_seq_max = options.n_seqs + 1  # one more for the scratch sequence
-    params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
-    params.n_outputs_max = max(N_OUTPUTS, options.n_seqs + 1)
-    params.type_k, params.type_v = (
-        getattr(llama, f"GGML_TYPE_{name.upper()}") for name in split_kv_type(options.kv_type)
-    )
-    if options.yarn_factor != 1.0:
-        params.rope_scaling_type = llama.LLAMA_ROPE_SCALING_TYPE_YARN
-        params.rope_freq_scale = 1.0 / options.yarn_factor
-        params.yarn_orig_ctx = 0  # the training length in the model file
-    params.n_rs_seq = options.n_rs_seq
-    params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
-    params.kv_unified = True
-    params.swa_full = False  # allocate cells only for the sliding window
-    params.no_perf = True
-    return params

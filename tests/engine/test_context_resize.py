@@ -12,7 +12,7 @@ from edgechat.errors import PlanError
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, NoKvSlotError
 from edgechat.runtime.model import Model
-from edgechat.runtime.native_handles import ResizeError
+from edgechat.runtime.resizable_context import ResizeError
 from tests.models import KINDS, N_WINDOW, Kind, growth, open_context, write_tiny
 
 

@@ -15,7 +15,7 @@ from edgechat.engine import context_sizing, protocol
 from edgechat.hardware.free_memory import FreeMemory
 from edgechat.planner.context_growth import ContextGrowth
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.native_handles import ResizeError
+from edgechat.runtime.resizable_context import ResizeError
 from tests.engine.text_models import SteppedModel
 from tests.models import KINDS, Kind, growth, write_tiny
 from tests.waiting import until
@@ -239,7 +239,7 @@ def test_context_that_cannot_be_opened_counts_as_refused(open_model: Open) -> No
 
 def test_requests_end_with_one_error_if_the_context_is_lost(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(growth=GROWTH)
-    model.ask(make_tokens(50), max_tokens=5)
+    model.ask(make_tokens(300), max_tokens=5)
     replace = model.context._replace
 
     def lose(n_ctx: int, data: Any) -> str:
@@ -247,12 +247,13 @@ def test_requests_end_with_one_error_if_the_context_is_lost(open_model: Open, mo
         return "out of memory"
 
     model.context._replace = lose  # type: ignore[method-assign]
-    ids = [model.start(make_tokens(60, seed), max_tokens=200) for seed in range(2)]
+    ids = [model.start(make_tokens(70, seed), max_tokens=300) for seed in range(2)]
     model.finish()
     for request_id in ids:
         event = model.final(request_id)
-        assert (event.error_type, "out of memory" in event.message) == ("EngineError", True)
+        assert (event.error_type, "out of memory" in event.message) == ("EngineError", True), event
     model.context._replace = replace  # type: ignore[method-assign]
+    assert model.sizer.idle_step(301.0) is None  # there is no context to shrink
     model.model.idle_step(lambda _allow: None)
     fixed = open_model()
     assert model.ask(make_tokens(60), max_tokens=300)[0] == fixed.ask(make_tokens(60), max_tokens=300)[0]

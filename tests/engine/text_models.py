@@ -29,7 +29,7 @@ class SteppedModel:
         self.memory = PLENTY
         self.now = 0.0
         self.ids = 0
-        plan = make_manual_plan(str(path), **({"n_threads": 2, "n_batch": 64, "n_seqs": 4} | options))
+        plan = make_manual_plan(str(path), **({"n_threads": 2, "n_batch": 128, "n_seqs": 4} | options))
         model = Model(native, path, plan.options)
         self.model = TextModel(
             model,
