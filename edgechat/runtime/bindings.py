@@ -173,4 +173,6 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
     for name, (result_type, argument_types) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result_type, argument_types
+    if not hasattr(library, "edgechat_set_lazy_clear"):  # a development build from before that function
+        library.edgechat_set_lazy_clear = lambda is_lazy: None  # type: ignore[attr-defined]
     return library

@@ -109,12 +109,20 @@ class ResizableContext(SequenceMemory):
         raise ResizeError(reason, lost_sequences=lost_sequences)
 
     def _replace(self, n_ctx: int, data: mmap.mmap) -> str:
-        """Open a context of `n_ctx` tokens with the sequences in `data`; return the reason for a failure, or ""."""
+        """Open a context of `n_ctx` tokens with the sequences in `data`; return the reason for a failure, or "".
+
+        The cells of the new context take memory only when they are used, so that they and the copy of the sequences
+        need no more memory than all cells.
+        """
+        native = self.model.bindings.edgechat
         self._close_context()
+        native.edgechat_set_lazy_clear(1)
         try:
             self._attach(self._open(self.model, n_ctx))
         except PlanError as error:
             return str(error)
+        finally:
+            native.edgechat_set_lazy_clear(0)
         return "" if self._restore_all(data) else f"The sequences do not fit in a context of {n_ctx} tokens."
 
     def _close_context(self) -> None:

@@ -35,6 +35,10 @@ EDGECHAT_API void edgechat_threadpool_free(edgechat_threadpool * threadpool);
 // Returns ggml's pool, for a backend without a context.
 struct ggml_threadpool * edgechat_threadpool_raw(edgechat_threadpool * threadpool);
 
+// While `is_lazy` is 1, new CPU buffers are cleared without touching their pages, where the system can do that (Linux).
+// Not thread-safe: no other thread may allocate buffers during the call.
+EDGECHAT_API void edgechat_set_lazy_clear(int is_lazy);
+
 // Returns the index of the largest of `count` logits (the first of equal ones), like llama.cpp's greedy sampler. That
 // sampler first copies all candidates, which takes 3 % of the decode time of a 0.5B model with a vocabulary of 152k.
 EDGECHAT_API int32_t edgechat_argmax(const float * logits, int32_t count);

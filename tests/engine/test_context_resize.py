@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgechat.errors import PlanError
+from edgechat.hardware.memory import read_rss_bytes
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, NoKvSlotError
 from edgechat.runtime.model import Model
@@ -185,6 +189,26 @@ def test_sequences_that_do_not_fit_in_a_smaller_context_are_kept(native: Binding
     assert growing.n_ctx == 1024
     assert len(growing.tokens()) == 600
     decode(growing, [3, 4])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cells are cleared at once on other systems")
+def test_free_cells_of_a_grown_context_take_no_memory(native: Bindings, starter: Path) -> None:
+    if isinstance(native.edgechat.edgechat_set_lazy_clear, types.FunctionType):
+        pytest.skip("the native bundle was built before edgechat_set_lazy_clear existed")
+    context = open_context(Model(native, starter), growth=growth(256, 8192), n_threads=2, n_batch=64, n_ctx=8192)
+    fixed = open_context(context.model, n_threads=2, n_batch=64, n_ctx=8192)
+    for c in (context, fixed):
+        decode(c, list(range(100, 300)))
+    rss_bytes = read_rss_bytes(os.getpid())
+    context.resize(8192)  # 180 MB, of which 4.4 MB are in use
+    assert read_rss_bytes(os.getpid()) - rss_bytes < 60 << 20
+    for c in (context, fixed):
+        decode(c, [50])
+    assert generate(context, 20, lambda: None) == generate(fixed, 20, lambda: None)
+    for c in (context, fixed):
+        c.clear()
+        decode(c, list(range(300, 400)))
+    assert generate(context, 20, lambda: None) == generate(fixed, 20, lambda: None)
 
 
 def test_sliding_window_survives_many_resizes(native: Bindings, tmp_path: Path) -> None:

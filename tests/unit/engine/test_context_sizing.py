@@ -12,7 +12,7 @@ from edgechat.engine.context_sizing import ContextSizer
 from edgechat.errors import EngineError
 from edgechat.hardware.free_memory import FreeMemory
 from edgechat.prefix.cache import PrefixCache
-from edgechat.runtime.native_handles import ResizeError
+from edgechat.runtime.resizable_context import ResizeError
 from tests.fake_memory import FakeMemory
 from tests.models import growth
 
