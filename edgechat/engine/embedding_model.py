@@ -55,12 +55,14 @@ class EmbeddingModel(EngineModel):
         self._tokenizations.cancel(cancelled_ids)
         self._tokenizations.step()
 
-    def _execute_embed(self, request: protocol.Embed) -> protocol.Embedded:
+    def _execute_embed(self, request: protocol.Embed) -> protocol.EmbeddingsComputed:
         # A cancellation before this line is noticed by `_is_cancelled`, and a later one also aborts the computation.
         self._embed_id = request.id
         self._embedder.clear_abort()
         try:
-            return protocol.Embedded(id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs])
+            return protocol.EmbeddingsComputed(
+                id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs]
+            )
         finally:
             self._embed_id = None
 

@@ -227,7 +227,7 @@ class QuantTypesListed(Event, frozen=True):
     ggml_types: list[int] = msgspec.field(name="types")
 
 
-class Embedded(Event, frozen=True):
+class EmbeddingsComputed(Event, frozen=True, tag="Embedded"):
     """Result of Embed: one unit vector per input."""
 
     embeddings: list[list[float]]
@@ -389,12 +389,12 @@ class RequestFailed(Event, frozen=True):
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted
+    | QuantTypesListed | EmbeddingsComputed | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted
     | ContextGrowthRefused
     | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (
-    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, Embedded, Tokenized, RequestFinished, EngineStats,
+    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, RequestFinished, EngineStats,
     RequestFailed,
 )  # fmt: skip
 

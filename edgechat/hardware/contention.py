@@ -37,7 +37,7 @@ _MAX_LOST_FRACTION: Final = 0.1
 # Minimum CPU time of a thread as a fraction of the elapsed time; with less, the process was paused or starved. Threads
 # sleep in long waits for each other: on processors with fast and slow cores, the fast ones reach about two thirds.
 _MIN_CPU_FRACTION: Final = 0.5
-_MIN_CPU_FRACTION_DURATION_S: Final = 0.005
+_MIN_CPU_SAMPLE_S: Final = 0.005
 # Step by which CPU time grows. Windows adds a clock tick of 1/64 s to the thread that runs at the tick, although Python
 # reports a resolution of 100 ns. Linux and macOS count CPU time in less than a microsecond.
 _CPU_TIME_STEP_S: Final = 1 / 64 if sys.platform == "win32" else 0.0
@@ -101,7 +101,7 @@ def _find_lost_time(usage: Usage, n_threads: int, min_cpu_s: float) -> str:
     if _MIN_CPU_FRACTION * elapsed_s < min_cpu_s:
         return ""
     lost_s = n_threads * elapsed_s - usage.cpu_s
-    if elapsed_s >= _MIN_CPU_FRACTION_DURATION_S and lost_s > (1 - _MIN_CPU_FRACTION) * n_threads * elapsed_s:
+    if elapsed_s >= _MIN_CPU_SAMPLE_S and lost_s > (1 - _MIN_CPU_FRACTION) * n_threads * elapsed_s:
         return f"the process was paused or starved: {usage.cpu_s:.3f} s of CPU time in {elapsed_s:.3f} s"
     if min(lost_s, usage.n_preemptions * _PREEMPTION_S) > _MAX_LOST_FRACTION * elapsed_s:
         return f"other programs preempted it {usage.n_preemptions} times in {elapsed_s:.3f} s"

@@ -36,8 +36,8 @@ def read_free_memory(root: Path = Path("/")) -> FreeMemory:
     """
     import psutil
 
-    memory, own = psutil.virtual_memory(), psutil.Process().memory_info()
-    mapped_bytes = int(getattr(own, "shared", 0))
+    memory, own_memory = psutil.virtual_memory(), psutil.Process().memory_info()
+    mapped_bytes = int(getattr(own_memory, "shared", 0))
     total_bytes, available_bytes = memory.total, max(0, memory.available - mapped_bytes)
     stalls = [_read_stall_percent(root / "proc/pressure/memory")]
     for group in list_group_memory(root):
@@ -46,7 +46,7 @@ def read_free_memory(root: Path = Path("/")) -> FreeMemory:
             total_bytes = min(total_bytes, group.limit_bytes)
             group_bytes = _compute_available_bytes(group, group.limit_bytes, mapped_bytes)
             available_bytes = min(available_bytes, group_bytes)
-    for limit_bytes, used_bytes in _list_process_limits(int(getattr(own, "data", 0)), int(own.vms)):
+    for limit_bytes, used_bytes in _list_process_limits(int(getattr(own_memory, "data", 0)), int(own_memory.vms)):
         total_bytes = min(total_bytes, limit_bytes)
         available_bytes = min(available_bytes, max(0, limit_bytes - used_bytes))
     return FreeMemory(total_bytes, available_bytes, max(stalls))

@@ -34,7 +34,7 @@ from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
-from edgechat.planner.turn import Thinking
+from edgechat.planner.turn import ReasoningSupport
 from edgechat.runtime.backends import kernel_benchmark, observed_speeds
 from edgechat.runtime.backends.bundle import find_bundle
 
@@ -49,7 +49,8 @@ def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_install
     return Candidate(
         name=name, quant=header.quant, profile=profile, is_installed=is_installed, file_bytes=header.file_bytes,
         quality=quality(header.quant, profile.n_params, _count_active_params(profile, model), model),
-        extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0, thinking=_thinking(model),
+        extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0,
+        thinking=_find_reasoning_support(model),
     )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def _make_catalogue_candidates(model: curated.CatalogueModel) -> list[Candidate]
         candidates.append(Candidate(
             name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
             file_bytes=sizes[quant][0], is_size_estimated=not sizes[quant][1], is_default=model.is_default,
-            quality=quality(quant, n_params, model.dimensions.n_params_active, model), thinking=_thinking(model),
+            quality=quality(quant, n_params, model.dimensions.n_params_active, model),
+            thinking=_find_reasoning_support(model),
         ))  # fmt: skip
     return candidates
 
@@ -349,8 +351,8 @@ def _is_contradicted(speeds: KernelSpeeds) -> bool:
     return any(e.speed_reasons for e in evaluate_for_machine(candidates, machine, Settings(), speeds))
 
 
-def _thinking(model: curated.CatalogueModel | None) -> Thinking:
-    """Return whether a model reasons before its reply; models that are not in the catalogue count as "no"."""
+def _find_reasoning_support(model: curated.CatalogueModel | None) -> ReasoningSupport:
+    """Return whether a model reasons before it replies; "no" for models that are not in the catalogue."""
     if model is None or model.thinking is None or model.thinking == "no":
         return "no"
     return "always" if model.thinking == "always" else "toggle"

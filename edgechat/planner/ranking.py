@@ -25,7 +25,7 @@ from edgechat.planner.throughput import (
     predict_speed,
     predict_speed_by_bandwidth,
 )
-from edgechat.planner.turn import Thinking, TypicalTurn, predict_default_turn, predict_shortest_turn
+from edgechat.planner.turn import ReasoningSupport, TypicalTurn, predict_default_turn, predict_shortest_turn
 
 PROMPT_TOKENS: Final = 1000
 """Length of the prompt for which the time to first token is predicted, in tokens."""
@@ -40,7 +40,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     profile: ModelProfile
     quality: Quality
-    thinking: Thinking = "no"
+    thinking: ReasoningSupport = "no"
     is_installed: bool = True
     is_default: bool = True
     """True if edgechat can choose the model automatically; False if the licence of the model has conditions."""

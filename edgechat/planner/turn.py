@@ -20,8 +20,8 @@ MIN_THINKING_TPS: Final = 60.0
 """Minimum decode speed, in tokens per second, at which reasoning is on by default. At this speed, typical reasoning and
 a reply take 18 s, and a prompt, which is never slower than decoding, at most 10 s."""
 
-Thinking = Literal["no", "toggle", "always"]
-"""Reasoning of a model before its reply: never, if the user wants it, or always."""
+ReasoningSupport = Literal["no", "toggle", "always"]
+"""Whether a model reasons before it replies: never, only if the user turns reasoning on, or always."""
 
 
 class TypicalTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ def predict_turn(speed: PredictedSpeed, *, thinks: bool) -> TypicalTurn:
     )  # fmt: skip
 
 
-def predict_shortest_turn(speed: PredictedSpeed, thinking: Thinking, *, think: bool | None) -> TypicalTurn:
+def predict_shortest_turn(speed: PredictedSpeed, thinking: ReasoningSupport, *, think: bool | None) -> TypicalTurn:
     """Predict the shortest turn that the settings allow; its time determines the rank of a model.
 
     `think` is the user's setting: True and False turn reasoning on and off, and with None, the speed of the model
@@ -61,7 +61,7 @@ def predict_shortest_turn(speed: PredictedSpeed, thinking: Thinking, *, think: b
     return predict_turn(speed, thinks=thinking == "always" or (thinking == "toggle" and think is True))
 
 
-def predict_default_turn(speed: PredictedSpeed, thinking: Thinking, *, think: bool | None) -> TypicalTurn:
+def predict_default_turn(speed: PredictedSpeed, thinking: ReasoningSupport, *, think: bool | None) -> TypicalTurn:
     """Predict the turn that a user gets with the settings; see `predict_shortest_turn` for the arguments."""
     is_on = is_thinking_default(speed.decode_tps) if think is None else think
     return predict_turn(speed, thinks=thinking == "always" or (thinking == "toggle" and is_on))

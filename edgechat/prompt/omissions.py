@@ -52,19 +52,19 @@ class OmissionFinder:
         """
         if _has_all_texts(messages, prompt):
             return None
-        kinds, kept_indices = _find_kinds(messages)
+        kinds, sample_indices = _find_kinds(messages)
         with self._lock:
             is_known, position = (key, kinds) in self._results, self._results.get((key, kinds))
         if not is_known:
             try:
-                position = self._probe([messages[i] for i in kept_indices], render, key)
+                position = self._probe([messages[i] for i in sample_indices], render, key)
             except TemplateError:  # for example, because the template exceeded the time limit
                 return find_omitted(messages, prompt)
             with self._lock:
                 if len(self._results) >= _MAX_RESULTS:
                     self._results.pop(next(iter(self._results)))
                 self._results[key, kinds] = position
-        return None if position is None else messages[kept_indices[position]]
+        return None if position is None else messages[sample_indices[position]]
 
     def _probe(
         self, messages: Sequence[PromptMessage], render: Callable[[list[PromptMessage]], str], key: object
@@ -109,7 +109,7 @@ def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
 
 
 def _find_kinds(messages: Sequence[PromptMessage]) -> tuple[str, list[int]]:
-    """Return a hash of the kinds of the messages, and the indexes of the messages that represent all messages."""
+    """Return a hash of the kinds of the messages, and the indexes of a sample that has all kinds and patterns."""
     call_ids: set[Any] = set()
     letters = []
     for message in messages:
@@ -121,14 +121,14 @@ def _find_kinds(messages: Sequence[PromptMessage]) -> tuple[str, list[int]]:
         ))  # fmt: skip
     alphabet = {letter: chr(i + 1) for i, letter in enumerate(dict.fromkeys(letters))}
     kinds = "".join(alphabet[letter] for letter in letters)
-    kept_indices: list[int] = []
+    sample_indices: list[int] = []
     position = 0
     for match in _REPEATED_TURNS.finditer(kinds):
-        kept_indices += range(position, match.start() + _N_PROBED_TURNS * len(match[1]))
+        sample_indices += range(position, match.start() + _N_PROBED_TURNS * len(match[1]))
         position = match.end()
-    kept_indices += range(position, len(messages))
-    description = repr([letters[i] for i in kept_indices]).encode("utf-8", "replace")
-    return hashlib.blake2b(description).hexdigest(), kept_indices
+    sample_indices += range(position, len(messages))
+    description = repr([letters[i] for i in sample_indices]).encode("utf-8", "replace")
+    return hashlib.blake2b(description).hexdigest(), sample_indices
 
 
 def _make_probe(message: PromptMessage, position: int) -> tuple[PromptMessage, str, list[str]]:

@@ -51,7 +51,7 @@ async def _compute_embeddings(queue: ModelQueue, body: EmbeddingsRequest) -> tup
     ]
     with contextlib.closing(await queue.submit([queue.build_embed_request(inputs)])) as events:
         while (request_event := await events.next()) is not None:
-            if isinstance(request_event.event, protocol.Embedded):
+            if isinstance(request_event.event, protocol.EmbeddingsComputed):
                 return [array("f", v) for v in request_event.event.embeddings], sum(map(len, inputs))
     raise ApiError(500, "The engine ended a request without a final event. Send the request again.")
 

@@ -73,7 +73,9 @@ def test_cancelled_request_ends_during_a_computation(server: EngineServer, *, ha
         model.execute(protocol.Embed(id=2, inputs=[[5], [0]]), 0.0)
     thread.join()
     server._begin_request(3)
-    assert model.execute(protocol.Embed(id=3, inputs=[[0]]), 0.0) == protocol.Embedded(id=3, embeddings=[[1.0]])
+    assert model.execute(protocol.Embed(id=3, inputs=[[0]]), 0.0) == protocol.EmbeddingsComputed(
+        id=3, embeddings=[[1.0]]
+    )
 
 
 def test_request_that_was_cancelled_before_is_not_computed(server: EngineServer) -> None:
