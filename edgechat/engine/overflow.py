@@ -50,6 +50,6 @@ def _describe_refusal(event: ContextGrowthRefused) -> str:
     if event.error:
         return f"Growing it to {length} failed ({event.error})."
     return (
-        f"Growing it to {length} needs {format_size(event.needed_bytes)} of free memory, but "
-        f"{format_size(event.available_bytes)} are free."
+        f"Growing it to {length} needs {format_size(event.needed_bytes)} of free memory, but only "
+        f"{format_size(event.available_bytes)} is free."
     )

@@ -70,7 +70,7 @@ def test_refused_prompt_names_the_memory_and_not_the_context_option(model: Stepp
     _, event = model.ask(make_tokens(700))
     assert event.error_type == "ContextOverflowError"
     assert event.message.startswith("The prompt has 700 tokens, but the context holds 256 tokens. Growing it to 768 ")
-    assert "but 68 MB are free" in event.message
+    assert "but only 68 MB is free" in event.message
     assert "close other programs" in event.message
     assert "--ctx" not in event.message
     model.now += 4.0

@@ -116,8 +116,8 @@ def decode(data: bytes) -> ImportedData:
         raise ImportRefusedError(f"the file is not an edgechat export: {path or 'it'} {problem}.") from error
     if archive.version > VERSION:
         raise ImportRefusedError(
-            f"the export has version {archive.version}, but this edgechat supports only versions up to {VERSION}. "
-            "Update edgechat."
+            f"the export uses format version {archive.version}, but this version of edgechat supports only "
+            f"versions up to {VERSION}. Update edgechat."
         )
     files: dict[str, bytes] = {}
     problems: list[str] = []
