@@ -101,7 +101,7 @@ def _find_malformed(schema: object, depth: int) -> Iterator[tuple[str, str]]:
     """Yield the place and the problem of each value with a wrong type in a JSON schema. Null counts as absent."""
     if isinstance(schema, Mapping):
         yield from _find_wrong_types(schema, _Structure)
-        for place, item in _iterate_subschemas(schema) if depth <= _MAX_DEPTH else ():
+        for place, item in _iterate_placed_subschemas(schema) if depth <= _MAX_DEPTH else ():
             yield from ((place + inner_place, text) for inner_place, text in _find_malformed(item, depth + 1))
     elif not isinstance(schema, (bool, type(None))):
         yield "", f"must be an object, not {name_json_type(schema)}"
@@ -116,7 +116,7 @@ def _find_wrong_types(schema: Mapping[str, Any], types: type[msgspec.Struct]) ->
         yield f".{place}", text
 
 
-def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _iterate_placed_subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Yield the subschemas of a JSON schema, each with its place, such as `.properties.name`."""
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
