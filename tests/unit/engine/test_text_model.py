@@ -23,6 +23,14 @@ class FakeMark(ComputingMark):
         return self.is_other_computing
 
 
+class FakeSizer:
+    n_steps = 0
+
+    def idle_step(self, _idle_s: float) -> float:
+        self.n_steps += 1
+        return 5.0
+
+
 class FakeCache:
     n_steps = 0
 
@@ -36,6 +44,7 @@ def test_idle_work_waits_for_other_engines_for_two_minutes(monkeypatch: pytest.M
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     model = cast("Any", object.__new__(TextModel))
     model._speed_recorder = SpeedRecorder(make_manual_plan("m.gguf", n_threads=1, n_ctx=512), "cpu-x64")
+    model._sizer = FakeSizer()
     model._mark, model._cache, model._disk, model._draft_manager, model._idle_since = (
         FakeMark(),
         FakeCache(),
@@ -44,6 +53,7 @@ def test_idle_work_waits_for_other_engines_for_two_minutes(monkeypatch: pytest.M
         None,
     )
     assert model.idle_step(lambda _: None) == 0.5  # seconds until the next look
+    assert model._sizer.n_steps == 1, "the memory that the other engine needs is not checked"
     model._mark.is_other_computing = False
     assert model.idle_step(lambda _: None) == 0.0
     assert model._cache.n_steps == 1

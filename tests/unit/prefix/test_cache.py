@@ -10,6 +10,7 @@ from edgechat.errors import EngineError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk_tier import delete_conversation
 from tests.fake_memory import FakeMemory
+from tests.models import Kind
 from tests.unit.prefix.segment_files import TOKENS, make_disk, wait_for_writes
 
 
@@ -126,3 +127,29 @@ def test_leased_sequences_are_never_evicted() -> None:
     memory.decode(seqs[1], [*TOKENS, 1])
     cache.commit(seqs[1])
     assert cache.acquire([*TOKENS, 1, 2]).seq == seqs[1]  # continued in place
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+@pytest.mark.parametrize(("ram_cap_bytes", "uses_disk"), [(0, True), (2000, True), (2000, False), (1 << 30, False)])
+def test_idle_sequence_is_evicted_only_if_all_of_it_is_saved(
+    kind: Kind, ram_cap_bytes: int, tmp_path: Path, *, uses_disk: bool
+) -> None:
+    memory = FakeMemory(kind)
+    cache = PrefixCache(memory, ram_cap_bytes=ram_cap_bytes, disk=make_disk(tmp_path) if uses_disk else None)
+    seq = cache.acquire(TOKENS, "talk").seq
+    memory.decode(seq, TOKENS)
+    cache.commit(seq)
+    assert not cache.evict_saved_lru()
+    cache.save_and_evict(n_kept=1)
+    assert cache.idle_tokens == len(TOKENS)
+    cache.save_and_evict(n_kept=0)
+    n_saved = cache.store.count_covered_tokens(TOKENS, "talk", can_truncate=memory.can_truncate)
+    assert (cache.idle_tokens == 0) == (n_saved == len(TOKENS))
+    if ram_cap_bytes in (0, 1 << 30):
+        assert cache.idle_tokens == (0 if ram_cap_bytes else len(TOKENS))
+    while uses_disk and cache.idle_step():
+        assert cache.store.disk is not None
+        wait_for_writes(cache.store.disk)
+    if uses_disk and cache.idle_tokens:
+        assert cache.evict_saved_lru()
+        assert cache.idle_tokens == 0
