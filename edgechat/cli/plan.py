@@ -175,7 +175,7 @@ def _evaluate_candidates(
 def _measure_quants(
     engine: EngineClient, candidates: list[Candidate], scratch_dir: Path, status: StderrStatus
 ) -> list[Candidate]:
-    """Return the candidates, those that are quants of an installed file with the loss measured against this file."""
+    """Return the candidates; for quants of an installed file, with the loss that was measured against this file."""
     import msgspec
 
     from edgechat.bench import quant_divergence

@@ -1,4 +1,4 @@
-"""Size of the context: grows when tokens do not fit, and shrinks when memory gets short or the engine is idle."""
+"""Resizing of the context, which grows when tokens do not fit, and shrinks when memory is short or unused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MARGIN_DIVISOR: Final = 16
 # The context shrinks if less than this part of the margin is free.
 _SHORT_DIVISOR: Final = 2
 # Share of the last ten seconds from which waiting for memory shows that less memory is free than the system reports.
-# The margin is then multiplied by the factor. A stall alone can have another cause, such as the limit of a cgroup that
+# The margin is then multiplied by the factor. A stall alone may have another cause, such as the limit of a cgroup that
 # contains this process.
 _MAX_STALL_PERCENT: Final = 10.0
 _STALL_FACTOR: Final = 4
@@ -40,7 +40,7 @@ _MIN_RETRY_S: Final = 5.0
 _MAX_RETRY_S: Final = 300.0
 # Time after shrinking for lack of memory in which the context grows only for requests that cannot run otherwise.
 _MIN_REGROW_S: Final = 60.0
-# Minimum time between two checks whether memory is short, between steps and while the engine is idle.
+# Minimum time between two checks for a shortage of memory, between decode steps and while the engine is idle.
 _CHECK_INTERVAL_S: Final = 1.0
 _IDLE_CHECK_INTERVAL_S: Final = 5.0
 # Time without requests after which the context shrinks.
@@ -55,7 +55,7 @@ class ContextSizer:
         self, context: Context, cache: PrefixCache, growth: ContextGrowth | None, send: Callable[[Event], None],
         read_memory: Callable[[], FreeMemory] = read_free_memory, now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Never resize the context if `growth` is None. `send` can be called from another thread during a resize."""
+        """If `growth` is None, never resize the context. During a resize, another thread may call `send`."""
         self._context = context
         self._cache = cache
         self._growth = growth
@@ -110,7 +110,7 @@ class ContextSizer:
         return True
 
     def _is_backing_off(self, n_needed: int, request_ids: Collection[int], *, is_required: bool) -> bool:
-        """Return whether growing is refused again, without a check, as it was a short time ago.
+        """Return whether growing is refused without another check, because it was refused a short time ago.
 
         A request that was not refused yet always causes a check, because memory may be free again.
         """
@@ -141,7 +141,7 @@ class ContextSizer:
         return max(0, cell_bytes) + self._context.state_bytes + _compute_margin_bytes(memory)
 
     def _resize(self, n_ctx: int, paused_ids: Collection[int] = ()) -> str:
-        """Resize the context; return the error if the old one had to be kept, else "".
+        """Resize the context. If this fails, keep the old context and return the error; otherwise return "".
 
         Raises EngineError if the sequences were lost.
         """
@@ -228,7 +228,7 @@ class ContextSizer:
             self._regrow_at = self._now() + _MIN_REGROW_S
 
     def idle_step(self, idle_s: float) -> float | None:
-        """Shrink the context if memory is short, or if the engine has been idle for `idle_s` of several minutes.
+        """Shrink the context if memory is short, or if the idle time `idle_s` has reached several minutes.
 
         Returns the delay before the next call, None if the context cannot shrink. Raises EngineError.
         """

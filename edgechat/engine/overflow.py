@@ -31,7 +31,7 @@ def make_prompt_overflow_error(n_tokens: int, n_ctx: int, n_ctx_train: int) -> C
 
 
 def make_refused_overflow_error(n_tokens: int, refusal: ContextGrowthRefused) -> ContextOverflowError:
-    """Return the error that a prompt of `n_tokens` does not fit, because the context cannot grow."""
+    """Return the error for a prompt of `n_tokens` tokens that does not fit because the context cannot grow."""
     return ContextOverflowError(
         f"The prompt has {format_count(n_tokens, 'token')}, but the context holds "
         f"{format_count(refusal.n_ctx, 'token')}. {_describe_refusal(refusal)} Shorten the prompt, or close other "

@@ -257,7 +257,7 @@ class ContextResizing(Event, frozen=True):
 
 
 class ContextResizeStarted(Event, frozen=True):
-    """The context begins to grow or shrink; the id is 0. If memory runs out, the client knows the length."""
+    """The context begins to grow or shrink; the id is 0. If memory then runs out, the client knows the new length."""
 
     n_ctx: int
     """New length of the context, in tokens."""

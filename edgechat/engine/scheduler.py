@@ -136,7 +136,7 @@ class Scheduler:
         return self._sizer.grow(n_tokens, [r.params.id for r in requests], self._request_ids, is_required=is_required)
 
     def _make_overflow_error(self, n_tokens: int) -> ContextOverflowError:
-        """Return the error for a prompt of `n_tokens`; if the context could not grow, it says how much memory is free.
+        """Return the error for a prompt of `n_tokens`; if the context could not grow, include the free memory.
 
         A longer context from --ctx would need the same memory.
         """

@@ -15,7 +15,7 @@ _STALL_FIELD: Final = "avg10="
 
 
 class FreeMemory(msgspec.Struct, frozen=True):
-    """Memory that this process can allocate in addition to what it uses, at one moment."""
+    """Memory that this process can allocate at one moment, in addition to the memory that it already uses."""
 
     total_bytes: int
     """Physical memory, or the cgroup limit if that is lower."""
@@ -63,7 +63,7 @@ def _compute_available_bytes(group: GroupMemory, limit_bytes: int, mapped_bytes:
 
 
 def _read_stall_percent(path: Path) -> float:
-    """Return the `full avg10` value of a file with pressure stall information; 0.0 if there is none."""
+    """Return the `full avg10` value of a file with pressure stall information; 0.0 if the file has no such value."""
     for line in read_text(path).splitlines():
         if line.startswith("full "):
             for field in line.split():

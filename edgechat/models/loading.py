@@ -131,7 +131,7 @@ def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
     instances.unregister(pid)
     context_limits.record_success(load_plan.model_path, engine.peak_n_ctx)
     peak_bytes = read_peak_pss_bytes(pid)
-    # While a context grows, a copy of its sequences is in memory, too, which is not part of the plan.
+    # While a context grows, memory also holds a copy of its sequences, which is not part of the plan.
     has_grown = engine.peak_n_ctx > load_plan.initial_n_ctx
     if peak_bytes and engine.has_loaded_one_model and not has_grown:
         memory = load_plan.estimate
@@ -225,7 +225,10 @@ def _make_plan(
 
 
 def list_ranges_to_remove(profile: ModelProfile, options: LoadOptions) -> tuple[FileRange, ...]:
-    """Return the ranges of the mapped model files that are not needed after a load with the measured backend."""
+    """Return the ranges of the mapped model files that a loaded model does not need in memory.
+
+    The saved kernel benchmark shows which tensor types the backend repacks; without one, `REPACKED_TYPES` is used.
+    """
     speeds = load_measured_speeds()
     return list_unused_ranges(profile, options, speeds.repacked_types if speeds is not None else REPACKED_TYPES)
 

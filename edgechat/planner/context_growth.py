@@ -1,4 +1,4 @@
-"""Growth of a context: the length with which it opens, the longest one that fits, and the memory of each length."""
+"""Growth of a context: its initial length, the largest length that fits, and the memory that each length needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgechat.planner.memory import BufferSizes, LoadOptions, MemoryEstimate, es
 
 INITIAL_N_CTX: Final = 4096
 """Context length with which a growing context opens."""
-# Name of tensors that make rotary embeddings depend on the context length. Such a context cannot grow, because the KV
-# cache of a longer context has other values.
+# Name of tensors that make rotary embeddings depend on the context length. The context of a model with such tensors
+# cannot grow, because the values in a longer KV cache would differ.
 _LENGTH_DEPENDENT_TENSOR: Final = "rope_factors_long"
 
 

@@ -143,9 +143,9 @@ def _make_load_plan(
 ) -> LoadPlan:  # fmt: skip
     """Return the plan for a variant that fits, and divide the free memory.
 
-    Speculation gets a part of it, then the prefix cache; the context can grow into the rest. With layers on a discrete
-    GPU, the context does not grow, because the engine cannot read how much memory of the GPU is free, and neither does
-    it without `longest_n_ctx`.
+    Speculation gets a part of the free memory, then the prefix cache; the context can grow into the rest. Without
+    `longest_n_ctx`, the context does not grow. With layers on a discrete GPU, it does not grow either, because the
+    engine cannot read how much memory of the GPU is free.
     """
     options, draft_tokens = variant.options, 0
     if speculation:

@@ -93,7 +93,11 @@ class OmissionFinder:
 
 
 def _has_all_texts(messages: Sequence[PromptMessage], prompt: str) -> bool:
-    """Return True if a prompt is certain to contain all messages."""
+    """Return True if a prompt is certain to contain all messages.
+
+    This can be decided only for messages that have long texts and no tool calls, and whose texts the prompt contains in
+    the same order.
+    """
     position = 0
     for message in messages:
         content = message.content.strip()
