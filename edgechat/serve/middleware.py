@@ -106,7 +106,7 @@ class RequestGuard:
         origin = headers.get("origin")
         is_forbidden_origin = origin is not None and not self._is_allowed_origin(origin, headers)
         if is_forbidden_origin or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
-            message = "Web pages from this origin may not use the server. To allow it, start it with --allow-origin."
+            message = "Web pages of this origin are refused. To allow them, start the server with --allow-origin."
             raise ApiError(403, message, code="wrong_origin")
         if rules.api_key and scope["path"] not in _PUBLIC_PATHS and scope["method"] != "OPTIONS":
             scheme, _, token = headers.get("authorization", "").partition(" ")
