@@ -72,6 +72,8 @@ def load_model(
             model_properties = _load(engine, profile, load_plan, on_event)
             break
         except (PlanError, EngineDiedError, ModelFileError) as error:
+            if _is_out_of_memory(error):  # other programs may have taken memory since the plan was made
+                machine = current_machine(settings, profile.path, engine.pid, gpus)
             retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt)
             if retry_plan is None:
                 raise
@@ -270,9 +272,7 @@ def _make_retry_plan(
             return make_smaller_plan(profile, machine, failed_plan, n_ctx)
         machine_without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
         return plan(profile, machine_without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation)
-    return (
-        make_smaller_plan(profile, machine, failed_plan, n_ctx) if attempt == 0 and _is_out_of_memory(error) else None
-    )
+    return make_smaller_plan(profile, machine, failed_plan, n_ctx) if _is_out_of_memory(error) else None
 
 
 def _is_out_of_memory(error: EdgechatError) -> bool:

@@ -175,11 +175,11 @@ if balloon is not None: balloon.stdin.close()
 
 
 def test_smaller_plan_is_loaded_after_memory_ran_out(limited: Callable[[int], MemoryLimit], starter: Path) -> None:
-    """The plan has a context of 8192 tokens; the balloon of 480 MiB leaves memory for at most 4096."""
+    """The plan has a context of 8192 tokens, for which the balloon of 420 MiB leaves too little memory."""
     limit = limited(700 * MIB)
     if limit.group is None:
         pytest.skip("needs a cgroup")
-    run = limit.run(sys.executable, "-c", SESSION, str(starter), "480", BALLOON)
+    run = limit.run(sys.executable, "-c", SESSION, str(starter), "420", BALLOON)
     assert run.returncode == 0, run.stderr
     first, last = run.stdout.splitlines()[0], run.stdout.splitlines()[-1]
     assert first.startswith("1 "), run.stdout
