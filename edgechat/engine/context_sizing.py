@@ -29,8 +29,9 @@ _SHORT_DIVISOR: Final = 2
 # contains this process.
 _MAX_STALL_PERCENT: Final = 10.0
 _STALL_FACTOR: Final = 4
-# A context has this fraction (1/16) more cells than the sequences need, so that it is not resized again soon.
-_HEADROOM_DIVISOR: Final = 16
+HEADROOM_DIVISOR: Final = 16
+"""A context has this fraction (1/16) more cells than the sequences need, and as much must stay free after a request is
+admitted, so that sequences can grow for a while before the context is resized again or one of them is preempted."""
 # A context that is full grows at least by this fraction (1/8), because each resize copies all sequences.
 _MIN_STEP_DIVISOR: Final = 8
 # Time after which a resize sends an event, so that the client can show why it waits.
@@ -273,4 +274,4 @@ def _is_short(memory: FreeMemory) -> bool:
 
 
 def _add_headroom(n_tokens: int) -> int:
-    return round_up_to_cells(n_tokens + n_tokens // _HEADROOM_DIVISOR)
+    return round_up_to_cells(n_tokens + n_tokens // HEADROOM_DIVISOR)

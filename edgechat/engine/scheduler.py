@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgechat.engine.context_sizing import ContextSizer
+from edgechat.engine.context_sizing import HEADROOM_DIVISOR, ContextSizer
 from edgechat.engine.overflow import make_prompt_overflow_error, make_refused_overflow_error
 from edgechat.engine.protocol import Event, create_failure_event
 from edgechat.engine.request import ActiveRequest
@@ -21,9 +21,6 @@ from edgechat.speculation.speculator import Speculator
 PREFILL_CHUNK_TOKENS: Final = 128
 # Prompts that share fewer tokens than this are prefilled independently of each other.
 _MIN_SHARED_TOKENS: Final = 64
-# Fraction of the context (1/16) that must stay free after a request is admitted, so that running sequences can grow for
-# a while before one of them is preempted.
-_HEADROOM_DIVISOR: Final = 16
 _PROMPT_TOO_LONG_MESSAGE: Final = (
     "The prompt does not fit in the context. Request fewer replies at once, or set a larger context with --ctx."
 )
@@ -115,9 +112,9 @@ class Scheduler:
         context, n_tokens = self._context, request.n_tokens
         if not context.is_open:
             context.reopen()
-        if len(self._running) == 1 and n_tokens + n_tokens // _HEADROOM_DIVISOR > context.n_ctx:
-            n_needed = min(n_tokens + n_tokens // _HEADROOM_DIVISOR, context.max_n_ctx)
-            self._grow(n_needed, [request], is_required=True)
+        n_needed = n_tokens + n_tokens // HEADROOM_DIVISOR
+        if len(self._running) == 1 and n_needed > context.n_ctx:
+            self._grow(min(n_needed, context.max_n_ctx), [request], is_required=True)
             if n_tokens >= context.n_ctx:
                 raise self._make_overflow_error(n_tokens)
         request.start()
@@ -153,7 +150,7 @@ class Scheduler:
             return False  # a request that bypasses the cache must run alone
         n_seqs = sum(r.params.n_sequences for r in requests)
         n_tokens = sum(r.n_tokens for r in requests)
-        n_needed = n_tokens + self._context.n_ctx // _HEADROOM_DIVISOR
+        n_needed = n_tokens + self._context.n_ctx // HEADROOM_DIVISOR
         return n_seqs <= self._context.n_seqs and (n_needed <= self._context.n_ctx or self._grow(n_needed, [request]))
 
     def _free_cells(self) -> bool:
