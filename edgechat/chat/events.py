@@ -33,7 +33,7 @@ class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
-class ContextResizing(msgspec.Struct, frozen=True, kw_only=True):
+class ContextSizeChanging(msgspec.Struct, frozen=True, kw_only=True):
     """The context grows or shrinks, which takes more than a second."""
 
     n_ctx: int
@@ -41,7 +41,7 @@ class ContextResizing(msgspec.Struct, frozen=True, kw_only=True):
     is_growing: bool = True
 
 
-class ContextGrowthRefused(msgspec.Struct, frozen=True, kw_only=True):
+class ContextLimitReached(msgspec.Struct, frozen=True, kw_only=True):
     """The context cannot grow, so the reply can end early, or its prompt is built again without the oldest turns."""
 
     notice: str
@@ -84,7 +84,7 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextResizing | ContextGrowthRefused
+    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextSizeChanging | ContextLimitReached
     | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ def format_progress(event: SessionEvent) -> str:
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
-    if isinstance(event, ContextResizing):
+    if isinstance(event, ContextSizeChanging):
         verb = "Growing" if event.is_growing else "Shrinking"
         return f"{verb} the context to {format_count(event.n_ctx, 'token')}"
     return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
@@ -106,6 +106,6 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
-    if isinstance(event, ContextGrowthRefused):
+    if isinstance(event, ContextLimitReached):
         return event.notice
     return f"The reply is not saved: {event.reason}" if isinstance(event, ReplySaveFailed) else ""

@@ -136,12 +136,12 @@ class ReplyGeneration:
         if isinstance(event, events.TurnsDropped):
             yield event
         elif isinstance(event, protocol.ContextResizing):
-            yield events.ContextResizing(n_ctx=event.n_ctx, is_growing=event.is_growing)
+            yield events.ContextSizeChanging(n_ctx=event.n_ctx, is_growing=event.is_growing)
         elif isinstance(event, protocol.ContextGrowthRefused):
             is_first = self._refused_growth is None  # a rebuilt prompt is another request, which gets its own event
             self._refused_growth = event
             if is_first:
-                yield events.ContextGrowthRefused(notice=format_growth_refusal(event))
+                yield events.ContextLimitReached(notice=format_growth_refusal(event))
         elif isinstance(event, protocol.PrefillProgressed):
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
