@@ -37,7 +37,7 @@ _N_BATCH: Final = 512
 
 
 class DivergenceWorkload(msgspec.Struct, frozen=True, kw_only=True):
-    """Model file, and another one of the same model to compare with it."""
+    """Paths of two files of one model, whose next-token distributions are compared."""
 
     reference: str
     model: str

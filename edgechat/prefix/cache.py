@@ -246,7 +246,7 @@ class PrefixCache:
         return False
 
     def save_and_evict(self, n_kept: int) -> None:
-        """Save the least recently used idle sequences, and evict those that are saved in full.
+        """Save idle sequences, least recently used first, and evict each sequence that is saved in full.
 
         The `n_kept` most recently used idle sequences are unchanged.
         """

@@ -127,7 +127,7 @@ class ReplyParser:
         return delta
 
     def _parse(self, *, is_final: bool) -> ParsedReply:
-        """Parse the whole output.
+        """Parse all output received so far.
 
         If the chat library fails, return the last result; if `is_final`, also add the text since then as content.
         """
