@@ -123,6 +123,9 @@ class FakeContext:
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         self.seq_tokens[target] = self.seq_tokens[source][:n_tokens]
 
+    def separate_windows(self) -> bool:
+        return False
+
     def clear(self) -> None:
         for seq in self.seq_tokens:
             self.seq_tokens[seq] = []

@@ -156,10 +156,13 @@ class Scheduler:
     def _free_cells(self) -> bool:
         """Free KV cells: evict an idle sequence from the prefix cache, or grow the context, or preempt a request.
 
-        Idle sequences that are saved in full are evicted first, the others only if the context cannot grow. The newest
-        request is preempted. Returns False if no cells can be freed and only one request is running.
+        Shared sliding windows are copied before. Idle sequences that are saved in full are evicted first, the others
+        only if the context cannot grow. The newest request is preempted. Returns False if no cells can be freed and
+        only one request is running.
         """
         n_needed = self._context.n_ctx + 1
+        if self._separate_windows():
+            return True
         if self._cache.evict_saved_lru() or self._grow(n_needed, self._running) or self._cache.evict_lru():
             return True
         if len(self._running) == 1:
@@ -169,6 +172,14 @@ class Scheduler:
         newest_request.preempt()
         self._waiting.appendleft(newest_request)
         return True
+
+    def _separate_windows(self) -> bool:
+        """Copy shared cells of sliding windows; return whether this can have freed cells. Raises EngineError."""
+        try:
+            return self._context.separate_windows()
+        except EngineError:
+            self._cache.drop_lost_sequences()
+            raise
 
     # Steps
 

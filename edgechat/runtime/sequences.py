@@ -30,6 +30,8 @@ class SequenceMemory:
         """Position where the cells of a restored sliding window start, by sequence; 0 if no positions lack cells."""
         self._uncommitted_seqs: set[int] = set()
         """Sequences whose recurrent state was rolled back, but not yet committed."""
+        self._sharing_seqs: set[int] = set()
+        """Sequences that may share cells of the sliding window with other sequences."""
         self._attach(pointer)
         is_recurrent = bool(llama.llama_model_is_recurrent(model.pointer))
         self._has_state = is_recurrent or bool(llama.llama_model_is_hybrid(model.pointer))
@@ -142,6 +144,7 @@ class SequenceMemory:
         if not n_tokens:
             self._gap_ends[seq] = 0
             self._uncommitted_seqs.discard(seq)
+            self._sharing_seqs.discard(seq)
         return n_tokens
 
     def drop(self, seq: int) -> None:
@@ -167,6 +170,35 @@ class SequenceMemory:
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         self._tokens[target] = self._tokens[source][:n_tokens]
         self._gap_ends[target] = self._gap_ends[source]
+        if self._window:
+            self._sharing_seqs |= {source, target}
+
+    def separate_windows(self) -> bool:
+        """Copy shared cells of sliding windows, so that each sequence has its own; return whether some were shared.
+
+        llama.cpp reuses the cells that a window has left behind only if a single sequence has them. So several replies
+        to one long prompt would soon have no free cells, although `find_slot` in llama-kv-cache.cpp has enough cells
+        for the windows of all sequences. Raises MemoryError, and EngineError if the sequences were lost.
+        """
+        if not self._sharing_seqs:
+            return False
+        llama, partial_flag = self.model.bindings.llama, self.model.bindings.llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        windows: dict[int, Any] = {}
+        for seq in sorted(self._sharing_seqs):
+            self.commit_rollback(seq)
+            windows[seq] = (ctypes.c_uint8 * int(llama.llama_state_seq_get_size_ext(self.pointer, seq, partial_flag)))()
+        for seq, window in windows.items():
+            llama.llama_state_seq_get_data_ext(self.pointer, window, len(window), seq, partial_flag)
+        self._sharing_seqs.clear()
+        for _ in range(2):  # a restore also frees cells, so that those that failed succeed in the second round
+            for seq, window in list(windows.items()):
+                if llama.llama_state_seq_set_data_ext(self.pointer, window, len(window), seq, partial_flag):
+                    del windows[seq]
+        for seq in windows:
+            self.drop(seq)
+        if windows:
+            raise EngineError("The KV cache had no cells for a sliding window. Send the request again.")
+        return True
 
     # Save and restore
 
@@ -256,3 +288,4 @@ class SequenceMemory:
             self._tokens[seq].clear()
             self._gap_ends[seq] = 0
         self._uncommitted_seqs.clear()
+        self._sharing_seqs.clear()
