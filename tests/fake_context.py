@@ -97,6 +97,9 @@ class FakeContext:
     def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
         return self.rows[index][token], []
 
+    def logprob(self, token: int, index: int) -> float:
+        return self.rows[index][token]
+
     def rollback(self, seq: int, n_tokens: int) -> None:
         assert n_tokens <= self.max_rollback
         if n_tokens:

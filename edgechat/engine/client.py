@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -182,6 +182,17 @@ class EngineClient:
         process = self._process
         if process is not None:
             process.cancel(protocol.Cancel(id=self.next_id(), target_id=target_id))
+
+    def cancel_sequences(self, target_id: int, sequences: Collection[int]) -> None:
+        """End single replies of the request `target_id`, which then end with the finish reason "cancelled".
+
+        The other replies continue. Does nothing for replies that have ended or have no token yet.
+        """
+        process = self._process
+        if process is not None:
+            process.send_notice(
+                protocol.CancelSequences(id=self.next_id(), target_id=target_id, sequences=sorted(sequences))
+            )
 
     def expect_end(self) -> None:
         """Kill the engine process if one of the requests in progress has not ended 10 seconds after this call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from edgechat.engine.protocol import AnyRequest, Event
 from edgechat.errors import EngineError
@@ -45,6 +45,9 @@ class EngineModel:
 
     def cancel(self, request_id: int) -> None:
         """Abort the running computation if it is only for the request `request_id`, which was cancelled."""
+
+    def cancel_sequences(self, request_id: int, indexes: Collection[int]) -> None:
+        """End single replies of the Generate request `request_id`. Call this on the decoding thread."""
 
     def abort(self) -> None:
         """Abort the running decode, or the next one if none is running."""

@@ -99,6 +99,10 @@ class EngineProcess:
                 self._cancelled_at.setdefault(request.target_id, time.monotonic())
         self._frames.put(frames.encode(request))
 
+    def send_notice(self, request: protocol.CancelSequences) -> None:
+        """Send a request that has no event."""
+        self._frames.put(frames.encode(request))
+
     def expect_end(self) -> None:
         """Apply the time limit of `cancel` to all requests in progress, without cancelling them."""
         with self._lock:

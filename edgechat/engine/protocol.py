@@ -113,6 +113,8 @@ class Generate(Request, frozen=True):
     """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None
     """Number of most likely tokens to return with their logprobs at each position; None for no logprobs."""
+    mean_logprob: bool = False
+    """Whether to report the mean logprob of each reply in SequenceFinished, which a single reply then has, too."""
     prompt_logprobs: bool = False
     """Whether to report the logprobs of the prompt's tokens, too; requires `n_logprobs`. The whole prompt is then
     computed, and not added to the prefix cache."""
@@ -138,6 +140,16 @@ class Cancel(Request, frozen=True):
     """
 
     target_id: int = msgspec.field(name="target")
+
+
+class CancelSequences(Request, frozen=True):
+    """End the replies with the indexes `sequences` of the Generate request `target_id`; its other replies continue.
+
+    Replies that have ended or have no token yet are unchanged. The CancelSequences request itself has no event.
+    """
+
+    target_id: int
+    sequences: list[int]
 
 
 class Stats(Request, frozen=True):
@@ -341,11 +353,14 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SequenceFinished(Event, frozen=True):
-    """One reply of a request with several parallel replies has ended."""
+    """One reply of a request with several parallel replies, or with `Generate.mean_logprob`, has ended."""
 
     sequence: int
     finish_reason: FinishReason
     completion_tokens: int
+    mean_logprob: float | None = None
+    """Mean natural logprob of the reply's tokens before sampling, without the token that ends it; None if
+    `Generate.mean_logprob` is False or the reply has no token."""
 
 
 class RequestFinished(Event, frozen=True):
@@ -386,7 +401,10 @@ class RequestFailed(Event, frozen=True):
     message: str
 
 
-AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
+AnyRequest = (
+    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | CancelSequences | Stats
+    | Shutdown
+)  # fmt: skip
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
     | QuantTypesListed | EmbeddingsComputed | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -149,6 +149,17 @@ class ActiveRequest:
         self.preempt()
         for sequence in self.sequences:
             sequence.finish("cancelled")
+
+    def cancel_sequences(self, indexes: Collection[int]) -> None:
+        """End the unfinished sequences with these indexes with the finish reason "cancelled"; the others continue."""
+        for sequence in self.sequences:
+            if sequence.index not in indexes or sequence.finish_reason is not None:
+                continue
+            for pending in [p for p in self._pending_prefills if p.output is sequence]:
+                self._pending_prefills.remove(pending)
+                if pending.seq is not None:
+                    self._return_seq_to_cache(pending.seq)
+            self.finish_sequence(sequence, "cancelled")
 
     def _return_seq_to_cache(self, seq: int) -> None:
         if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from edgechat.engine.context_sizing import HEADROOM_DIVISOR, ContextSizer
@@ -64,6 +64,11 @@ class Scheduler:
         """Cancel the running and waiting requests with the given ids."""
         for request in [r for r in (*self._running, *self._waiting) if r.params.id in ids]:
             self._end_request(request)
+
+    def cancel_sequences(self, request_id: int, indexes: Collection[int]) -> None:
+        """End single sequences of a running or preempted request; if none is left, the request ends in `step`."""
+        for request in [r for r in (*self._running, *self._waiting) if r.params.id == request_id]:
+            request.cancel_sequences(indexes)
 
     def cancel_all(self) -> None:
         """Cancel all running and waiting requests."""

@@ -36,6 +36,29 @@ def compute_logprobs(context: Context, token: int, index: int, n_top: int) -> To
     )
 
 
+class MeanLogprob:
+    """Mean of the logprobs of one reply's tokens."""
+
+    def __init__(self) -> None:
+        self._sum_before_last = self._last = 0.0
+        self._n_tokens = 0
+
+    def add(self, logprob: float) -> None:
+        self._sum_before_last += self._last
+        self._last = logprob
+        self._n_tokens += 1
+
+    def remove_last(self) -> None:
+        """Remove the last logprob, of the token that ends the reply; a second call without `add` is an error."""
+        self._last = 0.0
+        self._n_tokens -= 1
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None for a reply without tokens."""
+        return (self._sum_before_last + self._last) / self._n_tokens if self._n_tokens else None
+
+
 class OutputSequence:
     """Samples the tokens of one reply and sends their text as events."""
 
@@ -49,6 +72,7 @@ class OutputSequence:
         `grammar`.
         """
         self.seq = seq
+        self.index = index
         self.tokens: list[int] = []
         self.next_token = -1
         """The last sampled token, which the next step decodes; -1 before the first sample."""
@@ -56,7 +80,6 @@ class OutputSequence:
         self.finish_reason: FinishReason | None = None
         self._context = context
         self._params = params
-        self._index = index
         self._n_prompt = len(prompt)
         self._send = send
         sampling = params.sampling
@@ -74,6 +97,7 @@ class OutputSequence:
         self._unsent_text = ""
         self._unsent_tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._score = MeanLogprob() if params.mean_logprob else None
         self._flushed_at = 0.0
 
     @property
@@ -103,6 +127,8 @@ class OutputSequence:
             token = forced_tokens[self.n_tokens]
         if self._params.n_logprobs is not None:
             self._logprobs.append(compute_logprobs(self._context, token, index, self._params.n_logprobs))
+        if self._score is not None:
+            self._score.add(self._context.logprob(token, index))
         return token
 
     def accept(self, token: int) -> bool:
@@ -114,6 +140,8 @@ class OutputSequence:
         model = self._context.model
         if model.is_eog(token) and not self._params.ignore_eog:
             del self._logprobs[-1:]
+            if self._score is not None:
+                self._score.remove_last()
             self.finish("stop")
             return False
         self._append_text(token, model.token_to_piece(token, special=token in self._visible_tokens))
@@ -136,7 +164,7 @@ class OutputSequence:
 
     def _flush(self) -> None:
         self._send(TokensGenerated(
-            id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self._index,
+            id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self.index,
             logprobs=self._logprobs,
         ))  # fmt: skip
         self._unsent_text, self._unsent_tokens, self._logprobs = "", [], []
@@ -149,7 +177,8 @@ class OutputSequence:
         self._unsent_text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
         if self._unsent_text or self._unsent_tokens:
             self._flush()
-        if self._params.n_sequences > 1:
+        if self._params.n_sequences > 1 or self._score is not None:
             self._send(SequenceFinished(
-                id=self._params.id, sequence=self._index, finish_reason=reason, completion_tokens=self.n_tokens
+                id=self._params.id, sequence=self.index, finish_reason=reason, completion_tokens=self.n_tokens,
+                mean_logprob=self._score.value if self._score is not None else None,
             ))  # fmt: skip

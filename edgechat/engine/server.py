@@ -85,6 +85,9 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
+            if isinstance(request, protocol.CancelSequences):
+                self._model.cancel_sequences(request.target_id, request.sequences)
+                continue
             while self._model.is_busy and not isinstance(request, _CONCURRENT_REQUEST_TYPES):
                 self._step()
             self._begin_request(request.id)
@@ -145,7 +148,8 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 with self._lock:
                     self._abort_running_requests()
-            self._heartbeat.add_request()
+            if not isinstance(request, protocol.CancelSequences):  # has no event
+                self._heartbeat.add_request()
             self._requests.put((request, arrived_at))
             with self._lock:
                 if self._can_abort_idle_work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -227,6 +227,9 @@ class TextModel(EngineModel):
         if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0
         return sizing_delay_s
+
+    def cancel_sequences(self, request_id: int, indexes: Collection[int]) -> None:
+        self._scheduler.cancel_sequences(request_id, indexes)
 
     def abort(self) -> None:
         self._context.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +45,7 @@ class Context(ResizableContext):
         self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
         self._is_cpu_bound = plan.options.n_gpu_layers == 0
+        self._logprob_buffer: NDArray[Any] | None = None
         super().__init__(model, plan)
 
     # Decode
@@ -92,6 +94,18 @@ class Context(ResizableContext):
         logprobs -= np.log(np.exp(logprobs).sum())
         top_tokens = _find_largest(logprobs, n_top)
         return float(logprobs[token]), [(int(t), float(logprobs[t])) for t in top_tokens]
+
+    def logprob(self, token: int, index: int) -> float:
+        """Return only the logprob of `token` that `logprobs` returns, several times as fast, in single precision."""
+        import numpy as np
+
+        logits = self.logits(index)
+        if self._logprob_buffer is None:
+            self._logprob_buffer = np.empty_like(logits)
+        buffer, largest = self._logprob_buffer, logits.max()
+        np.subtract(logits, largest, out=buffer)
+        np.exp(buffer, out=buffer)
+        return float(logits[token]) - float(largest) - math.log(float(buffer.sum()))
 
     @property
     def uses_all_threads(self) -> bool:
