@@ -252,7 +252,9 @@ def _find_largest(values: NDArray[Any], count: int) -> NDArray[Any]:
     """Return the indexes of the `count` largest values, largest first; equal values are in the order of their index."""
     import numpy as np
 
-    if not 0 < count < len(values):
+    if count <= 0:
+        return np.empty(0, np.intp)
+    if count >= len(values):
         return np.argsort(-values, kind="stable")[:count]
     smallest = np.partition(values, -count)[-count]
     candidates = np.flatnonzero(values >= smallest)

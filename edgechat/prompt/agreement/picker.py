@@ -1,0 +1,161 @@
+"""Rounds of parallel replies to one prompt, and the choice between them."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import msgspec
+
+from edgechat.prompt.agreement.answers import Answer, extract_answer
+from edgechat.prompt.agreement.judge import Tournament, run_tournament
+from edgechat.prompt.agreement.vote import (
+    Ballot,
+    can_change,
+    choose_most_likely,
+    count_deciding_votes,
+    count_votes,
+    elect,
+)
+
+PickMethod = Literal["agree", "likely", "judge"]
+"""How a reply is chosen: the most frequent answer, the highest mean logprob, or the model's own comparison."""
+PICK_METHODS: Final[tuple[PickMethod, ...]] = get_args(PickMethod)
+MAX_PICKED_REPLIES: Final = 64
+"""Maximum number of replies from which one is chosen."""
+# Rounds after the first one generate at least this number of replies: a step for two takes hardly longer than for one.
+_MIN_ROUND: Final = 2
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One generated reply, as far as the choice is concerned."""
+
+    text: str
+    is_complete: bool
+    """False if the reply was stopped or cut; it then has no vote."""
+    mean_logprob: float | None
+    answer: Answer | None
+
+
+class Pick(msgspec.Struct, frozen=True, kw_only=True):
+    """Chosen reply."""
+
+    method: PickMethod
+    index: int
+    """Index of the reply, in the order in which the replies were started."""
+    n_agreeing: int
+    """Number of complete replies with its answer, including itself; 0 if the answer cannot be compared."""
+    n_counted: int
+    """Number of complete replies."""
+    n_started: int
+    """Number of replies that were generated, at least in part."""
+    n_requested: int
+
+    def describe(self) -> str:
+        """Describe the choice in a few words, such as "4 of 5 agree"."""
+        if not self.n_counted:
+            return "no reply is complete"
+        if self.method == "agree":
+            if not self.n_agreeing:
+                return f"most likely of {self.n_counted}, no answers to compare"
+            return f"{self.n_agreeing} of {self.n_counted} agree"
+        return f"{'most likely' if self.method == 'likely' else 'best'} of {self.n_counted}"
+
+
+class ReplyPicker:
+    """Decides how many replies to generate at a time, when they suffice, and which of them to choose.
+
+    Call `start_round` until it returns an empty range; generate the replies of each range in parallel, and pass each
+    one that ends to `finish_reply`. When `is_decided` becomes true, the other replies of the round can be ended.
+    """
+
+    def __init__(self, method: PickMethod, n_replies: int, max_parallel: int) -> None:
+        """Choose one of up to `n_replies` replies, of which at most `max_parallel` are generated at a time."""
+        self.method = method
+        self.n_replies = n_replies
+        self._max_parallel = max(1, max_parallel)
+        self._n_started = 0
+        self._candidates: dict[int, Candidate] = {}
+
+    @property
+    def n_started(self) -> int:
+        """Number of replies in all rounds so far."""
+        return self._n_started
+
+    @property
+    def n_finished(self) -> int:
+        """Number of replies that have ended."""
+        return len(self._candidates)
+
+    @property
+    def candidates(self) -> list[Candidate | None]:
+        """The replies in the order in which they were started; None for a reply that has not ended."""
+        return [self._candidates.get(index) for index in range(self._n_started)]
+
+    def start_round(self) -> range:
+        """Return the indexes of the replies to generate next; an empty range if no more are needed.
+
+        A vote generates as many as can decide it, so that replies that agree cost no more than necessary.
+        """
+        n_left = self.n_replies - self._n_started
+        n_round = n_left
+        if self.method == "agree":
+            n_round = count_deciding_votes(count_votes(self._ballots), n_left)
+            if n_round and self._n_started:
+                n_round = max(n_round, _MIN_ROUND)
+        start = self._n_started
+        self._n_started += min(n_round, n_left, self._max_parallel)
+        return range(start, self._n_started)
+
+    def finish_reply(self, index: int, text: str, mean_logprob: float | None, *, is_complete: bool) -> None:
+        """Add a reply that has ended, without its reasoning."""
+        answer = extract_answer(text) if is_complete else None
+        self._candidates[index] = Candidate(text, is_complete, mean_logprob, answer)
+
+    @property
+    def is_decided(self) -> bool:
+        """True if no further reply can change the choice."""
+        n_left = self.n_replies - len(self._candidates)
+        return n_left <= 0 or (self.method == "agree" and not can_change(count_votes(self._ballots), n_left))
+
+    @property
+    def _complete(self) -> list[tuple[int, Candidate]]:
+        return sorted((index, candidate) for index, candidate in self._candidates.items() if candidate.is_complete)
+
+    @property
+    def _ballots(self) -> list[Ballot]:
+        return [Ballot(candidate.answer, candidate.mean_logprob) for _, candidate in self._complete]
+
+    def start_tournament(self) -> Tournament | None:
+        """Return the comparisons of the complete replies; None if none are needed.
+
+        The indexes of the tournament are those of `list_complete`.
+        """
+        complete = self._complete
+        if self.method != "judge" or len(complete) < 2:  # noqa: PLR2004  (a pair)
+            return None
+        return run_tournament([c.text for _, c in complete], [c.mean_logprob for _, c in complete])
+
+    def list_complete(self) -> list[int]:
+        """Return the indexes of the complete replies."""
+        return [index for index, _ in self._complete]
+
+    def pick(self, tournament_winner: int | None = None) -> Pick:
+        """Choose a reply. `tournament_winner` is the result of the tournament, if there was one.
+
+        Without a complete reply, the first one is chosen.
+        """
+        complete, ballots = self._complete, self._ballots
+        winner = n_agreeing = 0
+        if ballots:
+            counts = count_votes(ballots)
+            winner = choose_most_likely([ballot.mean_logprob for ballot in ballots])
+            if self.method == "agree":
+                winner = elect(ballots).winner
+            elif self.method == "judge" and tournament_winner is not None:
+                winner = tournament_winner
+            answer = ballots[winner].answer
+            n_agreeing = counts[answer] if answer is not None else 0
+        return Pick(
+            method=self.method, index=complete[winner][0] if complete else 0, n_agreeing=n_agreeing,
+            n_counted=len(complete), n_started=self._n_started, n_requested=self.n_replies,
+        )  # fmt: skip
