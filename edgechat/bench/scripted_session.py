@@ -14,6 +14,7 @@ from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.generation import GenerationStats
 from edgechat.errors import EngineDiedError
 from edgechat.models.events import LoadCallback
 
@@ -120,7 +121,7 @@ class ScriptedEngine(EngineClient):
         self, request: protocol.Generate, n_prompt: int, n_generated: int, decode_tps: float
     ) -> protocol.RequestFinished:
         was_cancelled = request.id in self._cancelled
-        stats = protocol.GenerationStats(
+        stats = GenerationStats(
             prompt_tokens=n_prompt, cached_tokens=n_prompt // 2, completion_tokens=n_generated, ttft_s=0.0,
             prefill_tps=0.0, decode_tps=decode_tps,
         )  # fmt: skip

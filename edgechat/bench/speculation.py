@@ -20,6 +20,7 @@ from edgechat.bench.workloads import Workloads
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.generation import GenerationStats
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.common_prefix import common_prefix_length
@@ -242,7 +243,7 @@ class _EdgechatRun:
 
     def generate(
         self, prompt: list[int], forced_tokens: list[int] | None, *, speculate: bool, ephemeral: bool = True
-    ) -> tuple[list[int], protocol.GenerationStats]:
+    ) -> tuple[list[int], GenerationStats]:
         """Generate `forced_tokens`, or the model's own reply if None; with `ephemeral`, do not change the cache."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt, sampling=GREEDY,

@@ -16,6 +16,7 @@ import msgspec
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.generation import GenerationStats
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import count_usable_threads
 from edgechat.modelfile.split import read_header
@@ -134,9 +135,7 @@ def _make_tokens(count: int) -> list[int]:
     return [random.SystemRandom().randrange(_FIRST_ORDINARY_TOKEN, 2 * _FIRST_ORDINARY_TOKEN) for _ in range(count)]
 
 
-def _generate(
-    engine: EngineClient, tokens: list[int], count: int, *, ephemeral: bool = True
-) -> protocol.GenerationStats:
+def _generate(engine: EngineClient, tokens: list[int], count: int, *, ephemeral: bool = True) -> GenerationStats:
     request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY,
         ephemeral=ephemeral,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
 

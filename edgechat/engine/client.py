@@ -194,6 +194,16 @@ class EngineClient:
                 protocol.CancelSequences(id=self.next_id(), target_id=target_id, sequences=sorted(sequences))
             )
 
+    def end_thinking(self, target_id: int) -> None:
+        """End the reasoning in the replies of the request `target_id`, so that the model answers now.
+
+        If a reply has no reasoning yet, reasoning ends as soon as it starts. Does nothing if the request has finished
+        or never arrives.
+        """
+        process = self._process
+        if process is not None:
+            process.send_notice(protocol.EndThinking(id=self.next_id(), target_id=target_id))
+
     def expect_end(self) -> None:
         """Kill the engine process if one of the requests in progress has not ended 10 seconds after this call."""
         process = self._process

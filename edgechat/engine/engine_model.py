@@ -35,6 +35,9 @@ class EngineModel:
     def step(self, cancelled_ids: set[int]) -> None:
         """Cancel the requests in `cancelled_ids`, then run one step of the other requests."""
 
+    def end_thinking(self, request_id: int) -> None:
+        """End the reasoning in the replies of a request, now and later. The request need not exist yet."""
+
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:  # noqa: ARG002  (subclasses use it)
         """Do one idle task; return the delay in seconds before the next call, or None if no task is left.
 

@@ -99,7 +99,7 @@ class EngineProcess:
                 self._cancelled_at.setdefault(request.target_id, time.monotonic())
         self._frames.put(frames.encode(request))
 
-    def send_notice(self, request: protocol.CancelSequences) -> None:
+    def send_notice(self, request: protocol.CancelSequences | protocol.EndThinking) -> None:
         """Send a request that has no event."""
         self._frames.put(frames.encode(request))
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgechat.config import Sampling
+from edgechat.engine.generation import GenerationStats, ThinkingLimit, TokenLogprobs
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.mapped_file import FileRange
@@ -131,6 +132,8 @@ class Generate(Request, frozen=True):
     """Texts of the attached files in the prompt, to be added to the draft corpus for later replies."""
     ephemeral: bool = False
     """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
+    thinking: ThinkingLimit | None = None
+    """Tags and limit of the reasoning; None if the model does not reason, or its format is unknown."""
 
 
 class Cancel(Request, frozen=True):
@@ -150,6 +153,15 @@ class CancelSequences(Request, frozen=True):
 
     target_id: int
     sequences: list[int]
+
+
+class EndThinking(Request, frozen=True):
+    """End the reasoning in all replies of the request `target_id`, now and later; ignored if it has finished.
+
+    The EndThinking request itself has no event.
+    """
+
+    target_id: int = msgspec.field(name="target")
 
 
 class Stats(Request, frozen=True):
@@ -293,16 +305,6 @@ class ContextGrowthRefused(Event, frozen=True):
         return msgspec.structs.replace(self, id=request_id)
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Natural logprobs at one token position, computed from the logits before sampling."""
-
-    token_bytes: bytes = msgspec.field(name="text")
-    """UTF-8 bytes of the generated token, which can end within a character."""
-    logprob: float
-    top_logprobs: list[tuple[bytes, float]] = msgspec.field(name="top")
-    """The most likely tokens and their logprobs, most likely first."""
-
-
 class PromptLogprobs(Event, frozen=True):
     """Logprobs of the next tokens of the prompt. The first token of the prompt has a logprob of 0."""
 
@@ -321,35 +323,6 @@ class TokensGenerated(Event, frozen=True):
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts and timings of one request."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    """Number of prompt tokens that the prefix cache restored from live sequences, RAM and disk."""
-    cached_ram_tokens: int = 0
-    cached_disk_tokens: int = 0
-    completion_tokens: int
-    ttft_s: float
-    """Time to first token, measured from the arrival of the request in the engine process."""
-    prefill_tps: float
-    """Prefill speed in tokens per second, without cached tokens; 0 if no tokens were computed."""
-    decode_tps: float
-    """Decode speed in tokens per second, without the first token of each reply; 0 if no reply has a second token."""
-    n_drafts: int = 0
-    """Number of decode steps with drafted tokens."""
-    n_drafted: int = 0
-    """Number of drafted tokens."""
-    n_accepted: int = 0
-    """Number of drafted tokens that were accepted."""
-    mean_acceptance_length: float = 1.0
-    """Mean number of tokens generated per step with a draft, including the sampled token; 1.0 without drafts."""
-    speculation_gain: float = 1.0
-    """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
-    is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
-    """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
 
 
 class SequenceFinished(Event, frozen=True):
@@ -402,8 +375,8 @@ class RequestFailed(Event, frozen=True):
 
 
 AnyRequest = (
-    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | CancelSequences | Stats
-    | Shutdown
+    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | CancelSequences
+    | EndThinking | Stats | Shutdown
 )  # fmt: skip
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
@@ -415,14 +388,3 @@ FINAL_EVENTS: Final = (
     Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, RequestFinished, EngineStats,
     RequestFailed,
 )  # fmt: skip
-
-OUT_OF_MEMORY_MESSAGE: Final = (
-    "The engine ran out of memory. Close other programs, or set a smaller context with --ctx."
-)
-
-
-def create_failure_event(request_id: int, error: BaseException) -> RequestFailed:
-    """Create the final event of a request that raised an EdgechatError or a MemoryError."""
-    if isinstance(error, MemoryError):
-        return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY_MESSAGE)
-    return RequestFailed(id=request_id, error_type=type(error).__name__, message=str(error))

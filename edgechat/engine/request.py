@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from edgechat.engine.generation import GenerationStats, TokenLogprobs
 from edgechat.engine.overflow import make_prompt_overflow_error
 from edgechat.engine.protocol import (
     FinishReason,
     Generate,
-    GenerationStats,
     PrefillProgressed,
     PromptLogprobs,
     RequestFinished,
     SequenceFinished,
-    TokenLogprobs,
     TokensGenerated,
 )
 from edgechat.engine.reply_speeds import ReplySpeeds
@@ -100,6 +99,7 @@ class ActiveRequest:
         self._measured_s = self._disturbed_s = 0.0
         """Total time of all steps, and of the steps that other programs or a pause slowed down."""
         self._context_tokens = 0
+        self._is_thinking_ended = False
 
     def record_timing(self, timing: Timing) -> None:
         """Record the time of a step of this request, and whether it was disturbed."""
@@ -160,6 +160,12 @@ class ActiveRequest:
                 if pending.seq is not None:
                     self._return_seq_to_cache(pending.seq)
             self.finish_sequence(sequence, "cancelled")
+
+    def end_thinking(self) -> None:
+        """End the reasoning in all output sequences, now and later. The request can also be waiting or preempted."""
+        self._is_thinking_ended = True
+        for sequence in self.sequences:
+            sequence.end_thinking()
 
     def _return_seq_to_cache(self, seq: int) -> None:
         if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):
@@ -255,6 +261,8 @@ class ActiveRequest:
         else:
             seqs = [seq, *self._cache.fork(seq, self.params.n_sequences - 1)]
             sequences = self.sequences = self._create_sequences(seqs)
+            if self._is_thinking_ended:
+                self.end_thinking()
         if not self._is_ephemeral:
             self._cache.publish(seq)
         self._pending_prefills.remove(pending)
@@ -322,6 +330,7 @@ class ActiveRequest:
             cached_ram_tokens=cached_prefix.ram_tokens,
             cached_disk_tokens=cached_prefix.disk_tokens,
             completion_tokens=n_tokens,
+            reasoning_tokens=sum(s.n_reasoning_tokens for s in sequences),
             ttft_s=max(0.0, first_token_at - self._arrived_at),
             prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
             decode_tps=(n_tokens - len(sequences)) / decode_s if decode_s > 0 else 0.0,

@@ -7,15 +7,14 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from edgechat.engine.context_sizing import HEADROOM_DIVISOR, ContextSizer
+from edgechat.engine.failures import create_failure_event
 from edgechat.engine.overflow import make_prompt_overflow_error, make_refused_overflow_error
-from edgechat.engine.protocol import Event, create_failure_event
+from edgechat.engine.protocol import Event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
-from edgechat.hardware.contention import Timing
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
-from edgechat.speculation.speculator import Speculator
 
 # Maximum prefill tokens per step while other sequences are decoding: two tiles of ggml's matrix multiplication.
 PREFILL_CHUNK_TOKENS: Final = 128
@@ -70,6 +69,13 @@ class Scheduler:
         for request in [r for r in (*self._running, *self._waiting) if r.params.id == request_id]:
             request.cancel_sequences(indexes)
 
+    def end_thinking(self, request_id: int) -> bool:
+        """End the reasoning of a running or waiting request; return False if there is no such request."""
+        requests = [r for r in (*self._running, *self._waiting) if r.params.id == request_id]
+        for request in requests:
+            request.end_thinking()
+        return bool(requests)
+
     def cancel_all(self) -> None:
         """Cancel all running and waiting requests."""
         self.cancel({r.params.id for r in (*self._running, *self._waiting)})
@@ -80,8 +86,8 @@ class Scheduler:
             self._sizer.check_memory(self._n_tokens, self._request_ids)
             self._admit()
             sequences = [(r, s) for r in self._running for s in r.decoding_sequences]
-            if len(sequences) == 1 and (speculator := sequences[0][0].speculator) is not None:
-                self._run_speculative_step(*sequences[0], speculator)
+            if len(sequences) == 1 and (sequences[0][0].speculator is not None or sequences[0][1].closing_tokens):
+                self._run_speculative_step(*sequences[0])
             elif sequences:
                 self._decode_sequences(sequences)
             self._prefill(PREFILL_CHUNK_TOKENS if sequences else self._context.n_batch)
@@ -238,17 +244,23 @@ class Scheduler:
             else:
                 return
 
-    def _run_speculative_step(self, request: ActiveRequest, sequence: OutputSequence, speculator: Speculator) -> None:
+    def _run_speculative_step(self, request: ActiveRequest, sequence: OutputSequence) -> None:
         """Decode the next token and a draft in one batch, then verify the draft.
 
-        The sampler chooses every output token, so that a draft changes the speed but never the text.
+        The sequence chooses every output token, so that a draft changes the speed but never the text. The tokens that
+        end reasoning are known before, and take the place of the draft.
         """
-        context = self._context
-        if self._drafted_sequence is not sequence:
+        context, speculator = self._context, request.speculator
+        if speculator is not None and self._drafted_sequence is not sequence:
             speculator.start([*request.prompt, *sequence.tokens])
             self._drafted_sequence = sequence
         depth = len(context.tokens(sequence.seq))
-        draft = sequence.find_allowed_prefix(speculator.propose(min(sequence.max_draft, context.max_rollback), depth))
+        max_draft = min(sequence.max_draft, context.max_rollback)
+        is_closing = bool(sequence.closing_tokens)
+        if is_closing or speculator is None:
+            draft = sequence.closing_tokens[: max(0, max_draft)]
+        else:
+            draft = sequence.find_allowed_prefix(speculator.propose(max_draft, depth))
         stopwatch = context.start_stopwatch()
         try:
             draft = self._decode_with_draft(request, sequence, draft)
@@ -262,7 +274,20 @@ class Scheduler:
         request.record_timing(timing)
         if not draft and context.uses_all_threads:
             request.speeds.record_step(depth, timing)
-        self._run_work(request, lambda: self._verify(request, sequence, draft, speculator, depth, timing))
+
+        def verify() -> None:
+            tokens = self._verify(sequence, draft)
+            if speculator is not None:
+                if not is_closing:
+                    speculator.record_step(
+                        len(draft), len(tokens) - 1, tokens[-1], depth, timing.elapsed_s,
+                        is_disturbed=timing.is_disturbed,
+                    )  # fmt: skip
+                speculator.append(tokens)
+            if sequence.finish_reason is not None:
+                request.release_sequence(sequence)
+
+        self._run_work(request, verify)
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
         """Decode the next token and `draft`, or only the token if the draft does not fit; return the decoded draft.
@@ -286,28 +311,18 @@ class Scheduler:
                 break
         return []
 
-    def _verify(
-        self,
-        request: ActiveRequest,
-        sequence: OutputSequence,
-        draft: list[int],
-        speculator: Speculator,
-        depth: int,
-        timing: Timing,
-    ) -> None:
-        """Sample and accept tokens until one differs from the draft or ends the sequence; roll back rejected tokens."""
-        seq, n_accepted, is_unfinished, token = sequence.seq, 0, True, sequence.next_token
+    def _verify(self, sequence: OutputSequence, draft: list[int]) -> list[int]:
+        """Sample and accept tokens until one differs from the draft or ends the sequence; roll back rejected tokens.
+
+        Returns the accepted tokens; all but the last one are the beginning of the draft.
+        """
+        tokens: list[int] = []
         for i in range(len(draft) + 1):
-            token = sequence.sample(i)
-            is_unfinished = sequence.accept(token)
-            if not is_unfinished or i == len(draft) or token != draft[i]:
+            tokens.append(sequence.sample(i))
+            if not sequence.accept(tokens[-1]) or i == len(draft) or tokens[-1] != draft[i]:
                 break
-            n_accepted += 1
-        self._context.rollback(seq, len(draft) - n_accepted)
-        speculator.record_step(len(draft), n_accepted, token, depth, timing.elapsed_s, is_disturbed=timing.is_disturbed)
-        speculator.append([*draft[:n_accepted], token])
-        if not is_unfinished:
-            request.release_sequence(sequence)
+        self._context.rollback(sequence.seq, len(draft) - len(tokens) + 1)
+        return tokens
 
 
 def _should_wait_for(request: ActiveRequest, other_request: ActiveRequest) -> bool:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokenLogprobs, TokensGenerated
+from edgechat.engine.generation import TokenLogprobs
+from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokensGenerated
 from edgechat.engine.stop_strings import StopStringFilter
+from edgechat.engine.thinking import ThoughtTracker
 from edgechat.runtime.context import Context
 from edgechat.runtime.sampler import Sampler, count_penalty_tokens
 
@@ -92,6 +94,9 @@ class OutputSequence:
         self._visible_tokens = {
             control_tokens[text] for text in params.visible_control_tokens if text in control_tokens
         }
+        self._thoughts = ThoughtTracker(params.thinking) if params.thinking is not None else None
+        self._closing_tokens: list[int] = []
+        """Tokens that end the reasoning and follow the last output token; the sampler is not used for them."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop_filter = StopStringFilter(params.stop)
         self._unsent_text = ""
@@ -104,6 +109,32 @@ class OutputSequence:
     def n_tokens(self) -> int:
         """Number of sampled tokens."""
         return len(self.tokens)
+
+    @property
+    def n_reasoning_tokens(self) -> int:
+        """Number of tokens of reasoning."""
+        return self._thoughts.n_tokens if self._thoughts is not None else 0
+
+    @property
+    def is_thinking(self) -> bool:
+        """True if the next token belongs to reasoning that no limit and no `end_thinking` has ended yet."""
+        return self._thoughts is not None and self._thoughts.is_thinking and not self.closing_tokens
+
+    def end_thinking(self) -> None:
+        """End the reasoning after the last output token; if the sequence is not reasoning, end all later reasoning."""
+        if self._thoughts is not None:
+            self._thoughts.end()
+
+    @property
+    def closing_tokens(self) -> list[int]:
+        """The next output tokens, if the reasoning must end here: they end it, and are not sampled. Otherwise empty."""
+        thoughts = self._thoughts
+        if not self._closing_tokens and thoughts is not None and thoughts.must_end:
+            tokenizations = map(self._context.model.tokenize_continuation, thoughts.closing_texts())
+            self._closing_tokens = next((t for t in tokenizations if len(self.find_allowed_prefix(t)) == len(t)), [])
+            if not self._closing_tokens:
+                thoughts.give_up()
+        return self._closing_tokens
 
     @property
     def max_draft(self) -> int:
@@ -119,12 +150,17 @@ class OutputSequence:
     def sample(self, index: int) -> int:
         """Sample a token from the logits at `index` of the last batch.
 
-        Raises GrammarError if the grammar allows no token.
+        If the reasoning must end, return the next closing token instead. Raises GrammarError if the grammar allows no
+        token.
         """
-        token = self._sampler.sample(self._context, index)
         forced_tokens = self._params.forced_tokens
-        if forced_tokens is not None and self.n_tokens < len(forced_tokens):
-            token = forced_tokens[self.n_tokens]
+        if self.closing_tokens:
+            token = self.closing_tokens.pop(0)
+            self._sampler.accept_output(token)
+        else:
+            token = self._sampler.sample(self._context, index)
+            if forced_tokens is not None and self.n_tokens < len(forced_tokens):
+                token = forced_tokens[self.n_tokens]
         if self._params.n_logprobs is not None:
             self._logprobs.append(compute_logprobs(self._context, token, index, self._params.n_logprobs))
         if self._score is not None:
@@ -138,6 +174,8 @@ class OutputSequence:
         if self.n_tokens == 1:
             self.first_token_at = self.last_token_at
         model = self._context.model
+        if self._thoughts is not None:
+            self._thoughts.feed(model.token_to_piece(token, special=True), self.last_token_at)
         if model.is_eog(token) and not self._params.ignore_eog:
             del self._logprobs[-1:]
             if self._score is not None:

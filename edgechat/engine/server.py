@@ -19,6 +19,7 @@ from typing import Final
 from edgechat.engine import frames, protocol
 from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.failures import create_failure_event
 from edgechat.engine.heartbeat import HeartbeatThread
 from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import Channel, open_inherited_channel, open_inherited_file
@@ -88,13 +89,16 @@ class EngineServer:
             if isinstance(request, protocol.CancelSequences):
                 self._model.cancel_sequences(request.target_id, request.sequences)
                 continue
+            if isinstance(request, protocol.EndThinking):
+                self._model.end_thinking(request.target_id)
+                continue
             while self._model.is_busy and not isinstance(request, _CONCURRENT_REQUEST_TYPES):
                 self._step()
             self._begin_request(request.id)
             try:
                 event = self._execute(request, arrived_at)
             except (EdgechatError, MemoryError) as error:
-                event = protocol.create_failure_event(request.id, error)
+                event = create_failure_event(request.id, error)
             if event is not None:
                 self._end_request(request.id, event)
 
@@ -148,7 +152,7 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 with self._lock:
                     self._abort_running_requests()
-            if not isinstance(request, protocol.CancelSequences):  # has no event
+            if not isinstance(request, (protocol.CancelSequences, protocol.EndThinking)):  # have no events
                 self._heartbeat.add_request()
             self._requests.put((request, arrived_at))
             with self._lock:

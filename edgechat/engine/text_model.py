@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from functools import partial
@@ -18,6 +19,7 @@ from edgechat.engine.computing_mark import ComputingMark
 from edgechat.engine.context_sizing import ContextSizer
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.failures import create_failure_event
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
 from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
@@ -42,6 +44,8 @@ _DISK_BUSY_DELAY_S: Final = 0.02
 # Interval at which idle work checks whether another engine computes, and maximum time that it waits for other engines.
 _OTHER_ENGINE_DELAY_S: Final = 0.5
 _MAX_OTHER_ENGINE_S: Final = 120.0
+# Number of requests whose reasoning was ended before they arrived, or after their end; older ones are discarded.
+_MAX_EARLY_ENDS: Final = 100
 # Duration of a step that only waits for a grammar. A request that arrives during such a step waits until the step ends.
 _COMPILE_WAIT_S: Final = 0.005
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
@@ -97,6 +101,8 @@ class TextModel(EngineModel):
         self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
+        self._early_thinking_ends: deque[int] = deque(maxlen=_MAX_EARLY_ENDS)
+        """Ids of requests whose reasoning was ended while no such request was running or waiting."""
         self._tokenizations = TokenizationQueue(context.max_n_ctx, model.n_ctx_train)
         self.n_ctx = context.max_n_ctx
         self.can_truncate = context.can_truncate
@@ -124,7 +130,7 @@ class TextModel(EngineModel):
             return
 
         def fail(error: Exception) -> None:
-            event: protocol.Event = protocol.create_failure_event(request.id, error)
+            event: protocol.Event = create_failure_event(request.id, error)
             if isinstance(error, RequestCancelledError):
                 event = create_cancelled_event(request.id)
             self._on_finished(request.id, event)
@@ -138,6 +144,8 @@ class TextModel(EngineModel):
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
         speculator = self._draft_manager.create_speculator(request) if self._draft_manager is not None else None
         active_request = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
+        if request.id in self._early_thinking_ends:
+            active_request.end_thinking()
         self._mark.set(True)
         self._idle_since = None
         if self._disk is not None:
@@ -178,6 +186,13 @@ class TextModel(EngineModel):
         if not self._scheduler.is_idle:
             self._scheduler.step()
 
+    def end_thinking(self, request_id: int) -> None:
+        compiling_request = next((r for r, _ in self._compiling_requests if r.params.id == request_id), None)
+        if compiling_request is not None:
+            compiling_request.end_thinking()
+        elif not self._scheduler.end_thinking(request_id):
+            self._early_thinking_ends.append(request_id)
+
     def _advance_compiling_requests(self, cancelled_ids: set[int]) -> None:
         """Cancel requests whose grammars are being compiled, or pass them to the scheduler once these are ready."""
         if self._compiling_requests and self._scheduler.is_idle and self._tokenizations.is_empty:
@@ -191,7 +206,7 @@ class TextModel(EngineModel):
                 self._grammar_compiler.cancel(result)
                 self._finish_request(request, request.create_final_event())
             elif (error := result.exception()) is not None:
-                self._finish_request(request, protocol.create_failure_event(request.params.id, error))
+                self._finish_request(request, create_failure_event(request.params.id, error))
             else:
                 self._start_constrained(request, result.result())
 
@@ -205,7 +220,7 @@ class TextModel(EngineModel):
                     self._model, compiled.grammar, compiled.source, params.visible_control_tokens
                 )
             except GrammarError as error:
-                self._finish_request(request, protocol.create_failure_event(params.id, error))
+                self._finish_request(request, create_failure_event(params.id, error))
                 return
         self._scheduler.add(request)
 

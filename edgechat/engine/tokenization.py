@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Protocol
 
+from edgechat.engine.failures import create_failure_event
 from edgechat.engine.overflow import make_overflow_error
-from edgechat.engine.protocol import Event, Tokenize, Tokenized, create_failure_event
+from edgechat.engine.protocol import Event, Tokenize, Tokenized
 from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 
 # Time in seconds for which the engine tokenises one text before it does other work. A single part of a text can take

@@ -192,6 +192,10 @@ class Model:
         """
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def tokenize_continuation(self, text: str) -> list[int]:
+        """Return the tokens of a text that continues an output; see `Tokenizer.tokenize_continuation`."""
+        return self.tokenizer.tokenize_continuation(text)
+
     def iterate_tokens(
         self, text: str, *, add_special: bool, parse_special: bool, guard: str = "", is_prompt: bool = False
     ) -> Iterator[list[int]]:

@@ -139,6 +139,15 @@ class Sampler:
         """Add a prompt token to the tokens that repetition penalties consider."""
         self._llama.llama_sampler_accept(self.pointer, token)
 
+    def accept_output(self, token: int) -> None:
+        """Advance penalties and grammar by an output token that was not sampled. Raises GrammarError.
+
+        The grammar must allow the token, see `count_allowed`.
+        """
+        self.accept(token)
+        if self._grammar is not None:
+            self._grammar.accept(token)
+
     def sample(self, context: Context, index: int = -1) -> int:
         """Sample a token from the logits at `index` of the last batch (-1 for the last position), and accept it.
 

@@ -184,6 +184,15 @@ class Tokenizer:
         if not is_prompt:
             yield list(ends)
 
+    def tokenize_continuation(self, text: str) -> list[int]:
+        """Return the tokens of a text that continues an output, and may contain control tokens. Raises EngineError."""
+        parts = self._special_splitter.split(text)
+        return [
+            token
+            for part in parts
+            for token in ([part] if isinstance(part, int) else self.tokenize_piece(part, is_continuation=True))
+        ]
+
     def _iterate_text(self, text: str) -> Iterator[list[int]]:
         if len(text) <= self.window_chars:
             yield self.tokenize_piece(text, is_continuation=False)

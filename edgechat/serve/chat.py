@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgechat.engine import protocol
+from edgechat.engine.generation import TokenLogprobs
 from edgechat.engine.overflow import make_overflow_error
 from edgechat.humanize import format_count
 from edgechat.prompt.content_marks import NO_MARKS
@@ -121,7 +122,7 @@ class ChatResponseBuilder(ResponseBuilder):
             })  # fmt: skip
         return choice_objects
 
-    def _make_logprobs_object(self, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any] | None:
+    def _make_logprobs_object(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         return {"content": make_chat_logprobs(logprobs), "refusal": None} if self._body.logprobs else None
 
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
+from edgechat.engine.generation import GenerationStats, TokenLogprobs
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import EngineError
 from edgechat.prompt.reply_parser import ParsedToolCall, ReplyDelta, ReplyParser, ToolCallDelta
@@ -27,9 +28,9 @@ class ChoiceDelta(NamedTuple):
     content: str = ""
     reasoning: str = ""
     calls: Sequence[ToolCallDelta] = ()
-    logprobs: Sequence[protocol.TokenLogprobs] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
-    prompt_logprobs: Sequence[protocol.TokenLogprobs] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 class PromptProgress(NamedTuple):
@@ -64,8 +65,8 @@ class Choice:
         self.content = ""
         self.reasoning = ""
         self.calls: list[ParsedToolCall] = []
-        self.logprobs: list[protocol.TokenLogprobs] = []
-        self.prompt_logprobs: list[protocol.TokenLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._parser = parser
@@ -94,7 +95,7 @@ class Choice:
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
         return delta._replace(finish_reason=self.finish_reason)
 
-    def _append(self, delta: ReplyDelta, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
+    def _append(self, delta: ReplyDelta, logprobs: Sequence[TokenLogprobs] = ()) -> ChoiceDelta:
         self.content += delta.content
         self.reasoning += delta.reasoning
         return ChoiceDelta(self._index, delta.content, delta.reasoning, delta.calls, logprobs)
@@ -104,10 +105,10 @@ class UsageTotals:
     """Token counts and times, summed over the engine requests of one response."""
 
     def __init__(self) -> None:
-        self.stats: list[protocol.GenerationStats] = []
+        self.stats: list[GenerationStats] = []
         """Statistics of each finished engine request."""
 
-    def add(self, stats: protocol.GenerationStats) -> None:
+    def add(self, stats: GenerationStats) -> None:
         """Add the statistics of a finished engine request."""
         self.stats.append(stats)
 
@@ -197,7 +198,7 @@ def clamp_logprob(value: float) -> float:
     return value if math.isfinite(value) else _MIN_LOGPROB
 
 
-def make_chat_logprobs(logprobs: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
+def make_chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
     """Convert logprobs to the response objects of chat completions."""
 
     def convert_token(token_bytes: bytes, value: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.engine import protocol
+from edgechat.engine.generation import TokenLogprobs
 from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
@@ -72,7 +73,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         return choice_objects
 
     def _make_choice_object(
-        self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None, *,
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], finish_reason: str | None, *,
         is_first: bool,
     ) -> dict[str, Any]:  # fmt: skip
         """Build a choice object; only the first object of a choice contains the echo of the prompt."""
@@ -101,7 +102,7 @@ class _ChoiceText:
 
         `echo` is the text before the generated text; if None, it is decoded from the prompt tokens.
         """
-        self.prompt: list[protocol.TokenLogprobs] = []
+        self.prompt: list[TokenLogprobs] = []
         """Tokens of the prompt; empty unless the request has `echo`."""
         self._echo = echo
         self._n_chars: int | None = None
@@ -115,9 +116,7 @@ class _ChoiceText:
     def _decode_prompt(self) -> str:
         return b"".join(token.token_bytes for token in self.prompt).decode("utf-8", "replace")
 
-    def make_logprobs_object(
-        self, new_tokens: Sequence[protocol.TokenLogprobs], *, with_prompt: bool
-    ) -> dict[str, Any]:
+    def make_logprobs_object(self, new_tokens: Sequence[TokenLogprobs], *, with_prompt: bool) -> dict[str, Any]:
         """Build the `logprobs` object of newly generated tokens; `with_prompt` puts the tokens of the prompt first."""
         prompt = self.prompt if with_prompt else []
         if self._n_chars is None:

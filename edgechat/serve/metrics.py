@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 
 if TYPE_CHECKING:
     from edgechat.serve.model_queue import ModelQueue

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgechat.chat.messages import Attachment, Conversation, Message
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 from edgechat.store.row_repair import ID_PATTERN, MAX_TIMESTAMP_MS, repair_row
 
 _stats_decoder = msgspec.json.Decoder(GenerationStats)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, get_args
 import msgspec
 
 from edgechat.chat.messages import FinishReason, Role
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 
 ID_PATTERN: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 MAX_TIMESTAMP_MS: Final = (1 << 43) - (1 << 20)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
+from edgechat.engine.failures import create_failure_event
 from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError
 from edgechat.hardware.free_memory import FreeMemory
@@ -65,7 +66,7 @@ class SteppedModel:
         try:
             self.model.execute(request, 0.0)
         except EdgechatError as error:
-            self.events.append(protocol.create_failure_event(request.id, error))
+            self.events.append(create_failure_event(request.id, error))
         return request.id
 
     def finish(self, on_step: Callable[[int], set[int] | None] = lambda step: None) -> None:

@@ -20,6 +20,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.generation import GenerationStats
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
@@ -43,7 +44,7 @@ class Engine:
 
     def ask(
         self, tokens: list[int] = PROMPT, conversation: str = "talk"
-    ) -> tuple[list[int], protocol.GenerationStats]:  # fmt: skip
+    ) -> tuple[list[int], GenerationStats]:  # fmt: skip
         """Generate six tokens and return them with the statistics."""
         request = protocol.Generate(
             id=self.client.next_id(), tokens=tokens, max_tokens=6, ignore_eog=True, sampling=GREEDY,

@@ -6,7 +6,8 @@ import pytest
 
 from edgechat.chat.messages import Conversation, Message, first_line
 from edgechat.chat.titles import needs_title, parse_title
-from edgechat.engine.protocol import FinishReason, GenerationStats, RequestFinished, TokensGenerated
+from edgechat.engine.generation import GenerationStats
+from edgechat.engine.protocol import FinishReason, RequestFinished, TokensGenerated
 
 STATS = GenerationStats(
     prompt_tokens=1, cached_tokens=0, completion_tokens=1, ttft_s=0.0, prefill_tps=0.0, decode_tps=0.0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.engine import frames, protocol
+from edgechat.engine.failures import OUT_OF_MEMORY_MESSAGE, create_failure_event
 from edgechat.errors import EngineError, GrammarError
 
 REQUEST = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], sampling=Sampling(seed=3))
@@ -54,7 +55,7 @@ def test_all_messages_are_frozen() -> None:
 
 
 def test_failure_names_the_error_class() -> None:
-    failed = protocol.create_failure_event(3, GrammarError("bad grammar"))
+    failed = create_failure_event(3, GrammarError("bad grammar"))
     assert (failed.id, failed.error_type, failed.message) == (3, "GrammarError", "bad grammar")
-    failed = protocol.create_failure_event(3, MemoryError())
-    assert (failed.error_type, failed.message) == ("PlanError", protocol.OUT_OF_MEMORY_MESSAGE)
+    failed = create_failure_event(3, MemoryError())
+    assert (failed.error_type, failed.message) == ("PlanError", OUT_OF_MEMORY_MESSAGE)

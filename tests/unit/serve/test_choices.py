@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgechat.engine.protocol import GenerationStats, TokensGenerated
+from edgechat.engine.generation import GenerationStats
+from edgechat.engine.protocol import TokensGenerated
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_parser import ReplyParser
 from edgechat.prompt.thoughts import ThoughtFinder

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgechat.engine.protocol import TokenLogprobs
+from edgechat.engine.generation import TokenLogprobs
 from edgechat.serve.completions import _ChoiceText, split_inputs
 from edgechat.serve.errors import ApiError
 

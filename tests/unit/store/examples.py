@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message, new_id
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 from edgechat.store import open_ephemeral_store
 from edgechat.store.formats import edgechat_json
 from edgechat.store.sqlite import SqliteStore
