@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from edgechat.cli.bench_options import (
+    count_option,
+    json_option,
+    model_option,
+    peer_option,
+    rounds_option,
+    threads_option,
+)
+from edgechat.cli.bench_reasoning import reasoning
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FloatRange, IntRange
 from edgechat.cli.progress import StderrStatus, echo_note
-
-_Command = Callable[..., None]
-_model_option = click.option(
-    "-m", "--model", default="starter", show_default=True, metavar="NAME", help="Model name or .gguf file."
-)
-_threads_option = click.option(
-    "--threads", "n_threads", type=IntRange(1, 512), metavar="N", help="Number of compute threads."
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
-
-
-def _count_option(
-    flag: str, name: str, help_text: str, *, default: int, minimum: int = 1, metavar: str | None = None
-) -> Callable[[_Command], _Command]:
-    return click.option(
-        flag, name, type=IntRange(minimum), default=default, show_default=True, metavar=metavar, help=help_text
-    )
-
-
-def _rounds_option(default: int) -> Callable[[_Command], _Command]:
-    return _count_option(
-        "--rounds", "rounds", "Number of measurement rounds; the medians are reported.", default=default
-    )
-
-
-def _peer_option(tool: str) -> Callable[[_Command], _Command]:
-    return click.option(
-        "--peer",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar=tool.replace("-", "_").upper(),
-        help=f"{tool} executable to compare with; `make peers` builds it.",
-    )
 
 
 def _print_progress(text: str) -> None:
@@ -56,14 +32,14 @@ def bench() -> None:
 
 
 @bench.command()
-@_model_option
-@_peer_option("llama-bench")
-@_threads_option
-@_count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
-@_count_option("--gen", "n_gen", "Number of tokens to decode.", default=64, minimum=2)
-@_count_option("--depth", "n_depth", "Number of tokens in the context before the measurement.", default=0, minimum=0)
-@_rounds_option(5)
-@_json_option
+@model_option
+@peer_option("llama-bench")
+@threads_option
+@count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
+@count_option("--gen", "n_gen", "Number of tokens to decode.", default=64, minimum=2)
+@count_option("--depth", "n_depth", "Number of tokens in the context before the measurement.", default=0, minimum=0)
+@rounds_option(5)
+@json_option
 def speed(
     model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
     as_json: bool,
@@ -84,19 +60,19 @@ def speed(
 
 
 @bench.command()
-@_model_option
-@_peer_option("llama-bench")
+@model_option
+@peer_option("llama-bench")
 @click.option(
     "--peer-module",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Also run llama-bench with this CPU module of llama.cpp.",
 )
-@_threads_option
-@_count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
-@_count_option("--gen", "n_gen", "Number of tokens to decode.", default=32, minimum=2)
-@_rounds_option(9)
-@_json_option
+@threads_option
+@count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
+@count_option("--gen", "n_gen", "Number of tokens to decode.", default=32, minimum=2)
+@rounds_option(9)
+@json_option
 def busy(
     model: str, peer: Path | None, peer_module: Path | None, n_threads: int | None, n_prompt: int, n_gen: int,
     rounds: int, *, as_json: bool,
@@ -134,8 +110,8 @@ def busy(
     help="Also measure the first model in all quants from Q2_K to F16.",
 )
 @click.option("--ladder", "with_ladder", is_flag=True, hidden=True)
-@_rounds_option(3)
-@_json_option
+@rounds_option(3)
+@json_option
 def memory(
     files: tuple[Path, ...],
     *,
@@ -166,8 +142,8 @@ def memory(
 
 
 @bench.command()
-@_model_option
-@_threads_option
+@model_option
+@threads_option
 @click.option(
     "--type",
     "kv_types",
@@ -186,7 +162,7 @@ def memory(
 @click.option(
     "--yarn", "with_yarn", is_flag=True, help="Compare F16 with and without YaRN, beyond the training length."
 )
-@_json_option
+@json_option
 def kv(
     model: str, n_threads: int | None, kv_types: tuple[str, ...], depths: tuple[int, ...], *, with_yarn: bool,
     as_json: bool,
@@ -209,11 +185,11 @@ def kv(
 
 
 @bench.command()
-@_model_option
-@_peer_option("llama-server")
-@_threads_option
-@_rounds_option(5)
-@_json_option
+@model_option
+@peer_option("llama-server")
+@threads_option
+@rounds_option(5)
+@json_option
 def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool) -> None:
     """Measure the speed of the OpenAI-compatible server.
 
@@ -230,7 +206,7 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
 
 
 @bench.command()
-@_rounds_option(5)
+@rounds_option(5)
 @click.option(
     "--idle",
     "idle_s",
@@ -239,7 +215,7 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
     show_default=True,
     help="Duration of the idle measurement in seconds.",
 )
-@_json_option
+@json_option
 def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
     """Measure the speed and memory use of the terminal UI.
 
@@ -253,15 +229,15 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
 
 
 @bench.command()
-@_count_option("--conversations", "n_conversations", "Number of conversations to create.", default=10_000, metavar="N")
-@_count_option("--messages", "n_messages", "Total number of messages to create.", default=500_000, metavar="N")
+@count_option("--conversations", "n_conversations", "Number of conversations to create.", default=10_000, metavar="N")
+@count_option("--messages", "n_messages", "Total number of messages to create.", default=500_000, metavar="N")
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Directory for the temporary database. Default: cache directory.",
 )
-@_json_option
+@json_option
 def store(n_conversations: int, n_messages: int, directory: Path | None, as_json: bool) -> None:
     """Measure the conversation store with random messages.
 
@@ -286,13 +262,13 @@ def store(n_conversations: int, n_messages: int, directory: Path | None, as_json
 
 
 @bench.command()
-@_model_option
-@_peer_option("llama-server")
-@_threads_option
-@_count_option("--history", "n_history", "Length of the conversation in tokens.", default=2000, minimum=200)
-@_count_option("--new", "n_new", "Length of the next message in tokens.", default=60)
-@_rounds_option(5)
-@_json_option
+@model_option
+@peer_option("llama-server")
+@threads_option
+@count_option("--history", "n_history", "Length of the conversation in tokens.", default=2000, minimum=200)
+@count_option("--new", "n_new", "Length of the next message in tokens.", default=60)
+@rounds_option(5)
+@json_option
 def prefix(
     model: str, peer: Path | None, n_threads: int | None, n_history: int, n_new: int, rounds: int, *, as_json: bool
 ) -> None:
@@ -314,11 +290,11 @@ def prefix(
 
 @bench.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_model_option
-@_peer_option("llama-server")
-@_threads_option
-@_rounds_option(3)
-@_json_option
+@model_option
+@peer_option("llama-server")
+@threads_option
+@rounds_option(3)
+@json_option
 def speculation(
     file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
 ) -> None:
@@ -350,3 +326,6 @@ def speculation(
     report = run(options, workloads.read_workloads(file), status.show)
     status.clear()
     echo_json(report) if as_json else click.echo(format_table(report))
+
+
+bench.add_command(reasoning)

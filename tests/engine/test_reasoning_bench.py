@@ -1,0 +1,40 @@
+"""The reasoning benchmark with the starter model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat.bench.reasoning import ReasoningWorkload, parse_method, run
+
+
+@pytest.mark.slow
+def test_all_methods_answer_the_same_tasks(starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    methods = [parse_method(name) for name in ("single", "agree3", "likely2", "judge2")]
+    seen: list[str] = []
+    report = run(
+        ReasoningWorkload(model=starter, methods=methods, n_tasks=2, temperature=0.7, max_tokens=24), seen.append
+    )
+    assert report.n_tasks == 2
+    assert {name: len(correct) for name, correct in report.correct.items()} == {method.name: 2 for method in methods}
+    results = {result.name: result for result in report.methods}
+    assert results["likely 2"].replies_per_task == 2
+    assert results["single"].replies_per_task == 1
+    assert 2 <= results["agree 3"].replies_per_task <= 3
+    assert results["likely 2"].tokens_per_task > results["single"].tokens_per_task
+    assert any("Task 2 of 2" in text for text in seen)
+
+
+@pytest.mark.slow
+def test_no_task_starts_after_the_time_limit(
+    starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    workload = ReasoningWorkload(
+        model=starter, methods=[parse_method("single")], n_tasks=5, temperature=0.7, max_tokens=4
+    )
+    report = run(workload, time_limit_s=0.0)
+    assert report.n_tasks == 0
+    assert report.methods[0].accuracy.value == 0.0
