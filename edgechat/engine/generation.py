@@ -66,3 +66,6 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
     is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
     """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
+    repeats_itself: bool | msgspec.UnsetType = msgspec.UNSET
+    """True for a saved reply that was stopped because it repeated itself. Its finish reason is saved as "length", which
+    earlier versions can read."""

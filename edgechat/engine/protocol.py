@@ -130,6 +130,8 @@ class Generate(Request, frozen=True):
     """Whether to use speculative decoding, if the engine supports it for the loaded model."""
     attached_texts: list[str] = []
     """Texts of the attached files in the prompt, to be added to the draft corpus for later replies."""
+    stop_repetition: bool = False
+    """Whether to end a reply that repeats the same passage over and over, unless a grammar restricts its output."""
     ephemeral: bool = False
     """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
     thinking: ThinkingLimit | None = None
@@ -322,7 +324,9 @@ class TokensGenerated(Event, frozen=True):
     """Logprobs of `tokens`, one item per token; empty if `Generate.n_logprobs` is None."""
 
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
+"""Reason why a reply ended: the model or a stop string ended it, it reached a length limit, it repeated itself
+(`Generate.stop_repetition`), or its request was cancelled."""
 
 
 class SequenceFinished(Event, frozen=True):

@@ -11,6 +11,7 @@ import msgspec
 
 from edgechat.engine.generation import TokenLogprobs
 from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokensGenerated
+from edgechat.engine.repetition import RepetitionDetector
 from edgechat.engine.stop_strings import StopStringFilter
 from edgechat.engine.thinking import ThoughtTracker
 from edgechat.runtime.context import Context
@@ -99,6 +100,7 @@ class OutputSequence:
         """Tokens that end the reasoning and follow the last output token; the sampler is not used for them."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop_filter = StopStringFilter(params.stop)
+        self._repetition_detector = RepetitionDetector(self.tokens) if params.stop_repetition else None
         self._unsent_text = ""
         self._unsent_tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -190,8 +192,16 @@ class OutputSequence:
         if self.max_draft < 0:
             self.finish("length")
             return False
+        if self._repeats_itself():
+            self.finish("repetition")
+            return False
         self.next_token = token
         return True
+
+    def _repeats_itself(self) -> bool:
+        """Return whether the output ends with a loop. Grammars may require one, such as an array of equal values."""
+        detector = self._repetition_detector
+        return detector is not None and not self._sampler.is_constrained and detector.check()
 
     def _append_text(self, token: int, piece: bytes) -> None:
         self._unsent_tokens.append(token)

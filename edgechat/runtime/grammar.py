@@ -111,6 +111,11 @@ class Grammar:
         return Grammar(self._matcher.deep_copy(), self._n_vocab, self._tokenize, has_all_bytes=self._has_all_bytes)
 
     @property
+    def is_active(self) -> bool:
+        """Always true: the grammar constrains the whole output."""
+        return True
+
+    @property
     def is_complete(self) -> bool:
         """True if the output is complete and no token can follow."""
         return bool(self._matcher.is_stopped())

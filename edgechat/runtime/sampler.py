@@ -127,6 +127,11 @@ class Sampler:
         return self._grammar is not None and self._grammar.is_complete
 
     @property
+    def is_constrained(self) -> bool:
+        """True if a grammar restricts the next token."""
+        return self._grammar is not None and self._grammar.is_active
+
+    @property
     def can_end(self) -> bool:
         """True unless the grammar requires further tokens."""
         return self._grammar is None or self._grammar.can_end
