@@ -87,6 +87,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
     system_prompt: System prompt of new conversations.
     reasoning: Let reasoning models think before they reply; unset: only if this machine is fast enough.
+    stop_repetition: Stop a reply that repeats the same passage over and over.
     prefix_cache: Save the KV cache of conversations on disk, so that their prompts need not be processed again.
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
@@ -110,6 +111,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     max_tokens: int | None = None
     system_prompt: str = ""
     reasoning: bool | None = None
+    stop_repetition: bool = True
     prefix_cache: bool = True
     speculation: bool = True
     strict: bool = False

@@ -63,8 +63,10 @@ def write_tiny_llama(
     return path
 
 
-def write_parrot(path: Path, reply: str) -> Path:
+def write_parrot(path: Path, reply: str, *, is_endless: bool = False) -> Path:
     """Write a llama model that answers every prompt with `reply`, whose characters must all differ.
+
+    If `is_endless`, the model repeats the reply without end.
 
     The embedding of each token is a unit vector, which the layers do not change and which the output matrix maps to
     the next token. So rounding differences between machines cannot change the reply.
@@ -74,7 +76,8 @@ def write_parrot(path: Path, reply: str) -> Path:
         n_vocab = add_vocabulary(writer)
         writer.add_chat_template(TEMPLATE)
         first_word = 3 + 256  # token of "!", see add_vocabulary
-        sequence = [n_vocab - 2, *(first_word + ord(c) - ord("!") for c in reply), 2]  # from <|assistant|> to </s>
+        words = [first_word + ord(c) - ord("!") for c in reply]
+        sequence = [n_vocab - 2, *words, words[0] if is_endless else 2]  # from <|assistant|> to </s>
         embedding, output = np.zeros((n_vocab, N_EMBD)), np.zeros((n_vocab, N_EMBD))
         for i, (token, following) in enumerate(itertools.pairwise(sequence)):
             embedding[token, i] = output[following, i] = 1.0

@@ -60,6 +60,23 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """True if the reply ended early or is still being generated."""
         return self.finish_reason in INTERRUPTED_REASONS
 
+    @property
+    def repeats_itself(self) -> bool:
+        """True if the reply was stopped because it repeated the same passage over and over."""
+        return self.stats is not None and self.stats.repeats_itself is True
+
+    @property
+    def end_notice(self) -> str:
+        """Notice that the reply ended early, and how to continue it; "" for other messages."""
+        if self.repeats_itself:
+            return "Stopped: repeats itself; /continue resumes the reply with a repetition penalty"
+        if self.finish_reason == "length":
+            return "The reply reached its length limit; /continue resumes it"
+        if self.role == "assistant" and self.is_interrupted:
+            reason = "Stopped" if self.finish_reason == "cancelled" else "Interrupted"
+            return f"{reason}; /continue resumes the reply"
+        return ""
+
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """Metadata of a conversation, without its messages."""

@@ -12,7 +12,14 @@ from edgechat import config, paths
 from edgechat.errors import SettingsError
 
 # Settings that a persona may contain. Settings that depend on the machine, such as the context length, are excluded.
-PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
+PERSONA_SETTINGS = (
+    "model",
+    "system_prompt",
+    "max_tokens",
+    "reasoning",
+    "stop_repetition",
+    *config.Sampling.__struct_fields__,
+)
 
 
 class Persona(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
@@ -19,6 +20,13 @@ from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import ContextOverflowError
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
+
+_MIN_PENALTY: Final = 1.3
+
+
+def add_repetition_penalty(settings: Settings) -> Settings:
+    """Return settings with which a model can continue a reply that repeats itself: with a penalty for repetition."""
+    return msgspec.structs.replace(settings, repeat_penalty=max(settings.repeat_penalty, _MIN_PENALTY))
 
 
 class _StreamingReply:
@@ -121,7 +129,7 @@ class ReplyGeneration:
             id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
             attached_texts=prompt.attached_texts, conversation=conversation_id, n_sequences=len(self._replies),
             max_tokens=settings.max_tokens, sampling=settings.sampling,
-            speculate=not settings.strict, bypass_cache=settings.strict,
+            speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
             stop=self._builder.stop_strings(prompt.prompt.reply_format),
         )  # fmt: skip
@@ -172,11 +180,14 @@ class ReplyGeneration:
             reason: FinishReason = "cancelled" if self._is_stopped else "interrupted"
             stats = None
             if request_finished is not None:
-                reason = streaming_reply.finish_reason or request_finished.finish_reason
+                engine_reason = streaming_reply.finish_reason or request_finished.finish_reason
+                repeats_itself = engine_reason == "repetition"
+                reason = "length" if engine_reason == "repetition" else engine_reason
                 # Time to first token as the user experiences it, including template rendering and both engine pipes.
                 stats = msgspec.structs.replace(
-                    request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s
-                )
+                    request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s,
+                    repeats_itself=repeats_itself or msgspec.UNSET,
+                )  # fmt: skip
             recorder, parsed = streaming_reply.recorder, streaming_reply.parser.reply
             changes: dict[str, object] = {"reasoning": recorder.reply.reasoning.rstrip("\n")}
             if parsed.reasoning and not recorder.reply.reasoning and not streaming_reply.is_continued:

@@ -24,6 +24,7 @@ from edgechat.chat.messages import (
     now_ms,
 )
 from edgechat.chat.personas import PERSONA_SETTINGS
+from edgechat.chat.reply_generation import add_repetition_penalty
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
@@ -234,8 +235,8 @@ class Session:
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Continue the text of a reply; if `message_id` is None, of the head.
 
-        If the reply has descendants, a copy of the reply is continued as an alternative. Yields the same events and
-        raises the same errors as `send`.
+        If the reply has descendants, a copy of the reply is continued as an alternative. A reply that repeats itself is
+        continued with a repetition penalty. Yields the same events and raises the same errors as `send`.
         """
         reply = self.tree.message_or_head(message_id)
         if reply.role != "assistant" or reply.parent_id is None:
@@ -246,7 +247,8 @@ class Session:
             turn = Turn([copy])
         else:
             turn = Turn([continued_reply], original_reply=reply)
-        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+        settings = add_repetition_penalty(self.settings) if reply.repeats_itself else self.settings
+        yield from self._turn_runner.run(self._stored_conversation, turn, settings)
 
     def _create_prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
         """Create a prompt builder for the current model and settings.

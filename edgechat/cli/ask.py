@@ -215,7 +215,7 @@ def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
 
 
 def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:
-    """Print notes about replies that were cut by the length limit or because the context is full."""
+    """Print notes about replies that were cut: they repeat themselves, or reached a limit, or the context is full."""
     from edgechat.planner.kv_memory import round_up_to_cells
 
     replies = [final_event.reply, *final_event.alternatives]
@@ -223,7 +223,9 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
     for number, reply in enumerate(replies, start=1):
         if reply.finish_reason == "length":
             name = f"Reply {number}" if len(replies) > 1 else "The reply"
-            if max_tokens is not None and (reply.n_tokens or 0) >= max_tokens:
+            if reply.repeats_itself:
+                status.note(f"{name} was stopped, because it repeats itself. --no-stop-repetition prevents this.")
+            elif max_tokens is not None and (reply.n_tokens or 0) >= max_tokens:
                 status.note(f"{name} was cut after {format_count(max_tokens, 'token')}, the limit of --max-tokens.")
             else:
                 n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)

@@ -153,6 +153,11 @@ _GENERATION_OPTIONS = (
     click.option("--threads", "n_threads", type=IntRange(), metavar="N", help="Number of compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Turn reasoning before the reply on or off."),
     click.option(
+        "--stop-repetition/--no-stop-repetition",
+        default=None,
+        help="Stop a reply that repeats the same passage over and over.",
+    ),
+    click.option(
         "--speculation/--no-speculation",
         default=None,
         help="Turn speculative decoding on or off; this does not change replies.",

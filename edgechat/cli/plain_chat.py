@@ -206,10 +206,8 @@ class PlainChat:
         finally:
             self._status.clear()
         self._interruption.raise_exit()
-        if final_event.reply.is_interrupted:
-            self._print_note("Stopped. /continue resumes the reply.")
-        elif final_event.reply.finish_reason == "length":
-            self._print_note("The reply reached its length limit; /continue resumes it")
+        if final_event.reply.end_notice:
+            self._print_note(final_event.reply.end_notice)
         if self._show_figures:
             self._print_note(format_performance(final_event.reply))
 

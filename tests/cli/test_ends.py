@@ -71,7 +71,7 @@ def test_ctrl_c_stops_the_reply_of_the_plain_chat_which_goes_on() -> None:
         t.type("Question\r")
         wait_for_words(t)
         t.child.send_signal(signal.SIGINT)
-        t.until("(Stopped. /continue resumes the reply.)")
+        t.until("(Stopped; /continue resumes the reply)")
         t.type("/quit\r")
         assert t.wait() == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ import pytest
 
 from edgechat.chat import events
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.errors import (
     AttachmentError,
     ContextOverflowError,
@@ -19,7 +20,7 @@ from edgechat.errors import (
 )
 from edgechat.store import open_ephemeral_store
 from tests.engine.chats import SHORT_GREEDY, OpenChat
-from tests.models import write_tiny_llama
+from tests.models import write_parrot, write_tiny_llama
 
 
 def test_turns_alternatives_and_branches(open_chat: Callable[..., OpenChat]) -> None:
@@ -48,6 +49,37 @@ def test_turns_alternatives_and_branches(open_chat: Callable[..., OpenChat]) -> 
     chat.run(chat.session.send("Why that?"))
     assert len(chat.session.tree.alternatives(chat.session.tree.path[2].id)) == 2
     chat.check()
+
+
+def test_reply_that_repeats_itself_is_stopped_and_continued_with_a_penalty(tmp_path: Path) -> None:
+    model = write_parrot(tmp_path / "parrot.gguf", "abcdefghijklmnopqrst", is_endless=True)
+    chat = OpenChat(model, open_ephemeral_store(), Settings(temperature=0.0, max_tokens=900, n_ctx=2048))
+    engine, requests = chat.session.model.engine, list[protocol.Generate]()
+    generate = engine.generate
+
+    def record(request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
+        requests.append(request)
+        return generate(request)
+
+    engine.generate = record  # type: ignore[method-assign]
+    try:
+        reply = chat.run(chat.session.send("Hi"))
+        assert reply.text == "abcdefghijklmnopqrst" * 10
+        assert reply.repeats_itself
+        assert reply.finish_reason == "length"  # earlier versions can read it
+        assert reply.end_notice == "Stopped: repeats itself; /continue resumes the reply with a repetition penalty"
+        continued = chat.run(chat.session.continue_reply())
+        assert continued.id == reply.id
+        assert continued.text.startswith(reply.text)
+        assert [r.sampling.repeat_penalty for r in requests] == [1.0, 1.3]
+        chat.session.override_settings(stop_repetition=False)
+        unlimited = chat.run(chat.session.regenerate())
+        assert (unlimited.n_tokens, unlimited.repeats_itself) == (900, False)
+        assert unlimited.end_notice == "The reply reached its length limit; /continue resumes it"
+        chat.run(chat.session.continue_reply())
+        assert requests[-1].sampling.repeat_penalty == 1.0
+    finally:
+        chat.session.close()
 
 
 def test_continued_reply_equals_one_long_reply(

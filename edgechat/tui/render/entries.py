@@ -135,13 +135,8 @@ class MessageEntry(TranscriptEntry):
             PlainTextLayout(f"[{escape_controls(a.name)}, {a.size_bytes:,} bytes]", "muted")
             for a in message.attachments
         ]
-        if message.finish_reason == "length":
-            blocks.append(
-                PlainTextLayout("(The reply reached its length limit; /continue resumes it)", "muted", gap=True)
-            )
-        elif message.role == "assistant" and message.is_interrupted:
-            reason = "Stopped" if message.finish_reason == "cancelled" else "Interrupted"
-            blocks.append(PlainTextLayout(f"({reason}; /continue resumes the reply)", "muted", gap=bool(message.text)))
+        if message.end_notice:
+            blocks.append(PlainTextLayout(f"({message.end_notice})", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
             blocks.append(PlainTextLayout(escape_controls(format_performance(message)), "muted", gap=True))
         return blocks

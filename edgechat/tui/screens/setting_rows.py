@@ -39,8 +39,8 @@ GROUPS: Final = (
         "Replies",
         {
             "system_prompt": "System prompt", "reasoning": "Reasoning", "max_tokens": "Maximum length",
-            "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p",
-            "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
+            "stop_repetition": "Stop repetition", "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p",
+            "min_p": "Min-p", "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
             "frequency_penalty": "Frequency penalty", "seed": "Random seed",
         },
     ),

@@ -21,6 +21,7 @@ from edgechat.chat.messages import Message
 from edgechat.cli import ask, plain_chat
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
+from edgechat.engine.protocol import GenerationStats
 from edgechat.errors import ContextOverflowError, UsageError
 from tests.conftest import ROOT, edgechat_command
 from tests.waiting import until
@@ -178,6 +179,18 @@ def test_cut_reply_is_reported(
     session = SimpleNamespace(settings=Settings(max_tokens=max_tokens), model_properties=properties)
     ask._report_cut_replies(session, finished(*replies), StderrStatus())  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [f"edgechat: {note}" for note in notes]
+
+
+def test_reply_that_repeats_itself_is_reported_before_other_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=3, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0,
+        repeats_itself=True,
+    )  # fmt: skip
+    reply = Message(id="a", role="assistant", n_tokens=3, finish_reason="length", stats=stats)
+    session = SimpleNamespace(settings=Settings(max_tokens=3), model_properties=None)
+    ask._report_cut_replies(session, finished(reply), StderrStatus())  # type: ignore[arg-type]
+    note = "The reply was stopped, because it repeats itself. --no-stop-repetition prevents this."
+    assert capsys.readouterr().err == f"edgechat: {note}\n"
 
 
 def test_reply_cut_by_a_context_that_could_not_grow_names_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgechat.engine.protocol import GenerationStats
+from edgechat.tui.render.entries import MessageEntry
 from tests.unit.tui.layouts import make_entry, rendered_rows
 
 MARKDOWN_PARTS = ["a", "words ", "\n", "\n\n", "```py\n", "```\n", "- x\n", "1. y\n", "  ", "|a|b|\n|-|-|\n"]
@@ -23,6 +26,18 @@ def test_streamed_reply_has_the_same_rows_as_a_complete_one(parts: list[str], wi
     streamed.finish(complete.message)
     assert rendered_rows(streamed, width) == rendered_rows(complete, width)
     assert streamed.height(width) == complete.height(width)
+
+
+def test_reply_that_repeats_itself_has_a_note_below_it() -> None:
+    entry = make_entry("La la la", finish_reason="length")
+    assert "(The reply reached its length limit; /continue resumes it)" in rendered_rows(entry, 90)[-1]
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=3, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0,
+        repeats_itself=True,
+    )  # fmt: skip
+    entry = MessageEntry(msgspec.structs.replace(entry.message, stats=stats), (1, 1), entry.glyphs)
+    note = "(Stopped: repeats itself; /continue resumes the reply with a repetition penalty)"
+    assert rendered_rows(entry, 90)[-1].rstrip() == note
 
 
 def test_reasoning_is_one_line_with_its_latest_words() -> None:
