@@ -15,7 +15,7 @@ from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
-from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
+from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs, make_stop_fields
 from edgechat.serve.errors import ApiError
 from edgechat.serve.message_schemas import AssistantMessage
 from edgechat.serve.model_queue import ModelQueue
@@ -74,7 +74,7 @@ class ChatResponseBuilder(ResponseBuilder):
             stops=builder.stop_strings(prompt.reply_format),
             visible_control_tokens=builder.visible_control_tokens(prompt.reply_format),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            max_tokens=self._find_max_tokens(),
+            max_tokens=self._find_max_tokens(), stop_repetition=self._stops_repetition(),
         )  # fmt: skip
         tool_names = [tool.function.name for tool in tools]
         use_generic_calls = bool(tools) and not prepared_tools.has_native_format
@@ -107,6 +107,11 @@ class ChatResponseBuilder(ResponseBuilder):
             raise ApiError(400, f"{param}: must be at least 1, or -1 for no limit, got 0.", param=param)
         return self.queue.choose_max_tokens(max_tokens)
 
+    def _stops_repetition(self) -> bool:
+        if self._body.stop_repetition is not None:
+            return bool(self._body.stop_repetition)
+        return self.queue.settings.stop_repetition and not self._body.ignore_eos
+
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         choice_objects = []
         for index, choice in enumerate(choices):
@@ -118,7 +123,7 @@ class ChatResponseBuilder(ResponseBuilder):
                 message["tool_calls"] = make_tool_call_objects(choice.calls)
             choice_objects.append({
                 "index": index, "message": message, "finish_reason": choice.finish_reason,
-                "logprobs": self._make_logprobs_object(choice.logprobs),
+                "logprobs": self._make_logprobs_object(choice.logprobs), **make_stop_fields(choice.stop_reason),
             })  # fmt: skip
         return choice_objects
 
@@ -148,7 +153,8 @@ class ChatResponseBuilder(ResponseBuilder):
             })  # fmt: skip
         if delta.finish_reason is not None:
             choice_objects.append({
-                "index": delta.choice_index, "delta": {}, "logprobs": None, "finish_reason": delta.finish_reason
+                "index": delta.choice_index, "delta": {}, "logprobs": None, "finish_reason": delta.finish_reason,
+                **make_stop_fields(delta.stop_reason),
             })  # fmt: skip
         return choice_objects
 

@@ -31,6 +31,7 @@ class ChoiceDelta(NamedTuple):
     logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenLogprobs] = ()
+    stop_reason: str | None = None
 
 
 class PromptProgress(NamedTuple):
@@ -68,6 +69,8 @@ class Choice:
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | None = None
+        """`repetition_detected` (the value of vLLM) for a reply that was stopped because it repeated itself."""
         self._index = index
         self._parser = parser
 
@@ -91,9 +94,11 @@ class Choice:
         if self._parser is not None:
             reply = self._parser.reply
             self.reasoning, self.content, self.calls = reply.reasoning, reply.content, list(reply.calls)
-        # The API has no finish reason for a cancelled reply, but "length" tells clients that the text is incomplete.
+        # The API has no finish reason for a reply that was cancelled or that repeats itself, but "length" tells clients
+        # that the text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
-        return delta._replace(finish_reason=self.finish_reason)
+        self.stop_reason = "repetition_detected" if reason == "repetition" else None
+        return delta._replace(finish_reason=self.finish_reason, stop_reason=self.stop_reason)
 
     def _append(self, delta: ReplyDelta, logprobs: Sequence[TokenLogprobs] = ()) -> ChoiceDelta:
         self.content += delta.content
@@ -191,6 +196,11 @@ def _feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) ->
         yield from [choice.finish(event.finish_reason) for choice in choices if choice.finish_reason is None]
     else:
         yield None
+
+
+def make_stop_fields(stop_reason: str | None) -> dict[str, str]:
+    """Return the extension field of a choice that tells what ended the reply; {} if the finish reason tells it."""
+    return {} if stop_reason is None else {"stop_reason": stop_reason}
 
 
 def clamp_logprob(value: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from edgechat.engine import protocol
 from edgechat.engine.generation import TokenLogprobs
-from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob
+from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob, make_stop_fields
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
@@ -69,6 +69,7 @@ class CompletionResponseBuilder(ResponseBuilder):
             self._texts[i].prompt += choice.prompt_logprobs
             choice_objects.append(
                 self._make_choice_object(i, choice.content, choice.logprobs, choice.finish_reason, is_first=True)
+                | make_stop_fields(choice.stop_reason)
             )
         return choice_objects
 
@@ -91,7 +92,8 @@ class CompletionResponseBuilder(ResponseBuilder):
             return []
         is_first = index not in self._started_choices
         self._started_choices.add(index)
-        return [self._make_choice_object(index, delta.content, delta.logprobs, delta.finish_reason, is_first=is_first)]
+        choice = self._make_choice_object(index, delta.content, delta.logprobs, delta.finish_reason, is_first=is_first)
+        return [choice | make_stop_fields(delta.stop_reason)]
 
 
 class _ChoiceText:

@@ -188,7 +188,7 @@ class ModelQueue:
             "tokens": self.validate_tokens(tokens, "prompt"), "sampling": self._make_sampling(params),
             "n_sequences": n_sequences, "max_tokens": self.choose_max_tokens(params.max_tokens),
             "stop": [*client_stops, *stops], "logit_bias": self._parse_logit_bias(params),
-            "ignore_eog": bool(params.ignore_eos),
+            "ignore_eog": bool(params.ignore_eos), "stop_repetition": bool(params.stop_repetition),
             "conversation": CACHE_OWNER, "speculate": not self.settings.strict, "bypass_cache": self.settings.strict,
         } | overrides  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **fields)

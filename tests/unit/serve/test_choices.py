@@ -10,7 +10,7 @@ from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_parser import ReplyParser
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.prompt.tool_formats import format_calls
-from edgechat.serve.choices import Choice, UsageTotals
+from edgechat.serve.choices import Choice, UsageTotals, make_stop_fields
 
 
 def refuse_call(**request: object) -> object:
@@ -44,6 +44,16 @@ def test_cancelled_choice_finishes_with_length() -> None:
     choice = Choice(0)
     choice.feed(TokensGenerated(id=1, text="Half", tokens=[]))
     assert choice.finish("cancelled").finish_reason == "length"
+
+
+def test_choice_that_repeats_itself_finishes_with_length_and_a_stop_reason() -> None:
+    choice = Choice(0)
+    delta = choice.finish("repetition")
+    assert (choice.finish_reason, choice.stop_reason) == ("length", "repetition_detected")
+    assert (delta.finish_reason, delta.stop_reason) == ("length", "repetition_detected")
+    assert make_stop_fields(choice.stop_reason) == {"stop_reason": "repetition_detected"}
+    other = Choice(0)
+    assert make_stop_fields(other.finish("stop").stop_reason) == {}
 
 
 def test_usage_and_timings_of_several_requests_are_summed() -> None:
