@@ -87,7 +87,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
     system_prompt: System prompt of new conversations.
     reasoning: Let reasoning models think before they reply; unset: only if this machine is fast enough.
-    stop_repetition: Stop a reply that repeats the same passage over and over.
+    stop_repetition: End reasoning, or a reply, that repeats the same passage over and over.
     prefix_cache: Save the KV cache of conversations on disk, so that their prompts need not be processed again.
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.

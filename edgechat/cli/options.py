@@ -155,7 +155,7 @@ _GENERATION_OPTIONS = (
     click.option(
         "--stop-repetition/--no-stop-repetition",
         default=None,
-        help="Stop a reply that repeats the same passage over and over.",
+        help="End reasoning, or a reply, that repeats the same passage over and over.",
     ),
     click.option(
         "--speculation/--no-speculation",

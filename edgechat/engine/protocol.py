@@ -131,7 +131,7 @@ class Generate(Request, frozen=True):
     attached_texts: list[str] = []
     """Texts of the attached files in the prompt, to be added to the draft corpus for later replies."""
     stop_repetition: bool = False
-    """Whether to end a reply that repeats the same passage over and over, unless a grammar restricts its output."""
+    """Whether to end reasoning that repeats the same passage over and over, or a reply if no grammar restricts it."""
     ephemeral: bool = False
     """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
     thinking: ThinkingLimit | None = None

@@ -193,15 +193,22 @@ class OutputSequence:
             self.finish("length")
             return False
         if self._repeats_itself():
-            self.finish("repetition")
-            return False
+            if not self.is_thinking:
+                self.finish("repetition")
+                return False
+            self.end_thinking()
         self.next_token = token
         return True
 
     def _repeats_itself(self) -> bool:
-        """Return whether the output ends with a loop. Grammars may require one, such as an array of equal values."""
+        """Return whether the output ends with a loop that no grammar and no closing tokens of the reasoning require.
+
+        A grammar can require a loop, such as an array of equal values, in the reply, but not in the reasoning.
+        """
         detector = self._repetition_detector
-        return detector is not None and not self._sampler.is_constrained and detector.check()
+        if detector is None or self._closing_tokens or (self._sampler.is_constrained and not self.is_thinking):
+            return False
+        return detector.check()
 
     def _append_text(self, token: int, piece: bytes) -> None:
         self._unsent_tokens.append(token)

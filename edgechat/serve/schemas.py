@@ -205,7 +205,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     n: Count | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     stop_repetition: Flag | None = None
-    """True to end replies that repeat the same passage over and over."""
+    """True to end reasoning and replies that repeat the same passage over and over."""
     ignore_eos: Flag | None = None
     """True to generate beyond end-of-generation tokens in benchmarks, as in llama-server and vLLM."""
     stream: Flag | None = None

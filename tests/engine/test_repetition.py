@@ -11,6 +11,7 @@ import pytest
 
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
+from edgechat.engine.generation import ThinkingLimit
 from edgechat.engine.repetition import MIN_REPEATS, MIN_TOKENS, MIN_UNIFORM_TOKENS
 from edgechat.engine.request import ActiveRequest
 from edgechat.runtime.bindings import Bindings
@@ -143,3 +144,41 @@ def test_array_of_equal_values_that_a_grammar_requires_is_complete(open_model: C
     text = "".join(e.text for e in model.events if isinstance(e, protocol.TokensGenerated) and e.id == request)
     assert model.final(request).finish_reason == "stop"
     assert text == "[" + "0, " * 300 + "0]"
+
+
+THINKING = ThinkingLimit(start_tags=("<think>",), end_tags=("</think>",), text_after_end="\n", is_open=True)
+FIRST_LETTER = 3 + 256 + ord("a") - ord("!")
+
+
+def make_text_loop(n_tokens: int) -> list[int]:
+    passage = [FIRST_LETTER + i * 7 % 26 for i in range(26)] + [FIRST_LETTER + i * i % 26 for i in range(34)]
+    return (passage * n_tokens)[:n_tokens]
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_loop_in_reasoning_ends_only_the_reasoning(open_model: Callable[..., SteppedModel], *, speculate: bool) -> None:
+    model = open_model(draft_tokens=5000)
+    forced = make_text_loop(900)
+    request = model.start(
+        PROMPT, forced_tokens=forced, max_tokens=900, thinking=THINKING, stop_repetition=True, speculate=speculate
+    )
+    model.finish()
+    text = "".join(e.text for e in model.events if isinstance(e, protocol.TokensGenerated) and e.id == request)
+    thought, reply = text.split("</think>\n")
+    assert (len(thought), len(reply)) == (MIN_TOKENS, MIN_TOKENS)
+    assert model.final(request).finish_reason == "repetition"
+
+
+def test_loop_in_reasoning_that_a_grammar_surrounds_ends_the_reasoning(
+    open_model: Callable[..., SteppedModel],
+) -> None:
+    model = open_model()
+    grammar = 'start: thoughts "\\n" "done"\nthoughts[lazy]: /(.|\\n)*/ "</think>"\n'
+    request = model.start(
+        PROMPT, grammars=[grammar], max_tokens=900, thinking=THINKING, stop_repetition=True, ignore_eog=False,
+        logit_bias={FIRST_LETTER: 100.0},
+    )  # fmt: skip
+    model.finish()
+    text = "".join(e.text for e in model.events if isinstance(e, protocol.TokensGenerated) and e.id == request)
+    assert text == "a" * MIN_UNIFORM_TOKENS + "</think>\ndone"
+    assert model.final(request).finish_reason == "stop"

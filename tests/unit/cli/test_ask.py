@@ -21,7 +21,7 @@ from edgechat.chat.messages import Message
 from edgechat.cli import ask, plain_chat
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 from edgechat.errors import ContextOverflowError, UsageError
 from tests.conftest import ROOT, edgechat_command
 from tests.waiting import until

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgechat.engine.protocol import GenerationStats
+from edgechat.engine.generation import GenerationStats
 from edgechat.tui.render.entries import MessageEntry
 from tests.unit.tui.layouts import make_entry, rendered_rows
 
