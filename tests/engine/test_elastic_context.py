@@ -67,6 +67,17 @@ def test_conversation_in_a_growing_context_equals_a_fixed_one(open_model: Open, 
     assert len(growing.lengths) <= 6
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sliding", "mamba", "hybrid"])
+def test_conversation_of_thirty_thousand_tokens_grows_from_4096(open_model: Open, kind: Kind) -> None:
+    options: dict[str, Any] = {"kind": kind, "n_ctx": 32768, "n_batch": 512}
+    growing, fixed = open_model(growth=growth(4096, 32768), **options), open_model(**options)
+    results = converse(growing, 20, 1440, 60)
+    assert results == converse(fixed, 20, 1440, 60)
+    assert all(n_computed <= 1441 for _, n_computed in results)
+    assert growing.lengths == [4096, 8192, 16384, 32768]
+
+
 def test_starter_model_grows(open_model: Open, starter: Path) -> None:
     growing, fixed = (open_model(path=starter, **options) for options in ({"growth": GROWTH}, {}))
     assert converse(growing, 3, 200, 40) == converse(fixed, 3, 200, 40)
