@@ -87,6 +87,9 @@ class Settings(Sampling, frozen=True, kw_only=True):
     max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
     system_prompt: System prompt of new conversations.
     reasoning: Let reasoning models think before they reply; unset: only if this machine is fast enough.
+    thinking: Limit of reasoning: `off`, `low`, `medium`, `high`, `auto` (20 seconds), `on` (no limit), tokens such as
+        `500`, or seconds such as `30s`; unset: no limit, and `reasoning` turns reasoning on or off.
+    thinking_end: Sentence that is added to the reasoning when its limit ends it; empty: none.
     stop_repetition: End reasoning, or a reply, that repeats the same passage over and over.
     prefix_cache: Save the KV cache of conversations on disk, so that their prompts need not be processed again.
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
@@ -111,6 +114,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     max_tokens: int | None = None
     system_prompt: str = ""
     reasoning: bool | None = None
+    thinking: str | int | None = None
+    thinking_end: str = ""
     stop_repetition: bool = True
     prefix_cache: bool = True
     speculation: bool = True
@@ -151,6 +156,7 @@ _MAX_SHOWN_CHARS: Final = 60
 _MIN_LONG_NUMBER: Final = 10**18
 
 _SIZE_PATTERN: Final = re.compile(r"(?P<number>\d{1,18}(?:[.,]\d{1,9})?)\s*(?P<unit>[kmgt]?i?b?)")
+_THINKING_PATTERN: Final = re.compile(r"on|off|low|medium|high|auto|\d{1,7}|\d{1,5}s")
 _UNIT_FACTORS: Final = {
     "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "i": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
@@ -213,10 +219,12 @@ def save(name: str, value: object, path: Path | None = None) -> None:
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
     """Return a copy of `settings` with the values of `layers`; later layers override earlier ones.
 
-    Unknown and invalid values are ignored.
+    Unknown and invalid values are ignored. A value of `thinking` also overrides `reasoning` of earlier layers.
     """
     values = msgspec.structs.asdict(settings)
     for layer in layers:
+        if layer.get("thinking") is not None:
+            values["reasoning"] = None
         values |= {name: value for name, value in layer.items() if not check(name, value)}
     return Settings(**values)
 
@@ -238,6 +246,8 @@ def check(name: str, value: object) -> str:
         is_size = name == "budget" and isinstance(parsed_value, str)
         is_number = isinstance(parsed_value, (int, float)) and name in _BOUNDS
         is_valid = bool(parse_size(parsed_value)) if is_size else not is_number or low <= parsed_value <= high
+        if name == "thinking" and parsed_value is not None:
+            is_valid = _THINKING_PATTERN.fullmatch(str(parsed_value)) is not None
     return "" if is_valid else f"must be {describe_valid_values(name)}, not {_format_invalid_value(value)}"
 
 
@@ -245,6 +255,8 @@ def describe_valid_values(name: str) -> str:
     """Describe the values that a setting accepts, such as `a number between 0 and 10`."""
     if name == "budget":
         return "a size such as 4GB, 1500MiB or 900000000"
+    if name == "thinking":
+        return "on, off, low, medium, high, auto, a number of tokens such as 500, or a time such as 30s"
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)

@@ -57,6 +57,11 @@ def parse_reasoning(word: str) -> bool | None:
         raise UsageError(f"{word!r} is not a valid argument. Use on, off or auto.") from None
 
 
+def parse_thinking(text: str) -> str | None:
+    """Parse the argument of `/thinking`: the limit of reasoning, or None for `default`."""
+    return None if text.lower() == "default" else text.lower()
+
+
 def parse_setting(argument: str) -> tuple[str, object]:
     """Parse the argument of `/set` into a setting's name and value. Raises UsageError."""
     from edgechat.config import parse_value

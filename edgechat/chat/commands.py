@@ -16,6 +16,7 @@ from edgechat.chat.command_arguments import (
     parse_alternative_index,
     parse_reasoning,
     parse_setting,
+    parse_thinking,
 )
 from edgechat.errors import UsageError
 from edgechat.humanize import format_count
@@ -298,6 +299,19 @@ def _reasoning(session: Session, word: str) -> Outcome:
     return Outcome(f"Reasoning: {word.lower()}")
 
 
+def _thinking(session: Session, text: str) -> Outcome:
+    if not text:
+        return Outcome(f"Limit of reasoning: {session.settings.thinking or 'not set'}")
+    session.override_settings(thinking=parse_thinking(text))
+    return Outcome(f"Limit of reasoning: {text.lower()}")
+
+
+def _now(session: Session, _argument: str) -> Outcome:
+    if not session.end_thinking():
+        raise UsageError("No reply is being generated. /now ends the reasoning of a reply, so that the model answers.")
+    return Outcome("The model answers now")
+
+
 def _temperature(session: Session, text: str) -> Outcome:
     return _set(session, f"temperature {text}") if text else Outcome(f"temperature = {session.settings.temperature:g}")
 
@@ -343,6 +357,14 @@ COMMANDS: Final = (
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),
     Command("system", "[TEXT]", "Set the system prompt of this conversation", _system, needs_argument=True),
     Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning, needs_argument=True),
+    Command(
+        "thinking",
+        "[LIMIT]",
+        "Limit reasoning: off, low, medium, high, auto, on, 500 (tokens), 30s",
+        _thinking,
+        needs_argument=True,
+    ),
+    Command("now", "", "End the reasoning of the current reply; the model answers now", _now, "side"),
     Command(
         "temperature",
         "[T]",

@@ -11,11 +11,13 @@ from edgechat.chat.messages import Message
 from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
+from edgechat.engine.generation import ThinkingLimit
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.roles import merge_consecutive
+from edgechat.prompt.thinking import ReplySpace, choose_budget, make_thinking_limit
 
 
 class ConversationPrompt(NamedTuple):
@@ -28,19 +30,26 @@ class ConversationPrompt(NamedTuple):
     """ID of the first message in the prompt; None if the prompt contains all messages."""
     attached_texts: list[str]
     """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
+    thinking: ThinkingLimit | None = None
+    """Tags and limit of the reasoning; None if the model does not reason."""
 
 
 class ConversationPromptBuilder:
     """Builds prompts from the messages of a conversation, for one loaded model."""
 
     def __init__(
-        self, builder: PromptBuilder, read_attachment: Callable[[str], bytes], settings: Settings, *, think: bool
-    ) -> None:
-        """`read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError."""
+        self, builder: PromptBuilder, read_attachment: Callable[[str], bytes], settings: Settings, *, think: bool,
+        decode_tps: float | None = None,
+    ) -> None:  # fmt: skip
+        """`read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
+
+        `decode_tps` is the measured decode speed of the model; None if it is unknown.
+        """
         self._builder = builder
         self._read_attachment = read_attachment
         self._settings = settings
         self._options = PromptOptions(think)
+        self._decode_tps = decode_tps
 
     def build(
         self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({}),
@@ -79,7 +88,18 @@ class ConversationPromptBuilder:
         turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options, cancellation)
         texts = attached_texts(path[-1].attachments, read) if path else []
         start_id = path[start].id if start else None
-        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts)
+        thinking = self._make_thinking_limit(prompt, max_n_ctx)
+        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts, thinking)
+
+    def _make_thinking_limit(self, prompt: BuiltPrompt, max_n_ctx: int | None) -> ThinkingLimit | None:
+        settings, n_ctx = self._settings, min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx)
+        space = ReplySpace(n_ctx, len(prompt.tokens), settings.max_tokens, self._decode_tps, settings.strict)
+        # `reasoning` takes precedence over `off`: without it, a model that cannot turn off reasoning may reason.
+        thinking = None if settings.thinking == "off" and settings.reasoning is not None else settings.thinking
+        return make_thinking_limit(
+            self._builder.reasoning_format, prompt.reply_format, prompt.phase, choose_budget(thinking, space),
+            settings.thinking_end,
+        )  # fmt: skip
 
     def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
         """Return the token prefix that all possible prompts of the next turn share. Raises the errors of `build`."""

@@ -57,6 +57,13 @@ class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the reply among parallel replies."""
 
 
+class ThinkingLimited(msgspec.Struct, frozen=True, kw_only=True):
+    """The reasoning of the next replies has a limit; the first one that is reached ends the reasoning."""
+
+    max_tokens: int | None = None
+    max_s: float | None = None
+
+
 class ReplySaveFailed(msgspec.Struct, frozen=True, kw_only=True):
     """Saving the reply failed. Generation continues; the next checkpoint repeats the write."""
 
@@ -85,7 +92,7 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 SessionEvent = (
     ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextSizeChanging | ContextLimitReached
-    | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
+    | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
 
@@ -98,7 +105,7 @@ def format_progress(event: SessionEvent) -> str:
     if isinstance(event, ContextSizeChanging):
         verb = "Growing" if event.is_growing else "Shrinking"
         return f"{verb} the context to {format_count(event.n_ctx, 'token')}"
-    return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
+    return ""
 
 
 def format_notice(event: SessionEvent) -> str:

@@ -13,13 +13,9 @@ from edgechat.errors import SettingsError
 
 # Settings that a persona may contain. Settings that depend on the machine, such as the context length, are excluded.
 PERSONA_SETTINGS = (
-    "model",
-    "system_prompt",
-    "max_tokens",
-    "reasoning",
-    "stop_repetition",
+    "model", "system_prompt", "max_tokens", "reasoning", "thinking", "thinking_end", "stop_repetition",
     *config.Sampling.__struct_fields__,
-)
+)  # fmt: skip
 
 
 class Persona(msgspec.Struct, frozen=True):

@@ -49,6 +49,7 @@ class ReplyGeneration:
         self._settings = settings
         self._request_id: int | None = None
         self._is_stopped = False
+        self._is_thinking_ended = False
         self._replies: list[_StreamingReply] = []
         self._ttft_s = 0.0
         self._refused_growth: protocol.ContextGrowthRefused | None = None
@@ -65,6 +66,12 @@ class ReplyGeneration:
         self._is_stopped = True
         if self._request_id is not None:
             self._engine.cancel(self._request_id)
+
+    def end_thinking(self) -> None:
+        """End the reasoning of all replies, now and later. Thread-safe."""
+        self._is_thinking_ended = True
+        if self._request_id is not None:
+            self._engine.end_thinking(self._request_id)
 
     def run(
         self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt | None,
@@ -84,6 +91,8 @@ class ReplyGeneration:
         try:
             if prompt is not None:
                 conversation_id = conversation.id if store.is_persistent else ""
+                if (thinking := prompt.thinking) is not None and (thinking.max_tokens, thinking.max_s) != (None, None):
+                    yield events.ThinkingLimited(max_tokens=thinking.max_tokens, max_s=thinking.max_s)
                 for event in self._generate(prompt, conversation_id, rebuild_prompt):
                     if isinstance(event, protocol.RequestFinished):
                         request_finished = event
@@ -131,11 +140,13 @@ class ReplyGeneration:
             max_tokens=settings.max_tokens, sampling=settings.sampling,
             speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
-            stop=self._builder.stop_strings(prompt.prompt.reply_format),
+            stop=self._builder.stop_strings(prompt.prompt.reply_format), thinking=prompt.thinking,
         )  # fmt: skip
         self._request_id = request.id
         if self._is_stopped:
             self._engine.cancel(request.id)
+        if self._is_thinking_ended:
+            self._engine.end_thinking(request.id)
         return request
 
     def _handle_event(

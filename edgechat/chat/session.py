@@ -36,6 +36,7 @@ from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
+from edgechat.prompt.thinking import is_thinking_on
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
@@ -253,20 +254,31 @@ class Session:
     def _create_prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
         """Create a prompt builder for the current model and settings.
 
-        If `think` is None, the setting `reasoning` applies; if that is None too, reasoning is on for models that decode
-        fast enough.
+        If `think` is None, the settings `reasoning` and `thinking` apply; if both are None too, reasoning is on for
+        models that decode fast enough.
         """
-        builder = self.model.builder
-        think = self.settings.reasoning if think is None else think
+        builder, settings = self.model.builder, self.settings
+        decode_tps = self.store.decode_tps(self.model_path.name)
+        if think is None:
+            think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=decode_tps)
         if builder.reasoning_format is None:
             think = False
         elif think is None:
-            think = is_thinking_default(self.store.decode_tps(self.model_path.name))
-        return ConversationPromptBuilder(builder, self.store.read_attachment, self.settings, think=think)
+            think = is_thinking_default(decode_tps)
+        return ConversationPromptBuilder(
+            builder, self.store.read_attachment, settings, think=think, decode_tps=decode_tps
+        )
 
     def stop(self) -> None:
         """Stop the current reply, or the next one if none is being generated. Thread-safe."""
         self._turn_runner.stop()
+
+    def end_thinking(self) -> bool:
+        """End the reasoning of the current replies, so that the model answers now; return False if there is none.
+
+        Thread-safe.
+        """
+        return self._turn_runner.end_thinking()
 
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
@@ -361,6 +373,8 @@ class Session:
                 problem = "is not a conversation setting. /set and Tab list those; /settings changes the others."
             if problem:
                 raise UsageError(f"{name} {problem}")
+        if values.get("thinking") is not None:
+            values = {"reasoning": None, **values}  # the new limit also turns reasoning on or off
         self._stored_conversation.update_metadata(settings={**self.conversation.settings, **values})
         self._overrides |= values
         self._apply_settings()

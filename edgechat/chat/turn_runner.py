@@ -74,6 +74,13 @@ class TurnRunner:
         if self._is_running:
             self._model.engine.expect_end()
 
+    def end_thinking(self) -> bool:
+        """End the reasoning of the current replies, now and later; return False if no reply is being generated."""
+        generation = self._generation
+        if generation is not None:
+            generation.end_thinking()
+        return generation is not None
+
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
         self._is_stop_requested = False

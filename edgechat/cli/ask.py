@@ -184,18 +184,20 @@ def stream_reply(
     Raises EdgechatError, and OSError if standard output is closed. In both cases, the text so far is saved first.
     """
     from edgechat.chat.events import ReplyTextGenerated, TurnFinished, TurnInterrupted, format_notice, format_progress
+    from edgechat.chat.thinking_progress import ThinkingProgress
     from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     escaper = TextEscaper() if sys.stdout.isatty() else None
-    last_text = ""
+    last_text, thinking = "", ThinkingProgress()
     final_event: TurnFinished | TurnInterrupted | None = None
     # Closing the generator saves the reply.
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
         stack.callback(lambda: _end_line(last_text, escaper))
         for event in events:
             status.note(format_notice(event))
-            status.show(format_progress(event))
+            thinking.add(event)
+            status.show(thinking.text or format_progress(event))
             if isinstance(event, ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
                 last_text = event.text

@@ -21,6 +21,7 @@ _SETTINGS_FILE_HEADER = """\
 # Examples in the settings file, for settings without a default value.
 _EXAMPLES: Final[dict[str, object]] = {
     "seed": 42, "n_ctx": 8192, "budget": "4GB", "n_threads": 4, "max_tokens": 1000, "reasoning": True, "ascii": True,
+    "thinking": "medium",
 }  # fmt: skip
 _KEYS_EXAMPLE: Final = '{ "chat.search" = "ctrl+f,f7" }'
 _COMMENT_WIDTH: Final = 90

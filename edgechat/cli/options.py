@@ -153,6 +153,11 @@ _GENERATION_OPTIONS = (
     click.option("--threads", "n_threads", type=IntRange(), metavar="N", help="Number of compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Turn reasoning before the reply on or off."),
     click.option(
+        "--thinking",
+        metavar="LIMIT",
+        help="Limit of reasoning: off, low, medium, high, auto, on, or tokens or seconds such as 500 or 30s.",
+    ),
+    click.option(
         "--stop-repetition/--no-stop-repetition",
         default=None,
         help="End reasoning, or a reply, that repeats the same passage over and over.",

@@ -18,6 +18,7 @@ from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
+from edgechat.cli.reply_input import ReplyInput
 from edgechat.cli.session_factory import create_session, open_session
 from edgechat.cli.unsent_line import UnsentLine
 from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
@@ -61,6 +62,7 @@ class PlainChat:
         self._interruption = interruption
         self._unsent_line = UnsentLine(session, _PROMPT)
         self._is_terminal = sys.stdin.isatty()
+        self._reply_input = ReplyInput(session.end_thinking)
         self.has_terminal = sys.stdout.isatty()
         """True if standard output is a terminal, which may be able to copy text to the clipboard."""
         self._show_figures = session.settings.figures
@@ -107,7 +109,7 @@ class PlainChat:
         lines = self._unsent_line.offer() if self._is_terminal else []
         while True:
             try:
-                line = input(_PROMPT) if self._is_terminal else _read_line()
+                line = self._next_line()
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
@@ -121,6 +123,14 @@ class PlainChat:
             lines.append(line[:-1])
             if sum(map(len, lines)) > MAX_STDIN_BYTES:
                 raise ContextOverflowError(_TOO_LONG_MESSAGE)
+
+    def _next_line(self) -> str:
+        """Return the next line, which may have been typed during the last reply. Raises EOFError at the end."""
+        if self._reply_input.lines:
+            return self._reply_input.lines.pop(0)
+        if self._reply_input.is_at_end:
+            raise EOFError
+        return input(_PROMPT) if self._is_terminal else _read_line()
 
     def _is_text(self, text: str) -> bool:
         """Return whether a message can be sent; if not, print the reason."""
@@ -201,7 +211,7 @@ class PlainChat:
 
         self._session.clear_stop()
         try:
-            with self._interruption.stop_reply():
+            with self._interruption.stop_reply(), self._reply_input.watch():
                 final_event = stream_reply(events, self._status, quiet=False)
         finally:
             self._status.clear()

@@ -27,6 +27,7 @@ from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.prompt.thinking import is_thinking_on
 
 
 class LoadedModel:
@@ -95,7 +96,9 @@ class LoadedModel:
         self._needs_new_plan = False
         self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
         if not model_properties.is_embedding:
-            self._builder.formats.prepare(PromptOptions(bool(self._settings.reasoning)))
+            settings = self._settings
+            think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
+            self._builder.formats.prepare(PromptOptions(bool(think)))
 
     def restart_if_dead(self) -> None:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.

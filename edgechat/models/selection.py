@@ -35,6 +35,7 @@ from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.planner.turn import ReasoningSupport
+from edgechat.prompt.thinking import is_thinking_on
 from edgechat.runtime.backends import kernel_benchmark, observed_speeds
 from edgechat.runtime.backends.bundle import find_bundle
 
@@ -273,10 +274,11 @@ def evaluate_for_machine(
             return None
         return make_exact_estimator(engine, candidate.profile)
 
+    think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
     return [
         evaluate(
             candidate, machine, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed,
-            think=settings.reasoning, estimator=make_estimator(candidate),
+            think=think, estimator=make_estimator(candidate),
         )
         for candidate in candidates
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from edgechat.engine.overflow import make_overflow_error
 from edgechat.humanize import format_count
 from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.prompt.thinking import choose_reasoning_format
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs, make_stop_fields
@@ -60,7 +61,7 @@ class ChatResponseBuilder(ResponseBuilder):
         if output_grammars and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
-        reasoning_format = grammars.choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
+        reasoning_format = choose_reasoning_format(builder.reasoning_format, prompt.reply_format)
         marks = NO_MARKS
         if output_grammars:
             marks = await asyncio.to_thread(builder.formats.find_content_marks, prepared_tools.options)

@@ -15,7 +15,6 @@ from edgechat.errors import GrammarError
 from edgechat.prompt import tool_formats
 from edgechat.prompt.content_marks import NO_MARKS, ContentMarks
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
-from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.serve.schemas import Tool
 
@@ -54,14 +53,6 @@ def make_tool_call_rules(tools: Sequence[Tool], *, must_call: bool, allow_parall
     prefix_rest = tool_formats.CALL_PREFIX.removeprefix(tool_formats.CALL_START)
     rules += [f"head[lazy]: TEXT {_quote(tool_formats.CALL_START)}", "TEXT: /(.|\\n)*/"]
     return "\n".join([f"TEXT | head {_quote(prefix_rest)} {all_calls}", *rules])
-
-
-def choose_reasoning_format(known_format: ReasoningFormat | None, reply_format: ReplyFormat) -> ReasoningFormat | None:
-    """Return `known_format`, the template's reasoning format, unless llama.cpp found other tags in the template."""
-    start_tag, end_tags = reply_format.thinking_start, reply_format.thinking_ends
-    if not (start_tag and end_tags) or (known_format is not None and known_format.start_tag == start_tag.strip()):
-        return known_format
-    return ReasoningFormat(start_tag, end_tags[0], separator="")
 
 
 def add_content_marks(rules: str, marks: ContentMarks) -> str:

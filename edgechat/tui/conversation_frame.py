@@ -60,6 +60,7 @@ class ConversationFrame(Vertical):
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.is_generating = False
+        self.is_reasoning = False
         """True from when a reply is requested until it ends."""
         self.n_pending = 1
         """Number of pending loads and replies; the chat starts with a pending load of the model."""
@@ -180,7 +181,7 @@ class ConversationFrame(Vertical):
         if focused is not self.transcript and self.prompt.shows_completions:
             return "completions"
         if self.is_generating and focused is not None:
-            return "reply"
+            return "reasoning" if self.is_reasoning else "reply"
         return self._read_transcript_part() if focused is self.transcript else self._read_input_part()
 
     def _read_transcript_part(self) -> str:

@@ -256,7 +256,7 @@ class ConversationPane(ConversationFrame):
         if self.view is not None and not self.view.path:
             self.composer.start_conversation(message.view.conversation.id)
         self.worker.paint_pace.start_reply()
-        self.is_generating = True
+        self.is_generating, self.is_reasoning = True, False
         self._show(message.view, follow=True)
         last = self.last_message
         self._streaming_entry = last if last is not None and last.message.id == message.reply_id else None
@@ -273,7 +273,8 @@ class ConversationPane(ConversationFrame):
         entry.append(message.text, message.reasoning)
         if message.text or not entry.text:
             self.transcript.update_entry(entry)
-        self.status_line.count_tokens(message.n_tokens, is_reasoning=not entry.text)
+        self.is_reasoning = bool(message.thinking)
+        self.status_line.count_tokens(message.n_tokens, message.thinking or "Generating")
 
     def on_reply_ended(self, message: ui_messages.ReplyEnded) -> None:
         turn = message.turn

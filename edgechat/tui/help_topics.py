@@ -18,9 +18,9 @@ class Topic(NamedTuple):
 TOPICS: Final = (
     Topic(
         "Ask",
-        ("prompt.send", "prompt.newline", "chat.stop", "prompt.up", "prompt.down", "prompt.search", "prompt.editor",
-         "prompt.complete"),
-        ("attach", "detach", "reasoning", "temperature", "system"),
+        ("prompt.send", "prompt.newline", "chat.stop", "chat.now", "prompt.up", "prompt.down", "prompt.search",
+         "prompt.editor", "prompt.complete"),
+        ("attach", "detach", "reasoning", "thinking", "now", "temperature", "system"),
     ),
     Topic(
         "Read",

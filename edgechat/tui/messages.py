@@ -106,6 +106,8 @@ class TextArrived(Message):
     text: str
     reasoning: str
     n_tokens: int
+    thinking: str = ""
+    """Status text of the reasoning, with its time and its limit; "" if the model is not reasoning."""
 
 
 @dataclass(repr=False, eq=False)

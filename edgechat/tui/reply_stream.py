@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from edgechat.chat.thinking_progress import ThinkingProgress
 from edgechat.tui import messages
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ReplyStream:
         self._post = post
         self._pace = pace
         self._prefill = _PrefillProgress()
+        self._thinking = ThinkingProgress()
         self._text = ""
         self._reasoning = ""
         self._n_tokens = 0
@@ -50,6 +52,7 @@ class ReplyStream:
         turn: TurnFinished | TurnInterrupted | None = None
         try:
             for event in reply:
+                self._thinking.add(event)
                 if isinstance(event, events.TurnStarted):
                     self.has_started = True
                     self._post(messages.ReplyStarted(messages.ConversationView.from_session(session), event.reply.id))
@@ -86,7 +89,7 @@ class ReplyStream:
             self._post_text()
 
     def _post_text(self) -> None:
-        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens))
+        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens, self._thinking.text))
         self._text, self._reasoning, self._n_tokens, self._posted_at = "", "", 0, time.monotonic()
 
     def _post_progress(self, event: SessionEvent) -> None:

@@ -38,7 +38,8 @@ GROUPS: Final = (
     SettingGroup(
         "Replies",
         {
-            "system_prompt": "System prompt", "reasoning": "Reasoning", "max_tokens": "Maximum length",
+            "system_prompt": "System prompt", "reasoning": "Reasoning", "thinking": "Limit of reasoning",
+            "thinking_end": "End of cut reasoning", "max_tokens": "Maximum length",
             "stop_repetition": "Stop repetition", "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p",
             "min_p": "Min-p", "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
             "frequency_penalty": "Frequency penalty", "seed": "Random seed",

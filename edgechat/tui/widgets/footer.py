@@ -53,6 +53,10 @@ _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
         KeyHint("completion.close", "close the list"), *_COMMON_HINTS,
     ),
     "reply": (KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"), *_COMMON_HINTS),
+    "reasoning": (
+        KeyHint("chat.now", "answer now"), KeyHint("chat.stop", "stop"), KeyHint("prompt.send", "queue"),
+        *_COMMON_HINTS,
+    ),
     "edit": (KeyHint("prompt.send", "send"), KeyHint("chat.stop", "cancel the edit"), *_COMMON_HINTS),
     "conversation": (
         KeyHint("message.copy", "copy"), KeyHint("message.copy_code", "code"), KeyHint("message.save_code", "save"),

@@ -73,8 +73,8 @@ class StatusLine(Static):
         """Reset the speed measurement for a new reply."""
         self._n_tokens, self._first_token_at = 0, 0.0
 
-    def count_tokens(self, n_tokens: int, *, is_reasoning: bool) -> None:
-        """Count generated tokens, and update the displayed speed and context usage."""
+    def count_tokens(self, n_tokens: int, activity: str) -> None:
+        """Count generated tokens, and update the displayed activity, speed and context usage."""
         now = time.monotonic()
         if not self._first_token_at:
             # The speed excludes the tokens of the first event, because the measurement starts when they arrive.
@@ -85,7 +85,7 @@ class StatusLine(Static):
             elapsed_s = now - self._first_token_at
             is_measured = elapsed_s > _MIN_MEASUREMENT_S and self._n_tokens > 0
             speed = f"{self._n_tokens / elapsed_s:.0f} tokens/s" if is_measured else ""
-            self.show_state("Reasoning" if is_reasoning else "Generating", speed)
+            self.show_state(activity, speed)
 
     def redraw(self) -> None:
         """Update the line from the current state of the chat."""

@@ -25,7 +25,7 @@ _SHOWN_SETTINGS: Final = {
     "mirostat": "mirostat", "dry_multiplier": "DRY",
     "repeat_penalty": "repeat penalty", "presence_penalty": "presence penalty",
     "frequency_penalty": "frequency penalty", "seed": "seed", "max_tokens": "max tokens",
-    "reasoning": "reasoning",
+    "reasoning": "reasoning", "thinking": "thinking",
 }  # fmt: skip
 
 
@@ -60,7 +60,13 @@ def describe_settings(settings: Settings, base_settings: Settings, persona: Pers
     for name, label in _SHOWN_SETTINGS.items():
         value = getattr(settings, name)
         if value is not None and value != getattr(base_settings, name) and name not in persona_names:
-            text = ("on" if value else "off") if isinstance(value, bool) else f"{value:g}"
+            text = (
+                ("on" if value else "off")
+                if isinstance(value, bool)
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
             marks.append(f"{label} {text}")
     return tuple(marks)
 

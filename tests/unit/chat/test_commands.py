@@ -34,14 +34,15 @@ REPLIES = [f"Reply number {n}." for n in range(1, 20)]
 FAILING = """
 /retry | /continue | /edit Text | /switch | /delete | /undo | /export | /copy | /attach missing.txt
 /attach ~nosuchuser/x | /new nobody | /persona nobody | /reasoning maybe | /set temperature | /set n_ctx 5
-/open nowhere | /model missing.gguf | /rename | /retry now | /nothing
+/open nowhere | /model missing.gguf | /rename | /retry now | /now | /nothing
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
 A question | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /detach
 /attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3 | /edit Another question
-/continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /set temperature 0.2 | /tokens | /temp
+/continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /thinking 500 | /thinking
+/thinking maybe | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
 /model other.gguf | /new pirate | Something else | /open anim | /open Nowhere | /new
 """
@@ -227,10 +228,10 @@ def test_names_and_aliases_are_unique() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("/nwe", "Did you mean /new"),
+        ("/nwe", "Did you mean .*/new"),
         ("/zzz", "/help"),
         ("/", "/help"),
-        ("/nwe\nsecond line", "Did you mean /new"),
+        ("/nwe\nsecond line", "Did you mean .*/new"),
         ("/re-do it", "Unknown command /re-do"),
         ("/conv", "Did you mean /conversations"),
         ("/?x", "Unknown command"),
@@ -281,4 +282,4 @@ def test_copy_takes_a_message_or_its_last_code_block() -> None:
 
 def test_commands_that_do_something_useful_without_an_argument_need_none() -> None:
     needing = {command.name for command in COMMANDS if command.needs_argument}
-    assert needing == {"rename", "attach", "export", "system", "reasoning", "temperature", "set"}
+    assert needing == {"rename", "attach", "export", "system", "reasoning", "thinking", "temperature", "set"}

@@ -17,12 +17,13 @@ from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.prompt.thinking import choose_reasoning_format
 from edgechat.prompt.tool_formats import format_calls
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, MAX_TOOL_GRAMMAR_CHARS, check_grammar
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
-from edgechat.serve.grammars import add_reasoning_rules, choose_reasoning_format
+from edgechat.serve.grammars import add_reasoning_rules
 from edgechat.serve.output_format import OutputFormat
 from tests.unit.serve.test_grammars import TOKENIZER, allows
 from tests.unit.serve.tool_requests import TEMPLATES, RecordingEngine, make_builder, prepare_request
