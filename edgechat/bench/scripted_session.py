@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +65,7 @@ class ScriptedEngine(EngineClient):
         super().__init__()
         self._script = script
         self._cancelled: set[int] = set()
+        self._cancelled_sequences: set[tuple[int, int]] = set()
 
     def start(self) -> None:
         """Do nothing, because a scripted session needs no engine process."""
@@ -94,6 +95,9 @@ class ScriptedEngine(EngineClient):
             yield self._make_finished_event(request, n_prompt, 0, 0.0)
             return
         yield protocol.PrefillProgressed(id=request.id, done_tokens=n_prompt, total_tokens=n_prompt)
+        if request.mean_logprob:
+            yield from self._generate_several(request, n_prompt)
+            return
         reply, script = self._script.next_reply(), self._script
         tokens = [reply[i : i + CHARS_PER_TOKEN] for i in range(0, len(reply), CHARS_PER_TOKEN)]
         started_at = time.monotonic()
@@ -116,6 +120,31 @@ class ScriptedEngine(EngineClient):
         elapsed_s = time.monotonic() - started_at
         decode_tps = n_generated / elapsed_s if script.token_interval_s else 0.0
         yield self._make_finished_event(request, n_prompt, n_generated, decode_tps)
+
+    def cancel_sequences(self, target_id: int, sequences: Collection[int]) -> None:
+        self._cancelled_sequences |= {(target_id, sequence) for sequence in sequences}
+
+    def _generate_several(self, request: protocol.Generate, n_prompt: int) -> Iterator[protocol.AnyEvent]:
+        """Yield the events of the next scripted replies, one token of each in turn, with a mean logprob of -1."""
+        replies = {sequence: self._script.next_reply() for sequence in range(request.n_sequences)}
+        n_generated = dict.fromkeys(replies, 0)
+        while replies:
+            self._script.may_continue.wait()
+            for sequence, reply in list(replies.items()):
+                reason: protocol.FinishReason = "stop"
+                if request.id in self._cancelled or (request.id, sequence) in self._cancelled_sequences:
+                    reason = "cancelled"
+                elif reply:
+                    text, replies[sequence] = reply[:CHARS_PER_TOKEN], reply[CHARS_PER_TOKEN:]
+                    n_generated[sequence] += 1
+                    yield protocol.TokensGenerated(id=request.id, tokens=[0], text=text, sequence=sequence)
+                    continue
+                del replies[sequence]
+                yield protocol.SequenceFinished(
+                    id=request.id, sequence=sequence, finish_reason=reason, completion_tokens=n_generated[sequence],
+                    mean_logprob=-1.0,
+                )  # fmt: skip
+        yield self._make_finished_event(request, n_prompt, sum(n_generated.values()), 0.0)
 
     def _make_finished_event(
         self, request: protocol.Generate, n_prompt: int, n_generated: int, decode_tps: float

@@ -6,9 +6,13 @@ import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgechat.errors import UsageError
 from edgechat.humanize import format_count
+
+if TYPE_CHECKING:
+    from edgechat.prompt.agreement.picker import PickMethod
 
 
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> tuple[str, str]:
@@ -70,6 +74,25 @@ def parse_setting(argument: str) -> tuple[str, object]:
     if not text.strip():
         raise UsageError("Usage: /set NAME VALUE, for example /set temperature 0.5")
     return name, parse_value(name, text.strip())
+
+
+def parse_best(argument: str) -> tuple[int, PickMethod]:
+    """Parse the argument of `/best`: a number of replies and a method, both optional. Raises UsageError."""
+    from edgechat.chat.reply_picking import DEFAULT_N_REPLIES
+    from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PICK_METHODS
+
+    n_replies, method = DEFAULT_N_REPLIES, PICK_METHODS[0]
+    for word in argument.lower().split():
+        if word in PICK_METHODS:
+            method = PICK_METHODS[PICK_METHODS.index(word)]
+        elif word.isdecimal() and 2 <= int(word[:9]) <= MAX_PICKED_REPLIES:  # noqa: PLR2004  (replies to compare)
+            n_replies = int(word)
+        else:
+            raise UsageError(
+                f"{word[:20]!r} is neither a number from 2 to {MAX_PICKED_REPLIES} nor agree, likely or judge. "
+                "Example: /best 5 agree"
+            )
+    return n_replies, method
 
 
 def parse_alternative_index(argument: str, current_number: int, n_alternatives: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from edgechat.chat.command_arguments import (
     choose_export_path,
     parse_alternative_index,
+    parse_best,
     parse_reasoning,
     parse_setting,
     parse_thinking,
@@ -225,6 +226,11 @@ def _retry(session: Session, _argument: str) -> Outcome:
     return Outcome(start_reply=session.regenerate)
 
 
+def _best(session: Session, argument: str) -> Outcome:
+    n_replies, method = parse_best(argument)
+    return Outcome(start_reply=lambda: session.regenerate(n_replies=n_replies, pick=method))
+
+
 def _continue(session: Session, _argument: str) -> Outcome:
     return Outcome(start_reply=session.continue_reply)
 
@@ -335,6 +341,7 @@ COMMANDS: Final = (
     ),
     Command("search", "WORDS", "Search all conversations", view="search"),
     Command("retry", "", "Generate an alternative reply", _retry, "reply", aliases=("regenerate",)),
+    Command("best", "[N] [METHOD]", "Pick the best of N new replies: agree, likely or judge", _best, "reply"),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),
     Command("edit", "[TEXT]", "Edit your last message; the original remains", _edit, "reply", "editor"),
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from edgechat.chat.messages import Message
-from edgechat.humanize import format_count
+from edgechat.humanize import format_count, format_duration
 from edgechat.models.events import ModelLoadProgressed
+from edgechat.prompt.agreement.picker import Pick
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,36 @@ class ReplySaveFailed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class PickStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """Several replies are generated, of which one will be picked."""
+
+    n_replies: int
+    """Maximum number of replies."""
+    costs: tuple[float, float] | None = None
+    """Least and greatest time that the replies take, relative to one reply; None if it was not measured."""
+
+
+class PickProgressed(msgspec.Struct, frozen=True, kw_only=True):
+    """Another reply has ended, or is being compared."""
+
+    n_finished: int
+    """Number of replies that have ended, or number of the comparison."""
+    n_replies: int
+    """Maximum number of replies or of comparisons."""
+    is_judging: bool = False
+
+
+class ReplyPicked(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several replies was picked."""
+
+    pick: Pick
+    answers: dict[str, str]
+    """Final answers of the complete replies, by message ID, where they can be compared."""
+    n_tokens: int
+    """Number of tokens that were generated for all replies and comparisons."""
+    elapsed_s: float
+
+
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
     """The reply is complete: the model ended it, or it reached the length limit."""
 
@@ -78,6 +109,8 @@ class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
     """Number of tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
     """Other replies that were generated in parallel."""
+    picked: ReplyPicked | None = None
+    """How `reply` was picked from several; None if it was not."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,11 +121,13 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
     """Number of tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
     """Other replies that were generated in parallel."""
+    picked: ReplyPicked | None = None
 
 
 SessionEvent = (
     ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextSizeChanging | ContextLimitReached
-    | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | TurnFinished | TurnInterrupted
+    | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted | PickProgressed | ReplyPicked | TurnFinished
+    | TurnInterrupted
 )  # fmt: skip
 
 
@@ -105,6 +140,10 @@ def format_progress(event: SessionEvent) -> str:
     if isinstance(event, ContextSizeChanging):
         verb = "Growing" if event.is_growing else "Shrinking"
         return f"{verb} the context to {format_count(event.n_ctx, 'token')}"
+    if isinstance(event, PickProgressed):
+        if event.is_judging:
+            return f"Comparing the replies ({event.n_finished} of {event.n_replies})"
+        return f"{event.n_finished} of up to {event.n_replies} replies finished"
     return ""
 
 
@@ -115,4 +154,19 @@ def format_notice(event: SessionEvent) -> str:
         return f"The context is full: the model no longer sees the first {messages}."
     if isinstance(event, ContextLimitReached):
         return event.notice
+    if isinstance(event, PickStarted):
+        return _describe_pick_costs(event)
+    if isinstance(event, ReplyPicked):
+        replies = "1 reply" if event.pick.n_started == 1 else f"{event.pick.n_started} replies"
+        cost = f"{replies}, {format_count(event.n_tokens, 'token')}, {format_duration(event.elapsed_s)}"
+        return f"{event.pick.describe()} ({cost}).".capitalize()
     return f"The reply is not saved: {event.reason}" if isinstance(event, ReplySaveFailed) else ""
+
+
+def _describe_pick_costs(event: PickStarted) -> str:
+    n = event.n_replies
+    text = f"Up to {n} replies share the prompt, and take up to {n} times the tokens of one reply"
+    if event.costs is None:
+        return f"{text}."
+    low, high = (f"{cost:.1f}" for cost in event.costs)
+    return f"{text}, in about {low if low == high else f'{low} to {high}'} times its time."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -18,6 +19,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import ContextOverflowError
+from edgechat.prompt.agreement.picker import ReplyPicker
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
@@ -37,14 +39,21 @@ class _StreamingReply:
         self.parser = parser
         self.is_continued = bool(recorder.reply.text or recorder.reply.reasoning)
         self.finish_reason: protocol.FinishReason | None = None
+        self.mean_logprob: float | None = None
         self.reported_error = ""
 
 
 class ReplyGeneration:
     """Generates parallel replies to one message. Call `run` once; `stop` is thread-safe."""
 
-    def __init__(self, engine: EngineClient, builder: PromptBuilder, settings: Settings) -> None:
+    def __init__(
+        self, engine: EngineClient, builder: PromptBuilder, settings: Settings, picker: ReplyPicker | None = None,
+        indexes: range = range(0),
+    ) -> None:  # fmt: skip
+        """Prepare the generation. `picker` receives each reply that ends; its numbers there are `indexes`."""
         self._engine = engine
+        self._picker = picker
+        self._indexes = indexes
         self._builder = builder
         self._settings = settings
         self._request_id: int | None = None
@@ -133,11 +142,13 @@ class ReplyGeneration:
         yield from self._engine.generate(self._create_request(shorter_prompt, conversation_id))
 
     def _create_request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
-        settings = self._settings
+        settings, sampling = self._settings, self._settings.sampling
+        if sampling.seed is not None and self._indexes.start:  # earlier rounds used the seeds before
+            sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + self._indexes.start) % (1 << 32))
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
             attached_texts=prompt.attached_texts, conversation=conversation_id, n_sequences=len(self._replies),
-            max_tokens=settings.max_tokens, sampling=settings.sampling,
+            max_tokens=settings.max_tokens, sampling=sampling, mean_logprob=self._picker is not None,
             speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
             stop=self._builder.stop_strings(prompt.prompt.reply_format), thinking=prompt.thinking,
@@ -157,10 +168,10 @@ class ReplyGeneration:
         elif isinstance(event, protocol.ContextResizing):
             yield events.ContextSizeChanging(n_ctx=event.n_ctx, is_growing=event.is_growing)
         elif isinstance(event, protocol.ContextGrowthRefused):
-            is_first = self._refused_growth is None  # a rebuilt prompt is another request, which gets its own event
+            # A rebuilt prompt is another request, which gets its own event.
+            notice = format_growth_refusal(event) if self._refused_growth is None else ""
             self._refused_growth = event
-            if is_first:
-                yield events.ContextLimitReached(notice=format_growth_refusal(event))
+            yield from [events.ContextLimitReached(notice=notice)] if notice else []
         elif isinstance(event, protocol.PrefillProgressed):
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
@@ -168,11 +179,32 @@ class ReplyGeneration:
             delta = self._replies[event.sequence].parser.feed(event.text)
             yield from self._append_text(event.sequence, delta, len(event.tokens))
         elif isinstance(event, protocol.SequenceFinished):
-            self._replies[event.sequence].finish_reason = event.finish_reason
+            yield from self._finish_reply(event)
         elif isinstance(event, protocol.RequestFinished):
-            for index, streaming_reply in enumerate(self._replies):
-                streaming_reply.finish_reason = streaming_reply.finish_reason or event.finish_reason
+            yield from self._finish_replies(event)
+
+    def _finish_replies(self, event: protocol.RequestFinished) -> Iterator[events.SessionEvent]:
+        """Complete the replies that have not ended on their own: a single reply, or all of a cancelled request."""
+        for index, streaming_reply in enumerate(self._replies):
+            if streaming_reply.finish_reason is None:
+                streaming_reply.finish_reason = event.finish_reason
                 yield from self._append_text(index, streaming_reply.parser.finish(), 0)
+
+    def _finish_reply(self, event: protocol.SequenceFinished) -> Iterator[events.SessionEvent]:
+        """Complete one of several replies, and end the others if the picker needs no more."""
+        streaming_reply, picker = self._replies[event.sequence], self._picker
+        streaming_reply.finish_reason = event.finish_reason
+        yield from self._append_text(event.sequence, streaming_reply.parser.finish(), 0)
+        if picker is None or self._request_id is None:
+            return
+        streaming_reply.mean_logprob = event.mean_logprob
+        picker.finish_reply(
+            self._indexes[event.sequence], streaming_reply.parser.reply.content, event.mean_logprob,
+            is_complete=event.finish_reason == "stop",
+        )  # fmt: skip
+        unfinished = [i for i, r in enumerate(self._replies) if r.finish_reason is None]
+        if unfinished and picker.is_decided:
+            self._engine.cancel_sequences(self._request_id, unfinished)
 
     def _append_text(self, index: int, delta: ReplyDelta, n_tokens: int) -> Iterator[events.SessionEvent]:
         streaming_reply, reasoning, text = self._replies[index], delta.reasoning, delta.content
@@ -199,6 +231,9 @@ class ReplyGeneration:
                     request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s,
                     repeats_itself=repeats_itself or msgspec.UNSET,
                 )  # fmt: skip
+                mean_logprob = streaming_reply.mean_logprob
+                if mean_logprob is not None and math.isfinite(mean_logprob):
+                    stats = msgspec.structs.replace(stats, mean_logprob=mean_logprob)
             recorder, parsed = streaming_reply.recorder, streaming_reply.parser.reply
             changes: dict[str, object] = {"reasoning": recorder.reply.reasoning.rstrip("\n")}
             if parsed.reasoning and not recorder.reply.reasoning and not streaming_reply.is_continued:

@@ -25,6 +25,7 @@ from edgechat.chat.messages import (
 )
 from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.reply_generation import add_repetition_penalty
+from edgechat.chat.reply_picking import PickedTurn
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
@@ -36,6 +37,7 @@ from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
+from edgechat.prompt.agreement.picker import PickMethod
 from edgechat.prompt.thinking import is_thinking_on
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
@@ -165,18 +167,26 @@ class Session:
 
     # Turns
 
-    def send(self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1) -> Iterator[events.SessionEvent]:
+    def send(
+        self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1, pick: PickMethod | None = None
+    ) -> Iterator[events.SessionEvent]:
         """Send a message and yield events while the model replies; the last event is TurnFinished or TurnInterrupted.
 
-        The model generates `n_replies` alternative replies in parallel. The message and the partial replies remain
+        The model generates `n_replies` alternative replies in parallel; with `pick`, one of up to `n_replies` replies
+        is picked. The message and the partial replies remain
         saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message, because it would
         prevent all later replies. Raises EdgechatError.
         """
         message_attachments, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, message_attachments)
-        turn = Turn(new_replies(message.id, self.model_path.name, n_replies, self.model.plan), message, files)
         try:
-            yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+            if pick is not None:
+                turn = Turn([], message, files)
+                yield from self._pick_reply(message.id, turn, n_replies, pick)
+            else:
+                replies = new_replies(message.id, self.model_path.name, n_replies, self.model.plan)
+                turn = Turn(replies, message, files)
+                yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
         except ContextOverflowError as error:
             cause = self.find_long_attachment(attachments)
             if not cause:
@@ -221,8 +231,10 @@ class Session:
         turn = Turn([new_reply(message.id, self.model_path.name)], message)
         yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
-    def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Generate alternatives to a reply, or replies to a user message.
+    def regenerate(
+        self, message_id: str | None = None, n_replies: int = 1, pick: PickMethod | None = None
+    ) -> Iterator[events.SessionEvent]:
+        """Generate alternatives to a reply, or replies to a user message; with `pick`, pick one of them.
 
         If `message_id` is None, uses the head. Yields the same events and raises the same errors as `send`.
         """
@@ -230,8 +242,20 @@ class Session:
         parent_id = message.parent_id if message.role == "assistant" else message.id
         if parent_id is None or self.tree[parent_id].role != "user":
             raise UsageError("There is no message to reply to. Send a message first.")
+        if pick is not None:
+            yield from self._pick_reply(parent_id, Turn([]), n_replies, pick)
+            return
         turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
         yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+
+    def _pick_reply(
+        self, parent_id: str, turn: Turn, n_replies: int, method: PickMethod
+    ) -> Iterator[events.SessionEvent]:
+        """Generate up to `n_replies` replies to the message `parent_id`, which can be new in `turn`, and pick one."""
+        picked_turn = PickedTurn(
+            self._turn_runner, self._stored_conversation, self.model, self.settings, method, n_replies
+        )
+        yield from picked_turn.run(turn, parent_id, self.model_path.name)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Continue the text of a reply; if `message_id` is None, of the head.

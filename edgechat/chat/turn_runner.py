@@ -16,11 +16,14 @@ from edgechat.chat.idle import IdleGate
 from edgechat.chat.messages import Message, first_line, new_reply
 from edgechat.chat.reply_generation import ReplyGeneration
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
+from edgechat.engine.client import EngineClient
 from edgechat.errors import ContextOverflowError, EngineError, RequestCancelledError, TemplateError, UsageError
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.prompt.agreement.picker import ReplyPicker
 
 
 class Turn(NamedTuple):
@@ -34,6 +37,10 @@ class Turn(NamedTuple):
     """Bytes of the message's attachments by SHA-256 hash."""
     original_reply: Message | None = None
     """Previous state of the reply that the turn continues in place; None for new replies."""
+    picker: ReplyPicker | None = None
+    """Picker that receives the replies, and can end them early; None if none is picked."""
+    indexes: range = range(0)
+    """Numbers of `replies` among all replies of `picker`."""
 
 
 def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
@@ -55,11 +62,13 @@ class TurnRunner:
         self.idle_gate = IdleGate(model)
         self._model = model
         self._create_prompt_builder = create_prompt_builder
-        self._generation: ReplyGeneration | None = None
+        self._generation: ReplyGeneration | _AsideRequest | None = None
         self._is_running = False
         self._cancellation = Cancellation()
         self._is_stop_requested = False
         self._are_replies_finished = False
+        self.was_stopped = False
+        """True if `stop` ended the last turn."""
 
     def stop(self) -> None:
         """Stop the current reply, or the next one if none is being generated.
@@ -106,7 +115,7 @@ class TurnRunner:
             self._is_running = True
             try:
                 yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
-                yield from self._generate(conversation, turn.replies, settings)
+                yield from self._generate(conversation, turn, settings)
             except (ContextOverflowError, TemplateError):
                 if turn.original_reply is not None:
                     conversation.save_reply(turn.original_reply)
@@ -122,6 +131,23 @@ class TurnRunner:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
 
+    def generate_aside(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
+        """Run a request that belongs to the turn but generates no reply; return its events, or None after `stop`.
+
+        Raises EngineError.
+        """
+        with self.idle_gate.block_requests():
+            aside = _AsideRequest(self._model.engine, request.id)
+            self._generation, self._is_running = aside, True
+            try:
+                if self._is_stop_requested:
+                    return None
+                engine_events = list(self._model.engine.generate(request))
+                return None if aside.is_stopped else engine_events
+            finally:
+                self.was_stopped = self._is_stop_requested
+                self._generation, self._is_running, self._is_stop_requested = None, False, False
+
     def _build_prompt(self, path: Sequence[Message], max_n_ctx: int | None = None) -> ConversationPrompt | None:
         """Build the prompt for the reply at the end of `path`; return None if `stop` was called."""
         self._cancellation = Cancellation()
@@ -133,10 +159,10 @@ class TurnRunner:
             return None
 
     def _generate(
-        self, conversation: StoredConversation, replies: Sequence[Message], settings: Settings
+        self, conversation: StoredConversation, turn: Turn, settings: Settings
     ) -> Iterator[events.SessionEvent]:
         started_at = time.monotonic()
-        model = self._model
+        model, replies = self._model, turn.replies
         if model.engine.needs_restart:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
             model.restart_if_dead()
@@ -145,7 +171,7 @@ class TurnRunner:
         if prompt is not None and prompt.start_id is not None:
             replies = [msgspec.structs.replace(r, context_start_id=prompt.start_id) for r in replies]
             yield events.TurnsDropped(n_messages=prompt.start, context_start_id=prompt.start_id)
-        generation = ReplyGeneration(model.engine, model.builder, settings)
+        generation = ReplyGeneration(model.engine, model.builder, settings, turn.picker, turn.indexes)
         self._generation = generation
         if self._is_stop_requested:
             generation.stop()
@@ -159,10 +185,27 @@ class TurnRunner:
                 error.args = (f"{error}\nThe GPU failed, so edgechat now uses the CPU. Send the message again.",)
             raise
         finally:
+            self.was_stopped = self._is_stop_requested
             self._generation, self._is_stop_requested = None, False
             for reply, (final_reply, write_error) in zip(replies, generation.results):  # noqa: B905  (empty before run)
                 self._are_replies_finished = True
                 conversation.finish_reply(reply.id, final_reply, write_error)
+
+
+class _AsideRequest:
+    """Engine request of a turn that generates no reply."""
+
+    def __init__(self, engine: EngineClient, request_id: int) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+        self._engine.cancel(self._request_id)
+
+    def end_thinking(self) -> None:
+        """Do nothing, because the request has no reasoning."""
 
 
 def _make_provisional_title(message: Message | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
+    from edgechat.chat.messages import Message
     from edgechat.chat.session import Session
+    from edgechat.prompt.agreement.picker import PickMethod
 
 MAX_STDIN_BYTES: Final = 32 << 20
 """Maximum size of a prompt from standard input, the same as the limit for the attachments of a message."""
@@ -56,21 +59,31 @@ _STDIN_NOTICE: Final = (
     metavar="N",
     help="Generate N alternative replies in parallel.",
 )
+@click.option(
+    "--pick",
+    type=click.Choice(["agree", "likely", "judge"]),
+    metavar="METHOD",
+    help="Print one of the --answers replies: agree (most frequent answer), likely, or judge.",
+)
 @click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply and its statistics as one JSON object.")
 def ask(
-    prompt: str | None, no_stdin: bool, as_json: bool, attachments: tuple[Path, ...], n_replies: int, **options: Any
+    prompt: str | None, no_stdin: bool, as_json: bool, attachments: tuple[Path, ...], n_replies: int,
+    pick: PickMethod | None, **options: Any,
 ) -> None:  # fmt: skip
     """Ask one question and print the reply as it is generated.
 
     Text from standard input is appended to PROMPT. In a loop or a service, whose standard input is not meant for
-    edgechat, use --no-stdin or < /dev/null. The conversation is saved (see `edgechat history`), unless --ephemeral is
-    given.
+    edgechat, use --no-stdin or < /dev/null. With --answers and --pick, several replies are generated and the best one
+    is printed; notes on standard error say what that costs. The conversation is saved (see `edgechat history`), unless
+    --ephemeral is given.
     """
+    if pick is not None and n_replies == 1:
+        raise UsageError("--pick chooses between several replies. Add --answers 5.")
     if prompt:
         _report_mentions(prompt)
     question = read_question(prompt, no_stdin=no_stdin)
-    print_reply(question, as_json=as_json, attachments=attachments, n_replies=n_replies, **options)
+    print_reply(question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, **options)
 
 
 def _report_mentions(prompt: str) -> None:
@@ -134,8 +147,9 @@ def _read_stdin() -> bytes:
 
 
 def print_reply(
-    text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1, **options: Any
-) -> None:
+    text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1,
+    pick: PickMethod | None = None, **options: Any,
+) -> None:  # fmt: skip
     """Send `text` to the model and print the reply.
 
     A signal during the reply stops the reply and saves it. Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and
@@ -152,13 +166,13 @@ def print_reply(
             if session.settings.model == AUTO:
                 status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
             with interruption.stop_reply():
-                events = session.send(text, attachments, n_replies)
-                final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)
+                events = session.send(text, attachments, n_replies, pick)
+                final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
             status.clear()
             if as_json:
                 _print_json(session, final_event)
             else:
-                if n_replies > 1:
+                if n_replies > 1 and pick is None:
                     _print_alternatives(final_event)
                 _report_cut_replies(session, final_event, status)
         except EdgechatError as error:
@@ -181,15 +195,25 @@ def stream_reply(
 ) -> TurnFinished | TurnInterrupted:
     """Print the reply in `events` as it is generated, unless `quiet`, and return the final event.
 
+    A reply that is picked from several is printed when it is picked.
+
     Raises EdgechatError, and OSError if standard output is closed. In both cases, the text so far is saved first.
     """
-    from edgechat.chat.events import ReplyTextGenerated, TurnFinished, TurnInterrupted, format_notice, format_progress
+    from edgechat.chat.events import (
+        PickStarted,
+        ReplyTextGenerated,
+        TurnFinished,
+        TurnInterrupted,
+        format_notice,
+        format_progress,
+    )
     from edgechat.chat.thinking_progress import ThinkingProgress
     from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     escaper = TextEscaper() if sys.stdout.isatty() else None
     last_text, thinking = "", ThinkingProgress()
+    is_picking = False
     final_event: TurnFinished | TurnInterrupted | None = None
     # Closing the generator saves the reply.
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
@@ -198,12 +222,15 @@ def stream_reply(
             status.note(format_notice(event))
             thinking.add(event)
             status.show(thinking.text or format_progress(event))
-            if isinstance(event, ReplyTextGenerated) and event.text and not quiet:
-                status.clear()
-                last_text = event.text
-                click.echo(escaper.feed(event.text) if escaper is not None else event.text, nl=False)
-            elif isinstance(event, (TurnFinished, TurnInterrupted)):
+            is_picking = is_picking or isinstance(event, PickStarted)
+            text = event.text if isinstance(event, ReplyTextGenerated) and not is_picking else ""
+            if isinstance(event, (TurnFinished, TurnInterrupted)):
                 final_event = event
+                text = event.reply.text if is_picking else ""
+            if text and not quiet:
+                status.clear()
+                last_text = text
+                click.echo(escaper.feed(text) if escaper is not None else text, nl=False)
     if final_event is None:
         raise EngineError("The reply ended without a final event from the engine. Ask again.")
     return final_event
@@ -220,7 +247,7 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
     """Print notes about replies that were cut: they repeat themselves, or reached a limit, or the context is full."""
     from edgechat.planner.kv_memory import round_up_to_cells
 
-    replies = [final_event.reply, *final_event.alternatives]
+    replies = [final_event.reply, *(final_event.alternatives if final_event.picked is None else ())]
     max_tokens, properties = session.settings.max_tokens, session.model_properties
     for number, reply in enumerate(replies, start=1):
         if reply.finish_reason == "length":
@@ -267,6 +294,27 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
     if final_event.alternatives:
         result["others"] = [
             {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}
+            | _make_pick_fields(final_event, o)
             for o in final_event.alternatives
         ]
+    if final_event.picked is not None:
+        pick = final_event.picked.pick
+        result |= _make_pick_fields(final_event, reply)
+        result["pick"] = {
+            "method": pick.method, "result": pick.describe(), "n_agreeing": pick.n_agreeing,
+            "n_counted": pick.n_counted, "n_started": pick.n_started, "n_requested": pick.n_requested,
+            "votes": Counter(final_event.picked.answers.values()), "n_tokens": final_event.picked.n_tokens,
+            "elapsed_s": final_event.picked.elapsed_s,
+        }  # fmt: skip
     echo_json(result)
+
+
+def _make_pick_fields(final_event: TurnFinished | TurnInterrupted, reply: Message) -> dict[str, Any]:
+    """Return the answer and the mean logprob of a reply if one was picked from several; else no fields."""
+    if final_event.picked is None:
+        return {}
+    mean_logprob = reply.stats.mean_logprob if reply.stats is not None else None
+    return {
+        "answer": final_event.picked.answers.get(reply.id),
+        "mean_logprob": mean_logprob if isinstance(mean_logprob, float) else None,
+    }

@@ -64,6 +64,10 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Mean number of tokens generated per step with a draft, including the sampled token; 1.0 without drafts."""
     speculation_gain: float = 1.0
     """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
+    mean_logprob: float | msgspec.UnsetType = msgspec.UNSET
+    """Mean natural logprob of the tokens of a reply that was generated to pick one of several replies."""
+    pick: str | msgspec.UnsetType = msgspec.UNSET
+    """How the reply was picked from several, such as "4 of 5 agree"."""
     is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
     """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
     repeats_itself: bool | msgspec.UnsetType = msgspec.UNSET

@@ -39,7 +39,7 @@ TOPICS: Final = (
         "Change a message or a reply",
         ("message.edit", "message.retry", "message.continue", "chat.previous", "chat.next", "message.previous",
          "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo"),
-        ("edit", "retry", "continue", "switch", "delete", "undo"),
+        ("edit", "retry", "best", "continue", "switch", "delete", "undo"),
     ),
     Topic(
         "Conversations",

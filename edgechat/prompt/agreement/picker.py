@@ -142,20 +142,23 @@ class ReplyPicker:
     def pick(self, tournament_winner: int | None = None) -> Pick:
         """Choose a reply. `tournament_winner` is the result of the tournament, if there was one.
 
-        Without a complete reply, the first one is chosen.
+        Without a complete reply, the first one is chosen. Without a tournament, "judge" chooses the most likely reply.
         """
         complete, ballots = self._complete, self._ballots
         winner = n_agreeing = 0
+        method: PickMethod = self.method
+        if method == "judge" and tournament_winner is None and len(ballots) > 1:
+            method = "likely"  # the comparison was stopped, or not possible
         if ballots:
             counts = count_votes(ballots)
             winner = choose_most_likely([ballot.mean_logprob for ballot in ballots])
-            if self.method == "agree":
+            if method == "agree":
                 winner = elect(ballots).winner
-            elif self.method == "judge" and tournament_winner is not None:
+            elif tournament_winner is not None:
                 winner = tournament_winner
             answer = ballots[winner].answer
             n_agreeing = counts[answer] if answer is not None else 0
         return Pick(
-            method=self.method, index=complete[winner][0] if complete else 0, n_agreeing=n_agreeing,
+            method=method, index=complete[winner][0] if complete else 0, n_agreeing=n_agreeing,
             n_counted=len(complete), n_started=self._n_started, n_requested=self.n_replies,
         )  # fmt: skip

@@ -107,11 +107,13 @@ class MessageEntry(TranscriptEntry):
         return blocks if self.is_streaming else blocks + self._build_footer()
 
     def _build_header(self) -> list[LayoutBlock]:
-        """Build the blocks above the text: the number among the alternatives (such as 2/3) and the reasoning."""
+        """Build the blocks above the text: its number among the alternatives, why it was picked, and the reasoning."""
         number, count = self.alternative
         blocks: list[LayoutBlock] = []
         if count > 1:
-            blocks.append(PlainTextLayout(f"{self.glyphs.left}{number}/{count}{self.glyphs.right}", "muted"))
+            pick = self.message.stats.pick if self.message.stats is not None else None
+            reason = f" {escape_controls(pick)}" if isinstance(pick, str) else ""
+            blocks.append(PlainTextLayout(f"{self.glyphs.left}{number}/{count}{self.glyphs.right}{reason}", "muted"))
         if self.reasoning:
             blocks.append(PlainTextLayout(self._summarize_reasoning(), "muted"))
             if self.is_expanded:

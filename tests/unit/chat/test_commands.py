@@ -34,13 +34,14 @@ REPLIES = [f"Reply number {n}." for n in range(1, 20)]
 FAILING = """
 /retry | /continue | /edit Text | /switch | /delete | /undo | /export | /copy | /attach missing.txt
 /attach ~nosuchuser/x | /new nobody | /persona nobody | /reasoning maybe | /set temperature | /set n_ctx 5
-/open nowhere | /model missing.gguf | /rename | /retry now | /now | /nothing
+/open nowhere | /model missing.gguf | /rename | /retry now | /now | /nothing | /best | /best 1
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
 A question | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /detach
 /attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
-/export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3 | /edit Another question
+/export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3
+/temp 0.7 | /best 3 likely | /edit Another question
 /continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /thinking 500 | /thinking
 /thinking maybe | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
