@@ -31,6 +31,17 @@ DT_RANK = 4
 Kind = Literal["llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding"]
 KINDS: tuple[Kind, ...] = ("llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding")
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+_THINKING_MESSAGES = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}"
+)
+THINKING_TEMPLATE = _THINKING_MESSAGES + (
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n"
+    "{% endif %}{% endif %}"
+)
+OPEN_THOUGHT_TEMPLATE = _THINKING_MESSAGES + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 

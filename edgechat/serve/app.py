@@ -45,6 +45,7 @@ class Api:
         """Build the ASGI application, wrapped in a `RequestGuard` that enforces `rules`."""
         routes = [
             Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
+            Route("/v1/chat/completions/{id}/end_thinking", _with_error_handling(self.end_thinking), methods=["POST"]),
             Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
             Route("/v1/embeddings", _with_error_handling(self.embeddings, "input"), methods=["POST"]),
             Route("/v1/models", _with_error_handling(self.models), methods=["GET"]),
@@ -77,6 +78,13 @@ class Api:
             builder = ChatResponseBuilder(self._find_text_queue(body.model), body)
             del body
             return await respond(request, builder, self._metrics, memory.pop_all())
+
+    async def end_thinking(self, request: Request) -> Response:
+        """End the reasoning of a chat completion that is being generated, so that the model answers now."""
+        response_id = request.path_params["id"]
+        if not any(queue.end_thinking(response_id) for queue in self._models.values()):
+            raise ApiError(404, f"No chat completion with the id {response_id[:60]!r} is being generated.", param="id")
+        return _json_response({"id": response_id, "object": "chat.completion.end_thinking"})
 
     async def completions(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgechat.engine import protocol
-from edgechat.engine.generation import TokenLogprobs
+from edgechat.engine.generation import ThinkingLimit, TokenLogprobs
 from edgechat.engine.overflow import make_overflow_error
 from edgechat.humanize import format_count
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
 from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.reply_formats import PromptOptions
-from edgechat.prompt.thinking import choose_reasoning_format
+from edgechat.prompt.thinking import ReplySpace, choose_budget, choose_reasoning_format, make_thinking_limit
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs, make_stop_fields
@@ -21,8 +22,9 @@ from edgechat.serve.errors import ApiError
 from edgechat.serve.message_schemas import AssistantMessage
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
+from edgechat.serve.reasoning import choose_thinking, find_server_default, is_reasoning_enabled
 from edgechat.serve.response_builder import ResponseBuilder
-from edgechat.serve.schemas import ChatRequest, ReasoningOptions, ThinkingOptions
+from edgechat.serve.schemas import ChatRequest
 from edgechat.serve.tool_choice import select_tools
 from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tools
 
@@ -44,7 +46,7 @@ class ChatResponseBuilder(ResponseBuilder):
         check_supported(body)
         self._check_length()
         tools, must_call = select_tools(body)
-        think = is_reasoning_enabled(body, default=queue.settings.reasoning)
+        think = is_reasoning_enabled(body, default=find_server_default(queue.settings))
         await asyncio.to_thread(check_tools, body.tools or ())
         output_format = await asyncio.to_thread(make_output_format, body)
         builder = await queue.get_prompt_builder()
@@ -75,7 +77,8 @@ class ChatResponseBuilder(ResponseBuilder):
             stops=builder.stop_strings(prompt.reply_format),
             visible_control_tokens=builder.visible_control_tokens(prompt.reply_format),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            max_tokens=self._find_max_tokens(), stop_repetition=self._stops_repetition(),
+            max_tokens=self._find_max_tokens(), thinking=self._make_thinking_limit(builder, prompt),
+            stop_repetition=self._stops_repetition(),
         )  # fmt: skip
         tool_names = [tool.function.name for tool in tools]
         use_generic_calls = bool(tools) and not prepared_tools.has_native_format
@@ -84,6 +87,14 @@ class ChatResponseBuilder(ResponseBuilder):
             for i in range(request.n_sequences)
         ]
         return [request], choices
+
+    def _make_thinking_limit(self, builder: PromptBuilder, prompt: BuiltPrompt) -> ThinkingLimit | None:
+        settings = self.queue.settings
+        space = ReplySpace(builder.n_ctx, len(prompt.tokens), self._find_max_tokens(), is_strict=settings.strict)
+        return make_thinking_limit(
+            builder.reasoning_format, prompt.reply_format, prompt.phase,
+            choose_budget(choose_thinking(self._body, settings), space), settings.thinking_end,
+        )  # fmt: skip
 
     def _check_length(self) -> None:
         """Raise ContextOverflowError if the request has more messages and tools than the context has tokens."""
@@ -158,23 +169,3 @@ class ChatResponseBuilder(ResponseBuilder):
                 **make_stop_fields(delta.stop_reason),
             })  # fmt: skip
         return choice_objects
-
-
-def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
-    """Return whether the model reasons before it replies.
-
-    The fields of the request override `default`. If neither has a value, reasoning is on.
-    """
-    template_variables, options = body.chat_template_kwargs or {}, body.reasoning or ReasoningOptions()
-    thinking = body.thinking.type != "disabled" if isinstance(body.thinking, ThinkingOptions) else body.thinking
-    switches = (
-        template_variables.get("enable_thinking"), template_variables.get("thinking"), body.enable_thinking, thinking,
-        options.enabled,
-    )  # fmt: skip
-    switch = next((value for value in switches if isinstance(value, int)), None)
-    if switch is not None:
-        return bool(switch)
-    effort = body.reasoning_effort or options.effort
-    if effort not in {None, "", "default"}:
-        return effort not in {"none", "minimal"}
-    return True if default is None else default

@@ -129,6 +129,7 @@ class UsageTotals:
             "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion,
             "prompt_tokens_details": {"cached_tokens": self._sum_field("cached_tokens")},
             "completion_tokens_details": {
+                "reasoning_tokens": self._sum_field("reasoning_tokens"),
                 "accepted_prediction_tokens": n_accepted,
                 "rejected_prediction_tokens": self._sum_field("n_drafted") - n_accepted,
             },

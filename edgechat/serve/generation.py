@@ -33,7 +33,7 @@ class Generation:
                 self._resources.enter_context(builder.queue.admit(client))
                 requests, self.choices = await builder.build_requests()
                 builder.discard_prompt()
-            events = await builder.queue.submit(requests, builder.ping_s)
+            events = await builder.queue.submit(requests, builder.ping_s, builder.id)
             self._resources.callback(events.close)
             deltas = stream_deltas(events, self.choices, requests[0].n_sequences, self.totals)
             return await anext(deltas), deltas

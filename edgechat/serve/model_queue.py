@@ -245,14 +245,16 @@ class ModelQueue:
                 await asyncio.to_thread(self._model.restart_if_dead)
 
     async def submit(
-        self, requests: Sequence[protocol.Generate | protocol.Embed], heartbeat_s: float | None = None
-    ) -> EventStream:
+        self, requests: Sequence[protocol.Generate | protocol.Embed], heartbeat_s: float | None = None,
+        response_id: str = "",
+    ) -> EventStream:  # fmt: skip
         """Wait for the lease, submit requests to the engine, and return the stream of their events.
 
-        With `heartbeat_s`, the stream also has a heartbeat event at this interval. Raises ApiError and EdgechatError.
+        With `heartbeat_s`, the stream also has a heartbeat event at this interval. `response_id` is the id of the
+        response, by which `end_thinking` finds the requests. Raises ApiError and EdgechatError.
         """
         await self._lease.acquire(self.name)
-        stream = EventStream(self, requests, heartbeat_s)
+        stream = EventStream(self, requests, heartbeat_s, response_id)
         self._streams.add(stream)
         try:
             await self._ensure_engine()
@@ -286,6 +288,13 @@ class ModelQueue:
         for request_id in stream.unfinished_ids:
             self._model.engine.cancel(request_id)
 
+    def end_thinking(self, response_id: str) -> bool:
+        """End the reasoning in the response with this id; return False if no such response is being generated."""
+        streams = [stream for stream in self._streams if stream.response_id == response_id]
+        for request_id in (i for stream in streams for i in stream.unfinished_ids):
+            self._model.engine.end_thinking(request_id)
+        return bool(streams)
+
     def cancel_all(self) -> None:
         """Cancel all requests and refuse new requests. Responses in progress end after the text generated so far."""
         self._is_stopped = True
@@ -298,8 +307,10 @@ class EventStream:
     """Stream of the engine events of one or more requests. The caller must call `close`, even after errors."""
 
     def __init__(
-        self, queue: ModelQueue, requests: Sequence[protocol.Request], heartbeat_s: float | None = None
-    ) -> None:
+        self, queue: ModelQueue, requests: Sequence[protocol.Request], heartbeat_s: float | None = None,
+        response_id: str = "",
+    ) -> None:  # fmt: skip
+        self.response_id = response_id
         self.has_started = False
         self._queue = queue
         self._plan = queue.plan

@@ -13,6 +13,7 @@ _POST_ENDPOINTS: Final = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
 }
+_END_THINKING_PATH: Final = "/v1/chat/completions/{id}/end_thinking"
 _GET_ENDPOINTS: Final = {
     "/v1/models": "List the served models",
     "/v1/models/{model}": "Describe a served model",
@@ -20,6 +21,7 @@ _GET_ENDPOINTS: Final = {
     "/metrics": "Return metrics for Prometheus",
 }
 _MODEL_PARAMETER: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+_ID_PARAMETER: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _ERROR_SCHEMA: Final = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -50,6 +52,10 @@ def build_openapi_document(version: str) -> dict[str, Any]:
         }}
         for path, summary in _GET_ENDPOINTS.items()
     }  # fmt: skip
+    paths[_END_THINKING_PATH] = {"post": {
+        "summary": "End the reasoning of a chat completion that is being generated",
+        "responses": _make_responses("200", "401", "403", "404", "503"), "parameters": [_ID_PARAMETER],
+    }}  # fmt: skip
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {

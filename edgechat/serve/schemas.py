@@ -149,16 +149,21 @@ class StructuredOutputs(Struct, frozen=True):
 
 
 class ReasoningOptions(Struct, frozen=True):
-    """Reasoning options of OpenRouter (`effort`, `enabled`)."""
+    """Reasoning options of OpenRouter."""
 
     effort: str | None = None
+    max_tokens: Limit | None = None
+    """Maximum number of tokens of reasoning; -1 for no limit."""
     enabled: Flag | None = None
 
 
 class ThinkingOptions(Struct, frozen=True):
-    """Reasoning switch of Anthropic, DeepSeek and GLM."""
+    """Reasoning options of Anthropic, DeepSeek and GLM."""
 
     type: str = "enabled"
+    """`disabled` for no reasoning; all other values enable reasoning."""
+    budget_tokens: Limit | None = None
+    """Maximum number of tokens of reasoning; -1 for no limit."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -253,7 +258,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     """`auto`, `none`, `required`, or the function that must be called."""
     parallel_tool_calls: Flag | None = None
     reasoning_effort: str | None = None
-    """`none` or `minimal` for no reasoning; all other values enable reasoning and have the same effect."""
+    """`none` or `minimal` for no reasoning, `low`, `medium` or `high` for a limit, `xhigh` or `max` for no limit."""
     reasoning: ReasoningOptions | None = None
     thinking: ThinkingOptions | Flag | None = None
     enable_thinking: Flag | None = None

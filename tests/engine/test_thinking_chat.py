@@ -13,22 +13,10 @@ from edgechat.config import Settings
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.engine.chats import OpenChat
-from tests.models import write_tiny_llama
-
-_MESSAGES = (
-    "{% for m in messages %}<|{{ m.role }}|>"
-    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
-    "{{ m.content }}<|end|>{% endfor %}"
-)
-TEMPLATE = _MESSAGES + (
-    "{% if add_generation_prompt %}<|assistant|>"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n"
-    "{% endif %}{% endif %}"
-)
-ALWAYS_OPEN = _MESSAGES + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+from tests.models import OPEN_THOUGHT_TEMPLATE, THINKING_TEMPLATE, write_tiny_llama
 
 
-def open_thinking_chat(tmp_path: Path, template: str = TEMPLATE, **options: object) -> OpenChat:
+def open_thinking_chat(tmp_path: Path, template: str = THINKING_TEMPLATE, **options: object) -> OpenChat:
     """Open a chat with a model that thinks for ever: its random text never ends and has no tags."""
     model = write_tiny_llama(tmp_path / "thinker.gguf", template=template, seed=3)
     values = {"temperature": 0.0, "max_tokens": 90, "n_ctx": 256, "titles": False, "seed": 1} | options
@@ -42,7 +30,7 @@ def check_parts(reply: Message) -> None:
 
 
 @pytest.mark.parametrize("limit", ["20", "off", "low"])
-@pytest.mark.parametrize("template", [TEMPLATE, ALWAYS_OPEN])
+@pytest.mark.parametrize("template", [THINKING_TEMPLATE, OPEN_THOUGHT_TEMPLATE])
 def test_limit_ends_the_reasoning_and_the_reply_begins(tmp_path: Path, limit: str, template: str) -> None:
     chat = open_thinking_chat(tmp_path, template, thinking=limit)
     reply = chat.run(chat.session.send("Hi"))

@@ -63,12 +63,14 @@ def test_usage_and_timings_of_several_requests_are_summed() -> None:
     for _ in range(2):
         totals.add(GenerationStats(
             prompt_tokens=10, cached_tokens=4, completion_tokens=5, ttft_s=0.1, prefill_tps=60.0, decode_tps=50.0,
-            n_drafted=4, n_accepted=3,
+            n_drafted=4, n_accepted=3, reasoning_tokens=2,
         ))  # fmt: skip
     usage, timings = totals.usage(), totals.timings()
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (20, 10, 30)
     assert usage["prompt_tokens_details"]["cached_tokens"] == 8
-    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 2}
+    assert usage["completion_tokens_details"] == {
+        "reasoning_tokens": 4, "accepted_prediction_tokens": 6, "rejected_prediction_tokens": 2
+    }  # fmt: skip
     assert timings["prompt_n"] == 12
     assert timings["prompt_per_second"] == pytest.approx(60)
     assert timings["predicted_ms"] == pytest.approx(200)
