@@ -16,8 +16,8 @@ from typing import Final
 
 MAX_PERIOD: Final = 400
 """Length of the longest passage that is compared, in tokens."""
-MIN_REPEATS: Final = 3
-"""Minimum number of times that a passage occurs in a loop."""
+MIN_REPEATS: Final = 4
+"""Minimum number of times that a passage occurs in a loop. Songs can end with the same chorus three times."""
 MIN_TOKENS: Final = 200
 """Minimum length of a loop, in tokens."""
 MIN_DISTINCT_TOKENS: Final = 12

@@ -12,7 +12,7 @@ import pytest
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.generation import ThinkingLimit
-from edgechat.engine.repetition import MIN_REPEATS, MIN_TOKENS, MIN_UNIFORM_TOKENS
+from edgechat.engine.repetition import MIN_REPEATS, MIN_UNIFORM_TOKENS
 from edgechat.engine.request import ActiveRequest
 from edgechat.runtime.bindings import Bindings
 from edgechat.speculation.step_costs import STEP_SIZES, RunningMean
@@ -21,7 +21,7 @@ from tests.models import write_tiny
 
 PROMPT = [1, *range(20, 60)]
 START = [100 + i % 53 * 3 for i in range(37)]
-PERIODS = {1: MIN_UNIFORM_TOKENS, 7: MIN_UNIFORM_TOKENS, 60: MIN_TOKENS, 350: MIN_REPEATS * 350}
+PERIODS = {1: MIN_UNIFORM_TOKENS, 7: MIN_UNIFORM_TOKENS, 60: 60 * MIN_REPEATS, 350: 350 * MIN_REPEATS}
 """Periods and the expected lengths of the loops when they end."""
 
 
@@ -89,7 +89,7 @@ def test_each_parallel_reply_ends_for_itself(open_model: Callable[..., SteppedMo
     both = model.start(PROMPT, forced_tokens=loop, max_tokens=300, n_sequences=2, stop_repetition=True)
     model.finish()
     assert [model.final(i).finish_reason for i in ids] == ["repetition", "length", "repetition"]
-    assert model.tokens(ids[0]) == model.tokens(ids[2]) == loop[: len(START) + MIN_TOKENS]
+    assert model.tokens(ids[0]) == model.tokens(ids[2]) == loop[: len(START) + PERIODS[60]]
     reasons = [e.finish_reason for e in model.events if isinstance(e, protocol.SequenceFinished) and e.id == both]
     assert reasons == ["repetition", "repetition"]
 
@@ -114,13 +114,13 @@ def test_preempted_reply_ends_at_the_same_token(native: Bindings, tiny: Path, mo
     assert second in preempted
     assert model.final(first).finish_reason == "length"
     assert model.final(second).finish_reason == "repetition"
-    assert model.tokens(second) == forced[: len(START) + MIN_TOKENS]
+    assert model.tokens(second) == forced[: len(START) + PERIODS[60]]
 
 
 def test_other_reasons_at_the_same_token_win(open_model: Callable[..., SteppedModel]) -> None:
     model = open_model()
     forced = make_loop(60)
-    n_tokens = len(START) + MIN_TOKENS
+    n_tokens = len(START) + PERIODS[60]
     assert ask(model, forced, max_tokens=n_tokens) == (forced[:n_tokens], "length")
     assert ask(model, forced, max_tokens=n_tokens + 1) == (forced[:n_tokens], "repetition")
 
@@ -133,7 +133,7 @@ def test_stop_string_ends_a_loop_before_it_is_noticed(open_model: Callable[..., 
     text = "".join(e.text for e in model.events if isinstance(e, protocol.TokensGenerated) and e.id == request)
     tokens, reason = ask(model, forced, stop=[text[120:130]])
     assert reason == "stop"
-    assert len(tokens) < len(START) + MIN_TOKENS
+    assert len(tokens) < len(START) + PERIODS[60]
 
 
 def test_array_of_equal_values_that_a_grammar_requires_is_complete(open_model: Callable[..., SteppedModel]) -> None:
@@ -165,7 +165,7 @@ def test_loop_in_reasoning_ends_only_the_reasoning(open_model: Callable[..., Ste
     model.finish()
     text = "".join(e.text for e in model.events if isinstance(e, protocol.TokensGenerated) and e.id == request)
     thought, reply = text.split("</think>\n")
-    assert (len(thought), len(reply)) == (MIN_TOKENS, MIN_TOKENS)
+    assert (len(thought), len(reply)) == (60 * MIN_REPEATS, 60 * MIN_REPEATS)
     assert model.final(request).finish_reason == "repetition"
 
 

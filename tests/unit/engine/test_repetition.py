@@ -99,13 +99,13 @@ def test_forced_loop_is_noticed_within_four_periods_and_the_minimum(period: int)
 
 def test_single_different_token_starts_the_count_again() -> None:
     passage = random_tokens(1, 60)
-    tokens = passage * 3 + [60_000] + passage * 4
+    tokens = passage * 3 + [60_000] + passage * 5
     assert find_loop_end(passage * 3) is None
-    assert find_loop_end(tokens) == 180 + 1 + MIN_TOKENS
+    assert find_loop_end(tokens) == 180 + 1 + 60 * MIN_REPEATS
 
 
 def test_loop_is_noticed_after_a_long_output() -> None:
-    assert find_loop_end(random_tokens(2, 5000) + random_tokens(3, 100) * 5) == 5300
+    assert find_loop_end(random_tokens(2, 5000) + random_tokens(3, 100) * 5) == 5400
 
 
 def make_harmless_texts() -> dict[str, str]:
@@ -125,6 +125,7 @@ def make_harmless_texts() -> dict[str, str]:
         "line written fifty times": "I will not talk in class.\n" * 50,
         "equal rows": "| open | closed | open | closed |\n" * 24,
         "three equal test cases": "assert add(1, 2) == 3\nassert add(2, 3) == 5\n" * 3,
+        "chorus that is sung three times": "".join(verses) + verses[0] * 3,
         "enumeration in code": "".join(f"    case {i}: return table[{i}];\n" for i in range(120)),
         "JSON records": "".join(f'{{"id": {i}, "name": "user{i}", "active": true, "tags": []}},\n' for i in range(60)),
         "switches": "".join(f"interface eth{i}\n no shutdown\n switchport mode access\n!\n" for i in range(48)),
