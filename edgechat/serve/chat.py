@@ -46,6 +46,10 @@ class ChatResponseBuilder(ResponseBuilder):
         check_supported(body)
         self._check_length()
         tools, must_call = select_tools(body)
+        if tools and self.pick_options is not None:
+            raise ApiError(
+                400, "best_of: replies with tools cannot be picked from. Leave best_of out.", param="best_of"
+            )
         think = is_reasoning_enabled(body, default=find_server_default(queue.settings))
         await asyncio.to_thread(check_tools, body.tools or ())
         output_format = await asyncio.to_thread(make_output_format, body)
@@ -58,6 +62,7 @@ class ChatResponseBuilder(ResponseBuilder):
                 prepare_tools, builder, body, tools, must_call=must_call, think=think, output_format=output_format
             )
         messages = make_template_messages(body.messages, tools, has_native_tools=prepared_tools.has_native_format)
+        self.question = next((m.content for m in reversed(messages) if m.role == "user"), "")
         prompt = await queue.build_prompt(messages, prepared_tools.options)
         output_grammars = prepared_tools.grammars if tools else [output_format.rule] if output_format.rule else []
         if output_grammars and isinstance(body.messages[-1], AssistantMessage):
@@ -84,7 +89,7 @@ class ChatResponseBuilder(ResponseBuilder):
         use_generic_calls = bool(tools) and not prepared_tools.has_native_format
         choices = [
             Choice(i, builder.create_reply_parser(prompt, tool_names, use_generic_calls=use_generic_calls))
-            for i in range(request.n_sequences)
+            for i in range(self.count_replies(body))
         ]
         return [request], choices
 

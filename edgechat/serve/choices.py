@@ -71,6 +71,8 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | None = None
         """`repetition_detected` (the value of vLLM) for a reply that was stopped because it repeated itself."""
+        self.pick: dict[str, object] | None = None
+        """How the choice was picked from several replies, as an object of the response; None if it was not."""
         self._index = index
         self._parser = parser
 
@@ -179,13 +181,13 @@ async def stream_deltas(
             totals.add(event.stats)
         request_choices = choices[first_index : first_index + n_sequences]
         # In a thread, because parsing may wait for the render process.
-        for delta in await asyncio.to_thread(lambda: list(_feed_choices(request_choices, event))):  # noqa: B023
+        for delta in await asyncio.to_thread(lambda: list(feed_choices(request_choices, event))):  # noqa: B023
             yield delta
     if any(choice.finish_reason is None for choice in choices):
         raise EngineError("The engine ended a request without a final event. Send the request again.")
 
 
-def _feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) -> Iterator[Delta]:
+def feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) -> Iterator[Delta]:
     """Feed an event of an engine request to the choices of that request; yield their new output."""
     if isinstance(event, protocol.TokensGenerated):
         yield choices[event.sequence].feed(event)

@@ -36,8 +36,8 @@ class CompletionResponseBuilder(ResponseBuilder):
         check_supported(body)
         if body.suffix:
             raise ApiError(400, "suffix: not supported.", param="suffix")
-        if body.best_of is not None and body.best_of > (body.n or 1):
-            raise ApiError(400, "best_of: values above n are not supported.", param="best_of")
+        if self.pick_options is not None and self.pick_options.method == "judge":
+            raise ApiError(400, "pick: judge needs a conversation. Use /v1/chat/completions.", param="pick")
         rule = (await asyncio.to_thread(make_output_format, body)).rule
         grammar = f"start: {rule}\n" if rule else ""
         requests, n_sequences = [], body.n or 1
@@ -51,7 +51,7 @@ class CompletionResponseBuilder(ResponseBuilder):
             ))  # fmt: skip
             echo = (prompt if isinstance(prompt, str) else None) if body.echo else ""
             self._texts += [_ChoiceText(echo) for _ in range(n_sequences)]
-        return requests, [Choice(i) for i in range(len(requests) * n_sequences)]
+        return requests, [Choice(i) for i in range(len(requests) * self.count_replies(body))]
 
     @property
     def grammar_param(self) -> str | None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from edgechat.engine import protocol
 from edgechat.errors import GrammarError
 from edgechat.serve import errors
 from edgechat.serve.choices import Choice, Delta, UsageTotals, stream_deltas
@@ -33,12 +34,15 @@ class Generation:
                 self._resources.enter_context(builder.queue.admit(client))
                 requests, self.choices = await builder.build_requests()
                 builder.discard_prompt()
-            events = await builder.queue.submit(requests, builder.ping_s, builder.id)
-            self._resources.callback(events.close)
-            deltas = stream_deltas(events, self.choices, requests[0].n_sequences, self.totals)
-            return await anext(deltas), deltas
+            return await self._generate(requests)
         except GrammarError as error:
             raise errors.to_api_error(error, builder.grammar_param) from error
+
+    async def _generate(self, requests: list[protocol.Generate]) -> tuple[Delta, AsyncIterator[Delta]]:
+        events = await self._builder.queue.submit(requests, self._builder.ping_s, self._builder.id)
+        self._resources.callback(events.close)
+        deltas = stream_deltas(events, self.choices, requests[0].n_sequences, self.totals)
+        return await anext(deltas), deltas
 
     async def wait_for_start(self, timeout_s: float | None = None) -> bool:
         """Wait for the first event; return False after `timeout_s`. Raises the error of a failed start."""

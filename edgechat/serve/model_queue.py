@@ -193,6 +193,14 @@ class ModelQueue:
         } | overrides  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **fields)
 
+    def copy_request(self, request: protocol.Generate, **changes: Any) -> protocol.Generate:
+        """Return a copy of a request with a new ID and other `changes`."""
+        return msgspec.structs.replace(request, id=self._model.engine.next_id(), **changes)
+
+    def end_replies(self, request: protocol.Generate, sequences: Sequence[int]) -> None:
+        """End single replies of a submitted request; its other replies continue."""
+        self._model.engine.cancel_sequences(request.id, sequences)
+
     def choose_max_tokens(self, max_tokens: int | None) -> int | None:
         """Return the length limit of a reply: the client's value or the server's setting; None for the whole context.
 

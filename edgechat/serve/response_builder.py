@@ -11,6 +11,7 @@ from edgechat import __version__
 from edgechat.engine import protocol
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, PromptProgress, UsageTotals
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.pick_options import PickOptions, find_pick_options
 from edgechat.serve.schemas import GenerationParams
 
 PING_INTERVAL_S: Final = 3.0
@@ -39,6 +40,10 @@ class ResponseBuilder(ABC):
         self.ping_s = _choose_ping_interval(params)
         """Seconds between keep-alive comments in a silent stream; None for no comments."""
         self._return_progress = bool(params.return_progress)
+        self.pick_options: PickOptions | None = find_pick_options(params)
+        """How to pick the choices from more replies; None to return all replies."""
+        self.question = ""
+        """Text to which the replies of a conversation are compared; "" for other prompts."""
 
     @abstractmethod
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
@@ -65,9 +70,17 @@ class ResponseBuilder(ABC):
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
         """Build the `choices` entry of a chunk that reports prefill progress and contains no output."""
 
+    def count_replies(self, params: GenerationParams) -> int:
+        """Return the number of replies to each prompt, which is larger than `n` if the choices are picked."""
+        return self.pick_options.n_replies if self.pick_options is not None else params.n or 1
+
     def body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
         """Build the JSON object of a complete response."""
-        return self._make_object(self.OBJECT, self.make_choice_objects(choices), totals)
+        choice_objects = [
+            choice_object if choice.pick is None else choice_object | {"pick": choice.pick}
+            for choice, choice_object in zip(choices, self.make_choice_objects(choices), strict=True)
+        ]
+        return self._make_object(self.OBJECT, choice_objects, totals)
 
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """Build the stream chunks for new output, or for prefill progress if the client asked for it."""

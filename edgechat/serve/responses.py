@@ -14,6 +14,7 @@ from edgechat.serve.addresses import LOOPBACK, parse_client_address
 from edgechat.serve.errors import ApiError
 from edgechat.serve.generation import Generation, cancel_task
 from edgechat.serve.metrics import Metrics
+from edgechat.serve.picked_generation import PickedGeneration
 from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.streams import SseResponse, encode_sse_events
 
@@ -27,7 +28,8 @@ async def respond(
     stream, errors after the first engine event or the first comment are sent as server-sent events.
     """
     async with contextlib.AsyncExitStack() as stack:
-        generation = Generation(builder, find_client_address(request), body_memory)
+        kind = Generation if builder.pick_options is None else PickedGeneration
+        generation = kind(builder, find_client_address(request), body_memory)
         stack.push_async_callback(generation.close)
         if builder.is_stream:
             await cancel_on_disconnect(request, asyncio.ensure_future(generation.wait_for_start(builder.ping_s)))

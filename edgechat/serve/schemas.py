@@ -208,6 +208,12 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     seed: Integer | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Count | None = None
+    best_of: Count | None = None
+    """Number of replies of which the best `n` are returned: those with the highest mean logprob, unless `pick` is set.
+    Not part of the OpenAI API for chat completions."""
+    pick: Literal["agree", "likely", "judge"] | None = None
+    """Extension: how to pick one of `best_of` replies: the most frequent answer, the highest mean logprob, or the
+    model's own comparison."""
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     stop_repetition: Flag | None = None
     """True to end reasoning and replies that repeat the same passage over and over."""
@@ -279,7 +285,6 @@ class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
     logprobs: TopLogprobs | None = None
     echo: Flag | None = None
     suffix: str | None = None
-    best_of: Count | None = None
 
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
