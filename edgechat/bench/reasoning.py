@@ -31,17 +31,21 @@ from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PICK_METHODS, P
 from edgechat.prompt.builder import BuiltPrompt
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.prompt.thinking import ThinkingBudget, make_thinking_limit
 
 DEFAULT_METHODS: Final = ("single", "agree 3", "agree 5", "agree 9", "likely 5", "judge 5")
 _SEEDS_PER_TASK: Final = 1000
+_MAX_THINKING_DIGITS: Final = 6
 
 
 class Method(msgspec.Struct, frozen=True):
-    """A way to answer: one reply, or one that is picked from several."""
+    """A way to answer: one reply with or without reasoning, or one that is picked from several."""
 
     name: str
     pick: PickMethod | None = None
     n_replies: int = 1
+    max_thinking: int = 0
+    """Maximum number of tokens of reasoning before the reply; 0 turns reasoning off."""
 
 
 class ReasoningWorkload(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,17 +79,19 @@ class _Totals:
 
 
 def parse_method(name: str) -> Method:
-    """Parse the name of a method, such as "single" or "agree 5" (also "agree5"). Raises UsageError."""
+    """Parse the name of a method, such as "single", "agree 5" (also "agree5") or "think 256". Raises UsageError."""
     word = name.strip().rstrip("0123456789").strip()
     digits = name.strip()[len(word) :].strip()
     if word == "single" and not digits:
         return Method("single")
+    if word == "think" and 0 < len(digits) <= _MAX_THINKING_DIGITS and int(digits):
+        return Method(f"think {int(digits)}", max_thinking=int(digits))
     for pick in PICK_METHODS:
         if word == pick and digits and 1 < int(digits) <= MAX_PICKED_REPLIES:
             return Method(f"{pick} {int(digits)}", pick, int(digits))
     raise UsageError(
-        f"{name!r} is not a method. Use single, or one of {', '.join(PICK_METHODS)} with a number of replies up to "
-        f"{MAX_PICKED_REPLIES}, such as agree5."
+        f"{name!r} is not a method. Use single, think with a number of tokens, such as think256, or one of "
+        f"{', '.join(PICK_METHODS)} with a number of replies up to {MAX_PICKED_REPLIES}, such as agree5."
     )
 
 
@@ -100,6 +106,8 @@ def run(
     totals = {method.name: _Totals() for method in workload.methods}
     try:
         properties = model.open(workload.model, settings, lambda event: on_progress(event.message))
+        if model.builder.reasoning_format is None and any(method.max_thinking for method in workload.methods):
+            raise UsageError(f"{workload.model.name} does not reason before its replies. Leave out the methods think.")
         deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         n_done = 0
         for index in range(workload.n_tasks):
@@ -111,7 +119,7 @@ def run(
                 method = workload.methods[(index + offset) % len(workload.methods)]
                 scores = ", ".join(f"{name} {sum(t.correct)}" for name, t in totals.items())
                 on_progress(f"Task {index + 1} of {workload.n_tasks}, {method.name} (correct so far: {scores})")
-                _TaskRun(model, workload, task, index, totals[method.name]).run(method)
+                _TaskRun(model, workload, task, index, method, totals[method.name]).run()
             n_done = index + 1
     finally:
         model.close()
@@ -143,21 +151,22 @@ class _TaskRun:
     """Answers one task with one method."""
 
     def __init__(
-        self, model: LoadedModel, workload: ReasoningWorkload, task: Task, index: int, totals: _Totals
+        self, model: LoadedModel, workload: ReasoningWorkload, task: Task, index: int, method: Method, totals: _Totals
     ) -> None:
         self._model = model
         self._workload = workload
         self._task = task
         self._seed = (workload.seed * 1_000_003 + index) * _SEEDS_PER_TASK
+        self._method = method
         self._totals = totals
-        self._prompt = self._build([PromptMessage("user", task.question)])
+        self._prompt = self._build([PromptMessage("user", task.question)], think=method.max_thinking > 0)
 
-    def _build(self, messages: list[PromptMessage]) -> BuiltPrompt:
-        return self._model.builder.build(messages, PromptOptions(think=False))
+    def _build(self, messages: list[PromptMessage], *, think: bool = False) -> BuiltPrompt:
+        return self._model.builder.build(messages, PromptOptions(think))
 
-    def run(self, method: Method) -> None:
+    def run(self) -> None:
         """Answer the task, and add the result to the totals."""
-        plan = self._model.plan
+        plan, method = self._model.plan, self._method
         picker = ReplyPicker(method.pick or "likely", method.n_replies, plan.options.n_seqs if plan is not None else 1)
         started_at = time.monotonic()
         while indexes := picker.start_round():
@@ -173,9 +182,14 @@ class _TaskRun:
 
     def _generate(self, picker: ReplyPicker, indexes: range, *, needs_logprob: bool) -> None:
         engine, builder, workload = self._model.engine, self._model.builder, self._workload
+        max_thinking, prompt = self._method.max_thinking, self._prompt
+        thinking = make_thinking_limit(
+            builder.reasoning_format, prompt.reply_format, prompt.phase, ThinkingBudget(max_thinking)
+        )
         request = protocol.Generate(
             id=engine.next_id(), tokens=self._prompt.tokens, turn_starts=self._prompt.turn_starts,
-            n_sequences=len(indexes), max_tokens=workload.max_tokens, mean_logprob=needs_logprob,
+            n_sequences=len(indexes), max_tokens=workload.max_tokens + max_thinking, mean_logprob=needs_logprob,
+            thinking=thinking,
             sampling=Sampling(temperature=workload.temperature, seed=(self._seed + indexes.start) % (1 << 32)),
             stop=builder.stop_strings(self._prompt.reply_format),
             visible_control_tokens=builder.visible_control_tokens(self._prompt.reply_format),

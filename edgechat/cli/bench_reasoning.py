@@ -19,7 +19,8 @@ from edgechat.cli.progress import StderrStatus
     "methods",
     multiple=True,
     metavar="METHOD",
-    help="single, or agree, likely or judge with a number of replies, such as agree5; may be repeated.",
+    help="single; agree, likely or judge with a number of replies, such as agree5; think with a number of tokens of "
+    "reasoning, such as think256. May be repeated.",
 )
 @click.option(
     "--temperature", type=FloatRange(0.01, 2), default=0.7, show_default=True, metavar="T", help="Sampling temperature."
@@ -38,8 +39,8 @@ def reasoning(
 
     Asks arithmetic word problems, multiple-choice questions and JSON extractions with known answers, which are made
     from templates. Compares a single reply with a vote of several replies (agree), the most likely one (likely), and
-    the one that the model itself prefers (judge): correct answers with their 95 % interval, the difference to single
-    replies, tokens and seconds for each question.
+    the one that the model itself prefers (judge), or, for models that can, reasoning of limited length (think): correct
+    answers with their 95 % interval, the difference to single replies, tokens and seconds for each question.
     """
     from edgechat.bench.reasoning import DEFAULT_METHODS, ReasoningWorkload, parse_method, run
     from edgechat.bench.reasoning_report import format_table

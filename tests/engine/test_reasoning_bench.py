@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.bench.reasoning import ReasoningWorkload, parse_method, run
+from edgechat.errors import UsageError
 
 
 @pytest.mark.slow
@@ -25,6 +26,18 @@ def test_all_methods_answer_the_same_tasks(starter: Path, warm_verdicts: Path, m
     assert 2 <= results["agree 3"].replies_per_task <= 3
     assert results["likely 2"].tokens_per_task > results["single"].tokens_per_task
     assert any("Task 2 of 2" in text for text in seen)
+
+
+@pytest.mark.slow
+def test_model_without_reasoning_is_refused(
+    starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    workload = ReasoningWorkload(
+        model=starter, methods=[parse_method("think64")], n_tasks=1, temperature=0.7, max_tokens=4
+    )
+    with pytest.raises(UsageError, match="does not reason"):
+        run(workload)
 
 
 @pytest.mark.slow

@@ -48,7 +48,8 @@ def test_methods_are_parsed() -> None:
     assert parse_method("single") == Method("single")
     assert parse_method("agree5") == parse_method(" agree 5 ") == Method("agree 5", "agree", 5)
     assert [parse_method(name).name for name in DEFAULT_METHODS] == list(DEFAULT_METHODS)
-    for name in ("agree", "agree1", "agree65", "vote5", "single5", "5", "", "agree²"):
+    assert parse_method("think256") == Method("think 256", max_thinking=256)
+    for name in ("think", "think0", "agree", "agree1", "agree65", "vote5", "single5", "5", "", "agree²"):
         with pytest.raises(UsageError, match="is not a method"):
             parse_method(name)
 

@@ -40,6 +40,16 @@ def test_reply_that_repeats_itself_has_a_note_below_it() -> None:
     assert rendered_rows(entry, 90)[-1].rstrip() == note
 
 
+def test_picked_reply_shows_the_vote_above_it() -> None:
+    entry = make_entry("The answer is 7.")
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=3, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0,
+        pick="4 of 5 agree",
+    )  # fmt: skip
+    entry = MessageEntry(msgspec.structs.replace(entry.message, stats=stats), (2, 5), entry.glyphs)
+    assert rendered_rows(entry, 90)[0].rstrip().endswith("2/5\u203a 4 of 5 agree")
+
+
 def test_reasoning_is_one_line_with_its_latest_words() -> None:
     def rows() -> list[str]:
         return [row.rstrip() for row in rendered_rows(entry, 60)]
