@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from edgechat.serve.errors import ApiError
 from edgechat.serve.pick_options import PickOptions, find_pick_options
@@ -122,3 +123,17 @@ def test_server_refuses_what_it_cannot_pick(server: ServerProcess) -> None:
     ):  # fmt: skip
         assert status == 400
         assert body["error"]["param"] in {"best_of", "pick"}, body
+
+
+def test_official_client_reads_the_pick(server: ServerProcess) -> None:
+    with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        completion = client.completions.create(
+            model="starter", prompt="One two three", max_tokens=8, n=1, best_of=3, temperature=0.9
+        )
+        assert len(completion.choices) == 1
+        assert (completion.choices[0].model_extra or {})["pick"]["n_started"] == 3
+        reply = client.chat.completions.create(
+            model="starter", messages=[{"role": "user", "content": "Say 7."}], max_tokens=16,
+            extra_body={"best_of": 3, "pick": "agree"},
+        )  # fmt: skip
+        assert (reply.choices[0].model_extra or {})["pick"]["method"] == "agree"
