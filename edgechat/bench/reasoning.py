@@ -201,7 +201,7 @@ class _TaskRun:
             unfinished.discard(sequence)
             parsers[sequence].finish()
             text = parsers[sequence].reply.content
-            picker.finish_reply(indexes[sequence], text, mean_logprob, is_complete=reason == "stop")
+            picker.finish_reply(indexes[sequence], text, mean_logprob, reason)
 
         was_ended = False
         for event in engine.generate(request):

@@ -199,9 +199,8 @@ class ReplyGeneration:
             return
         streaming_reply.mean_logprob = event.mean_logprob
         picker.finish_reply(
-            self._indexes[event.sequence], streaming_reply.parser.reply.content, event.mean_logprob,
-            is_complete=event.finish_reason == "stop",
-        )  # fmt: skip
+            self._indexes[event.sequence], streaming_reply.parser.reply.content, event.mean_logprob, event.finish_reason
+        )
         unfinished = [i for i, r in enumerate(self._replies) if r.finish_reason is None]
         if unfinished and picker.is_decided:
             self._engine.cancel_sequences(self._request_id, unfinished)

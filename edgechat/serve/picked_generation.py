@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
 
 import msgspec
 
@@ -13,18 +12,13 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.prompt.agreement.judge import MAX_VERDICT_TOKENS, VERDICT_GRAMMAR, is_first_better, make_comparison
-from edgechat.prompt.agreement.picker import Pick, PickMethod, ReplyPicker
+from edgechat.prompt.agreement.picker import Pick, ReplyPicker
 from edgechat.prompt.agreement.vote import rank_logprob
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.choices import Choice, Delta, UsageTotals, feed_choices
 from edgechat.serve.generation import Generation
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.pick_options import PickOptions
-
-_COMPLETE_REASONS: Final[dict[PickMethod, tuple[protocol.FinishReason, ...]]] = {
-    "agree": ("stop",), "judge": ("stop",), "likely": ("stop", "length"),
-}  # fmt: skip
-"""Finish reasons of replies that can be picked. The answer of a cut reply is missing, but it has a likelihood."""
 
 
 class PickedGeneration(Generation):
@@ -118,8 +112,7 @@ class _PickRun:
     def _finish_reply(self, request: protocol.Generate, event: protocol.SequenceFinished, indexes: range) -> None:
         picker, index = self._picker, indexes[event.sequence]
         self._mean_logprobs[index] = event.mean_logprob
-        is_complete = event.finish_reason in _COMPLETE_REASONS[self._options.method]
-        picker.finish_reply(index, self._choices[index].content, event.mean_logprob, is_complete=is_complete)
+        picker.finish_reply(index, self._choices[index].content, event.mean_logprob, event.finish_reason)
         unfinished = [i for i in indexes if picker.candidates[i] is None]
         if unfinished and picker.is_decided:
             self._queue.end_replies(request, [i - indexes.start for i in unfinished])

@@ -31,7 +31,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     text: str
     is_complete: bool
-    """False if the reply was stopped or cut; it then has no vote."""
+    """False if the reply was ended early; it can then not be picked, unless no reply is complete."""
     mean_logprob: float | None
     answer: Answer | None
 
@@ -106,8 +106,12 @@ class ReplyPicker:
         self._n_started += min(n_round, n_left, self._max_parallel)
         return range(start, self._n_started)
 
-    def finish_reply(self, index: int, text: str, mean_logprob: float | None, *, is_complete: bool) -> None:
-        """Add a reply that has ended, without its reasoning."""
+    def finish_reply(self, index: int, text: str, mean_logprob: float | None, finish_reason: str) -> None:
+        """Add the text, without reasoning, of a reply that has ended for a reason of `engine.protocol.FinishReason`.
+
+        A reply that reached its length limit has no final answer, but it can be compared in other ways.
+        """
+        is_complete = finish_reason == "stop" or (finish_reason == "length" and self.method != "agree")
         answer = extract_answer(text) if is_complete else None
         self._candidates[index] = Candidate(text, is_complete, mean_logprob, answer)
 

@@ -16,10 +16,10 @@ def run(picker: ReplyPicker, answers: str) -> list[int]:
         sizes.append(len(indexes))
         for index in indexes:
             if picker.is_decided:
-                picker.finish_reply(index, "", None, is_complete=False)
+                picker.finish_reply(index, "", None, "cancelled")
             else:
                 answer = answers[index]
-                picker.finish_reply(index, answer, -1.0 - index, is_complete=answer != "-")
+                picker.finish_reply(index, answer, -1.0 - index, "cancelled" if answer == "-" else "stop")
     return sizes
 
 
@@ -47,9 +47,9 @@ def test_rounds_are_limited_by_the_number_of_parallel_replies() -> None:
 def test_without_votes_the_most_likely_reply_is_picked() -> None:
     picker = ReplyPicker("agree", 3, 8)
     for index in picker.start_round():
-        picker.finish_reply(index, "word " * 100, [-2.0, -1.0, -3.0][index], is_complete=True)
+        picker.finish_reply(index, "word " * 100, [-2.0, -1.0, -3.0][index], "stop")
     for index in picker.start_round():
-        picker.finish_reply(index, "word " * 99, -2.5, is_complete=True)
+        picker.finish_reply(index, "word " * 99, -2.5, "stop")
     assert picker.pick().index == 1
     assert picker.pick().describe() == "most likely of 3, no answers to compare"
 
@@ -64,11 +64,20 @@ def test_cut_replies_have_no_vote() -> None:
     assert nothing.pick().describe() == "no reply is complete"
 
 
+def test_cut_replies_can_be_compared_but_have_no_answer() -> None:
+    for method in PICK_METHODS:
+        picker = ReplyPicker(method, 2, 8)
+        for index in picker.start_round():
+            picker.finish_reply(index, "The answer is 7", -2.0 + index, "length")
+        assert picker.list_complete() == ([] if method == "agree" else [0, 1])
+        assert picker.pick().index == (0 if method == "agree" else 1)
+
+
 def test_stopped_picker_picks_from_the_replies_so_far() -> None:
     picker = ReplyPicker("likely", 4, 4)
     picker.start_round()
-    picker.finish_reply(2, "seven", -1.5, is_complete=True)
-    picker.finish_reply(3, "eight", -0.5, is_complete=False)
+    picker.finish_reply(2, "seven", -1.5, "stop")
+    picker.finish_reply(3, "eight", -0.5, "cancelled")
     assert picker.candidates[0] is None
     assert picker.pick().index == 2
     assert picker.pick().describe() == "most likely of 1"
