@@ -15,6 +15,7 @@ import msgspec
 
 from edgechat.bench import draft_replay
 from edgechat.bench.llama_server import LlamaServer
+from edgechat.bench.repetition import check_replies
 from edgechat.bench.speculation_report import Agreement, SpeculationReport, SpeculationRow
 from edgechat.bench.workloads import Workloads
 from edgechat.config import GREEDY
@@ -320,6 +321,7 @@ def _make_report(
         rows=rows, min_reply_speed=min(long_reply_speeds, default=1.0),
         fifth_percentile_speed=sorted(speed for speed, _ in realistic_replies)[len(realistic_replies) // 20],
         agreement=agreement,
+        repetition=check_replies([case.reply for case in cases if case.kind != _ADVERSARIAL_KIND]),
     )  # fmt: skip
 
 

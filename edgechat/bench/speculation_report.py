@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgechat.bench.repetition import RepetitionCheck
+
 
 class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
     """Results of one kind of conversation. Speeds are relative to the same engine without drafts."""
@@ -60,6 +62,8 @@ class SpeculationReport(msgspec.Struct, frozen=True, kw_only=True):
     fifth_percentile_speed: float = msgspec.field(name="fifth_percentile")
     """5th percentile of the replay speeds of all replies, including the model's own replies."""
     agreement: Agreement
+    repetition: RepetitionCheck | None = None
+    """Alarms of the loop detector in the scripted replies, and its cost; None in reports of earlier versions."""
 
 
 def format_table(report: SpeculationReport) -> str:
@@ -96,4 +100,10 @@ def format_table(report: SpeculationReport) -> str:
         f"the model's own replies with and without drafts: {agreement.n_different_replies} of {agreement.n_replies} "
         f"differ, in {agreement.n_tokens} tokens"
     )
+    check = report.repetition
+    if check is not None:
+        lines.append(
+            f"loop detector: {check.n_alarms} alarms in {check.n_replies} scripted replies, "
+            f"{check.reply_cost_us:.1f} us per token in replies, {check.loop_cost_us:.1f} us in loops"
+        )
     return "\n".join(lines)
