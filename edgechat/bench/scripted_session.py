@@ -65,6 +65,7 @@ class ScriptedEngine(EngineClient):
         super().__init__()
         self._script = script
         self._cancelled: set[int] = set()
+        self._ended_thoughts: set[int] = set()
         self._cancelled_sequences: set[tuple[int, int]] = set()
 
     def start(self) -> None:
@@ -84,6 +85,9 @@ class ScriptedEngine(EngineClient):
     def cancel(self, target: int) -> None:
         self._cancelled.add(target)
 
+    def end_thinking(self, target_id: int) -> None:
+        self._ended_thoughts.add(target_id)
+
     def close(self, timeout_s: float = 0.0) -> None:  # noqa: ARG002
         self._is_closed = True
         self._script.may_continue.set()
@@ -102,7 +106,11 @@ class ScriptedEngine(EngineClient):
         tokens = [reply[i : i + CHARS_PER_TOKEN] for i in range(0, len(reply), CHARS_PER_TOKEN)]
         started_at = time.monotonic()
         n_generated = 0
+        thought_end = reply.find("</think>")
         for n_generated, token in enumerate(tokens, start=1):
+            if request.id in self._ended_thoughts and n_generated * CHARS_PER_TOKEN <= thought_end:
+                started_at -= script.token_interval_s
+                continue
             if self._is_closed or (script.crash_after_tokens is not None and n_generated > script.crash_after_tokens):
                 script.crash_after_tokens = None
                 raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")

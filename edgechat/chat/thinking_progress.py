@@ -14,6 +14,7 @@ class ThinkingProgress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._limit = ThinkingLimited()
+        self._is_thinking = False
         self._started_at: float | None = None
         self._n_tokens = 0
         self.text = ""
@@ -24,7 +25,8 @@ class ThinkingProgress:
         if isinstance(event, ThinkingLimited):
             self._limit = event
         elif isinstance(event, ReplyTextGenerated) and event.reply_index == 0:
-            if event.text or (self._started_at is None and not event.reasoning):
+            self._is_thinking = not event.text and (self._is_thinking or bool(event.reasoning))
+            if not self._is_thinking:
                 self.text = ""
                 return
             self._started_at = self._clock() if self._started_at is None else self._started_at

@@ -43,14 +43,20 @@ class ReplyInput:
             thread.join()
             os.close(end_reader)
 
+    def _is_in_foreground(self) -> bool:
+        """Return whether this process may read the terminal; reading would stop it in the background."""
+        try:
+            return os.tcgetpgrp(self._fd) == os.getpgrp()
+        except OSError:  # the terminal does not control this process
+            return True
+
     def _read_lines(self, end_fd: int) -> None:
         """Read the lines of the terminal until the other end of the pipe `end_fd` is closed."""
         import select
 
         while not self.is_at_end:
             ready_fds, _, _ = select.select([self._fd, end_fd], [], [])
-            # A process in the background would be stopped by reading.
-            if end_fd in ready_fds or os.tcgetpgrp(self._fd) != os.getpgrp():
+            if end_fd in ready_fds or not self._is_in_foreground():
                 return
             data = os.read(self._fd, 1 << 16)  # one line, because the terminal is in line mode
             self.is_at_end = not data

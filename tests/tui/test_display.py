@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from textual.geometry import Offset
@@ -10,6 +11,7 @@ from textual.selection import Selection
 from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
+from edgechat.bench.scripted_session import Script
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.store import open_ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
@@ -21,10 +23,14 @@ from tests.tui.app_driver import (  # fmt: skip
     make_scripted_app,
     problem_text,
     screen_text,
+    session,
     title_text,
     wait_until_ready,
 )
 from tests.waiting import until_async
+
+if TYPE_CHECKING:
+    import pytest
 
 
 async def test_statistics_are_toggled_with_ctrl_t() -> None:
@@ -38,6 +44,30 @@ async def test_statistics_are_toggled_with_ctrl_t() -> None:
         assert "cached" in screen_text(app)
         await pilot.press("ctrl+t")
         await until_async(lambda: "3 tokens" not in screen_text(app))
+
+
+async def test_answer_now_ends_the_reasoning_of_the_current_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(["<think>Let me think about it.</think>So."], pause_after_tokens=5)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    ended_ids: list[int] = []
+
+    def end_thinking(request_id: int) -> None:
+        ended_ids.append(request_id)
+        script.may_continue.set()
+
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        monkeypatch.setattr(session(app).model.engine, "end_thinking", end_thinking)
+        app.pane.prompt.load("Why?")
+        app.pane.prompt.action_send()
+        await until_async(lambda: "F5 answer now" in screen_text(app) and "Reasoning 0 s" in screen_text(app))
+        await pilot.press("f5")
+        await until_async(lambda: not app.pane.is_busy)
+        assert len(ended_ids) == 1
+        assert session(app).tree.path[-1].reasoning == "Let me think about it."
+        assert session(app).tree.path[-1].text == "So."
+        assert "answer now" not in screen_text(app)
 
 
 async def test_reasoning_is_collapsed_and_expands() -> None:

@@ -33,3 +33,5 @@ def test_nearer_limit_is_shown(limit: ThinkingLimited | None, text: str) -> None
     assert progress.text == text
     progress.add(ReplyTextGenerated(text="So", reasoning="", n_tokens=1))
     assert not progress.text
+    progress.add(ReplyTextGenerated(text="", reasoning="", n_tokens=1))  # the parser holds back a part of the text
+    assert not progress.text

@@ -14,8 +14,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="terminals of Unix")
 
 
-def test_now_is_handled_during_the_reply_and_other_lines_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "tcgetpgrp", lambda _fd: os.getpgrp())  # the test's terminal is not the controlling one
+def test_now_is_handled_during_the_reply_and_other_lines_afterwards() -> None:
     terminal, terminal_fd = os.openpty()
     now = threading.Event()
     reply_input = ReplyInput(now.set, terminal_fd)
