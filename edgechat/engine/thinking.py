@@ -110,6 +110,7 @@ class ThoughtTracker:
         before = limit.text_before_end
         n_space = _find_overlap(self._text, before[: len(before) - len(before.lstrip())].encode())
         texts = [before[n_space:] + end_tag + limit.text_after_end, end_tag + limit.text_after_end, end_tag]
+        texts += [tag for tag in limit.end_tags if end_tag.startswith(tag)]
         return dict.fromkeys(texts)
 
 

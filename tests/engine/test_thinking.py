@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -30,6 +31,7 @@ from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
 from tests.fake_context import END, FakeContext, FakeModel, FakeSampler
+from tests.models import KINDS, Kind, open_context, write_tiny
 from tests.suffix_reference import PlainIndex
 
 WORDS = ("a", "b", "c ", "d", "\n", "\n\n", "assistant", "final", "analysis", "thought")
@@ -275,6 +277,28 @@ def test_ending_reasoning_and_cancelling_at_any_moment_lose_no_text(
             assert text.count(reasoning_format.end_tag) >= int(is_open)
     assert END not in [token for tokens in engine.outputs for token in tokens]
     assert not engine.cache._leased_seqs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_all_kinds_decode_the_end_of_the_reasoning(kind: Kind, native: Bindings, tmp_path: Path) -> None:
+    """Models with recurrent states can roll back only a few tokens, or none, and need several steps for the end."""
+    model = Model(native, write_tiny(tmp_path / "tiny.gguf", kind))
+    context = open_context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=3)
+    cache, outputs, texts = PrefixCache(context), [], []
+    scheduler = Scheduler(context, cache, lambda request, _event: outputs.extend(request.output_tokens))
+    limit = structs.replace(OPEN_THOUGHT, max_tokens=20)
+    request = protocol.Generate(id=1, tokens=[40, 41, 42], max_tokens=60, ignore_eog=True, thinking=limit)
+    scheduler.add(ActiveRequest(
+        context, cache, request, [40, 41, 42], lambda event: texts.append(getattr(event, "text", "")), 0.0
+    ))  # fmt: skip
+    while not scheduler.is_idle:
+        scheduler.step()
+    assert len(outputs[0]) == 60
+    closing = model.tokenize_continuation("\n</think>\n\n")
+    assert any(outputs[0][i : i + len(closing)] in (closing, closing[1:]) for i in range(20, 24))
+    assert "</think>\n\n" in "".join(texts)
+    assert list(context.tokens(0)) == [40, 41, 42, *outputs[0][:-1]]
+    context.close()
 
 
 OPEN_THOUGHT = ThinkingLimit(

@@ -47,7 +47,7 @@ async def test_statistics_are_toggled_with_ctrl_t() -> None:
 
 
 async def test_answer_now_ends_the_reasoning_of_the_current_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = Script(["<think>Let me think about it.</think>So."], pause_after_tokens=5)
+    script = Script(["<think>Let me think about it.</think>So."], token_interval_s=0.05, pause_after_tokens=7)
     script.may_continue.clear()
     app = make_scripted_app(script=script)
     ended_ids: list[int] = []
