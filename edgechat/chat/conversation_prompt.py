@@ -14,6 +14,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.generation import ThinkingLimit
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
+from edgechat.prompt.output_rules import make_output_grammar
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.roles import merge_consecutive
@@ -32,6 +33,8 @@ class ConversationPrompt(NamedTuple):
     """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
     thinking: ThinkingLimit | None = None
     """Tags and limit of the reasoning; None if the model does not reason."""
+    grammar: str = ""
+    """Grammar of the reply; "" for free text."""
 
 
 class ConversationPromptBuilder:
@@ -53,11 +56,12 @@ class ConversationPromptBuilder:
 
     def build(
         self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({}),
-        cancellation: Cancellation | None = None, max_n_ctx: int | None = None,
+        cancellation: Cancellation | None = None, max_n_ctx: int | None = None, output_rule: str = "",
     ) -> ConversationPrompt:  # fmt: skip
         """Build the prompt for a reply to the last message of `path`, or for continuing that message if it is a reply.
 
-        `max_n_ctx` is the length of the context if it cannot grow to the length that it has at most.
+        `max_n_ctx` is the length of the context if it cannot grow to the length that it has at most. `output_rule` is
+        the grammar rule of the reply's content; "" for free text.
         `files` has the bytes of attachments that are not in the store yet, by SHA-256 hash.
         Raises ContextOverflowError, TemplateError, EngineError, and RequestCancelledError after `cancellation`.
         """
@@ -89,7 +93,8 @@ class ConversationPromptBuilder:
         texts = attached_texts(path[-1].attachments, read) if path else []
         start_id = path[start].id if start else None
         thinking = self._make_thinking_limit(prompt, max_n_ctx)
-        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts, thinking)
+        grammar = make_output_grammar(self._builder, prompt, self._options, output_rule) if output_rule else ""
+        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts, thinking, grammar)
 
     def _make_thinking_limit(self, prompt: BuiltPrompt, max_n_ctx: int | None) -> ThinkingLimit | None:
         settings, n_ctx = self._settings, min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx)

@@ -151,6 +151,7 @@ class ReplyGeneration:
             max_tokens=settings.max_tokens, sampling=sampling, mean_logprob=self._picker is not None,
             speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
+            grammars=[prompt.grammar] if prompt.grammar else [],
             stop=self._builder.stop_strings(prompt.prompt.reply_format), thinking=prompt.thinking,
         )  # fmt: skip
         self._request_id = request.id

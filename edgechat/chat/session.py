@@ -168,24 +168,26 @@ class Session:
     # Turns
 
     def send(
-        self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1, pick: PickMethod | None = None
-    ) -> Iterator[events.SessionEvent]:
+        self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1, pick: PickMethod | None = None,
+        output_rule: str = "",
+    ) -> Iterator[events.SessionEvent]:  # fmt: skip
         """Send a message and yield events while the model replies; the last event is TurnFinished or TurnInterrupted.
 
         The model generates `n_replies` alternative replies in parallel; with `pick`, one of up to `n_replies` replies
-        is picked. The message and the partial replies remain
-        saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message, because it would
-        prevent all later replies. Raises EdgechatError.
+        is picked. `output_rule` is the grammar rule of their content; "" for free text. The message and the partial
+        replies remain saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message,
+        because it would prevent all later replies, and GrammarError, because the output rule cannot be enforced. Raises
+        EdgechatError.
         """
         message_attachments, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, message_attachments)
         try:
             if pick is not None:
-                turn = Turn([], message, files)
+                turn = Turn([], message, files, output_rule=output_rule)
                 yield from self._pick_reply(message.id, turn, n_replies, pick)
             else:
                 replies = new_replies(message.id, self.model_path.name, n_replies, self.model.plan)
-                turn = Turn(replies, message, files)
+                turn = Turn(replies, message, files, output_rule=output_rule)
                 yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
         except ContextOverflowError as error:
             cause = self.find_long_attachment(attachments)

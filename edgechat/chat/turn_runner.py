@@ -19,7 +19,14 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
-from edgechat.errors import ContextOverflowError, EngineError, RequestCancelledError, TemplateError, UsageError
+from edgechat.errors import (
+    ContextOverflowError,
+    EngineError,
+    GrammarError,
+    RequestCancelledError,
+    TemplateError,
+    UsageError,
+)
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
@@ -41,6 +48,8 @@ class Turn(NamedTuple):
     """Picker that receives the replies, and can end them early; None if none is picked."""
     indexes: range = range(0)
     """Numbers of `replies` among all replies of `picker`."""
+    output_rule: str = ""
+    """Grammar rule of the content of the replies; "" for free text."""
 
 
 def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
@@ -98,7 +107,8 @@ class TurnRunner:
         """Save the messages of a turn, generate its replies, and yield events.
 
         If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because its message
-        would prevent all later replies. After other errors, the messages remain saved. Raises EdgechatError.
+        would prevent all later replies; likewise if the output rule cannot be enforced (GrammarError). After other
+        errors, the messages remain saved. Raises EdgechatError.
         """
         with self.idle_gate.block_requests():
             conversation.save_pending()
@@ -116,7 +126,7 @@ class TurnRunner:
             try:
                 yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
                 yield from self._generate(conversation, turn, settings)
-            except (ContextOverflowError, TemplateError):
+            except (ContextOverflowError, GrammarError, TemplateError):
                 if turn.original_reply is not None:
                     conversation.save_reply(turn.original_reply)
                     self._are_replies_finished = True
@@ -148,13 +158,17 @@ class TurnRunner:
                 self.was_stopped = self._is_stop_requested
                 self._generation, self._is_running, self._is_stop_requested = None, False, False
 
-    def _build_prompt(self, path: Sequence[Message], max_n_ctx: int | None = None) -> ConversationPrompt | None:
+    def _build_prompt(
+        self, path: Sequence[Message], max_n_ctx: int | None = None, output_rule: str = ""
+    ) -> ConversationPrompt | None:
         """Build the prompt for the reply at the end of `path`; return None if `stop` was called."""
         self._cancellation = Cancellation()
         if self._is_stop_requested:
             return None
         try:
-            return self._create_prompt_builder().build(path, cancellation=self._cancellation, max_n_ctx=max_n_ctx)
+            return self._create_prompt_builder().build(
+                path, cancellation=self._cancellation, max_n_ctx=max_n_ctx, output_rule=output_rule
+            )
         except RequestCancelledError:
             return None
 
@@ -167,7 +181,7 @@ class TurnRunner:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
             model.restart_if_dead()
         path = conversation.tree.path_to(replies[0].id)
-        prompt = self._build_prompt(path)
+        prompt = self._build_prompt(path, output_rule=turn.output_rule)
         if prompt is not None and prompt.start_id is not None:
             replies = [msgspec.structs.replace(r, context_start_id=prompt.start_id) for r in replies]
             yield events.TurnsDropped(n_messages=prompt.start, context_start_id=prompt.start_id)
@@ -178,7 +192,7 @@ class TurnRunner:
         try:
             yield from generation.run(
                 conversation.store, conversation.metadata, replies, prompt, started_at,
-                lambda n_ctx: self._build_prompt(path, n_ctx),
+                lambda n_ctx: self._build_prompt(path, n_ctx, turn.output_rule),
             )  # fmt: skip
         except EngineError as error:
             if model.fall_back_to_cpu(error, settings):

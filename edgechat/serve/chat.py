@@ -13,9 +13,9 @@ from edgechat.engine.overflow import make_overflow_error
 from edgechat.humanize import format_count
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
 from edgechat.prompt.content_marks import NO_MARKS
+from edgechat.prompt.output_rules import add_reasoning_rules
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thinking import ReplySpace, choose_budget, choose_reasoning_format, make_thinking_limit
-from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs, make_stop_fields
 from edgechat.serve.errors import ApiError
@@ -73,7 +73,7 @@ class ChatResponseBuilder(ResponseBuilder):
         if output_grammars:
             marks = await asyncio.to_thread(builder.formats.find_content_marks, prepared_tools.options)
         add_reasoning = functools.partial(
-            grammars.add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think,
+            add_reasoning_rules, reasoning_format=reasoning_format, phase=prompt.phase, think=think,
             marks=marks,
         )  # fmt: skip
         request = queue.build_generate_request(

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from edgechat.prompt.json_schemas import check_schema_size, make_json_rule
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
-from edgechat.serve import grammars
 from edgechat.serve.errors import ApiError, decode_json_text
 from edgechat.serve.schemas import ChatRequest, GenerationParams, JsonFormat, SchemaFormat, StructuredOutputs
 from edgechat.serve.tool_schemas import remove_nulls
@@ -98,11 +98,11 @@ def _make_schema_format(response_format: SchemaFormat) -> OutputFormat:
 
 def _make_json_format(schema: dict[str, Any] | bool | str, param: str) -> OutputFormat:  # noqa: FBT001  (a JSON schema may be a boolean)
     if isinstance(schema, str):
-        grammars.check_schema_size([schema], param, MAX_GRAMMAR_CHARS)
+        check_schema_size([schema], param, MAX_GRAMMAR_CHARS)
         schema = decode_json_text(schema, param)
     if not isinstance(schema, (dict, bool)):
         raise ApiError(400, f"{param}: a JSON schema must be an object or a boolean.", param=param)
-    return OutputFormat(grammars.make_json_rule(remove_nulls(schema), param), param)
+    return OutputFormat(make_json_rule(remove_nulls(schema), param), param)
 
 
 def _make_regex_format(regex: str, param: str) -> OutputFormat:

@@ -13,6 +13,8 @@ import msgspec
 from edgechat.errors import GrammarError, TemplateError
 from edgechat.humanize import format_count
 from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.json_schemas import check_schema_size
+from edgechat.prompt.output_rules import add_content_marks
 from edgechat.prompt.reply_formats import PromptOptions, ReplyFormats
 from edgechat.prompt.tool_formats import make_template_tools
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
@@ -57,7 +59,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
     Raises GrammarError if all schemas together are too large. Raises ApiError for parameters that are not the JSON
     schema of an object, and for a keyword of a strict tool that no grammar enforces.
     """
-    grammars.check_schema_size([tool.function.parameters for tool in tools], "tools", MAX_TOOLS_BYTES)
+    check_schema_size([tool.function.parameters for tool in tools], "tools", MAX_TOOLS_BYTES)
     for i, tool in enumerate(tools):
         path = f"tools[{i}].function.parameters"
         check_parameters(tool.function.parameters, path)
@@ -209,7 +211,7 @@ def _choose_grammar(
         return grammar
     if grammar is not None and not any(trigger.is_pattern for trigger in grammar.triggers):
         marks = formats.find_content_marks(options)
-        content_rule = grammars.add_content_marks(output_format.rule, marks) if output_format.rule else ""
+        content_rule = add_content_marks(output_format.rule, marks) if output_format.rule else ""
         return msgspec.structs.replace(
             grammar, triggers=[], call_starts=[trigger.value for trigger in grammar.triggers],
             content_rule="" if must_call else content_rule,

@@ -25,8 +25,8 @@ from edgechat.prompt.reply_parser import ParsedReply, ReplyParser
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.runtime.gbnf import convert_to_lark
 from edgechat.runtime.tool_grammar import TriggerDetector
+from tests.grammars import TOKENIZER
 from tests.llama_cpp import read_chat_cases
-from tests.unit.serve.test_grammars import TOKENIZER
 
 pytestmark = pytest.mark.long
 

@@ -19,12 +19,12 @@ from edgechat.engine.generation import ThinkingLimit
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.prefix.cache import PrefixCache
+from edgechat.prompt.output_rules import add_reasoning_rules
 from edgechat.prompt.reasoning import REASONING_FORMATS, ReasoningFormat
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context
 from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.model import Model
-from edgechat.serve.grammars import add_reasoning_rules
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import LiveDrafter

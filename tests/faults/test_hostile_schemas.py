@@ -13,10 +13,10 @@ from edgechat.engine import grammar_compiler
 from edgechat.engine.grammar_compiler import GrammarChecker
 from edgechat.errors import EdgechatError, GrammarError
 from edgechat.hardware.memory import read_process_usage
+from edgechat.prompt.json_schemas import make_json_rule
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.model import Model
-from edgechat.serve.grammars import make_json_rule
 from tests.engine.conftest import native as native  # noqa: PLC0414  (a fixture)
 from tests.fuzzing import scale
 from tests.hostile_schemas import Schema, make_schema

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgechat.errors import GrammarError
 from edgechat.runtime.gbnf import convert_to_lark
 from edgechat.runtime.tool_grammar import ToolGrammar, Trigger, TriggerDetector
-from tests.unit.serve.test_grammars import allows
+from tests.grammars import allows
 
 CALLS = ToolGrammar(
     gbnf="",

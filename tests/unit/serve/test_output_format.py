@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from edgechat.errors import GrammarError
-from edgechat.serve import errors, grammars
+from edgechat.prompt.json_schemas import make_json_rule
+from edgechat.serve import errors
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.schemas import CompletionRequest
 from tests.unit.serve.examples import chat_request
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
-RULE = grammars.make_json_rule(SCHEMA, "")
+RULE = make_json_rule(SCHEMA, "")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
 from edgechat.serve.tool_schemas import WEAKENINGS, declare_required, is_enforced, is_simple
 from edgechat.serve.tool_support import check_tools
+from tests.grammars import allows
 from tests.unit.serve.examples import chat_request
-from tests.unit.serve.test_grammars import allows
 from tests.unit.serve.tool_requests import make_builder, prepare_request
 
 

@@ -19,9 +19,9 @@ from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
 from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tools
+from tests.grammars import allows
 from tests.llama_cpp import read_templates
 from tests.unit.serve.examples import chat_request
-from tests.unit.serve.test_grammars import allows
 
 
 def to_lark(grammar: ToolGrammar | str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from edgechat.errors import TemplateError
 from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.output_rules import add_reasoning_rules
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_formats import PromptOptions
@@ -23,9 +24,8 @@ from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, MAX_TOOL_GRAMMAR_CHARS, 
 from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
-from edgechat.serve.grammars import add_reasoning_rules
 from edgechat.serve.output_format import OutputFormat
-from tests.unit.serve.test_grammars import TOKENIZER, allows
+from tests.grammars import TOKENIZER, allows
 from tests.unit.serve.tool_requests import TEMPLATES, RecordingEngine, make_builder, prepare_request
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
