@@ -51,7 +51,7 @@ def add_reasoning_rules(
     content_prefix = f" {quote(reasoning_format.content_prefix)}" if has_prefix else ""
     return (
         f"start: {reasoning_rule}{content_prefix} body\n"
-        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"
+        f"thoughts: closed /[ \\t\\r\\n]{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"
         f"body: {rules}\n"
     )
 

@@ -18,6 +18,8 @@ def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: Reas
     in_reasoning = add_reasoning_rules(rule, reasoning_format, "reasoning", think=True)
     assert allows(in_reasoning, f"hm {{ < {end_tag}{content_prefix}7")
     assert not allows(in_reasoning, f"hm{end_tag}{content_prefix}seven")
+    assert allows(in_reasoning, f"hm{end_tag}\n\n{content_prefix}7")
+    assert not allows(in_reasoning, f"hm{end_tag}\f{content_prefix}7")  # a JSON parser would not skip it
     at_start = add_reasoning_rules(rule, reasoning_format, "start", think=True)
     assert allows(at_start, f"{start_tag}\nhm\n{end_tag}\n\n{content_prefix}7")
     assert allows(at_start, f"{content_prefix}7")
