@@ -64,7 +64,7 @@ class PickedTurn:
         try:
             while indexes := picker.start_round():
                 replies = [new_reply(parent_id, model_name) for _ in indexes]
-                turn = (first_turn if not indexes.start else Turn([]))._replace(
+                turn = (first_turn if not indexes.start else Turn([], output_rule=first_turn.output_rule))._replace(
                     replies=replies, picker=picker, indexes=indexes
                 )
                 for event in self._runner.run(self._conversation, turn, self._settings):

@@ -66,10 +66,17 @@ _STDIN_NOTICE: Final = (
     help="Print one of the --answers replies: agree (most frequent answer), likely, or judge.",
 )
 @click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
+@click.option(
+    "--schema",
+    "schema_file",
+    type=FilePath(),
+    metavar="FILE",
+    help="Make the reply JSON that matches the JSON schema in FILE.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the reply and its statistics as one JSON object.")
 def ask(
     prompt: str | None, no_stdin: bool, as_json: bool, attachments: tuple[Path, ...], n_replies: int,
-    pick: PickMethod | None, **options: Any,
+    pick: PickMethod | None, schema_file: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Ask one question and print the reply as it is generated.
 
@@ -82,8 +89,16 @@ def ask(
         raise UsageError("--pick chooses between several replies. Add --answers 5.")
     if prompt:
         _report_mentions(prompt)
+    output_rule = ""
+    if schema_file is not None:
+        from edgechat.cli.output_schema import read_schema_rule
+
+        output_rule = read_schema_rule(schema_file)
     question = read_question(prompt, no_stdin=no_stdin)
-    print_reply(question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, **options)
+    print_reply(
+        question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, output_rule=output_rule,
+        **options,
+    )  # fmt: skip
 
 
 def _report_mentions(prompt: str) -> None:
@@ -148,9 +163,9 @@ def _read_stdin() -> bytes:
 
 def print_reply(
     text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1,
-    pick: PickMethod | None = None, **options: Any,
+    pick: PickMethod | None = None, output_rule: str = "", **options: Any,
 ) -> None:  # fmt: skip
-    """Send `text` to the model and print the reply.
+    """Send `text` to the model and print the reply. `output_rule` is its grammar rule; "" for free text.
 
     A signal during the reply stops the reply and saves it. Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and
     SystemExit after another signal.
@@ -166,7 +181,7 @@ def print_reply(
             if session.settings.model == AUTO:
                 status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
             with interruption.stop_reply():
-                events = session.send(text, attachments, n_replies, pick)
+                events = session.send(text, attachments, n_replies, pick, output_rule)
                 final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
             status.clear()
             if as_json:
@@ -186,6 +201,9 @@ def print_reply(
             status.clear()
     if interruption.n_stops:
         raise KeyboardInterrupt
+    printed_replies = [final_event.reply, *(final_event.alternatives if pick is None else ())]
+    if output_rule and any(r.finish_reason != "stop" for r in printed_replies):
+        raise ContextOverflowError("The reply was cut, so that its JSON is incomplete. Raise --max-tokens or --ctx.")
     if session.save_error:  # the reply and the reason why it was not saved have been printed
         click.get_current_context().exit(StoreError.exit_code)
 
