@@ -8,11 +8,11 @@ import pytest
 
 from edgechat.engine.thinking import ThoughtTracker
 from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.output_rules import add_reasoning_rules
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thinking import ThinkingBudget, choose_reasoning_format, make_thinking_limit
 from edgechat.runtime.tool_grammar import ToolGrammar
-from edgechat.serve.grammars import add_reasoning_rules
 from tests.unit.serve.test_tool_templates import CITY, start
 from tests.unit.serve.tool_requests import TEMPLATES, make_builder, prepare_request
 
