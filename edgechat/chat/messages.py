@@ -69,7 +69,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     def end_notice(self) -> str:
         """Notice that the reply ended early, and how to continue it; "" for other messages."""
         if self.repeats_itself:
-            return "Stopped: repeats itself; /continue resumes the reply with a repetition penalty"
+            return "Stopped: repeats itself; /continue resumes it with a repetition penalty"
         if self.finish_reason == "length":
             return "The reply reached its length limit; /continue resumes it"
         if self.role == "assistant" and self.is_interrupted:

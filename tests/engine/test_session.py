@@ -67,7 +67,7 @@ def test_reply_that_repeats_itself_is_stopped_and_continued_with_a_penalty(tmp_p
         assert reply.text == "abcdefghijklmnopqrst" * 10
         assert reply.repeats_itself
         assert reply.finish_reason == "length"  # earlier versions can read it
-        assert reply.end_notice == "Stopped: repeats itself; /continue resumes the reply with a repetition penalty"
+        assert reply.end_notice == "Stopped: repeats itself; /continue resumes it with a repetition penalty"
         continued = chat.run(chat.session.continue_reply())
         assert continued.id == reply.id
         assert continued.text.startswith(reply.text)

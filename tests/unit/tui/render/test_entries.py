@@ -36,7 +36,7 @@ def test_reply_that_repeats_itself_has_a_note_below_it() -> None:
         repeats_itself=True,
     )  # fmt: skip
     entry = MessageEntry(msgspec.structs.replace(entry.message, stats=stats), (1, 1), entry.glyphs)
-    note = "(Stopped: repeats itself; /continue resumes the reply with a repetition penalty)"
+    note = "(Stopped: repeats itself; /continue resumes it with a repetition penalty)"
     assert rendered_rows(entry, 90)[-1].rstrip() == note
 
 
