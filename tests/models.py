@@ -74,10 +74,10 @@ def write_tiny_llama(
     return path
 
 
-def write_parrot(path: Path, reply: str, *, is_endless: bool = False) -> Path:
+def write_parrot(path: Path, reply: str, *, is_endless: bool = False, template: str = TEMPLATE) -> Path:
     """Write a llama model that answers every prompt with `reply`, whose characters must all differ.
 
-    If `is_endless`, the model repeats the reply without end.
+    If `is_endless`, the model repeats the reply without end. Prompts must end with <|assistant|> or a newline.
 
     The embedding of each token is a unit vector, which the layers do not change and which the output matrix maps to
     the next token. So rounding differences between machines cannot change the reply.
@@ -85,13 +85,14 @@ def write_parrot(path: Path, reply: str, *, is_endless: bool = False) -> Path:
     with open_writer(path, "llama", 2048) as writer:
         _add_heads(writer)
         n_vocab = add_vocabulary(writer)
-        writer.add_chat_template(TEMPLATE)
+        writer.add_chat_template(template)
         first_word = 3 + 256  # token of "!", see add_vocabulary
         words = [first_word + ord(c) - ord("!") for c in reply]
         sequence = [n_vocab - 2, *words, words[0] if is_endless else 2]  # from <|assistant|> to </s>
         embedding, output = np.zeros((n_vocab, N_EMBD)), np.zeros((n_vocab, N_EMBD))
         for i, (token, following) in enumerate(itertools.pairwise(sequence)):
             embedding[token, i] = output[following, i] = 1.0
+        embedding[3 + ord("\n")] = embedding[sequence[0]]
         tensors = TinyTensors(writer, 0, scale=0.0)
         tensors.constant("token_embd.weight", embedding)
         tensors.constant("output.weight", output)

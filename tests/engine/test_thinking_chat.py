@@ -13,7 +13,7 @@ from edgechat.config import Settings
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.engine.chats import OpenChat
-from tests.models import OPEN_THOUGHT_TEMPLATE, THINKING_TEMPLATE, write_tiny_llama
+from tests.models import OPEN_THOUGHT_TEMPLATE, THINKING_TEMPLATE, write_parrot, write_tiny_llama
 
 
 def open_thinking_chat(tmp_path: Path, template: str = THINKING_TEMPLATE, **options: object) -> OpenChat:
@@ -54,6 +54,18 @@ def test_without_a_limit_reasoning_takes_the_whole_reply(tmp_path: Path) -> None
     assert reply.reasoning
     assert not reply.text
     assert not any(isinstance(e, events.ThinkingLimited) for e in chat.events)
+    chat.session.close()
+
+
+def test_reasoning_that_repeats_itself_ends_and_the_reply_begins(tmp_path: Path) -> None:
+    passage = "abcdefghijklmnopqrst"
+    model = write_parrot(tmp_path / "parrot.gguf", passage, is_endless=True, template=OPEN_THOUGHT_TEMPLATE)
+    settings = Settings(temperature=0.0, max_tokens=900, n_ctx=2048, thinking="on", titles=False)
+    chat = OpenChat(model, open_store(), settings)
+    reply = chat.run(chat.session.send("Hi"))
+    assert reply.reasoning == passage * 10
+    assert reply.text == passage * 10
+    assert reply.repeats_itself
     chat.session.close()
 
 
