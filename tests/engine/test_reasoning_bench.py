@@ -8,6 +8,7 @@ import pytest
 
 from edgechat.bench.reasoning import ReasoningWorkload, parse_method, run
 from edgechat.errors import UsageError
+from tests.models import write_tiny_llama
 
 
 @pytest.mark.slow
@@ -38,6 +39,22 @@ def test_model_without_reasoning_is_refused(
     )
     with pytest.raises(UsageError, match="does not reason"):
         run(workload)
+
+
+@pytest.mark.slow
+def test_reasoning_is_limited(tmp_path: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    model = write_tiny_llama(tmp_path / "m.gguf", template=template)
+    methods = [parse_method(name) for name in ("single", "think16")]
+    report = run(ReasoningWorkload(model=model, methods=methods, n_tasks=2, temperature=1.0, max_tokens=8))
+    single, thinking = report.methods
+    assert single.tokens_per_task <= 8
+    assert thinking.tokens_per_task <= 8 + 16
 
 
 @pytest.mark.slow
