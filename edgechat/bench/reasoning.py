@@ -6,8 +6,10 @@ that the first reply of a vote is the single reply, apart from the rounding of a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +60,8 @@ class ReasoningWorkload(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     seed: int = 1
     n_threads: int | None = None
+    n_parallel: int = 1
+    """Number of tasks that are answered at the same time. With more than one, the measured times mean nothing."""
 
 
 class _Totals:
@@ -68,6 +72,16 @@ class _Totals:
         self.kinds: list[TaskKind] = []
         self.n_tokens = self.n_replies = self.n_decoded_tokens = 0
         self.elapsed_s = self.decode_s = 0.0
+
+    def add(self, other: _Totals) -> None:
+        """Add the sums of further tasks."""
+        self.correct += other.correct
+        self.kinds += other.kinds
+        self.n_tokens += other.n_tokens
+        self.n_replies += other.n_replies
+        self.n_decoded_tokens += other.n_decoded_tokens
+        self.elapsed_s += other.elapsed_s
+        self.decode_s += other.decode_s
 
     def add_stats(self, stats: GenerationStats) -> None:
         """Add the tokens and the decode time of an engine request."""
@@ -100,7 +114,7 @@ def run(
     on_progress: Callable[[str], None] = lambda text: None,
     time_limit_s: float | None = None,
 ) -> ReasoningReport:
-    """Answer all tasks with all methods, one task after the other, until `time_limit_s`. Raises EdgechatError."""
+    """Answer all tasks with all methods; start no further task after `time_limit_s`. Raises EdgechatError."""
     model = LoadedModel()
     settings = Settings(n_threads=workload.n_threads) if workload.n_threads else Settings()
     totals = {method.name: _Totals() for method in workload.methods}
@@ -108,28 +122,39 @@ def run(
         properties = model.open(workload.model, settings, lambda event: on_progress(event.message))
         if model.builder.reasoning_format is None and any(method.max_thinking for method in workload.methods):
             raise UsageError(f"{workload.model.name} does not reason before its replies. Leave out the methods think.")
-        deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
         n_done = 0
-        for index in range(workload.n_tasks):
-            if deadline is not None and time.monotonic() >= deadline:
-                break
-            task = make_task(workload.seed, index)
-            # Another method is first for each task, because the first one computes the prompt.
-            for offset in range(len(workload.methods)):
-                method = workload.methods[(index + offset) % len(workload.methods)]
+
+        def answer(index: int) -> dict[str, _Totals] | None:
+            return None if time.monotonic() >= deadline else _answer_task(model, workload, index)
+
+        with ThreadPoolExecutor(workload.n_parallel) as executor:
+            for task_totals in executor.map(answer, range(workload.n_tasks)):
+                if task_totals is None:
+                    break
+                n_done += 1
+                for name, method_totals in task_totals.items():
+                    totals[name].add(method_totals)
                 scores = ", ".join(f"{name} {sum(t.correct)}" for name, t in totals.items())
-                on_progress(f"Task {index + 1} of {workload.n_tasks}, {method.name} (correct so far: {scores})")
-                _TaskRun(model, workload, task, index, method, totals[method.name]).run()
-            n_done = index + 1
+                on_progress(f"Task {n_done} of {workload.n_tasks}, correct: {scores}")
     finally:
         model.close()
     baseline = totals["single"].correct if "single" in totals else next(iter(totals.values())).correct
     return ReasoningReport(
         model=str(workload.model), backend=properties.backend, n_threads=properties.n_threads,
-        temperature=workload.temperature, seed=workload.seed, n_tasks=n_done,
+        temperature=workload.temperature, seed=workload.seed, n_tasks=n_done, n_parallel=workload.n_parallel,
         methods=[_summarize(method.name, totals[method.name], baseline) for method in workload.methods],
         correct={name: t.correct for name, t in totals.items()},
     )  # fmt: skip
+
+
+def _answer_task(model: LoadedModel, workload: ReasoningWorkload, index: int) -> dict[str, _Totals]:
+    """Answer one task with all methods. Another method is first for each task, because it computes the prompt."""
+    task, totals = make_task(workload.seed, index), {method.name: _Totals() for method in workload.methods}
+    for offset in range(len(workload.methods)):
+        method = workload.methods[(index + offset) % len(workload.methods)]
+        _TaskRun(model, workload, task, index, method, totals[method.name]).run()
+    return totals
 
 
 def _summarize(name: str, totals: _Totals, baseline: list[bool]) -> MethodResult:

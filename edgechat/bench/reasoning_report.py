@@ -52,6 +52,8 @@ class ReasoningReport(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     seed: int
     n_tasks: int
+    n_parallel: int = 1
+    """Number of tasks that were answered at the same time; with more than one, times and speeds mean nothing."""
     methods: list[MethodResult]
     correct: dict[str, list[bool]]
     """Whether the answer of each task is correct, by method."""
@@ -91,9 +93,10 @@ def format_table(report: ReasoningReport) -> str:
     """Format the report as a Markdown table."""
     kinds = list(report.methods[0].accuracy_by_kind) if report.methods else []
     heading = "| | correct | 95 % interval | against single | p | " + "".join(f"{kind} | " for kind in kinds)
+    parallel = f", {report.n_parallel} at a time" if report.n_parallel > 1 else ""
     title = (
         f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, temperature {report.temperature:g}, "
-        f"{report.n_tasks} tasks of seed {report.seed}"
+        f"{report.n_tasks} tasks of seed {report.seed}{parallel}"
     )
     rule = "|---|--:|---|---|--:|" + "--:|" * (len(kinds) + 4)
     lines = [title, "", f"{heading}tokens | replies | seconds | tokens/s |", rule]
@@ -104,10 +107,10 @@ def format_table(report: ReasoningReport) -> str:
             if method.name == "single"
             else (f"{difference.value:+.1%} ({difference.low:+.1%} to {difference.high:+.1%}) | {method.p_value:.2g}")
         )
+        times = f"{method.seconds_per_task:.1f} | {method.decode_tps:.0f}" if report.n_parallel == 1 else "| "
         lines.append(
             f"| {method.name} | {accuracy.value:.1%} | {accuracy.low:.1%} to {accuracy.high:.1%} | {against_single} | "
             + "".join(f"{method.accuracy_by_kind[kind]:.0%} | " for kind in kinds)
-            + f"{method.tokens_per_task:.0f} | {method.replies_per_task:.1f} | {method.seconds_per_task:.1f} | "
-            f"{method.decode_tps:.0f} |"
+            + f"{method.tokens_per_task:.0f} | {method.replies_per_task:.1f} | {times} |"
         )
     return "\n".join(lines)

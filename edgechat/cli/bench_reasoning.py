@@ -27,13 +27,14 @@ from edgechat.cli.progress import StderrStatus
 )
 @count_option("--max-tokens", "max_tokens", "Maximum length of a reply.", default=300, metavar="N")
 @click.option("--seed", type=IntRange(0), default=1, show_default=True, metavar="N", help="Seed of tasks and replies.")
+@count_option("--parallel", "n_parallel", "Tasks at a time; with more than one, no times.", default=1, metavar="N")
 @click.option(
     "--time-limit", "time_limit_s", type=FloatRange(1), metavar="SECONDS", help="Start no further task after this time."
 )
 @json_option
 def reasoning(
-    model: str, n_threads: int | None, n_tasks: int, methods: tuple[str, ...], temperature: float, max_tokens: int,
-    seed: int, time_limit_s: float | None, *, as_json: bool,
+    model: str, n_threads: int | None, n_tasks: int, methods: tuple[str, ...], temperature: float, *, max_tokens: int,
+    seed: int, n_parallel: int, time_limit_s: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure whether several replies per question pay off.
 
@@ -49,7 +50,7 @@ def reasoning(
     parsed_methods = [parse_method(name) for name in methods or DEFAULT_METHODS]
     workload = ReasoningWorkload(
         model=find_model(model), methods=list(dict.fromkeys(parsed_methods)), n_tasks=n_tasks, temperature=temperature,
-        max_tokens=max_tokens, seed=seed, n_threads=n_threads,
+        max_tokens=max_tokens, seed=seed, n_threads=n_threads, n_parallel=n_parallel,
     )  # fmt: skip
     status = StderrStatus()
     report = run(workload, status.show, time_limit_s)

@@ -30,6 +30,16 @@ def test_all_methods_answer_the_same_tasks(starter: Path, warm_verdicts: Path, m
 
 
 @pytest.mark.slow
+def test_parallel_tasks_stay_in_order(starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    methods = [parse_method(name) for name in ("single", "agree3")]
+    workload = ReasoningWorkload(model=starter, methods=methods, n_tasks=6, temperature=0.7, max_tokens=4, n_parallel=3)
+    report = run(workload)
+    assert report.n_tasks == 6
+    assert list(report.methods[0].accuracy_by_kind) == ["arithmetic", "choice", "json"]  # the order of the tasks
+
+
+@pytest.mark.slow
 def test_model_without_reasoning_is_refused(
     starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
