@@ -60,6 +60,8 @@ class ReplyStream:
                     self._add_text(event)
                 elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
                     turn = event
+                elif isinstance(event, events.ReplyPicked):
+                    continue  # its note belongs below the picked reply, which is shown at the end
                 else:
                     self._post_progress(event)
         finally:
@@ -67,6 +69,8 @@ class ReplyStream:
                 self._post_text()
         if turn is not None:  # the tree contains the saved reply only after the last event
             self._post(messages.ReplyEnded(turn, messages.ConversationView.from_session(session)))
+            if turn.picked is not None:
+                self._post(messages.NoteAdded(events.format_notice(turn.picked)))
         return turn
 
     def _add_text(self, event: ReplyTextGenerated) -> None:

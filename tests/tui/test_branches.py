@@ -234,6 +234,22 @@ async def test_keys_for_other_replies_are_shown() -> None:
         await until_async(lambda: status_text(app).startswith("Left/F9 other reply  y copy"))
 
 
+async def test_best_reply_is_shown_with_its_vote_and_its_cost() -> None:
+    replies = ["Hm.", "The answer is 8.", "So it is. The answer is 7.", "The answer is 7."]
+    app = make_scripted_app(*replies, temperature=0.7)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "What is 3 + 4?")
+        app.pane.prompt.load("/best 3")
+        await pilot.press("enter")
+        await until_async(lambda: any("replies, " in text for text in shown_texts(app, "note")))
+        await wait_until_ready(app)
+        assert shown_messages(app)[-1].text == "So it is. The answer is 7."
+        assert shown_texts(app, "note")[-1].startswith("2 of 3 agree (3 replies, ")
+        assert "3/4> 2 of 3 agree" in screen_text(app) or "3/4\u203a 2 of 3 agree" in screen_text(app)
+        assert len(saved_texts(app)) == 2
+
+
 @pytest.mark.parametrize("keys", [("D", "D"), ("d", "D"), ("delete", "D"), ("up", "D", "D"), ("up", "d", "d")])
 async def test_message_and_reply_are_deleted_together(keys: tuple[str, ...]) -> None:
     app = make_scripted_app("One.", "Two.")

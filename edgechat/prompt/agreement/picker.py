@@ -57,6 +57,8 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True):
         if self.method == "agree":
             if not self.n_agreeing:
                 return f"most likely of {self.n_counted}, no answers to compare"
+            if self.n_agreeing == 1 < self.n_counted:
+                return f"most likely of {self.n_counted}, no two agree"
             return f"{self.n_agreeing} of {self.n_counted} agree"
         return f"{'most likely' if self.method == 'likely' else 'best'} of {self.n_counted}"
 

@@ -54,6 +54,15 @@ def test_without_votes_the_most_likely_reply_is_picked() -> None:
     assert picker.pick().describe() == "most likely of 3, no answers to compare"
 
 
+def test_replies_that_all_differ_are_no_agreement() -> None:
+    picker = ReplyPicker("agree", 3, 8)
+    run(picker, "123")
+    assert picker.pick().describe() == "most likely of 3, no two agree"
+    single = ReplyPicker("agree", 3, 8)
+    run(single, "1--")
+    assert single.pick().describe() == "1 of 1 agree"
+
+
 def test_cut_replies_have_no_vote() -> None:
     picker = ReplyPicker("agree", 3, 8)
     assert run(picker, "-77") == [2, 1]
