@@ -22,8 +22,6 @@ PickMethod = Literal["agree", "likely", "judge"]
 PICK_METHODS: Final[tuple[PickMethod, ...]] = get_args(PickMethod)
 MAX_PICKED_REPLIES: Final = 64
 """Maximum number of replies from which one is chosen."""
-# Rounds after the first one generate at least this number of replies: a step for two takes hardly longer than for one.
-_MIN_ROUND: Final = 2
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -96,14 +94,15 @@ class ReplyPicker:
     def start_round(self) -> range:
         """Return the indexes of the replies to generate next; an empty range if no more are needed.
 
-        A vote generates as many as can decide it, so that replies that agree cost no more than necessary.
+        A vote generates as many as can decide it, so that replies that agree cost no more than necessary. Further
+        rounds have at least half of the replies that are left, which limits their number.
         """
         n_left = self.n_replies - self._n_started
         n_round = n_left
         if self.method == "agree":
             n_round = count_deciding_votes(count_votes(self._ballots), n_left)
             if n_round and self._n_started:
-                n_round = max(n_round, _MIN_ROUND)
+                n_round = max(n_round, n_left // 2)
         start = self._n_started
         self._n_started += min(n_round, n_left, self._max_parallel)
         return range(start, self._n_started)

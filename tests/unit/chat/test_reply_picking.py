@@ -56,27 +56,27 @@ def answers(*values: int) -> list[str]:
 
 
 def test_vote_ends_as_soon_as_it_is_decided(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(answers(8, 7, 7, 7, 9), seed=5)
+    session = open_session(answers(8, 7, 7, 7, 7, 7, 9), seed=5)
     requests = record_requests(session, monkeypatch)
-    *_, picked, finished = session.send("What is 3 + 4?", n_replies=5, pick="agree")
-    assert [(r.n_sequences, r.sampling.seed, r.mean_logprob) for r in requests] == [(3, 5, True), (2, 8, True)]
+    *_, picked, finished = session.send("What is 3 + 4?", n_replies=9, pick="agree")
+    assert [(r.n_sequences, r.sampling.seed, r.mean_logprob) for r in requests] == [(5, 5, True), (2, 10, True)]
     assert isinstance(picked, events.ReplyPicked)
     assert isinstance(finished, events.TurnFinished)
     assert finished.picked == picked
     assert finished.reply.text.endswith("The answer is 7.")
-    assert [m.finish_reason for m in finished.alternatives] == ["stop", "stop", "stop", "cancelled"]
-    assert picked.pick.describe() == "3 of 4 agree"
-    assert sorted(picked.answers.values()) == ["7", "7", "7", "8"]
+    assert [m.finish_reason for m in finished.alternatives] == ["stop"] * 5 + ["cancelled"]
+    assert picked.pick.describe() == "5 of 6 agree"
+    assert sorted(picked.answers.values()) == ["7"] * 5 + ["8"]
     assert session.tree.path[-1] == finished.reply
     assert finished.reply.stats is not None
-    assert finished.reply.stats.pick == "3 of 4 agree"
+    assert finished.reply.stats.pick == "5 of 6 agree"
     assert finished.reply.stats.mean_logprob == -1.0
     stored = {m.id: m for m in session.store.messages(session.conversation.id)}
     assert stored[finished.reply.id] == finished.reply
-    assert len(stored) == 6
+    assert len(stored) == 8
     assert session.store.conversation(session.conversation.id).head_id == finished.reply.id
     notice = events.format_notice(picked)
-    assert notice.startswith("3 of 4 agree (5 replies, ")
+    assert notice.startswith("5 of 6 agree (7 replies, ")
 
 
 def test_only_the_text_of_the_first_reply_is_streamed(open_session: OpenSession) -> None:
@@ -172,7 +172,7 @@ def test_error_in_a_later_round_leaves_a_complete_reply_as_the_head(
     generate = session._scripted_engine.generate
 
     def fail_second(request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
-        if request.n_sequences == 2:
+        if request.n_sequences == 1:
             raise EngineDiedError("the engine died")
         return generate(request)
 

@@ -32,10 +32,15 @@ def test_vote_starts_only_the_replies_that_can_decide_it() -> None:
 
 def test_vote_that_is_not_decided_gets_further_rounds() -> None:
     picker = ReplyPicker("agree", 5, 8)
-    assert run(picker, "78777") == [3, 2]
+    assert run(picker, "78777") == [3, 1]
     pick = picker.pick()
-    assert (pick.index, pick.n_agreeing, pick.n_counted, pick.n_started) == (0, 3, 4, 5)
+    assert (pick.index, pick.n_agreeing, pick.n_counted, pick.n_started) == (0, 3, 4, 4)
     assert pick.describe() == "3 of 4 agree"
+    assert run(ReplyPicker("agree", 5, 8), "78978") == [3, 2]
+    assert run(ReplyPicker("agree", 5, 8), "78788") == [3, 1, 1]
+    assert run(ReplyPicker("agree", 9, 16), "777787777") == [5, 2]
+    for answers in ("712345678", "771234567", "778899123", "778787878"):
+        assert len(run(ReplyPicker("agree", 9, 16), answers)) <= 4
 
 
 def test_rounds_are_limited_by_the_number_of_parallel_replies() -> None:
