@@ -196,6 +196,13 @@ def conversation_options(function: F) -> F:
     return function
 
 
+def reply_options(function: F) -> F:
+    """Decorate a command with the options for the model and for generating a reply."""
+    for option in reversed((_MODEL_OPTIONS[0], *_GENERATION_OPTIONS)):
+        function = option(function)
+    return function
+
+
 def generation_options(function: F) -> F:
     """Decorate a command with the options for loading a model and generating text."""
     for option in reversed(_GENERATION_OPTIONS):

@@ -27,8 +27,12 @@ def test_each_shell_accepts_its_completion_script(cli: Cli, shell: str, tmp_path
 
 @pytest.mark.parametrize(
     ("line", "completions"),
-    [("edgechat as", {"ask"}), ("edgechat ask --te", {"--temperature"}), ("edgechat co", {"config", "completion"})],
-)
+    [
+        ("edgechat as", {"ask"}),
+        ("edgechat ask --te", {"--temperature"}),
+        ("edgechat co", {"commit", "config", "completion"}),
+    ],
+)  # fmt: skip
 def test_commands_and_options_are_completed(line: str, completions: set[str]) -> None:
     environment = os.environ | {
         "_EDGECHAT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")),
