@@ -46,8 +46,6 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     cached_ram_tokens: int = 0
     cached_disk_tokens: int = 0
     completion_tokens: int
-    reasoning_tokens: int = 0
-    """Number of tokens of reasoning in `completion_tokens`; 0 if the format of the reasoning is unknown."""
     ttft_s: float
     """Time to first token, measured from the arrival of the request in the engine process."""
     prefill_tps: float
@@ -68,6 +66,8 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Mean natural logprob of the tokens of a reply that was generated to pick one of several replies."""
     pick: str | msgspec.UnsetType = msgspec.UNSET
     """How the reply was picked from several, such as "4 of 5 agree"."""
+    reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    """Number of tokens of reasoning in `completion_tokens`; unset without reasoning, or if its format is unknown."""
     is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
     """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
     repeats_itself: bool | msgspec.UnsetType = msgspec.UNSET

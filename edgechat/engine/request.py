@@ -330,7 +330,7 @@ class ActiveRequest:
             cached_ram_tokens=cached_prefix.ram_tokens,
             cached_disk_tokens=cached_prefix.disk_tokens,
             completion_tokens=n_tokens,
-            reasoning_tokens=sum(s.n_reasoning_tokens for s in sequences),
+            reasoning_tokens=sum(s.n_reasoning_tokens for s in sequences) or msgspec.UNSET,
             ttft_s=max(0.0, first_token_at - self._arrived_at),
             prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
             decode_tps=(n_tokens - len(sequences)) / decode_s if decode_s > 0 else 0.0,

@@ -131,7 +131,7 @@ class UsageTotals:
             "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion,
             "prompt_tokens_details": {"cached_tokens": self._sum_field("cached_tokens")},
             "completion_tokens_details": {
-                "reasoning_tokens": self._sum_field("reasoning_tokens"),
+                "reasoning_tokens": sum(stats.reasoning_tokens or 0 for stats in self.stats),
                 "accepted_prediction_tokens": n_accepted,
                 "rejected_prediction_tokens": self._sum_field("n_drafted") - n_accepted,
             },

@@ -20,7 +20,7 @@ def run(url: str, directory: Path, *arguments: str) -> None:
         cwd=directory, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "Tested: 7" in done.stdout
+    assert "Tested: 8" in done.stdout
 
 
 def test_generated_requests_cause_no_server_error(start: Start, tmp_path: Path) -> None:
