@@ -93,14 +93,14 @@ def confirm(command: ShellCommand) -> ShellCommand:
 def _read_answer(question: str) -> str:
     """Ask on standard error and return the answer in lower case; "" at the end of the input.
 
-    Keys that were pressed before the question was shown are discarded.
+    Keys that were pressed before the question are discarded.
     """
-    click.echo(question, nl=False, err=True)
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, or a stream without a file
         import termios
 
         with contextlib.suppress(termios.error):
             termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    click.echo(question, nl=False, err=True)
     line = sys.stdin.readline()
     if not line:
         click.echo(err=True)
