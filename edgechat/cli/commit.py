@@ -53,20 +53,22 @@ def commit(print_only: bool, **options: Any) -> None:
 
     if not print_only and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("git's editor needs a terminal. --print prints only the message.")
-    message = _generate_message(_make_requests(read_staged_changes(), read_earlier_subjects()), options)
+    status = StderrStatus()
+    requests = _make_requests(read_staged_changes(), read_earlier_subjects(), status)
+    message = _generate_message(requests, status, options)
     if print_only:
         click.echo(message)
         return
     click.get_current_context().exit(_open_editor(message))
 
 
-def _make_requests(changes: StagedChanges, earlier_subjects: list[str]) -> Iterator[str]:
+def _make_requests(changes: StagedChanges, earlier_subjects: list[str], status: StderrStatus) -> Iterator[str]:
     """Yield messages for the model with shorter and shorter diffs. Prints a note about each diff that is cut."""
     from edgechat.cli.staged_diff import cut_diff
 
     for max_chars in _DIFF_CHARS:
         diff = cut_diff(changes, max_chars)
-        StderrStatus().note(diff.note)
+        status.note(diff.note)
         yield make_request(diff.text, earlier_subjects)
 
 
@@ -76,11 +78,11 @@ def make_request(diff: str, earlier_subjects: list[str]) -> str:
     return f"{examples if earlier_subjects else ''}{diff}\n\nWrite the message of the commit."
 
 
-def _generate_message(requests: Iterator[str], options: dict[str, Any]) -> str:
+def _generate_message(requests: Iterator[str], status: StderrStatus, options: dict[str, Any]) -> str:
     from edgechat.cli.structured_reply import fill_defaults, generate_fields
 
     fields = generate_fields(
-        requests, schema=_SCHEMA, system_prompt=_INSTRUCTIONS, status_text="Writing a message",
+        requests, schema=_SCHEMA, system_prompt=_INSTRUCTIONS, status=status, status_text="Writing a message",
         **fill_defaults(options, max_tokens=_MAX_REPLY_TOKENS, temperature=0.0),
     )  # fmt: skip
     return format_message(fields["subject"], fields["body"])

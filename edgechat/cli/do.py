@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.options import reply_options
+from edgechat.cli.progress import StderrStatus
 from edgechat.errors import DeclinedError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _request_command(request: str, options: dict[str, Any]) -> ShellCommand:
         raise UsageError('The request is empty. Example: edgechat do "find files larger than 1 GB"')
     request.encode()  # raises UnicodeEncodeError if the argument is not UTF-8
     fields = generate_fields(
-        [request], schema=SCHEMA, system_prompt=make_instructions(), status_text="Writing a command",
+        [request], schema=SCHEMA, system_prompt=make_instructions(), status=StderrStatus(),
+        status_text="Writing a command",
         **fill_defaults(options, max_tokens=_MAX_REPLY_TOKENS, temperature=0.0),
     )  # fmt: skip
     return make_command(fields["command"], fields["explanation"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from edgechat.cli.interruption import Interruption
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def generate_fields(
-    texts: Iterable[str], *, schema: dict[str, Any], system_prompt: str, status_text: str, **options: Any
-) -> dict[str, str]:
+    texts: Iterable[str], *, schema: dict[str, Any], system_prompt: str, status: StderrStatus, status_text: str,
+    **options: Any,
+) -> dict[str, str]:  # fmt: skip
     """Send the first of `texts` that fits in the context, and return the fields of the reply.
 
     `schema` describes an object of strings. The next text is built only if the context is too short for the last one.
-
     `options` are the options of the command line for the model and the generation. Reasoning is off, unless they turn
-    it on. `status_text` is shown while the reply is generated. Raises EdgechatError, KeyboardInterrupt after Ctrl-C,
-    and SystemExit after another signal.
+    it on. `status` shows the progress, and `status_text` while the reply is generated. Raises EdgechatError,
+    KeyboardInterrupt after Ctrl-C, and SystemExit after another signal.
     """
     output_rule = make_schema_rule(schema, "reply")
     if options.get("reasoning") is None and options.get("thinking") is None:
         options["reasoning"] = False
     session = create_session(**options, system_prompt=system_prompt, ephemeral=True)
-    status, interruption, reply = StderrStatus(), Interruption(session), None
+    interruption, reply = Interruption(session), None
     with interruption.handle_signals():
         try:
             status.show("Loading the model")
@@ -40,9 +40,9 @@ def generate_fields(
                 open_session(session, status)
             if session.settings.model == AUTO:
                 status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
-            status.show(status_text)
             with interruption.stop_reply(), status.announce_wait():
-                reply = _send_first(session, texts, output_rule)
+                status.show(status_text)
+                reply = _send_first(session, texts, output_rule, lambda text: status.show(text or status_text))
         except EdgechatError as error:
             interruption.raise_exit()  # the engine was closed because of a signal
             if interruption.n_stops and isinstance(error, EngineDiedError):
@@ -59,13 +59,21 @@ def generate_fields(
     return parse_fields(reply.text, schema)
 
 
-def _send_first(session: Session, texts: Iterable[str], output_rule: str) -> Message | None:
-    """Send the first of `texts` that fits in the context; return the reply, or None if there was none."""
+def _send_first(
+    session: Session, texts: Iterable[str], output_rule: str, on_progress: Callable[[str], object]
+) -> Message | None:
+    """Send the first of `texts` that fits in the context; return the reply, or None if there was none.
+
+    `on_progress` receives the progress as text; "" while the reply is generated.
+    """
+    from edgechat.chat.events import format_progress
+
     reply: Message | None = None
     overflow: ContextOverflowError | None = None
     for text in texts:
         try:
             for event in session.send(text, output_rule=output_rule):
+                on_progress(format_progress(event))
                 reply = getattr(event, "reply", reply)  # the last event has the complete reply
         except ContextOverflowError as error:  # noqa: PERF203  (at most three texts)
             overflow = error

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgechat.cli import commit as commit_module
 from edgechat.cli import staged_diff, structured_reply
 from edgechat.cli.commit import format_message, make_request
+from edgechat.cli.progress import StderrStatus
 from edgechat.cli.root import edgechat
 from edgechat.cli.staged_diff import StagedChanges, StagedDiff, cut_diff, read_earlier_subjects, read_staged_changes
 from edgechat.errors import EngineError, UsageError
@@ -159,7 +160,7 @@ def test_message_is_wrapped_at_72_columns() -> None:
 
 def test_requests_get_shorter_and_each_cut_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     changes = StagedChanges("diff --git a/x b/x\n" + "+1\n" * 9000, ["M\tx"])
-    lengths = [len(request) for request in commit_module._make_requests(changes, [])]
+    lengths = [len(request) for request in commit_module._make_requests(changes, [], StderrStatus())]
     assert lengths == sorted(lengths, reverse=True)
     assert capsys.readouterr().err.count("1 of 1 file is cut.") == len(lengths) == 3
 
