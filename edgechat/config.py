@@ -280,7 +280,7 @@ def _format_invalid_value(value: object) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < _MIN_LONG_NUMBER else "a number of 19 digits or more"
     if isinstance(value, float):
-        return f"{value:.10g}"
+        return repr(value)
     if isinstance(value, str):
         return repr(shorten(value, _MAX_SHOWN_CHARS))
     if isinstance(value, (dict, list)):
@@ -331,7 +331,10 @@ def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
     if not os.path.lexists(path):  # the usual case; returning here avoids importing a TOML parser
         return {}
     try:
-        return files.read_toml(path)
+        values = files.read_toml(path)
+        if isinstance(budget := values.get("budget"), int) and not isinstance(budget, bool):
+            values["budget"] = str(budget)
+        return values
     except InvalidFileError as error:
         problems.append(SettingsProblem(error.location, error.reason))
         return {}

@@ -214,6 +214,12 @@ def add_file(path: Path) -> None:
             records.files.append(str(path.absolute()))
 
 
+def find_missing_file(name: str) -> Path | None:
+    """Return the added file with this path or name that no longer exists; None if there is none."""
+    missing_files = [path for path in map(Path, registry.read_records().files) if not path.exists()]
+    return next((path for path in missing_files if path == Path(name).absolute() or path.stem == name), None)
+
+
 def remove_file(path: Path) -> bool:
     """Remove an added file and its aliases from the records, but keep the file. Returns False if it was not added."""
     with registry.edit_records() as records:

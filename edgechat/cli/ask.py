@@ -296,7 +296,7 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
     from edgechat.hardware.memory import read_peak_rss_bytes
 
     model_properties, reply = session.model_properties, final_event.reply
-    stats = msgspec.structs.asdict(reply.stats) if reply.stats is not None else {}
+    stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
     stats["load_s"] = model_properties.load_s if model_properties else 0.0
     stats["peak_rss_bytes"] = {"engine": session.model.engine.stats().peak_rss_bytes, "client": read_peak_rss_bytes()}
     result: dict[str, Any] = {

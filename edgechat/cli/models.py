@@ -264,6 +264,12 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             {"forgotten": model, "freed_bytes": 0}, f"Removed the alias {model}; the file stays.", as_json=as_json
         )
         return
+    if entry is None and (missing_file := library.find_missing_file(model)) is not None:
+        library.remove_file(missing_file)
+        _print_result(
+            {"forgotten": missing_file, "freed_bytes": 0}, f"Removed {missing_file} from the list.", as_json=as_json
+        )
+        return
     entry = entry or resolve.find_installed_model(model, library.scan())
     if entry.source == locations.FILE and library.remove_file(entry.path):
         _print_result(

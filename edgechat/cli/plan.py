@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import textwrap
@@ -304,7 +305,7 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
         estimate_mark = "" if row.quality_is_measured else "?"
         quality_text = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{estimate_mark}"
         loss_text = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
-        name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
+        name = _shorten_name(row.name, width)
         click.echo(escape_controls(
             f"{mark} {name:<{width}}  {row.quant:<10}{memory:>10}{row.n_ctx or '':>8}"
             f"{_format_number(row.decode_tps):>6}{_format_number(row.turn_s, ' s'):>7}"
@@ -326,6 +327,13 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
     parts = [f"{character} {label}" for character, label in BAR_LABELS.items() if character in bars]
     for entries in ([mark for mark, is_used in marks.items() if is_used], headings, parts):
         click.echo("".join(f"{line}\n" for line in _join_entries(entries, columns)), nl=False)
+
+
+def _shorten_name(name: str, width: int) -> str:
+    """Shorten the name of a model, or its path from the left, to `width` columns."""
+    if len(name) <= width:
+        return name
+    return f"…{name[1 - width :]}" if "/" in name or os.sep in name else f"{name[: width - 1]}…"
 
 
 def _join_entries(entries: list[str], columns: int) -> list[str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgechat import __version__
+from edgechat import __version__, signals
 from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import echo_note
 from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, EngineDiedError, UsageError, describe_failure
 from edgechat.humanize import shorten
-from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls, is_gone
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 EXIT_CODES = """
 \b
@@ -120,8 +123,9 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
 def run() -> int:
     """Run the command given on the command line, print its error if it fails, and return the exit code."""
     try:
-        # Standalone mode would replace edgechat's exit codes with click's.
-        result = edgechat.main(standalone_mode=False, prog_name="edgechat")
+        with signals.handle_signals(signals.ENDING_SIGNALS, _end):
+            # Standalone mode would replace edgechat's exit codes with click's.
+            result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except (EdgechatError, OSError, UnicodeError, MemoryError) as error:
         return _report_failure(error)
     except click.ClickException as error:
@@ -140,6 +144,14 @@ def run() -> int:
     return result if isinstance(result, int) else 0
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal that ends the program: let the command clean up. A second signal ends the program at once."""
+    for ending_signal in signals.ENDING_SIGNALS:
+        if signal.getsignal(ending_signal) is not signal.SIG_IGN:
+            signal.signal(ending_signal, signal.SIG_DFL)
+    raise SystemExit(signals.exit_code(number))
+
+
 def _describe_usage_error(error: click.ClickException) -> str:
     """Return click's message as one line, with the command that shows the help."""
     text = " ".join(error.format_message().split())
@@ -155,7 +167,7 @@ def _describe_usage_error(error: click.ClickException) -> str:
 def _report_failure(error: EdgechatError | OSError | UnicodeError | MemoryError) -> int:
     """Print the error of a command, unless the terminal is gone, and return the exit code."""
     if isinstance(error, (OSError, MemoryError)) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
-        return HANGUP_EXIT_CODE
+        return signals.HANGUP_EXIT_CODE
     message, exit_code = describe_failure(error)
     if isinstance(error, OSError) and _failed_on_stdout(error):
         message = f"Cannot write to standard output: {message}."  # a full disk, for example

@@ -11,17 +11,15 @@ def make_overflow_error(subject: str, n_ctx: int, n_ctx_train: int, remedy: str 
     """Return the error for a prompt that does not fit in a context of `n_ctx` tokens.
 
     `subject` begins the message, such as "The prompt has 5,000 tokens". `n_ctx_train` is the context length that the
-    model was trained with, 0 if it is unknown. The message recommends a longer context only up to that length: beyond
-    it, replies get worse.
+    model was trained with, 0 if it is unknown; beyond that length, replies get worse.
     """
     trained_length = format_count(n_ctx_train, "token")
-    if not n_ctx_train:
-        advice = f"{remedy}, or set a larger context with --ctx."
-    elif n_ctx < n_ctx_train:
-        advice = f"{remedy}, or set a larger context with --ctx (the model was trained with {trained_length})."
-    else:
+    if 0 < n_ctx_train <= n_ctx:
         length = "as many" if n_ctx == n_ctx_train else trained_length
-        advice = f"{remedy}: the model was trained with {length}, so a larger context does not help."
+        advice = f"{remedy}: the model was trained with {length}, so replies get worse with a larger context (--ctx)."
+    else:
+        limit_text = f" (the model was trained with {trained_length})" if n_ctx_train else ""
+        advice = f"{remedy}, or set a larger context with --ctx, if memory allows{limit_text}."
     return ContextOverflowError(f"{subject}, but the context holds {format_count(n_ctx, 'token')}. {advice}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import subprocess
@@ -26,8 +25,10 @@ MAX_BUFFER_BYTES: Final = 256 << 20
 """Maximum size, in bytes, of the tensor rows that llama.cpp holds in memory at once."""
 # Line of llama.cpp's log before each tensor, such as `[  12/ 272]  blk.0.attn_k.weight - [ 576, 192, 1, 1], ...`.
 _TENSOR_LINE: Final = re.compile(rb"\[ *(\d+)/ *(\d+)\] ")
-# Age in seconds at which a part file is deleted. A running process keeps writing to its part file, so an older file was
-# left behind by a killed process.
+# Suffix of incomplete files, unlike that of incomplete downloads (.part), which can be resumed.
+_INCOMPLETE_SUFFIX: Final = ".quantizing"
+# Age in seconds at which an incomplete file is deleted. A running process keeps writing to its file, so an older one
+# was left behind by a killed process.
 _MAX_PART_AGE_S: Final = 3600.0
 _MAX_ERROR_CHARS: Final = 300
 # Disk space that a quantisation must leave free, in bytes.
@@ -92,7 +93,7 @@ class Quantization:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             free_bytes = paths.free_bytes(target.parent)
-            _delete_old_parts(target)
+            _delete_old_parts(target.parent)
         except OSError as error:
             raise UsageError(f"Cannot write {target}: {format_reason(error)}.") from error
         if self.target_bytes + _SPARE_DISK_BYTES > free_bytes:
@@ -100,7 +101,7 @@ class Quantization:
                 f"{target.name} needs {format_size(self.target_bytes)}, but {target.parent} has only "
                 f"{format_size(free_bytes)} free. Delete some files, or choose another folder with -o."
             )
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part = target.with_name(f"{target.name}.{os.getpid()}{_INCOMPLETE_SUFFIX}")
         cancellation = cancellation or Cancellation()
         try:
             self._run_child(part, on_progress, cancellation, max_buffer_bytes)
@@ -151,8 +152,8 @@ class Quantization:
             raise EngineError(f"llama.cpp wrote {n_tensors} of {len(self.header.tensors)} tensors. Try again.")
 
 
-def _delete_old_parts(target: Path) -> None:
-    """Delete the part files that killed processes have left behind for `target`."""
-    for part in target.parent.glob(f"{glob.escape(target.name)}.*.part"):
+def _delete_old_parts(folder: Path) -> None:
+    """Delete the incomplete files that killed processes have left behind in `folder`."""
+    for part in folder.glob(f"*.gguf.*{_INCOMPLETE_SUFFIX}"):
         if time.time() - part.stat().st_mtime > _MAX_PART_AGE_S:
             part.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, size_share
@@ -9,6 +11,9 @@ from edgechat.planner.load_plan import MAX_PREFIX_DISK_BYTES, MAX_PREFIX_RAM_BYT
 from edgechat.planner.load_variants import MANY_SEQS, N_UBATCHES, default_n_ctx
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
+
+# Largest factor for which model families recommend YaRN: 4 in the model cards of Qwen2.5 and Qwen3.
+_MAX_YARN_FACTOR: Final = 4
 
 
 def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int | None) -> dict[str, str]:
@@ -34,7 +39,12 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
     if options.yarn_factor != 1.0:
         reasons["yarn_factor"] = (
             f"the model was trained with {profile.n_ctx_train} tokens, and YaRN stretches its positions over "
-            f"{options.n_ctx}; replies to short prompts may get slightly worse"
+            f"{options.n_ctx}; "
+            + (
+                "replies to short prompts may get slightly worse"
+                if options.yarn_factor <= _MAX_YARN_FACTOR
+                else f"model families recommend YaRN up to a factor of {_MAX_YARN_FACTOR}; beyond, replies get worse"
+            )
         )
     if plan.growth is not None:
         reasons["max_n_ctx"] = (
@@ -68,7 +78,7 @@ def _explain_n_ctx(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:
             if profile.n_ctx_train
             else "the maximum of the model is unknown"
         )
-        return f"the default; {maximum_text}"
+        return f"the length for which the plan counts memory; {maximum_text}"
     return "the longest context that fits"
 
 

@@ -64,11 +64,13 @@ def format_quant_advice(name: str, profile: ModelProfile, advice: list[QuantAdvi
     first, *others = advice
     texts = [f"{first.quant} of this file would decode {first.ratio:.1f} times as fast here"]
     texts += [f"{other.quant} {other.ratio:.1f} times" for other in others]
-    loss_text = (
-        "" if profile.quant in _PRECISE_QUANTS
-        else f", but with the losses of both quants; a download of {first.quant} is better"
-    )  # fmt: skip
-    return f"{', '.join(texts)}{loss_text}: `edgechat models quantize {name} {first.quant}`"
+    command = f"`edgechat models quantize {name} {first.quant}`"
+    if profile.quant in _PRECISE_QUANTS:
+        return f"{', '.join(texts)}: {command}"
+    return (
+        f"{', '.join(texts)}. Best download {first.quant}; {command} works offline, but its result has the losses of "
+        "both quants"
+    )
 
 
 def _quantize(profile: ModelProfile, quant: str) -> ModelProfile | None:

@@ -148,6 +148,7 @@ def test_reply_that_a_signal_stops_is_printed_as_json() -> None:
     assert process.returncode == 143
     assert json.loads(output)["finish_reason"] == "cancelled"
     assert json.loads(output)["text"] == saved_texts()[1]
+    assert "UNSET" not in output
 
 
 def _saved_length() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -143,7 +145,7 @@ def test_child_ends_with_its_parent(full_precision: Path, tmp_path: Path) -> Non
         assert parent.stdout is not None
         assert parent.stdout.readline()
         parent.kill()
-    (part,) = tmp_path.glob("new.gguf.*.part")
+    (part,) = tmp_path.glob("new.gguf.*.quantizing")
     sizes: list[int] = []
 
     def has_stopped() -> bool:
@@ -201,6 +203,30 @@ def test_refusals_name_the_reason(
     engine.close()
     assert cli("models", "quantize", "starter", "Q9").returncode == 2
     assert cli("models", "quantize", "no-such-model", "Q4_0").returncode == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_signals_that_end_the_program_leave_no_file(full_precision: Path, tmp_path: Path) -> None:
+    arguments = ["models", "quantize", str(full_precision), "Q4_K_M"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with subprocess.Popen(
+            edgechat_command(*arguments, "-o", str(tmp_path / "new.gguf")), stderr=subprocess.DEVNULL
+        ) as program:
+            until(lambda: list(tmp_path.glob("new.gguf*")))
+            program.send_signal(number)
+            assert program.wait(30) == 128 + number
+        assert not list(tmp_path.glob("new.gguf*"))
+
+
+def test_incomplete_file_of_a_killed_process_is_no_download(starter: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = paths.models_dir() / "quantized"
+    folder.mkdir(parents=True)
+    incomplete = folder / "m.Q4_0.gguf.123.quantizing"
+    incomplete.write_bytes(b"GGUF")
+    assert "ncomplete" not in cli("models", "list").stdout
+    os.utime(incomplete, (0, 0))
+    quantize(starter, folder / "other.gguf", "Q4_0")
+    assert not incomplete.exists()
 
 
 def test_failed_write_leaves_no_file(starter: Path, tmp_path: Path) -> None:

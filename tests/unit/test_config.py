@@ -19,6 +19,11 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def test_budget_can_be_a_number_of_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.toml", "budget = 4000000000")
+    assert load(path, {}) == (Settings(budget="4000000000"), [])
+
+
 def test_defaults_apply_without_a_file(tmp_path: Path) -> None:
     assert load(tmp_path / "none.toml", {}) == (Settings(), [])
 

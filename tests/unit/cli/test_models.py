@@ -134,6 +134,12 @@ def test_add_and_remove_own_files_and_folders(hub: LocalHub, cli: Cli, tmp_path:
     assert "file stays" in cli("models", "remove", "short").stdout  # it was added by itself, too
     assert "own model" not in cli("models", "list").stdout
     assert model.exists()
+    for name in ("own model", str(model)):
+        assert cli("models", "add", str(model)).returncode == 0
+        away = model.rename(folder / "away.gguf")
+        assert "Removed" in cli("models", "remove", name).stdout
+        assert cli("models", "list").stderr == ""
+        away.rename(model)
     (folder / "bad.gguf").write_bytes(b"GGUF")
     assert cli("models", "add", str(folder / "bad.gguf")).returncode == 3
     assert cli("models", "add", str(folder / "none.gguf")).returncode == 3

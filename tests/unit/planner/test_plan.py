@@ -198,5 +198,6 @@ def test_yarn_extends_only_a_context_beyond_the_training_length() -> None:
         assert ("yarn_factor" in load_plan.reasons) == (factor != 1.0)
     assert "8192 tokens" in load_plan.reasons["yarn_factor"]
     assert "short prompts" in load_plan.reasons["yarn_factor"]
+    assert "up to a factor of 4" in plan(profile, machine(64 * GIB), n_ctx=65536).reasons["yarn_factor"]
     scaled = llama(n_ctx_train=8192, rope__scaling__type="linear", rope__scaling__factor=4.0)
     assert plan(scaled, machine(64 * GIB), n_ctx=32768).options.yarn_factor == 1.0
