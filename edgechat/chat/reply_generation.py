@@ -23,12 +23,14 @@ from edgechat.prompt.agreement.picker import ReplyPicker
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
+# The larger one applies: a minimum for a reply without a penalty, or a step above a penalty that was too small.
 _MIN_PENALTY: Final = 1.3
+_PENALTY_STEP: Final = 0.1
 
 
 def add_repetition_penalty(settings: Settings) -> Settings:
     """Return settings with which a model can continue a reply that repeats itself: with a penalty for repetition."""
-    return msgspec.structs.replace(settings, repeat_penalty=max(settings.repeat_penalty, _MIN_PENALTY))
+    return msgspec.structs.replace(settings, repeat_penalty=max(settings.repeat_penalty + _PENALTY_STEP, _MIN_PENALTY))
 
 
 class _StreamingReply:

@@ -21,6 +21,7 @@ from edgechat.models.loaded_model import LoadedModel
 from edgechat.prompt.agreement.judge import MAX_VERDICT_TOKENS, VERDICT_GRAMMAR, is_first_better, make_comparison
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, Pick, PickMethod, ReplyPicker
 from edgechat.prompt.reply_formats import PromptOptions
+from edgechat.runtime.grammar import require_llguidance
 
 DEFAULT_N_REPLIES: Final = 5
 """Number of replies of `/best` without a number: enough for a majority of three."""
@@ -41,8 +42,10 @@ class PickedTurn:
         self, runner: TurnRunner, conversation: StoredConversation, model: LoadedModel, settings: Settings,
         method: PickMethod, n_replies: int,
     ) -> None:  # fmt: skip
-        """Prepare to pick one of up to `n_replies` replies by `method`. Raises UsageError."""
+        """Prepare to pick one of up to `n_replies` replies by `method`. Raises UsageError and GrammarError."""
         check_pick(n_replies, settings)
+        if method == "judge":
+            require_llguidance()  # a verdict has a grammar
         self._runner = runner
         self._conversation = conversation
         self._model = model
@@ -83,8 +86,9 @@ class PickedTurn:
             yield from self._finish(picker.pick(winner), time.monotonic() - started_at)
         finally:
             if not self._is_picked and self._replies:
-                with contextlib.suppress(StoreError):
-                    self._conversation.select_branch(self._replies[picker.pick().index].id)
+                index = picker.pick().index
+                with contextlib.suppress(StoreError):  # `_replies` lacks those of a round that failed
+                    self._conversation.select_branch(self._replies[index if index < len(self._replies) else 0].id)
 
     def _add_round(self, event: events.TurnFinished | events.TurnInterrupted) -> None:
         self._replies += [event.reply, *event.alternatives]
@@ -112,7 +116,7 @@ class PickedTurn:
         if tournament is None:
             return None
         question = self._conversation.tree[parent_id].text
-        texts = [c.text for c in self._picker.candidates if c is not None and c.is_complete]
+        texts = self._picker.list_complete_texts()
         n_total, n_done = 2 * (len(texts) - 1), 0
         try:
             pair = next(tournament)
@@ -149,9 +153,12 @@ class PickedTurn:
         reply = replies[pick.index]
         if reply.stats is not None:
             reply = msgspec.structs.replace(reply, stats=msgspec.structs.replace(reply.stats, pick=pick.describe()))
-            conversation.save_reply(reply)
-        conversation.select_branch(reply.id)
         self._is_picked = True
+        try:
+            conversation.save_reply(reply)
+            conversation.select_branch(reply.id)
+        except StoreError as error:
+            yield events.ReplySaveFailed(reason=str(error))
         answers = {
             message.id: candidate.answer.value
             for message, candidate in zip(replies, self._picker.candidates, strict=True)

@@ -75,6 +75,7 @@ class TurnRunner:
         self._is_running = False
         self._cancellation = Cancellation()
         self._is_stop_requested = False
+        self._is_thinking_ended = False
         self._are_replies_finished = False
         self.was_stopped = False
         """True if `stop` ended the last turn."""
@@ -93,11 +94,17 @@ class TurnRunner:
             self._model.engine.expect_end()
 
     def end_thinking(self) -> bool:
-        """End the reasoning of the current replies, now and later; return False if no reply is being generated."""
+        """End the reasoning of the current replies, now and later; return False if no reply is being generated.
+
+        This also applies to a reply whose prompt is still being built, and to later rounds of picked replies.
+        """
         generation = self._generation
+        if not self._is_running or isinstance(generation, _AsideRequest):
+            return False
+        self._is_thinking_ended = True
         if generation is not None:
             generation.end_thinking()
-        return generation is not None
+        return True
 
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
@@ -122,6 +129,8 @@ class TurnRunner:
             else:
                 conversation.claim_reply(first_reply)
             self._are_replies_finished = False
+            if not turn.indexes.start:  # a later round of picked replies belongs to the same turn
+                self._is_thinking_ended = False
             self._is_running = True
             try:
                 yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
@@ -189,6 +198,8 @@ class TurnRunner:
         self._generation = generation
         if self._is_stop_requested:
             generation.stop()
+        if self._is_thinking_ended:
+            generation.end_thinking()
         try:
             yield from generation.run(
                 conversation.store, conversation.metadata, replies, prompt, started_at,
@@ -217,9 +228,6 @@ class _AsideRequest:
     def stop(self) -> None:
         self.is_stopped = True
         self._engine.cancel(self._request_id)
-
-    def end_thinking(self) -> None:
-        """Do nothing, because the request has no reasoning."""
 
 
 def _make_provisional_title(message: Message | None) -> str:

@@ -45,9 +45,9 @@ _INSTRUCTIONS: Final = (
 def commit(print_only: bool, **options: Any) -> None:
     """Write a commit message, and open it in git's editor.
 
-    The model reads the staged changes, of which a long diff is cut file by file. git commits when you save the message
-    and close the editor, and does not commit an empty message. The hooks, errors and exit code of `git commit` are
-    passed on. Nothing is saved in the history.
+    The model reads the staged changes, of which a long diff is cut file by file. git commits when you close the
+    editor, unless the message is empty or the editor fails (`:cq` in vi). The hooks, errors and exit code of
+    `git commit` are passed on. Nothing is saved in the history.
     """
     from edgechat.cli.staged_diff import read_earlier_subjects, read_staged_changes
 

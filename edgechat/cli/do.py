@@ -113,6 +113,8 @@ def _edit(command: ShellCommand) -> ShellCommand:
     from edgechat.cli.shell_command import make_command
 
     text = _edit_text(command.shown_text)
+    if not text.strip():
+        raise DeclinedError("Nothing was run, because the edited command is empty.")
     return make_command(text, command.explanation if text == command.text else "")
 
 

@@ -48,7 +48,8 @@ def explain(question: str | None, as_json: bool, **options: Any) -> None:
 
 def make_command_question(question: str | None) -> str:
     """Return the question about the last command of the shell. Raises UsageError if the command is unknown."""
-    command = os.environ.get(COMMAND_VARIABLE, "")[:MAX_COMMAND_CHARS]
+    # Removed from the environment, because child processes must not inherit the command.
+    command, status = os.environ.pop(COMMAND_VARIABLE, "")[:MAX_COMMAND_CHARS], os.environ.pop(STATUS_VARIABLE, "")
     if not command.strip():
         raise UsageError(
             "There is no text and no command to explain. Pipe text, as in `make 2>&1 | edgechat explain`, or install "
@@ -57,7 +58,7 @@ def make_command_question(question: str | None) -> str:
     from edgechat.cli.tmux_output import read_last_output
 
     command.encode()  # raises UnicodeEncodeError if the command is not UTF-8
-    status, output = os.environ.get(STATUS_VARIABLE, ""), read_last_output(command)
+    output = read_last_output(command)
     text = make_question(question or _COMMAND_QUESTION, "Command", command)
     if status.isdecimal():
         text += f"\n\nExit code: {status}"

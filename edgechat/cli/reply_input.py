@@ -58,9 +58,12 @@ class ReplyInput:
             ready_fds, _, _ = select.select([self._fd, end_fd], [], [])
             if end_fd in ready_fds or not self._is_in_foreground():
                 return
-            data = os.read(self._fd, 1 << 16)  # one line, because the terminal is in line mode
+            try:
+                data = os.read(self._fd, 1 << 16)  # one line, because the terminal is in line mode
+            except OSError:  # the terminal is gone
+                data = b""
             self.is_at_end = not data
-            for line in data.decode("utf-8", "surrogateescape").splitlines():
+            for line in data.decode("utf-8", "surrogateescape").split("\n")[: data.count(b"\n") or None]:
                 if line.strip() == NOW_COMMAND:
                     self._on_now()
                 else:

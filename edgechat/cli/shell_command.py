@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -33,6 +34,12 @@ _INSTRUCTIONS: Final = (
 )
 
 
+# Printable characters without a shape: marks that join or vary other characters, fillers, and an empty Braille cell.
+_INVISIBLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
 class ShellCommand(NamedTuple):
     """A command and its explanation, as the model or the user wrote them."""
 
@@ -47,7 +54,8 @@ class ShellCommand(NamedTuple):
     @property
     def is_shown_exactly(self) -> bool:
         """Whether the shown text is the command itself. A command that looks different on the screen is never run."""
-        return self.shown_text == self.text and "\ufffd" not in self.text
+        has_shape = all(char in "\n\t" or char.isprintable() for char in self.text) and not _INVISIBLE.search(self.text)
+        return has_shape and self.shown_text == self.text and "\ufffd" not in self.text
 
 
 def make_command(text: str, explanation: str) -> ShellCommand:
@@ -116,7 +124,9 @@ def run_command(command: ShellCommand) -> NoReturn:
         if sys.platform == "win32":
             import subprocess
 
-            sys.exit(subprocess.call(arguments))
+            # cmd.exe has its own rules for quotes, so it gets the command as it is.
+            is_cmd = arguments[-2] == "/c"
+            sys.exit(subprocess.call(f'"{arguments[0]}" /d /s /c "{command.text}"' if is_cmd else arguments))
         # Python ignores these signals, and a new program would inherit that.
         for name in ("SIGPIPE", "SIGXFSZ"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)

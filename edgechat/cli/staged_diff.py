@@ -17,7 +17,11 @@ _MAX_NAME_CHARS: Final = 120
 _N_EARLIER_SUBJECTS: Final = 5
 _FILE_START: Final = re.compile(r"^(?=diff --git )", re.MULTILINE)
 # Options for output that does not depend on the settings of the user, and that runs no other program.
-_DIFF: Final = ("diff", "--cached", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
+_DIFF: Final = (
+    "diff", "--cached", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--submodule=short"
+)  # fmt: skip
+
+_LOG: Final = ("log", "--no-merges", "--no-show-signature", "--format=%s")
 
 
 class StagedChanges(NamedTuple):
@@ -51,7 +55,9 @@ def read_staged_changes() -> StagedChanges:
 def read_earlier_subjects() -> list[str]:
     """Return the subjects of the newest commits, as examples of the style; empty without commits."""
     try:
-        subjects = _run_git("log", f"-{_N_EARLIER_SUBJECTS}", "--no-merges", "--format=%s").splitlines()
+        subjects = _run_git(
+            "log", f"-{_N_EARLIER_SUBJECTS}", "--no-merges", "--no-show-signature", "--format=%s"
+        ).splitlines()
     except UsageError:  # the first commit
         return []
     return [shorten(subject, _MAX_NAME_CHARS) for subject in subjects]

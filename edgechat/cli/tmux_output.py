@@ -36,9 +36,14 @@ def find_output(screen: str, command: str) -> str:
     """
     last_line = command.rstrip().split("\n")[-1].strip()
     lines = [line.rstrip() for line in screen.rstrip("\n").split("\n")]
-    starts = [i for i, line in enumerate(lines) if line.endswith(last_line) and not _EXPLAIN.search(line)]
+    starts = [i for i, line in enumerate(lines) if _ends_with_command(line, last_line) and not _EXPLAIN.search(line)]
     if not starts or not last_line:
         return ""
     start = starts[-1] + 1
     end = next((i for i in range(start, len(lines)) if _EXPLAIN.search(lines[i])), None)
     return "" if end is None else "\n".join(lines[start:end])
+
+
+def _ends_with_command(line: str, command: str) -> bool:
+    """Return whether `line` is `command`, or a prompt and `command`: a prompt ends with a space or a sign."""
+    return line.endswith(command) and not line[: -len(command)][-1:].isalnum()

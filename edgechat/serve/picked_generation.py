@@ -129,7 +129,7 @@ class _PickRun:
         tournament = self._picker.start_tournament()
         if tournament is None:
             return None
-        texts = [c.text for c in self._picker.candidates if c is not None and c.is_complete]
+        texts = self._picker.list_complete_texts()
         try:
             pair = next(tournament)
             while True:

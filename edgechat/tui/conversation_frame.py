@@ -60,8 +60,8 @@ class ConversationFrame(Vertical):
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.is_generating = False
-        self.is_reasoning = False
         """True from when a reply is requested until it ends."""
+        self.is_reasoning = False
         self.n_pending = 1
         """Number of pending loads and replies; the chat starts with a pending load of the model."""
         self._is_centered = False

@@ -25,11 +25,13 @@ MAX_PICKED_REPLIES: Final = 64
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One generated reply, as far as the choice is concerned."""
+    """One generated reply, with the facts that decide whether it is picked."""
 
     text: str
     is_complete: bool
     """False if the reply was ended early; it can then not be picked, unless no reply is complete."""
+    is_cut: bool
+    """True for a complete reply that reached its length limit; it can only be picked if all complete ones did."""
     mean_logprob: float | None
     answer: Answer | None
 
@@ -110,11 +112,11 @@ class ReplyPicker:
     def finish_reply(self, index: int, text: str, mean_logprob: float | None, finish_reason: str) -> None:
         """Add the text, without reasoning, of a reply that has ended for a reason of `engine.protocol.FinishReason`.
 
-        A reply that reached its length limit has no final answer, but it can be compared in other ways.
+        A reply that reached its length limit has no final answer. It is compared in other ways if all replies did.
         """
         is_complete = finish_reason == "stop" or (finish_reason == "length" and self.method != "agree")
         answer = extract_answer(text) if is_complete else None
-        self._candidates[index] = Candidate(text, is_complete, mean_logprob, answer)
+        self._candidates[index] = Candidate(text, is_complete, finish_reason == "length", mean_logprob, answer)
 
     @property
     def is_decided(self) -> bool:
@@ -124,7 +126,8 @@ class ReplyPicker:
 
     @property
     def _complete(self) -> list[tuple[int, Candidate]]:
-        return sorted((index, candidate) for index, candidate in self._candidates.items() if candidate.is_complete)
+        complete = [(i, c) for i, c in sorted(self._candidates.items()) if c.is_complete]
+        return [(i, c) for i, c in complete if not c.is_cut] or complete
 
     @property
     def _ballots(self) -> list[Ballot]:
@@ -143,6 +146,10 @@ class ReplyPicker:
     def list_complete(self) -> list[int]:
         """Return the indexes of the complete replies."""
         return [index for index, _ in self._complete]
+
+    def list_complete_texts(self) -> list[str]:
+        """Return the texts of the complete replies, in the order of `list_complete`."""
+        return [candidate.text for _, candidate in self._complete]
 
     def pick(self, tournament_winner: int | None = None) -> Pick:
         """Choose a reply. `tournament_winner` is the result of the tournament, if there was one.

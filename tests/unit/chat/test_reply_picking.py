@@ -251,11 +251,32 @@ def test_failed_save_of_the_pick_is_no_error(open_session: OpenSession, monkeypa
         saves.set()
         raise StoreError("disk full")
 
-    turn = session.send("What is 3 + 4?", n_replies=3, pick="agree")
-    for event in turn:
+    collected = []
+    for event in session.send("What is 3 + 4?", n_replies=3, pick="agree"):
+        collected.append(event)
         if isinstance(event, events.PickProgressed) and event.n_finished == 2:
             monkeypatch.setattr(session.store, "checkpoint", fail)
-        if isinstance(event, events.ReplyPicked):
-            break
+            monkeypatch.setattr(session.store, "select_branch", fail)
     assert saves.is_set()
-    assert session.save_error or session.tree.path[-1].text.endswith("7.")
+    assert any(isinstance(event, events.ReplySaveFailed) for event in collected)
+    assert isinstance(collected[-1], events.TurnFinished)
+    assert collected[-1].reply.text.endswith("7.")
+
+
+def test_answer_now_counts_while_the_prompt_is_built_and_in_later_rounds(
+    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(answers(8, 7, 7, 9, 7, 7, 7), seed=5)
+    ended: list[int] = []
+    monkeypatch.setattr(session._scripted_engine, "end_thinking", ended.append, raising=False)
+    requests = record_requests(session, monkeypatch)
+    assert not session.end_thinking()
+    for event in session.send("What is 3 + 4?", n_replies=5, pick="agree"):
+        if isinstance(event, events.TurnStarted):
+            assert session.end_thinking()
+    assert len(requests) > 1
+    assert set(ended) == {request.id for request in requests}
+    assert not session.end_thinking()
+    ended.clear()
+    list(session.send("And 4 + 5?"))
+    assert not ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import unicodedata
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -18,6 +19,8 @@ from edgechat.cli.root import edgechat
 from edgechat.cli.shell_command import make_command
 from edgechat.errors import DeclinedError, EdgechatError, EngineError, UsageError
 from edgechat.terminal import escape_controls
+
+INVISIBLE = frozenset("\u034f\u115f\u1160\u180b\u2800\u3164\ufe00\ufe0f\uffa0\U000e0100")
 
 
 class Executed(BaseException):
@@ -35,6 +38,7 @@ class Terminal(io.StringIO):
 PIECES = [
     *";&|<>()$`\\\"' \t\n\r*?[]#~=%!{}^", "\0", "\x1b[2J", "\x1b]52;c;eA==\x07", "\x9b", "\x7f", "\x08", "\u202e",
     "\u2066", "\u200b", "\u2028", "\ufeff", "\U000e0041", "\ufffd", "\u0301" * 12, "y", "yes\n", "rm -rf ~", "ls", "é",
+    "…\u200b", "\u00a0", "a\u034f", "x\ufe0f", "\u2800", "\u3164",
 ]  # fmt: skip
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=30))
 ANSWERS = st.lists(
@@ -103,6 +107,9 @@ def test_only_a_shown_and_confirmed_command_is_run(
         start = shown.rindex(lines, 0, last_question)
         assert f"\n{lines}\n" in shown[max(0, start - 1) : last_question]
         assert "\0" not in executed
+        visible = [c for c in executed if c not in " \n\t"]
+        assert not INVISIBLE.intersection(visible)
+        assert not {unicodedata.category(c) for c in visible} & {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
         if "e\n" not in answers:
             assert executed == text.replace("\r\n", "\n").strip(" \t\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -29,6 +30,7 @@ def test_output_is_between_the_last_command_and_the_explanation() -> None:
     assert find_output(SCREEN, "ls") == ""
     assert find_output(SCREEN, "") == ""
     assert find_output("$ make\noutput", "make") == ""
+    assert find_output("$ ls\ntools\nx\n$ edgechat explain", "ls") == "tools\nx"
     assert (
         find_output("$ for i in 1\n> do echo $i\n> done\n1\n$ edgechat explain", "for i in 1\ndo echo $i\ndone") == "1"
     )
@@ -58,9 +60,12 @@ def test_command_and_exit_code_are_in_the_question(
     assert "Command:\n```\nmake all\n```" in text
     assert text.endswith("Exit code: 2")
     assert "COMMAND 2>&1 | edgechat explain" in capsys.readouterr().err
+    assert "EDGECHAT_LAST_COMMAND" not in os.environ  # child processes must not inherit it
     monkeypatch.setattr(tmux_output, "read_last_output", lambda command: "boom")
-    assert make_command_question("Why?").startswith("Why?\n")
-    assert make_command_question("Why?").endswith("Output:\n```\nboom\n```")
+    monkeypatch.setenv("EDGECHAT_LAST_COMMAND", "make all")
+    text = make_command_question("Why?")
+    assert text.startswith("Why?\n")
+    assert text.endswith("Output:\n```\nboom\n```")
     assert capsys.readouterr().err == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,18 @@ def test_cut_replies_can_be_compared_but_have_no_answer() -> None:
             picker.finish_reply(index, "The answer is 7", -2.0 + index, "length")
         assert picker.list_complete() == ([] if method == "agree" else [0, 1])
         assert picker.pick().index == (0 if method == "agree" else 1)
+
+
+@pytest.mark.parametrize("method", ["likely", "judge"])
+def test_replies_that_are_not_cut_are_preferred(method: PickMethod) -> None:
+    picker = ReplyPicker(method, 3, 8)
+    picker.start_round()
+    for index, reason in enumerate(["length", "stop", "length"]):
+        picker.finish_reply(index, f"reply {index}", -1.0 - (index == 1), reason)
+    assert picker.list_complete() == [1]
+    assert picker.list_complete_texts() == ["reply 1"]
+    assert picker.start_tournament() is None
+    assert picker.pick().index == 1
 
 
 def test_stopped_picker_picks_from_the_replies_so_far() -> None:
