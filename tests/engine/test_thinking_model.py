@@ -18,7 +18,7 @@ from tests.engine.conftest import load_request
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
-N_RUNS = int(os.environ.get("EDGECHAT_THINKING_RUNS", "40"))
+N_RUNS = int(os.environ.get("EDGECHAT_THINKING_RUNS", "8"))
 LIMIT = ThinkingLimit(
     start_tags=("<think>",), end_tags=("</think>",), text_before_end="\n", text_after_end="\n\n", is_open=True
 )
