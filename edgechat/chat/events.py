@@ -169,4 +169,4 @@ def _describe_pick_costs(event: PickStarted) -> str:
     if event.costs is None:
         return f"{text}."
     low, high = (f"{cost:.1f}" for cost in event.costs)
-    return f"{text}, in about {low if low == high else f'{low} to {high}'} times its time."
+    return f"{text}, in about {low if low == high else f'{low} to {high}'} times the time of one."

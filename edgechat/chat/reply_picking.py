@@ -139,7 +139,7 @@ class PickedTurn:
             id=self._model.engine.next_id(), tokens=prompt.tokens, max_tokens=MAX_VERDICT_TOKENS, sampling=GREEDY,
             grammars=[VERDICT_GRAMMAR], ephemeral=True,
         )  # fmt: skip
-        engine_events = self._runner.generate_aside(request)
+        engine_events = self._runner.run_ephemeral_request(request)
         if engine_events is None:
             return None
         for event in engine_events:

@@ -71,7 +71,7 @@ class TurnRunner:
         self.idle_gate = IdleGate(model)
         self._model = model
         self._create_prompt_builder = create_prompt_builder
-        self._generation: ReplyGeneration | _AsideRequest | None = None
+        self._generation: ReplyGeneration | _EphemeralRequest | None = None
         self._is_running = False
         self._cancellation = Cancellation()
         self._is_stop_requested = False
@@ -99,7 +99,7 @@ class TurnRunner:
         This also applies to a reply whose prompt is still being built, and to later rounds of picked replies.
         """
         generation = self._generation
-        if not self._is_running or isinstance(generation, _AsideRequest):
+        if not self._is_running or isinstance(generation, _EphemeralRequest):
             return False
         self._is_thinking_ended = True
         if generation is not None:
@@ -150,19 +150,19 @@ class TurnRunner:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
 
-    def generate_aside(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
+    def run_ephemeral_request(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
         """Run a request that belongs to the turn but generates no reply; return its events, or None after `stop`.
 
         Raises EngineError.
         """
         with self.idle_gate.block_requests():
-            aside = _AsideRequest(self._model.engine, request.id)
-            self._generation, self._is_running = aside, True
+            ephemeral = _EphemeralRequest(self._model.engine, request.id)
+            self._generation, self._is_running = ephemeral, True
             try:
                 if self._is_stop_requested:
                     return None
                 engine_events = list(self._model.engine.generate(request))
-                return None if aside.is_stopped else engine_events
+                return None if ephemeral.is_stopped else engine_events
             finally:
                 self.was_stopped = self._is_stop_requested
                 self._generation, self._is_running, self._is_stop_requested = None, False, False
@@ -217,7 +217,7 @@ class TurnRunner:
                 conversation.finish_reply(reply.id, final_reply, write_error)
 
 
-class _AsideRequest:
+class _EphemeralRequest:
     """Engine request of a turn that generates no reply."""
 
     def __init__(self, engine: EngineClient, request_id: int) -> None:

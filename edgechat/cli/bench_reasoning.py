@@ -36,7 +36,7 @@ def reasoning(
     model: str, n_threads: int | None, n_tasks: int, methods: tuple[str, ...], temperature: float, *, max_tokens: int,
     seed: int, n_parallel: int, time_limit_s: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure whether several replies per question pay off.
+    """Measure how often single and picked replies are correct.
 
     Asks arithmetic word problems, multiple-choice questions and JSON extractions with known answers, which are made
     from templates. Compares a single reply with a vote of several replies (agree), the most likely one (likely), and

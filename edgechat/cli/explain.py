@@ -81,7 +81,7 @@ def _make_block(label: str, text: str) -> str:
 
 
 def cut_middle(text: str) -> str:
-    """Leave out the middle of a long text, and say so in the text and on standard error."""
+    """Leave out the middle of a long text; a line in the text and a note on standard error name what is missing."""
     if len(text) <= _MAX_START_CHARS + _MAX_END_CHARS:
         return text
     n_left_out = len(text) - _MAX_START_CHARS - _MAX_END_CHARS

@@ -202,7 +202,7 @@ def feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) -> 
 
 
 def make_stop_fields(stop_reason: str | None) -> dict[str, str]:
-    """Return the extension field of a choice that tells what ended the reply; {} if the finish reason tells it."""
+    """Return the extension field of a choice that names what ended the reply; {} if its finish reason does."""
     return {} if stop_reason is None else {"stop_reason": stop_reason}
 
 

@@ -39,7 +39,7 @@ GROUPS: Final = (
         "Replies",
         {
             "system_prompt": "System prompt", "reasoning": "Reasoning", "thinking": "Limit of reasoning",
-            "thinking_end": "End of cut reasoning", "max_tokens": "Maximum length",
+            "thinking_end": "Sentence at its end", "max_tokens": "Maximum length",
             "stop_repetition": "Stop repetition", "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p",
             "min_p": "Min-p", "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
             "frequency_penalty": "Frequency penalty", "seed": "Random seed",

@@ -240,7 +240,7 @@ def test_cost_of_several_replies_is_interpolated() -> None:
     assert _interpolate(costs, 8) == 4.0
     assert _interpolate(costs, 16) == 8.0
     event = events.PickStarted(n_replies=5, costs=(1.6, 2.8))
-    assert events.format_notice(event).endswith("of one reply, in about 1.6 to 2.8 times its time.")
+    assert events.format_notice(event).endswith("of one reply, in about 1.6 to 2.8 times the time of one.")
 
 
 def test_failed_save_of_the_pick_is_no_error(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:
