@@ -256,7 +256,10 @@ def describe_valid_values(name: str) -> str:
     if name == "budget":
         return "a size such as 4GB, 1500MiB or 900000000"
     if name == "thinking":
-        return "on, off, low, medium, high, auto, a number of tokens such as 500, or a time such as 30s"
+        return (
+            "on, off, low, medium, high, auto, a number of tokens up to 9,999,999 such as 500, or a time in seconds "
+            "such as 30s"
+        )
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)

@@ -70,6 +70,7 @@ class SettingsError(EdgechatError):
     """Raised when a setting or persona is invalid, or the settings file cannot be written."""
 
     exit_code = 2
+    max_chars = 4 * MAX_MESSAGE_CHARS  # lists all invalid settings
 
 
 class InvalidFileError(EdgechatError):

@@ -148,7 +148,9 @@ class ReplyParser:
         if self._use_generic_calls:
             content, generic_calls = split_calls(content, is_final=is_final)
             calls = [{"name": name, "arguments": arguments, "id": ""} for name, arguments in generic_calls]
-        inner_reasoning, content = self._thoughts.split(content, is_final=is_final)
+        inner_reasoning, content = self._thoughts.split(
+            content, is_final=is_final, follows_reasoning=bool(reasoning.strip())
+        )
         reasoning = "\n\n".join(filter(None, (reasoning.strip("\n"), inner_reasoning)))
         content = content.lstrip("\n") if reasoning else content
         self._last_parse = ParsedReply(reasoning, content, self._make_calls(calls))

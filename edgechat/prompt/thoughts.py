@@ -40,11 +40,16 @@ class ThoughtFinder:
         start = text.lstrip()
         return not start or any(start.startswith(tag) or tag.startswith(start) for tag, _ in self._at_start)
 
-    def split(self, content: str, *, is_final: bool) -> tuple[str, str]:
-        """Split content into reasoning and the rest; unless `is_final`, leave out a partial tag at the end."""
+    def split(self, content: str, *, is_final: bool, follows_reasoning: bool = False) -> tuple[str, str]:
+        """Split content into reasoning and the rest; unless `is_final`, leave out a partial tag at the end.
+
+        If the content follows reasoning that was found before, only tags that count everywhere are recognised: a model
+        whose reasoning was ended by a limit can continue it in the content, with other tags.
+        """
+        at_start = [] if follows_reasoning else self._at_start
         thoughts: list[str] = []
         rest = ""
-        pairs = [*self._everywhere, *self._at_start]
+        pairs = [*self._everywhere, *at_start]
         position = 0
         while True:
             next_thought = self._find_start(content, position, pairs)
@@ -63,7 +68,7 @@ class ThoughtFinder:
             position = end + len(end_tag)
         rest = _append(rest, content[position:], is_after_thought=bool(thoughts))
         if not is_final:
-            if not thoughts and any(start.startswith(rest.lstrip()) for start, _ in self._at_start):
+            if not thoughts and any(start.startswith(rest.lstrip()) for start, _ in at_start):
                 rest = ""
             n_pending = max((find_partial_match_length(rest, start) for start, _ in self._everywhere), default=0)
             rest = rest[: len(rest) - n_pending]

@@ -115,7 +115,7 @@ class ReplyPicker:
         A reply that reached its length limit has no final answer. It is compared in other ways if all replies did.
         """
         is_complete = finish_reason == "stop" or (finish_reason == "length" and self.method != "agree")
-        answer = extract_answer(text) if is_complete else None
+        answer = extract_answer(text) if finish_reason == "stop" else None
         self._candidates[index] = Candidate(text, is_complete, finish_reason == "length", mean_logprob, answer)
 
     @property

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import tomlkit
 
-from edgechat import config
+from edgechat import config, paths
 from edgechat.cli import config as config_commands
 from tests.conftest import Cli
 
@@ -107,3 +107,17 @@ def test_validate_reports_a_theme_file_with_a_reserved_name(cli: Cli, home: Path
     result = cli("config", "validate")
     assert result.returncode == 2
     assert f"{file}: this name is reserved" in result.stderr
+
+
+@pytest.mark.slow
+def test_all_problems_are_named(cli: Cli) -> None:
+    names = [
+        "dry_multiplier", "dry_base", "xtc_probability", "typical_p", "min_p", "top_p", "temperature", "top_k",
+        "mirostat_tau", "mirostat_eta", "presence_penalty", "frequency_penalty", "repeat_penalty", "n_ctx",
+    ]  # fmt: skip
+    path = paths.config_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name} = -99\n" for name in names), encoding="utf-8")
+    result = cli("config", "validate")
+    assert result.returncode == 2
+    assert [name for name in names if f"{name} must be" not in result.stderr] == []

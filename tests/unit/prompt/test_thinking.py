@@ -105,7 +105,7 @@ def test_valid_limits_are_accepted(value: object) -> None:
 @pytest.mark.parametrize("value", ["", "max", "-1", "5 s", "1.5s", "12345678", True, 1.5, -3])
 def test_error_for_an_invalid_limit_names_the_valid_ones(value: object) -> None:
     assert check("thinking", value).startswith(
-        "must be on, off, low, medium, high, auto, a number of tokens such as 500"
+        "must be on, off, low, medium, high, auto, a number of tokens up to 9,999,999 such as 500"
     )
 
 

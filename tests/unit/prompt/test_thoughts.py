@@ -12,6 +12,14 @@ EVERYWHERE = ThoughtFinder("", ["<think>", "</think>"])
 AT_START = ThoughtFinder("no tags", ())
 
 
+def test_tags_at_the_start_do_not_continue_reasoning_that_has_ended() -> None:
+    text = "<thought>\nmore</think>"
+    for is_final in (True, False):
+        assert AT_START.split(text, is_final=is_final, follows_reasoning=True) == ("", text)
+    assert AT_START.split("<thou", is_final=False, follows_reasoning=True) == ("", "<thou")
+    assert EVERYWHERE.split("<think>a</think>b", is_final=True, follows_reasoning=True) == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("content", "reasoning", "rest"),
     [

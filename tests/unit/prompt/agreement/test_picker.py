@@ -85,6 +85,7 @@ def test_cut_replies_can_be_compared_but_have_no_answer() -> None:
         for index in picker.start_round():
             picker.finish_reply(index, "The answer is 7", -2.0 + index, "length")
         assert picker.list_complete() == ([] if method == "agree" else [0, 1])
+        assert not any(candidate and candidate.answer for candidate in picker.candidates)
         assert picker.pick().index == (0 if method == "agree" else 1)
 
 
