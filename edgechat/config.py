@@ -248,7 +248,9 @@ def check(name: str, value: object) -> str:
         is_valid = bool(parse_size(parsed_value)) if is_size else not is_number or low <= parsed_value <= high
         if name == "thinking" and parsed_value is not None:
             is_valid = _THINKING_PATTERN.fullmatch(str(parsed_value)) is not None
-    return "" if is_valid else f"must be {describe_valid_values(name)}, not {_format_invalid_value(value)}"
+    is_fraction = isinstance(value, float) and float not in (types[name], *get_args(types[name]))
+    shown_value = repr(value) if is_fraction else _format_invalid_value(value)
+    return "" if is_valid else f"must be {describe_valid_values(name)}, not {shown_value}"
 
 
 def describe_valid_values(name: str) -> str:
@@ -283,7 +285,7 @@ def _format_invalid_value(value: object) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < _MIN_LONG_NUMBER else "a number of 19 digits or more"
     if isinstance(value, float):
-        return repr(value)
+        return f"{value:.10g}"
     if isinstance(value, str):
         return repr(shorten(value, _MAX_SHOWN_CHARS))
     if isinstance(value, (dict, list)):

@@ -44,6 +44,7 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("temperature = -1", "temperature", "must be a number between 0 and 10, not -1"),
         ("min_p = 1.5", "min_p", "must be a number between 0 and 1, not 1.5"),
         ("top_k = 1.5", "top_k", "must be a whole number between 0 and 1,048,576, not 1.5"),
+        ("n_ctx = 4096.0", "n_ctx", "must be a whole number between 16 and 16,777,216, not 4096.0"),
         ("n_ctx = 1", "n_ctx", "must be a whole number between 16 and 16,777,216, not 1"),
         ("gpu = 'maybe'", "gpu", "must be true or false, not 'maybe'"),
         ("reasoning = 2", "reasoning", "must be true or false, not 2"),
