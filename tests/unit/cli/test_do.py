@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -21,6 +23,16 @@ from edgechat.errors import DeclinedError, EdgechatError, EngineError, UsageErro
 from edgechat.terminal import escape_controls
 
 INVISIBLE = frozenset("\u034f\u115f\u1160\u180b\u2800\u3164\ufe00\ufe0f\uffa0\U000e0100")
+
+
+@pytest.fixture(autouse=True)
+def keep_signals() -> Iterator[None]:
+    """Restore the handlers that are reset before a command replaces the process: here, it does not."""
+    numbers = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class Executed(BaseException):
