@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from edgechat.cli.interruption import Interruption
+from edgechat.cli.interruption import use_session
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
-from edgechat.cli.session_factory import create_session, open_session
-from edgechat.config import AUTO
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, UsageError
+from edgechat.cli.session_factory import create_session
+from edgechat.errors import ContextOverflowError, StoreError, UsageError
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import TextEscaper, escape_controls
 
@@ -172,35 +171,17 @@ def print_reply(
     """
     session = create_session(**options)
     status = StderrStatus()
-    interruption = Interruption(session)
-    with interruption.handle_signals():
-        try:
-            status.show("Loading the model")
-            with status.announce_wait():
-                open_session(session, status)
-            if session.settings.model == AUTO:
-                status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
-            with interruption.stop_reply():
-                events = session.send(text, attachments, n_replies, pick, output_rule)
-                final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
-            status.clear()
-            if as_json:
-                _print_json(session, final_event)
-            else:
-                if n_replies > 1 and pick is None:
-                    _print_alternatives(final_event)
-                _report_cut_replies(session, final_event, status)
-        except EdgechatError as error:
-            interruption.raise_exit()  # the engine was closed because of a signal
-            if interruption.n_stops and isinstance(error, EngineDiedError):
-                raise KeyboardInterrupt from error  # the engine did not stop the reply, and was killed
-            raise
-        finally:
-            interruption.begin_closing()
-            session.close()
-            status.clear()
-    if interruption.n_stops:
-        raise KeyboardInterrupt
+    with use_session(session, status) as interruption:
+        with interruption.stop_reply():
+            events = session.send(text, attachments, n_replies, pick, output_rule)
+            final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
+        status.clear()
+        if as_json:
+            _print_json(session, final_event)
+        else:
+            if n_replies > 1 and pick is None:
+                _print_alternatives(final_event)
+            _report_cut_replies(session, final_event, status)
     printed_replies = [final_event.reply, *(final_event.alternatives if pick is None else ())]
     if output_rule and any(r.finish_reason != "stop" for r in printed_replies):
         raise ContextOverflowError("The reply was cut, so that its JSON is incomplete. Raise --max-tokens or --ctx.")

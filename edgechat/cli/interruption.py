@@ -10,12 +10,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgechat import signals
+from edgechat.cli.session_factory import open_session
+from edgechat.config import AUTO
+from edgechat.errors import EdgechatError, EngineDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
     from edgechat.chat.session import Session
+    from edgechat.cli.progress import StderrStatus
 
 # Time limit for the engine to stop a reply after a signal that ends the program. Then the engine is killed.
 _STOP_S: Final = 5.0
@@ -92,3 +96,32 @@ class Interruption:
         closing_thread.join(_SAVE_S)
         time.sleep(_SAVE_S)
         os._exit(self.exit_code)
+
+
+@contextlib.contextmanager
+def use_session(session: Session, status: StderrStatus) -> Iterator[Interruption]:
+    """Open `session` for the `with` block, which generates one reply, and close it; signals stop the reply.
+
+    `status` shows that the model is loaded, and which model was chosen automatically. Raises EdgechatError,
+    KeyboardInterrupt after Ctrl-C, and SystemExit after another signal.
+    """
+    interruption = Interruption(session)
+    with interruption.handle_signals():
+        try:
+            status.show("Loading the model")
+            with status.announce_wait():
+                open_session(session, status)
+            if session.settings.model == AUTO:
+                status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
+            yield interruption
+        except EdgechatError as error:
+            interruption.raise_exit()  # the engine was closed because of a signal
+            if interruption.n_stops and isinstance(error, EngineDiedError):
+                raise KeyboardInterrupt from error  # the engine did not stop the reply, and was killed
+            raise
+        finally:
+            interruption.begin_closing()
+            session.close()
+            status.clear()
+    if interruption.n_stops:
+        raise KeyboardInterrupt

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from edgechat.cli.interruption import Interruption
+from edgechat.cli.interruption import use_session
 from edgechat.cli.output_schema import make_schema_rule
 from edgechat.cli.progress import StderrStatus
-from edgechat.cli.session_factory import create_session, open_session
-from edgechat.config import AUTO
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, EngineError
+from edgechat.cli.session_factory import create_session
+from edgechat.errors import ContextOverflowError, EngineError
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
@@ -32,28 +31,9 @@ def generate_fields(
     if options.get("reasoning") is None and options.get("thinking") is None:
         options["reasoning"] = False
     session = create_session(**options, system_prompt=system_prompt, ephemeral=True)
-    interruption, reply = Interruption(session), None
-    with interruption.handle_signals():
-        try:
-            status.show("Loading the model")
-            with status.announce_wait():
-                open_session(session, status)
-            if session.settings.model == AUTO:
-                status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
-            with interruption.stop_reply(), status.announce_wait():
-                status.show(status_text)
-                reply = _send_first(session, texts, output_rule, lambda text: status.show(text or status_text))
-        except EdgechatError as error:
-            interruption.raise_exit()  # the engine was closed because of a signal
-            if interruption.n_stops and isinstance(error, EngineDiedError):
-                raise KeyboardInterrupt from error  # the engine did not stop the reply, and was killed
-            raise
-        finally:
-            interruption.begin_closing()
-            session.close()
-            status.clear()
-    if interruption.n_stops:
-        raise KeyboardInterrupt
+    with use_session(session, status) as interruption, interruption.stop_reply(), status.announce_wait():
+        status.show(status_text)
+        reply = _send_first(session, texts, output_rule, lambda text: status.show(text or status_text))
     if reply is None or reply.finish_reason == "length":
         raise ContextOverflowError("The model's reply was cut before its end. Ask for less, or use another model.")
     return parse_fields(reply.text, schema)
