@@ -23,12 +23,12 @@ from edgechat.bench.reasoning_report import (
     compute_wilson_interval,
 )
 from edgechat.bench.reasoning_tasks import Task, TaskKind, make_task
-from edgechat.config import GREEDY, Sampling, Settings
+from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
 from edgechat.engine.generation import GenerationStats
-from edgechat.errors import EngineError, UsageError
+from edgechat.errors import UsageError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.prompt.agreement.judge import MAX_VERDICT_TOKENS, VERDICT_GRAMMAR, is_first_better, make_comparison
+from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PICK_METHODS, PickMethod, ReplyPicker
 from edgechat.prompt.builder import BuiltPrompt
 from edgechat.prompt.renderer import PromptMessage
@@ -247,24 +247,18 @@ class _TaskRun:
         tournament = picker.start_tournament()
         if tournament is None:
             return None
-        complete = picker.list_complete()
+        texts = picker.list_compared_texts()
         try:
             pair = next(tournament)
             while True:
-                first, second = (picker.candidates[complete[i]] for i in pair)
-                if first is None or second is None:
-                    raise EngineError("A reply without an end was compared. Run the benchmark again.")
-                pair = tournament.send(self._prefers_first(first.text, second.text))
+                pair = tournament.send(self._prefers_first(texts[pair[0]], texts[pair[1]]))
         except StopIteration as stop:
             return int(stop.value)
 
     def _prefers_first(self, first: str, second: str) -> bool:
         engine = self._model.engine
         prompt = self._build(make_comparison(self._task.question, first, second))
-        request = protocol.Generate(
-            id=engine.next_id(), tokens=prompt.tokens, max_tokens=MAX_VERDICT_TOKENS, sampling=GREEDY,
-            grammars=[VERDICT_GRAMMAR], ephemeral=True,
-        )  # fmt: skip
+        request = make_verdict_request(engine.next_id(), prompt.tokens)
         verdict = ""
         for event in engine.generate(request):
             if isinstance(event, protocol.TokensGenerated):

@@ -7,7 +7,7 @@ import msgspec
 from edgechat.chat.messages import Message
 from edgechat.humanize import format_count, format_duration
 from edgechat.models.events import ModelLoadProgressed
-from edgechat.prompt.agreement.picker import Pick
+from edgechat.prompt.agreement.picker import ReplyPick
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class PickProgressed(msgspec.Struct, frozen=True, kw_only=True):
 class ReplyPicked(msgspec.Struct, frozen=True, kw_only=True):
     """One of several replies was picked."""
 
-    pick: Pick
+    pick: ReplyPick
     answers: dict[str, str]
     """Final answers of the complete replies, by message ID, where they can be compared."""
     n_tokens: int

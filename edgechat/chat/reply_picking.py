@@ -14,12 +14,12 @@ from edgechat.chat import events
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.messages import Message, new_reply
 from edgechat.chat.turn_runner import Turn, TurnRunner
-from edgechat.config import GREEDY, Settings
+from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.prompt.agreement.judge import MAX_VERDICT_TOKENS, VERDICT_GRAMMAR, is_first_better, make_comparison
-from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, Pick, PickMethod, ReplyPicker
+from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
+from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PickMethod, ReplyPick, ReplyPicker
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.runtime.grammar import require_llguidance
 
@@ -116,7 +116,7 @@ class PickedTurn:
         if tournament is None:
             return None
         question = self._conversation.tree[parent_id].text
-        texts = self._picker.list_complete_texts()
+        texts = self._picker.list_compared_texts()
         n_total, n_done = 2 * (len(texts) - 1), 0
         try:
             pair = next(tournament)
@@ -135,10 +135,7 @@ class PickedTurn:
     def _compare(self, question: str, first: str, second: str) -> str | None:
         """Ask the model which of two replies is better; return its verdict, or None after a stop."""
         prompt = self._model.builder.build(make_comparison(question, first, second), PromptOptions(think=False))
-        request = protocol.Generate(
-            id=self._model.engine.next_id(), tokens=prompt.tokens, max_tokens=MAX_VERDICT_TOKENS, sampling=GREEDY,
-            grammars=[VERDICT_GRAMMAR], ephemeral=True,
-        )  # fmt: skip
+        request = make_verdict_request(self._model.engine.next_id(), prompt.tokens)
         engine_events = self._runner.run_ephemeral_request(request)
         if engine_events is None:
             return None
@@ -147,7 +144,7 @@ class PickedTurn:
                 self._n_tokens += event.stats.completion_tokens
         return "".join(event.text for event in engine_events if isinstance(event, protocol.TokensGenerated))
 
-    def _finish(self, pick: Pick, elapsed_s: float) -> Iterator[events.SessionEvent]:
+    def _finish(self, pick: ReplyPick, elapsed_s: float) -> Iterator[events.SessionEvent]:
         """Make the picked reply the head, save how it was picked, and yield the last events of the turn."""
         conversation, replies = self._conversation, self._replies
         reply = replies[pick.index]

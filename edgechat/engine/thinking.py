@@ -98,7 +98,7 @@ class ThoughtTracker:
         return is_over and not _ends_within_character(self._text)
 
     def closing_texts(self) -> Iterable[str]:
-        """Return texts that end the reasoning, each shorter than the one before, for grammars that forbid the longer.
+        """Return texts that end the reasoning, longest first: a grammar may allow only a shorter one.
 
         If the text ends with the beginning of the end tag, the texts continue the tag.
         """

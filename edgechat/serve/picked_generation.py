@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EngineError
-from edgechat.prompt.agreement.judge import MAX_VERDICT_TOKENS, VERDICT_GRAMMAR, is_first_better, make_comparison
-from edgechat.prompt.agreement.picker import Pick, ReplyPicker
+from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
+from edgechat.prompt.agreement.picker import ReplyPick, ReplyPicker
 from edgechat.prompt.agreement.vote import rank_logprob
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.choices import Choice, Delta, UsageTotals, feed_choices
@@ -74,7 +73,7 @@ class _PickRun:
             choice.pick = self._describe(pick, index)
         return picked
 
-    def _describe(self, pick: Pick, index: int) -> dict[str, object]:
+    def _describe(self, pick: ReplyPick, index: int) -> dict[str, object]:
         """Return the `pick` object of a choice."""
         candidate = self._picker.candidates[index]
         answer = candidate.answer if candidate is not None else None
@@ -129,7 +128,7 @@ class _PickRun:
         tournament = self._picker.start_tournament()
         if tournament is None:
             return None
-        texts = self._picker.list_complete_texts()
+        texts = self._picker.list_compared_texts()
         try:
             pair = next(tournament)
             while True:
@@ -142,12 +141,7 @@ class _PickRun:
     async def _is_first_better(self, question: str, first: str, second: str) -> bool:
         messages = make_comparison(question, first, second)
         prompt = await self._queue.build_prompt(messages, PromptOptions(think=False))
-        request = self._queue.copy_request(
-            protocol.Generate(
-                id=0, tokens=prompt.tokens, max_tokens=MAX_VERDICT_TOKENS, sampling=GREEDY, grammars=[VERDICT_GRAMMAR],
-                ephemeral=True,
-            )
-        )  # fmt: skip
+        request = self._queue.copy_request(make_verdict_request(0, prompt.tokens))
         verdict = Choice(0)
         events = await self._queue.submit([request])
         try:

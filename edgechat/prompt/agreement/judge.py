@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Final
 
+from edgechat.config import GREEDY
+from edgechat.engine.protocol import Generate
 from edgechat.prompt.agreement.vote import rank_logprob
 from edgechat.prompt.renderer import PromptMessage
 
-VERDICT_GRAMMAR: Final = 'start: "A" | "B"\n'
-"""Grammar of a verdict: the letter of the better reply."""
-MAX_VERDICT_TOKENS: Final = 4
+# Grammar of a verdict: the letter of the better reply.
+_VERDICT_GRAMMAR: Final = 'start: "A" | "B"\n'
+_MAX_VERDICT_TOKENS: Final = 4
 # Maximum length of the texts in a comparison: the start of a question, and the end of a reply, which has its answer.
 _MAX_CHARS: Final = 4_000
 
@@ -47,6 +49,14 @@ def make_comparison(question: str, first: str, second: str) -> list[PromptMessag
         "Which reply is better: more correct, complete and helpful? Answer with one letter, A or B."
     )
     return [PromptMessage("user", text)]
+
+
+def make_verdict_request(request_id: int, tokens: list[int]) -> Generate:
+    """Return the request for a verdict; `tokens` is the prompt with the messages of `make_comparison`."""
+    return Generate(
+        id=request_id, tokens=tokens, max_tokens=_MAX_VERDICT_TOKENS, sampling=GREEDY, grammars=[_VERDICT_GRAMMAR],
+        ephemeral=True,
+    )  # fmt: skip
 
 
 def is_first_better(verdict: str) -> bool:

@@ -24,7 +24,7 @@ MAX_PICKED_REPLIES: Final = 64
 """Maximum number of replies from which one is chosen."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class ReplyCandidate(msgspec.Struct, frozen=True):
     """One generated reply, with the facts that decide whether it is picked."""
 
     text: str
@@ -36,7 +36,7 @@ class Candidate(msgspec.Struct, frozen=True):
     answer: Answer | None
 
 
-class Pick(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyPick(msgspec.Struct, frozen=True, kw_only=True):
     """Chosen reply."""
 
     method: PickMethod
@@ -76,7 +76,7 @@ class ReplyPicker:
         self.n_replies = n_replies
         self._max_parallel = max(1, max_parallel)
         self._n_started = 0
-        self._candidates: dict[int, Candidate] = {}
+        self._candidates: dict[int, ReplyCandidate] = {}
 
     @property
     def n_started(self) -> int:
@@ -89,7 +89,7 @@ class ReplyPicker:
         return len(self._candidates)
 
     @property
-    def candidates(self) -> list[Candidate | None]:
+    def candidates(self) -> list[ReplyCandidate | None]:
         """The replies in the order in which they were started; None for a reply that has not ended."""
         return [self._candidates.get(index) for index in range(self._n_started)]
 
@@ -116,7 +116,7 @@ class ReplyPicker:
         """
         is_complete = finish_reason == "stop" or (finish_reason == "length" and self.method != "agree")
         answer = extract_answer(text) if finish_reason == "stop" else None
-        self._candidates[index] = Candidate(text, is_complete, finish_reason == "length", mean_logprob, answer)
+        self._candidates[index] = ReplyCandidate(text, is_complete, finish_reason == "length", mean_logprob, answer)
 
     @property
     def is_decided(self) -> bool:
@@ -125,38 +125,43 @@ class ReplyPicker:
         return n_left <= 0 or (self.method == "agree" and not can_change(count_votes(self._ballots), n_left))
 
     @property
-    def _complete(self) -> list[tuple[int, Candidate]]:
-        complete = [(i, c) for i, c in sorted(self._candidates.items()) if c.is_complete]
+    def _complete(self) -> list[tuple[int, ReplyCandidate]]:
+        return [(i, c) for i, c in sorted(self._candidates.items()) if c.is_complete]
+
+    @property
+    def _eligible(self) -> list[tuple[int, ReplyCandidate]]:
+        """The complete replies that can be picked: those that are not cut, if there are any."""
+        complete = self._complete
         return [(i, c) for i, c in complete if not c.is_cut] or complete
 
     @property
     def _ballots(self) -> list[Ballot]:
-        return [Ballot(candidate.answer, candidate.mean_logprob) for _, candidate in self._complete]
+        return [Ballot(candidate.answer, candidate.mean_logprob) for _, candidate in self._eligible]
 
     def start_tournament(self) -> Tournament | None:
-        """Return the comparisons of the complete replies; None if none are needed.
+        """Return the comparisons of the replies that can be picked; None if none are needed.
 
-        The indexes of the tournament are those of `list_complete`.
+        The indexes of the tournament are those of `list_compared_texts`.
         """
-        complete = self._complete
-        if self.method != "judge" or len(complete) < 2:  # noqa: PLR2004  (a pair)
+        eligible = self._eligible
+        if self.method != "judge" or len(eligible) < 2:  # noqa: PLR2004  (a pair)
             return None
-        return run_tournament([c.text for _, c in complete], [c.mean_logprob for _, c in complete])
+        return run_tournament([c.text for _, c in eligible], [c.mean_logprob for _, c in eligible])
 
     def list_complete(self) -> list[int]:
         """Return the indexes of the complete replies."""
         return [index for index, _ in self._complete]
 
-    def list_complete_texts(self) -> list[str]:
-        """Return the texts of the complete replies, in the order of `list_complete`."""
-        return [candidate.text for _, candidate in self._complete]
+    def list_compared_texts(self) -> list[str]:
+        """Return the texts of the replies that can be picked."""
+        return [candidate.text for _, candidate in self._eligible]
 
-    def pick(self, tournament_winner: int | None = None) -> Pick:
+    def pick(self, tournament_winner: int | None = None) -> ReplyPick:
         """Choose a reply. `tournament_winner` is the result of the tournament, if there was one.
 
         Without a complete reply, the first one is chosen. Without a tournament, "judge" chooses the most likely reply.
         """
-        complete, ballots = self._complete, self._ballots
+        eligible, ballots = self._eligible, self._ballots
         winner = n_agreeing = 0
         method: PickMethod = self.method
         if method == "judge" and tournament_winner is None and len(ballots) > 1:
@@ -170,7 +175,7 @@ class ReplyPicker:
                 winner = tournament_winner
             answer = ballots[winner].answer
             n_agreeing = counts[answer] if answer is not None else 0
-        return Pick(
-            method=method, index=complete[winner][0] if complete else 0, n_agreeing=n_agreeing,
-            n_counted=len(complete), n_started=self._n_started, n_requested=self.n_replies,
+        return ReplyPick(
+            method=method, index=eligible[winner][0] if eligible else 0, n_agreeing=n_agreeing,
+            n_counted=len(self._complete), n_started=self._n_started, n_requested=self.n_replies,
         )  # fmt: skip

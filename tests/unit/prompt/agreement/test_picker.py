@@ -95,10 +95,10 @@ def test_replies_that_are_not_cut_are_preferred(method: PickMethod) -> None:
     picker.start_round()
     for index, reason in enumerate(["length", "stop", "length"]):
         picker.finish_reply(index, f"reply {index}", -1.0 - (index == 1), reason)
-    assert picker.list_complete() == [1]
-    assert picker.list_complete_texts() == ["reply 1"]
+    assert picker.list_complete() == [0, 1, 2]
+    assert picker.list_compared_texts() == ["reply 1"]
     assert picker.start_tournament() is None
-    assert picker.pick().index == 1
+    assert (picker.pick().index, picker.pick().n_counted) == (1, 3)
 
 
 def test_stopped_picker_picks_from_the_replies_so_far() -> None:
