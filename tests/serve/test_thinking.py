@@ -115,7 +115,7 @@ def test_reasoning_of_a_running_request_can_be_ended(client: OpenAI, thinking_se
             if not response_id:
                 response_id = chunk.id
                 status, body = end_thinking(thinking_server, response_id)
-        if status == 200:
+        if status == 200 and content.strip():  # random weights can end a reply at once
             break
     assert body["id"] == response_id
     assert content.strip()
