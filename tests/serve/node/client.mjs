@@ -4,7 +4,7 @@ import OpenAI from "openai";
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: process.argv[3] ?? "none", maxRetries: 0 });
 const model = "starter";
 const embedder = process.argv[4];
-const messages = [{ role: "user", content: "What is gravity?" }];
+const messages = [{ role: "user", content: "Count from 1 to 20." }];
 const tools = [
   {
     type: "function",
