@@ -136,8 +136,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
         return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
-# Inclusive bounds of numeric settings. llama.cpp rejects other values, or accepts them without a useful effect.
-_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24),
     "temperature": (0.0, 10.0), "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
     "typical_p": (0.0, 1.0), "top_n_sigma": (-1.0, 100.0), "xtc_probability": (0.0, 1.0), "xtc_threshold": (0.0, 1.0),
@@ -148,6 +147,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "dry_penalty_last_n": (-1, 1 << 16),
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip
+"""Inclusive bounds of numeric settings. llama.cpp rejects other values, or accepts them without a useful effect."""
 _TYPE_NAMES: Final[dict[Any, str]] = {
     dict: "a table of actions and keys", bool: "true or false", int: "a whole number", float: "a number", str: "text",
 }  # fmt: skip
@@ -237,14 +237,14 @@ def check(name: str, value: object) -> str:
     types = setting_types()
     if name not in types:
         return f"is not a setting; {_suggest_name(name)}"
-    low, high = _BOUNDS.get(name, (-math.inf, math.inf))
+    low, high = BOUNDS.get(name, (-math.inf, math.inf))
     try:
         parsed_value = msgspec.convert(value, types[name])
     except msgspec.ValidationError:
         is_valid = False
     else:
         is_size = name == "budget" and isinstance(parsed_value, str)
-        is_number = isinstance(parsed_value, (int, float)) and name in _BOUNDS
+        is_number = isinstance(parsed_value, (int, float)) and name in BOUNDS
         is_valid = bool(parse_size(parsed_value)) if is_size else not is_number or low <= parsed_value <= high
         if name == "thinking" and parsed_value is not None:
             is_valid = _THINKING_PATTERN.fullmatch(str(parsed_value)) is not None
@@ -265,8 +265,8 @@ def describe_valid_values(name: str) -> str:
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)
-    if name in _BOUNDS:
-        low, high = _BOUNDS[name]
+    if name in BOUNDS:
+        low, high = BOUNDS[name]
         text += f" between {low:,.10g} and {high:,.10g}"
     return text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from edgechat.lazy_pattern import LazyPattern
@@ -29,6 +29,9 @@ _PYTHON_TYPES: Final = {
     "str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null", "None": "null",
     "dict": "object", "list": "array", "tuple": "array", "Undefined": "undefined",
 }  # fmt: skip
+_INVALID_VALUE: Final = r"Invalid (?:enum )?value '?(.*?)'?"
+# Number of characters of an invalid value that are shown in a message that names the allowed values.
+_MAX_VALUE_CHARS: Final = 60
 _QUOTED_TYPE: Final = LazyPattern(rf"""(['"])({"|".join(_PYTHON_TYPES)})( object)?\1( object\b)?""")
 # Half of a surrogate pair that is followed by the end of its string, within the last bytes of JSON.
 _LAST_SURROGATE: Final = LazyPattern(rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]{0,4}\"")
@@ -43,12 +46,19 @@ def describe_decode_error(error: Exception) -> str:
     return f"{text} (at {path})" if path else text
 
 
-def describe_json_error(error: Exception, patterns: Mapping[str, str]) -> tuple[str, str]:
+def describe_json_error(
+    error: Exception, patterns: Mapping[str, str], data_type: object | None = None
+) -> tuple[str, str]:
     """Rephrase a msgspec error in terms of JSON, such as `must be a string, not null`; also return the value's path.
 
-    `patterns` are descriptions of the regular expressions that values must match.
+    `patterns` are descriptions of the regular expressions that values must match. With `data_type`, the type of the
+    decoded data, the message for a value that is not in a closed set names the values of the set.
     """
     text, path = _split(error)
+    if data_type is not None and (match := re.fullmatch(_INVALID_VALUE, text, re.DOTALL)):
+        values = _list_allowed_values(data_type, path)
+        if values:
+            return f"must be {_join(values)}, not {match[1][:_MAX_VALUE_CHARS]!r}", path
     if match := re.fullmatch(r"Expected `str` matching regex '(.*)'", text, re.DOTALL):
         return patterns.get(match[1].replace("\\\\", "\\"), "has a form that is not allowed"), path
     return _rephrase(text, _JSON_TYPES, "a number", has_null=True), path
@@ -119,7 +129,7 @@ def _rephrase(text: str, type_names: Mapping[str, str], decimal_name: str, *, ha
         r"Expected `([^`]*)`": lambda m: f"must be {name(m[1])}",
         r"Object missing required field `([^`]*)`": lambda m: f"lacks the field {m[1]}",
         r"Object contains unknown field `([^`]*)`": lambda m: f"has the unknown field {m[1]}",
-        r"Invalid (?:enum )?value '?(.*?)'?": lambda m: f"{m[1]} is not a valid value",
+        _INVALID_VALUE: lambda m: f"{m[1]} is not a valid value",
     }
     for pattern, replacement in replacements.items():
         if match := re.fullmatch(pattern, text, re.DOTALL):
@@ -146,4 +156,33 @@ def _name_types(types: str, type_names: Mapping[str, str], *, has_null: bool) ->
     if not has_null and len(type_list) > 1:
         type_list = [name for name in type_list if name != "null"]
     names = list(dict.fromkeys(type_names.get(name, name) for name in type_list))
-    return ", ".join(names[:-1]) + " or " + names[-1] if len(names) > 1 else names[0]
+    return _join(names)
+
+
+def _join(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
+
+
+def _list_allowed_values(data_type: object, path: str) -> list[str]:
+    """Return the values of the closed set at `path`: those of a `Literal`, or the tags of a union of structs."""
+    from msgspec import inspect
+
+    def unpack(info: inspect.Type) -> list[inspect.Type]:
+        if isinstance(info, inspect.Metadata):
+            return unpack(info.type)
+        return [t for member in info.types for t in unpack(member)] if isinstance(info, inspect.UnionType) else [info]
+
+    infos = unpack(inspect.type_info(data_type))
+    for part in re.findall(r"\[[^\]]*\]|[^.\[\]]+", path):
+        inner: list[inspect.Type] = []
+        for info in infos:
+            if isinstance(info, inspect.StructType):
+                inner += [t for field in info.fields if field.encode_name == part for t in unpack(field.type)]
+                inner += [inspect.LiteralType((info.tag,))] if info.tag_field == part else []
+            elif isinstance(info, inspect.ListType) and part.startswith("["):
+                inner += unpack(info.item_type)
+            elif isinstance(info, inspect.DictType) and part.startswith("["):
+                inner += unpack(info.value_type)
+        infos = inner
+    values = [str(value) for info in infos if isinstance(info, inspect.LiteralType) for value in info.values]
+    return list(dict.fromkeys(values))

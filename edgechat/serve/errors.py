@@ -102,7 +102,7 @@ def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
     try:
         return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8), type=body_type)
     except msgspec.ValidationError as error:
-        problem, path = describe_json_error(error, PATTERN_DESCRIPTIONS)
+        problem, path = describe_json_error(error, PATTERN_DESCRIPTIONS, body_type)
         message = f"{path}: {problem}." if path else f"The body {problem}."
         raise ApiError(400, message, param=path or None, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

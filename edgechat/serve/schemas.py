@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
+from edgechat.config import BOUNDS
 from edgechat.serve.message_schemas import ChatMessage
 
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
-Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
-Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
 _MAX_INT: Final = 1 << 53  # JSON numbers above this are not exact in many clients
 if TYPE_CHECKING:
@@ -26,21 +25,31 @@ if TYPE_CHECKING:
     TopLogprobs = int
     Flag = bool
     MirostatVersion = int
-    PenaltyTokens = int
+    DryLength = int
+    DryWindow = int
 else:
     # Some clients write integers with a fraction, such as 100.0, which `GenerationParams` converts. Some clients write
     # booleans as 0 and 1.
 
-    def _make_bounded_type(ge: int, le: int) -> object:
+    def _make_bounded_type(ge: float, le: float) -> object:
         return Annotated[int, Meta(ge=ge, le=le)] | Annotated[float, Meta(ge=ge, le=le, multiple_of=1)]
 
     Integer = int | Annotated[float, Meta(multiple_of=1)]
     Limit = _make_bounded_type(-1, _MAX_INT)
     Count = _make_bounded_type(1, 1 << 24)
     TopLogprobs = _make_bounded_type(0, MAX_TOP_LOGPROBS)
-    MirostatVersion = _make_bounded_type(0, 2)
-    PenaltyTokens = _make_bounded_type(-1, 1 << 16)
+    MirostatVersion = _make_bounded_type(*BOUNDS["mirostat"])
+    DryLength = _make_bounded_type(*BOUNDS["dry_allowed_length"])
+    DryWindow = _make_bounded_type(*BOUNDS["dry_penalty_last_n"])
     Flag = bool | Annotated[int, Meta(ge=0, le=1)]
+
+
+def _bounds_of(setting: str) -> Meta:
+    """Return the bounds of the sampler setting `setting`, which those of the field in requests are, too."""
+    low, high = BOUNDS[setting]
+    return Meta(ge=low, le=high)
+
+
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
@@ -160,8 +169,8 @@ class ReasoningOptions(Struct, frozen=True):
 class ThinkingOptions(Struct, frozen=True):
     """Reasoning options of Anthropic, DeepSeek and GLM."""
 
-    type: str = "enabled"
-    """`disabled` for no reasoning; all other values enable reasoning."""
+    type: Literal["enabled", "disabled", "adaptive", "auto"] = "enabled"
+    """`disabled` for no reasoning; the other values enable reasoning."""
     budget_tokens: Limit | None = None
     """Maximum number of tokens of reasoning; -1 for no limit."""
 
@@ -185,25 +194,26 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     max_tokens: Limit | None = None
     """Maximum number of generated tokens; -1 for as many as fit in the context."""
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Probability | None = None
+    """The maximum is that of the OpenAI API; the setting allows more."""
+    top_p: Annotated[float, _bounds_of("top_p")] | None = None
     top_k: Limit | None = None
-    min_p: Probability | None = None
-    typical_p: Probability | None = None
-    top_n_sigma: Annotated[float, Meta(ge=-1.0, le=100.0)] | None = None
-    xtc_probability: Probability | None = None
-    xtc_threshold: Probability | None = None
-    dynatemp_range: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
-    dynatemp_exponent: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
+    min_p: Annotated[float, _bounds_of("min_p")] | None = None
+    typical_p: Annotated[float, _bounds_of("typical_p")] | None = None
+    top_n_sigma: Annotated[float, _bounds_of("top_n_sigma")] | None = None
+    xtc_probability: Annotated[float, _bounds_of("xtc_probability")] | None = None
+    xtc_threshold: Annotated[float, _bounds_of("xtc_threshold")] | None = None
+    dynatemp_range: Annotated[float, _bounds_of("dynatemp_range")] | None = None
+    dynatemp_exponent: Annotated[float, _bounds_of("dynatemp_exponent")] | None = None
     mirostat: MirostatVersion | None = None
-    mirostat_tau: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
-    mirostat_eta: Probability | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10.0)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    dry_multiplier: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
-    dry_base: Annotated[float, Meta(ge=1.0, le=10.0)] | None = None
-    dry_allowed_length: PenaltyTokens | None = None
-    dry_penalty_last_n: PenaltyTokens | None = None
+    mirostat_tau: Annotated[float, _bounds_of("mirostat_tau")] | None = None
+    mirostat_eta: Annotated[float, _bounds_of("mirostat_eta")] | None = None
+    repeat_penalty: Annotated[float, _bounds_of("repeat_penalty")] | None = None
+    presence_penalty: Annotated[float, _bounds_of("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _bounds_of("frequency_penalty")] | None = None
+    dry_multiplier: Annotated[float, _bounds_of("dry_multiplier")] | None = None
+    dry_base: Annotated[float, _bounds_of("dry_base")] | None = None
+    dry_allowed_length: DryLength | None = None
+    dry_penalty_last_n: DryWindow | None = None
     """Number of recent tokens that are searched for repetitions; -1 for all."""
     seed: Integer | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None

@@ -57,9 +57,41 @@ def test_messages_use_the_words_of_json() -> None:
         try:
             errors.decode_body(json.dumps(body).encode(), body_type)
         except ApiError as error:
-            messages.append(str(error).replace("[...]", ""))
+            messages.append(str(error).replace("[...]", "").replace("base64 or float", ""))
     assert [message for message in messages if PYTHON_OR_MSGSPEC.search(message)] == []
     assert len(messages) > 400
+
+
+@pytest.mark.parametrize(
+    ("body_type", "options", "message"),
+    [
+        (ChatRequest, {"pick": "banana"}, "pick: must be agree, judge or likely, not 'banana'."),
+        (
+            ChatRequest, {"thinking": {"type": "banana"}},
+            "thinking.type: must be adaptive, auto, disabled or enabled, not 'banana'.",
+        ),
+        (
+            ChatRequest, {"messages": [{"role": "king"}]},
+            "messages[0].role: must be system, developer, user, assistant, tool or function, not 'king'.",
+        ),
+        (
+            ChatRequest, {"response_format": {"type": "xml"}},
+            "response_format.type: must be text, json_object or json_schema, not 'xml'.",
+        ),
+        (
+            ChatRequest, {"tools": [{"type": "x", "function": {"name": "f"}}]},
+            "tools[0].type: must be function, not 'x'.",
+        ),
+        (EmbeddingsRequest, {"encoding_format": "y"}, "encoding_format: must be base64 or float, not 'y'."),
+    ],
+)  # fmt: skip
+def test_word_outside_a_closed_set_is_refused_with_the_allowed_words(
+    body_type: type[Any], options: dict[str, Any], message: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "input": "x"} | options
+    with pytest.raises(ApiError) as caught:
+        errors.decode_body(json.dumps(body).encode(), body_type)
+    assert (str(caught.value), caught.value.status) == (message, 400)
 
 
 def test_name_of_a_function_with_other_characters_is_refused_in_plain_words() -> None:

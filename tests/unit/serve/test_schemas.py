@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgechat.config import BOUNDS, Sampling
 from edgechat.serve import errors
 from edgechat.serve.errors import ApiError
 from edgechat.serve.schemas import CompletionRequest
@@ -53,3 +54,18 @@ def test_booleans_may_be_integers_and_ignored_fields_may_have_any_type() -> None
     for value in (2, -1, "yes", 1.5):
         with pytest.raises(ApiError, match="stream"):
             chat_request(stream=value)
+
+
+# The maximum of the temperature is that of the OpenAI API, many clients send -1 for no limit of top_k, and seeds of any
+# size are accepted.
+WITH_OTHER_BOUNDS = {"temperature", "top_k", "seed"}
+
+
+@pytest.mark.parametrize("name", sorted(set(Sampling.__struct_fields__) - WITH_OTHER_BOUNDS))
+def test_sampler_fields_have_the_bounds_of_the_settings(name: str) -> None:
+    low, high = BOUNDS[name]
+    for value in (low, high):
+        assert getattr(chat_request(**{name: value}), name) == value
+    for value in (low - 1, high + 1, float(low) - 1):
+        with pytest.raises(ApiError, match=f"{name}: must be at (least|most)"):
+            chat_request(**{name: value})
