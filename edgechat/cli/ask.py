@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.prompt.agreement.picker import PickMethod
 
+# These have the values of `planner.load_variants.MANY_SEQS` and `prompt.agreement.picker.MAX_PICKED_REPLIES`, whose
+# modules are slow to import.
+MAX_PARALLEL_REPLIES: Final = 8
+MAX_PICKED_REPLIES: Final = 64
 MAX_STDIN_BYTES: Final = 32 << 20
 """Maximum size of a prompt from standard input, the same as the limit for the attachments of a message."""
 # Time after which a notice says that edgechat waits for standard input.
@@ -52,11 +56,11 @@ _STDIN_NOTICE: Final = (
 @click.option(
     "--answers",
     "n_replies",
-    type=IntRange(1),
+    type=IntRange(1, MAX_PICKED_REPLIES),
     default=1,
     show_default=True,
     metavar="N",
-    help="Generate N alternative replies in parallel.",
+    help=f"Generate N alternative replies: up to {MAX_PARALLEL_REPLIES} in parallel, or more with --pick.",
 )
 @click.option(
     "--pick",
@@ -86,6 +90,11 @@ def ask(
     """
     if pick is not None and n_replies == 1:
         raise UsageError("--pick chooses between several replies. Add --answers 5.")
+    if pick is None and n_replies > MAX_PARALLEL_REPLIES:
+        raise UsageError(
+            f"--answers: must be from 1 to {MAX_PARALLEL_REPLIES}, not {n_replies}. With --pick, up to "
+            f"{MAX_PICKED_REPLIES} replies are generated."
+        )
     if prompt:
         _report_mentions(prompt)
     output_rule = ""

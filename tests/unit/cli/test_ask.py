@@ -23,6 +23,8 @@ from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
 from edgechat.engine.generation import GenerationStats
 from edgechat.errors import ContextOverflowError, UsageError
+from edgechat.planner.load_variants import MANY_SEQS
+from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES
 from tests.conftest import ROOT, edgechat_command
 from tests.waiting import until
 
@@ -235,6 +237,10 @@ def test_zero_bytes_on_standard_input_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     with pytest.raises(UsageError, match=message):
         ask.read_question("hi")
+
+
+def test_option_for_several_replies_has_the_limits_of_their_owners() -> None:
+    assert (ask.MAX_PARALLEL_REPLIES, ask.MAX_PICKED_REPLIES) == (MANY_SEQS, MAX_PICKED_REPLIES)
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])

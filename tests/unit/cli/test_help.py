@@ -76,7 +76,8 @@ def test_help_has_80_columns_and_describes_ranges_in_words(path: str) -> None:
     [
         (["ask", "--temperature", "hot", "x"], "Invalid value for --temperature: must be a number, not 'hot'."),
         (["ask", "--seed", "1.5", "x"], "Invalid value for --seed: must be a whole number, not '1.5'."),
-        (["ask", "--answers", "0", "x"], "Invalid value for --answers: must be at least 1, not 0."),
+        (["ask", "--answers", "0", "x"], "Invalid value for --answers: must be from 1 to 64, not 0."),
+        (["ask", "--answers", "9", "x"], "--answers: must be from 1 to 8, not 9. With --pick, up to 64 replies are"),
         (
             ["ask", "--budget", "lots", "x"],
             "Invalid value for --budget: must be a size such as 4GB, 1500MiB or 900000000, not 'lots'.",

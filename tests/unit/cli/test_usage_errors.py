@@ -76,7 +76,7 @@ def test_empty_or_unknown_name_is_refused(run: Run, command: tuple[str, ...], me
         *((("ask", "hi", "--ctx"), value, "") for value in ("-1", "0", "15", "nan", "8k", "9" * 30, "")),
         *((("ask", "hi", "--threads"), value, "") for value in ("-1", "0", "nan", "9" * 30, "")),
         *((("ask", "hi", "--budget"), value, "must be a") for value in ("-1", "0", "nan", "inf", "lots", "", "0B")),
-        *((("ask", "hi", "--answers"), value, "") for value in ("-1", "0", "nan", "x", "")),
+        *((("ask", "hi", "--answers"), value, "") for value in ("-1", "0", "9", "65", "nan", "x", "")),
         *((("plan", "--ctx"), value, "") for value in ("-1", "0", "nan", "9" * 30, "")),
         *((("plan", "--min-speed"), value, "") for value in ("-1", "nan", "inf", "x", "")),
         *((("plan", "--budget"), value, "must be a size") for value in ("-1", "0", "nan", "lots", "", "1e300GB")),
@@ -182,7 +182,7 @@ def test_server_address_in_use_or_unknown_is_named_without_a_number(run: Run) ->
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("ask", "--answers", "0", "hi"), "--answers: must be at least 1, not 0."),
+        (("ask", "--answers", "0", "hi"), "--answers: must be from 1 to 64, not 0."),
         (("serve", "--port", "70000"), "--port: must be from 0 to 65535, not 70000."),
         (("serve", "--max-requests", "0"), "--max-requests: must be from 1 to 10000, not 0."),
         (("history", "list", "--limit", "0"), "--limit: must be at least 1, not 0."),
