@@ -118,6 +118,9 @@ class ReplyParser:
         `reply`, but not in the deltas, which were returned as content.
         """
         parsed_reply = self._find_bare_call(self._find_call_in_reasoning(self._parse(is_final=True)))
+        if not (parsed_reply.content or parsed_reply.calls):
+            reasoning = self._thoughts.strip_partial_end(parsed_reply.reasoning, self._format.thinking_ends[:1])
+            parsed_reply = parsed_reply._replace(reasoning=reasoning)
         delta = self._advance(parsed_reply, is_final=True)
         reply = _subtract(parsed_reply, self._base)
         if not reply.reasoning and self._base == ParsedReply():

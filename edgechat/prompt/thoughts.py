@@ -13,6 +13,9 @@ KNOWN_TAGS: Final = (
     ("<|START_THINKING|>", "<|END_THINKING|>"), ("<seed:think>", "</seed:think>"), ("<mm:think>", "</mm:think>"),
     ("<|channel>thought", "<channel|>"),
 )  # fmt: skip
+# Number of characters from which the beginning of an end tag at the end of cut reasoning is removed. Shorter ones, such
+# as `<` and `</`, are also part of other texts.
+_MIN_PARTIAL_TAG_CHARS: Final = 3
 
 
 class ThoughtFinder:
@@ -73,6 +76,15 @@ class ThoughtFinder:
             n_pending = max((find_partial_match_length(rest, start) for start, _ in self._everywhere), default=0)
             rest = rest[: len(rest) - n_pending]
         return "\n\n".join(filter(None, thoughts)), rest
+
+    def strip_partial_end(self, reasoning: str, end_tags: Sequence[str]) -> str:
+        """Return the reasoning of a reply that was cut, without the beginning of an end tag at its end.
+
+        The end tags are `end_tags` and those that count everywhere. One or two characters count as reasoning.
+        """
+        tags = (*end_tags, *(end for _, end in self._everywhere))
+        n_partial = max((find_partial_match_length(reasoning, tag) for tag in tags), default=0)
+        return reasoning[:-n_partial] if n_partial >= _MIN_PARTIAL_TAG_CHARS else reasoning
 
     def split_unopened(self, content: str) -> tuple[str, str]:
         """Split finished content whose reasoning has an end tag but no start tag into reasoning and the rest.

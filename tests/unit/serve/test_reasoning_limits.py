@@ -62,6 +62,24 @@ def test_parser_separates_reasoning_that_the_engine_ends_from_the_text(renderer:
             assert "".join(d.content for d in streamed).strip() == "Yes."
 
 
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if t != "llama-cpp-rwkv-world"])
+def test_reasoning_that_is_cut_in_an_end_tag_has_no_part_of_the_tag(renderer: Renderer, template: str) -> None:
+    builder = make_builder(renderer, template)
+    tracked = make_tracker(builder)
+    if tracked is None:
+        pytest.skip("no reasoning")
+    prompt = builder.build([PromptMessage("user", "Hi")], PromptOptions(think=True))
+    limit = make_thinking_limit(builder.reasoning_format, prompt.reply_format, prompt.phase)
+    assert limit is not None
+    tag = min((tag for tag in limit.end_tags if limit.end_tags[0].startswith(tag)), key=len)
+    for partial in (tag[:3], tag[: len(tag) // 2], tag[:-1]):
+        parser = builder.create_reply_parser(prompt)
+        deltas = [parser.feed(character) for character in tracked[1] + partial] + [parser.finish()]
+        assert parser.reply.reasoning.strip() == "Hm."
+        assert "".join(delta.reasoning for delta in deltas).strip() == "Hm."
+        assert not parser.reply.content
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_grammars_allow_the_end_of_the_reasoning(renderer: Renderer, template: str) -> None:
     builder = make_builder(renderer, template)
