@@ -1,7 +1,8 @@
 r"""The final answer in a reply, in a normal form in which equal answers are equal.
 
-Sources in this order: JSON, `\boxed{…}`, a phrase such as "The answer is", the last line. The answer is a JSON value, a
-choice letter, a number, or a short phrase. Extraction takes linear time.
+Sources in this order: JSON, `\boxed{…}`, a phrase such as "The answer is", the last line without courtesies. The answer
+is a JSON value, a choice letter, a number, or a short phrase. Numbers of the first sentence, which often repeats the
+question, count only if there is no other, or directly after "answer is" and "=". Extraction takes linear time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from fractions import Fraction
 from typing import Any, Final, Literal
 
 import msgspec
@@ -48,7 +50,15 @@ _CHOICE: Final = re.compile(
 )
 _YES_NO: Final = re.compile(r"(yes|no|true|false)\b", re.IGNORECASE)
 _ARTICLE: Final = re.compile(r"(?:the|a|an)\s", re.IGNORECASE)
+_LETTER: Final = re.compile(r"[^\W\d_]")
 _JOINED: Final = re.compile(r"\b(?:and|or|to)\b|[,;]", re.IGNORECASE)
+# A line without numbers that ends a reply politely.
+_COURTESY: Final = re.compile(
+    r"[*_\s]*(?:please )?(?:let me know|feel free|(?:i )?hope (?:this|that)|(?:i(?:'| a)m |i'd be )?happy to|"
+    r"is there anything|do you (?:want|need)|would you like|if you (?:want|need|have|would))\b\D*",
+    re.IGNORECASE,
+)
+_SENTENCE_END: Final = re.compile(r"[.!?]\s|\n")
 _QUOTES: Final = "\"'“”\u2018\u2019«»"
 _EDGES: Final = f" \t\n\r.,;:!?{_QUOTES}()[]{{}}<>|#-\u2013\u2014"
 
@@ -72,10 +82,18 @@ def extract_answer(text: str) -> Answer | None:
     boxed = _find_boxed(text)
     if boxed and (answer := _normalize(boxed, is_statement=False)):
         return answer
+    repeated = _list_repeated_numbers(text)
     marker_end = max((marker.end() for marker in _MARKER.finditer(text)), default=None)
-    if marker_end is not None and (answer := _normalize(_first_line(text[marker_end:]), is_statement=False)):
+    if marker_end is not None and (answer := _normalize(_first_line(text[marker_end:]), repeated, is_statement=False)):
         return answer
-    return _normalize(_last_line(text), is_statement=True)
+    return _normalize(_last_line(text), repeated, is_statement=True)
+
+
+def _list_repeated_numbers(text: str) -> frozenset[Fraction]:
+    """Return the numbers of the first of several sentences."""
+    end = _SENTENCE_END.search(text)
+    sentence = _strip_markup(text[: end.start()][: 4 * _MAX_VALUE_CHARS]) if end is not None else ""
+    return frozenset(quantity.value for quantity in find_quantities(sentence) if quantity is not None)
 
 
 def _first_line(text: str) -> str:
@@ -83,7 +101,10 @@ def _first_line(text: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    return next((line for line in reversed(text.splitlines()) if line.strip(_EDGES + "*_`$")), "")
+    lines = [line for line in text.splitlines() if line.strip(_EDGES + "*_`$")]
+    while len(lines) > 1 and _COURTESY.fullmatch(lines[-1]):
+        lines.pop()
+    return lines[-1] if lines else ""
 
 
 def _find_boxed(text: str) -> str:
@@ -143,15 +164,18 @@ def _shorten(value: str) -> str:
 # Phrases
 
 
-def _normalize(phrase: str, *, is_statement: bool) -> Answer | None:
-    """Return the answer in a phrase. With `is_statement`, the phrase is a sentence, which can end with its answer."""
+def _normalize(phrase: str, repeated: frozenset[Fraction] = frozenset(), *, is_statement: bool) -> Answer | None:
+    """Return the answer in a phrase. With `is_statement`, the phrase is a sentence, which can end with its answer.
+
+    `repeated` are numbers that are answers only if there is no other number.
+    """
     phrase = _strip_markup(phrase[: 4 * _MAX_VALUE_CHARS])
     if not phrase:
         return None
     match = _CHOICE.fullmatch(phrase)
     if match is not None:
         return Answer("choice", next(letter for letter in match.groups() if letter).upper())
-    answer = _find_number(phrase, is_statement=is_statement)
+    answer = _find_number(phrase, repeated, is_statement=is_statement)
     if answer is not None:
         return answer
     match = _YES_NO.match(phrase)
@@ -185,11 +209,12 @@ def _find_statement_end(phrase: str) -> int:
     return end
 
 
-def _find_number(phrase: str, *, is_statement: bool) -> Answer | None:
+def _find_number(phrase: str, repeated: frozenset[Fraction], *, is_statement: bool) -> Answer | None:
     """Return the number that a phrase gives as its answer.
 
     That is the first number after the last "=", "is" or ":", or else the last number of a sentence, or the first number
-    of another phrase. Several numbers in a list are one answer.
+    of another phrase. Several numbers in a list are one answer. Unless it directly follows the mark, a number in
+    `repeated` does not count if there is another.
     """
     start = _find_statement_end(phrase) if is_statement else phrase.rfind("=") + 1
     quantities = list(find_quantities(phrase[start:]))
@@ -198,6 +223,8 @@ def _find_number(phrase: str, *, is_statement: bool) -> Answer | None:
     if not quantities or None in quantities:
         return None
     numbers: list[Quantity] = [quantity for quantity in quantities if quantity is not None]
+    if (is_statement and start == 0) or _LETTER.search(phrase, start, start + numbers[0].start):
+        numbers = [number for number in numbers if number.value not in repeated] or numbers
     if is_statement and start == 0:
         return Answer("number", format_quantity(numbers[-1].value))
     values = [numbers[0].value]
