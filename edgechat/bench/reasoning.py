@@ -28,7 +28,7 @@ from edgechat.engine import protocol
 from edgechat.engine.generation import GenerationStats
 from edgechat.errors import UsageError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
+from edgechat.prompt.agreement.judge import make_verdict_request
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PICK_METHODS, PickMethod, ReplyPicker
 from edgechat.prompt.builder import BuiltPrompt
 from edgechat.prompt.renderer import PromptMessage
@@ -244,20 +244,14 @@ class _TaskRun:
 
     def _judge(self, picker: ReplyPicker) -> int | None:
         """Let the model compare the complete replies; return the winner among them, or None without a comparison."""
-        tournament = picker.start_tournament()
-        if tournament is None:
-            return None
-        texts = picker.list_compared_texts()
-        try:
-            pair = next(tournament)
-            while True:
-                pair = tournament.send(self._prefers_first(texts[pair[0]], texts[pair[1]]))
-        except StopIteration as stop:
-            return int(stop.value)
+        tournament = picker.start_tournament(self._task.question)
+        for messages in tournament:
+            tournament.verdict = self._compare(messages)
+        return tournament.winner
 
-    def _prefers_first(self, first: str, second: str) -> bool:
-        engine = self._model.engine
-        prompt = self._build(make_comparison(self._task.question, first, second))
+    def _compare(self, messages: list[PromptMessage]) -> str:
+        """Ask the model which of two replies is better; return its verdict."""
+        engine, prompt = self._model.engine, self._build(messages)
         request = make_verdict_request(engine.next_id(), prompt.tokens)
         verdict = ""
         for event in engine.generate(request):
@@ -265,4 +259,4 @@ class _TaskRun:
                 verdict += event.text
             elif isinstance(event, protocol.RequestFinished):
                 self._totals.n_tokens += event.stats.completion_tokens
-        return is_first_better(verdict)
+        return verdict

@@ -18,8 +18,9 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
+from edgechat.prompt.agreement.judge import make_verdict_request
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES, PickMethod, ReplyPick, ReplyPicker
+from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.runtime.grammar import require_llguidance
 
@@ -112,29 +113,19 @@ class PickedTurn:
 
         Returns None if there is nothing to compare, a comparison does not fit into the context, or after a stop.
         """
-        tournament = self._picker.start_tournament()
-        if tournament is None:
-            return None
-        question = self._conversation.tree[parent_id].text
-        texts = self._picker.list_compared_texts()
-        n_total, n_done = 2 * (len(texts) - 1), 0
-        try:
-            pair = next(tournament)
-            while True:
-                n_done += 1
-                yield events.PickProgressed(n_finished=n_done, n_replies=max(n_total, n_done), is_judging=True)
-                verdict = self._compare(question, texts[pair[0]], texts[pair[1]])
+        tournament = self._picker.start_tournament(self._conversation.tree[parent_id].text)
+        with contextlib.suppress(ContextOverflowError):
+            for number, messages in enumerate(tournament, 1):
+                yield events.PickProgressed(n_finished=number, n_replies=tournament.max_comparisons, is_judging=True)
+                verdict = self._compare(messages)
                 if verdict is None:
-                    return None
-                pair = tournament.send(is_first_better(verdict))
-        except ContextOverflowError:
-            return None
-        except StopIteration as stop:
-            return int(stop.value)
+                    break
+                tournament.verdict = verdict
+        return tournament.winner
 
-    def _compare(self, question: str, first: str, second: str) -> str | None:
+    def _compare(self, messages: list[PromptMessage]) -> str | None:
         """Ask the model which of two replies is better; return its verdict, or None after a stop."""
-        prompt = self._model.builder.build(make_comparison(question, first, second), PromptOptions(think=False))
+        prompt = self._model.builder.build(messages, PromptOptions(think=False))
         request = make_verdict_request(self._model.engine.next_id(), prompt.tokens)
         engine_events = self._runner.run_ephemeral_request(request)
         if engine_events is None:

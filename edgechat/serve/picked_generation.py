@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
 
@@ -10,9 +11,10 @@ import msgspec
 
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EngineError
-from edgechat.prompt.agreement.judge import is_first_better, make_comparison, make_verdict_request
+from edgechat.prompt.agreement.judge import make_verdict_request
 from edgechat.prompt.agreement.picker import ReplyPick, ReplyPicker
 from edgechat.prompt.agreement.vote import rank_logprob
+from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.choices import Choice, Delta, UsageTotals, feed_choices
 from edgechat.serve.generation import Generation
@@ -125,21 +127,14 @@ class _PickRun:
 
     async def _judge(self, question: str) -> int | None:
         """Let the model compare the complete replies; return the winner among them, or None without a comparison."""
-        tournament = self._picker.start_tournament()
-        if tournament is None:
-            return None
-        texts = self._picker.list_compared_texts()
-        try:
-            pair = next(tournament)
-            while True:
-                pair = tournament.send(await self._is_first_better(question, texts[pair[0]], texts[pair[1]]))
-        except ContextOverflowError:
-            return None
-        except StopIteration as stop:
-            return int(stop.value)
+        tournament = self._picker.start_tournament(question)
+        with contextlib.suppress(ContextOverflowError):
+            for messages in tournament:
+                tournament.verdict = await self._compare(messages)
+        return tournament.winner
 
-    async def _is_first_better(self, question: str, first: str, second: str) -> bool:
-        messages = make_comparison(question, first, second)
+    async def _compare(self, messages: list[PromptMessage]) -> str:
+        """Ask the model which of two replies is better; return its verdict."""
         prompt = await self._queue.build_prompt(messages, PromptOptions(think=False))
         request = self._queue.copy_request(make_verdict_request(0, prompt.tokens))
         verdict = Choice(0)
@@ -151,4 +146,4 @@ class _PickRun:
                     self._totals.add(request_event.event.stats)
         finally:
             events.close()
-        return is_first_better(verdict.content)
+        return verdict.content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from edgechat.config import GREEDY
@@ -16,30 +16,41 @@ _MAX_VERDICT_TOKENS: Final = 4
 # Maximum length of the texts in a comparison: the start of a question, and the end of a reply, which has its answer.
 _MAX_CHARS: Final = 4_000
 
-Tournament = Generator[tuple[int, int], bool, int]
 
+class Tournament:
+    """Comparisons of replies in pairs; the winner of each pair meets the next reply.
 
-def run_tournament(texts: Sequence[str], mean_logprobs: Sequence[float | None]) -> Tournament:
-    """Compare replies in pairs; the winner of each pair meets the next reply. Returns the index of the best reply.
-
-    Yields (first, second), the indexes of the replies to show as A and B, and expects whether A is better. Each pair is
-    compared in both orders, because models prefer one position. If the verdicts contradict each other, the reply with
-    the higher mean logprob wins, and the earlier one of two equals. Raises ValueError without replies.
+    Iterate over the prompts, and set `verdict` to the output of the judge for each one, before the next.
     """
-    if not texts:
-        raise ValueError("no replies")
-    best = 0
-    for challenger in range(1, len(texts)):
-        if texts[challenger].strip() == texts[best].strip():
-            continue
-        prefers_best = yield best, challenger
-        prefers_challenger = yield challenger, best
-        if prefers_best == prefers_challenger:
-            is_likelier = rank_logprob(mean_logprobs[challenger]) > rank_logprob(mean_logprobs[best])
-            best = challenger if is_likelier else best
-        elif prefers_challenger:
-            best = challenger
-    return best
+
+    def __init__(self, question: str, texts: Sequence[str], mean_logprobs: Sequence[float | None]) -> None:
+        self.verdict = ""
+        self.winner: int | None = None
+        """Index of the best reply; None before the last comparison, or with fewer than two replies."""
+        self.max_comparisons = 2 * max(0, len(texts) - 1)
+        self._question = question
+        self._texts = texts
+        self._mean_logprobs = mean_logprobs
+
+    def __iter__(self) -> Iterator[list[PromptMessage]]:
+        """Yield the prompt of each comparison, and then set `winner`.
+
+        Each pair is compared in both orders, because models prefer one position. If the verdicts contradict each other,
+        the reply with the higher mean logprob wins, and the earlier one of two equals.
+        """
+        texts, best = self._texts, 0
+        for challenger in range(1, len(texts)):
+            if texts[challenger].strip() == texts[best].strip():
+                continue
+            yield make_comparison(self._question, texts[best], texts[challenger])
+            prefers_best = is_first_better(self.verdict)
+            yield make_comparison(self._question, texts[challenger], texts[best])
+            prefers_challenger = is_first_better(self.verdict)
+            if prefers_best == prefers_challenger:
+                logprobs = self._mean_logprobs
+                prefers_challenger = rank_logprob(logprobs[challenger]) > rank_logprob(logprobs[best])
+            best = challenger if prefers_challenger else best
+        self.winner = best if len(texts) > 1 else None
 
 
 def make_comparison(question: str, first: str, second: str) -> list[PromptMessage]:

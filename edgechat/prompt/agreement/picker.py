@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from edgechat.prompt.agreement.answers import Answer, extract_answer
-from edgechat.prompt.agreement.judge import Tournament, run_tournament
+from edgechat.prompt.agreement.judge import Tournament
 from edgechat.prompt.agreement.vote import (
     Ballot,
     can_change,
@@ -138,23 +138,14 @@ class ReplyPicker:
     def _ballots(self) -> list[Ballot]:
         return [Ballot(candidate.answer, candidate.mean_logprob) for _, candidate in self._eligible]
 
-    def start_tournament(self) -> Tournament | None:
-        """Return the comparisons of the replies that can be picked; None if none are needed.
-
-        The indexes of the tournament are those of `list_compared_texts`.
-        """
-        eligible = self._eligible
-        if self.method != "judge" or len(eligible) < 2:  # noqa: PLR2004  (a pair)
-            return None
-        return run_tournament([c.text for _, c in eligible], [c.mean_logprob for _, c in eligible])
+    def start_tournament(self, question: str) -> Tournament:
+        """Return the comparisons of the replies to `question` that can be picked; none for another method."""
+        eligible = self._eligible if self.method == "judge" else []
+        return Tournament(question, [c.text for _, c in eligible], [c.mean_logprob for _, c in eligible])
 
     def list_complete(self) -> list[int]:
         """Return the indexes of the complete replies."""
         return [index for index, _ in self._complete]
-
-    def list_compared_texts(self) -> list[str]:
-        """Return the texts of the replies that can be picked."""
-        return [candidate.text for _, candidate in self._eligible]
 
     def pick(self, tournament_winner: int | None = None) -> ReplyPick:
         """Choose a reply. `tournament_winner` is the result of the tournament, if there was one.

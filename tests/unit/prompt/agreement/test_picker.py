@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.prompt.agreement.judge import is_first_better, make_comparison, run_tournament
+from edgechat.prompt.agreement.judge import Tournament, is_first_better, make_comparison
 from edgechat.prompt.agreement.picker import PICK_METHODS, PickMethod, ReplyPicker
 
 
@@ -96,8 +96,7 @@ def test_replies_that_are_not_cut_are_preferred(method: PickMethod) -> None:
     for index, reason in enumerate(["length", "stop", "length"]):
         picker.finish_reply(index, f"reply {index}", -1.0 - (index == 1), reason)
     assert picker.list_complete() == [0, 1, 2]
-    assert picker.list_compared_texts() == ["reply 1"]
-    assert picker.start_tournament() is None
+    assert list(picker.start_tournament("Why?")) == []
     assert (picker.pick().index, picker.pick().n_counted) == (1, 3)
 
 
@@ -111,14 +110,13 @@ def test_stopped_picker_picks_from_the_replies_so_far() -> None:
     assert picker.pick().describe() == "most likely of 1"
 
 
-def judge(texts: list[str], logprobs: list[float | None], *, prefers: str, always_first: bool = False) -> int:
-    tournament = run_tournament(texts, logprobs)
-    try:
-        first, _ = next(tournament)
-        while True:
-            first, _ = tournament.send(always_first or texts[first] == prefers)
-    except StopIteration as stop:
-        return int(stop.value)
+def judge(texts: list[str], logprobs: list[float | None], *, prefers: str, always_first: bool = False) -> int | None:
+    tournament = Tournament("Why?", texts, logprobs)
+    assert tournament.winner is None
+    for n_comparisons, [message] in enumerate(tournament, 1):
+        assert n_comparisons <= tournament.max_comparisons
+        tournament.verdict = "A" if always_first or f"Reply A:\n{prefers}\n" in message.content else "B"
+    return tournament.winner
 
 
 def test_judge_finds_the_preferred_reply_wherever_it_is() -> None:
@@ -131,14 +129,15 @@ def test_judge_finds_the_preferred_reply_wherever_it_is() -> None:
 def test_contradicting_verdicts_leave_the_choice_to_the_mean_logprob() -> None:
     assert judge(["a", "b", "c"], [-2.0, -1.0, -3.0], prefers="", always_first=True) == 1
     assert judge(["a", "a"], [-2.0, -1.0], prefers="") == 0
+    assert judge(["a"], [None], prefers="a") is None
 
 
 def test_judge_compares_complete_replies_only() -> None:
     picker = ReplyPicker("judge", 3, 8)
     run(picker, "1-3")
-    tournament = picker.start_tournament()
-    assert tournament is not None
-    assert next(tournament) == (0, 1)
+    tournament = picker.start_tournament("Why?")
+    [message] = next(iter(tournament))
+    assert "Reply A:\n1\n\nReply B:\n3\n" in message.content
     assert picker.list_complete() == [0, 2]
     assert picker.pick(1).index == 2
     assert picker.pick().index == 0
