@@ -14,6 +14,7 @@
     |  |- BackendMismatchError (4)
     |  |- ComputeError         (4)
     |  |- RequestCancelledError (4)
+    |  |- LocalSocketError     (4)
     |  `- EngineDiedError      (4)
     |- StoreError              (4)
     |  |- DamagedDatabaseError (4)
@@ -123,6 +124,10 @@ class ComputeError(EngineError):
 
 class RequestCancelledError(EngineError):
     """Raised when a request was cancelled before it had any result."""
+
+
+class LocalSocketError(EngineError):
+    """Raised when two processes cannot connect by a local socket. A client then starts an engine of its own."""
 
 
 class EngineDiedError(EngineError):

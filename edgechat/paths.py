@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def gpus_file() -> Path:
 def instances_dir() -> Path:
     """Return the directory of running instances, with one state file for each engine process."""
     return cache_dir() / "running"
+
+
+def sockets_dir() -> Path:
+    """Return the directory of the sockets on which engine processes listen.
+
+    This is `XDG_RUNTIME_DIR/edgechat` if that directory belongs to the user, and EDGECHAT_HOME is not set.
+    """
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    if sys.platform != "win32" and not os.environ.get("EDGECHAT_HOME") and os.path.isabs(runtime_dir):  # noqa: PTH117
+        with contextlib.suppress(OSError):  # the directory does not exist, or the user cannot open it
+            status = Path(runtime_dir).stat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                return Path(runtime_dir) / "edgechat"
+    return cache_dir() / "engines"
 
 
 def free_bytes(path: Path) -> int:

@@ -11,6 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
+from io import BufferedReader, RawIOBase
 from typing import IO, Any
 
 from edgechat import process
@@ -21,9 +22,10 @@ from edgechat.errors import EngineDiedError, format_reason
 class Channel:
     """One end of the connection between two processes. Only one thread may call `read`; any thread may call `write`."""
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self._reader = os.fdopen(read_fd, "rb", buffering=1 << 16)
-        self._writer = os.fdopen(write_fd, "wb", buffering=0)
+    def __init__(self, reader: int | BufferedReader, writer: int | RawIOBase) -> None:
+        """Set the files that the channel reads and writes, given as open files or as file descriptors."""
+        self._reader = os.fdopen(reader, "rb", buffering=1 << 16) if isinstance(reader, int) else reader
+        self._writer = os.fdopen(writer, "wb", buffering=0) if isinstance(writer, int) else writer
         self._write_lock = threading.Lock()
 
     def read(self) -> bytes | None:
