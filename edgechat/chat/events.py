@@ -78,6 +78,8 @@ class PickStarted(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum number of replies."""
     costs: tuple[float, float] | None = None
     """Least and greatest time that the replies take, relative to one reply; None if it was not measured."""
+    compares: bool = False
+    """True if the model compares the replies afterwards."""
 
 
 class PickProgressed(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,10 +142,11 @@ def format_progress(event: SessionEvent) -> str:
     if isinstance(event, ContextSizeChanging):
         verb = "Growing" if event.is_growing else "Shrinking"
         return f"{verb} the context to {format_count(event.n_ctx, 'token')}"
-    if isinstance(event, PickProgressed):
-        if event.is_judging:
-            return f"Comparing the replies ({event.n_finished} of {event.n_replies})"
-        return f"{event.n_finished} of up to {event.n_replies} replies finished"
+    if isinstance(event, PickProgressed) and event.is_judging:
+        return f"Comparing the replies ({event.n_finished} of {event.n_replies})"
+    if isinstance(event, (PickStarted, PickProgressed)):
+        n_finished = event.n_finished if isinstance(event, PickProgressed) else 0
+        return f"{n_finished} of up to {event.n_replies} replies finished"
     return ""
 
 
@@ -166,7 +169,7 @@ def format_notice(event: SessionEvent) -> str:
 def _describe_pick_costs(event: PickStarted) -> str:
     n = event.n_replies
     text = f"Up to {n} replies share the prompt, and take up to {n} times the tokens of one reply"
-    if event.costs is None:
-        return f"{text}."
-    low, high = (f"{cost:.1f}" for cost in event.costs)
-    return f"{text}, in about {low if low == high else f'{low} to {high}'} times the time of one."
+    if event.costs is not None:
+        low, high = (f"{cost:.1f}" for cost in event.costs)
+        text += f", in about {low if low == high else f'{low} to {high}'} times the time of one"
+    return f"{text}. Then the model compares them." if event.compares else f"{text}."

@@ -77,7 +77,9 @@ class PickedTurn:
                     elif not indexes.start or not isinstance(event, (events.TurnStarted, events.ReplyTextGenerated)):
                         yield event
                     if isinstance(event, events.TurnStarted) and not indexes.start:
-                        yield events.PickStarted(n_replies=picker.n_replies, costs=self._estimate_costs(len(indexes)))
+                        yield events.PickStarted(
+                            n_replies=picker.n_replies, costs=self._estimate_costs(), compares=picker.method == "judge"
+                        )
                     if picker.n_finished > n_finished:
                         n_finished = picker.n_finished
                         yield events.PickProgressed(n_finished=n_finished, n_replies=picker.n_replies)
@@ -96,17 +98,19 @@ class PickedTurn:
         self._context_tokens = event.context_tokens or self._context_tokens
         self._n_tokens += event.reply.stats.completion_tokens if event.reply.stats is not None else 0
 
-    def _estimate_costs(self, n_first: int) -> tuple[float, float] | None:
-        """Return the least and the greatest time of all replies, relative to one reply; None if it was not measured."""
+    def _estimate_costs(self) -> tuple[float, float] | None:
+        """Return the least and the greatest time of all replies, relative to one reply; None if it was not measured.
+
+        The replies of a round share the steps of the decoder, and the rounds follow one another.
+        """
         try:
             costs = self._model.engine.stats().step_costs
         except EdgechatError:
             return None
         if not costs:
             return None
-        first = _interpolate(costs, n_first)
-        n_left = self._picker.n_replies - n_first
-        return first, first + (_interpolate(costs, n_left) if n_left else 0.0)
+        low, high = (sum(_interpolate(costs, n) for n in self._picker.plan_rounds(votes)) for votes in ("1", "12"))
+        return low, high
 
     def _judge(self, parent_id: str) -> Generator[events.SessionEvent, None, int | None]:
         """Let the model compare the complete replies; return the winner among them.
@@ -160,10 +164,12 @@ class PickedTurn:
 
 
 def _interpolate(costs: dict[int, float], n: int) -> float:
-    """Return the cost of a step of `n` tokens, from the measured costs of other numbers, relative to one token."""
+    """Return the cost of a step of `n` tokens relative to one token, from the measured costs of other numbers.
+
+    Beyond the largest measured number, each token costs as much as between the last two numbers.
+    """
     points = sorted({1: 1.0, **costs}.items())
-    for (n_before, before), (n_after, after) in itertools.pairwise(points):
-        if n <= n_after:
-            return before + (after - before) * (n - n_before) / (n_after - n_before)
-    last_n, last_cost = points[-1]
-    return last_cost * n / last_n
+    (n_before, before), (n_after, after) = next(
+        ((low, high) for low, high in itertools.pairwise(points) if n <= high[0]), points[-2:]
+    )
+    return before + (after - before) * (n - n_before) / (n_after - n_before)

@@ -1,11 +1,18 @@
-"""Progress of the reasoning in a reply: its time and its limit, as a short text for a status line."""
+"""Progress of a reply as short texts: time and limit of its reasoning, and the finished ones of several replies."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from edgechat.chat.events import ReplyTextGenerated, SessionEvent, ThinkingLimited
+from edgechat.chat.events import (
+    PickProgressed,
+    PickStarted,
+    ReplyTextGenerated,
+    SessionEvent,
+    ThinkingLimited,
+    format_progress,
+)
 
 
 class ThinkingProgress:
@@ -19,10 +26,14 @@ class ThinkingProgress:
         self._n_tokens = 0
         self.text = ""
         """Text such as `Reasoning 12 s of 20 s`; "" while the model is not reasoning."""
+        self.pick_text = ""
+        """Text such as `2 of up to 5 replies finished`; "" if no reply is picked."""
 
     def add(self, event: SessionEvent) -> None:
-        """Update `text` from the next event of the turn."""
-        if isinstance(event, ThinkingLimited):
+        """Update the texts from the next event of the turn."""
+        if isinstance(event, (PickStarted, PickProgressed)):
+            self.pick_text = format_progress(event)
+        elif isinstance(event, ThinkingLimited):
             self._limit = event
         elif isinstance(event, ReplyTextGenerated) and event.reply_index == 0:
             self._is_thinking = not event.text and (self._is_thinking or bool(event.reasoning))

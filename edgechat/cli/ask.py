@@ -229,7 +229,7 @@ def stream_reply(
         for event in events:
             status.note(format_notice(event))
             thinking.add(event)
-            status.show(thinking.text or format_progress(event))
+            status.show(", ".join(filter(None, (thinking.text, thinking.pick_text))) or format_progress(event))
             is_picking = is_picking or isinstance(event, PickStarted)
             text = event.text if isinstance(event, ReplyTextGenerated) and not is_picking else ""
             if isinstance(event, (TurnFinished, TurnInterrupted)):

@@ -274,7 +274,8 @@ class ConversationPane(ConversationFrame):
         if message.text or not entry.text:
             self.transcript.update_entry(entry)
         self.is_reasoning = bool(message.thinking)
-        self.status_line.count_tokens(message.n_tokens, message.thinking or "Generating")
+        activity = ", ".join(filter(None, (message.thinking or "Generating", message.pick)))
+        self.status_line.count_tokens(message.n_tokens, activity)
 
     def on_reply_ended(self, message: ui_messages.ReplyEnded) -> None:
         turn = message.turn

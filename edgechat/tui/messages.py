@@ -108,6 +108,8 @@ class TextArrived(Message):
     n_tokens: int
     thinking: str = ""
     """Status text of the reasoning, with its time and its limit; "" if the model is not reasoning."""
+    pick: str = ""
+    """Status text of the replies of which one is picked; "" if no reply is picked."""
 
 
 @dataclass(repr=False, eq=False)

@@ -93,7 +93,8 @@ class ReplyStream:
             self._post_text()
 
     def _post_text(self) -> None:
-        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens, self._thinking.text))
+        thinking, pick = self._thinking.text, self._thinking.pick_text
+        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens, thinking, pick))
         self._text, self._reasoning, self._n_tokens, self._posted_at = "", "", 0, time.monotonic()
 
     def _post_progress(self, event: SessionEvent) -> None:

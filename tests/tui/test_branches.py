@@ -7,6 +7,7 @@ import pytest
 from edgechat.bench.scripted_session import Script
 from edgechat.chat.commands import Destination
 from edgechat.store import open_ephemeral_store
+from edgechat.tui import messages
 from tests.tui.app_driver import (  # fmt: skip
     ask,
     footer_text,
@@ -248,6 +249,24 @@ async def test_best_reply_is_shown_with_its_vote_and_its_cost() -> None:
         assert shown_texts(app, "note")[-1].startswith("2 of 3 agree (3 replies, ")
         assert "3/4> 2 of 3 agree" in screen_text(app) or "3/4\u203a 2 of 3 agree" in screen_text(app)
         assert len(saved_texts(app)) == 2
+
+
+async def test_status_line_shows_how_many_replies_are_finished_beside_the_first_one() -> None:
+    script = Script(["Hm.", "The answer is 7."])
+    app = make_scripted_app(script=script, temperature=0.7)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "What is 3 + 4?")
+        script.may_continue.clear()
+        app.pane.prompt.load("/best 3")
+        await pilot.press("enter")
+        await until_async(lambda: "0 of up to 3 replies finished" in screen_text(app))
+        app.pane.post_message(messages.TextArrived("The", "", 1, "", "1 of up to 3 replies finished"))
+        await until_async(lambda: "Generating, 1 of up to 3 replies finished" in screen_text(app))
+        app.pane.post_message(messages.TextArrived("", "Hm", 1, "Reasoning 2 s", "2 of up to 3 replies finished"))
+        await until_async(lambda: "Reasoning 2 s, 2 of up to 3 replies finished" in screen_text(app))
+        script.may_continue.set()
+        await until_async(lambda: not app.pane.is_busy)
 
 
 @pytest.mark.parametrize("keys", [("D", "D"), ("d", "D"), ("delete", "D"), ("up", "D", "D"), ("up", "d", "d")])

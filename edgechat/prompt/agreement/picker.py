@@ -109,6 +109,18 @@ class ReplyPicker:
         self._n_started += min(n_round, n_left, self._max_parallel)
         return range(start, self._n_started)
 
+    def plan_rounds(self, votes: str) -> list[int]:
+        """Return the sizes of all rounds if the replies have the answers in `votes`, one digit each, over and over.
+
+        A vote takes longest if two answers alternate.
+        """
+        picker, sizes = ReplyPicker(self.method, self.n_replies, self._max_parallel), []
+        while indexes := picker.start_round():
+            sizes.append(len(indexes))
+            for index in indexes:
+                picker.finish_reply(index, votes[index % len(votes)], None, "stop")
+        return sizes
+
     def finish_reply(self, index: int, text: str, mean_logprob: float | None, finish_reason: str) -> None:
         """Add the text, without reasoning, of a reply that has ended for a reason of `engine.protocol.FinishReason`.
 

@@ -17,6 +17,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, StoreError, UsageError
 from edgechat.planner.load_plan import make_manual_plan
+from edgechat.prompt.agreement.picker import PickMethod
 from edgechat.store import open_ephemeral_store
 
 OpenSession = Callable[..., ScriptedSession]
@@ -239,8 +240,35 @@ def test_cost_of_several_replies_is_interpolated() -> None:
     assert _interpolate(costs, 3) == pytest.approx(1.6)
     assert _interpolate(costs, 8) == 4.0
     assert _interpolate(costs, 16) == 8.0
+    assert _interpolate({2: 1.2}, 6) == pytest.approx(2.0)
     event = events.PickStarted(n_replies=5, costs=(1.6, 2.8))
     assert events.format_notice(event).endswith("of one reply, in about 1.6 to 2.8 times the time of one.")
+    event = events.PickStarted(n_replies=5, costs=(2.0, 2.0), compares=True)
+    assert events.format_notice(event).endswith("in about 2.0 times the time of one. Then the model compares them.")
+
+
+@pytest.mark.parametrize(
+    ("method", "n_replies", "n_seqs", "costs"),
+    [
+        ("agree", 5, 8, (1.6, 1.6 + 1 + 1)),  # three replies at once, and then one after the other
+        ("agree", 9, 8, (2.5, 2.5 + 1.2 + 1 + 1)),
+        ("likely", 5, 8, (2.5, 2.5)),
+        ("likely", 9, 4, (2.0 + 2.0 + 1, 2.0 + 2.0 + 1)),  # the model allows four at once
+        ("judge", 3, 8, (1.6, 1.6)),
+    ],
+)
+def test_estimated_time_is_that_of_the_steps_of_all_rounds(
+    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, method: PickMethod, n_replies: int, n_seqs: int,
+    costs: tuple[float, float],
+) -> None:  # fmt: skip
+    session = open_session(answers(7, 7), n_seqs=n_seqs)
+    stats = protocol.EngineStats(
+        id=0, backend="cpu", model="m", n_ctx=1, context_tokens=0, peak_rss_bytes=0, memory={},
+        step_costs={2: 1.2, 4: 2.0, 8: 4.0},
+    )  # fmt: skip
+    monkeypatch.setattr(session.model.engine, "stats", lambda: stats)
+    started = next(e for e in session.send("Hi", n_replies=n_replies, pick=method) if isinstance(e, events.PickStarted))
+    assert started.costs == pytest.approx(costs)
 
 
 def test_failed_save_of_the_pick_is_no_error(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:

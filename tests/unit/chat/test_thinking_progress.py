@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgechat.chat.events import ReplyTextGenerated, ThinkingLimited
+from edgechat.chat.events import PickProgressed, PickStarted, ReplyTextGenerated, ThinkingLimited
 from edgechat.chat.thinking_progress import ThinkingProgress
 
 
@@ -35,3 +35,14 @@ def test_nearer_limit_is_shown(limit: ThinkingLimited | None, text: str) -> None
     assert not progress.text
     progress.add(ReplyTextGenerated(text="", reasoning="", n_tokens=1))  # the parser holds back a part of the text
     assert not progress.text
+
+
+def test_finished_replies_are_shown_while_the_first_one_is_generated() -> None:
+    progress = ThinkingProgress()
+    progress.add(ReplyTextGenerated(text="a", reasoning="", n_tokens=1))
+    assert not progress.pick_text
+    progress.add(PickStarted(n_replies=5))
+    assert progress.pick_text.startswith("0 of up to 5")
+    progress.add(PickProgressed(n_finished=2, n_replies=5))
+    progress.add(ReplyTextGenerated(text="b", reasoning="", n_tokens=1))
+    assert str(progress.pick_text) == "2 of up to 5 replies finished"
