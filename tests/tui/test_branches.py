@@ -260,11 +260,14 @@ async def test_status_line_shows_how_many_replies_are_finished_beside_the_first_
         script.may_continue.clear()
         app.pane.prompt.load("/best 3")
         await pilot.press("enter")
-        await until_async(lambda: "0 of up to 3 replies finished" in screen_text(app))
-        app.pane.post_message(messages.TextArrived("The", "", 1, "", "1 of up to 3 replies finished"))
-        await until_async(lambda: "Generating, 1 of up to 3 replies finished" in screen_text(app))
-        app.pane.post_message(messages.TextArrived("", "Hm", 1, "Reasoning 2 s", "2 of up to 3 replies finished"))
-        await until_async(lambda: "Reasoning 2 s, 2 of up to 3 replies finished" in screen_text(app))
+        await until_async(lambda: "Reading" in screen_text(app))
+        for thinking, expected in (("", "Generating, 1 of up to 3"), ("Reasoning 2 s", "Reasoning 2 s, 1 of up to 3")):
+
+            def is_shown(thinking: str = thinking, expected: str = expected) -> bool:
+                app.pane.post_message(messages.TextArrived("", "", 1, thinking, "1 of up to 3 replies finished"))
+                return f"{expected} replies finished" in screen_text(app)
+
+            await until_async(is_shown)
         script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
 
