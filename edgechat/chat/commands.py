@@ -309,7 +309,7 @@ def _thinking(session: Session, text: str) -> Outcome:
     if not text:
         return Outcome(f"Limit of reasoning: {session.settings.thinking or 'not set'}")
     session.override_settings(thinking=parse_thinking(text))
-    return Outcome(f"Limit of reasoning: {text.lower()}")
+    return Outcome(". ".join(filter(None, (f"Limit of reasoning: {text.lower()}", session.describe_useless_limit()))))
 
 
 def _now(session: Session, _argument: str) -> Outcome:

@@ -38,7 +38,7 @@ from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
 from edgechat.prompt.agreement.picker import PickMethod
-from edgechat.prompt.thinking import is_thinking_on
+from edgechat.prompt.thinking import THINKING_OFF, is_thinking_on
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
@@ -144,7 +144,17 @@ class Session:
         self.load_messages()
         if self.model_error is not None:
             raise self.model_error
-        return self.model.open(self.model_path, self.settings, on_event)
+        model_properties = self.model.open(self.model_path, self.settings, on_event)
+        if "thinking" in self._flags and (problem := self.describe_useless_limit()):
+            self.warnings.append(problem)
+        return model_properties
+
+    def describe_useless_limit(self) -> str:
+        """Return a sentence if the limit of reasoning has no effect, because the model does not reason; else ""."""
+        is_on = self.settings.thinking is not None and str(self.settings.thinking) not in THINKING_OFF
+        if not is_on or not self.model.is_open or self.model.builder.can_reason:
+            return ""
+        return f"The limit has no effect, because {self.model_name} is not a reasoning model."
 
     def change_model(
         self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None

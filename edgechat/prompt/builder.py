@@ -13,7 +13,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.engine.overflow import make_overflow_error
 from edgechat.engine.protocol import Loaded
-from edgechat.errors import ContextOverflowError, TemplateError
+from edgechat.errors import ContextOverflowError, EngineDiedError, TemplateError
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
 from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning, split_reply_start
@@ -23,6 +23,7 @@ from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import ReplyFormat, TemplateInfo
 from edgechat.prompt.reply_formats import PromptOptions, ReplyFormats
 from edgechat.prompt.reply_parser import ReplyParser
+from edgechat.prompt.thinking import choose_reasoning_format
 from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
 from edgechat.prompt.variants import iterate_orders, iterate_variants
 
@@ -62,6 +63,15 @@ class PromptBuilder:
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
         self._omissions = OmissionFinder()
         self.formats = ReplyFormats(template_renderer, self._template_info)
+
+    @property
+    def can_reason(self) -> bool:
+        """False if the template is known to have no format of reasoning, so that no limit of reasoning applies."""
+        if self.reasoning_format is not None:
+            return True
+        with contextlib.suppress(TemplateError, EngineDiedError):  # the next prompt reports the error
+            return choose_reasoning_format(None, self.formats.find(PromptOptions(think=False))) is not None
+        return True
 
     @property
     def n_ctx_train(self) -> int:

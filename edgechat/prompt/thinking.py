@@ -10,6 +10,8 @@ from edgechat.prompt.reply_format import ReplyFormat
 
 AUTO_S: Final = 20.0
 """Time in seconds that `thinking = "auto"` allows; the measured decode speed converts it to tokens."""
+THINKING_OFF: Final = frozenset({"off", "0", "0s"})
+"""Values of the setting `thinking` that turn reasoning off."""
 # With fewer tokens, `auto` turns reasoning off: a model only begins to think, and its reply gets no better.
 _MIN_AUTO_TOKENS: Final = 100
 # Share of the reply's tokens (up to its maximum length and the end of the context) that reasoning may take.
@@ -68,7 +70,7 @@ def is_thinking_on(
         return reasoning
     if thinking == "auto":
         return decode_tps is None or AUTO_S * decode_tps >= _MIN_AUTO_TOKENS
-    return str(thinking) not in {"off", "0", "0s"}
+    return str(thinking) not in THINKING_OFF
 
 
 def choose_budget(thinking: str | int | None, space: ReplySpace) -> ThinkingBudget | None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from edgechat.chat import events
+from edgechat.chat.commands import COMMANDS_BY_NAME
 from edgechat.chat.messages import Message
+from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.engine.chats import OpenChat
-from tests.models import OPEN_THOUGHT_TEMPLATE, THINKING_TEMPLATE, write_parrot, write_tiny_llama
+from tests.models import OPEN_THOUGHT_TEMPLATE, TEMPLATE, THINKING_TEMPLATE, write_parrot, write_tiny_llama
 
 
 def open_thinking_chat(tmp_path: Path, template: str = THINKING_TEMPLATE, **options: object) -> OpenChat:
@@ -89,6 +91,24 @@ def test_answer_now_ends_the_reasoning_at_any_moment(tmp_path: Path) -> None:
         assert "think>" not in reply.reasoning + reply.text
         chat.check()
         session.delete(session.tree.path[0].id)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "limit", "problem"),
+    [
+        (TEMPLATE, "low", "The limit has no effect, because plain is not a reasoning model."), (TEMPLATE, "off", ""),
+        (THINKING_TEMPLATE, "low", ""),
+    ],
+)  # fmt: skip
+def test_limit_without_effect_is_reported(tmp_path: Path, template: str, limit: str, problem: str) -> None:
+    model = write_tiny_llama(tmp_path / "plain.gguf", template=template)
+    session = Session(open_store(), Settings(n_ctx=256, titles=False), model, flags={"thinking": limit})
+    session.open()
+    assert session.warnings == ([problem] if problem else [])
+    change_limit = COMMANDS_BY_NAME["thinking"].run
+    assert change_limit is not None
+    assert change_limit(session, limit).text == ". ".join(filter(None, (f"Limit of reasoning: {limit}", problem)))
     session.close()
 
 
