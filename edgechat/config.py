@@ -83,6 +83,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
         training length. Above the training length, YaRN is used where the model allows it.
     budget: Memory budget, such as `4GB` or `1500MiB`; unset: the available memory.
     n_threads: Number of compute threads; unset: the fastest number, and fewer while other programs are busy.
+    keep_alive: Seconds for which a model stays in memory after the last program that uses it has ended; 0: not at all;
+        -1: until `edgechat engine stop`.
     gpu: Use a GPU if one passes the self-test.
     max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
     system_prompt: System prompt of new conversations.
@@ -110,6 +112,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     n_ctx: int | None = None
     budget: str | None = None
     n_threads: int | None = None
+    keep_alive: int = 300
     gpu: bool = True
     max_tokens: int | None = None
     system_prompt: str = ""
@@ -137,7 +140,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
 
 
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
-    "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24),
+    "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "keep_alive": (-1, 31_536_000),
+    "max_tokens": (1, 1 << 24),
     "temperature": (0.0, 10.0), "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
     "typical_p": (0.0, 1.0), "top_n_sigma": (-1.0, 100.0), "xtc_probability": (0.0, 1.0), "xtc_threshold": (0.0, 1.0),
     "dynatemp_range": (0.0, 10.0), "dynatemp_exponent": (0.0, 10.0),

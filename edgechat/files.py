@@ -123,6 +123,33 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         return data
 
 
+class FileLock:
+    """Lock between processes, which the operating system releases when a process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the lock file, and create it if it is missing. Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+
+    def try_acquire(self) -> bool:
+        """Acquire the lock if no other process holds it; return whether this process holds it now."""
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Release the lock and close the file."""
+        os.close(self._descriptor)
+
+
 def make_file_key(path: str) -> str:
     """Return the key of a model file in state files: its name and size, so that it stays the same after a move."""
     file = Path(path)

@@ -67,6 +67,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     for name in ("TMUX", "TMUX_PANE", "STY", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EDGECHAT_HOME", str(directory))
+    # Each test starts its own engine, which ends with the test; the tests of resident engines delete the variable.
+    monkeypatch.setenv("EDGECHAT_ENGINE", "private")
     if request.node.get_closest_marker("cold") is None and "unit" not in request.node.path.parts:
         request.getfixturevalue("warm")
     return directory

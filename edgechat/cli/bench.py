@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def _print_progress(text: str) -> None:
 @click.group()
 def bench() -> None:
     """Benchmark edgechat, alone or against llama.cpp's tools."""
+    os.environ["EDGECHAT_ENGINE"] = "private"  # a measured engine has no other clients, and has loaded nothing before
 
 
 @bench.command()

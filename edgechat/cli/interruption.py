@@ -105,6 +105,7 @@ def use_session(session: Session, status: StderrStatus) -> Iterator[Interruption
     `status` shows that the model is loaded, and which model was chosen automatically. Raises EdgechatError,
     KeyboardInterrupt after Ctrl-C, and SystemExit after another signal.
     """
+    session.model.client_name = "ask"
     interruption = Interruption(session)
     with interruption.handle_signals():
         try:

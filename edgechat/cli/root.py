@@ -42,7 +42,7 @@ Exit codes:
 _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
     "config": "config", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
-    "do": "do", "explain": "explain", "commit": "commit",
+    "do": "do", "explain": "explain", "commit": "commit", "engine": "engine",
 }  # fmt: skip
 
 

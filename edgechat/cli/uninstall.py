@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ _DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
     "models": ("models", "library.json*"),
-    "cache": ("prefix", "running", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
+    "cache": ("prefix", "running", "engines", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
 }
 
 
@@ -52,6 +53,7 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
             purge_hint = "\nTo delete everything listed above, run `edgechat uninstall --purge`." if items else ""
             click.echo(f"\n{_format_removal_instructions()}{purge_hint}")
         return
+    _stop_idle_engines()
     _refuse_while_running()
     if items and not yes:
         if not sys.stdin.isatty():
@@ -107,6 +109,16 @@ def _format_removal_instructions() -> str:
     if prefix.parts[:2] == ("/", "opt"):
         return "To remove the program, run `sudo apt remove edgechat`."
     return f"The program is installed in {prefix}; remove it with the tool that installed it."
+
+
+def _stop_idle_engines() -> None:
+    """End the engines that only keep a model in memory, so that they do not count as running programs."""
+    from edgechat.engine.resident_client import stop_idle_engine
+    from edgechat.errors import LocalSocketError
+
+    with contextlib.suppress(LocalSocketError):  # then there are no resident engines
+        while stop_idle_engine():
+            pass
 
 
 def _refuse_while_running() -> None:

@@ -5,6 +5,7 @@ All methods of `EngineClient` are thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -13,9 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from edgechat.engine import protocol
+from edgechat.engine import protocol, resident_client
 from edgechat.engine.cancellation import Cancellation
+from edgechat.engine.engine_link import StartedEngine
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S, EngineProcess, OnOutcome
+from edgechat.engine.resident_client import ShareRequest
+from edgechat.engine.resident_files import ResidentFiles
 from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, find_error_class
 from edgechat.planner.requantize import QuantModel
 from edgechat.process import EXIT_VERSION_CHANGED, KILL_SIGNAL
@@ -42,6 +46,9 @@ class EngineClient:
         self.model_properties: protocol.Loaded | None = None
         """Loaded event of the current model; None before the first load and after a failed load."""
         self._is_closed = False
+        self._share: ShareRequest | None = None
+        self._files: ResidentFiles | None = None
+        """Files of the resident engine that this client has started."""
         self._lock = threading.Lock()
         self._restart_lock = threading.Lock()  # several threads can notice a crash at the same time
 
@@ -50,14 +57,72 @@ class EngineClient:
         with self._lock:
             if self._is_closed:
                 raise EngineDiedError("The engine was closed. Restart edgechat.")
-            if self._process is None or self._process.error is not None:
-                self._process = EngineProcess()
+            if self._process is not None and self._process.error is None:
+                return
+            if self._share is None:
+                self._process = EngineProcess(StartedEngine())
+                return
+            link, self._files = resident_client.start(self._share)
+            self._process = EngineProcess(link)
+            self._introduce(self._process, self._share)
+
+    def _introduce(self, process: EngineProcess, share: ShareRequest) -> protocol.Attached:
+        """Tell a resident engine who this client is, and return the model that the engine has loaded."""
+        events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+        process.send(
+            protocol.Attach(id=self.next_id(), client=share.client, keep_alive_s=share.keep_alive_s), events.put
+        )
+        event = events.get()
+        if isinstance(event, EdgechatError):
+            raise event
+        return event if isinstance(event, protocol.Attached) else protocol.Attached(id=event.id)
+
+    def leave(self, share: ShareRequest | None) -> None:
+        """Leave the current engine, and use one that `share` describes from now on: None for a private process."""
+        with self._lock:
+            process, self._process = self._process, None
+            self._share, self._files, self._last_load, self.model_properties = share, None, None, None
+        if process is not None:
+            process.stop(EXIT_TIMEOUT_S)
+
+    def attach(self) -> protocol.Load | None:
+        """Attach to a running engine with the right model; return the request that loaded it, None if there is none.
+
+        Raises LocalSocketError.
+        """
+        with self._lock:
+            share = self._share
+            link = resident_client.attach(share) if share is not None and not self._is_closed else None
+            if share is None or link is None:
+                return None
+            process = EngineProcess(link)
+            try:
+                attached = self._introduce(process, share)
+            except EngineDiedError:  # the engine has ended meanwhile
+                return None
+            if attached.load is None or attached.loaded is None:  # its starter has not loaded the model
+                process.stop(EXIT_TIMEOUT_S)
+                return None
+            self._process = process
+            self._last_load = attached.load
+            self.model_properties = msgspec.structs.replace(attached.loaded, load_s=0.0)
+            return attached.load
+
+    @property
+    def load_request(self) -> protocol.Load | None:
+        """Request that loaded the current model; None without a model."""
+        return self._last_load
+
+    @property
+    def is_shared(self) -> bool:
+        """True if other clients may use the engine process."""
+        return self._share is not None
 
     @property
     def pid(self) -> int | None:
         """Process id of the engine; None if no engine process is running."""
         process = self._process
-        return process.child.pid if process is not None and process.error is None else None
+        return process.link.pid if process is not None and process.error is None else None
 
     @property
     def has_loaded_one_model(self) -> bool:
@@ -96,6 +161,9 @@ class EngineClient:
                 raise
             loaded_event = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._last_load = request
+        if self._files is not None:
+            estimate = request.plan.estimate
+            resident_client.record_load(self._files, loaded_event.n_ctx, estimate.total)
         return loaded_event
 
     def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
@@ -114,7 +182,7 @@ class EngineClient:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            process.stop(EXIT_TIMEOUT_S)
+            process.stop(EXIT_TIMEOUT_S, shut_down=True)
         self.start()
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
@@ -227,10 +295,19 @@ class EngineClient:
         )
 
     def restart_if_dead(self) -> None:
-        """If `needs_restart`, start a new process and load the last model again."""
-        with self._restart_lock:
-            if self.needs_restart and self._last_load is not None:
-                self._load_once(msgspec.structs.replace(self._last_load, id=self.next_id()), _ignore_event)
+        """If `needs_restart`, start a new process and load the last model again.
+
+        A shared engine may have been restarted by another client.
+        """
+        with self._restart_lock, contextlib.ExitStack() as stack:
+            last_load = self._last_load
+            if not self.needs_restart or last_load is None:
+                return
+            if self._share is not None:
+                stack.enter_context(resident_client.lock_loading(lambda: None))
+                if self.attach() is not None:
+                    return
+            self._load_once(msgspec.structs.replace(last_load, id=self.next_id()), _ignore_event)
 
     def _iterate_events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()

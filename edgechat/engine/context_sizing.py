@@ -214,14 +214,14 @@ class ContextSizer:
             return
         self._check_at = self._now() + _CHECK_INTERVAL_S
         memory = self._read_memory()
-        if not _is_short(memory):
+        if not is_short(memory):
             return
         store = self._cache.store
         if store.ram_bytes:
             store.discard_from_ram(_compute_margin_bytes(memory) - memory.available_bytes)
             return_freed_memory()
             memory = self._read_memory()
-            if not _is_short(memory):
+            if not is_short(memory):
                 return
         while self._cache.evict_saved_lru():
             pass
@@ -269,7 +269,8 @@ def _compute_margin_bytes(memory: FreeMemory) -> int:
     return factor * min(_MARGIN_BYTES, memory.total_bytes // _MARGIN_DIVISOR)
 
 
-def _is_short(memory: FreeMemory) -> bool:
+def is_short(memory: FreeMemory) -> bool:
+    """Return whether other programs need the memory that a grown context or an idle model uses."""
     return memory.available_bytes < _compute_margin_bytes(memory) // _SHORT_DIVISOR
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from typing import Final
 
 from edgechat.engine import frames, protocol
 from edgechat.engine.death import Death
+from edgechat.engine.engine_link import EngineLink
 from edgechat.engine.hang_detector import TICK_S, HangDetector
-from edgechat.engine.pipe import spawn_child
 from edgechat.errors import EdgechatError, EngineDiedError
 from edgechat.hardware.memory import count_memory_kills, is_process_stopped
 from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import logs
-from edgechat.runtime.activity import Activity, ActivityFile, ActivityState
+from edgechat.runtime.activity import Activity
 
 EXIT_TIMEOUT_S: Final = 2.0
 """Time that the engine process has to save its caches before it exits."""
@@ -34,20 +33,10 @@ OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 class EngineProcess:
     """One engine process and its pending requests."""
 
-    def __init__(self) -> None:
-        log = logs.open_log()
+    def __init__(self, link: EngineLink) -> None:
+        """Use the process behind `link`, which `stop` closes."""
+        self.link = link
         self._log_start = logs.size()
-        self._activity_file = _create_activity_file()
-        extra_fds = (self._activity_file.fd,) if self._activity_file is not None else ()
-        try:
-            self.child, self.channel = spawn_child(["_engine"], log or subprocess.DEVNULL, extra_fds)
-        except EngineDiedError:
-            if self._activity_file is not None:
-                self._activity_file.close()
-            raise
-        finally:
-            if log:
-                log.close()
         self.n_loads = 0
         """Number of Load requests sent to this process."""
         self.peak_n_ctx = 0
@@ -112,7 +101,7 @@ class EngineProcess:
     def _write_requests(self) -> None:
         """Write the frames in a separate thread, because a write to an engine that hangs never returns."""
         while (frame := self._frames.get()) is not None:
-            self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
+            self.link.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
 
     def _watch(self) -> None:
         """Kill the process if it hangs while requests are in progress."""
@@ -124,22 +113,22 @@ class EngineProcess:
             time.sleep(TICK_S)
             with self._lock:
                 all_cancelled = bool(self._callbacks) and self._callbacks.keys() <= self._cancelled_at.keys()
-            state = self._activity_file.read() if self._activity_file is not None else ActivityState()
+            # A shared engine may have to finish a long step of another client's request first.
             reason = self._detector.tick(
-                is_stopped=is_process_stopped(self.child.pid), all_cancelled=all_cancelled,
-                is_resizing=Activity.RESIZING in state.activities,
+                is_stopped=is_process_stopped(self.link.pid), all_cancelled=all_cancelled and not self.link.is_shared,
+                is_resizing=Activity.RESIZING in self.link.read_state().activities,
             )  # fmt: skip
             if reason and self._callbacks:
                 self._hang_reason = reason
-                self.child.kill()
+                self.link.kill()
                 return
 
     def _read_events(self) -> None:
-        while (body := self.channel.read()) is not None:
+        while (body := self.link.channel.read()) is not None:
             try:
                 event = frames.decode_event(body)
             except EdgechatError:
-                self.child.kill()
+                self.link.kill()
                 break
             self._detector.record_frame()
             with self._lock:
@@ -162,15 +151,18 @@ class EngineProcess:
 
     def _reap(self) -> None:
         """Wait for the process to exit, record a crash of the backend, and fail all pending requests."""
+        if self._is_stopping and self.link.is_shared:
+            self._fail_requests(EngineDiedError("The engine was closed. Restart edgechat."))
+            return
         try:
-            exit_code = self.child.wait(timeout=EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            exit_code = self.child.wait()
-        state = ActivityState()
-        if self._activity_file is not None:
-            state = self._activity_file.read()
-            self._activity_file.close()
+            exit_code = self.link.wait(EXIT_TIMEOUT_S)
+        except TimeoutError:
+            if self.link.is_shared and not self._hang_reason:  # the engine may serve other clients
+                self._fail_requests(EngineDiedError("The engine closed the connection. Send the request again."))
+                return
+            self.link.kill()
+            exit_code = self.link.wait()
+        state = self.link.read_state()
         death = Death(
             exit_code=exit_code,
             state=state,
@@ -186,33 +178,35 @@ class EngineProcess:
         if exit_code == -KILL_SIGNAL and not self._is_stopping and not self._hang_reason:
             n_memory_kills = count_memory_kills()
             self.was_killed_for_memory = n_memory_kills is None or n_memory_kills != self._n_memory_kills
+        self._fail_requests(death.find_error(), request_error)
+
+    def _fail_requests(self, error: EngineDiedError, request_error: EdgechatError | None = None) -> None:
+        """Refuse further requests with `error`, and end the pending requests with `request_error`."""
         with self._lock:
-            self.error = death.find_error()
+            self.error = error
             self._lock.notify_all()
             callbacks, self._callbacks = list(self._callbacks.values()), {}
         for on_outcome in callbacks:
-            on_outcome(request_error)
+            on_outcome(request_error or error)
         self._frames.put(None)
-        self.channel.close()
+        self.link.close()
 
-    def stop(self, timeout_s: float) -> None:
-        """Ask the process to exit; kill it after `timeout_s`, or at once if it does not respond to a cancellation."""
+    def stop(self, timeout_s: float, *, shut_down: bool = False) -> None:
+        """Ask a private process to exit; only leave a shared one, except with `shut_down`.
+
+        The process is killed after `timeout_s`, or at once if it does not respond to a cancellation.
+        """
         self._is_stopping = True
+        if self.link.is_shared and not shut_down:
+            self.link.channel.leave()
+            return
         self._frames.put(frames.encode(protocol.Shutdown(id=0)))
         with self._lock:
             cancelled_at = min(self._cancelled_at.values(), default=math.inf)
         if time.monotonic() - cancelled_at > _CANCEL_TIMEOUT_S:
             timeout_s = 0
         try:
-            self.child.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
-
-
-def _create_activity_file() -> ActivityFile | None:
-    """Create the activity file of an engine process; None if this fails (crashes then have an unknown cause)."""
-    try:
-        return ActivityFile()
-    except OSError:
-        return None
+            self.link.wait(timeout_s)
+        except TimeoutError:
+            self.link.kill()
+            self.link.wait()

@@ -73,4 +73,5 @@ class HeartbeatThread:
             n_other_ticks += not activity.read_state().activities & long_activities
             if n_ticks >= MAX_COMPUTE_TICKS or n_other_ticks >= MAX_OTHER_TICKS:
                 print(f"No progress for {n_ticks * TICK_S:g} s", file=sys.stderr, flush=True)  # noqa: T201  (the log)
+                activity.record_exit(EXIT_STALLED)
                 os._exit(EXIT_STALLED)

@@ -51,6 +51,11 @@ class Channel:
                 return False
         return True
 
+    def leave(self) -> None:
+        """Let the other process read end-of-file. `read` returns None once that process has closed its end, too."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
     def close(self) -> None:
         """Close this end of both pipes, so that the other process reads end-of-file."""
         with contextlib.suppress(OSError):  # the other process may already have closed its end

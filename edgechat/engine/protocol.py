@@ -166,6 +166,28 @@ class EndThinking(Request, frozen=True):
     target_id: int = msgspec.field(name="target")
 
 
+class ClientInfo(msgspec.Struct, frozen=True):
+    """A client of a resident engine."""
+
+    name: str
+    """Command of the client, such as "chat" or "ask"."""
+    pid: int
+    n_requests: int = 0
+    """Number of its requests that have not ended."""
+
+
+class Attach(Request, frozen=True):
+    """Attach to a resident engine: it remains as long as the connection, and `keep_alive_s` longer."""
+
+    client: ClientInfo
+    keep_alive_s: float
+    """Seconds for which the model stays in memory after the last client; negative: for ever."""
+
+
+class GetStatus(Request, frozen=True):
+    """Report the clients and the model of a resident engine, also while a reply is being generated."""
+
+
 class Stats(Request, frozen=True):
     """Report the loaded model, its memory use and its step costs."""
 
@@ -370,6 +392,28 @@ class EngineStats(Event, frozen=True):
     """Length that the context has now, in tokens."""
 
 
+class Attached(Event, frozen=True):
+    """Result of Attach: the model that is loaded already, if there is one."""
+
+    load: Load | None = None
+    """Request that loaded the model."""
+    loaded: Loaded | None = None
+    """Result of that request."""
+
+
+class EngineStatus(Event, frozen=True):
+    """Result of GetStatus."""
+
+    load: Load | None
+    loaded: Loaded | None
+    clients: list[ClientInfo]
+    idle_s: float
+    """Seconds since the last request or the last client ended; 0 while a request has not ended."""
+    keep_alive_s: float
+    decode_tps: float | None
+    """Decode speed of the last reply, in tokens per second; None before the first one."""
+
+
 class RequestFailed(Event, frozen=True):
     """The request failed, but the engine process keeps running. After a failed Load no model is loaded."""
 
@@ -380,15 +424,18 @@ class RequestFailed(Event, frozen=True):
 
 AnyRequest = (
     Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | CancelSequences
-    | EndThinking | Stats | Shutdown
+    | EndThinking | Attach | GetStatus | Stats | Shutdown
 )  # fmt: skip
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
     | QuantTypesListed | EmbeddingsComputed | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted
     | ContextGrowthRefused
-    | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
+    | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats
+    | Attached | EngineStatus | RequestFailed
 )  # fmt: skip
+TARGETED_REQUESTS: Final = (Cancel, CancelSequences, EndThinking)
+"""Requests about another request, which have no event."""
 FINAL_EVENTS: Final = (
     Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, RequestFinished, EngineStats,
-    RequestFailed,
+    Attached, EngineStatus, RequestFailed,
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Engine process (`edgechat _engine [ACTIVITY] READ WRITE`), which runs all native code.
+"""Engine process (`edgechat _engine [NAME] [ACTIVITY] READ WRITE`), which runs all native code.
 
 The main thread executes the requests: Generate requests together, in decode steps, and all other requests one at a
-time. A second thread reads the pipe, so that a Cancel request can abort a running decode. At the end of the pipe, the
-second thread ends the process, because the client has exited.
+time. Another thread reads the requests of each client, so that a Cancel request can abort a running decode. A private
+engine has one client and ends with it. A resident engine has a NAME: further clients attach to it through a socket.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from edgechat.engine import frames, protocol
+import msgspec
+
+from edgechat.engine import protocol
+from edgechat.engine.client_connections import REQUEST_ID_BITS, ClientConnections
 from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.failures import create_failure_event
 from edgechat.engine.heartbeat import HeartbeatThread
 from edgechat.engine.inspector import ModelInspector
-from edgechat.engine.pipe import Channel, open_inherited_channel, open_inherited_file
+from edgechat.engine.pipe import open_inherited_channel, open_inherited_file
+from edgechat.engine.resident_server import ResidentServer
 from edgechat.engine.text_model import TextModel
-from edgechat.errors import EdgechatError, EngineError
+from edgechat.errors import EdgechatError
 from edgechat.runtime import activity
 from edgechat.runtime.model import Model, OnLoadProgress
 
@@ -41,15 +46,25 @@ _MAX_CANCELLED_ID_AGE: Final = 100
 
 
 def main(arguments: list[str]) -> int:
-    """Run the engine process until its client sends Shutdown or exits.
+    """Run the engine process until its client sends Shutdown or exits; a resident engine ends later.
 
-    The arguments are the handle of the activity file, if there is one, and the handles of the two pipes.
+    The arguments are the name of a resident engine, the handle of the activity file, if there is one, and the handles
+    of the two pipes.
     """
     prefer_oom_kill()
+    resident = None
+    if not arguments[0].isdecimal():
+        resident = ResidentServer(arguments.pop(0))
     if len(arguments) > _N_PIPES:
         with contextlib.suppress(OSError, ValueError):  # without marks, crashes are not recorded
             activity.share(open_inherited_file(arguments[0]))
-    EngineServer(open_inherited_channel(arguments)).serve()
+    server = EngineServer(is_resident=resident is not None)
+    server.clients.add(open_inherited_channel(arguments))
+    if resident is not None:
+        resident.start(server.clients, server.shut_down)
+    server.serve()
+    if resident is not None:
+        resident.close()
     return 0
 
 
@@ -65,21 +80,25 @@ def prefer_oom_kill() -> None:
 class EngineServer:
     """Request loop of an engine process, with at most one loaded model."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, *, is_resident: bool = False) -> None:
+        """Create the server without clients. Unless `is_resident`, the process exits when a client leaves."""
+        self.clients = ClientConnections(self, is_shared=is_resident)
+        self._is_resident = is_resident
         self._requests: queue.SimpleQueue[tuple[protocol.AnyRequest, float]] = queue.SimpleQueue()
         self._inspector = ModelInspector(self._send)
-        self._lock = threading.Lock()  # guards the fields below, which are shared with the reader thread
+        self._lock = threading.Lock()  # guards the fields below, which are shared with the reader threads
         self._model = EngineModel()
+        self._load_request: protocol.Load | None = None
+        self._loaded_event: protocol.Loaded | None = None
+        """Result of the last Load request; None while a model is being loaded, and without a model."""
         self._can_abort_idle_work = False
         self._running_ids: set[int] = set()
         self._cancelled_ids: set[int] = set()
         self._is_load_cancelled = False
-        self._heartbeat = HeartbeatThread(self._write)
+        self._heartbeat = HeartbeatThread(self.clients.write)
 
     def serve(self) -> None:
         """Execute requests until Shutdown arrives."""
-        threading.Thread(target=self._read_requests, name="requests", daemon=True).start()
         self._heartbeat.start()
         while True:
             request, arrived_at = self._wait_for_request()
@@ -137,29 +156,49 @@ class EngineServer:
             if is_allowed and not self._requests.empty():
                 self._model.abort()
 
-    # Reader thread
+    # Reader threads
 
-    def _read_requests(self) -> None:
-        while (body := self._channel.read()) is not None:
-            try:
-                request = frames.decode_request(body)
-            except EngineError:
-                break  # treat an invalid message as if the client had exited
-            if isinstance(request, protocol.Cancel):
-                self._cancel(request.target_id)
-                continue
-            arrived_at = time.monotonic()
-            if isinstance(request, protocol.Shutdown):
-                with self._lock:
-                    self._abort_running_requests()
-            if not isinstance(request, (protocol.CancelSequences, protocol.EndThinking)):  # have no events
-                self._heartbeat.add_request()
-            self._requests.put((request, arrived_at))
-            with self._lock:
-                if self._can_abort_idle_work:
-                    self._model.abort()
-        # The client has exited. It stores the conversations, so this process has nothing to save.
-        os._exit(0)
+    def receive(self, request: protocol.AnyRequest) -> None:
+        """Queue a request for the main thread, or apply a cancellation at once."""
+        if isinstance(request, protocol.Cancel):
+            self._cancel(request.target_id)
+            return
+        if isinstance(request, protocol.Shutdown):
+            self.shut_down()
+            return
+        arrived_at = time.monotonic()
+        if not isinstance(request, protocol.TARGETED_REQUESTS):
+            self._heartbeat.add_request()
+        self._queue_request(request, arrived_at)
+
+    def shut_down(self) -> None:
+        """Abort the running requests; the main thread then frees the model and returns from `serve`."""
+        with self._lock:
+            self._abort_running_requests()
+        self._queue_request(protocol.Shutdown(id=0), time.monotonic())
+
+    def remove_client(self, number: int, unfinished_ids: Collection[int]) -> None:
+        """Cancel the unfinished requests of a client that has ended. A private engine exits."""
+        if not self._is_resident:
+            os._exit(0)  # the client stores the conversations, so this process has nothing to save
+        for request_id in list(unfinished_ids):
+            self._cancel(request_id)
+        with self._lock:
+            self._cancelled_ids = {
+                i for i in self._cancelled_ids if i >> REQUEST_ID_BITS != number or i in unfinished_ids
+            }
+
+    def describe_model(self, request_id: int) -> protocol.Attached:
+        """Return the loaded model, as the result of an Attach request."""
+        with self._lock:
+            load = self._load_request if self._loaded_event is not None else None
+            return protocol.Attached(id=request_id, load=load, loaded=self._loaded_event)
+
+    def _queue_request(self, request: protocol.AnyRequest, arrived_at: float) -> None:
+        self._requests.put((request, arrived_at))
+        with self._lock:
+            if self._can_abort_idle_work:
+                self._model.abort()
 
     def _cancel(self, target_id: int) -> None:
         with self._lock:
@@ -188,10 +227,11 @@ class EngineServer:
         self._heartbeat.remove_request()
         with self._lock:
             self._running_ids.discard(request_id)
-            # Earlier requests can still be waiting in the queue, so only the ids of much older requests expire.
-            last_expired_id = request_id - _MAX_CANCELLED_ID_AGE
+            # Earlier requests can still be waiting in the queue, so only the ids of much older requests of the same
+            # client expire.
+            expired_ids = range(request_id >> REQUEST_ID_BITS << REQUEST_ID_BITS, request_id - _MAX_CANCELLED_ID_AGE)
             self._cancelled_ids.discard(request_id)
-            self._cancelled_ids = {i for i in self._cancelled_ids if i > last_expired_id or i in self._running_ids}
+            self._cancelled_ids = {i for i in self._cancelled_ids if i not in expired_ids or i in self._running_ids}
 
     def _execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Load):
@@ -201,6 +241,10 @@ class EngineServer:
         return self._model.execute(request, arrived_at)
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
+        """Load a model in place of the current one. A resident engine does not load the same plan again."""
+        loaded, earlier_request = self._loaded_event, self._load_request
+        if self._is_resident and loaded and earlier_request and request.plan == earlier_request.plan:
+            return msgspec.structs.replace(loaded, id=request.id)
         self._unload()
         self._inspector.close_model()
         model_path = request.plan.model_path
@@ -219,7 +263,7 @@ class EngineServer:
             engine_model = TextModel(model, request, backend, self._send, self._end_request)
         with self._lock:
             self._model = engine_model
-        return protocol.Loaded(
+        loaded_event = protocol.Loaded(
             id=request.id,
             backend=backend,
             n_ctx=engine_model.n_ctx,
@@ -238,6 +282,9 @@ class EngineServer:
             n_embd=engine_model.n_embd,
             max_draft=engine_model.max_draft,
         )
+        with self._lock:
+            self._load_request, self._loaded_event = request, loaded_event
+        return loaded_event
 
     def _make_progress_callback(self, request_id: int) -> OnLoadProgress:
         """Create a callback for llama.cpp that sends up to ten progress events per second and can cancel the load."""
@@ -262,12 +309,10 @@ class EngineServer:
     def _unload(self) -> None:
         with self._lock:
             model, self._model = self._model, EngineModel()
+            self._load_request = self._loaded_event = None
         model.close()
 
     def _send(self, event: protocol.Event) -> None:
         """Send an event from the main thread, and record that this thread makes progress."""
         self._heartbeat.record_progress()
-        self._write(event)
-
-    def _write(self, event: protocol.Event) -> None:
-        self._channel.write(frames.encode(event))  # after a failed write, the reader thread ends the process
+        self.clients.write(event)

@@ -39,6 +39,11 @@ class SocketChannel(Channel):
         self._connection = connection
         super().__init__(connection.makefile("rb"), connection.makefile("wb", buffering=0))
 
+    def leave(self) -> None:
+        """Let `read` return None at both ends."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection. A `read` or `write` that is in progress in another thread ends."""
         with contextlib.suppress(OSError):  # the other process has closed its end

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from edgechat.hardware.cgroups import list_group_memory, read_text
+
+# Maximum difference, in seconds, between two readings of the start time of one process.
+_START_TOLERANCE_S: Final = 2.0
 
 
 class SystemMemory(msgspec.Struct, frozen=True):
@@ -192,6 +196,22 @@ def read_process_start_time(pid: int) -> float:
         return float(psutil.Process(pid).create_time())
     except (psutil.Error, ValueError, OverflowError):
         return 0.0
+
+
+def is_process_running(pid: int, started_at: float) -> bool:
+    """Return whether the process that started at `started_at` (seconds since 1970) still runs.
+
+    A later process with the same ID does not count, nor does one that has ended but whose parent has not read its exit
+    code.
+    """
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - started_at) < _START_TOLERANCE_S
+        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, ValueError, OverflowError):
+        return False
 
 
 def read_peak_pss_bytes(pid: int) -> int:

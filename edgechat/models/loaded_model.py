@@ -10,18 +10,17 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelCrashError, ModelFileError
 from edgechat.modelfile.checks import check_header
-from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.models.events import LoadCallback
 from edgechat.models.loading import (
     find_load_warnings,
-    load_model,
     prepare_unload,
     record_memory_kill,
     register_loaded_model,
     reload_model,
 )
+from edgechat.models.sharing import open_model
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
@@ -33,7 +32,9 @@ from edgechat.prompt.thinking import is_thinking_on
 class LoadedModel:
     """Owner of the processes of one loaded model. `open` loads or replaces the model; `close` ends the processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, client_name: str = "chat") -> None:
+        self.client_name = client_name
+        """Command of this client, which `edgechat engine status` shows."""
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
         self.model_properties: protocol.Loaded | None = None
@@ -76,13 +77,13 @@ class LoadedModel:
                 f"{path.name} is an embedding model and cannot chat. Serve it with `edgechat serve -m`."
             )
         check_header(header)
-        profile = ModelProfile.from_header(header)
         self._settings = settings
         prepare_unload(self.engine, self.plan)
         try:
-            self.plan, model_properties, warnings = load_model(
-                self.engine, profile, settings, on_event, lambda: self._renderer.prepare(header.chat_template)
-            )
+            self.plan, model_properties, warnings = open_model(
+                self.engine, header, settings, on_event, lambda: self._renderer.prepare(header.chat_template),
+                self.client_name,
+            )  # fmt: skip
         except ModelCrashError:
             check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
             raise
@@ -115,6 +116,8 @@ class LoadedModel:
             self.set_model_properties(model_properties)
         else:
             self.engine.restart_if_dead()
+            if self.engine.load_request is not None:
+                self.plan = self.engine.load_request.plan  # another client may have loaded the model with a new plan
             register_loaded_model(self.engine, self.plan)
 
     def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
@@ -137,7 +140,7 @@ class LoadedModel:
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine process and the render process; requests in progress raise EngineDiedError.
 
-        The engine process is killed after `timeout_s`.
+        The engine process is killed after `timeout_s`. A shared engine is only left.
         """
         prepare_unload(self.engine, self.plan)
         self.engine.close(timeout_s)

@@ -52,20 +52,20 @@ def load_model(
     settings: Settings,
     on_event: LoadCallback,
     start_renderer: Callable[[], None],
+    free_memory: Callable[[], bool] = lambda: False,
 ) -> tuple[LoadPlan, protocol.Loaded, list[str]]:
     """Plan and load a model; return the plan, the engine's response, and warnings. Raises EdgechatError.
 
-    `start_renderer` starts the render process while the engine process starts. If memory runs out in spite of the plan,
-    retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU.
+    `start_renderer` starts the render process while the engine process starts. As long as the plan needs concessions,
+    `free_memory` ends another engine that is idle; it returns False if there is none. If memory runs out in spite of
+    the plan, retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU.
     """
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
     bundle = find_bundle()
     gpus, warnings = _find_gpus(engine, settings, bundle, on_event)
     warnings += bundle.warnings
-    machine = current_machine(settings, profile.path, engine.pid, gpus)
-    speculation = settings.speculation and not settings.strict
-    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=speculation)
+    machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory)
     model_properties = None
     for attempt in range(_MAX_RETRIES):
         try:
@@ -83,6 +83,24 @@ def load_model(
         model_properties = _load(engine, profile, load_plan, on_event)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties, warnings
+
+
+def _plan_in_free_memory(
+    engine: EngineClient, profile: ModelProfile, settings: Settings, gpus: Sequence[Gpu],
+    free_memory: Callable[[], bool],
+) -> tuple[Machine, LoadPlan]:  # fmt: skip
+    """Return the resources of the machine and a plan; call `free_memory` until the plan needs no concessions."""
+    speculation = settings.speculation and not settings.strict
+    while True:
+        machine = current_machine(settings, profile.path, engine.pid, gpus)
+        try:
+            load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=speculation)
+        except PlanError:
+            if not free_memory():
+                raise
+        else:
+            if not load_plan.concessions or not free_memory():
+                return machine, load_plan
 
 
 def reload_model(
@@ -123,14 +141,18 @@ def register_loaded_model(engine: EngineClient, load_plan: LoadPlan | None) -> N
 
 
 def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
-    """Delete the record of the loaded model and save its peak memory. Call this before the engine frees the model."""
+    """Delete the record of the loaded model and save its peak memory. Call this before the engine frees the model.
+
+    A shared engine keeps the model and its record.
+    """
     pid = engine.pid
     if load_plan is None:
         return
     if pid is None:
         record_memory_kill(engine, load_plan)
         return
-    instances.unregister(pid)
+    if not engine.is_shared:
+        instances.unregister(pid)
     context_limits.record_success(load_plan.model_path, engine.peak_n_ctx)
     peak_bytes = read_peak_pss_bytes(pid)
     # While a context grows, memory also holds a copy of its sequences, which is not part of the plan.

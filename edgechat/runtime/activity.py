@@ -40,7 +40,9 @@ class Activity(enum.IntEnum):
 
 
 _HAS_COMPUTED_INDEX = len(Activity)
-_SIZE = _HAS_COMPUTED_INDEX + 1
+# Byte with the exit code plus one of a process that exits by itself; 0 otherwise.
+_EXIT_CODE_INDEX = _HAS_COMPUTED_INDEX + 1
+_SIZE = _EXIT_CODE_INDEX + 1
 _MAX_COUNT = 255
 
 
@@ -50,6 +52,8 @@ class ActivityState(msgspec.Struct, frozen=True):
     activities: frozenset[Activity] = frozenset()
     has_computed: bool = False
     """True if at least one batch has been computed with the loaded model."""
+    exit_code: int | None = None
+    """Exit code of a process that exited by itself; None while it runs, and after a crash."""
 
     @property
     def description(self) -> str:
@@ -58,11 +62,16 @@ class ActivityState(msgspec.Struct, frozen=True):
 
 
 class ActivityFile:
-    """The client's end of the memory that it shares with the engine. The file is never visible in a directory."""
+    """The client's end of the memory that it shares with the engine.
 
-    def __init__(self) -> None:
-        """Create the file. Raises OSError, for example if the disk is full."""
-        self._file = _open_file()
+    The file of a private engine is never visible in a directory.
+    """
+
+    def __init__(self, file: BinaryIO | io.FileIO | None = None) -> None:
+        """Create the file, or use `file` of a resident engine. Raises OSError, for example if the disk is full."""
+        self._file = _open_file() if file is None else file
+        if file is not None and not file.writable():
+            return  # another client has started the engine
         try:
             self._file.write(bytes(_SIZE))  # a mapping of unwritten bytes could fail later, if the disk is full
         except OSError:
@@ -105,7 +114,8 @@ def decode_state(counts: bytes) -> ActivityState:
     if len(counts) != _SIZE:
         return ActivityState()
     activities = frozenset(activity for activity in Activity if counts[activity])
-    return ActivityState(activities, bool(counts[_HAS_COMPUTED_INDEX]))
+    exit_code = counts[_EXIT_CODE_INDEX] - 1 if counts[_EXIT_CODE_INDEX] else None
+    return ActivityState(activities, bool(counts[_HAS_COMPUTED_INDEX]), exit_code)
 
 
 # Without a client, the marks are written to private memory.
@@ -138,6 +148,11 @@ def _add(activity: Activity, change: int) -> None:
 def set_has_computed(has_computed: bool) -> None:  # noqa: FBT001  (a switch)
     """Mark whether a batch has been computed with the loaded model."""
     _counts[_HAS_COMPUTED_INDEX] = has_computed
+
+
+def record_exit(exit_code: int) -> None:
+    """Record that this process is about to exit with `exit_code`, which is less than 255."""
+    _counts[_EXIT_CODE_INDEX] = exit_code + 1
 
 
 def read_state() -> ActivityState:

@@ -60,7 +60,7 @@ class ModelQueue:
         self.is_draining = False
         """True when the server is shutting down and the queue accepts no new requests."""
         self._is_stopped = False
-        self._model = LoadedModel()
+        self._model = LoadedModel("serve")
         self._lease = lease
         self._streams: set[EventStream] = set()
         self._engine_lock = asyncio.Lock()

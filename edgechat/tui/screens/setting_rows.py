@@ -31,7 +31,8 @@ GROUPS: Final = (
         "Model",
         {
             "model": "Model", "min_speed": "Minimum speed", "n_ctx": "Context length", "budget": "Memory budget",
-            "n_threads": "Compute threads", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
+            "n_threads": "Compute threads",
+            "keep_alive": "Keep model loaded (s)", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
             "speculation": "Speculative decoding", "strict": "Reproducible replies",
         },
     ),

@@ -9,7 +9,6 @@ import pytest
 
 from edgechat.engine import embedding_model, protocol
 from edgechat.engine.embedding_model import EmbeddingModel
-from edgechat.engine.pipe import Channel
 from edgechat.engine.server import EngineServer
 from edgechat.errors import RequestCancelledError
 
@@ -46,7 +45,7 @@ class FakeModel:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> EngineServer:
     monkeypatch.setattr(embedding_model, "Embedder", SlowEmbedder)
-    engine_server = EngineServer(cast("Channel", None))
+    engine_server = EngineServer()
     model: Any = FakeModel()
     engine_server._model = EmbeddingModel(model, model, engine_server._begin_embedding, engine_server._end_request)
     return engine_server

@@ -12,7 +12,6 @@ import pytest
 
 from edgechat.engine import frames, protocol, server
 from edgechat.engine.engine_model import EngineModel
-from edgechat.engine.pipe import Channel
 from edgechat.engine.server import EngineServer
 from edgechat.errors import EngineError
 
@@ -37,7 +36,7 @@ class IdleModel(EngineModel):
 
 
 def server_with(model: EngineModel) -> EngineServer:
-    engine_server = EngineServer(cast("Channel", None))
+    engine_server = EngineServer()
     engine_server._model = model
     return engine_server
 
@@ -64,8 +63,7 @@ def test_request_aborts_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Event().wait()  # blocks forever: the end of the pipe would end this process
         return None
 
-    engine_server._channel = cast("Any", SimpleNamespace(read=read))
-    threading.Thread(target=engine_server._read_requests, daemon=True).start()
+    engine_server.clients.add(cast("Any", SimpleNamespace(read=read)))
     started_at = time.monotonic()
     request, _ = engine_server._wait_for_request()
     assert time.monotonic() - started_at < 10

@@ -1,0 +1,148 @@
+"""`edgechat engine`: show and stop the resident engines, which keep models in memory between programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from edgechat.cli.json_output import echo_json
+from edgechat.cli.progress import echo_note
+from edgechat.errors import NotFoundError
+from edgechat.humanize import format_duration, format_size
+from edgechat.terminal import escape_controls
+
+if TYPE_CHECKING:
+    from edgechat.engine.protocol import EngineStatus
+    from edgechat.engine.resident_files import EngineRecord
+
+
+class _Row(NamedTuple):
+    """A running engine; its status is None if it belongs to another installation, or ends at the moment."""
+
+    record: EngineRecord
+    status: EngineStatus | None
+
+
+@click.group()
+def engine() -> None:
+    """Show or stop the engines that keep models in memory.
+
+    The first program that needs a model starts an engine process; others with the same model and options share it. The
+    model stays in memory for the time of the setting `keep_alive`. With EDGECHAT_ENGINE=private in the environment, a
+    program starts an engine of its own, which ends with it and is not listed here.
+    """
+
+
+@engine.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the engines as one JSON object.")
+def status(*, as_json: bool) -> None:
+    """Show the running engines.
+
+    Prints model, memory, programs, speed of the last reply and idle time of each.
+    """
+    rows = _list_rows()
+    if as_json:
+        echo_json({"engines": [_make_object(row) for row in rows]})
+        return
+    if not rows:
+        click.echo("No engine is running.")
+    for index, row in enumerate(rows):
+        click.echo(("\n" if index else "") + escape_controls("\n".join(_format_row(row))))
+
+
+@engine.command()
+@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.option("--all", "stops_all", is_flag=True, help="Also stop engines that programs use.")
+@click.option("--json", "as_json", is_flag=True, help="Print the process ids of the stopped engines as JSON.")
+def stop(pid: int | None, *, stops_all: bool, as_json: bool) -> None:
+    """Stop unused engines, or the engine PID.
+
+    Without PID, stops the engines that no program uses. A program whose engine is stopped loads the model again for its
+    next reply; a reply in progress ends.
+    """
+    from edgechat.engine.resident_client import stop_engine
+
+    rows = _list_rows()
+    if pid is not None:
+        chosen = [row for row in rows if row.record.pid == pid]
+        if not chosen:
+            raise NotFoundError(f"No engine has the process id {pid}. `edgechat engine status` lists the engines.")
+    else:
+        chosen = [row for row in rows if stops_all or (row.status is not None and not row.status.clients)]
+    stopped_pids = [row.record.pid for row in chosen if stop_engine(row.record)]
+    if as_json:
+        echo_json({"stopped": stopped_pids})
+    elif stopped_pids:
+        click.echo(f"Stopped: {', '.join(str(stopped_pid) for stopped_pid in stopped_pids)}")
+    else:
+        click.echo("No engine was stopped.")
+    if pid is None and len(chosen) < len(rows):
+        echo_note("Engines in use were left running. Add --all to stop them, too.")
+
+
+def _list_rows() -> list[_Row]:
+    from edgechat.engine.resident_client import read_installation, read_status
+    from edgechat.engine.resident_files import list_records
+    from edgechat.errors import LocalSocketError
+
+    rows = []
+    for record in list_records():
+        row_status = None
+        if record.version == read_installation():
+            try:
+                row_status = read_status(record)
+            except LocalSocketError:  # it is stopped, or ends at the moment
+                pass
+        rows.append(_Row(record, row_status))
+    return rows
+
+
+def _make_object(row: _Row) -> dict[str, Any]:
+    from edgechat.hardware.memory import read_rss_bytes, read_tree_pss_bytes
+
+    record, status = row
+    loaded = status.loaded if status is not None else None
+    return {
+        "pid": record.pid,
+        "model": record.model_path,
+        "version": record.version.partition(" ")[0],
+        "state": _find_state(status),
+        "memory_bytes": read_tree_pss_bytes(record.pid) or read_rss_bytes(record.pid),
+        "n_ctx": loaded.n_ctx if loaded is not None else None,
+        "clients": [
+            {"name": c.name, "pid": c.pid, "n_requests": c.n_requests} for c in (status.clients if status else [])
+        ],
+        "decode_tps": status.decode_tps if status is not None else None,
+        "idle_s": round(status.idle_s, 3) if status is not None else None,
+        "keep_alive_s": status.keep_alive_s if status is not None else None,
+    }
+
+
+def _find_state(status: EngineStatus | None) -> str:
+    if status is None:
+        return "unknown"
+    if status.loaded is None:
+        return "loading"
+    return "busy" if any(client.n_requests for client in status.clients) else "idle"
+
+
+def _format_row(row: _Row) -> list[str]:
+    record, status = row
+    values = _make_object(row)
+    lines = [f"engine {record.pid}: {record.model_path}"]
+    if status is None:
+        return [*lines, f"  of another edgechat installation (version {values['version']}), or does not answer"]
+    memory = f"{format_size(values['memory_bytes'])} of memory"
+    speed = f", last reply {status.decode_tps:.1f} tokens/s" if status.decode_tps else ""
+    context = f", context up to {values['n_ctx']:,} tokens" if values["n_ctx"] else ""
+    lines.append(f"  {values['state']}, {memory}{context}{speed}")
+    clients = [f"{client.name} (process {client.pid})" for client in status.clients]
+    lines.append(f"  used by {', '.join(clients)}" if clients else f"  used by no program; {_format_end(status)}")
+    return lines
+
+
+def _format_end(status: EngineStatus) -> str:
+    if status.keep_alive_s < 0:
+        return "stays until `edgechat engine stop`"
+    return f"ends in {format_duration(max(0.0, status.keep_alive_s - status.idle_s))}"

@@ -1,0 +1,278 @@
+"""A resident engine with several clients: they share one process, and an end of one of them is no end of the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgechat.config import GREEDY, Settings
+from edgechat.engine import protocol, resident_client
+from edgechat.engine.client import EngineClient
+from edgechat.engine.local_socket import socket_dir
+from edgechat.engine.resident_files import list_records
+from edgechat.errors import EngineDiedError
+from edgechat.models.loaded_model import LoadedModel
+
+SETTINGS = Settings(temperature=0.0, keep_alive=30, n_ctx=2048)
+TIMEOUT_S = 60
+Open = Callable[..., LoadedModel]
+
+CLIENT = """
+import sys
+from pathlib import Path
+from edgechat.config import GREEDY, Settings
+from edgechat.engine import protocol
+from edgechat.models.loaded_model import LoadedModel
+
+model = LoadedModel("ask")
+model.open(Path(sys.argv[1]), Settings(keep_alive=30, n_ctx=2048))
+request = protocol.Generate(
+    id=model.engine.next_id(), text="Count from 1.", max_tokens=int(sys.argv[2]), ignore_eog=True, sampling=GREEDY
+)
+for event in model.engine.generate(request):
+    if isinstance(event, protocol.TokensGenerated):
+        print(event.text, end="", flush=True)
+model.close()
+"""
+
+
+@pytest.fixture
+def open_model(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Open the starter in resident engines, which end with the test."""
+    monkeypatch.delenv("EDGECHAT_ENGINE")
+    models: list[LoadedModel] = []
+
+    def open_one(settings: Settings = SETTINGS, name: str = "chat") -> LoadedModel:
+        models.append(LoadedModel(name))
+        models[-1].open(starter, settings)
+        return models[-1]
+
+    yield open_one
+    for model in models:
+        model.close()
+    for record in list_records():
+        resident_client.stop_engine(record)
+    assert wait_until(lambda: not list(list_records()))
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def start_client(starter: Path, max_tokens: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CLIENT, str(starter), str(max_tokens)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def ask(model: LoadedModel, text: str = "What is gravity?", max_tokens: int = 12) -> str:
+    return "".join(generate(model.engine, text, max_tokens))
+
+
+def generate(engine: EngineClient, text: str, max_tokens: int) -> Iterator[str]:
+    tokens = engine.tokenize(text)
+    request = protocol.Generate(
+        id=engine.next_id(), tokens=tokens, max_tokens=max_tokens, sampling=GREEDY, ignore_eog=True,
+        bypass_cache=True, speculate=False,
+    )  # fmt: skip
+    for event in engine.generate(request):
+        if isinstance(event, protocol.TokensGenerated):
+            yield event.text
+
+
+def read_status() -> protocol.EngineStatus:
+    [record] = list_records()
+    status = resident_client.read_status(record)
+    assert status is not None
+    return status
+
+
+def test_clients_share_one_process_and_get_their_own_replies(open_model: Open) -> None:
+    first, second = open_model(), open_model(name="serve")
+    assert first.engine.pid == second.engine.pid
+    assert first.plan == second.plan
+    assert second.model_properties is not None
+    assert second.model_properties.load_s == 0.0
+    expected = [ask(first, "What is gravity?"), ask(first, "Name a river.")]
+    replies: dict[int, str] = {}
+
+    def run(index: int, model: LoadedModel, text: str) -> None:
+        replies[index] = ask(model, text)
+
+    threads = [
+        threading.Thread(target=run, args=(0, first, "What is gravity?")),
+        threading.Thread(target=run, args=(1, second, "Name a river.")),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [replies[0], replies[1]] == expected
+    status = read_status()
+    assert sorted((c.name, c.pid, c.n_requests) for c in status.clients) == [
+        ("chat", os.getpid(), 0), ("serve", os.getpid(), 0)
+    ]  # fmt: skip
+    assert status.decode_tps
+    assert status.loaded is not None
+
+
+def test_reply_is_that_of_a_private_engine(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_model()
+    shared_reply = ask(open_model(name="ask"))
+    monkeypatch.setenv("EDGECHAT_ENGINE", "private")
+    private = open_model()
+    assert ask(private) == shared_reply
+    assert private.engine.pid != read_status_pid()
+
+
+def read_status_pid() -> int:
+    [record] = list_records()
+    return record.pid
+
+
+def test_starter_leaves_and_the_other_client_goes_on(open_model: Open) -> None:
+    first = open_model()
+    expected = ask(first)
+    second = open_model(name="ask")
+    first.close()
+    assert ask(second) == expected
+    assert [c.name for c in read_status().clients] == ["ask"]
+
+
+def test_client_that_is_killed_takes_only_its_requests_along(open_model: Open, starter: Path) -> None:
+    model = open_model()
+    expected = ask(model, max_tokens=40)
+    other = start_client(starter, 1500)
+    assert other.stdout is not None
+    assert other.stdout.read(5)  # it generates
+    pieces = []
+    for piece in generate(model.engine, "What is gravity?", 40):
+        pieces.append(piece)
+        if len(pieces) == 3:
+            other.kill()
+    assert "".join(pieces) == expected
+    other.wait()
+    assert wait_until(lambda: [c.n_requests for c in read_status().clients] == [0])
+    other.stdout.close()
+
+
+def test_engine_that_is_killed_is_replaced_once_for_all_clients(open_model: Open) -> None:
+    first, second = open_model(), open_model(name="ask")
+    expected, pid = ask(first), first.engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: first.engine.needs_restart and second.engine.needs_restart)
+    replies: list[str] = []
+
+    def restart(model: LoadedModel) -> None:
+        model.restart_if_dead()
+        replies.append(ask(model))
+
+    threads = [threading.Thread(target=restart, args=(model,)) for model in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == [expected, expected]
+    assert first.engine.pid == second.engine.pid != pid
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("SIGKILL", "SIGKILL"), ("SIGSEGV", "SIGSEGV"), ("SIGABRT", "SIGABRT"), ("SIGBUS", "model file was truncated")],
+)
+def test_attached_client_learns_how_the_engine_ended(open_model: Open, name: str, cause: str) -> None:
+    starter, attached = open_model(), open_model(name="ask")
+    os.kill(attached.engine.pid or 0, getattr(signal, name))
+    assert wait_until(lambda: starter.engine.needs_restart and attached.engine.needs_restart)
+    errors = []
+    for model in (starter, attached):
+        with pytest.raises(EngineDiedError) as caught:
+            model.engine.stats()
+        errors.append(caught.value)
+    assert [error.code for error in errors] == [-getattr(signal, name)] * 2
+    assert all(cause in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("keep_alive", [0, -1])
+def test_engine_ends_or_stays_after_its_last_client(open_model: Open, keep_alive: int) -> None:
+    model = open_model(Settings(keep_alive=keep_alive, n_ctx=2048))
+    pid = model.engine.pid
+    model.close()
+    if keep_alive == 0:
+        assert wait_until(lambda: not list(list_records()))
+        leftovers = [p.name for p in socket_dir().iterdir() if p.suffix in {".sock", ".json"}]
+        assert leftovers == []
+    else:
+        assert [record.pid for record in list_records()] == [pid]
+        assert open_model(name="ask").engine.pid == pid
+
+
+def test_other_options_mean_another_engine_and_the_idle_one_ends(open_model: Open) -> None:
+    first = open_model()
+    second = open_model(Settings(n_ctx=512, keep_alive=30))
+    assert first.engine.pid != second.engine.pid
+    assert len(list(list_records())) == 2
+    first.close()
+    second.close()
+    third = open_model(Settings(n_ctx=1024, keep_alive=30))
+    assert [record.pid for record in list_records()] == [third.engine.pid]
+
+
+def test_fixed_context_is_served_by_an_engine_whose_context_grows(open_model: Open) -> None:
+    growing = open_model(Settings(keep_alive=30))
+    assert open_model(Settings(keep_alive=30, n_ctx=1024)).engine.pid == growing.engine.pid
+
+
+def test_two_programs_that_start_at_once_share_one_engine(open_model: Open, starter: Path) -> None:
+    clients = [start_client(starter, 8) for _ in range(3)]
+    replies = [client.communicate(timeout=TIMEOUT_S)[0] for client in clients]
+    assert [client.returncode for client in clients] == [0, 0, 0]
+    assert replies[0]
+    assert len(set(replies)) == 1
+    assert len(list(list_records())) == 1
+
+
+def test_engine_without_a_model_ends_if_its_starter_is_killed(open_model: Open, starter: Path) -> None:
+    client = start_client(starter, 8)
+    assert wait_until(lambda: bool(list(list_records())))
+    client.kill()
+    client.communicate()
+    for record in list_records():  # the load may have ended before the kill
+        status = resident_client.read_status(record)
+        if status is not None and status.loaded is not None:
+            resident_client.stop_engine(record)
+    assert wait_until(lambda: not list(list_records()))
+    assert ask(open_model())
+
+
+def test_engine_of_another_installation_is_left_alone(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_model()
+    monkeypatch.setattr(resident_client, "read_installation", lambda: "0.0.1 another")
+    second = open_model(name="ask")
+    assert first.engine.pid != second.engine.pid
+    first.close()
+    assert not resident_client.stop_idle_engine(second.engine.pid)
+    assert first.engine.pid is None
+    assert len(list(list_records())) == 2
+
+
+def test_model_is_loaded_privately_if_sockets_cannot_be_used(open_model: Open) -> None:
+    directory = socket_dir()
+    directory.rmdir()
+    directory.write_text("a file in place of the folder")
+    model = open_model()
+    assert ask(model)
+    assert any("not shared" in warning for warning in model.warnings)
+    assert not model.engine.is_shared
+    directory.unlink()
