@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 from edgechat import paths
-from edgechat.engine import loopback
 from edgechat.engine.private_directory import make_private_directory
 from edgechat.engine.socket_channel import SocketChannel, open_channel
 from edgechat.engine.socket_listener import BACKLOG, Listener, lock_directory
@@ -88,7 +87,11 @@ def listen(path: Path, *, uses_loopback: bool = USES_LOOPBACK) -> Listener:
                 existing_channel.close()
                 raise LocalSocketError(f"Another edgechat process already listens at {path}. Connect to that process.")
             path.unlink(missing_ok=True)
-            return loopback.open_listener(path) if uses_loopback else _listen_on_unix_socket(path)
+            if uses_loopback:
+                from edgechat.engine import loopback
+
+                return loopback.open_listener(path)
+            return _listen_on_unix_socket(path)
     except OSError as error:
         raise LocalSocketError(
             f"Cannot create the socket {path}: {format_reason(error)}. Check the folder's permissions and free space."
@@ -119,7 +122,11 @@ def connect(path: Path, timeout_s: float, *, uses_loopback: bool = USES_LOOPBACK
     deadline = time.monotonic() + timeout_s
     try:
         _check_socket_file(path, uses_loopback=uses_loopback)
-        return loopback.connect(path, deadline) if uses_loopback else _connect_to_unix_socket(path, deadline)
+        if uses_loopback:
+            from edgechat.engine import loopback
+
+            return loopback.connect(path, deadline)
+        return _connect_to_unix_socket(path, deadline)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except (TimeoutError, BlockingIOError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
 import selectors
 import socket
@@ -143,6 +142,8 @@ class Listener:
             handshake.received.extend(data)
             if data and len(handshake.received) < SECRET_BYTES:
                 return None
+            import hmac  # needed only for secrets
+
             if hmac.compare_digest(bytes(handshake.received), self._secrets.client):
                 connection.send(self._secrets.listener)  # the empty buffer of a new connection takes it at once
                 self._selector.unregister(connection)

@@ -227,8 +227,10 @@ def test_one_of_several_processes_that_start_at_once_listens(
 
     are_others_done = threading.Event()
     starts = [pool.submit(start) for _ in range(barrier.parties)]
-    until(lambda: sum(future.done() for future in starts) == len(starts) - 1)
-    are_others_done.set()
+    try:
+        until(lambda: sum(future.done() for future in starts) == len(starts) - 1)
+    finally:
+        are_others_done.set()
     assert sum(future.result(WAIT_S) is not None for future in starts) == 1
     assert not path.exists()
 
