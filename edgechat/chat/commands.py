@@ -313,9 +313,8 @@ def _thinking(session: Session, text: str) -> Outcome:
 
 
 def _now(session: Session, _argument: str) -> Outcome:
-    if not session.end_thinking():
-        raise UsageError("No reply is being generated. /now ends the reasoning of a reply, so that the model answers.")
-    return Outcome("The model answers now")
+    # Not an error without a reply, because the key can be pressed just after the end of the reply.
+    return Outcome("The model answers now" if session.end_thinking() else "No reply is being generated")
 
 
 def _temperature(session: Session, text: str) -> Outcome:

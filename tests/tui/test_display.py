@@ -24,6 +24,7 @@ from tests.tui.app_driver import (  # fmt: skip
     problem_text,
     screen_text,
     session,
+    shown_texts,
     title_text,
     wait_until_ready,
 )
@@ -68,6 +69,28 @@ async def test_answer_now_ends_the_reasoning_of_the_current_reply(monkeypatch: p
         assert session(app).tree.path[-1].reasoning == "Let me think about it."
         assert session(app).tree.path[-1].text == "So."
         assert "answer now" not in screen_text(app)
+
+
+async def test_answer_now_after_the_reasoning_is_a_short_notice() -> None:
+    text = "So it is. " * 20
+    script = Script([f"<think>Hm.</think>{text}"], token_interval_s=0.01, pause_after_tokens=40)
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(60, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("Why?")
+        app.pane.prompt.action_send()
+        await until_async(lambda: "So" in screen_text(app))
+        await pilot.press("f5", "f5")
+        await until_async(lambda: "The model answers now" in screen_text(app))
+        script.may_continue.set()
+        await until_async(lambda: not app.pane.is_busy)
+        await pilot.press("f5", "f5")
+        await until_async(lambda: "No reply is being generated" in screen_text(app))
+        assert screen_text(app).count("No reply is being generated") == 1
+        assert not shown_texts(app, "error")
+        assert not app.pane.prompt.text
+        assert session(app).tree.path[-1].text == text
 
 
 async def test_reasoning_is_collapsed_and_expands() -> None:

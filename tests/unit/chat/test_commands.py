@@ -34,7 +34,7 @@ REPLIES = [f"Reply number {n}." for n in range(1, 20)]
 FAILING = """
 /retry | /continue | /edit Text | /switch | /delete | /undo | /export | /copy | /attach missing.txt
 /attach ~nosuchuser/x | /new nobody | /persona nobody | /reasoning maybe | /set temperature | /set n_ctx 5
-/open nowhere | /model missing.gguf | /rename | /retry now | /now | /nothing | /best | /best 1
+/open nowhere | /model missing.gguf | /rename | /retry now | /nothing | /best | /best 1
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
