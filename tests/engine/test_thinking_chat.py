@@ -76,7 +76,8 @@ def test_answer_now_ends_the_reasoning_at_any_moment(tmp_path: Path) -> None:
     session, rng = chat.session, random.Random(5)
     assert not session.end_thinking()
     for number in range(8):
-        turn, n_before = session.send(f"Hi {number}"), rng.randrange(12)
+        # Before the first reply begins, so that there is only text; without the request, there would be none.
+        turn, n_before = session.send(f"Hi {number}"), rng.randrange(12) if number else 0
         collected = []
         for n_events, event in enumerate(turn):
             collected.append(event)
@@ -89,6 +90,9 @@ def test_answer_now_ends_the_reasoning_at_any_moment(tmp_path: Path) -> None:
         assert reply.reasoning == "".join(e.reasoning for e in generated).rstrip("\n")
         assert reply.finish_reason in {"stop", "length"}
         assert "think>" not in reply.reasoning + reply.text
+        if not number:
+            assert reply.text.strip()
+            assert not reply.reasoning.strip()
         chat.check()
         session.delete(session.tree.path[0].id)
     session.close()
