@@ -15,16 +15,24 @@ MAX_COMMAND_CHARS: Final = 4000
 
 _BASH_HOOK: Final = r"""
 __edgechat_prompt() {
-    local status=$? entry number
+    local status=$? entry control=:${HISTCONTROL-}:
     entry=$(HISTTIMEFORMAT= builtin history 1)
-    [[ $entry =~ ^\ *([0-9]+)[\ *]\ (.*) ]] || return "$status"
-    number=${BASH_REMATCH[1]}
     # At the first prompt of a shell, the newest entry is a command of an earlier shell.
-    if [[ -n ${__edgechat_number-} && ${BASH_REMATCH[2]} != edgechat\ explain* ]]; then
-        [[ $number == "$__edgechat_number" ]] || __edgechat_command=${BASH_REMATCH[2]:0:MAX_CHARS}
-        __edgechat_status=$status
+    if [[ -z ${__edgechat_is_ready-} || ! $entry =~ ^\ *[0-9]+[\ *]\ (.*) ]]; then
+        :
+    elif [[ ${BASH_REMATCH[1]} == edgechat\ explain* ]]; then
+        :
+    elif [[ $entry != "$__edgechat_entry" ]]; then
+        __edgechat_command=${BASH_REMATCH[1]:0:MAX_CHARS} __edgechat_status=$status
+    elif [[ $control == *dups:* || $control == *:ignoreboth:* ]]; then
+        # The same command again. It looks like an empty line (after Ctrl-C, the code is 130), or like a command that is
+        # not in the history; then the exit code is unknown, unless it is the same.
+        if [[ $status != "$__edgechat_status" ]]; then
+            __edgechat_status=$status
+            [[ $status != 130 && -z ${HISTIGNORE-} && $control != *:ignore[bs]* ]] || __edgechat_status=
+        fi
     fi
-    __edgechat_number=$number
+    __edgechat_entry=$entry __edgechat_is_ready=1
     return "$status"
 }
 edgechat() {

@@ -60,6 +60,40 @@ def test_last_command_and_its_exit_code_are_passed_to_explain_only(
     assert long == f"ARGS explain|{lines[7][:MAX_COMMAND_CHARS]}|0"
 
 
+@pytest.mark.parametrize(
+    ("control", "lines", "expected"),
+    [
+        # A repeated command takes the number of the newest entry, because its earlier entry is deleted.
+        ("erasedups", ["false", "true", "false"], "false|1"),
+        ("erasedups", ["false", "edgechat explain", "true", "edgechat explain", "false"], "false|1"),
+        ("erasedups", ["F=3", "(exit $F)", "F=4", "(exit $F)"], "(exit $F)|4"),
+        ("ignoredups", ["F=3", "(exit $F)", " F=4", "(exit $F)"], "(exit $F)|4"),
+        ("ignoredups", ["F() { return $((++N)); }", "F", "F"], "F|2"),
+        ("ignorespace", ["true", " false"], "true|0"),
+        ("ignorespace:erasedups", ["(exit 5)", "true", "(exit 5)", ""], "(exit 5)|5"),
+        # The same command again and one that is not in the history look the same, so that the exit code is unknown.
+        ("ignoreboth", ["true", " false"], "true|"),
+        ("ignoreboth", ["true", " true"], "true|0"),
+        ("", ["false", " true"], " true|0"),
+    ],
+)  # fmt: skip
+def test_last_command_of_bash_is_right_with_a_shortened_history(
+    control: str, lines: list[str], expected: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    setting = f"HISTCONTROL={control}"
+    *_, last = run("bash", [setting, *lines, "edgechat explain"], environment, tmp_path)
+    assert last == f"ARGS explain|{expected}"
+
+
+def test_first_command_without_a_history_is_remembered(environment: dict[str, str], tmp_path: Path) -> None:
+    assert run("bash", ["(exit 3)", "edgechat explain"], environment, tmp_path) == ["ARGS explain|(exit 3)|3"]
+
+
+def test_newest_entry_of_an_earlier_shell_is_not_the_last_command(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("false\n")
+    assert run("bash", ["edgechat explain"], environment, tmp_path) == ["ARGS explain||"]
+
+
 def test_hook_of_bash_keeps_the_exit_code_and_other_prompt_commands(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
