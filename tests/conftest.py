@@ -75,6 +75,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 
 @pytest.fixture
+def resident(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the programs of this test share engines, which end after the test."""
+    from tests.resident_engines import end_engines
+
+    monkeypatch.delenv("EDGECHAT_ENGINE")
+    yield
+    end_engines()
+
+
+@pytest.fixture
 def warm(tmp_path: Path, warm_verdicts: Path) -> None:
     """Put the results of backend self-tests into the cache of this test; unit tests have none by default."""
     cache = tmp_path / "home" / "cache"

@@ -12,14 +12,14 @@ import click
 
 from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
-from edgechat.errors import UsageError
+from edgechat.errors import LocalSocketError, UsageError
 
 # File patterns of edgechat's data by kind. Other files in the same directories may belong to other programs.
 _DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
     "models": ("models", "library.json*"),
-    "cache": ("prefix", "running", "engines", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
+    "cache": ("prefix", "running", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
 }
 
 
@@ -70,6 +70,7 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
 def find_data_items() -> Iterator[DataItem]:
     """Yield every file and folder of edgechat's data on this machine."""
     from edgechat import paths
+    from edgechat.engine.local_socket import locate_socket_dir
 
     directories = {
         "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(),
@@ -79,6 +80,10 @@ def find_data_items() -> Iterator[DataItem]:
         for pattern in patterns:
             for path in sorted(directories[kind].glob(pattern)):
                 yield DataItem(kind, path, _compute_size_bytes(path))
+    with contextlib.suppress(LocalSocketError):
+        sockets = locate_socket_dir()  # it may be outside the cache
+        if sockets.is_dir():
+            yield DataItem("cache", sockets, _compute_size_bytes(sockets))
 
 
 def _compute_size_bytes(path: Path) -> int:
@@ -114,7 +119,6 @@ def _format_removal_instructions() -> str:
 def _stop_idle_engines() -> None:
     """End the engines that only keep a model in memory, so that they do not count as running programs."""
     from edgechat.engine.resident_client import stop_idle_engine
-    from edgechat.errors import LocalSocketError
 
     with contextlib.suppress(LocalSocketError):  # then there are no resident engines
         while stop_idle_engine():

@@ -42,6 +42,13 @@ def socket_dir() -> Path:
 
     Raises LocalSocketError if the directory cannot be used, for example because it belongs to another user.
     """
+    directory = locate_socket_dir()
+    make_private_directory(directory)
+    return directory
+
+
+def locate_socket_dir() -> Path:
+    """Return the directory of edgechat's sockets, which may be missing. Raises LocalSocketError."""
     try:
         directory = paths.sockets_dir()
         if not USES_LOOPBACK and not _has_room_for_name(directory):
@@ -53,7 +60,6 @@ def socket_dir() -> Path:
             f"There is no folder for the sockets of edgechat: {format_reason(error)}. Set EDGECHAT_HOME to a folder "
             "with a short path."
         ) from error
-    make_private_directory(directory)
     return directory
 
 

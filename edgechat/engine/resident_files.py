@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.engine.local_socket import socket_dir
+from edgechat.engine.local_socket import locate_socket_dir, socket_dir
 from edgechat.files import JsonFile
 from edgechat.hardware.memory import is_process_running
 from edgechat.process import KILL_SIGNAL
@@ -95,6 +95,8 @@ class ResidentFiles:
 
 def list_records() -> Iterator[EngineRecord]:
     """Yield the records of running resident engines, and delete the files of ended ones. Raises LocalSocketError."""
+    if not locate_socket_dir().is_dir():
+        return
     directory = socket_dir()
     for path in sorted(directory.glob("*.json")):
         record = _record_file(path).read()

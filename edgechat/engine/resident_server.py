@@ -56,7 +56,7 @@ class ResidentServer:
 
     def _accept_clients(self, clients: ClientConnections, shut_down: Callable[[], None]) -> None:
         wait = threading.Event()
-        while not must_end(clients, read_free_memory):
+        while not must_end(clients, read_free_memory, can_accept=self._can_accept()):
             if self._listener is None:
                 wait.wait(_CHECK_INTERVAL_S)
             elif (channel := self._listener.accept(_CHECK_INTERVAL_S)) is not None:
@@ -66,13 +66,17 @@ class ResidentServer:
             self._listener.close()
         shut_down()
 
+    def _can_accept(self) -> bool:
+        """Return whether clients can find this engine; its socket may have been deleted, for example at a logout."""
+        return self._listener is not None and self._listener.owns_path()
 
-def must_end(clients: ClientConnections, read_memory: Callable[[], FreeMemory]) -> bool:
-    """Return whether the engine has been idle for long enough to end now."""
+
+def must_end(clients: ClientConnections, read_memory: Callable[[], FreeMemory], *, can_accept: bool = True) -> bool:
+    """Return whether the engine has been idle for long enough to end now; at once if no client can find it again."""
     status = clients.describe_status()
     if status.clients:
         return status.idle_s >= _MIN_IDLE_S and is_short(read_memory())
     if status.loaded is None:
         return status.idle_s >= _MAX_WITHOUT_MODEL_S
     is_expired = 0 <= status.keep_alive_s <= status.idle_s
-    return is_expired or is_short(read_memory())
+    return is_expired or not can_accept or is_short(read_memory())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from edgechat.engine.local_socket import socket_dir
 from edgechat.engine.resident_files import list_records
 from edgechat.errors import EngineDiedError
 from edgechat.models.loaded_model import LoadedModel
+from tests.resident_engines import TIMEOUT_S, read_status, wait_until
 
 SETTINGS = Settings(temperature=0.0, keep_alive=30, n_ctx=2048)
-TIMEOUT_S = 60
 Open = Callable[..., LoadedModel]
 
 CLIENT = """
@@ -45,9 +46,8 @@ model.close()
 
 
 @pytest.fixture
-def open_model(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+def open_model(starter: Path, resident: None) -> Iterator[Open]:
     """Open the starter in resident engines, which end with the test."""
-    monkeypatch.delenv("EDGECHAT_ENGINE")
     models: list[LoadedModel] = []
 
     def open_one(settings: Settings = SETTINGS, name: str = "chat") -> LoadedModel:
@@ -58,16 +58,6 @@ def open_model(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]
     yield open_one
     for model in models:
         model.close()
-    for record in list_records():
-        resident_client.stop_engine(record)
-    assert wait_until(lambda: not list(list_records()))
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def start_client(starter: Path, max_tokens: int) -> subprocess.Popen[str]:
@@ -88,13 +78,6 @@ def generate(engine: EngineClient, text: str, max_tokens: int) -> Iterator[str]:
     for event in engine.generate(request):
         if isinstance(event, protocol.TokensGenerated):
             yield event.text
-
-
-def read_status() -> protocol.EngineStatus:
-    [record] = list_records()
-    status = resident_client.read_status(record)
-    assert status is not None
-    return status
 
 
 def test_clients_share_one_process_and_get_their_own_replies(open_model: Open) -> None:
@@ -132,12 +115,8 @@ def test_reply_is_that_of_a_private_engine(open_model: Open, monkeypatch: pytest
     monkeypatch.setenv("EDGECHAT_ENGINE", "private")
     private = open_model()
     assert ask(private) == shared_reply
-    assert private.engine.pid != read_status_pid()
-
-
-def read_status_pid() -> int:
     [record] = list_records()
-    return record.pid
+    assert private.engine.pid != record.pid
 
 
 def test_starter_leaves_and_the_other_client_goes_on(open_model: Open) -> None:
@@ -276,3 +255,32 @@ def test_model_is_loaded_privately_if_sockets_cannot_be_used(open_model: Open) -
     assert any("not shared" in warning for warning in model.warnings)
     assert not model.engine.is_shared
     directory.unlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as another user")
+def test_another_user_sees_and_reaches_nothing(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path(tempfile.mkdtemp(prefix="edgechat-home-", dir="/tmp"))
+    home.chmod(0o755)  # everyone can enter the home, but not the folder of the sockets
+    try:
+        shutil.copytree(Path(os.environ["EDGECHAT_HOME"]) / "cache", home / "cache")
+        monkeypatch.setenv("EDGECHAT_HOME", str(home))
+        model = open_model()
+        ask(model)
+        [socket_file] = socket_dir().glob("*.sock")
+        script = (
+            "import os, socket, sys\n"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "for action in (lambda: os.listdir(os.path.dirname(sys.argv[1])), lambda: open(sys.argv[2]).read(),\n"
+            "               lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[1])):\n"
+            "    try:\n        print(action())\n    except PermissionError:\n        print('refused')\n"
+        )
+        record = socket_file.with_suffix(".json")
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(socket_file), str(record)], capture_output=True, text=True, check=True
+        )
+        assert result.stdout.split() == ["refused"] * 3
+        model.close()
+        for running in list_records():
+            resident_client.stop_engine(running)
+    finally:
+        shutil.rmtree(home)

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from edgechat.config import GREEDY, Settings
-from edgechat.engine import protocol, resident_client
+from edgechat.engine import protocol
 from edgechat.engine.resident_files import list_records
 from edgechat.hardware.memory import read_tree_pss_bytes
 from edgechat.models.loaded_model import LoadedModel
+from tests.resident_engines import TIMEOUT_S, read_status, wait_until
 
 pytestmark = pytest.mark.slow
 
 N_CLIENTS = 10
 DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "20"))
-TIMEOUT_S = 60
 # In its reply each token is far ahead of the next, so that neither drafts nor other requests change it.
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -98,10 +98,7 @@ def fill_context(model: LoadedModel) -> None:
     list(engine.generate(protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=1, bypass_cache=True)))
 
 
-def test_clients_that_end_at_random_lose_no_word_of_the_others(
-    starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("EDGECHAT_ENGINE")
+def test_clients_that_end_at_random_lose_no_word_of_the_others(starter: Path, tmp_path: Path, resident: None) -> None:
     rng = random.Random(0)
     # With this budget, the prefix cache in RAM has 8 MB, so that its growth does not look like a leak.
     settings = Settings(n_ctx=2048, keep_alive=3, budget="300MB")
@@ -133,22 +130,9 @@ def test_clients_that_end_at_random_lose_no_word_of_the_others(
     assert {line.partition(" ")[0].strip() for line in lines} <= {"certain", "random", "cancel"}, lines
     texts = {line.partition(" ")[2].rstrip("\n") for line in lines if line.startswith("certain")}
     assert texts == {expected}
-    deadline = time.monotonic() + TIMEOUT_S
-    while read_n_clients() > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert wait_until(lambda: len(read_status().clients) == 1)
     assert model.engine.pid == pid
     assert ask(model, n_sequences).replace("\n", " ") == expected  # no sequence was lost
     assert read_tree_pss_bytes(pid) <= 1.05 * bytes_at_start + (8 << 20)
     model.close()
-    deadline = time.monotonic() + TIMEOUT_S
-    while list(list_records()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def read_n_clients() -> int:
-    [record] = list_records()
-    status = resident_client.read_status(record)
-    assert status is not None
-    return len(status.clients)
+    assert wait_until(lambda: not list(list_records()))

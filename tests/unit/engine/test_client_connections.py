@@ -195,6 +195,7 @@ def test_engine_without_clients_ends_after_its_time_or_when_memory_is_short(
     handler.wait_for(lambda: bool(handler.removed))
     now += idle_s
     assert must_end(connections, lambda: memory) == ends
+    assert must_end(connections, lambda: memory, can_accept=False)
 
 
 def test_idle_engine_with_clients_ends_only_when_memory_is_short(

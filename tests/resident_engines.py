@@ -1,0 +1,39 @@
+"""Ends the resident engines that a test has started."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+
+from edgechat.engine import protocol, resident_client
+from edgechat.engine.local_socket import locate_socket_dir
+from edgechat.engine.resident_files import list_records
+
+TIMEOUT_S = 60
+
+
+def end_engines() -> None:
+    """End the resident engines of this test's home, and delete the folder of their sockets."""
+    try:
+        for record in list_records():
+            resident_client.stop_engine(record)
+        assert wait_until(lambda: not list(list_records()))
+    finally:
+        shutil.rmtree(locate_socket_dir(), ignore_errors=True)  # in /tmp, if the path of the home is long
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Wait until `condition` is true; return False if that takes a minute."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def read_status() -> protocol.EngineStatus:
+    """Return the status of the only engine."""
+    [record] = list_records()
+    status = resident_client.read_status(record)
+    assert status is not None
+    return status
