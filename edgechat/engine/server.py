@@ -52,9 +52,7 @@ def main(arguments: list[str]) -> int:
     of the two pipes.
     """
     prefer_oom_kill()
-    resident = None
-    if not arguments[0].isdecimal():
-        resident = ResidentServer(arguments.pop(0))
+    resident = _open_resident_server(arguments.pop(0)) if not arguments[0].isdecimal() else None
     if len(arguments) > _N_PIPES:
         with contextlib.suppress(OSError, ValueError):  # without marks, crashes are not recorded
             activity.share(open_inherited_file(arguments[0]))
@@ -66,6 +64,15 @@ def main(arguments: list[str]) -> int:
     if resident is not None:
         resident.close()
     return 0
+
+
+def _open_resident_server(name: str) -> ResidentServer | None:
+    """Return the lifetime of a resident engine; None if its files cannot be written, which makes it a private one."""
+    try:
+        return ResidentServer(name)
+    except (EdgechatError, OSError) as error:
+        print(f"Cannot share this engine: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        return None
 
 
 def prefer_oom_kill() -> None:

@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgechat.config import GREEDY, Settings
 from edgechat.engine import protocol, resident_client
 from edgechat.engine.client import EngineClient
 from edgechat.engine.local_socket import socket_dir
-from edgechat.engine.resident_files import list_records
+from edgechat.engine.resident_files import ResidentFiles, list_records
 from edgechat.errors import EngineDiedError
 from edgechat.models.loaded_model import LoadedModel
 from tests.resident_engines import TIMEOUT_S, read_status, wait_until
@@ -255,6 +256,20 @@ def test_model_is_loaded_privately_if_sockets_cannot_be_used(open_model: Open) -
     assert any("not shared" in warning for warning in model.warnings)
     assert not model.engine.is_shared
     directory.unlink()
+
+
+def test_engine_that_cannot_write_its_files_serves_its_starter(
+    open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ResidentFiles.create()
+    files.fault.mkdir()
+    monkeypatch.setattr(ResidentFiles, "create", lambda: files)
+    model = open_model()
+    assert ask(model)
+    pid = model.engine.pid
+    model.close()
+    assert wait_until(lambda: not psutil.pid_exists(pid or 0))
+    files.fault.rmdir()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as another user")
