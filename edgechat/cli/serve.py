@@ -66,6 +66,14 @@ INSTALL_HINT = (
     show_default=True,
     help="Maximum number of running and waiting requests per model; further requests get status 503.",
 )
+@click.option(
+    "--no-prompt-rule",
+    "disabled_rules",
+    multiple=True,
+    metavar="RULE",
+    help="Turn off a rule that removes meaningless changes from system prompts: billing-header, seconds, request-id, "
+    "or all. May be repeated.",
+)
 @click.option("--log-requests", is_flag=True, help="Log the method, endpoint, status and duration of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address and the models as JSON.")
 @generation_options
@@ -77,6 +85,7 @@ def serve(
     api_key: str | None,
     origins: tuple[str, ...],
     max_requests: int,
+    disabled_rules: tuple[str, ...],
     log_requests: bool,
     as_json: bool,
     **flags: Any,
@@ -105,7 +114,7 @@ def serve(
         raise UsageError(f"{host} is reachable from other machines: set a key with --api-key, or listen on 127.0.0.1.")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(server.bind_socket(host, port))
-        queues = _load_models(models, max_requests, flags, stack)
+        queues = _load_models(models, max_requests, _choose_prompt_rules(disabled_rules), flags, stack)
         access_rules = AccessRules(host=host, api_key=api_key or "", allowed_origins=origins, log_requests=log_requests)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
         listener.listen(server.BACKLOG)  # clients can connect from now on
@@ -114,9 +123,20 @@ def serve(
         server.run(app, queues, listener, lambda text: echo_note(f"edgechat: {text}"))
 
 
+def _choose_prompt_rules(disabled_names: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of all rules without the disabled ones. Raises UsageError for an unknown name."""
+    from edgechat.serve.prompt_rules import PROMPT_RULES
+
+    unknown_name = next((name for name in disabled_names if name not in {*PROMPT_RULES, "all"}), None)
+    if unknown_name is not None:
+        raise UsageError(f"{unknown_name!r} is no rule for prompts. Rules: {', '.join(PROMPT_RULES)}, or all.")
+    return frozenset() if "all" in disabled_names else frozenset(PROMPT_RULES) - set(disabled_names)
+
+
 def _load_models(
-    names: tuple[str, ...], max_requests: int, flags: dict[str, Any], stack: contextlib.ExitStack
-) -> dict[str, ModelQueue]:
+    names: tuple[str, ...], max_requests: int, prompt_rules: frozenset[str], flags: dict[str, Any],
+    stack: contextlib.ExitStack,
+) -> dict[str, ModelQueue]:  # fmt: skip
     """Load the models and return their request queues by API name. `stack` closes the queues. Raises EdgechatError."""
     import msgspec
 
@@ -133,7 +153,7 @@ def _load_models(
     try:
         for model_name in names or (settings.model,):
             name, path = choose_model(msgspec.structs.replace(settings, model=model_name))
-            queue = ModelQueue(_choose_api_name(name, queues), path, settings, max_requests, lease)
+            queue = ModelQueue(_choose_api_name(name, queues), path, settings, max_requests, lease, prompt_rules)
             queues[queue.name] = queue
             stack.callback(queue.close)
             queue.open(status.show)

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -28,6 +28,7 @@ from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
 from edgechat.serve.model_lease import ModelLease
+from edgechat.serve.prompt_rules import apply_prompt_rules
 from edgechat.serve.schemas import GenerationParams
 
 CACHE_OWNER: Final = "served"
@@ -48,8 +49,15 @@ class RequestEvent(NamedTuple):
 class ModelQueue:
     """Served model with a queue of at most `max_requests` running or waiting requests."""
 
-    def __init__(self, name: str, path: Path, settings: Settings, max_requests: int, lease: ModelLease) -> None:
-        """Create a queue; `open` loads the model. All served models share the same `lease`."""
+    def __init__(
+        self, name: str, path: Path, settings: Settings, max_requests: int, lease: ModelLease,
+        prompt_rules: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """Create a queue; `open` loads the model. All served models share the same `lease`.
+
+        `prompt_rules` are names of `PROMPT_RULES`, which change system prompts.
+        """
+        self._prompt_rules = prompt_rules
         self.name = name
         self.path = path
         self.settings = settings
@@ -155,6 +163,7 @@ class ModelQueue:
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
+        messages = apply_prompt_rules(messages, self._prompt_rules)
         return await self._run(functools.partial(self.prompt_builder.build, messages, options))
 
     async def tokenize(self, text: str) -> list[int]:
