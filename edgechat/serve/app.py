@@ -21,6 +21,7 @@ from edgechat.serve import errors, metrics, openapi
 from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.completions import CompletionResponseBuilder
+from edgechat.serve.dialects.openai import OpenAiDialect
 from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
@@ -77,7 +78,7 @@ class Api:
             body = await self._read_body(request, ChatRequest, memory)
             builder = ChatResponseBuilder(self._find_text_queue(body.model), body)
             del body
-            return await respond(request, builder, self._metrics, memory.pop_all())
+            return await respond(request, OpenAiDialect(builder), self._metrics, memory.pop_all())
 
     async def end_thinking(self, request: Request) -> Response:
         """End the reasoning of a chat completion that is being generated, so that the model answers now."""
@@ -91,7 +92,7 @@ class Api:
             body = await self._read_body(request, CompletionRequest, memory)
             builder = CompletionResponseBuilder(self._find_text_queue(body.model), body)
             del body
-            return await respond(request, builder, self._metrics, memory.pop_all())
+            return await respond(request, OpenAiDialect(builder), self._metrics, memory.pop_all())
 
     async def embeddings(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
@@ -158,13 +159,14 @@ def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoi
         try:
             return await endpoint(request)
         except ApiError as error:
-            return make_error_response(error)
+            api_error = error
         except EdgechatError as error:
-            return make_error_response(errors.to_api_error(error, param))
+            api_error = errors.to_api_error(error, param)
         except RecursionError:
-            return make_error_response(ApiError(400, "The request is nested too deeply.", code="invalid_value"))
+            api_error = ApiError(400, "The request is nested too deeply.", code="invalid_value")
         except Exception as error:  # noqa: BLE001  (one failed request must not stop the server)
-            return make_error_response(errors.make_internal_error(error))
+            api_error = errors.make_internal_error(error)
+        return make_error_response(api_error, request.url.path)
 
     return handle
 
@@ -174,7 +176,7 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     is_wrong_method = status == 405  # noqa: PLR2004
     path = request.url.path
     message = f"{request.method} is not allowed for {path}." if is_wrong_method else f"{path} is not an endpoint."
-    response = make_error_response(ApiError(status, message))
+    response = make_error_response(ApiError(status, message), path)
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})
     return response

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgechat.serve.addresses import is_loopback
 from edgechat.serve.bodies import discard_body, has_body
+from edgechat.serve.dialects.error_bodies import make_error_body
 from edgechat.serve.errors import ApiError
 
 PATHS: Final = (
@@ -38,9 +39,9 @@ class AccessRules(msgspec.Struct, frozen=True, kw_only=True):
     """True to print the method, path, status and duration of each request, but never its content."""
 
 
-def make_error_response(error: ApiError) -> Response:
-    """Build the HTTP response with the status, headers and JSON body of `error`."""
-    body = msgspec.json.encode(error.body())
+def make_error_response(error: ApiError, path: str) -> Response:
+    """Build the HTTP response with the status, headers and JSON body of `error` to a request for `path`."""
+    body = msgspec.json.encode(make_error_body(error, path))
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
@@ -88,7 +89,7 @@ class RequestGuard:
                 return
             await self._app(scope, tracked_receive, guarded_send)
         except ApiError as error:
-            await make_error_response(error)(scope, tracked_receive, guarded_send)
+            await make_error_response(error, scope["path"])(scope, tracked_receive, guarded_send)
         finally:
             # Unknown paths are not recorded, because clients may put private data into them.
             path = scope["path"] if scope["path"] in PATHS else "other"

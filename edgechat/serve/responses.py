@@ -11,32 +11,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgechat.serve.addresses import LOOPBACK, parse_client_address
+from edgechat.serve.dialects.dialect import Dialect
 from edgechat.serve.errors import ApiError
 from edgechat.serve.generation import Generation, cancel_task
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.picked_generation import PickedGeneration
-from edgechat.serve.response_builder import ResponseBuilder
-from edgechat.serve.streams import SseResponse, encode_sse_events
+from edgechat.serve.streams import StreamedResponse, encode_stream
 
 
 async def respond(
-    request: Request, builder: ResponseBuilder, metrics: Metrics, body_memory: contextlib.AsyncExitStack
+    request: Request, dialect: Dialect, metrics: Metrics, body_memory: contextlib.AsyncExitStack
 ) -> Response:
-    """Generate the response to a request, as a stream of server-sent events if the client set `stream`.
+    """Generate the response to a request in the form of `dialect`, as a stream if the client asked for one.
 
     `body_memory` is closed as soon as the request body is no longer needed. Raises ApiError and EdgechatError. In a
-    stream, errors after the first engine event or the first comment are sent as server-sent events.
+    stream, errors after the first engine event or the first sign of life are sent as a part of the stream.
     """
+    builder = dialect.builder
     async with contextlib.AsyncExitStack() as stack:
         kind = Generation if builder.pick_options is None else PickedGeneration
         generation = kind(builder, find_client_address(request), body_memory)
         stack.push_async_callback(generation.close)
         if builder.is_stream:
             await cancel_on_disconnect(request, asyncio.ensure_future(generation.wait_for_start(builder.ping_s)))
-            return SseResponse(encode_sse_events(builder, generation, metrics), stack.pop_all())
+            content = encode_stream(dialect, generation, metrics)
+            return StreamedResponse(content, dialect.STREAM_MEDIA_TYPE, stack.pop_all())
         await cancel_on_disconnect(request, asyncio.ensure_future(generation.finish()))
         metrics.record_stats(generation.totals.stats)
-        body = msgspec.json.encode(builder.body(generation.choices, generation.totals))
+        body = msgspec.json.encode(dialect.make_body(generation.choices, generation.totals))
     return Response(body, media_type="application/json")
 
 

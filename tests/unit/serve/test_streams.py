@@ -12,11 +12,12 @@ import pytest
 from edgechat.engine import protocol
 from edgechat.errors import EngineError
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, PromptProgress, UsageTotals, stream_deltas
+from edgechat.serve.dialects.openai import DONE, PING, OpenAiDialect
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import RequestEvent
 from edgechat.serve.response_builder import PING_INTERVAL_S, ResponseBuilder
 from edgechat.serve.schemas import CompletionRequest
-from edgechat.serve.streams import DONE, PING, encode_sse_events
+from edgechat.serve.streams import encode_stream
 
 
 class Builder(ResponseBuilder):
@@ -73,7 +74,7 @@ class FakeGeneration:
 
 async def stream(generation: FakeGeneration, **options: Any) -> list[bytes]:
     builder = Builder(FakeQueue(), CompletionRequest(prompt="", stream=True, **options))  # type: ignore[arg-type]
-    events = encode_sse_events(builder, generation, FakeMetrics())  # type: ignore[arg-type]
+    events = encode_stream(OpenAiDialect(builder), generation, FakeMetrics())  # type: ignore[arg-type]
     return [event async for event in events]
 
 

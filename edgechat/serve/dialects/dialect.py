@@ -1,0 +1,46 @@
+"""Base class of dialects, which write the response to one request in the form of one API."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from edgechat.serve.choices import Choice, Delta, UsageTotals
+from edgechat.serve.errors import ApiError
+from edgechat.serve.response_builder import ResponseBuilder
+
+
+class Dialect(ABC):
+    """Writes the response that `builder` generates in the form of one API.
+
+    A dialect belongs to one response and may have state, such as the content blocks that a stream has opened. It must
+    not hold the request body, whose memory is released when the prompt is built. Each `encode_*` method returns the
+    parts of the stream that are sent at this moment, which may be none. The stream calls `encode_delta` and
+    `encode_ping` any number of times, then `encode_end` or `encode_error` once.
+    """
+
+    STREAM_MEDIA_TYPE: ClassVar[str] = "text/event-stream"
+
+    def __init__(self, builder: ResponseBuilder) -> None:
+        self.builder = builder
+
+    @abstractmethod
+    def make_body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
+        """Build the JSON object of a complete response."""
+
+    @abstractmethod
+    def encode_delta(self, delta: Delta) -> Sequence[bytes]:
+        """Encode new output or prefill progress."""
+
+    @abstractmethod
+    def encode_ping(self) -> Sequence[bytes]:
+        """Encode a sign of life, which prevents time-outs of proxies and clients in a silent stream."""
+
+    @abstractmethod
+    def encode_error(self, error: ApiError) -> Sequence[bytes]:
+        """Encode an error that ends the stream."""
+
+    @abstractmethod
+    def encode_end(self, totals: UsageTotals) -> Sequence[bytes]:
+        """Encode the end of a stream whose output is complete."""
