@@ -1,15 +1,14 @@
-"""Frames of the pipes between processes: a 4-byte big-endian length, and a message as a msgpack object."""
+"""Frames of the pipes between a client and an engine process: each contains a message as a msgpack object."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
+from edgechat.engine.pipe import MAX_FRAME_BYTES, make_frame
 from edgechat.engine.protocol import AnyEvent, AnyRequest, Event, Request
 from edgechat.errors import EngineError
-
-MAX_FRAME_BYTES: Final = 64 << 20
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
@@ -25,11 +24,6 @@ def encode(message: Request | Event) -> bytes:
             "Send a shorter prompt or fewer inputs at once."
         )
     return make_frame(body)
-
-
-def make_frame(body: bytes) -> bytes:
-    """Return a frame: `body`, preceded by its length in bytes."""
-    return len(body).to_bytes(4, "big") + body
 
 
 def decode_request(body: bytes) -> AnyRequest:

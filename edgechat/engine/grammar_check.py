@@ -12,8 +12,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.engine.frames import make_frame
-from edgechat.engine.pipe import Channel, open_inherited_channel
+from edgechat.engine.pipe import Channel, make_frame, open_inherited_channel
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime.grammar import check_grammar
 

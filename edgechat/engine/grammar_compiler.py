@@ -16,9 +16,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from edgechat.engine.frames import make_frame
 from edgechat.engine.grammar_check import CHECK_STACK_BYTES, CheckReply, describe_fault
-from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchange
+from edgechat.engine.pipe import Channel, kill_child, make_frame, spawn_child, start_exchange
 from edgechat.errors import EdgechatError, EngineError, GrammarError, find_error_class
 from edgechat.hardware.memory import read_process_usage
 from edgechat.process import KILL_SIGNAL

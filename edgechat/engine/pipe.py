@@ -1,5 +1,7 @@
 """Connection between a parent and a child process: two pipes, separate from the child's standard streams.
 
+A frame is a 4-byte big-endian length and a body. This module does not know the messages in the bodies, so that a child
+process with messages of its own starts without the import of the engine's protocol.
 Output that a library prints cannot corrupt a message. A process reads end-of-file when the other process exits.
 """
 
@@ -12,11 +14,12 @@ import subprocess
 import sys
 import threading
 from io import BufferedReader, RawIOBase
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from edgechat import process
-from edgechat.engine.frames import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, format_reason
+
+MAX_FRAME_BYTES: Final = 64 << 20
 
 
 class Channel:
@@ -62,6 +65,11 @@ class Channel:
             self._writer.close()
         with contextlib.suppress(OSError):
             self._reader.close()
+
+
+def make_frame(body: bytes) -> bytes:
+    """Return a frame: `body`, preceded by its length in bytes."""
+    return len(body).to_bytes(4, "big") + body
 
 
 def spawn_child(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from edgechat.engine.frames import make_frame
+from edgechat.engine.pipe import make_frame
 
 
 class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -17,8 +17,7 @@ import msgspec
 
 from edgechat import process
 from edgechat.engine.cancellation import Cancellation
-from edgechat.engine.frames import MAX_FRAME_BYTES
-from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchange
+from edgechat.engine.pipe import MAX_FRAME_BYTES, Channel, kill_child, spawn_child, start_exchange
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, RenderRequest, encode

@@ -10,7 +10,7 @@ import pytest
 
 from edgechat.engine import client_connections, frames, protocol
 from edgechat.engine.client_connections import ClientConnections
-from edgechat.engine.pipe import Channel
+from edgechat.engine.pipe import Channel, make_frame
 from edgechat.engine.resident_server import must_end
 from edgechat.hardware.free_memory import FreeMemory
 
@@ -135,7 +135,7 @@ def test_client_that_ends_takes_only_its_requests_along(
     if ends_by == "close":
         clients[1].channel.leave()
     else:
-        frame = frames.make_frame(b"\xff") if ends_by == "invalid message" else frames.encode(protocol.Stats(id=-1))
+        frame = make_frame(b"\xff") if ends_by == "invalid message" else frames.encode(protocol.Stats(id=-1))
         clients[1].channel.write(frame)
     handler.wait_for(lambda: handler.removed == [(1, [left_id])])
     connections.write(protocol.Tokenized(id=left_id, tokens=[]))  # nobody waits for it any more

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgechat.engine import socket_listener
-from edgechat.engine.frames import make_frame
 from edgechat.engine.local_socket import connect, listen
 from edgechat.engine.loopback import LoopbackAddress
+from edgechat.engine.pipe import make_frame
 from edgechat.engine.socket_channel import SocketChannel
 from edgechat.engine.socket_listener import SECRET_BYTES, Listener
 from edgechat.errors import LocalSocketError

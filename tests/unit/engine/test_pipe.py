@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgechat.engine.frames import MAX_FRAME_BYTES, make_frame
-from edgechat.engine.pipe import Channel
+from edgechat.engine.pipe import MAX_FRAME_BYTES, Channel, make_frame
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edgechat.config import Sampling
 from edgechat.engine import frames, protocol
 from edgechat.engine.failures import OUT_OF_MEMORY_MESSAGE, create_failure_event
+from edgechat.engine.pipe import MAX_FRAME_BYTES
 from edgechat.errors import EngineError, GrammarError
 
 REQUEST = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], sampling=Sampling(seed=3))
@@ -25,7 +26,7 @@ def test_frame_starts_with_the_length_of_its_body() -> None:
     frame = frames.encode(REQUEST)
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
     with pytest.raises(EngineError, match="the limit is"):
-        frames.encode(protocol.TokensGenerated(id=1, text="x" * frames.MAX_FRAME_BYTES, tokens=[]))
+        frames.encode(protocol.TokensGenerated(id=1, text="x" * MAX_FRAME_BYTES, tokens=[]))
 
 
 @given(st.binary(max_size=200))
