@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgechat import paths
 from edgechat.errors import DamagedDatabaseError
+from edgechat.store.damaged_copies import find_unrecovered_copies
 from edgechat.store.database import Database
 from edgechat.store.sqlite import OnDeleted, SqliteStore
 
@@ -21,14 +22,17 @@ def open_store(path: Path | None = None, *, on_deleted: Sequence[OnDeleted] = ()
 
     Raises StoreError if the file belongs to another program or cannot be opened.
     """
-    from edgechat.store import recovery
-
     path = path or paths.history_file()
     try:
         store = SqliteStore(Database(path), on_deleted)
     except DamagedDatabaseError:
+        from edgechat.store import recovery  # slow to import
+
         return recovery.recover(path, on_deleted)
-    recovery.recover_copies(store)
+    if not store.read_only_reason and find_unrecovered_copies(path):
+        from edgechat.store import recovery
+
+        recovery.recover_copies(store)
     return store
 
 

@@ -7,13 +7,13 @@ import hashlib
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from edgechat.errors import DamagedDatabaseError, StoreError
 from edgechat.humanize import format_count
+from edgechat.store.damaged_copies import choose_copy_name, find_unrecovered_copies, marker_file
 from edgechat.store.database import (
     FILE_SUFFIXES,
     Database,
@@ -35,10 +35,6 @@ from edgechat.store.schema import current_schema, read_schema
 from edgechat.store.sqlite import OnDeleted, SqliteStore
 from edgechat.store.sqlite_errors import is_locked_error, translate_errors
 
-_COPY_INFIX: Final = ".damaged-"
-"""Text between the name of the database and the time of the recovery in the name of a damaged copy."""
-_MARKER_SUFFIX: Final = ".recovered"
-"""Suffix of the empty file that marks a damaged copy as recovered."""
 _LOCK_TIMEOUT_S: Final = 60.0
 
 
@@ -112,10 +108,7 @@ def recover_copies(store: SqliteStore) -> None:
     """
     if store.path is None or store.read_only_reason:
         return
-    for copy in sorted(store.path.parent.glob(f"{store.path.name}{_COPY_INFIX}*")):
-        marker = copy.with_name(copy.name + _MARKER_SUFFIX)
-        if copy.name.endswith(("-wal", "-shm", "-journal", _MARKER_SUFFIX)) or marker.exists():
-            continue
+    for copy in find_unrecovered_copies(store.path):
         if not copy.is_file():
             store.notices.append(
                 f"Nothing could be recovered from {copy}, because it is {describe_irregular_file(copy)}. "
@@ -138,7 +131,7 @@ def recover_copies(store: SqliteStore) -> None:
                 f"{damaged_file}."
             )
         with contextlib.suppress(OSError):
-            marker.touch(mode=0o600)
+            marker_file(copy).touch(mode=0o600)
 
 
 def _describe(result: SalvageResult) -> str:
@@ -174,17 +167,8 @@ def _recovery_lock(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _choose_copy_name(path: Path) -> Path:
-    default_copy = path.with_name(f"{path.name}{_COPY_INFIX}{time.strftime('%Y%m%d-%H%M%S')}")
-    copy, number = default_copy, 1
-    while copy.exists():
-        number += 1
-        copy = default_copy.with_name(f"{default_copy.name}_{number}")
-    return copy
-
-
 def _move_aside(path: Path) -> None:
-    copy = _choose_copy_name(path)
+    copy = choose_copy_name(path)
     try:
         for suffix in FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):  # not every database has all of these files
@@ -200,7 +184,7 @@ def _move_log_aside(path: Path, damage: LogDamage) -> None:
 
     The log of the database keeps the earlier frames.
     """
-    copy = _choose_copy_name(path)
+    copy = choose_copy_name(path)
     log, saved_log = (file.with_name(file.name + "-wal") for file in (path, copy))
     try:
         if damage.first_offset == WAL_HEADER_BYTES:
