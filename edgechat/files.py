@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Callable
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
@@ -30,6 +31,7 @@ MAX_TOML_BYTES: Final = 4 << 20
 
 # Chunk size for reading a file that turns out to be larger than `st_size`.
 _CHUNK_BYTES: Final = 1 << 20
+_LOCK_POLL_S: Final = 0.02
 
 
 class JsonFile(Generic[T]):
@@ -143,6 +145,15 @@ class FileLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
+        return True
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Acquire the lock; return False if another process holds it for longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while not self.try_acquire():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)
         return True
 
     def close(self) -> None:

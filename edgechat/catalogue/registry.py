@@ -13,7 +13,7 @@ import msgspec
 
 from edgechat import __version__, paths
 from edgechat.errors import CatalogueError, InvalidFileError, ModelFileError
-from edgechat.files import JsonFile
+from edgechat.files import FileLock, JsonFile
 from edgechat.modelfile.content_hash import HashMemo
 from edgechat.modelfile.split import list_model_files, read_header
 
@@ -95,20 +95,18 @@ def read_records() -> ModelRecords:
 @contextlib.contextmanager
 def edit_records() -> Iterator[ModelRecords]:
     """Context manager: lock library.json, yield its records, and save them at the end. Raises CatalogueError."""
-    import filelock
-
     file = _records_file()
     path = file.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_TIMEOUT_S):
+        with contextlib.closing(FileLock(path.with_name(path.name + ".lock"))) as lock:
+            if not lock.acquire(_LOCK_TIMEOUT_S):
+                raise CatalogueError(
+                    f"{path} has been locked by another edgechat process for {_LOCK_TIMEOUT_S:.0f} s. Try again."
+                )
             records = read_records()
             yield records
             file.write(records, indent=1)
-    except filelock.Timeout:
-        raise CatalogueError(
-            f"{path} has been locked by another edgechat process for {_LOCK_TIMEOUT_S:.0f} s. Try again."
-        ) from None
     except OSError as error:
         raise CatalogueError(f"Cannot write {path}: {error.strerror or error}") from error
 

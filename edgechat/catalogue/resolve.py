@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,6 +117,8 @@ def _make_unknown_name_message(name: str, models: list[InstalledModel]) -> str:
 
     installed_names = [label for model in models if model.is_usable for label in (model.name, *model.aliases)]
     known_names = [*map(str.lower, installed_names), *curated.load_catalogue()]
+    import difflib
+
     similar_names = difflib.get_close_matches(name.lower(), known_names, n=3, cutoff=0.6)
     hint = (
         f"Did you mean {' or '.join(similar_names)}?"
@@ -130,6 +131,8 @@ def _make_unknown_name_message(name: str, models: list[InstalledModel]) -> str:
 
 def make_unknown_reference_message(reference: str) -> str:
     """Return the error message for a reference that matches no catalogue id, hub repository or URL."""
+    import difflib
+
     from edgechat.catalogue import curated
 
     similar_names = difflib.get_close_matches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from edgechat.hardware.cgroups import list_group_memory, read_text
 
 # Maximum difference, in seconds, between two readings of the start time of one process.
 _START_TOLERANCE_S: Final = 2.0
+# Index of the start time, in clock ticks, among the fields after the name of the program in /proc/PID/stat.
+_START_TIME_FIELD: Final = 19
 
 
 class SystemMemory(msgspec.Struct, frozen=True):
@@ -190,6 +193,8 @@ def read_cpu_time_s(pid: int) -> float:
 
 def read_process_start_time(pid: int) -> float:
     """Return the start time of a process in seconds since 1970; 0.0 if the process does not exist."""
+    if sys.platform == "linux":
+        return _read_linux_state(pid)[1]
     import psutil
 
     try:
@@ -204,6 +209,9 @@ def is_process_running(pid: int, started_at: float) -> bool:
     A later process with the same ID does not count, nor does one that has ended but whose parent has not read its exit
     code.
     """
+    if sys.platform == "linux":
+        state, actual_start = _read_linux_state(pid)
+        return abs(actual_start - started_at) < _START_TOLERANCE_S and state not in {"Z", "X"}
     import psutil
 
     try:
@@ -236,3 +244,15 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has no malloc_trim, and returns memory by itself
         if trim is not None:
             trim(0)
+
+
+def _read_linux_state(pid: int) -> tuple[str, float]:
+    """Return the state of a process, such as "R", and its start time as psutil computes it; "" and 0.0 without it.
+
+    Importing psutil takes 7 ms, which would delay every program that attaches to an engine.
+    """
+    fields = read_text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    boot_time = read_text(Path("/proc/stat")).partition("\nbtime ")[2].partition("\n")[0]
+    if len(fields) <= _START_TIME_FIELD or not boot_time.isdigit():
+        return "", 0.0
+    return fields[0], int(boot_time) + int(fields[_START_TIME_FIELD]) / os.sysconf("SC_CLK_TCK")

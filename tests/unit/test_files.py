@@ -15,7 +15,7 @@ import pytest
 from edgechat import config, files, paths
 from edgechat.catalogue.download.partial_file import FileVersion, PartialFile
 from edgechat.errors import EdgechatError, InvalidFileError
-from edgechat.files import JsonFile
+from edgechat.files import FileLock, JsonFile
 from edgechat.hardware.cpu import read_cpu
 from edgechat.hardware.disk_speed import measure_disk_speed
 from edgechat.modelfile import content_hash
@@ -222,3 +222,13 @@ def test_larger_and_growing_files_are_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="larger than 100 bytes"):  # it had 40 bytes before it grew
         files.read_bytes(path, 100)
     assert files.read_bytes(path, 101) == b"x" * 101
+
+
+def test_only_one_holder_has_a_file_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    first, second = FileLock(path), FileLock(path)
+    assert first.acquire(timeout_s=0)
+    assert not second.acquire(timeout_s=0)
+    first.close()
+    assert second.acquire(timeout_s=60)
+    second.close()

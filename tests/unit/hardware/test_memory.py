@@ -12,10 +12,12 @@ import pytest
 
 from edgechat.hardware.memory import (
     count_memory_kills,
+    is_process_running,
     read_cpu_time_s,
     read_memory,
     read_own_cpu_time_s,
     read_peak_pss_bytes,
+    read_process_start_time,
     read_tree_pss_bytes,
 )
 
@@ -70,3 +72,24 @@ def test_memory_kills_are_counted(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\noom_kill 7\noom_kill_disable 1\n")
     assert count_memory_kills(tmp_path) == 7
+
+
+def test_start_time_of_a_process_is_that_of_psutil() -> None:
+    """Records of engines that another edgechat wrote with psutil stay valid."""
+    started_at = read_process_start_time(os.getpid())
+    assert started_at == pytest.approx(psutil.Process().create_time(), abs=0.02)
+    assert is_process_running(os.getpid(), started_at)
+    assert not is_process_running(os.getpid(), started_at - 10)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no zombie processes")
+def test_ended_process_does_not_run_even_if_its_parent_has_not_read_its_exit_code() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started_at = read_process_start_time(child.pid)
+        assert is_process_running(child.pid, started_at)
+        assert child.stdin is not None
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_process_running(child.pid, started_at)
+    assert not is_process_running(child.pid, started_at)
+    assert read_process_start_time(child.pid) == 0.0
