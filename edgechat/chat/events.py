@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from edgechat.chat.messages import Message
 from edgechat.humanize import format_count, format_duration
 from edgechat.models.events import ModelLoadProgressed
-from edgechat.prompt.agreement.picker import ReplyPick
+
+if TYPE_CHECKING:
+    from edgechat.prompt.agreement.picker import ReplyPick
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):

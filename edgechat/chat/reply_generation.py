@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,9 +19,11 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import ContextOverflowError
-from edgechat.prompt.agreement.picker import ReplyPicker
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
+
+if TYPE_CHECKING:
+    from edgechat.prompt.agreement.picker import ReplyPicker
 
 # The larger one applies: a minimum for a reply without a penalty, or a step above a penalty that was too small.
 _MIN_PENALTY: Final = 1.3

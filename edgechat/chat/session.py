@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -25,7 +25,6 @@ from edgechat.chat.messages import (
 )
 from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.reply_generation import add_repetition_penalty
-from edgechat.chat.reply_picking import PickedTurn
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
@@ -37,8 +36,11 @@ from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
-from edgechat.prompt.agreement.picker import PickMethod
+from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.thinking import THINKING_OFF, is_thinking_on
+
+if TYPE_CHECKING:
+    from edgechat.prompt.agreement.picker import PickMethod
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
@@ -56,9 +58,11 @@ class Session:
 
     def __init__(
         self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
-        flags: Mapping[str, object] = MappingProxyType({}),
+        flags: Mapping[str, object] = MappingProxyType({}), renderer: Renderer | None = None,
     ) -> None:  # fmt: skip
         """Create a session for `conversation` (existing or new); None creates a new conversation.
+
+        `renderer` is a render process that has already been started; None starts one in `open`.
 
         Settings in increasing priority: `settings` of all conversations, settings of `conversation`, command-line
         `flags`, and values set by `override_settings`.
@@ -73,7 +77,7 @@ class Session:
         self._stored_conversation = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
-        self.model = LoadedModel()
+        self.model = LoadedModel(renderer=renderer)
         self._model_names: dict[Path, str] = {}
         self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
         """Token counts of attachments by path, modification time in nanoseconds, size in bytes, and model."""
@@ -264,6 +268,8 @@ class Session:
         self, parent_id: str, turn: Turn, n_replies: int, method: PickMethod
     ) -> Iterator[events.SessionEvent]:
         """Generate up to `n_replies` replies to the message `parent_id`, which can be new in `turn`, and pick one."""
+        from edgechat.chat.reply_picking import PickedTurn  # slow to import
+
         picked_turn = PickedTurn(
             self._turn_runner, self._stored_conversation, self.model, self.settings, method, n_replies
         )

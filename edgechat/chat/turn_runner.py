@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -30,7 +30,9 @@ from edgechat.errors import (
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.prompt.agreement.picker import ReplyPicker
+
+if TYPE_CHECKING:
+    from edgechat.prompt.agreement.picker import ReplyPicker
 
 
 class Turn(NamedTuple):

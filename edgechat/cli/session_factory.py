@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.cli.progress import StderrStatus
     from edgechat.config import Settings, SettingsProblem
+    from edgechat.prompt.renderer import Renderer
     from edgechat.store.sqlite import SqliteStore
 
 
@@ -24,6 +25,7 @@ def prepare_session(
     ephemeral: bool | None = None,
     persona: str | None = None,
     allow_missing_model: bool = False,
+    renderer: Renderer | None = None,
     **flags: object,
 ) -> tuple[Callable[[], Session], list[SettingsProblem]]:
     """Check flags and settings; return a function that creates the session, and the problems in the settings.
@@ -31,7 +33,7 @@ def prepare_session(
     The returned function reads the conversation to continue, so the terminal UI calls it only after the first frame.
     The function does not open the session. It raises StoreError, and ModelFileError for a missing model; with
     `allow_missing_model`, it stores this error in the session instead, so that conversations can be read without a
-    model.
+    model. The session closes `renderer`, a render process that has already been started.
 
     Raises UsageError for an invalid flag, and EdgechatError for an unknown model.
     """  # fmt: skip
@@ -73,7 +75,7 @@ def prepare_session(
         conversation = msgspec.structs.replace(conversation, model=name)
         if not ephemeral and model_error is None:
             registry.record_use(path)
-        session = Session(store, settings, path, conversation, overrides)
+        session = Session(store, settings, path, conversation, overrides, renderer)
         session.model_error = model_error
         session.warnings.extend(store.take_notices())
         return session
@@ -86,9 +88,18 @@ def create_session(**options: Any) -> Session:
 
     The options and exceptions are those of `prepare_session` and of the function that it returns.
     """
-    make_session, problems = prepare_session(**options)
-    report_problems(problems)
-    return make_session()
+    from edgechat.prompt.renderer import Renderer
+
+    # The render process takes as long to start as this process takes for its other imports.
+    renderer = Renderer()
+    renderer.start()
+    try:
+        make_session, problems = prepare_session(renderer=renderer, **options)
+        report_problems(problems)
+        return make_session()
+    except BaseException:
+        renderer.close()
+        raise
 
 
 def load_settings() -> Settings:

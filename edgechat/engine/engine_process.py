@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Final
 
 from edgechat.engine import frames, protocol
-from edgechat.engine.death import Death
 from edgechat.engine.engine_link import EngineLink
 from edgechat.engine.hang_detector import TICK_S, HangDetector
 from edgechat.errors import EdgechatError, EngineDiedError
@@ -162,6 +161,8 @@ class EngineProcess:
                 return
             self.link.kill()
             exit_code = self.link.wait()
+        from edgechat.engine.death import Death  # slow to import, and rarely needed
+
         state = self.link.read_state()
         death = Death(
             exit_code=exit_code,

@@ -13,12 +13,11 @@ from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.models.events import LoadCallback
-from edgechat.models.loading import (
+from edgechat.models.load_records import (
     find_load_warnings,
     prepare_unload,
     record_memory_kill,
     register_loaded_model,
-    reload_model,
 )
 from edgechat.models.sharing import open_model
 from edgechat.planner.load_plan import LoadPlan
@@ -32,7 +31,7 @@ from edgechat.prompt.thinking import is_thinking_on
 class LoadedModel:
     """Owner of the processes of one loaded model. `open` loads or replaces the model; `close` ends the processes."""
 
-    def __init__(self, client_name: str = "chat") -> None:
+    def __init__(self, client_name: str = "chat", renderer: Renderer | None = None) -> None:
         self.client_name = client_name
         """Command of this client, which `edgechat engine status` shows."""
         self.engine = EngineClient()
@@ -45,7 +44,7 @@ class LoadedModel:
         self._needs_new_plan = False
         """True if the current plan used more memory than the system had."""
         self._builder: PromptBuilder | None = None
-        self._renderer = Renderer()
+        self._renderer = renderer or Renderer()
 
     @property
     def builder(self) -> PromptBuilder:
@@ -112,6 +111,8 @@ class LoadedModel:
         if self.plan is not None and record_memory_kill(self.engine, self.plan):
             self._needs_new_plan = True
         if self.plan is not None and self._needs_new_plan:
+            from edgechat.models.loading import reload_model
+
             self.plan, model_properties = reload_model(self.engine, self.plan, self._settings)
             self.set_model_properties(model_properties)
         else:
@@ -130,6 +131,8 @@ class LoadedModel:
             or not (is_crash or isinstance(error, ComputeError))
         ):
             return False
+        from edgechat.models.loading import reload_model
+
         try:
             self.plan, model_properties = reload_model(self.engine, failed_plan, settings, ())
         except EdgechatError:  # the caller reports the GPU failure

@@ -18,7 +18,6 @@ from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import list_model_files
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.loading import load_model
 from edgechat.planner.load_plan import LoadPlan
 
 LoadResult = tuple[LoadPlan, protocol.Loaded, list[str]]
@@ -58,12 +57,12 @@ def open_model(
     request = make_share_request(header, settings, client_name)
     engine.leave(request)
     if request is None:
-        return load_model(engine, profile, settings, on_event, start_renderer)
+        return _load(engine, profile, settings, on_event, start_renderer)
     try:
         return _open_shared(engine, profile, settings, on_event, start_renderer)
     except LocalSocketError as error:
         engine.leave(None)
-        plan, loaded, warnings = load_model(engine, profile, settings, on_event, start_renderer)
+        plan, loaded, warnings = _load(engine, profile, settings, on_event, start_renderer)
         return plan, loaded, [*warnings, f"The model is not shared with other edgechat programs: {error}"]
 
 
@@ -83,7 +82,7 @@ def _open_shared(
             return result
         resident_client.stop_outdated_engines(profile.path)
         try:
-            return load_model(
+            return _load(
                 engine, profile, settings, on_event, start_renderer,
                 free_memory=lambda: resident_client.stop_idle_engine(engine.pid),
             )  # fmt: skip
@@ -97,3 +96,13 @@ def _attach(engine: EngineClient, start_renderer: Callable[[], None]) -> LoadRes
         return None
     start_renderer()
     return load.plan, engine.model_properties, []
+
+
+def _load(
+    engine: EngineClient, profile: ModelProfile, settings: Settings, on_event: LoadCallback,
+    start_renderer: Callable[[], None], free_memory: Callable[[], bool] = lambda: False,
+) -> LoadResult:  # fmt: skip
+    engine.start()  # starts while this process imports the planner, which a client that attaches does not need
+    from edgechat.models.loading import load_model
+
+    return load_model(engine, profile, settings, on_event, start_renderer, free_memory)

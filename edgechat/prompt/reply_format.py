@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
@@ -129,7 +128,7 @@ def make_reply_format(result: Mapping[str, Any], request: FormatRequest, *, has_
 
 def _is_plain(parser: str, generation_prompt: str) -> bool:
     """Return whether a parser treats all output after the generation prompt as content."""
-    nodes = json.loads(parser)["parsers"] if parser else []
+    nodes = msgspec.json.decode(parser)["parsers"] if parser else []
     return all(
         node["type"] in _PLAIN_NODES and not node.get("delimiters")
         and generation_prompt.endswith(node.get("literal", ""))

@@ -44,6 +44,25 @@ def test_help_imports_only_click() -> None:
     assert not loaded & {"textual", "msgspec", "psutil", "platformdirs", "jinja2", "subprocess", "asyncio"}
 
 
+def test_render_process_and_grammar_check_do_not_import_the_protocol_of_the_engine() -> None:
+    loaded = imported_by("import edgechat.prompt.sandbox")
+    assert not loaded & {"edgechat.engine.protocol", "edgechat.engine.frames", "edgechat.planner.load_plan"}
+    loaded = imported_by("import edgechat.engine.grammar_check")
+    assert not loaded & {"edgechat.engine.protocol", "edgechat.engine.frames"}
+
+
+def test_session_imports_neither_the_planner_nor_the_choice_of_replies() -> None:
+    """A command that attaches to an engine makes no plan and usually generates one reply."""
+    loaded = imported_by("import edgechat.chat.session, edgechat.store")
+    assert not loaded & {"psutil", "filelock", "difflib", "edgechat.planner.plan", "edgechat.store.recovery"}
+    assert not loaded & {"edgechat.prompt.agreement.picker", "edgechat.engine.death", "edgechat.models.loading"}
+
+
+def test_renderer_imports_little_so_that_its_process_starts_early() -> None:
+    loaded = imported_by("import edgechat.prompt.renderer")
+    assert not loaded & {"edgechat.engine.protocol", "edgechat.config", "edgechat.modelfile.header"}
+
+
 @pytest.mark.parametrize("package", ["hardware", "modelfile", "catalogue", "planner", "chat.messages", "config"])
 def test_package_can_be_imported_alone(package: str) -> None:
     imported_by(f"import edgechat.{package}")

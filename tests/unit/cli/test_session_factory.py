@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgechat.cli.session_factory import prepare_session
+import pytest
+
+from edgechat.cli.session_factory import create_session, prepare_session
+from edgechat.errors import EngineDiedError, ModelFileError
+from edgechat.prompt.renderer import Renderer
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_chat_without_a_usable_history_is_not_saved_and_says_so(
@@ -21,3 +23,22 @@ def test_chat_without_a_usable_history_is_not_saved_and_says_so(
     assert not session.store.is_persistent
     assert any("This conversation is not saved: " in warning for warning in session.warnings)
     session.close()
+
+
+def test_render_process_that_was_started_early_ends_if_the_session_cannot_be_created(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Renderer] = []
+    start = Renderer.start
+
+    def record_start(renderer: Renderer) -> None:
+        started.append(renderer)
+        start(renderer)
+
+    monkeypatch.setattr(Renderer, "start", record_start)
+    with pytest.raises(ModelFileError):
+        create_session(model="missing-model")
+    [renderer] = started
+    assert renderer._child is None
+    with pytest.raises(EngineDiedError, match="was closed"):
+        renderer.start()

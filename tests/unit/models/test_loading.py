@@ -12,7 +12,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.models import context_limits, loading, observed_memory
+from edgechat.models import context_limits, load_records, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.plan import plan
@@ -102,7 +102,7 @@ def test_kill_is_recorded_once_for_each_death() -> None:
         load(engine)
     n_kills = len(engine.plans)  # the first plan, and a smaller one
     extra_bytes = observed_memory.extra_bytes("m.gguf")
-    loading.prepare_unload(engine, engine.plans[-1])  # type: ignore[arg-type]
+    load_records.prepare_unload(engine, engine.plans[-1])  # type: ignore[arg-type]
     assert observed_memory.extra_bytes("m.gguf") == extra_bytes >= n_kills * 32 * MIB
 
 
@@ -146,7 +146,7 @@ def test_kill_of_a_grown_context_limits_its_length_and_not_the_plan() -> None:
     load_plan = plan(profile, machine(64 * GIB))
     assert load_plan.max_n_ctx == 1 << 17
     engine = SimpleNamespace(peak_n_ctx=1 << 16, take_memory_kill=lambda: True)
-    assert loading.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
+    assert load_records.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
     assert observed_memory.extra_bytes(profile.path) == 0
     limit = context_limits.read_limit(profile.path)
     limited_plan = plan(profile, machine(64 * GIB), longest_n_ctx=limit)
@@ -160,7 +160,7 @@ def test_kill_of_a_grown_context_limits_its_length_and_not_the_plan() -> None:
 def test_kill_at_the_planned_length_raises_the_estimate() -> None:
     load_plan = plan(llama(n_ctx_train=1 << 17), machine(64 * GIB))
     engine = SimpleNamespace(peak_n_ctx=8192, take_memory_kill=lambda: True)
-    assert loading.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
+    assert load_records.record_memory_kill(engine, load_plan)  # type: ignore[arg-type]
     assert observed_memory.extra_bytes(load_plan.model_path) > 0
     assert context_limits.read_limit(load_plan.model_path) is None
 
@@ -169,6 +169,6 @@ def test_kill_at_the_planned_length_raises_the_estimate() -> None:
 def test_context_beyond_the_training_length_is_a_warning(n_ctx: int, n_warnings: int) -> None:
     load_plan = plan(llama(n_ctx_train=8192), machine(64 * GIB), n_ctx=n_ctx)
     properties: Any = SimpleNamespace(n_ctx=n_ctx, n_ctx_train=8192, chat_template="template")
-    warnings = loading.find_load_warnings(Settings(n_ctx=n_ctx), Path("m.gguf"), properties, load_plan)
+    warnings = load_records.find_load_warnings(Settings(n_ctx=n_ctx), Path("m.gguf"), properties, load_plan)
     assert len(warnings) == n_warnings
     assert all(w.startswith("m.gguf was trained with 8,192 tokens; edgechat extends its context") for w in warnings)
