@@ -26,6 +26,7 @@ from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.ollama_api import OllamaApi
 from edgechat.serve.responses import find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
@@ -54,6 +55,7 @@ class Api:
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
+            *OllamaApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _handle_http_error})
         return RequestGuard(app, rules, self._metrics.count_request)

@@ -21,6 +21,8 @@ from edgechat.serve.errors import ApiError
 
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
+    "/", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags", "/api/show", "/api/ps",
+    "/api/pull", "/api/version",
 )  # fmt: skip
 # Paths that need no API key. Monitoring systems often have no key, and /health reveals no models or conversations.
 _PUBLIC_PATHS: Final = ("/health",)

@@ -6,12 +6,25 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat.serve.dialects.ollama_schemas import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaModelRequest,
+)
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 _POST_ENDPOINTS: Final = {
     "/v1/chat/completions": (ChatRequest, "Generate a reply to a conversation"),
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
+    "/api/chat": (OllamaChatRequest, "Generate a reply to a conversation (Ollama API)"),
+    "/api/generate": (OllamaGenerateRequest, "Continue a text, or reply to it (Ollama API)"),
+    "/api/embed": (OllamaEmbedRequest, "Compute embeddings of texts (Ollama API)"),
+    "/api/embeddings": (OllamaEmbeddingsRequest, "Compute the embedding of a text (Ollama API)"),
+    "/api/show": (OllamaModelRequest, "Describe a served model (Ollama API)"),
+    "/api/pull": (OllamaModelRequest, "Report whether a model is served (Ollama API)"),
 }
 _END_THINKING_PATH: Final = "/v1/chat/completions/{id}/end_thinking"
 _GET_ENDPOINTS: Final = {
@@ -19,6 +32,9 @@ _GET_ENDPOINTS: Final = {
     "/v1/models/{model}": "Describe a served model",
     "/health": "Report whether the server accepts requests",
     "/metrics": "Return metrics for Prometheus",
+    "/api/tags": "List the served models (Ollama API)",
+    "/api/ps": "List the loaded models (Ollama API)",
+    "/api/version": "Return the version of the Ollama API",
 }
 _MODEL_PARAMETER: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _ID_PARAMETER: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -32,6 +48,9 @@ _ERROR_SCHEMA: Final = {
         },
     }},
 }  # fmt: skip
+_OLLAMA_ERROR_SCHEMA: Final = {
+    "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}
+}  # fmt: skip
 
 
 def build_openapi_document(version: str) -> dict[str, Any]:
@@ -40,33 +59,36 @@ def build_openapi_document(version: str) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(body_types, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {
         path: {"post": {
-            "summary": summary, "responses": _make_responses("200", "400", "401", "403", "404", "408", "413", "503"),
+            "summary": summary,
+            "responses": _make_responses(path, "200", "400", "401", "403", "404", "408", "413", "503"),
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         }}
         for (path, (_, summary)), schema in zip(_POST_ENDPOINTS.items(), schemas, strict=True)
     }  # fmt: skip
     paths |= {
         path: {"get": {
-            "summary": summary, "responses": _make_responses("200", "401", "403", "404", "503"),
+            "summary": summary, "responses": _make_responses(path, "200", "401", "403", "404", "503"),
             "parameters": [_MODEL_PARAMETER] if "{" in path else [],
         }}
         for path, summary in _GET_ENDPOINTS.items()
     }  # fmt: skip
     paths[_END_THINKING_PATH] = {"post": {
         "summary": "End the reasoning of a chat completion that is being generated",
-        "responses": _make_responses("200", "401", "403", "404", "503"), "parameters": [_ID_PARAMETER],
+        "responses": _make_responses(_END_THINKING_PATH, "200", "401", "403", "404", "503"),
+        "parameters": [_ID_PARAMETER],
     }}  # fmt: skip
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {
-            "schemas": components | {"Error": _ERROR_SCHEMA},
+            "schemas": components | {"Error": _ERROR_SCHEMA, "OllamaError": _OLLAMA_ERROR_SCHEMA},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }  # fmt: skip
 
 
-def _make_responses(*codes: str) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _make_responses(path: str, *codes: str) -> dict[str, Any]:
+    schema_name = "OllamaError" if path.startswith("/api/") else "Error"
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_name}"}}}
     return {
         code: {"description": "Success"} if code == "200" else {"description": "Error", "content": error}
         for code in codes

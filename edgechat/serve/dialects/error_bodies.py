@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from edgechat.serve.dialects import ollama
 from edgechat.serve.errors import ApiError
 
 ErrorBody = dict[str, Any]
 
-_BODY_MAKERS: Final[dict[str, Callable[[ApiError], ErrorBody]]] = {}
+_BODY_MAKERS: Final[dict[str, Callable[[ApiError], ErrorBody]]] = {"/api/": ollama.make_error_body}
 """Functions that build the error bodies of the dialects, by the beginning of the path. Other paths belong to the OpenAI
 API."""
 

@@ -1,0 +1,212 @@
+"""Endpoints of the Ollama API (/api/...), on the same models and queues as the OpenAI API."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from edgechat import __version__
+from edgechat.serve.chat import ChatResponseBuilder
+from edgechat.serve.completions import MAX_INPUTS, CompletionResponseBuilder
+from edgechat.serve.dialects.ollama import OllamaDialect, make_load_object
+from edgechat.serve.dialects.ollama_models import API_VERSION, ModelDescriber
+from edgechat.serve.dialects.ollama_requests import (
+    find_model,
+    is_load_request,
+    is_unload_request,
+    make_chat_request,
+    make_generate_request,
+)
+from edgechat.serve.dialects.ollama_schemas import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaModelRequest,
+)
+from edgechat.serve.embeddings import compute_embeddings
+from edgechat.serve.errors import ApiError
+from edgechat.serve.metrics import Metrics
+from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responses import respond
+from edgechat.serve.schemas import ChatRequest, EmbeddingsRequest
+
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
+_NS_PER_S: Final = 1_000_000_000
+_REFUSED_ENDPOINTS: Final = {
+    "/api/create": ("POST",), "/api/copy": ("POST",), "/api/delete": ("DELETE",), "/api/push": ("POST",),
+    "/api/blobs/{digest}": ("HEAD", "POST"),
+}  # fmt: skip
+"""Endpoints of Ollama that change or upload models."""
+
+
+class BodyReader(Protocol):
+    """Function that receives and decodes a request body, which counts in the memory budget until `memory` is closed."""
+
+    async def __call__(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T: ...
+
+
+class OllamaApi:
+    """Endpoints of the Ollama API. A model NAME is also found as `NAME:latest`."""
+
+    def __init__(self, models: Mapping[str, ModelQueue], metrics: Metrics, read_body: BodyReader) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._read_body = read_body
+        self._describer = ModelDescriber()
+
+    def make_routes(self, handle_errors: Callable[[Endpoint, str | None], Endpoint]) -> list[Route]:
+        """Build the routes; `handle_errors` wraps an endpoint, given the name of the request field with the input."""
+        endpoints: list[tuple[str, Endpoint, str | None, tuple[str, ...]]] = [
+            ("/", self.greet, None, ("GET",)),
+            ("/api/version", self.version, None, ("GET",)),
+            ("/api/chat", self.chat, "messages", ("POST",)),
+            ("/api/generate", self.generate, "prompt", ("POST",)),
+            ("/api/embed", self.embed, "input", ("POST",)),
+            ("/api/embeddings", self.embed_prompt, "prompt", ("POST",)),
+            ("/api/tags", self.list_models, None, ("GET",)),
+            ("/api/ps", self.list_running_models, None, ("GET",)),
+            ("/api/show", self.show, "model", ("POST",)),
+            ("/api/pull", self.pull, "model", ("POST",)),
+            *((path, self.refuse, None, methods) for path, methods in _REFUSED_ENDPOINTS.items()),
+        ]
+        return [
+            Route(path, handle_errors(endpoint, param), methods=list(methods))
+            for path, endpoint, param, methods in endpoints
+        ]
+
+    def _find_queue(self, name: str | None) -> ModelQueue:
+        if not name:
+            return next(iter(self._models.values()))
+        model_name = find_model(name, self._models)
+        if model_name is None:
+            raise ApiError(404, f"model '{name}' not found", param="model", code="model_not_found")
+        return self._models[model_name]
+
+    def _find_text_queue(self, name: str | None) -> ModelQueue:
+        queue = self._find_queue(name)
+        if queue.model_properties.is_embedding:
+            message = f"{queue.name} is an embedding model and generates no text. Use /api/embed."
+            raise ApiError(400, message, param="model")
+        return queue
+
+    async def greet(self, request: Request) -> Response:  # noqa: ARG002
+        return PlainTextResponse("Ollama is running")  # the text by which clients recognise the API
+
+    async def version(self, request: Request) -> Response:  # noqa: ARG002
+        return _json_response({"version": API_VERSION, "edgechat": __version__})
+
+    async def chat(self, request: Request) -> Response:
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, OllamaChatRequest, memory)
+            queue, name = self._find_text_queue(body.model), body.model
+            name = name or queue.name
+            if is_load_request(body):
+                return _json_response(make_load_object(name, is_chat=True, is_unload=is_unload_request(body)))
+            builder = ChatResponseBuilder(queue, make_chat_request(body))
+            del body
+            return await respond(
+                request, OllamaDialect(builder, name, is_chat=True), self._metrics, memory.pop_all()
+            )  # fmt: skip
+
+    async def generate(self, request: Request) -> Response:
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, OllamaGenerateRequest, memory)
+            queue, name = self._find_text_queue(body.model), body.model
+            name = name or queue.name
+            if is_load_request(body):
+                return _json_response(make_load_object(name, is_chat=False, is_unload=is_unload_request(body)))
+            converted_body = make_generate_request(body)
+            builder: ChatResponseBuilder | CompletionResponseBuilder
+            if isinstance(converted_body, ChatRequest):
+                builder = ChatResponseBuilder(queue, converted_body)
+            else:
+                builder = CompletionResponseBuilder(queue, converted_body)
+            del body, converted_body
+            return await respond(
+                request, OllamaDialect(builder, name, is_chat=False), self._metrics, memory.pop_all()
+            )  # fmt: skip
+
+    async def embed(self, request: Request) -> Response:
+        started_at = time.monotonic()
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, OllamaEmbedRequest, memory)
+            inputs = [body.input] if isinstance(body.input, str) else body.input or []
+            truncate = body.truncate is None or bool(body.truncate)
+            queue = self._find_queue(body.model)
+            embeddings, n_tokens = await self._compute(
+                request, queue, [text for text in inputs if text or len(inputs) > 1], body.dimensions or None,
+                truncate=truncate,
+            )  # fmt: skip
+        return _json_response({
+            "model": body.model or queue.name, "embeddings": embeddings,
+            "total_duration": round((time.monotonic() - started_at) * _NS_PER_S), "load_duration": 0,
+            "prompt_eval_count": n_tokens,
+        })  # fmt: skip
+
+    async def embed_prompt(self, request: Request) -> Response:
+        """Compute the embedding of one text, in the form of an older version of the API."""
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, OllamaEmbeddingsRequest, memory)
+            queue = self._find_queue(body.model)
+            embeddings, _ = await self._compute(request, queue, [body.prompt] if body.prompt else [], truncate=True)
+        return _json_response({"embedding": embeddings[0] if embeddings else []})
+
+    async def _compute(
+        self, request: Request, queue: ModelQueue, inputs: list[str], n_dimensions: int | None = None, *,
+        truncate: bool,
+    ) -> tuple[list[list[float]], int]:  # fmt: skip
+        """Return one embedding per input, and the total number of tokens. `n_dimensions` shortens the embeddings."""
+        embeddings: list[list[float]] = []
+        n_tokens = 0
+        if n_dimensions is not None:
+            n_dimensions = min(n_dimensions, queue.model_properties.n_embd) or None
+        for start in range(0, len(inputs), MAX_INPUTS):
+            body = EmbeddingsRequest(input=list(inputs[start : start + MAX_INPUTS]), dimensions=n_dimensions)
+            batch, n_batch_tokens = await compute_embeddings(request, queue, body, truncate=truncate)
+            embeddings += [embedding.tolist() for embedding in batch]
+            n_tokens += n_batch_tokens
+        return embeddings, n_tokens
+
+    async def list_models(self, request: Request) -> Response:  # noqa: ARG002
+        return _json_response({"models": [await self._describer.make_list_entry(q) for q in self._models.values()]})
+
+    async def list_running_models(self, request: Request) -> Response:  # noqa: ARG002
+        return _json_response({"models": [await self._describer.make_running_entry(q) for q in self._models.values()]})
+
+    async def show(self, request: Request) -> Response:
+        body = await self._read_model_request(request)
+        return _json_response(await self._describer.make_description(self._find_queue(body.model_name)))
+
+    async def pull(self, request: Request) -> Response:
+        """Report success for a served model, so that scripts that pull a model before they use it continue."""
+        body = await self._read_model_request(request)
+        if find_model(body.model_name, self._models) is None:
+            message = (
+                f"model '{body.model_name}' not found: edgechat downloads no models over HTTP. "
+                "Run `edgechat models pull` on the server, and start it with this model."
+            )
+            raise ApiError(404, message, param="model", code="model_not_found")
+        is_stream = body.stream is None or bool(body.stream)
+        media_type = OllamaDialect.STREAM_MEDIA_TYPE if is_stream else "application/json"
+        return Response(msgspec.json.encode({"status": "success"}) + b"\n", media_type=media_type)
+
+    async def _read_model_request(self, request: Request) -> OllamaModelRequest:
+        async with contextlib.AsyncExitStack() as memory:
+            return await self._read_body(request, OllamaModelRequest, memory)
+
+    async def refuse(self, request: Request) -> Response:
+        message = f"{request.url.path} is not supported: edgechat changes no models over HTTP. Use `edgechat models`."
+        raise ApiError(400, message)
+
+
+def _json_response(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
