@@ -47,6 +47,12 @@ INSTALL_HINT = (
     help="Port to listen on; 0 chooses a free port.",
 )
 @click.option(
+    "--ollama",
+    "use_ollama_port",
+    is_flag=True,
+    help="Also listen on 127.0.0.1:11434, where Ollama's clients look for it, if the port is free.",
+)
+@click.option(
     "--api-key",
     envvar="EDGECHAT_API_KEY",
     metavar="KEY",
@@ -82,6 +88,7 @@ def serve(
     models: tuple[str, ...],
     host: str,
     port: int,
+    use_ollama_port: bool,
     api_key: str | None,
     origins: tuple[str, ...],
     max_requests: int,
@@ -92,7 +99,7 @@ def serve(
 ) -> None:
     """Serve models through an OpenAI-compatible API.
 
-    Runs until Ctrl-C. Requests run concurrently and share one prompt cache.
+    Also speaks the Ollama API. Runs until Ctrl-C. Requests run concurrently and share one prompt cache.
     """
     from edgechat.cli.progress import echo_note
 
@@ -113,14 +120,25 @@ def serve(
     if not is_loopback(host) and not api_key:
         raise UsageError(f"{host} is reachable from other machines: set a key with --api-key, or listen on 127.0.0.1.")
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(server.bind_socket(host, port))
+        listeners = [stack.enter_context(server.bind_socket(host, port))]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}/v1"
+        if use_ollama_port and port != server.OLLAMA_PORT:
+            ollama_listener = server.bind_ollama_socket(stack)
+            if ollama_listener is None:
+                echo_note(
+                    f"edgechat: Port {server.OLLAMA_PORT} is in use. End Ollama, or give its clients the address "
+                    f"{address.removesuffix('/v1')}."
+                )
+            else:
+                listeners.append(ollama_listener)
         queues = _load_models(models, max_requests, _choose_prompt_rules(disabled_rules), flags, stack)
         access_rules = AccessRules(host=host, api_key=api_key or "", allowed_origins=origins, log_requests=log_requests)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
-        listener.listen(server.BACKLOG)  # clients can connect from now on
-        _print_address(address, list(queues), has_key=bool(api_key), as_json=as_json)
+        for listener in listeners:
+            listener.listen(server.BACKLOG)  # clients can connect from now on
+        addresses = [address, *(f"http://127.0.0.1:{server.OLLAMA_PORT}" for _ in listeners[1:])]
+        _print_address(addresses, list(queues), has_key=bool(api_key), as_json=as_json)
         app = Api(queues).build_app(access_rules)
-        server.run(app, queues, listener, lambda text: echo_note(f"edgechat: {text}"))
+        server.run(app, queues, listeners, lambda text: echo_note(f"edgechat: {text}"))
 
 
 def _choose_prompt_rules(disabled_names: tuple[str, ...]) -> frozenset[str]:
@@ -172,9 +190,12 @@ def _choose_api_name(name: str, other_names: Iterable[str]) -> str:
     return name
 
 
-def _print_address(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:
+def _print_address(addresses: list[str], names: list[str], *, has_key: bool, as_json: bool) -> None:
+    """Print the address of the OpenAI API, and after it that of the Ollama port if the server listens there."""
+    address, *ollama_addresses = addresses
     if as_json:
-        echo_json({"url": address, "models": names, "has_key": has_key})
+        ollama = {"ollama_url": ollama_addresses[0]} if ollama_addresses else {}
+        echo_json({"url": address, "models": names, "has_key": has_key, **ollama})
         return
     key = "key required" if has_key else "no key required"
-    click.echo(f"Serving {', '.join(names)} at {address} ({key}; Ctrl-C stops the server)")
+    click.echo(f"Serving {', '.join(names)} at {' and '.join(addresses)} ({key}; Ctrl-C stops the server)")

@@ -32,6 +32,8 @@ _ENGINE_EXIT_TIMEOUT_S: Final = 1.0
 # Number of signals for an orderly shutdown: the first drains the queues, the second cancels requests. The next signal
 # ends the server immediately.
 _MAX_ORDERLY_SIGNALS: Final = 2
+OLLAMA_PORT: Final = 11434
+"""Port on which clients of Ollama expect it."""
 BACKLOG: Final = 512
 """Number of connections that the system queues until the server accepts them."""
 # Number of connections that asyncio accepts in one iteration of the event loop. `ConnectionTable` can close slow
@@ -57,6 +59,15 @@ def bind_socket(host: str, port: int) -> socket.socket:
             ) from error
         stack.pop_all()  # the socket stays open
     return server_socket
+
+
+def bind_ollama_socket(stack: contextlib.ExitStack) -> socket.socket | None:
+    """Bind the port of Ollama, and close the socket with `stack`. Return None if the port is in use."""
+    try:
+        ollama_socket = stack.enter_context(bind_socket("127.0.0.1", OLLAMA_PORT))
+    except UsageError:
+        return None
+    return ollama_socket
 
 
 def _is_not_cancellation(record: logging.LogRecord) -> bool:
@@ -140,7 +151,7 @@ class HttpServer(uvicorn.Server):
 
 
 def run(
-    app: ASGIApp, models: Mapping[str, ModelQueue], server_socket: socket.socket, on_status: Callable[[str], None]
+    app: ASGIApp, models: Mapping[str, ModelQueue], sockets: list[socket.socket], on_status: Callable[[str], None]
 ) -> None:
-    """Serve requests on a bound socket until a signal ends the server."""
-    HttpServer(app, models, on_status).run(sockets=[server_socket])
+    """Serve requests on bound sockets until a signal ends the server."""
+    HttpServer(app, models, on_status).run(sockets=sockets)
