@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from typing import Final
 import msgspec
 
 from edgechat.bench import textual_baseline
+from edgechat.bench.child_programs import edgechat_command, make_environment, replace_variables
 from edgechat.bench.pty_program import PtyProgram, run_in_pty
 from edgechat.bench.scripted_session import CHARS_PER_TOKEN
 from edgechat.hardware.memory import read_cpu_time_s, read_rss_bytes
@@ -69,11 +69,11 @@ class TuiReport(msgspec.Struct, frozen=True, kw_only=True):
 def run(rounds: int, on_progress: ProgressCallback, idle_s: float = _IDLE_S) -> TuiReport:
     """Run all measurements. Raises EngineError if an expected text does not appear in the terminal."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
-        env = _make_environment(Path(home))
+        env = make_environment(Path(home))
         on_progress(
             f"writing {_N_CONVERSATIONS} short conversations and one with {textual_baseline.N_MESSAGES} messages"
         )
-        with _use_home(home):
+        with replace_variables(EDGECHAT_HOME=home):
             store = open_store()
             long_conversation_id = textual_baseline.fill_store(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
             store.close()
@@ -94,31 +94,6 @@ def run(rounds: int, on_progress: ProgressCallback, idle_s: float = _IDLE_S) -> 
     )  # fmt: skip
 
 
-def _make_environment(home: Path) -> dict[str, str]:
-    # Omit PYTHONDONTWRITEBYTECODE, so that edgechat starts from bytecode files, as an installed program does.
-    inherited_env = {
-        k: v for k, v in os.environ.items() if not k.startswith("EDGECHAT_") and k != "PYTHONDONTWRITEBYTECODE"
-    }
-    return {**inherited_env, "EDGECHAT_HOME": str(home)}
-
-
-@contextlib.contextmanager
-def _use_home(home: str) -> Iterator[None]:
-    old_home = os.environ.get("EDGECHAT_HOME")
-    os.environ["EDGECHAT_HOME"] = home
-    try:
-        yield
-    finally:
-        if old_home is None:
-            del os.environ["EDGECHAT_HOME"]
-        else:
-            os.environ["EDGECHAT_HOME"] = old_home
-
-
-def _edgechat_command(*arguments: str) -> list[str]:
-    return [shutil.which("edgechat", path=str(Path(sys.executable).parent)) or "edgechat", *arguments]
-
-
 def _measure_first_frames(
     rounds: int, env: dict[str, str], on_progress: ProgressCallback
 ) -> tuple[list[float], list[float], list[float]]:
@@ -128,7 +103,7 @@ def _measure_first_frames(
         on_progress(f"measuring the first frame, round {number} of {rounds}")
         with run_in_pty([sys.executable, "-c", textual_baseline.EMPTY_APP], env) as program:
             empty_first_frame_s.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
-        with run_in_pty(_edgechat_command(), env) as program:
+        with run_in_pty(edgechat_command(), env) as program:
             first_frame_s.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
             pressed_at = program.write("\u0416")
             first_key_s.append(program.wait_for("\u0416") - pressed_at)
@@ -202,7 +177,7 @@ def _measure_keys(program: PtyProgram) -> list[float]:
 
 def _measure_idle(env: dict[str, str], long_conversation_id: str, idle_s: float) -> float:
     """Return the CPU usage (1.0 is one core) of the idle chat and its child processes with an open conversation."""
-    with run_in_pty(_edgechat_command("-m", "starter", "--conversation", long_conversation_id), env) as program:
+    with run_in_pty(edgechat_command("-m", "starter", "--conversation", long_conversation_id), env) as program:
         program.wait_for("Ready", timeout_s=300)
         program.read_for(30.0)  # wait for one-time work: prefill of the next prompt, measurement of step costs
         cpu_start_s = read_cpu_time_s(program.pid)
@@ -218,10 +193,10 @@ def _measure_decoding(
     options = ["-m", "starter", "--temperature", "0", "--max-tokens", str(_N_DECODED_TOKENS), "--no-speculation"]
     for number in range(rounds):
         on_progress(f"measuring the decode speed, round {number + 1} of {rounds}")
-        command = _edgechat_command("ask", *options, "--json", "--ephemeral", _QUESTION)
+        command = edgechat_command("ask", *options, "--json", "--ephemeral", _QUESTION)
         ask_process = subprocess.run(command, env=env, check=True, capture_output=True, stdin=subprocess.DEVNULL)
         ask_tps.append(float(json.loads(ask_process.stdout)["stats"]["decode_tps"]))
-        with run_in_pty(_edgechat_command(*options), env) as program:
+        with run_in_pty(edgechat_command(*options), env) as program:
             program.wait_for("Ready")
             program.write(f"{_QUESTION}\r")
             program.wait_for("tokens/s", start=len(program.output))
@@ -233,10 +208,10 @@ def _measure_decoding(
 
 def _read_last_tps(env: dict[str, str]) -> float:
     """Return the decode speed of the last reply of the newest conversation, in tokens per second."""
-    command = _edgechat_command("history", "list", "-n", "1", "--json")
+    command = edgechat_command("history", "list", "-n", "1", "--json")
     list_process = subprocess.run(command, env=env, check=True, capture_output=True)
     conversation_id = json.loads(list_process.stdout)[0]["conversation"]["id"]
-    command = _edgechat_command("history", "show", conversation_id, "--json")
+    command = edgechat_command("history", "show", conversation_id, "--json")
     show_process = subprocess.run(command, env=env, check=True, capture_output=True)
     return float(json.loads(show_process.stdout)["messages"][-1]["stats"]["decode_tps"])
 

@@ -231,6 +231,25 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
 
 
 @bench.command()
+@model_option
+@rounds_option(9)
+@json_option
+def attach(model: str, rounds: int, *, as_json: bool) -> None:
+    """Measure programs that share an engine.
+
+    Measures the time to the first text of `ask` with a running engine and without one, in turn with a private engine;
+    the first token of `ask` beside an open chat; and the memory of one and two chats.
+    """
+    from edgechat.bench.attach import format_table, run
+    from edgechat.catalogue.resolve import find_model
+
+    status = StderrStatus()
+    report = run(find_model(model), rounds, status.show)
+    status.clear()
+    echo_json(report) if as_json else click.echo(format_table(report))
+
+
+@bench.command()
 @count_option("--conversations", "n_conversations", "Number of conversations to create.", default=10_000, metavar="N")
 @count_option("--messages", "n_messages", "Total number of messages to create.", default=500_000, metavar="N")
 @click.option(
