@@ -7,9 +7,13 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from edgechat import __version__
 from edgechat.process import EXIT_VERSION_CHANGED, HIDDEN_COMMANDS
+
+# Commands that render a prompt unless they fail.
+_COMMANDS_WITH_PROMPTS: Final = ("ask", "do", "explain", "commit")
 
 
 def main() -> None:
@@ -20,6 +24,10 @@ def main() -> None:
     try:
         if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             sys.exit(_start_chat())
+        if sys.argv[1:2] and sys.argv[1] in _COMMANDS_WITH_PROMPTS and not {"-h", "--help"}.intersection(sys.argv):
+            from edgechat.prompt import early_process
+
+            early_process.start()
         from edgechat.cli.root import run
 
         sys.exit(run())

@@ -88,11 +88,11 @@ def create_session(**options: Any) -> Session:
 
     The options and exceptions are those of `prepare_session` and of the function that it returns.
     """
+    from edgechat.prompt import early_process
     from edgechat.prompt.renderer import Renderer
 
-    # The render process takes as long to start as this process takes for its other imports.
-    renderer = Renderer()
-    renderer.start()
+    renderer = Renderer(early_process.take())
+    renderer.start()  # its process takes as long to start as this process takes for its other imports
     try:
         make_session, problems = prepare_session(renderer=renderer, **options)
         report_problems(problems)

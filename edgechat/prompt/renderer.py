@@ -19,6 +19,7 @@ from edgechat import process
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.pipe import MAX_FRAME_BYTES, Channel, kill_child, spawn_child, start_exchange
 from edgechat.errors import EngineDiedError, TemplateError
+from edgechat.prompt.early_process import RenderProcess
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, RenderRequest, encode
 from edgechat.runtime.special_tokens import compile_pattern
@@ -74,9 +75,12 @@ class RenderedPrompt(msgspec.Struct, frozen=True):
 class Renderer:
     """Renders chat templates in a child process, which is restarted after a crash or timeout. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, started_process: RenderProcess | None = None) -> None:
+        """Use `started_process`, or start a process later."""
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        if started_process is not None:
+            self._child, self._channel = started_process
         self._is_closed = False
         self._lock = threading.Lock()
         self._render_lock = threading.Lock()
