@@ -360,6 +360,8 @@ class SequenceFinished(Event, frozen=True):
     mean_logprob: float | None = None
     """Mean natural logprob of the reply's tokens before sampling, without the token that ends it; None if
     `Generate.mean_logprob` is False or the reply has no token."""
+    stop_string: str = ""
+    """The stop string that ended the reply; "" if none did."""
 
 
 class RequestFinished(Event, frozen=True):
@@ -373,6 +375,8 @@ class RequestFinished(Event, frozen=True):
     """Number of tokens in the context at the end of the first reply."""
     peak_n_ctx: int = 0
     """Largest length that the context has had since the load, in tokens; 0 if it is unknown."""
+    stop_string: str = ""
+    """The stop string that ended the first reply; "" if none did."""
 
 
 class EngineStats(Event, frozen=True):

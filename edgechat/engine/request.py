@@ -315,6 +315,7 @@ class ActiveRequest:
             finish_reason=(first_sequence.finish_reason if first_sequence is not None else None) or "cancelled",
             stats=self._create_stats(),
             context_tokens=self._context_tokens,
+            stop_string=first_sequence.stop_string if first_sequence is not None else "",
         )
 
     def _create_stats(self) -> GenerationStats:

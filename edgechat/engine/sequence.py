@@ -113,6 +113,11 @@ class OutputSequence:
         return len(self.tokens)
 
     @property
+    def stop_string(self) -> str:
+        """The stop string that ended the reply; "" if none did."""
+        return self._stop_filter.stop_string
+
+    @property
     def n_reasoning_tokens(self) -> int:
         """Number of tokens of reasoning."""
         return self._thoughts.n_tokens if self._thoughts is not None else 0
@@ -235,5 +240,5 @@ class OutputSequence:
         if self._params.n_sequences > 1 or self._score is not None:
             self._send(SequenceFinished(
                 id=self._params.id, sequence=self.index, finish_reason=reason, completion_tokens=self.n_tokens,
-                mean_logprob=self._score.value if self._score is not None else None,
+                stop_string=self.stop_string, mean_logprob=self._score.value if self._score is not None else None,
             ))  # fmt: skip

@@ -11,7 +11,13 @@ class StopStringFilter:
     def __init__(self, stop_strings: Sequence[str]) -> None:
         self._stop_strings = [stop for stop in stop_strings if stop]
         self._pending_text = ""
-        self.is_stopped = False
+        self.stop_string = ""
+        """The stop string that appeared first; "" before that."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if a stop string has appeared."""
+        return bool(self.stop_string)
 
     def feed(self, text: str) -> str:
         """Add generated text; return the text that is now safe to send.
@@ -23,10 +29,9 @@ class StopStringFilter:
         if not self._stop_strings:
             return text
         self._pending_text += text
-        match_starts = [position for stop in self._stop_strings if (position := self._pending_text.find(stop)) >= 0]
-        self.is_stopped = bool(match_starts)
-        if match_starts:
-            end = min(match_starts)
+        matches = [(start, stop) for stop in self._stop_strings if (start := self._pending_text.find(stop)) >= 0]
+        if matches:
+            end, self.stop_string = min(matches, key=lambda match: match[0])
         else:
             n_held_chars = max(find_partial_match_length(self._pending_text, stop) for stop in self._stop_strings)
             end = len(self._pending_text) - n_held_chars

@@ -32,6 +32,8 @@ class ChoiceDelta(NamedTuple):
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenLogprobs] = ()
     stop_reason: str | None = None
+    stop_string: str = ""
+    """The stop string that ended the reply; "" if none did."""
 
 
 class PromptProgress(NamedTuple):
@@ -71,6 +73,8 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | None = None
         """`repetition_detected` (the value of vLLM) for a reply that was stopped because it repeated itself."""
+        self.stop_string = ""
+        """The stop string that ended the reply; "" if none did."""
         self.pick: dict[str, object] | None = None
         """How the choice was picked from several replies, as an object of the response; None if it was not."""
         self._index = index
@@ -90,8 +94,9 @@ class Choice:
         delta = self._parser.feed(event.text) if self._parser is not None else ReplyDelta(content=event.text)
         return self._append(delta, event.logprobs)
 
-    def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
+    def finish(self, reason: protocol.FinishReason, stop_string: str = "") -> ChoiceDelta:
         """Finish the reply; return the output that `feed` held back, and the finish reason."""
+        self.stop_string = stop_string
         delta = self._append(self._parser.finish() if self._parser is not None else ReplyDelta())
         if self._parser is not None:
             reply = self._parser.reply
@@ -100,7 +105,7 @@ class Choice:
         # that the text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
         self.stop_reason = "repetition_detected" if reason == "repetition" else None
-        return delta._replace(finish_reason=self.finish_reason, stop_reason=self.stop_reason)
+        return delta._replace(finish_reason=self.finish_reason, stop_reason=self.stop_reason, stop_string=stop_string)
 
     def _append(self, delta: ReplyDelta, logprobs: Sequence[TokenLogprobs] = ()) -> ChoiceDelta:
         self.content += delta.content
@@ -192,11 +197,12 @@ def feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) -> 
     if isinstance(event, protocol.TokensGenerated):
         yield choices[event.sequence].feed(event)
     elif isinstance(event, protocol.SequenceFinished):
-        yield choices[event.sequence].finish(event.finish_reason)
+        yield choices[event.sequence].finish(event.finish_reason, event.stop_string)
     elif isinstance(event, protocol.PromptLogprobs):
         yield from [choice.feed_prompt(event) for choice in choices]
     elif isinstance(event, protocol.RequestFinished):
-        yield from [choice.finish(event.finish_reason) for choice in choices if choice.finish_reason is None]
+        unfinished = [choice for choice in choices if choice.finish_reason is None]
+        yield from [choice.finish(event.finish_reason, event.stop_string) for choice in unfinished]
     else:
         yield None
 

@@ -17,6 +17,13 @@ def test_output_ends_before_the_stop_string(pieces: list[str]) -> None:
     assert stop_filter.is_stopped == ("\nUser:" in whole)
 
 
+def test_filter_tells_which_stop_string_appeared_first() -> None:
+    stop_filter = StopStringFilter(["end", "b", "never"])
+    assert stop_filter.stop_string == ""
+    assert stop_filter.feed("a b end") == "a "
+    assert stop_filter.stop_string == "b"
+
+
 def test_partial_match_is_the_longest_prefix_at_the_end_of_the_text() -> None:
     texts = ("", "a", "a\n", "a\nUs", "\nUser")
     assert [find_partial_match_length(text, "\nUser:") for text in texts] == [0, 0, 1, 3, 5]
