@@ -21,13 +21,17 @@ from edgechat.serve import errors, metrics, openapi
 from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.completions import CompletionResponseBuilder
+from edgechat.serve.dialects.anthropic import AnthropicDialect, make_model_list
+from edgechat.serve.dialects.anthropic_requests import MessageResponseBuilder, make_chat_request
+from edgechat.serve.dialects.anthropic_schemas import CountTokensRequest, MessagesRequest
 from edgechat.serve.dialects.openai import OpenAiDialect
 from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.ollama_api import OllamaApi
-from edgechat.serve.responses import find_client_address, respond
+from edgechat.serve.reasoning import find_server_default
+from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 T = TypeVar("T")
@@ -50,6 +54,8 @@ class Api:
             Route("/v1/chat/completions/{id}/end_thinking", _with_error_handling(self.end_thinking), methods=["POST"]),
             Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
             Route("/v1/embeddings", _with_error_handling(self.embeddings, "input"), methods=["POST"]),
+            Route("/v1/messages", _with_error_handling(self.messages, "messages"), methods=["POST"]),
+            Route("/v1/messages/count_tokens", _with_error_handling(self.count_tokens, "messages"), methods=["POST"]),
             Route("/v1/models", _with_error_handling(self.models), methods=["GET"]),
             Route("/v1/models/{name:path}", _with_error_handling(self.model), methods=["GET"]),
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
@@ -101,6 +107,26 @@ class Api:
             body = await self._read_body(request, EmbeddingsRequest, memory)
             return await embed(request, self._find_queue(body.model), body)
 
+    async def messages(self, request: Request) -> Response:
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, MessagesRequest, memory)
+            builder = self._make_message_builder(body)
+            dialect = AnthropicDialect(builder, body.stop_sequences or ())
+            del body
+            return await respond(request, dialect, self._metrics, memory.pop_all())
+
+    async def count_tokens(self, request: Request) -> Response:
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, CountTokensRequest, memory)
+            builder = self._make_message_builder(body)
+            del body
+            return _json_response({"input_tokens": await count_prompt_tokens(request, builder)})
+
+    def _make_message_builder(self, body: CountTokensRequest) -> MessageResponseBuilder:
+        queue = self._find_text_queue(body.model)
+        thinks_by_default = bool(find_server_default(queue.settings))
+        return MessageResponseBuilder(queue, make_chat_request(body, thinks_by_default=thinks_by_default))
+
     async def _read_body(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T:
         """Receive and decode a request body. Raises ApiError.
 
@@ -117,7 +143,9 @@ class Api:
         finally:
             data.clear()  # the budget now counts the decoded values instead
 
-    async def models(self, request: Request) -> Response:  # noqa: ARG002
+    async def models(self, request: Request) -> Response:
+        if "anthropic-version" in request.headers:
+            return _json_response(make_model_list(list(self._models), self._started_at))
         objects = [self._make_model_object(queue) for queue in self._models.values()]
         return _json_response({"object": "list", "data": objects})
 

@@ -32,7 +32,7 @@ from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tool
 class ChatResponseBuilder(ResponseBuilder):
     """Builds the engine request and the response objects of one chat completion."""
 
-    ID_PREFIX, OBJECT, CHUNK_OBJECT = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    ID_PREFIX, OBJECT, CHUNK_OBJECT = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, queue: ModelQueue, body: ChatRequest) -> None:
         super().__init__(queue, body)

@@ -22,7 +22,7 @@ MAX_INPUTS: Final = 64
 class CompletionResponseBuilder(ResponseBuilder):
     """Builds the engine requests and the response objects of one text completion."""
 
-    ID_PREFIX, OBJECT, CHUNK_OBJECT = "cmpl", "text_completion", "text_completion"
+    ID_PREFIX, OBJECT, CHUNK_OBJECT = "cmpl-", "text_completion", "text_completion"
 
     def __init__(self, queue: ModelQueue, body: CompletionRequest) -> None:
         super().__init__(queue, body)

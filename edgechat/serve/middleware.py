@@ -21,6 +21,7 @@ from edgechat.serve.errors import ApiError
 
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
+    "/v1/messages", "/v1/messages/count_tokens",
     "/", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags", "/api/show", "/api/ps",
     "/api/pull", "/api/version",
 )  # fmt: skip

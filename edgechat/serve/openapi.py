@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat.serve.dialects.anthropic_schemas import CountTokensRequest, MessagesRequest
 from edgechat.serve.dialects.ollama_schemas import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -18,6 +19,8 @@ from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsReq
 _POST_ENDPOINTS: Final = {
     "/v1/chat/completions": (ChatRequest, "Generate a reply to a conversation"),
     "/v1/completions": (CompletionRequest, "Continue a text"),
+    "/v1/messages": (MessagesRequest, "Generate a reply to a conversation (Anthropic's API)"),
+    "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a conversation (Anthropic's API)"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
     "/api/chat": (OllamaChatRequest, "Generate a reply to a conversation (Ollama API)"),
     "/api/generate": (OllamaGenerateRequest, "Continue a text, or reply to it (Ollama API)"),
@@ -51,6 +54,13 @@ _ERROR_SCHEMA: Final = {
 _OLLAMA_ERROR_SCHEMA: Final = {
     "type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}
 }  # fmt: skip
+_ANTHROPIC_ERROR_SCHEMA: Final = {
+    "type": "object", "required": ["type", "error"],
+    "properties": {"type": {"const": "error"}, "error": {
+        "type": "object", "required": ["type", "message"],
+        "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+    }},
+}  # fmt: skip
 
 
 def build_openapi_document(version: str) -> dict[str, Any]:
@@ -80,16 +90,19 @@ def build_openapi_document(version: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {
-            "schemas": components | {"Error": _ERROR_SCHEMA, "OllamaError": _OLLAMA_ERROR_SCHEMA},
+            "schemas": components | {
+                "Error": _ERROR_SCHEMA, "AnthropicError": _ANTHROPIC_ERROR_SCHEMA, "OllamaError": _OLLAMA_ERROR_SCHEMA,
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }  # fmt: skip
 
 
 def _make_responses(path: str, *codes: str) -> dict[str, Any]:
-    schema_name = "OllamaError" if path.startswith("/api/") else "Error"
-    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_name}"}}}
+    is_anthropic, is_ollama = path.startswith("/v1/messages"), path.startswith("/api/")
+    schema_name = "AnthropicError" if is_anthropic else "OllamaError" if is_ollama else "Error"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema_name}"}}}
     return {
-        code: {"description": "Success"} if code == "200" else {"description": "Error", "content": error}
+        code: {"description": "Success"} if code == "200" else {"description": "Error", "content": content}
         for code in codes
     }

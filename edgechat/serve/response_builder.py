@@ -30,7 +30,7 @@ class ResponseBuilder(ABC):
 
     def __init__(self, queue: ModelQueue, params: GenerationParams) -> None:
         self.queue = queue
-        self.id = f"{self.ID_PREFIX}-{secrets.token_hex(12)}"
+        self.id = f"{self.ID_PREFIX}{secrets.token_hex(12)}"
         self._common_fields = {
             "id": self.id, "created": int(time.time()), "model": queue.name,
             "system_fingerprint": f"edgechat-{__version__}",

@@ -16,6 +16,7 @@ from edgechat.serve.errors import ApiError
 from edgechat.serve.generation import Generation, cancel_task
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.picked_generation import PickedGeneration
+from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.streams import StreamedResponse, encode_stream
 
 
@@ -40,6 +41,19 @@ async def respond(
         metrics.record_stats(generation.totals.stats)
         body = msgspec.json.encode(dialect.make_body(generation.choices, generation.totals))
     return Response(body, media_type="application/json")
+
+
+async def count_prompt_tokens(request: Request, builder: ResponseBuilder) -> int:
+    """Return the number of tokens of the prompt of a request, without generating anything. Raises EdgechatError."""
+
+    async def build_prompt() -> int:
+        with builder.queue.admit(find_client_address(request)):
+            requests, _ = await builder.build_requests()
+            builder.discard_prompt()
+            return len(requests[0].tokens or ())
+
+    n_tokens: int = await cancel_on_disconnect(request, asyncio.ensure_future(build_prompt()))
+    return n_tokens
 
 
 def find_client_address(request: Request) -> str:

@@ -61,12 +61,13 @@ TextInput = str | list[str | TokenId | list[TokenId]]
 _NAME_PATTERN: Final = r"^[a-zA-Z0-9_.:/@-]{1,128}$(?!\n)"
 PATTERN_DESCRIPTIONS: Final = {_NAME_PATTERN: "must have 1 to 128 letters, digits or characters of _ . : / @ -"}
 """Descriptions of the regular expressions in this module, for error messages."""
+FunctionName = Annotated[str, Meta(pattern=_NAME_PATTERN)]
 
 
 class Function(Struct, frozen=True):
     """Function that the model can call."""
 
-    name: Annotated[str, Meta(pattern=_NAME_PATTERN)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from edgechat.serve.dialects import ollama
+from edgechat.serve.dialects import anthropic, ollama
 from edgechat.serve.errors import ApiError
 
 ErrorBody = dict[str, Any]
 
-_BODY_MAKERS: Final[dict[str, Callable[[ApiError], ErrorBody]]] = {"/api/": ollama.make_error_body}
+_BODY_MAKERS: Final[dict[str, Callable[[ApiError], ErrorBody]]] = {
+    "/v1/messages": anthropic.make_error_body, "/api/": ollama.make_error_body
+}  # fmt: skip
 """Functions that build the error bodies of the dialects, by the beginning of the path. Other paths belong to the OpenAI
 API."""
 

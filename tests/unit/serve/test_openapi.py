@@ -13,4 +13,4 @@ def test_every_schema_reference_resolves() -> None:
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names
     assert names <= document["components"]["schemas"].keys()
-    assert {"/v1/chat/completions", "/v1/embeddings", "/health", "/metrics"} <= document["paths"].keys()
+    assert {"/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/health", "/metrics"} <= document["paths"].keys()
