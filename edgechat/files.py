@@ -133,7 +133,10 @@ class FileLock:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
     def try_acquire(self) -> bool:
-        """Acquire the lock if no other process holds it; return whether this process holds it now."""
+        """Acquire the lock if no other process holds it; return whether this process holds it now.
+
+        Raises OSError if the file system has no locks.
+        """
         try:
             if sys.platform == "win32":
                 import msvcrt
@@ -143,9 +146,25 @@ class FileLock:
                 import fcntl
 
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in {errno.EAGAIN, errno.EACCES, errno.EDEADLK}:
+                return False
+            raise
         return True
+
+    def write_owner(self) -> None:
+        """Write the id of this process, which holds the lock, into the file; ignore errors."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, str(os.getpid()).encode())
+
+    def read_owner(self) -> int | None:
+        """Return the id of the process that wrote it last; None if it is unknown."""
+        with contextlib.suppress(OSError, ValueError):
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            return int(os.read(self._descriptor, 20))
+        return None
 
     def acquire(self, timeout_s: float) -> bool:
         """Acquire the lock; return False if another process holds it for longer than `timeout_s`."""

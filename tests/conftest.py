@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Without the limit of 200 ms for each example, which a busy machine exceeds without a fault.
 hypothesis.settings.register_profile("edgechat", deadline=None)
 hypothesis.settings.load_profile("edgechat")
+# Each test starts its own engine, which ends with the test; the fixture `resident` deletes the variable. It is set here
+# for the fixtures of a session, too.
+os.environ["EDGECHAT_ENGINE"] = "private"
 # Cases of a parametrized test that `--fast` keeps.
 _MAX_FAST_CASES = 2
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,7 +70,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     for name in ("TMUX", "TMUX_PANE", "STY", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EDGECHAT_HOME", str(directory))
-    # Each test starts its own engine, which ends with the test; the tests of resident engines delete the variable.
     monkeypatch.setenv("EDGECHAT_ENGINE", "private")
     if request.node.get_closest_marker("cold") is None and "unit" not in request.node.path.parts:
         request.getfixturevalue("warm")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """A running engine; its status is None if it belongs to another installation, or ends at the moment."""
+    """A running engine; its status is None if it belongs to another installation, or is ending."""
 
     record: EngineRecord
     status: EngineStatus | None
@@ -92,7 +92,7 @@ def _list_rows() -> list[_Row]:
         if record.version == read_installation():
             try:
                 row_status = read_status(record)
-            except LocalSocketError:  # it is stopped, or ends at the moment
+            except LocalSocketError:  # it is stopped, or is ending
                 pass
         rows.append(_Row(record, row_status))
     return rows

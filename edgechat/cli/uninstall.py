@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,6 +42,8 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
 
     With --purge, deletes the data. Models of other programs are never deleted.
     """
+    from edgechat import paths
+
     items = list(find_data_items())
     if as_json:
         rows = [{"what": item.kind, "path": str(item.path), "n_bytes": item.n_bytes} for item in items]
@@ -53,16 +55,17 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
             purge_hint = "\nTo delete everything listed above, run `edgechat uninstall --purge`." if items else ""
             click.echo(f"\n{_format_removal_instructions()}{purge_hint}")
         return
-    _stop_idle_engines()
-    _refuse_while_running()
     if items and not yes:
         if not sys.stdin.isatty():
             raise UsageError(
                 "Nothing was deleted, because confirmation needs a terminal. Add --yes to delete without confirmation."
             )
         confirm_deletion("Delete everything listed above permanently?", err=as_json)
+    _stop_idle_engines()
+    _refuse_while_running()
+    own_directories = {paths.config_dir(), paths.data_dir(), paths.cache_dir()}
     for item in items:
-        _delete_path(item.path)
+        _delete_path(item.path, own_directories)
     if not as_json:
         click.echo(f"Deleted all data.\n{_format_removal_instructions()}")
 
@@ -136,7 +139,8 @@ def _refuse_while_running() -> None:
         )
 
 
-def _delete_path(path: Path) -> None:
+def _delete_path(path: Path, own_directories: Collection[Path]) -> None:
+    """Delete a file or folder, and its parent if that is an empty folder of edgechat."""
     import shutil
 
     if path.is_dir() and not path.is_symlink():
@@ -144,5 +148,5 @@ def _delete_path(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     parent = path.parent
-    if parent.is_dir() and not any(parent.iterdir()):
+    if parent in own_directories and parent.is_dir() and not any(parent.iterdir()):
         parent.rmdir()

@@ -5,7 +5,6 @@ All methods of `EngineClient` are thread-safe.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
 import threading
@@ -19,7 +18,6 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.engine_link import StartedEngine
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S, EngineProcess, OnOutcome
 from edgechat.engine.resident_client import ShareRequest
-from edgechat.engine.resident_files import ResidentFiles
 from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, find_error_class
 from edgechat.planner.requantize import QuantModel
 from edgechat.process import EXIT_VERSION_CHANGED, KILL_SIGNAL
@@ -33,7 +31,9 @@ def _ignore_event(event: protocol.AnyEvent) -> None:
 
 
 class EngineClient:
-    """Client that starts an engine process for the first request, and a new process after a crash.
+    """Client of an engine process, which it starts for the first request, and again after a crash.
+
+    After `leave`, it shares the process with other clients: `attach` uses a running one.
 
     A crash ends every pending request with EngineDiedError. The next request starts a new process and loads the last
     model again.
@@ -47,41 +47,33 @@ class EngineClient:
         """Loaded event of the current model; None before the first load and after a failed load."""
         self._is_closed = False
         self._share: ShareRequest | None = None
-        self._files: ResidentFiles | None = None
-        """Files of the resident engine that this client has started."""
+        self._replace: Callable[[], object] | None = None
         self._lock = threading.Lock()
         self._restart_lock = threading.Lock()  # several threads can notice a crash at the same time
 
     def start(self) -> None:
         """Start an engine process, unless one is running. Raises EngineDiedError after `close`."""
         with self._lock:
-            if self._is_closed:
-                raise EngineDiedError("The engine was closed. Restart edgechat.")
+            self.check_not_closed()
             if self._process is not None and self._process.error is None:
                 return
             if self._share is None:
                 self._process = EngineProcess(StartedEngine())
                 return
-            link, self._files = resident_client.start(self._share)
-            self._process = EngineProcess(link)
-            self._introduce(self._process, self._share)
+            self._process = EngineProcess(resident_client.start(self._share))
+            self._process.send(self._make_attach(self._share), lambda outcome: None)
 
-    def _introduce(self, process: EngineProcess, share: ShareRequest) -> protocol.Attached:
-        """Tell a resident engine who this client is, and return the model that the engine has loaded."""
-        events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
-        process.send(
-            protocol.Attach(id=self.next_id(), client=share.client, keep_alive_s=share.keep_alive_s), events.put
-        )
-        event = events.get()
-        if isinstance(event, EdgechatError):
-            raise event
-        return event if isinstance(event, protocol.Attached) else protocol.Attached(id=event.id)
+    def _make_attach(self, share: ShareRequest) -> protocol.Attach:
+        return protocol.Attach(id=self.next_id(), client=share.client, keep_alive_s=share.keep_alive_s)
 
-    def leave(self, share: ShareRequest | None) -> None:
-        """Leave the current engine, and use one that `share` describes from now on: None for a private process."""
+    def leave(self, share: ShareRequest | None, replace: Callable[[], object] | None = None) -> None:
+        """Leave the current engine, and use one that `share` describes from now on: None for a private process.
+
+        `restart_if_dead` calls `replace` after the end of a shared engine, which other clients may have replaced.
+        """
         with self._lock:
             process, self._process = self._process, None
-            self._share, self._files, self._last_load, self.model_properties = share, None, None, None
+            self._share, self._replace, self._last_load, self.model_properties = share, replace, None, None
         if process is not None:
             process.stop(EXIT_TIMEOUT_S)
 
@@ -90,28 +82,25 @@ class EngineClient:
 
         Raises LocalSocketError.
         """
-        with self._lock:
-            share = self._share
-            link = resident_client.attach(share) if share is not None and not self._is_closed else None
-            if share is None or link is None:
-                return None
+        share = self._share
+        if share is None:
+            return None
+        for link in resident_client.attach(share):
             process = EngineProcess(link)
-            try:
-                attached = self._introduce(process, share)
-            except EngineDiedError:  # the engine has ended meanwhile
-                return None
-            if attached.load is None or attached.loaded is None:  # its starter has not loaded the model
-                process.stop(EXIT_TIMEOUT_S)
-                return None
-            self._process = process
-            self._last_load = attached.load
-            self.model_properties = msgspec.structs.replace(attached.loaded, load_s=0.0)
-            return attached.load
+            attached = _attach_to(process, self._make_attach(share))
+            with self._lock:
+                # An engine without a model is one whose starter has not loaded it.
+                if attached is not None and attached.load and attached.loaded and not self._is_closed:
+                    self._process, self._last_load = process, attached.load
+                    self.model_properties = msgspec.structs.replace(attached.loaded, load_s=0.0)
+                    return attached.load
+            process.stop(EXIT_TIMEOUT_S)
+        return None
 
-    @property
-    def load_request(self) -> protocol.Load | None:
-        """Request that loaded the current model; None without a model."""
-        return self._last_load
+    def check_not_closed(self) -> None:
+        """Raise EngineDiedError after `close`."""
+        if self._is_closed:
+            raise EngineDiedError("The engine was closed. Restart edgechat.")
 
     @property
     def is_shared(self) -> bool:
@@ -161,9 +150,8 @@ class EngineClient:
                 raise
             loaded_event = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._last_load = request
-        if self._files is not None:
-            estimate = request.plan.estimate
-            resident_client.record_load(self._files, loaded_event.n_ctx, estimate.total)
+        if self._share is not None and self.pid is not None:
+            resident_client.record_load(self.pid, loaded_event.n_ctx, request.plan.estimate.total)
         return loaded_event
 
     def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
@@ -295,19 +283,18 @@ class EngineClient:
         )
 
     def restart_if_dead(self) -> None:
-        """If `needs_restart`, start a new process and load the last model again.
-
-        A shared engine may have been restarted by another client.
-        """
-        with self._restart_lock, contextlib.ExitStack() as stack:
+        """If `needs_restart`, start a new process and load the last model again, or replace a shared engine."""
+        with self._restart_lock:
             last_load = self._last_load
             if not self.needs_restart or last_load is None:
                 return
-            if self._share is not None:
-                stack.enter_context(resident_client.lock_loading(lambda: None))
-                if self.attach() is not None:
-                    return
-            self._load_once(msgspec.structs.replace(last_load, id=self.next_id()), _ignore_event)
+            if self._replace is None:
+                self._load_once(msgspec.structs.replace(last_load, id=self.next_id()), _ignore_event)
+                return
+            try:
+                self._replace()
+            finally:
+                self._last_load = self._last_load or last_load  # after a failure, the next request tries again
 
     def _iterate_events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
@@ -326,6 +313,17 @@ class EngineClient:
                 return event
             on_event(event)
         raise EngineDiedError("The engine ended a request without a result. Send the request again.")
+
+
+def _attach_to(process: EngineProcess, request: protocol.Attach) -> protocol.Attached | None:
+    """Send `request` to a resident engine and return the answer; None if the engine ends."""
+    events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+    try:
+        process.send(request, events.put)
+    except EngineDiedError:
+        return None
+    event = events.get()
+    return event if isinstance(event, protocol.Attached) else None
 
 
 def _convert_failure(outcome: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:

@@ -1,7 +1,7 @@
 """Clients of an engine process: the one that started it, and, if the engine is resident, others that attach to it.
 
 Each client numbers its requests from 1. The engine's requests have the client's number in the upper bits of their ids,
-so that every event finds its client. A client that ends takes only its own requests along.
+so that every event finds its client. When a client ends, only its own requests are cancelled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 from msgspec import structs
@@ -21,6 +21,8 @@ from edgechat.errors import EngineError
 
 REQUEST_ID_BITS: Final = 40
 _MAX_REQUEST_ID: Final = (1 << REQUEST_ID_BITS) - 1
+# Time that a new connection has to attach before the engine may end without it.
+_ATTACH_TIMEOUT_S: Final = 2.0
 # A client that reads so slowly that more than this waits for it is disconnected. A reply of 100,000 tokens has 10 MB.
 MAX_WAITING_BYTES: Final = 64 << 20
 
@@ -44,6 +46,7 @@ class ClientConnection:
     def __init__(self, number: int, channel: Channel, *, is_buffered: bool) -> None:
         """With `is_buffered`, `write` never waits for the client."""
         self.number = number
+        self.connected_at = time.monotonic()
         self.client: protocol.ClientInfo | None = None
         """The attached client; None if the connection only asks for the status."""
         self.unfinished_ids: set[int] = set()
@@ -104,6 +107,9 @@ class ClientConnections:
         self._idle_since = time.monotonic()
         self._keep_alive_s = 0.0
         self._decode_tps: float | None = None
+        self._is_ending = False
+        self.on_end: Callable[[], None] = lambda: None
+        """Function that hides the engine from new clients; called when it begins to end."""
 
     def add(self, channel: Channel) -> None:
         """Add a connection, and start to read its requests in a thread."""
@@ -118,51 +124,97 @@ class ClientConnections:
         if event.id == 0:
             with self._lock:
                 connections = list(self._connections.values())
+            if isinstance(event, protocol.Heartbeat):
+                event = structs.replace(event, n_clients=len(connections))
             for connection in connections:
                 connection.write(event)
             return
         number = event.id >> REQUEST_ID_BITS
         with self._lock:
-            found = self._connections.get(number)
-            if found is not None and isinstance(event, protocol.FINAL_EVENTS):
-                found.unfinished_ids.discard(event.id)
+            connection_or_none = self._connections.get(number)
+            if connection_or_none is not None and isinstance(event, protocol.FINAL_EVENTS):
+                connection_or_none.unfinished_ids.discard(event.id)
                 self._idle_since = time.monotonic()
             if isinstance(event, protocol.RequestFinished) and event.stats.decode_tps:
                 self._decode_tps = event.stats.decode_tps
-        if found is not None:
-            found.write(structs.replace(event, id=event.id & _MAX_REQUEST_ID) if number else event)
+        if connection_or_none is not None:
+            connection_or_none.write(structs.replace(event, id=event.id & _MAX_REQUEST_ID) if number else event)
 
     def describe_status(self, request_id: int = 0) -> protocol.EngineStatus:
         """Return the attached clients and the loaded model."""
-        attached = self._handler.describe_model(request_id)
         with self._lock:
-            clients = [
-                structs.replace(connection.client, n_requests=len(connection.unfinished_ids))
+            return self._describe_status(request_id)
+
+    def _describe_status(self, request_id: int) -> protocol.EngineStatus:
+        attached = self._handler.describe_model(request_id)
+        clients = [
+            structs.replace(connection.client, n_requests=len(connection.unfinished_ids))
+            for connection in self._connections.values()
+            if connection.client is not None
+        ]
+        is_busy = any(client.n_requests for client in clients)
+        return protocol.EngineStatus(
+            id=request_id, load=attached.load, loaded=attached.loaded, clients=clients,
+            idle_s=0.0 if is_busy else time.monotonic() - self._idle_since, keep_alive_s=self._keep_alive_s,
+            decode_tps=self._decode_tps,
+        )  # fmt: skip
+
+    def begin_end(self) -> None:
+        """Refuse further clients, because the engine ends."""
+        with self._lock:
+            self._is_ending = True
+        self.on_end()
+
+    def end_if(self, decide: Callable[[protocol.EngineStatus], bool], asking: ClientConnection | None = None) -> bool:
+        """Refuse further clients if `decide` returns True for the status; return whether the engine must end.
+
+        A connection that has just been made may attach yet, so the engine does not end before it had time to do so;
+        `asking`, which asks for the end, is left out.
+        """
+        with self._lock:
+            attach_before = time.monotonic() - _ATTACH_TIMEOUT_S
+            if any(
+                connection.client is None and connection is not asking and connection.connected_at > attach_before
                 for connection in self._connections.values()
-                if connection.client is not None
-            ]
-            is_busy = any(client.n_requests for client in clients)
-            return protocol.EngineStatus(
-                id=request_id, load=attached.load, loaded=attached.loaded, clients=clients,
-                idle_s=0.0 if is_busy else time.monotonic() - self._idle_since, keep_alive_s=self._keep_alive_s,
-                decode_tps=self._decode_tps,
-            )  # fmt: skip
+            ):
+                return False
+            if not self._is_ending and not decide(self._describe_status(0)):
+                return False
+            self._is_ending = True
+        self.begin_end()
+        return True
 
     def _read_requests(self, connection: ClientConnection) -> None:
-        while (request := connection.read()) is not None:
-            if isinstance(request, protocol.Attach):
-                with self._lock:
-                    connection.client, self._keep_alive_s = request.client, request.keep_alive_s
-                connection.write(self._handler.describe_model(request.id))
-            elif isinstance(request, protocol.GetStatus):
-                connection.write(self.describe_status(request.id))
-            else:
-                self._receive(connection, request)
-        with self._lock:
-            del self._connections[connection.number]
-            self._idle_since = time.monotonic()
-        connection.close()
-        self._handler.remove_client(connection.number, connection.unfinished_ids)
+        try:
+            while (request := connection.read()) is not None and self._handle(connection, request):
+                pass
+        finally:
+            with self._lock:
+                del self._connections[connection.number]
+                if connection.client is not None:
+                    self._idle_since = time.monotonic()
+            connection.close()
+            self._handler.remove_client(connection.number, connection.unfinished_ids)
+
+    def _handle(self, connection: ClientConnection, request: protocol.AnyRequest) -> bool:
+        """Execute or pass on a request; return False if the connection must be closed."""
+        if isinstance(request, protocol.Attach):
+            with self._lock:
+                if self._is_ending:
+                    return False
+                connection.client, self._keep_alive_s = request.client, request.keep_alive_s
+            connection.write(self._handler.describe_model(request.id))
+        elif isinstance(request, protocol.GetStatus):
+            connection.write(self.describe_status(request.id))
+        elif isinstance(request, protocol.Shutdown):
+            if not request.if_unused:
+                self.begin_end()
+                self._handler.receive(request)
+            elif self.end_if(lambda status: not status.clients, connection):
+                self._handler.receive(request)
+        else:
+            self._receive(connection, request)
+        return True
 
     def _receive(self, connection: ClientConnection, request: protocol.AnyRequest) -> None:
         """Pass on a request with the number of its client in the upper bits of its id."""
@@ -170,7 +222,7 @@ class ClientConnections:
         changes = {"id": upper_bits | request.id}
         if isinstance(request, protocol.TARGETED_REQUESTS):
             changes["target_id"] = upper_bits | (request.target_id & _MAX_REQUEST_ID)
-        elif not isinstance(request, protocol.Shutdown):
+        else:
             with self._lock:
                 connection.unfinished_ids.add(changes["id"])
         self._handler.receive(structs.replace(request, **changes) if upper_bits else request)

@@ -95,6 +95,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             return UPGRADED_MESSAGE
         if self.hang_reason:
             return f"The engine process was killed, because {self.hang_reason}. Send the request again."
+        if self.exit_code == 0:
+            return "The engine process ended, because it was idle or was stopped. Send the request again."
         if self.exit_code == EXIT_STALLED:
             return "The engine process ended, because a step of its work took too long. Send the request again."
         activity = f" while {self.state.description}" if self.state.activities else ""

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from edgechat.engine.local_socket import connect
 from edgechat.engine.pipe import Channel, spawn_child
 from edgechat.engine.resident_files import EngineRecord, ResidentFiles
-from edgechat.errors import EngineDiedError
+from edgechat.engine.socket_channel import SocketChannel
+from edgechat.errors import EngineDiedError, LocalSocketError
 from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import logs
 from edgechat.runtime.activity import ActivityFile, ActivityState
@@ -25,9 +26,12 @@ class EngineLink(Protocol):
     """What a client needs of an engine process."""
 
     pid: int
-    channel: Channel
     is_shared: bool
     """True if other clients may use the engine, so that it must not end with this client."""
+
+    @property
+    def channel(self) -> Channel:
+        """Connection to the process."""
 
     def kill(self) -> None:
         """Kill the process; do nothing if it has ended."""
@@ -49,14 +53,18 @@ class StartedEngine:
     """Link to an engine process that this client has started, private or resident."""
 
     def __init__(self, files: ResidentFiles | None = None) -> None:
-        """Start a process, of a resident engine if `files` is given. Raises EngineDiedError."""
+        """Start a process, of a resident engine if `files` is given. Raises EngineDiedError and LocalSocketError."""
         self.is_shared = files is not None
-        log = logs.open_log()
         self._activity_file = _create_activity_file(files)
+        if files is not None and self._activity_file is None:
+            raise LocalSocketError("The files of a shared engine cannot be written. Check the free space of the disk.")
+        log = logs.open_log()
         extra_fds = (self._activity_file.fd,) if self._activity_file is not None else ()
         arguments = ["_engine", files.name] if files is not None else ["_engine"]
         try:
-            self._child, self.channel = spawn_child(arguments, log or subprocess.DEVNULL, extra_fds)
+            self._child, self.channel = spawn_child(
+                arguments, log or subprocess.DEVNULL, extra_fds, is_independent=self.is_shared
+            )
         except EngineDiedError:
             if self._activity_file is not None:
                 self._activity_file.close()
@@ -95,10 +103,10 @@ class AttachedEngine:
 
     is_shared = True
 
-    def __init__(self, record: EngineRecord, channel: Channel) -> None:
+    def __init__(self, record: EngineRecord, channel: SocketChannel) -> None:
         """Use `connect_to_engine` to create a link. Raises OSError."""
         self.pid = record.pid
-        self.channel = channel
+        self.channel: SocketChannel = channel
         self._record = record
         self._files = ResidentFiles(record.name)
         self._activity_file = ActivityFile(self._files.activity.open("rb", buffering=0))
@@ -132,7 +140,7 @@ class AttachedEngine:
 def connect_to_engine(record: EngineRecord) -> AttachedEngine | None:
     """Connect to a resident engine; return None if it does not listen any more. Raises LocalSocketError."""
     channel = connect(ResidentFiles(record.name).socket, CONNECT_TIMEOUT_S)
-    if channel is None:
+    if channel is None or channel.peer_pid not in {None, record.pid}:
         return None
     try:
         return AttachedEngine(record, channel)

@@ -48,6 +48,8 @@ class EngineProcess:
         self._load: protocol.Load | None = None
         self._opened_path = ""
         self._is_stopping = False
+        self._n_clients = 1
+        """Number of clients of the engine at its last heartbeat."""
         self._detector = HangDetector()
         self._hang_reason = ""
         self._n_memory_kills = count_memory_kills()
@@ -112,9 +114,9 @@ class EngineProcess:
             time.sleep(TICK_S)
             with self._lock:
                 all_cancelled = bool(self._callbacks) and self._callbacks.keys() <= self._cancelled_at.keys()
-            # A shared engine may have to finish a long step of another client's request first.
+            # With other clients, the engine may have to finish a long step of their requests first.
             reason = self._detector.tick(
-                is_stopped=is_process_stopped(self.link.pid), all_cancelled=all_cancelled and not self.link.is_shared,
+                is_stopped=is_process_stopped(self.link.pid), all_cancelled=all_cancelled and self._n_clients <= 1,
                 is_resizing=Activity.RESIZING in self.link.read_state().activities,
             )  # fmt: skip
             if reason and self._callbacks:
@@ -130,6 +132,8 @@ class EngineProcess:
                 self.link.kill()
                 break
             self._detector.record_frame()
+            if isinstance(event, protocol.Heartbeat):
+                self._n_clients = event.n_clients
             with self._lock:
                 is_final = isinstance(event, protocol.FINAL_EVENTS)
                 on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)

@@ -64,7 +64,8 @@ class HeartbeatThread:
                     n_ticks = n_other_ticks = 0
                     self._condition.wait_for(lambda: self._n_requests)
             time.sleep(TICK_S)
-            # If the client is stopped, this write waits, so that no ticks are counted while the main thread waits too.
+            # If the client of a private engine is stopped, this write waits, so that no ticks are counted while the
+            # main thread waits, too.
             self._send(Heartbeat(id=0))
             if n_steps != self._n_steps:
                 n_steps, n_ticks, n_other_ticks = self._n_steps, 0, 0

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from io import BufferedReader, RawIOBase
+from pathlib import Path
 from typing import IO, Any, Final
 
 from edgechat import process
@@ -73,9 +74,11 @@ def make_frame(body: bytes) -> bytes:
 
 
 def spawn_child(
-    arguments: list[str], stderr: IO[bytes] | int, extra_fds: tuple[int, ...] = ()
+    arguments: list[str], stderr: IO[bytes] | int, extra_fds: tuple[int, ...] = (), *, is_independent: bool = False
 ) -> tuple[subprocess.Popen[bytes], Channel]:
     """Start edgechat with `arguments` as a child process; return the process and the parent's end of the connection.
+
+    With `is_independent`, the child uses neither the current directory of the parent nor, on Windows, its console.
 
     The child process opens its end with `open_inherited_channel`, and each of `extra_fds` with `open_inherited_file`.
     Raises EngineDiedError if edgechat cannot be started, for example because it was uninstalled.
@@ -84,6 +87,8 @@ def spawn_child(
     parent_read_fd, child_write_fd = os.pipe()
     child_fds = (child_read_fd, child_write_fd)
     handles, popen_options = _make_inheritable_handles((*extra_fds, *child_fds))
+    if is_independent:
+        popen_options |= _make_independence_options()
     try:
         child = subprocess.Popen(
             process.make_command_line(*arguments, *(str(h) for h in handles)),
@@ -140,6 +145,15 @@ def open_inherited_file(handle: str) -> int:
         return msvcrt.open_osfhandle(int(handle), os.O_RDWR | os.O_BINARY)
     os.set_inheritable(int(handle), False)
     return int(handle)
+
+
+def _make_independence_options() -> dict[str, Any]:
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    environment = dict(os.environ)
+    if home := environment.get("EDGECHAT_HOME"):  # it may be relative to the current directory
+        environment["EDGECHAT_HOME"] = str(Path(home).absolute())
+    return {"cwd": "/", "env": environment}
 
 
 def _make_inheritable_handles(fds: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:

@@ -195,6 +195,9 @@ class Stats(Request, frozen=True):
 class Shutdown(Request, frozen=True):
     """Free all resources and exit the engine process. Shutdown has no event."""
 
+    if_unused: bool = False
+    """Whether to do nothing while clients use the engine."""
+
 
 class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Base class of events."""
@@ -204,6 +207,8 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 class Heartbeat(Event, frozen=True):
     """Sign of life of the engine process, sent every second while requests are in progress; the id is 0."""
+
+    n_clients: int = 1
 
 
 class BackendTesting(Event, frozen=True):

@@ -15,12 +15,14 @@ from typing import Final
 
 import msgspec
 
-from edgechat.engine.local_socket import locate_socket_dir, socket_dir
+from edgechat.engine.local_socket import connect, locate_socket_dir, socket_dir
+from edgechat.errors import LocalSocketError
 from edgechat.files import JsonFile
 from edgechat.hardware.memory import is_process_running
 from edgechat.process import KILL_SIGNAL
 
 _MAX_BYTES: Final = 1 << 16
+_CONNECT_TIMEOUT_S: Final = 0.5
 # Time after the end of an engine in which its clients read how it ended. Its files are deleted later.
 _MAX_AGE_S: Final = 60.0
 # First lines of the texts that Python's faulthandler writes, and the signals.
@@ -28,6 +30,9 @@ _FAULTS: Final = (
     ("Segmentation fault", "SIGSEGV"), ("Aborted", "SIGABRT"), ("Illegal instruction", "SIGILL"),
     ("Bus error", "SIGBUS"), ("Floating", "SIGFPE"),
 )  # fmt: skip
+
+# Exit code of an access violation on Windows, as a signed number; it stands for all crashes there.
+_WINDOWS_CRASH_CODE: Final = -1073741819
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +57,12 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_running(self) -> bool:
-        """True if the process has not ended."""
+        """True if a process with this id runs. Its start time is not compared, because the clock may have changed."""
+        return is_process_running(self.pid)
+
+    @property
+    def has_started_then(self) -> bool:
+        """True if the process started at the time in the record."""
         return is_process_running(self.pid, self.started_at)
 
 
@@ -89,6 +99,8 @@ class ResidentFiles:
             text = self.fault.read_text(encoding="utf-8", errors="replace")[:_MAX_BYTES]
         except OSError:
             text = ""
+        if "Windows fatal exception" in text:
+            return _WINDOWS_CRASH_CODE
         name = next((name for fault, name in _FAULTS if f"Fatal Python error: {fault}" in text), "")
         return -int(getattr(signal, name, KILL_SIGNAL))
 
@@ -100,17 +112,32 @@ def list_records() -> Iterator[EngineRecord]:
     directory = socket_dir()
     for path in sorted(directory.glob("*.json")):
         record = _record_file(path).read()
-        if record is not None and record.is_running and path.stem == record.name:
+        if record is not None and path.stem != record.name:
+            record = None
+        if record is not None and record.is_running and record.has_started_then:
             yield record
-        else:
+        elif not _is_listening(path.with_suffix(".sock")):
             with contextlib.suppress(OSError):
                 path.unlink()
                 path.with_suffix(".sock").unlink()
+        elif record is not None and record.is_running:  # the clock has changed
+            yield record
     for pattern in ("*.activity", "*.fault"):
         for path in directory.glob(pattern):
             with contextlib.suppress(OSError):
                 if not path.with_suffix(".json").exists() and time.time() - path.stat().st_mtime > _MAX_AGE_S:
                     path.unlink()
+
+
+def _is_listening(socket_path: Path) -> bool:
+    """Return whether a process listens at the path, perhaps one of another process namespace or machine."""
+    try:
+        channel = connect(socket_path, _CONNECT_TIMEOUT_S)
+    except LocalSocketError:
+        return True
+    if channel is not None:
+        channel.close()
+    return channel is not None
 
 
 def _record_file(path: Path) -> JsonFile[EngineRecord]:

@@ -7,6 +7,7 @@ again for their next request.
 from __future__ import annotations
 
 import faulthandler
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from edgechat.engine.client_connections import ClientConnections
 from edgechat.engine.context_sizing import is_short
 from edgechat.engine.local_socket import listen
+from edgechat.engine.protocol import EngineStatus
 from edgechat.engine.resident_files import ResidentFiles
 from edgechat.engine.socket_listener import Listener
 from edgechat.errors import EdgechatError
@@ -42,10 +44,11 @@ class ResidentServer:
 
         If no socket can be created, the engine serves only the client that started it.
         """
+        clients.on_end = self._files.delete
         try:
             self._listener = listen(self._files.socket)
         except EdgechatError as error:
-            print(f"Cannot accept other clients: {error}", flush=True)  # noqa: T201  (the engine's log)
+            print(f"Cannot accept other clients: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
         target = self._accept_clients
         threading.Thread(target=target, args=(clients, shut_down), name="clients", daemon=True).start()
 
@@ -55,25 +58,30 @@ class ResidentServer:
         self._files.delete()
 
     def _accept_clients(self, clients: ClientConnections, shut_down: Callable[[], None]) -> None:
-        wait = threading.Event()
-        while not must_end(clients, read_free_memory, can_accept=self._can_accept()):
+        pause = threading.Event()
+        while not clients.end_if(self._must_end):
             if self._listener is None:
-                wait.wait(_CHECK_INTERVAL_S)
+                pause.wait(_CHECK_INTERVAL_S)
             elif (channel := self._listener.accept(_CHECK_INTERVAL_S)) is not None:
                 clients.add(channel)
-        self._files.delete()
         if self._listener is not None:
             self._listener.close()
         shut_down()
+
+    def _must_end(self, status: EngineStatus) -> bool:
+        try:
+            return must_end(status, read_free_memory, can_accept=self._can_accept())
+        except OSError as error:  # for example, too many open files
+            print(f"Cannot check the memory: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+            return False
 
     def _can_accept(self) -> bool:
         """Return whether clients can find this engine; its socket may have been deleted, for example at a logout."""
         return self._listener is not None and self._listener.owns_path()
 
 
-def must_end(clients: ClientConnections, read_memory: Callable[[], FreeMemory], *, can_accept: bool = True) -> bool:
+def must_end(status: EngineStatus, read_memory: Callable[[], FreeMemory], *, can_accept: bool) -> bool:
     """Return whether the engine has been idle for long enough to end now; at once if no client can find it again."""
-    status = clients.describe_status()
     if status.clients:
         return status.idle_s >= _MIN_IDLE_S and is_short(read_memory())
     if status.loaded is None:

@@ -17,8 +17,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from edgechat.engine import protocol
 from edgechat.engine.client_connections import REQUEST_ID_BITS, ClientConnections
 from edgechat.engine.embedding_model import EmbeddingModel
@@ -29,7 +27,7 @@ from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import open_inherited_channel, open_inherited_file
 from edgechat.engine.resident_server import ResidentServer
 from edgechat.engine.text_model import TextModel
-from edgechat.errors import EdgechatError
+from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime import activity
 from edgechat.runtime.model import Model, OnLoadProgress
 
@@ -60,7 +58,11 @@ def main(arguments: list[str]) -> int:
     server.clients.add(open_inherited_channel(arguments))
     if resident is not None:
         resident.start(server.clients, server.shut_down)
-    server.serve()
+    try:
+        server.serve()
+    except BaseException:
+        activity.record_exit(1)
+        raise
     if resident is not None:
         resident.close()
     return 0
@@ -248,10 +250,9 @@ class EngineServer:
         return self._model.execute(request, arrived_at)
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
-        """Load a model in place of the current one. A resident engine does not load the same plan again."""
-        loaded, earlier_request = self._loaded_event, self._load_request
-        if self._is_resident and loaded and earlier_request and request.plan == earlier_request.plan:
-            return msgspec.structs.replace(loaded, id=request.id)
+        """Load a model in place of the current one. Raises EngineError if other clients may use the current one."""
+        if self._is_resident and self._loaded_event is not None:
+            raise EngineError("The engine has a model loaded, which other programs may use. Start another engine.")
         self._unload()
         self._inspector.close_model()
         model_path = request.plan.model_path

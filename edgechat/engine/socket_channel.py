@@ -39,6 +39,10 @@ class SocketChannel(Channel):
         self._connection = connection
         super().__init__(connection.makefile("rb"), connection.makefile("wb", buffering=0))
 
+    def set_timeout(self, timeout_s: float) -> None:
+        """Let later calls of `read` return None, and of `write` return False, after `timeout_s`."""
+        self._connection.settimeout(timeout_s)
+
     def leave(self) -> None:
         """Let `read` return None at both ends."""
         with contextlib.suppress(OSError):

@@ -203,20 +203,21 @@ def read_process_start_time(pid: int) -> float:
         return 0.0
 
 
-def is_process_running(pid: int, started_at: float) -> bool:
-    """Return whether the process that started at `started_at` (seconds since 1970) still runs.
+def is_process_running(pid: int, started_at: float | None = None) -> bool:
+    """Return whether the process that started at `started_at` (seconds since 1970; None: at any time) still runs.
 
     A later process with the same ID does not count, nor does one that has ended but whose parent has not read its exit
     code.
     """
     if sys.platform == "linux":
         state, actual_start = _read_linux_state(pid)
-        return abs(actual_start - started_at) < _START_TOLERANCE_S and state not in {"Z", "X"}
+        is_same = bool(actual_start) and (started_at is None or abs(actual_start - started_at) < _START_TOLERANCE_S)
+        return is_same and state not in {"Z", "X"}
     import psutil
 
     try:
         process = psutil.Process(pid)
-        is_same = abs(process.create_time() - started_at) < _START_TOLERANCE_S
+        is_same = started_at is None or abs(process.create_time() - started_at) < _START_TOLERANCE_S
         return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, ValueError, OverflowError):
         return False

@@ -72,7 +72,7 @@ def find_load_warnings(
     """Return warnings about YaRN, a missing chat template, and a context or thread count other than configured."""
     warnings = []
     n_cpus = os.cpu_count() or 1
-    if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx:
+    if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx and load_plan.growth is None:
         warnings.append(
             f"The context has {model_properties.n_ctx} tokens, not {settings.n_ctx}: llama.cpp rounds its length up to "
             f"a multiple of {CELL_MULTIPLE}."

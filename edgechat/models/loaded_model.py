@@ -19,7 +19,7 @@ from edgechat.models.load_records import (
     record_memory_kill,
     register_loaded_model,
 )
-from edgechat.models.sharing import open_model
+from edgechat.models.sharing import open_model, replace_engine
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
@@ -70,7 +70,7 @@ class LoadedModel:
 
         Without `allow_embedding`, raises ModelFileError for an embedding model and keeps the current model loaded.
         """
-        header = read_header(path)
+        header = read_header(path.absolute())  # other clients of a shared engine have other current directories
         if header.is_embedding and not allow_embedding:
             raise ModelFileError(
                 f"{path.name} is an embedding model and cannot chat. Serve it with `edgechat serve -m`."
@@ -81,7 +81,7 @@ class LoadedModel:
         try:
             self.plan, model_properties, warnings = open_model(
                 self.engine, header, settings, on_event, lambda: self._renderer.prepare(header.chat_template),
-                self.client_name,
+                self.client_name, self._replace_engine,
             )  # fmt: skip
         except ModelCrashError:
             check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
@@ -108,6 +108,9 @@ class LoadedModel:
         """
         if not self.engine.needs_restart:
             return
+        if self.engine.is_shared:
+            self.engine.restart_if_dead()  # calls `_replace_engine`
+            return
         if self.plan is not None and record_memory_kill(self.engine, self.plan):
             self._needs_new_plan = True
         if self.plan is not None and self._needs_new_plan:
@@ -117,9 +120,13 @@ class LoadedModel:
             self.set_model_properties(model_properties)
         else:
             self.engine.restart_if_dead()
-            if self.engine.load_request is not None:
-                self.plan = self.engine.load_request.plan  # another client may have loaded the model with a new plan
             register_loaded_model(self.engine, self.plan)
+
+    def _replace_engine(self) -> None:
+        """Replace a shared engine that has ended. Raises EdgechatError."""
+        if self.plan is not None:
+            self.plan, model_properties, _ = replace_engine(self.engine, self.plan, self._settings)
+            self.set_model_properties(model_properties)
 
     def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
         """Load the model on the CPU if `error` is a GPU failure; return whether the model was loaded again."""
@@ -134,6 +141,8 @@ class LoadedModel:
         from edgechat.models.loading import reload_model
 
         try:
+            if self.engine.is_shared:  # other clients may use it
+                self.engine.leave(None)
             self.plan, model_properties = reload_model(self.engine, failed_plan, settings, ())
         except EdgechatError:  # the caller reports the GPU failure
             return False

@@ -83,33 +83,37 @@ def load_model(
 
 
 def _plan_in_free_memory(
-    engine: EngineClient, profile: ModelProfile, settings: Settings, gpus: Sequence[Gpu],
+    engine: EngineClient, profile: ModelProfile, settings: Settings, gpus: Sequence[Gpu] | None,
     free_memory: Callable[[], bool],
 ) -> tuple[Machine, LoadPlan]:  # fmt: skip
-    """Return the resources of the machine and a plan; call `free_memory` until the plan needs no concessions."""
+    """Return the resources of the machine and a plan; call `free_memory` until the plan needs no concessions.
+
+    Memory that the user's budget forbids to use is not freed. Raises PlanError.
+    """
     speculation = settings.speculation and not settings.strict
     while True:
         machine = current_machine(settings, profile.path, engine.pid, gpus)
         try:
             load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=speculation)
         except PlanError:
-            if not free_memory():
+            if machine.is_budget_set or not free_memory():
                 raise
         else:
-            if not load_plan.concessions or not free_memory():
+            if not load_plan.concessions or machine.is_budget_set or not free_memory():
                 return machine, load_plan
 
 
 def reload_model(
-    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, gpus: Sequence[Gpu] | None = None
-) -> tuple[LoadPlan, protocol.Loaded]:
+    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, gpus: Sequence[Gpu] | None = None,
+    free_memory: Callable[[], bool] = lambda: False,
+) -> tuple[LoadPlan, protocol.Loaded]:  # fmt: skip
     """Load the model of `failed_plan` again with a new plan; an empty list of `gpus` means the CPU.
 
-    `gpus` defaults to the GPUs that were found last. Raises EdgechatError.
+    `gpus` defaults to the GPUs that were found last, and `free_memory` ends an idle engine, as in `load_model`. Raises
+    EdgechatError.
     """
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
-    machine = current_machine(settings, profile.path, engine.pid, gpus)
-    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed_plan.speculation)
+    _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory)
     model_properties = _load(engine, profile, load_plan, lambda event: None)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties

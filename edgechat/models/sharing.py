@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import list_model_files
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
+from edgechat.models.load_records import record_memory_kill
 from edgechat.planner.load_plan import LoadPlan
 
 LoadResult = tuple[LoadPlan, protocol.Loaded, list[str]]
@@ -29,7 +31,7 @@ def make_share_request(header: ModelHeader, settings: Settings, client_name: str
         return None
     stamps = [f"{os.path.realpath(file)} {read_stamp(file)}" for file in list_model_files(Path(header.path))]
     options = (settings.gpu, settings.n_threads, settings.prefix_cache, settings.speculation, settings.strict)
-    parts = [*stamps, repr(options), str(paths.prefix_dir())]
+    parts = [*stamps, repr(options), str(paths.prefix_dir()), *_describe_surroundings()]
     return ShareRequest(
         client=protocol.ClientInfo(client_name, os.getpid()),
         keep_alive_s=settings.keep_alive,
@@ -40,6 +42,16 @@ def make_share_request(header: ModelHeader, settings: Settings, client_name: str
     )
 
 
+def _describe_surroundings() -> list[str]:
+    """Return what a process inherits from its starter and what changes its speed: priority, CPUs and GPUs."""
+    surroundings = [os.environ.get("CUDA_VISIBLE_DEVICES", "")]
+    if sys.platform != "win32":
+        surroundings.append(str(os.nice(0)))
+    if hasattr(os, "sched_getaffinity"):
+        surroundings.append(str(sorted(os.sched_getaffinity(0))))
+    return surroundings
+
+
 def open_model(
     engine: EngineClient,
     header: ModelHeader,
@@ -47,62 +59,80 @@ def open_model(
     on_event: LoadCallback,
     start_renderer: Callable[[], None],
     client_name: str,
+    replace: Callable[[], object],
 ) -> LoadResult:
     """Attach to an engine that has the model loaded, or load it; return the plan, the engine's response and warnings.
 
     If engines cannot be shared, for example because the folder of the sockets belongs to another user, the model is
-    loaded into a private engine process, with a warning. Raises EdgechatError.
+    loaded into a private engine process, with a warning. After the end of a shared engine, the client's next request
+    calls `replace`. Raises EdgechatError.
     """
     profile = ModelProfile.from_header(header)
     request = make_share_request(header, settings, client_name)
-    engine.leave(request)
+    engine.leave(request, replace if request is not None else None)
+
+    def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
+        engine.start()  # starts while this process imports the planner, which a client that attaches does not need
+        from edgechat.models.loading import load_model
+
+        return load_model(engine, profile, settings, on_event, start_renderer, free_memory)
+
     if request is None:
-        return _load(engine, profile, settings, on_event, start_renderer)
+        return load()
     try:
-        return _open_shared(engine, profile, settings, on_event, start_renderer)
+        return _attach(engine, start_renderer) or _load_shared(engine, load, on_event, start_renderer)
     except LocalSocketError as error:
         engine.leave(None)
-        plan, loaded, warnings = _load(engine, profile, settings, on_event, start_renderer)
+        plan, loaded, warnings = load()
         return plan, loaded, [*warnings, f"The model is not shared with other edgechat programs: {error}"]
 
 
-def _open_shared(
-    engine: EngineClient, profile: ModelProfile, settings: Settings, on_event: LoadCallback,
-    start_renderer: Callable[[], None],
+def replace_engine(engine: EngineClient, failed_plan: LoadPlan, settings: Settings) -> LoadResult:
+    """Attach to the engine with which another client has replaced an ended one, or load the model with a new plan.
+
+    The memory can be less than at the last load. Raises EdgechatError.
+    """
+
+    def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
+        from edgechat.models.loading import reload_model
+
+        record_memory_kill(engine, failed_plan)
+        plan, loaded = reload_model(engine, failed_plan, settings, free_memory=free_memory)
+        return plan, loaded, []
+
+    try:
+        return _attach(engine) or _load_shared(engine, load)
+    except LocalSocketError:
+        engine.leave(None)
+        return load()
+
+
+def _load_shared(
+    engine: EngineClient, load: Callable[[Callable[[], bool]], LoadResult],
+    on_event: LoadCallback = lambda event: None, on_attach: Callable[[], None] = lambda: None,
 ) -> LoadResult:  # fmt: skip
-    if (result := _attach(engine, start_renderer)) is not None:
-        return result
+    """Call `load` while no other program loads a model, unless such a program has loaded this one meanwhile.
+
+    Raises LocalSocketError and EdgechatError.
+    """
 
     def report_wait() -> None:
         message = "Waiting for another edgechat program, which is loading a model"
         on_event(ModelLoadProgressed(phase="loading", message=message))
 
-    with resident_client.lock_loading(report_wait):
-        if (result := _attach(engine, start_renderer)) is not None:
-            return result
-        resident_client.stop_outdated_engines(profile.path)
+    with resident_client.lock_loading(report_wait, engine.check_not_closed):
+        if (attached := _attach(engine, on_attach)) is not None:
+            return attached
         try:
-            return _load(
-                engine, profile, settings, on_event, start_renderer,
-                free_memory=lambda: resident_client.stop_idle_engine(engine.pid),
-            )  # fmt: skip
+            return load(lambda: resident_client.stop_idle_engine(engine.pid))
         except PlanError as error:
-            raise PlanError(" ".join([str(error), *resident_client.describe_used_engines()])) from error
+            users = resident_client.describe_used_engines(engine.pid)
+            raise PlanError(" ".join([str(error), *users])) from error
 
 
-def _attach(engine: EngineClient, start_renderer: Callable[[], None]) -> LoadResult | None:
+def _attach(engine: EngineClient, on_attach: Callable[[], None] = lambda: None) -> LoadResult | None:
     load = engine.attach()
     if load is None or engine.model_properties is None:
         return None
-    start_renderer()
+    on_attach()
     return load.plan, engine.model_properties, []
-
-
-def _load(
-    engine: EngineClient, profile: ModelProfile, settings: Settings, on_event: LoadCallback,
-    start_renderer: Callable[[], None], free_memory: Callable[[], bool] = lambda: False,
-) -> LoadResult:  # fmt: skip
-    engine.start()  # starts while this process imports the planner, which a client that attaches does not need
-    from edgechat.models.loading import load_model
-
-    return load_model(engine, profile, settings, on_event, start_renderer, free_memory)

@@ -79,5 +79,6 @@ def test_answer_now_at_random_moments_keeps_the_text(client: EngineClient) -> No
                 client.end_thinking(again.id)
         before, end_tag, _ = text.partition("</think>")
         assert end_tag
-        assert len(before) >= n_before or not thought.startswith(text[:n_before])
+        whole_thought, _, _ = thought.partition("</think>")  # the model may end its reasoning by itself before
+        assert len(before) >= min(n_before, len(whole_thought)) or not thought.startswith(text[:n_before])
         assert thought.startswith(before.rstrip())

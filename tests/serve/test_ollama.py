@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from tests.serve.client import ServerProcess, user
 from tests.serve.conftest import Start
 from tests.waiting import until
 
-NODE = Path(__file__).parent / "node"
 GREEDY = {"temperature": 0, "num_predict": 12}
 PERSON = {
     "type": "object", "required": ["name"], "additionalProperties": False,
@@ -43,7 +40,7 @@ WEATHER = {
 def both(server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Return a server with the starter and a tiny embedding model."""
     model = write_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert.gguf")
-    server = ServerProcess(server_home, "-m", "starter", "-m", str(model), "--ctx", "2048", "--max-tokens", "200")
+    server = ServerProcess(server_home, "-m", "starter", "-m", str(model), "--ctx", "2048")
     yield server
     server.close()
 
@@ -206,30 +203,6 @@ def test_server_says_that_it_speaks_the_api(both: ServerProcess) -> None:
         assert both.request(path, method="HEAD")[0] == 200
 
 
-@pytest.mark.skipif(
-    not (NODE / "node_modules/ollama").exists() or not shutil.which("node"),
-    reason="needs Node.js and the packages of tests/serve/node",
-)
-def test_official_javascript_client(both: ServerProcess) -> None:
-    done = subprocess.run(
-        ["node", NODE / "ollama_client.mjs", both.url.removesuffix("/v1"), "tiny-bert"], capture_output=True, text=True,
-        timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["stream"].startswith("1. 1")
-    assert result["chat"].startswith("1. 1")
-    assert (result["reason"], result["count"]) == ("length", 16)
-    assert result["generated"]
-    assert 0 <= result["json"]["age"] <= 150
-    assert result["names"] == ["starter:latest", "tiny-bert:latest"]
-    assert result["capabilities"] == ["completion", "tools"]
-    assert result["embeddings"] == 2
-    assert result["error"] == "model 'unknown' not found"
-    assert result["aborted"] == "AbortError"
-    until(lambda: 'requests_running{model="starter"} 0.0' in both.request("/metrics")[1])
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_closed_connection_cancels_the_request(both: ServerProcess, stream: bool) -> None:
     body = {"model": "starter", "prompt": "One, two,", "raw": True, "stream": stream}
@@ -243,54 +216,49 @@ def test_closed_connection_cancels_the_request(both: ServerProcess, stream: bool
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers(-5, 5) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5) | st.sampled_from(("json", "starter", "user", "tool", "0s", "high")),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-TEXT = st.text(max_size=9)
-CALL = st.fixed_dictionaries({"function": st.fixed_dictionaries({
-    "name": TEXT, "arguments": JSON | st.dictionaries(TEXT, JSON, max_size=2)
-})})  # fmt: skip
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(("system", "user", "User", "assistant", "tool")), "content": TEXT},
-    optional={"thinking": TEXT, "tool_name": TEXT, "tool_calls": st.lists(CALL, max_size=2), "images": st.just([])},
-)
-OPTIONS = st.fixed_dictionaries({"num_predict": st.integers(1, 3)}, optional={
-    "temperature": st.floats(0, 3), "top_k": st.integers(-1, 10**6), "top_p": st.floats(0, 1), "seed": st.integers(),
-    "stop": TEXT | st.lists(TEXT, max_size=2), "mirostat": st.integers(0, 2), "num_ctx": st.integers(),
-    "repeat_last_n": st.integers(-1, 64), "repeat_penalty": st.floats(0.5, 2), "num_gpu": JSON,
-})  # fmt: skip
-VALID_FIELDS = {
-    "model": st.sampled_from(("starter", "starter:latest", "tiny-bert")), "messages": st.lists(MESSAGE, max_size=3),
-    "prompt": TEXT, "system": TEXT, "input": TEXT | st.lists(TEXT, max_size=3), "options": OPTIONS,
-    "stream": st.booleans(), "raw": st.booleans(), "format": st.sampled_from(("json", "", PERSON, None)),
-    "think": st.sampled_from((True, False, "low", "high", None)), "tools": st.just([WEATHER]),
-    "keep_alive": st.sampled_from((0, -1, "5m", "0s", None)), "logprobs": st.booleans(),
-    "top_logprobs": st.integers(0, 20), "dimensions": st.integers(0, 70), "truncate": st.booleans(),
-}  # fmt: skip
-REQUIRED = ("model", "messages", "prompt", "input", "options")
-BODY = st.fixed_dictionaries(
-    {name: VALID_FIELDS[name] for name in REQUIRED},
-    optional={name: values for name, values in VALID_FIELDS.items() if name not in REQUIRED},
+    {"role": st.sampled_from(("system", "user", "assistant", "tool")) | JSON},
+    optional={
+        "content": st.text(max_size=9) | JSON, "thinking": st.text(max_size=5), "tool_name": JSON, "images": JSON,
+        "tool_calls": st.lists(st.fixed_dictionaries({"function": st.fixed_dictionaries({
+            "name": st.text(max_size=3), "arguments": JSON
+        })})),
+    },
 )  # fmt: skip
-INVALID_FIELDS = st.dictionaries(st.sampled_from((*VALID_FIELDS, "suffix", "template", "context")), JSON, max_size=1)
+BODY = st.fixed_dictionaries({}, optional={
+    "model": st.sampled_from(("starter", "tiny-bert", "starter:latest")) | JSON,
+    "messages": st.lists(MESSAGE, max_size=3) | JSON, "prompt": st.text(max_size=9) | JSON, "input": JSON,
+    "stream": st.booleans() | JSON, "format": st.sampled_from(("json", "", PERSON)) | JSON, "think": JSON,
+    "options": st.dictionaries(st.sampled_from((
+        "num_predict", "temperature", "top_k", "top_p", "seed", "stop", "mirostat", "num_ctx", "repeat_last_n"
+    )), JSON),
+    "tools": st.just([WEATHER]) | JSON, "keep_alive": JSON, "raw": st.booleans() | JSON, "system": JSON,
+    "logprobs": st.booleans(), "top_logprobs": st.integers(-1, 21), "dimensions": JSON, "truncate": JSON,
+})  # fmt: skip
 PATHS = ("chat", "chat", "generate", "generate", "embed", "embeddings", "show", "pull")
 
 
 def test_random_bodies_cause_no_server_error(both: ServerProcess) -> None:
-    statuses: list[int] = []
-
     @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(PATHS), BODY, st.just({}) | INVALID_FIELDS)
-    def send(path: str, body: dict[str, Any], invalid_fields: dict[str, Any]) -> None:
-        status, answer, _ = both.request(f"/api/{path}", body | invalid_fields)
+    @given(st.sampled_from(PATHS), BODY)
+    def send(path: str, body: dict[str, Any]) -> None:
+        options = body.get("options")
+        if isinstance(options, dict):
+            n_predict = options.get("num_predict")
+            body = body | {"options": options | {"num_predict": 2} if isinstance(n_predict, int | None) else options}
+        elif options is None:
+            body = body | {"options": {"num_predict": 2}}
+        status, answer, _ = both.request(f"/api/{path}", body)
         assert status < 500, answer
         if status != 200:
             assert list(answer) == ["error"]
-        statuses.append(status)
 
     send()
-    assert statuses.count(200) > len(statuses) // 4
     assert "Internal error" not in "".join(both.errors)
 
 

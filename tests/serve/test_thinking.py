@@ -123,18 +123,3 @@ def test_reasoning_of_a_running_request_can_be_ended(client: OpenAI, thinking_se
     status, body = end_thinking(thinking_server, response_id)
     assert status == 404
     assert "is being generated" in body["error"]["message"]
-
-
-def test_reasoning_of_the_ollama_api(thinking_server: ServerProcess) -> None:
-    body = {"stream": False, "messages": user("Hi"), "options": {"temperature": 0, "num_predict": 100}}
-    for path, extra_fields in (("/api/chat", {}), ("/api/generate", {"prompt": "Hi"})):
-        status, answer, _ = thinking_server.request(path, body | extra_fields | {"think": "low"})
-        assert status == 200, answer
-        message = answer.get("message", answer)
-        assert message["thinking"].strip()
-        assert "think>" not in message["thinking"] + message.get("content", "")
-        status, answer, _ = thinking_server.request(path, body | extra_fields | {"think": False})
-        assert status == 200, answer
-        assert "thinking" not in answer.get("message", answer)
-    status, answer, _ = thinking_server.request("/api/show", {})
-    assert answer["capabilities"] == ["completion", "tools", "thinking"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from edgechat.cli.uninstall import find_data_items
+from edgechat.cli.uninstall import find_data_items, uninstall
+from edgechat.engine.local_socket import socket_dir
 from edgechat.hardware.memory import read_process_start_time
 from tests.conftest import Cli
 
@@ -80,3 +83,21 @@ def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
 def test_listing_creates_no_files(home: Path) -> None:
     assert list(find_data_items()) == []
     assert not home.exists() or not files(home)
+
+
+def test_purge_keeps_the_folder_that_contains_the_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "user"
+    runtime = Path(tempfile.mkdtemp(prefix="run-", dir="/tmp"))
+    home.mkdir()
+    monkeypatch.delenv("EDGECHAT_HOME")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(home / name))
+    sockets = socket_dir()
+    assert sockets.parent == runtime
+    (sockets / "loading.lock").touch()
+    result = CliRunner().invoke(uninstall, ["--purge", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert str(sockets) in result.output
+    assert not sockets.exists()
+    runtime.rmdir()  # it is there

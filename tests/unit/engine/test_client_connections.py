@@ -1,4 +1,4 @@
-"""Clients of one engine process: each gets the events of its own requests, and takes only these along when it ends."""
+"""Clients of one engine process: each gets the events of its own requests, and only these are cancelled at its end."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_each_client_gets_the_events_of_its_own_requests(
     for token, client in enumerate(clients):
         assert client.receive() == protocol.Tokenized(id=4, tokens=[token])
     connections.write(protocol.Heartbeat(id=0))
-    assert [client.receive() for client in clients] == [protocol.Heartbeat(id=0)] * len(clients)
+    assert [client.receive() for client in clients] == [protocol.Heartbeat(id=0, n_clients=3)] * len(clients)
 
 
 def test_requests_about_a_request_mean_that_of_the_same_client(handler: Handler, clients: list[Client]) -> None:
@@ -124,7 +124,7 @@ def test_requests_about_a_request_mean_that_of_the_same_client(handler: Handler,
 
 
 @pytest.mark.parametrize("ends_by", ["close", "invalid message", "negative id"])
-def test_client_that_ends_takes_only_its_requests_along(
+def test_only_the_requests_of_a_client_that_ends_are_cancelled(
     handler: Handler, connections: ClientConnections, clients: list[Client], ends_by: str
 ) -> None:
     for client in clients:
@@ -190,12 +190,12 @@ def test_engine_without_clients_ends_after_its_time_or_when_memory_is_short(
     connections = ClientConnections(handler, is_shared=True)
     client = connect(connections)
     client.attach("chat", keep_alive_s)
-    assert not must_end(connections, lambda: AMPLE)
+    assert not must_end(connections.describe_status(), lambda: AMPLE, can_accept=True)
     client.channel.leave()
     handler.wait_for(lambda: bool(handler.removed))
     now += idle_s
-    assert must_end(connections, lambda: memory) == ends
-    assert must_end(connections, lambda: memory, can_accept=False)
+    assert must_end(connections.describe_status(), lambda: memory, can_accept=True) == ends
+    assert must_end(connections.describe_status(), lambda: memory, can_accept=False)
 
 
 def test_idle_engine_with_clients_ends_only_when_memory_is_short(
@@ -207,13 +207,38 @@ def test_idle_engine_with_clients_ends_only_when_memory_is_short(
     connections = ClientConnections(handler, is_shared=True)
     connect(connections).attach("chat", 0)
     now += 1e6
-    assert not must_end(connections, lambda: AMPLE)
-    assert must_end(connections, lambda: SHORT)
+    assert not must_end(connections.describe_status(), lambda: AMPLE, can_accept=True)
+    assert must_end(connections.describe_status(), lambda: SHORT, can_accept=True)
     client = connect(connections)
     client.attach("ask")
     client.send(protocol.Tokenize(id=2, text=""))
     handler.wait_for(lambda: bool(handler.requests))
-    assert not must_end(connections, lambda: SHORT)  # a request has not ended
+    assert not must_end(connections.describe_status(), lambda: SHORT, can_accept=True)  # a request has not ended
+
+
+def test_engine_that_ends_refuses_further_clients(connections: ClientConnections, connect: Connect) -> None:
+    ended: list[bool] = []
+    connections.on_end = lambda: ended.append(True)
+    early, late = connect(connections), connect(connections)
+    assert not connections.end_if(lambda status: True)  # the new connections may attach yet
+    assert early.attach("chat") is not None
+    connections.begin_end()
+    assert ended == [True]
+    assert late.attach("ask") is None
+    assert connections.end_if(lambda status: False)
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_unused_engine_ends_on_request_and_a_used_one_stays(
+    handler: Handler, connections: ClientConnections, connect: Connect, *, is_used: bool
+) -> None:
+    if is_used:
+        connect(connections).attach("chat")
+    asking = connect(connections)
+    asking.send(protocol.Shutdown(id=0, if_unused=True))
+    asking.send(protocol.GetStatus(id=2))
+    assert asking.receive() is not None  # the request has been handled
+    assert [type(request) for request in handler.requests] == ([] if is_used else [protocol.Shutdown])
 
 
 def make_loaded() -> protocol.Loaded:

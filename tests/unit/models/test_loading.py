@@ -30,6 +30,7 @@ class DyingEngine:
         self.peak_n_ctx = 0
         self.has_loaded_one_model = True
         self.needs_restart = True
+        self.is_shared = False
         self._real_bytes = real_bytes
         self._unknown_bytes = unknown_bytes
         self.plans: list[LoadPlan] = []

@@ -1,0 +1,56 @@
+"""`edgechat engine status` and `edgechat engine stop`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli
+
+pytestmark = pytest.mark.usefixtures("resident")
+
+
+def read_engines(cli: Cli) -> list[dict[str, Any]]:
+    result = cli("engine", "status", "--json")
+    assert result.returncode == 0, result.stderr
+    engines: list[dict[str, Any]] = json.loads(result.stdout)["engines"]
+    return engines
+
+
+def test_engine_stays_after_ask_and_can_be_stopped(cli: Cli) -> None:
+    assert read_engines(cli) == []
+    assert cli("engine", "status").stdout == "No engine is running.\n"
+    assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "8").returncode == 0
+    [engine] = read_engines(cli)
+    assert engine["state"] == "idle"
+    assert engine["clients"] == []
+    assert engine["keep_alive_s"] == 300
+    assert engine["memory_bytes"] > 50_000_000
+    assert engine["decode_tps"] > 0
+    text = cli("engine", "status").stdout
+    assert f"engine {engine['pid']}: {engine['model']}" in text
+    assert "used by no program; ends in " in text
+    assert cli("ask", "-m", "starter", "Ho", "--max-tokens", "3").returncode == 0
+    assert [other["pid"] for other in read_engines(cli)] == [engine["pid"]]
+    stopped = cli("engine", "stop", "--json")
+    assert json.loads(stopped.stdout) == {"stopped": [engine["pid"]]}
+    assert read_engines(cli) == []
+    assert "No engine was stopped" in cli("engine", "stop").stdout
+
+
+def test_unknown_process_id_is_an_error(cli: Cli) -> None:
+    result = cli("engine", "stop", "1")
+    assert result.returncode == 2
+    assert "No engine has the process id 1" in result.stderr
+
+
+def test_keep_alive_of_zero_ends_the_engine_with_the_program(cli: Cli, home: Any) -> None:
+    (home / "config").mkdir(exist_ok=True)
+    (home / "config" / "config.toml").write_text("keep_alive = 0\n")
+    assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "3").returncode == 0
+    for _ in range(100):
+        if not read_engines(cli):
+            return
+    pytest.fail("the engine is still running")
