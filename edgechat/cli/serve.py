@@ -77,8 +77,8 @@ INSTALL_HINT = (
     "disabled_rules",
     multiple=True,
     metavar="RULE",
-    help="Turn off a rule that removes meaningless changes from system prompts: billing-header, seconds, request-id, "
-    "or all. May be repeated.",
+    help="Turn off a rule that removes volatile text from system prompts: billing-header, seconds, request-id, or all. "
+    "May be repeated.",
 )
 @click.option("--log-requests", is_flag=True, help="Log the method, endpoint, status and duration of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address and the models as JSON.")
@@ -122,19 +122,19 @@ def serve(
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(server.bind_socket(host, port))]
         address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}/v1"
+        port_message = (
+            f"edgechat: Port {server.OLLAMA_PORT} is in use. End Ollama, or give its clients the address "
+            f"{address.removesuffix('/v1')}."
+        )
         if use_ollama_port and port != server.OLLAMA_PORT:
             ollama_listener = server.bind_ollama_socket(stack)
             if ollama_listener is None:
-                echo_note(
-                    f"edgechat: Port {server.OLLAMA_PORT} is in use. End Ollama, or give its clients the address "
-                    f"{address.removesuffix('/v1')}."
-                )
+                echo_note(port_message)
             else:
                 listeners.append(ollama_listener)
         queues = _load_models(models, max_requests, _choose_prompt_rules(disabled_rules), flags, stack)
         access_rules = AccessRules(host=host, api_key=api_key or "", allowed_origins=origins, log_requests=log_requests)
-        for listener in listeners:
-            listener.listen(server.BACKLOG)  # clients can connect from now on
+        listeners[0].listen(server.BACKLOG)  # clients can connect from now on
         addresses = [address, *(f"http://127.0.0.1:{server.OLLAMA_PORT}" for _ in listeners[1:])]
         _print_address(addresses, list(queues), has_key=bool(api_key), as_json=as_json)
         app = Api(queues).build_app(access_rules)
@@ -147,7 +147,7 @@ def _choose_prompt_rules(disabled_names: tuple[str, ...]) -> frozenset[str]:
 
     unknown_name = next((name for name in disabled_names if name not in {*PROMPT_RULES, "all"}), None)
     if unknown_name is not None:
-        raise UsageError(f"{unknown_name!r} is no rule for prompts. Rules: {', '.join(PROMPT_RULES)}, or all.")
+        raise UsageError(f"{unknown_name!r} is not a prompt rule. Rules: {', '.join(PROMPT_RULES)}, or all.")
     return frozenset() if "all" in disabled_names else frozenset(PROMPT_RULES) - set(disabled_names)
 
 

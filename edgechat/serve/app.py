@@ -22,7 +22,7 @@ from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.completions import CompletionResponseBuilder
 from edgechat.serve.dialects.anthropic import AnthropicDialect, make_model_list
-from edgechat.serve.dialects.anthropic_requests import MessageResponseBuilder, make_chat_request
+from edgechat.serve.dialects.anthropic_requests import CountingBuilder, MessageResponseBuilder, make_chat_request
 from edgechat.serve.dialects.anthropic_schemas import CountTokensRequest, MessagesRequest
 from edgechat.serve.dialects.openai import OpenAiDialect
 from edgechat.serve.embeddings import embed
@@ -118,14 +118,16 @@ class Api:
     async def count_tokens(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, CountTokensRequest, memory)
-            builder = self._make_message_builder(body)
+            builder = self._make_message_builder(body, CountingBuilder)
             del body
             return _json_response({"input_tokens": await count_prompt_tokens(request, builder)})
 
-    def _make_message_builder(self, body: CountTokensRequest) -> MessageResponseBuilder:
+    def _make_message_builder(
+        self, body: CountTokensRequest, builder_type: type[MessageResponseBuilder] = MessageResponseBuilder
+    ) -> MessageResponseBuilder:
         queue = self._find_text_queue(body.model)
         thinks_by_default = bool(find_server_default(queue.settings))
-        return MessageResponseBuilder(queue, make_chat_request(body, thinks_by_default=thinks_by_default))
+        return builder_type(queue, make_chat_request(body, thinks_by_default=thinks_by_default))
 
     async def _read_body(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T:
         """Receive and decode a request body. Raises ApiError.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from edgechat.engine import protocol
 from edgechat.engine.generation import ThinkingLimit, TokenLogprobs
@@ -33,6 +33,8 @@ class ChatResponseBuilder(ResponseBuilder):
     """Builds the engine request and the response objects of one chat completion."""
 
     ID_PREFIX, OBJECT, CHUNK_OBJECT = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    ALLOWS_PREFILL: ClassVar[bool] = False
+    """Whether the last message may be from the assistant although a grammar restricts the reply."""
 
     def __init__(self, queue: ModelQueue, body: ChatRequest) -> None:
         super().__init__(queue, body)
@@ -65,7 +67,7 @@ class ChatResponseBuilder(ResponseBuilder):
         self.question = next((m.content for m in reversed(messages) if m.role == "user"), "")
         prompt = await queue.build_prompt(messages, prepared_tools.options)
         output_grammars = prepared_tools.grammars if tools else [output_format.rule] if output_format.rule else []
-        if output_grammars and isinstance(body.messages[-1], AssistantMessage):
+        if output_grammars and not self.ALLOWS_PREFILL and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
         reasoning_format = choose_reasoning_format(builder.reasoning_format, prompt.reply_format)

@@ -114,8 +114,9 @@ class RequestGuard:
             raise ApiError(403, message, code="wrong_origin")
         if rules.api_key and scope["path"] not in _PUBLIC_PATHS and scope["method"] != "OPTIONS":
             scheme, _, token = headers.get("authorization", "").partition(" ")
-            api_key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-            if not hmac.compare_digest(api_key.encode(), rules.api_key.encode()):
+            # Clients of Anthropic's API may send a token for another service beside the key.
+            keys = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+            if not any(hmac.compare_digest(key.encode(), rules.api_key.encode()) for key in keys):
                 raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
     def _is_allowed_origin(self, origin: str, headers: Mapping[str, str]) -> bool:

@@ -163,8 +163,11 @@ class ModelQueue:
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
-        messages = apply_prompt_rules(messages, self._prompt_rules)
-        return await self._run(functools.partial(self.prompt_builder.build, messages, options))
+
+        def build(cancellation: Cancellation) -> BuiltPrompt:
+            return self.prompt_builder.build(apply_prompt_rules(messages, self._prompt_rules), options, cancellation)
+
+        return await self._run(build)
 
     async def tokenize(self, text: str) -> list[int]:
         """Tokenise `text`, parsing the control tokens in it. Raises EdgechatError."""

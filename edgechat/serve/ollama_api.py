@@ -41,6 +41,7 @@ from edgechat.serve.schemas import ChatRequest, EmbeddingsRequest
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 _NS_PER_S: Final = 1_000_000_000
+_MAX_EMBED_INPUTS: Final = 2048
 _REFUSED_ENDPOINTS: Final = {
     "/api/create": ("POST",), "/api/copy": ("POST",), "/api/delete": ("DELETE",), "/api/push": ("POST",),
     "/api/blobs/{digest}": ("HEAD", "POST"),
@@ -167,6 +168,10 @@ class OllamaApi:
         """Return one embedding per input, and the total number of tokens. `n_dimensions` shortens the embeddings."""
         embeddings: list[list[float]] = []
         n_tokens = 0
+        if not queue.model_properties.is_embedding:
+            raise ApiError(400, f"{queue.name} is not an embedding model.", param="model")
+        if len(inputs) > _MAX_EMBED_INPUTS:
+            raise ApiError(400, f"input: {len(inputs)} inputs; at most {_MAX_EMBED_INPUTS} are allowed.", param="input")
         if n_dimensions is not None:
             n_dimensions = min(n_dimensions, queue.model_properties.n_embd) or None
         for start in range(0, len(inputs), MAX_INPUTS):

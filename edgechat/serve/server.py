@@ -62,10 +62,14 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def bind_ollama_socket(stack: contextlib.ExitStack) -> socket.socket | None:
-    """Bind the port of Ollama, and close the socket with `stack`. Return None if the port is in use."""
+    """Listen on the port of Ollama, and close the socket with `stack`. Return None if the port is in use.
+
+    Clients that connect before the models are loaded wait. Without listening, another program could take the port.
+    """
     try:
         ollama_socket = stack.enter_context(bind_socket("127.0.0.1", OLLAMA_PORT))
-    except UsageError:
+        ollama_socket.listen(BACKLOG)
+    except (UsageError, OSError):
         return None
     return ollama_socket
 

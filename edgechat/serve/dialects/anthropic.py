@@ -64,7 +64,7 @@ class AnthropicDialect(Dialect):
         }  # fmt: skip
 
     def _make_stop_fields(self, finish_reason: str, stop_string: str) -> dict[str, str | None]:
-        if stop_string in self._stop_sequences and finish_reason != "tool_calls":
+        if stop_string and stop_string in self._stop_sequences and finish_reason != "tool_calls":
             return {"stop_reason": "stop_sequence", "stop_sequence": stop_string}
         return {"stop_reason": _STOP_REASONS[finish_reason], "stop_sequence": None}
 

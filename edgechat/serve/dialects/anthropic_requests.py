@@ -29,6 +29,12 @@ class MessageResponseBuilder(ChatResponseBuilder):
     ID_PREFIX = "msg_"
 
 
+class CountingBuilder(MessageResponseBuilder):
+    """Builds the engine request of a message whose tokens are only counted."""
+
+    ALLOWS_PREFILL = True
+
+
 def make_chat_request(body: CountTokensRequest, *, thinks_by_default: bool) -> ChatRequest:
     """Translate a request to a chat request.
 
@@ -41,6 +47,7 @@ def make_chat_request(body: CountTokensRequest, *, thinks_by_default: bool) -> C
     for i, message in enumerate(body.messages):
         messages += _convert_message(message, f"messages[{i}]")
     output_config, choice = body.output_config, body.tool_choice
+    output_format = body.output_format or (output_config.format if output_config is not None else None)
     fields: dict[str, Any] = {}
     if isinstance(body, MessagesRequest):
         names = ("max_tokens", "temperature", "top_k", "top_p", "stream")
@@ -52,7 +59,7 @@ def make_chat_request(body: CountTokensRequest, *, thinks_by_default: bool) -> C
         parallel_tool_calls=not (choice is not None and choice.disable_parallel_tool_use),
         thinking=_convert_thinking(body.thinking, thinks_by_default=thinks_by_default),
         reasoning_effort=output_config.effort if output_config is not None else None,
-        json_schema=output_config.format.schema if output_config is not None and output_config.format else None,
+        json_schema=output_format.schema if output_format is not None else None,
         **fields,
     )  # fmt: skip
 
@@ -69,6 +76,7 @@ def _convert_message(message: InputMessage, path: str) -> Iterator[ChatMessage]:
     blocks = message.content
     if isinstance(blocks, list):
         blocks = [_prepare_block(block) for block in blocks]
+        blocks = _separate_texts(blocks) if not is_reply else blocks
     content = read_content(blocks, f"{path}.content", is_reply=is_reply)
     if is_reply:
         yield AssistantMessage(content.text, content.reasoning, tool_calls=content.calls or None)
@@ -85,9 +93,31 @@ def _prepare_block(block: dict[str, Any]) -> dict[str, Any]:
     if block.get("type") == "tool_result" and block.get("is_error") is True:
         content = block.get("content")
         if isinstance(content, list):
-            return {**block, "content": [{"type": "text", "text": _ERROR_PREFIX}, *content]}
+            return {**block, "content": [{"type": "text", "text": _ERROR_PREFIX}, *map(_convert_document, content)]}
         if isinstance(content, str | None) and not (content or "").startswith(_ERROR_PREFIX):
             return {**block, "content": _ERROR_PREFIX + (content or "")}
+    elif block.get("type") == "tool_result" and isinstance(block.get("content"), list):
+        return {**block, "content": [_convert_document(part) for part in block["content"]]}
+    converted: dict[str, Any] = _convert_document(block)
+    return converted
+
+
+def _separate_texts(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `blocks` with a newline between two texts that follow each other: each is a text of its own."""
+    separated: list[dict[str, Any]] = []
+    for block in blocks:
+        text = block.get("text")
+        follows_text = bool(separated) and separated[-1].get("type") == "text"
+        if follows_text and block.get("type") == "text" and isinstance(text, str) and not text.startswith("\n"):
+            block = {**block, "text": f"\n{text}"}  # noqa: PLW2901  (a changed copy)
+        separated.append(block)
+    return separated
+
+
+def _convert_document(block: Any) -> Any:
+    """Convert a document of plain text to a text block; return any other block unchanged."""
+    if not isinstance(block, dict):
+        return block
     source = block.get("source")
     if block.get("type") == "document" and isinstance(source, dict) and source.get("type") == "text":
         texts = [block.get("title"), block.get("context"), source.get("data")]

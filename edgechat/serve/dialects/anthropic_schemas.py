@@ -74,6 +74,8 @@ class CountTokensRequest(Struct, frozen=True, kw_only=True):
     tool_choice: AnthropicToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: JsonOutputFormat | None = None
+    """Output format in an earlier form of the API."""
     mcp_servers: Any = None
     """Unsupported; refused unless it is empty."""
 

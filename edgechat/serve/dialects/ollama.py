@@ -123,7 +123,7 @@ def make_call_object(index: int, name: str, arguments: str, call_id: str) -> dic
     """Build the object of a tool call. Return None for a call whose arguments were cut off by the length limit."""
     try:
         decoded_arguments = msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         return None
     if not isinstance(decoded_arguments, dict):
         decoded_arguments = {"arguments": decoded_arguments}

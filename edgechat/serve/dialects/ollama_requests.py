@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -152,7 +153,7 @@ def make_messages(messages: Sequence[OllamaMessage]) -> list[ChatMessage]:
         if role == "assistant":
             calls = []
             for call in message.tool_calls or ():
-                call_id, n_calls = call.id or f"call_{n_calls}", n_calls + 1
+                call_id, n_calls = call.id or _choose_call_id(n_calls, open_calls), n_calls + 1
                 calls.append(ToolCall(FunctionCall(call.function.name, call.function.arguments), call_id, "function"))
                 open_calls.append((call_id, call.function.name))
             reply = AssistantMessage(message.content, message.thinking or None, tool_calls=calls or None)
@@ -169,6 +170,12 @@ def make_messages(messages: Sequence[OllamaMessage]) -> list[ChatMessage]:
             problem = f"must be system, user, assistant or tool, got {message.role[:40]!r}"
             raise ApiError(400, f"messages[{i}].role: {problem}.", param="messages")
     return converted_messages
+
+
+def _choose_call_id(number: int, open_calls: list[tuple[str, str]]) -> str:
+    """Return an id for a call without one, which no open call has."""
+    used_ids = {call_id for call_id, _ in open_calls}
+    return next(call_id for i in itertools.count(number) if (call_id := f"call_{i}") not in used_ids)
 
 
 def _choose_call(open_calls: Sequence[tuple[str, str]], tool_name: str | None) -> str:

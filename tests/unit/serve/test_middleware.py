@@ -56,6 +56,12 @@ async def test_body_of_a_refused_request_is_discarded_after_the_response(headers
     assert await Exchange(**headers).run(api_key="secret") == ["401", "receive", "receive", "end"]
 
 
+async def test_key_is_accepted_beside_a_token_for_another_service() -> None:
+    headers = {"authorization": "Bearer another", "x-api-key": "secret"}
+    assert "200" in await Exchange(**headers).run(api_key="secret")
+    assert "401" in await Exchange(**headers).run(api_key="other")
+
+
 async def test_body_that_the_client_has_not_sent_yet_is_not_awaited() -> None:
     assert await Exchange(expect="100-continue").run(api_key="secret") == ["401", "end"]
     assert await Exchange(transfer_encoding="chunked").run() == ["400", "end"]  # two lengths

@@ -150,3 +150,28 @@ def test_invalid_requests_are_refused_with_the_path_of_the_field(fields: Any, pa
 def test_count_of_tokens_needs_no_length_limit() -> None:
     body = errors.decode_body(b'{"messages": [{"role": "user", "content": "Hi"}]}', CountTokensRequest)
     assert make_chat_request(body, thinks_by_default=False).max_tokens is None
+
+
+def test_texts_of_one_message_are_separate_lines() -> None:
+    [message] = convert_messages({"role": "user", "content": [
+        {"type": "text", "text": "<system-reminder>x</system-reminder>"}, {"type": "text", "text": "Question"},
+        {"type": "text", "text": "\nEnd"},
+    ]})  # fmt: skip
+    assert message.content == "<system-reminder>x</system-reminder>\nQuestion\nEnd"
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+def test_text_documents_in_tool_results_are_read(*, is_error: bool) -> None:
+    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "The text."}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [document], "is_error": is_error}
+    call = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}
+    *_, message = convert_messages(
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result]},
+    )  # fmt: skip
+    assert message.content == ("Error: The text." if is_error else "The text.")
+
+
+def test_earlier_form_of_the_output_format() -> None:
+    schema = {"type": "object", "properties": {}}
+    assert convert(output_format={"type": "json_schema", "schema": schema}).json_schema == schema
