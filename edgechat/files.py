@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -123,6 +123,11 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         if len(data) > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
         return data
+
+
+def open_new_private(path: Path) -> FileIO:
+    """Create a file that only its owner can read, and open it without a buffer. Raises OSError if it exists."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "r+b")
 
 
 class FileLock:

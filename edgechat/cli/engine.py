@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.options import IntRange
 from edgechat.cli.progress import echo_note
-from edgechat.errors import NotFoundError
+from edgechat.errors import NotFoundError, UsageError
 from edgechat.humanize import format_duration, format_size
 from edgechat.terminal import escape_controls
 
@@ -52,7 +53,7 @@ def status(*, as_json: bool) -> None:
 
 
 @engine.command()
-@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.argument("pid", type=IntRange(min=1), required=False)
 @click.option("--all", "stops_all", is_flag=True, help="Also stop engines that programs use.")
 @click.option("--json", "as_json", is_flag=True, help="Print the process ids of the stopped engines as JSON.")
 def stop(pid: int | None, *, stops_all: bool, as_json: bool) -> None:
@@ -63,6 +64,8 @@ def stop(pid: int | None, *, stops_all: bool, as_json: bool) -> None:
     """
     from edgechat.engine.resident_client import stop_engine
 
+    if pid is not None and stops_all:
+        raise UsageError("Give a process id or --all, not both.")
     rows = _list_rows()
     if pid is not None:
         chosen = [row for row in rows if row.record.pid == pid]
@@ -77,8 +80,11 @@ def stop(pid: int | None, *, stops_all: bool, as_json: bool) -> None:
         click.echo(f"Stopped: {', '.join(str(stopped_pid) for stopped_pid in stopped_pids)}")
     else:
         click.echo("No engine was stopped.")
-    if pid is None and len(chosen) < len(rows):
-        echo_note("Engines in use were left running. Add --all to stop them, too.")
+    for row in rows if pid is None and not stops_all else ():
+        if row.status is None:
+            echo_note(f"Engine {row.record.pid} does not answer. To end it: edgechat engine stop {row.record.pid}")
+        elif row.status.clients:
+            echo_note(f"Engine {row.record.pid} is in use. To stop it, too: edgechat engine stop --all")
 
 
 def _list_rows() -> list[_Row]:
@@ -107,7 +113,7 @@ def _make_object(row: _Row) -> dict[str, Any]:
         "pid": record.pid,
         "model": record.model_path,
         "version": record.version.partition(" ")[0],
-        "state": _find_state(status),
+        "state": _find_state(record, status),
         "memory_bytes": read_tree_pss_bytes(record.pid) or read_rss_bytes(record.pid),
         "n_ctx": loaded.n_ctx if loaded is not None else None,
         "clients": [
@@ -119,12 +125,19 @@ def _make_object(row: _Row) -> dict[str, Any]:
     }
 
 
-def _find_state(status: EngineStatus | None) -> str:
+def _find_state(record: EngineRecord, status: EngineStatus | None) -> str:
     if status is None:
-        return "unknown"
+        return "loading" if _is_own(record) and not record.total_bytes else "unknown"
     if status.loaded is None:
-        return "loading"
+        return "loading" if status.clients else "idle"
     return "busy" if any(client.n_requests for client in status.clients) else "idle"
+
+
+def _is_own(record: EngineRecord) -> bool:
+    """Return whether the engine is of this installation of edgechat."""
+    from edgechat.engine.resident_client import read_installation
+
+    return record.version == read_installation()
 
 
 def _format_row(row: _Row) -> list[str]:
@@ -132,7 +145,10 @@ def _format_row(row: _Row) -> list[str]:
     values = _make_object(row)
     lines = [f"engine {record.pid}: {record.model_path}"]
     if status is None:
-        return [*lines, f"  of another edgechat installation (version {values['version']}), or does not answer"]
+        reason = f"of another edgechat installation (version {values['version']})"
+        if _is_own(record):
+            reason = "loading" if values["state"] == "loading" else "does not answer"
+        return [*lines, f"  {reason}, {format_size(values['memory_bytes'])} of memory"]
     memory = f"{format_size(values['memory_bytes'])} of memory"
     speed = f", last reply {status.decode_tps:.1f} tokens/s" if status.decode_tps else ""
     context = f", context up to {values['n_ctx']:,} tokens" if values["n_ctx"] else ""
@@ -143,6 +159,8 @@ def _format_row(row: _Row) -> list[str]:
 
 
 def _format_end(status: EngineStatus) -> str:
+    if status.loaded is None:
+        return "has no model and ends soon"
     if status.keep_alive_s < 0:
         return "stays until `edgechat engine stop`"
     return f"ends in {format_duration(max(0.0, status.keep_alive_s - status.idle_s))}"

@@ -109,7 +109,9 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             message += ". Try again; after repeated crashes, edgechat uses another backend for this model."
         if assertion := self._find_assertion():
             return f"{message}\nllama.cpp reported: {assertion}"
-        log_lines = logs.read_last_lines(paths.log_file(), self.log_start)
+        # The log says nothing about a process that was killed.
+        is_killed = self.exit_code == -KILL_SIGNAL
+        log_lines = [] if is_killed else logs.read_last_lines(paths.log_file(), self.log_start)
         return message + ("\nIts last log lines:\n  " + "\n  ".join(log_lines) if log_lines else "")
 
     def _find_assertion(self) -> str:

@@ -7,13 +7,15 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Final, Protocol
 
 from edgechat.engine.local_socket import connect
 from edgechat.engine.pipe import Channel, spawn_child
 from edgechat.engine.resident_files import EngineRecord, ResidentFiles
 from edgechat.engine.socket_channel import SocketChannel
-from edgechat.errors import EngineDiedError, LocalSocketError
+from edgechat.errors import EngineDiedError, LocalSocketError, format_reason
+from edgechat.files import open_new_private
 from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import logs
 from edgechat.runtime.activity import ActivityFile, ActivityState
@@ -55,9 +57,7 @@ class StartedEngine:
     def __init__(self, files: ResidentFiles | None = None) -> None:
         """Start a process, of a resident engine if `files` is given. Raises EngineDiedError and LocalSocketError."""
         self.is_shared = files is not None
-        self._activity_file = _create_activity_file(files)
-        if files is not None and self._activity_file is None:
-            raise LocalSocketError("The files of a shared engine cannot be written. Check the free space of the disk.")
+        self._activity_file = _create_activity_file() if files is None else _create_shared_activity_file(files.activity)
         log = logs.open_log()
         extra_fds = (self._activity_file.fd,) if self._activity_file is not None else ()
         arguments = ["_engine", files.name] if files is not None else ["_engine"]
@@ -149,9 +149,17 @@ def connect_to_engine(record: EngineRecord) -> AttachedEngine | None:
         return None
 
 
-def _create_activity_file(files: ResidentFiles | None) -> ActivityFile | None:
-    """Create the activity file of an engine process; None if this fails (crashes then have an unknown cause)."""
+def _create_activity_file() -> ActivityFile | None:
+    """Create the activity file of a private engine; None if this fails (crashes then have an unknown cause)."""
     try:
-        return ActivityFile(files.activity.open("x+b", buffering=0) if files is not None else None)
+        return ActivityFile()
     except OSError:
         return None
+
+
+def _create_shared_activity_file(path: Path) -> ActivityFile:
+    """Create the activity file of a resident engine. Raises LocalSocketError."""
+    try:
+        return ActivityFile(open_new_private(path))
+    except OSError as error:
+        raise LocalSocketError(f"Cannot write the files of a shared engine: {path}: {format_reason(error)}.") from error

@@ -19,6 +19,7 @@ from edgechat.engine.protocol import EngineStatus
 from edgechat.engine.resident_files import ResidentFiles
 from edgechat.engine.socket_listener import Listener
 from edgechat.errors import EdgechatError
+from edgechat.files import open_new_private
 from edgechat.hardware.free_memory import FreeMemory, read_free_memory
 from edgechat.runtime import activity
 
@@ -35,7 +36,7 @@ class ResidentServer:
     def __init__(self, name: str) -> None:
         """Record crashes of this process in its files. Raises LocalSocketError and OSError."""
         self._files = ResidentFiles(name)
-        self._fault_file = self._files.fault.open("xb", buffering=0)
+        self._fault_file = open_new_private(self._files.fault)
         faulthandler.enable(self._fault_file, all_threads=False)
         self._listener: Listener | None = None
 

@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.files import JsonFile
-from edgechat.hardware.memory import read_private_bytes, read_process_start_time
+from edgechat.hardware.memory import is_process_running, read_private_bytes, read_process_start_time
 
 _MAX_BYTES: Final = 1 << 16
 # Maximum difference, in seconds, between two readings of the start time of one process.
@@ -62,7 +62,7 @@ def other_instances(own_pid: int | None = None) -> list[RunningInstance]:
     for path in sorted(paths.instances_dir().glob("*.json")):
         instance = _record_file(path).read()
         started_at = read_process_start_time(instance.pid) if instance is not None else 0.0
-        if instance is None or not started_at:
+        if instance is None or not is_process_running(instance.pid):
             with contextlib.suppress(OSError):
                 path.unlink()
         # A different start time means another process or a changed clock. After a clock change, the record is still

@@ -46,6 +46,18 @@ def test_unknown_process_id_is_an_error(cli: Cli) -> None:
     assert "No engine has the process id 1" in result.stderr
 
 
+def test_process_id_and_all_exclude_each_other(cli: Cli) -> None:
+    assert cli("engine", "stop", "1", "--all").returncode == 2
+
+
+def test_purge_after_ask_ends_the_idle_engine(cli: Cli, home: Any) -> None:
+    assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "3").returncode == 0
+    result = cli("uninstall", "--purge", "--yes")
+    assert result.returncode == 0, result.stderr
+    assert read_engines(cli) == []
+    assert not (home / "cache").exists()
+
+
 def test_keep_alive_of_zero_ends_the_engine_with_the_program(cli: Cli, home: Any) -> None:
     (home / "config").mkdir(exist_ok=True)
     (home / "config" / "config.toml").write_text("keep_alive = 0\n")

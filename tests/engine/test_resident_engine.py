@@ -337,6 +337,16 @@ def test_engine_that_was_stopped_is_replaced_for_the_next_request(open_model: Op
     assert ask(model) == expected
 
 
+def test_reply_of_a_stopped_engine_ends_with_an_error(open_model: Open) -> None:
+    model = open_model()
+    [record] = list_records()
+    pieces = generate(model.engine, "What is gravity?", 1500)
+    assert next(pieces)
+    assert resident_client.stop_engine(record)
+    with pytest.raises(EngineDiedError, match="was stopped"):
+        list(pieces)
+
+
 def test_shared_engine_keeps_its_model_when_a_client_wants_another(open_model: Open) -> None:
     first, second = open_model(), open_model(name="ask")
     expected = ask(first)

@@ -10,6 +10,7 @@ import pytest
 
 from edgechat.engine import client_connections, frames, protocol
 from edgechat.engine.client_connections import ClientConnections
+from edgechat.engine.generation import GenerationStats
 from edgechat.engine.pipe import Channel, make_frame
 from edgechat.engine.resident_server import must_end
 from edgechat.hardware.free_memory import FreeMemory
@@ -226,6 +227,21 @@ def test_engine_that_ends_refuses_further_clients(connections: ClientConnections
     assert ended == [True]
     assert late.attach("ask") is None
     assert connections.end_if(lambda status: False)
+
+
+def test_reply_that_the_end_of_the_engine_cuts_does_not_seem_complete(
+    connections: ClientConnections, clients: list[Client]
+) -> None:
+    connections.begin_end()
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=1, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0
+    )
+    for reason in ("cancelled", "stop"):
+        event = protocol.RequestFinished(id=3, finish_reason=reason, stats=stats, context_tokens=2)
+        connections.write(event)
+    received = clients[0].receive()
+    assert isinstance(received, protocol.RequestFinished)
+    assert received.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("is_used", [False, True])
