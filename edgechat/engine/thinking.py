@@ -40,6 +40,8 @@ class ThoughtTracker:
         self._last_token_at: float | None = None
         self._is_ended = False
         self._cannot_end = False
+        self._n_tokens_over = 0
+        """Number of tokens of the current reasoning since its limit was reached."""
 
     def feed(self, piece: bytes, now: float) -> None:
         """Append the bytes of a token, with the text of control tokens; `now` is its time on the monotonic clock."""
@@ -47,6 +49,7 @@ class ThoughtTracker:
             self.n_tokens += 1
             self.elapsed_s += now - self._last_token_at if self._last_token_at is not None else 0.0
         self._last_token_at = now
+        self._n_tokens_over = self._n_tokens_over + 1 if self._is_over else 0
         self._text += piece
         while self._enter_next_phase():
             pass
@@ -87,15 +90,19 @@ class ThoughtTracker:
     @property
     def must_end(self) -> bool:
         """True if the sequence is reasoning, the limit is reached, and the text does not end within a character."""
-        if not self.is_thinking or self._cannot_end:
+        if not self._is_over or self._cannot_end:
             return False
+        # A model that generates only first bytes of characters never completes one.
+        return self._n_tokens_over >= _MAX_CHARACTER_BYTES or not _ends_within_character(self._text)
+
+    @property
+    def _is_over(self) -> bool:
         limit = self._limit
-        is_over = (
+        return self.is_thinking and (
             self._is_ended
             or (limit.max_tokens is not None and self.n_tokens >= limit.max_tokens)
             or (limit.max_s is not None and self.elapsed_s >= limit.max_s)
         )
-        return is_over and not _ends_within_character(self._text)
 
     def closing_texts(self) -> Iterable[str]:
         """Return texts that end the reasoning, longest first: a grammar may allow only a shorter one.

@@ -135,6 +135,8 @@ async def engine_died(app: ChatApp, pilot: Pilot[int]) -> None:
     app.pane.prompt.load("Write a function that adds.")
     await pilot.press("enter")
     await until_async(lambda: not app.pane.is_busy)
+    # The context is measured once more after the reply, of which 12 tokens were counted.
+    await until_async(lambda: app.pane.status_line.context_tokens > 12)
     app.pane.prompt.cursor_blink = False
 
 

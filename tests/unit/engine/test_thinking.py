@@ -85,6 +85,17 @@ def test_any_bytes_delay_the_end_by_less_than_a_character(piece: bytes) -> None:
     assert n_more <= 3
 
 
+@pytest.mark.parametrize("first_byte", [b"\xc3", b"\xe2", b"\xf0"])
+def test_first_bytes_of_characters_without_end_delay_the_end_by_four_tokens(first_byte: bytes) -> None:
+    tracker = ThoughtTracker(limit(max_tokens=3, is_open=True))
+    n_tokens = 0
+    while not tracker.must_end:
+        tracker.feed(first_byte, 0.0)
+        n_tokens += 1
+        assert n_tokens < 10
+    assert n_tokens == 6
+
+
 @pytest.mark.parametrize("text", ["Write `<think>` here", "```\n<think>\n"])
 def test_start_tags_in_code_are_text(text: str) -> None:
     assert not make_tracker(QWEN, text).is_thinking
