@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """A running engine; its status is None if it belongs to another installation, or is ending."""
+    """A running engine; its status is None if it does not answer, for example because it is ending."""
 
     record: EngineRecord
     status: EngineStatus | None
@@ -88,20 +88,10 @@ def stop(pid: int | None, *, stops_all: bool, as_json: bool) -> None:
 
 
 def _list_rows() -> list[_Row]:
-    from edgechat.engine.resident_client import read_installation, read_status
+    from edgechat.engine.resident_client import read_status
     from edgechat.engine.resident_files import list_records
-    from edgechat.errors import LocalSocketError
 
-    rows = []
-    for record in list_records():
-        row_status = None
-        if record.version == read_installation():
-            try:
-                row_status = read_status(record)
-            except LocalSocketError:  # it is stopped, or is ending
-                pass
-        rows.append(_Row(record, row_status))
-    return rows
+    return [_Row(record, read_status(record)) for record in list_records()]
 
 
 def _make_object(row: _Row) -> dict[str, Any]:
@@ -127,7 +117,7 @@ def _make_object(row: _Row) -> dict[str, Any]:
 
 def _find_state(record: EngineRecord, status: EngineStatus | None) -> str:
     if status is None:
-        return "loading" if _is_own(record) and not record.total_bytes else "unknown"
+        return "unknown" if record.total_bytes else "loading"
     if status.loaded is None:
         return "loading" if status.clients else "idle"
     return "busy" if any(client.n_requests for client in status.clients) else "idle"
@@ -143,11 +133,10 @@ def _is_own(record: EngineRecord) -> bool:
 def _format_row(row: _Row) -> list[str]:
     record, status = row
     values = _make_object(row)
-    lines = [f"engine {record.pid}: {record.model_path}"]
+    origin = "" if _is_own(record) else f" (of another edgechat installation, version {values['version']})"
+    lines = [f"engine {record.pid}: {record.model_path}{origin}"]
     if status is None:
-        reason = f"of another edgechat installation (version {values['version']})"
-        if _is_own(record):
-            reason = "loading" if values["state"] == "loading" else "does not answer"
+        reason = "loading" if values["state"] == "loading" else "does not answer"
         return [*lines, f"  {reason}, {format_size(values['memory_bytes'])} of memory"]
     memory = f"{format_size(values['memory_bytes'])} of memory"
     speed = f", last reply {status.decode_tps:.1f} tokens/s" if status.decode_tps else ""

@@ -150,9 +150,7 @@ def record_load(pid: int, max_n_ctx: int, total_bytes: int) -> None:
 
 
 def read_status(record: EngineRecord) -> protocol.EngineStatus | None:
-    """Return the status of an engine; None if it has ended, does not answer, or is of another installation."""
-    if record.version != read_installation():
-        return None
+    """Return the status of an engine; None if it has ended, does not answer, or has another protocol."""
     with contextlib.suppress(LocalSocketError):
         link = connect_to_engine(record)
         if link is not None:
