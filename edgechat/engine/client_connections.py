@@ -129,7 +129,7 @@ class ClientConnections:
             for connection in connections:
                 connection.write(event)
             return
-        if self._is_ending and getattr(event, "finish_reason", "") == "cancelled":
+        if self._is_shared and self._is_ending and getattr(event, "finish_reason", "") == "cancelled":
             return  # the client gets an error at the end of the connection, not a reply that seems complete
         number = event.id >> REQUEST_ID_BITS
         with self._lock:
