@@ -210,6 +210,7 @@ def test_other_options_mean_another_engine(open_model: Open) -> None:
     pids = {first.engine.pid, second.engine.pid}
     first.close()
     second.close()
+    assert wait_until(lambda: len(resident_client._list_idle_engines()) == len(pids))
     assert resident_client.stop_idle_engine()
     assert len({record.pid for record in list_records()} & pids) == 1  # the one that was idle for longest has ended
 
@@ -248,7 +249,8 @@ def test_engine_of_another_installation_is_not_shared(open_model: Open, monkeypa
     second = open_model(name="ask")
     assert first.engine.pid != second.engine.pid
     first.close()
-    assert resident_client.stop_idle_engine(second.engine.pid)  # its memory is free for this installation
+    assert wait_until(lambda: len(resident_client._list_idle_engines()) == 1)
+    assert resident_client.stop_idle_engine(second.engine.pid)  # its memory is free for others
     assert [record.pid for record in list_records()] == [second.engine.pid]
 
 
