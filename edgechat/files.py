@@ -165,7 +165,7 @@ class FileLock:
             os.write(self._descriptor, str(os.getpid()).encode())
 
     def read_owner(self) -> int | None:
-        """Return the id of the process that wrote it last; None if it is unknown."""
+        """Return the process id that `write_owner` stored last, of whatever process; None if it is unknown."""
         with contextlib.suppress(OSError, ValueError):
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             return int(os.read(self._descriptor, 20))

@@ -183,7 +183,7 @@ class ClientConnections:
             if not self._is_ending and not decide(self._describe_status(0)):
                 return False
             self._is_ending = True
-        self.begin_end()
+        self.on_end()
         return True
 
     def _read_requests(self, connection: ClientConnection) -> None:

@@ -62,7 +62,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_started_then(self) -> bool:
-        """True if the process started at the time in the record."""
+        """True if a process with this id runs that started at the time in the record."""
         return is_process_running(self.pid, self.started_at)
 
 
@@ -114,7 +114,7 @@ def list_records() -> Iterator[EngineRecord]:
         record = _record_file(path).read()
         if record is not None and path.stem != record.name:
             record = None
-        if record is not None and record.is_running and record.has_started_then:
+        if record is not None and record.has_started_then:
             yield record
         elif not _is_listening(path.with_suffix(".sock")):
             with contextlib.suppress(OSError):

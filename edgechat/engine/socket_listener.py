@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from typing import Final, NamedTuple
 
 from edgechat.engine.socket_channel import SocketChannel, open_channel
 from edgechat.errors import LocalSocketError
-from edgechat.files import read_bytes
+from edgechat.files import FileLock, read_bytes
 
 BACKLOG: Final = 64
 """Number of connections that wait for `Listener.accept`, and of connections whose secret has not arrived yet."""
@@ -28,7 +26,6 @@ MAX_ADDRESS_BYTES: Final = 4096
 
 _LOCK_NAME: Final = ".listen.lock"
 _LOCK_TIMEOUT_S: Final = 5.0
-_LOCK_POLL_S: Final = 0.01
 # Pause after the process ran out of file descriptors, for which the waiting connection would wake `accept` at once.
 _ACCEPT_RETRY_S: Final = 0.1
 
@@ -181,31 +178,10 @@ def _read_file_id(path: Path) -> tuple[int, int] | bytes | None:
 @contextlib.contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
     """Exclude other processes that create or delete a socket in `directory`. Raises LocalSocketError and OSError."""
-    timeout_message = (
-        f"Another edgechat process has locked the folder {directory} for {_LOCK_TIMEOUT_S:g} s. Try again, or end it."
-    )
-    if sys.platform == "win32":
-        import filelock
-
-        try:
-            with filelock.FileLock(directory / _LOCK_NAME, timeout=_LOCK_TIMEOUT_S):
-                yield
-        except filelock.Timeout:
-            raise LocalSocketError(timeout_message) from None
-        return
-    import fcntl  # filelock imports asyncio, which takes 40 ms at the start of an engine process
-
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    descriptor = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise LocalSocketError(timeout_message) from None
-                time.sleep(_LOCK_POLL_S)
+    with contextlib.closing(FileLock(directory / _LOCK_NAME)) as lock:
+        if not lock.acquire(_LOCK_TIMEOUT_S):
+            raise LocalSocketError(
+                f"Another edgechat process has locked the folder {directory} for {_LOCK_TIMEOUT_S:g} s. Try again, or "
+                "end it."
+            )
         yield
-    finally:
-        os.close(descriptor)
