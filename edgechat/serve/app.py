@@ -76,9 +76,7 @@ class Api:
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
         queue = self._find_queue(name)
-        if queue.model_properties.is_embedding:
-            message = f"{queue.name} is an embedding model and generates no text. Use /v1/embeddings."
-            raise ApiError(400, message, param="model")
+        queue.check_generates_text("/v1/embeddings")
         return queue
 
     async def chat(self, request: Request) -> Response:

@@ -81,6 +81,12 @@ class ModelQueue:
             self.path, self.settings, lambda event: on_progress(event.message), allow_embedding=True
         )
 
+    def check_generates_text(self, embedding_path: str) -> None:
+        """Raise ApiError for an embedding model; `embedding_path` is the endpoint that computes embeddings."""
+        if self.model_properties.is_embedding:
+            message = f"{self.name} is an embedding model and generates no text. Use {embedding_path}."
+            raise ApiError(400, message, param="model")
+
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine and render processes. The engine is killed after `timeout_s`. Further calls have no effect."""
         self._model.close(timeout_s)

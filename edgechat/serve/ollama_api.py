@@ -94,9 +94,7 @@ class OllamaApi:
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
         queue = self._find_queue(name)
-        if queue.model_properties.is_embedding:
-            message = f"{queue.name} is an embedding model and generates no text. Use /api/embed."
-            raise ApiError(400, message, param="model")
+        queue.check_generates_text("/api/embed")
         return queue
 
     async def greet(self, request: Request) -> Response:  # noqa: ARG002

@@ -26,7 +26,7 @@ async def respond(
     """Generate the response to a request in the form of `dialect`, as a stream if the client asked for one.
 
     `body_memory` is closed as soon as the request body is no longer needed. Raises ApiError and EdgechatError. In a
-    stream, errors after the first engine event or the first sign of life are sent as a part of the stream.
+    stream, errors after the first engine event or the first keep-alive message are sent as a part of the stream.
     """
     builder = dialect.builder
     async with contextlib.AsyncExitStack() as stack:

@@ -36,7 +36,7 @@ async def encode_stream(dialect: Dialect, generation: Generation, metrics: Metri
 
 
 async def _encode_deltas(dialect: Dialect, generation: Generation) -> AsyncIterator[bytes]:
-    """Yield the output of a stream, and a sign of life whenever nothing else was sent for a while."""
+    """Yield the output of a stream, and a keep-alive message whenever nothing else was sent for a while."""
     ping_s = dialect.builder.ping_s
     while not await generation.wait_for_start(ping_s):
         for data in dialect.encode_ping():

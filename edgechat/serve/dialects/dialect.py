@@ -35,7 +35,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def encode_ping(self) -> Sequence[bytes]:
-        """Encode a sign of life, which prevents time-outs of proxies and clients in a silent stream."""
+        """Encode a keep-alive message, which prevents time-outs of proxies and clients in a silent stream."""
 
     @abstractmethod
     def encode_error(self, error: ApiError) -> Sequence[bytes]:
