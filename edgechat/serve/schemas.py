@@ -17,7 +17,8 @@ MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
-_MAX_INT: Final = 1 << 53  # JSON numbers above this are not exact in many clients
+MAX_INT: Final = 1 << 53
+"""Highest integer of requests: many clients write JSON numbers above it inexactly."""
 if TYPE_CHECKING:
     Integer = int
     Limit = int
@@ -35,7 +36,7 @@ else:
         return Annotated[int, Meta(ge=ge, le=le)] | Annotated[float, Meta(ge=ge, le=le, multiple_of=1)]
 
     Integer = int | Annotated[float, Meta(multiple_of=1)]
-    Limit = _make_bounded_type(-1, _MAX_INT)
+    Limit = _make_bounded_type(-1, MAX_INT)
     Count = _make_bounded_type(1, 1 << 24)
     TopLogprobs = _make_bounded_type(0, MAX_TOP_LOGPROBS)
     MirostatVersion = _make_bounded_type(*BOUNDS["mirostat"])

@@ -24,11 +24,10 @@ from edgechat.serve.message_schemas import (
     ToolMessage,
     UserMessage,
 )
-from edgechat.serve.schemas import ChatRequest, CompletionRequest
+from edgechat.serve.schemas import MAX_INT, ChatRequest, CompletionRequest
 
 LATEST_TAG: Final = ":latest"
 """Tag that clients add to model names without a tag."""
-_MAX_TOKENS: Final = 1 << 53
 # Options that have the same name and meaning in the OpenAI API or its extensions.
 _SAME_OPTIONS: Final = (
     "temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
@@ -122,10 +121,10 @@ def make_sampling_fields(options: OllamaOptions) -> dict[str, Any]:
         if value is not None:
             fields[name] = value
     if options.top_k is not None:
-        fields["top_k"] = max(-1, int(options.top_k))
+        fields["top_k"] = max(-1, min(int(options.top_k), MAX_INT))
     if options.num_predict is not None:
         n_tokens = int(options.num_predict)
-        fields["max_tokens"] = min(n_tokens, _MAX_TOKENS) if n_tokens > 0 else -1
+        fields["max_tokens"] = min(n_tokens, MAX_INT) if n_tokens > 0 else -1
     return fields
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgechat.serve import errors
@@ -89,6 +89,9 @@ NAMES = ("num_predict", "top_k", "top_p", "temperature", "seed", "stop", "repeat
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), NUMBERS))
+@example({"top_k": (1 << 53) + 1})
+@example({"num_predict": (1 << 53) + 1})
+@example({"seed": 1 << 63})
 def test_accepted_options_are_valid_for_the_internal_request(options: dict[str, Any]) -> None:
     try:
         request = chat(options=options)
