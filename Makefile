@@ -18,7 +18,7 @@ help:
 	@echo "make serve        set up, then serve the starter model over the OpenAI API"
 	@echo "make test         set up, then run the tests (under 30 minutes)"
 	@echo "make test-fast    set up, then run lint, types and most unit tests (2 minutes on two cores)"
-	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
+	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations, API clients"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
 	@echo "make peers        build llama.cpp's own llama-bench, -cli, -server and -quantize"
 	@echo "make wheels       build a wheelhouse in dist/ for installations without a network"
