@@ -80,6 +80,18 @@ INSTALL_HINT = (
     help="Turn off a rule that removes volatile text from system prompts: billing-header, seconds, request-id, or all. "
     "May be repeated.",
 )
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="NAME",
+    help="Additional name of the first model, or MODEL=NAME for another one. May be repeated.",
+)
+@click.option(
+    "--strict-models",
+    is_flag=True,
+    help="Answer a request for an unknown model with 404, even if only one model is served.",
+)
 @click.option("--log-requests", is_flag=True, help="Log the method, endpoint, status and duration of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address and the models as JSON.")
 @generation_options
@@ -93,6 +105,8 @@ def serve(
     origins: tuple[str, ...],
     max_requests: int,
     disabled_rules: tuple[str, ...],
+    aliases: tuple[str, ...],
+    strict_models: bool,
     log_requests: bool,
     as_json: bool,
     **flags: Any,
@@ -109,6 +123,7 @@ def serve(
         from edgechat.serve.addresses import is_loopback
         from edgechat.serve.app import Api
         from edgechat.serve.middleware import AccessRules
+        from edgechat.serve.served_models import ServedModels, parse_aliases
     except ModuleNotFoundError as error:
         raise UsageError(f"{INSTALL_HINT} (missing: {error.name})") from error
     if not host.strip():
@@ -134,11 +149,14 @@ def serve(
             else:
                 listeners.append(ollama_listener)
         queues = _load_models(models, max_requests, _choose_prompt_rules(disabled_rules), flags, stack)
+        served_models = ServedModels(
+            list(queues.values()), parse_aliases(aliases, list(queues.values())), is_strict=strict_models
+        )
         access_rules = AccessRules(host=host, api_key=api_key or "", allowed_origins=origins, log_requests=log_requests)
         listeners[0].listen(server.BACKLOG)  # clients can connect from now on
         addresses = [address, *(f"http://127.0.0.1:{server.OLLAMA_PORT}" for _ in listeners[1:])]
         _print_address(addresses, list(queues), has_key=bool(api_key), as_json=as_json)
-        app = Api(queues).build_app(access_rules)
+        app = Api(served_models).build_app(access_rules)
         server.run(app, queues, listeners, lambda text: echo_note(f"edgechat: {text}"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -33,17 +33,18 @@ from edgechat.serve.ollama_api import OllamaApi
 from edgechat.serve.reasoning import find_server_default
 from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
+from edgechat.serve.served_models import ServedModels
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """HTTP endpoints. Requests without a model name use the first served model."""
+    """HTTP endpoints of the OpenAI API and Anthropic's."""
 
-    def __init__(self, models: Mapping[str, ModelQueue]) -> None:
+    def __init__(self, models: ServedModels) -> None:
         self._models = models
-        self._metrics = metrics.Metrics(models)
+        self._metrics = metrics.Metrics(models.queues)
         self._body_budget = BodyBudget()
         self._started_at = int(time.time())
 
@@ -66,16 +67,8 @@ class Api:
         app = Starlette(routes=routes, exception_handlers={HTTPException: _handle_http_error})
         return RequestGuard(app, rules, self._metrics.count_request)
 
-    def _find_queue(self, name: str | None) -> ModelQueue:
-        if not name:
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            message = f"Model {name!r} is not served. Available models: {', '.join(self._models)}."
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return self._models[name]
-
     def _find_text_queue(self, name: str | None) -> ModelQueue:
-        queue = self._find_queue(name)
+        queue = self._models.get(name, "text")
         queue.check_generates_text("/v1/embeddings")
         return queue
 
@@ -89,7 +82,7 @@ class Api:
     async def end_thinking(self, request: Request) -> Response:
         """End the reasoning of a chat completion that is being generated, so that the model answers now."""
         response_id = request.path_params["id"]
-        if not any(queue.end_thinking(response_id) for queue in self._models.values()):
+        if not any(queue.end_thinking(response_id) for queue in self._models.queues):
             raise ApiError(404, f"No chat completion with the id {response_id[:60]!r} is being generated.", param="id")
         return _json_response({"id": response_id, "object": "chat.completion.end_thinking"})
 
@@ -103,7 +96,7 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, EmbeddingsRequest, memory)
-            return await embed(request, self._find_queue(body.model), body)
+            return await embed(request, self._models.get(body.model, "embedding"), body)
 
     async def messages(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
@@ -134,8 +127,8 @@ class Api:
         received.
         """
         client = find_client_address(request)
-        obstacles = [obstacle for queue in self._models.values() if (obstacle := queue.find_obstacle(client))]
-        if obstacles and len(obstacles) == len(self._models):
+        obstacles = [obstacle for queue in self._models.queues if (obstacle := queue.find_obstacle(client))]
+        if obstacles and len(obstacles) == len(self._models.queues):
             raise obstacles[0]
         data = await memory.enter_async_context(self._body_budget.read(request.receive, request.headers))
         try:
@@ -145,18 +138,25 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         if "anthropic-version" in request.headers:
-            return _json_response(make_model_list(list(self._models), self._started_at))
-        objects = [self._make_model_object(queue) for queue in self._models.values()]
+            return _json_response(make_model_list(self._models.names, self._started_at))
+        objects = [self._make_model_object(name, queue) for name, queue in self._models.items()]
         return _json_response({"object": "list", "data": objects})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        return _json_response(self._make_model_object(self._find_queue(name))) if name else await self.models(request)
+        if not name:
+            return await self.models(request)
+        queue = self._models.find_exact(name)
+        if queue is None:
+            raise self._models.make_unknown_error(name)
+        return _json_response(self._make_model_object(queue.choose_response_name(name), queue))
 
-    def _make_model_object(self, queue: ModelQueue) -> dict[str, object]:
+    def _make_model_object(self, name: str, queue: ModelQueue) -> dict[str, object]:
         model_properties = queue.model_properties
         return {
-            "id": queue.name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
+            "id": name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
+            # The model list of vLLM calls the model behind an alias `root`.
+            "root": queue.name,
             # The model list of vLLM calls the context length `max_model_len`, that of OpenRouter `context_length`.
             "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
@@ -165,7 +165,7 @@ class Api:
         }  # fmt: skip
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
-        errors.check_accepts_requests(is_accepting=not any(queue.is_draining for queue in self._models.values()))
+        errors.check_accepts_requests(is_accepting=not any(queue.is_draining for queue in self._models.queues))
         return _json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002

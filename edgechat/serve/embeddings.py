@@ -31,7 +31,7 @@ async def embed(request: Request, queue: ModelQueue, body: EmbeddingsRequest) ->
         for i, embedding in enumerate(embeddings)
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    response = {"object": "list", "data": data, "model": queue.name, "usage": usage}
+    response = {"object": "list", "data": data, "model": queue.choose_response_name(body.model), "usage": usage}
     return Response(msgspec.json.encode(response), media_type="application/json")
 
 

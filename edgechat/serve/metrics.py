@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -20,7 +20,7 @@ _DECODE_TPS_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 class Metrics:
     """Counters, gauges and histograms of one server, in a separate Prometheus registry."""
 
-    def __init__(self, models: Mapping[str, ModelQueue]) -> None:
+    def __init__(self, queues: Sequence[ModelQueue]) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "edgechat_requests", "HTTP requests by path and status", ["path", "status"], registry=registry
@@ -45,7 +45,7 @@ class Metrics:
             ("waiting", "Waiting requests (without an engine event so far)", lambda m: m.n_requests - m.n_running),
         ):
             gauge = Gauge(f"edgechat_requests_{name}", description, ["model"], registry=registry)
-            for model in models.values():
+            for model in queues:
                 gauge.labels(model.name).set_function(lambda m=model, count=count: count(m))  # type: ignore[misc]
 
     def count_request(self, path: str, status: int) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ CACHE_OWNER: Final = "served"
 """Conversation ID in the prefix cache for all requests of the server, so that clients share cached prefixes."""
 _N_SEEDS: Final = 1 << 32
 T = TypeVar("T")
+ModelKind = Literal["text", "embedding"]
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
@@ -59,6 +60,8 @@ class ModelQueue:
         """
         self._prompt_rules = prompt_rules
         self.name = name
+        self.aliases: list[str] = []
+        """Additional names of the model in the API."""
         self.path = path
         self.settings = settings
         self.max_requests = max_requests
@@ -80,6 +83,15 @@ class ModelQueue:
         return self._model.open(
             self.path, self.settings, lambda event: on_progress(event.message), allow_embedding=True
         )
+
+    @property
+    def kind(self) -> ModelKind:
+        """What the model computes."""
+        return "embedding" if self.model_properties.is_embedding else "text"
+
+    def choose_response_name(self, requested_name: str | None) -> str:
+        """Return the name of the model in a response: an alias only if the request has this alias."""
+        return requested_name if requested_name in self.aliases else self.name
 
     def check_generates_text(self, embedding_path: str) -> None:
         """Raise ApiError for an embedding model; `embedding_path` is the endpoint that computes embeddings."""

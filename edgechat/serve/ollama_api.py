@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -18,7 +18,6 @@ from edgechat.serve.completions import MAX_INPUTS, CompletionResponseBuilder
 from edgechat.serve.dialects.ollama import OllamaDialect, make_load_object
 from edgechat.serve.dialects.ollama_models import API_VERSION, ModelDescriber
 from edgechat.serve.dialects.ollama_requests import (
-    find_model,
     is_load_request,
     is_unload_request,
     make_chat_request,
@@ -34,9 +33,10 @@ from edgechat.serve.dialects.ollama_schemas import (
 from edgechat.serve.embeddings import compute_embeddings
 from edgechat.serve.errors import ApiError
 from edgechat.serve.metrics import Metrics
-from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.model_queue import ModelKind, ModelQueue
 from edgechat.serve.responses import respond
 from edgechat.serve.schemas import ChatRequest, EmbeddingsRequest
+from edgechat.serve.served_models import ServedModels
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -56,9 +56,9 @@ class BodyReader(Protocol):
 
 
 class OllamaApi:
-    """Endpoints of the Ollama API. A model NAME is also found as `NAME:latest`."""
+    """Endpoints of the Ollama API."""
 
-    def __init__(self, models: Mapping[str, ModelQueue], metrics: Metrics, read_body: BodyReader) -> None:
+    def __init__(self, models: ServedModels, metrics: Metrics, read_body: BodyReader) -> None:
         self._models = models
         self._metrics = metrics
         self._read_body = read_body
@@ -84,16 +84,23 @@ class OllamaApi:
             for path, endpoint, param, methods in endpoints
         ]
 
-    def _find_queue(self, name: str | None) -> ModelQueue:
-        if not name:
-            return next(iter(self._models.values()))
-        model_name = find_model(name, self._models)
-        if model_name is None:
-            raise ApiError(404, f"model '{name}' not found", param="model", code="model_not_found")
-        return self._models[model_name]
+    def _find_queue(self, name: str | None, kind: ModelKind) -> ModelQueue:
+        queue = self._models.find(name, kind)
+        if queue is None:
+            raise self._make_unknown_error(name)
+        return queue
+
+    def _make_unknown_error(self, name: str | None) -> ApiError:
+        # Clients recognise the error by the first words.
+        message = f"model '{name}' not found. Available models: {', '.join(self._models.names)}."
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    def _choose_response_name(self, name: str | None, queue: ModelQueue) -> str:
+        """Return the name in the request if the model has it, otherwise the model's own name."""
+        return name if name and self._models.find_exact(name) is queue else queue.name
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
-        queue = self._find_queue(name)
+        queue = self._find_queue(name, "text")
         queue.check_generates_text("/api/embed")
         return queue
 
@@ -106,8 +113,8 @@ class OllamaApi:
     async def chat(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, OllamaChatRequest, memory)
-            queue, name = self._find_text_queue(body.model), body.model
-            name = name or queue.name
+            queue = self._find_text_queue(body.model)
+            name = self._choose_response_name(body.model, queue)
             if is_load_request(body):
                 return _json_response(make_load_object(name, is_chat=True, is_unload=is_unload_request(body)))
             builder = ChatResponseBuilder(queue, make_chat_request(body))
@@ -119,8 +126,8 @@ class OllamaApi:
     async def generate(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, OllamaGenerateRequest, memory)
-            queue, name = self._find_text_queue(body.model), body.model
-            name = name or queue.name
+            queue = self._find_text_queue(body.model)
+            name = self._choose_response_name(body.model, queue)
             if is_load_request(body):
                 return _json_response(make_load_object(name, is_chat=False, is_unload=is_unload_request(body)))
             converted_body = make_generate_request(body)
@@ -140,13 +147,13 @@ class OllamaApi:
             body = await self._read_body(request, OllamaEmbedRequest, memory)
             inputs = [body.input] if isinstance(body.input, str) else body.input or []
             truncate = body.truncate is None or bool(body.truncate)
-            queue = self._find_queue(body.model)
+            queue = self._find_queue(body.model, "embedding")
             embeddings, n_tokens = await self._compute(
                 request, queue, [text for text in inputs if text or len(inputs) > 1], body.dimensions or None,
                 truncate=truncate,
             )  # fmt: skip
         return _json_response({
-            "model": body.model or queue.name, "embeddings": embeddings,
+            "model": self._choose_response_name(body.model, queue), "embeddings": embeddings,
             "total_duration": round((time.monotonic() - started_at) * _NS_PER_S), "load_duration": 0,
             "prompt_eval_count": n_tokens,
         })  # fmt: skip
@@ -155,7 +162,7 @@ class OllamaApi:
         """Compute the embedding of one text, in the form of an older version of the API."""
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, OllamaEmbeddingsRequest, memory)
-            queue = self._find_queue(body.model)
+            queue = self._find_queue(body.model, "embedding")
             embeddings, _ = await self._compute(request, queue, [body.prompt] if body.prompt else [], truncate=True)
         return _json_response({"embedding": embeddings[0] if embeddings else []})
 
@@ -180,19 +187,24 @@ class OllamaApi:
         return embeddings, n_tokens
 
     async def list_models(self, request: Request) -> Response:  # noqa: ARG002
-        return _json_response({"models": [await self._describer.make_list_entry(q) for q in self._models.values()]})
+        entries = [await self._describer.make_list_entry(queue, name) for name, queue in self._models.items()]
+        return _json_response({"models": entries})
 
     async def list_running_models(self, request: Request) -> Response:  # noqa: ARG002
-        return _json_response({"models": [await self._describer.make_running_entry(q) for q in self._models.values()]})
+        return _json_response({"models": [await self._describer.make_running_entry(q) for q in self._models.queues]})
 
     async def show(self, request: Request) -> Response:
         body = await self._read_model_request(request)
-        return _json_response(await self._describer.make_description(self._find_queue(body.model_name)))
+        name = body.model_name
+        queue = self._models.find_exact(name) if name else self._models.queues[0]
+        if queue is None:
+            raise self._make_unknown_error(name)
+        return _json_response(await self._describer.make_description(queue))
 
     async def pull(self, request: Request) -> Response:
         """Report success for a served model, so that scripts that pull a model before they use it continue."""
         body = await self._read_model_request(request)
-        if find_model(body.model_name, self._models) is None:
+        if self._models.find_exact(body.model_name or "") is None:
             message = (
                 f"model '{body.model_name}' not found: edgechat downloads no models over HTTP. "
                 "Run `edgechat models pull` on the server, and start it with this model."

@@ -31,8 +31,9 @@ class ResponseBuilder(ABC):
     def __init__(self, queue: ModelQueue, params: GenerationParams) -> None:
         self.queue = queue
         self.id = f"{self.ID_PREFIX}{secrets.token_hex(12)}"
+        self.model_name = queue.choose_response_name(params.model)
         self._common_fields = {
-            "id": self.id, "created": int(time.time()), "model": queue.name,
+            "id": self.id, "created": int(time.time()), "model": self.model_name,
             "system_fingerprint": f"edgechat-{__version__}",
         }  # fmt: skip
         self.is_stream = bool(params.stream)

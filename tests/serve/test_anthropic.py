@@ -111,8 +111,8 @@ def test_tool_loop(client: Anthropic) -> None:
 
 
 def test_errors_have_the_types_of_the_api(client: Anthropic, server: ServerProcess) -> None:
-    with pytest.raises(anthropic.NotFoundError, match="starter") as missing:
-        client.messages.create(**make_options(model="claude"))
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        client.post("/v1/messages/unknown", cast_to=object)
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
     with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\].content\[0\]: only text is supported"):

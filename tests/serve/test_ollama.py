@@ -172,8 +172,8 @@ def test_embeddings_are_truncated_unless_the_client_refuses_it(client: Client) -
 
 
 def test_errors_have_ollamas_status_and_form(both: ServerProcess, client: Client) -> None:
-    assert post(both, "/api/chat", model="x", messages=user("Hi")) == (404, {"error": "model 'x' not found"})
-    assert post(both, "/api/generate", model="x", prompt="Hi") == (404, {"error": "model 'x' not found"})
+    status, answer = post(both, "/api/show", model="x")
+    assert (status, answer) == (404, {"error": "model 'x' not found. Available models: starter, tiny-bert."})
     for path, body, message in (
         ("/api/chat", {"messages": [{"role": "user", "images": ["aGk="]}]}, "images are not supported"),
         ("/api/chat", {"messages": user("Hi"), "options": {"top_p": 2}}, "options.top_p: must be at most 1"),

@@ -59,7 +59,7 @@ class AnthropicDialect(Dialect):
 
     def _make_message(self, content: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
         return {
-            "id": self.builder.id, "type": "message", "role": "assistant", "model": self.builder.queue.name,
+            "id": self.builder.id, "type": "message", "role": "assistant", "model": self.builder.model_name,
             "content": content, "stop_reason": None, "stop_sequence": None, "usage": usage,
         }  # fmt: skip
 

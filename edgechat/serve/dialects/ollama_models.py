@@ -11,8 +11,8 @@ from edgechat.errors import EdgechatError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.serve.dialects.ollama import format_time
-from edgechat.serve.dialects.ollama_requests import LATEST_TAG
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.served_models import LATEST_TAG
 
 API_VERSION: Final = "0.13.0"
 """Version of Ollama whose API the server follows. Some clients refuse a server with an older version than 0.6.4."""
@@ -27,22 +27,22 @@ class ModelDescriber:
     def __init__(self) -> None:
         self._headers: dict[str, ModelHeader | None] = {}
 
-    async def make_list_entry(self, queue: ModelQueue) -> dict[str, Any]:
-        """Build the entry of a model in the list of models."""
-        return await self._make_entry(queue) | {
+    async def make_list_entry(self, queue: ModelQueue, name: str) -> dict[str, Any]:
+        """Build the entry of a model in the list of models; `name` is its name or an alias."""
+        return await self._make_entry(queue, name) | {
             "modified_at": _find_modification_time(queue), "capabilities": await find_capabilities(queue)
         }  # fmt: skip
 
     async def make_running_entry(self, queue: ModelQueue) -> dict[str, Any]:
         """Build the entry of a model in the list of loaded models."""
-        return await self._make_entry(queue) | {
+        return await self._make_entry(queue, queue.name) | {
             "expires_at": format_time(time.time_ns() + _NO_EXPIRY_NS),
             "size_vram": queue.plan.estimate.gpu if queue.plan is not None else 0,
             "context_length": queue.model_properties.n_ctx,
         }  # fmt: skip
 
-    async def _make_entry(self, queue: ModelQueue) -> dict[str, Any]:
-        name = make_tagged_name(queue.name)
+    async def _make_entry(self, queue: ModelQueue, name: str) -> dict[str, Any]:
+        name = make_tagged_name(name)
         return {
             "name": name, "model": name, "size": queue.model_properties.size_bytes, "digest": _make_digest(queue),
             "details": make_details(queue, await self._find_header(queue)),

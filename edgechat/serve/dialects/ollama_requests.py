@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.serve.dialects.ollama_schemas import (
@@ -26,8 +26,6 @@ from edgechat.serve.message_schemas import (
 )
 from edgechat.serve.schemas import MAX_INT, ChatRequest, CompletionRequest
 
-LATEST_TAG: Final = ":latest"
-"""Tag that clients add to model names without a tag."""
 # Options that have the same name and meaning in the OpenAI API or its extensions.
 _SAME_OPTIONS: Final = (
     "temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
@@ -35,17 +33,6 @@ _SAME_OPTIONS: Final = (
 )  # fmt: skip
 _NO_PENALTIES: Final = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _ZERO_DURATION: Final = re.compile(r"0+(\.0*)?(ns|us|µs|ms|s|m|h)?")
-
-
-def find_model(name: str | None, names: Iterable[str]) -> str | None:
-    """Return which of `names` a request means: letter case and the tag `latest` make no difference; None for none."""
-    if not name:
-        return None
-    names = list(names)
-    if name in names:
-        return name
-    folded_name = name.removesuffix(LATEST_TAG).casefold()
-    return next((n for n in names if n.removesuffix(LATEST_TAG).casefold() == folded_name), None)
 
 
 def is_load_request(body: OllamaChatRequest | OllamaGenerateRequest) -> bool:

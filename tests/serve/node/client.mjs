@@ -69,7 +69,7 @@ if (embedder) {
 found.models = (await client.models.list()).data.map((each) => each.id);
 
 try {
-  await client.chat.completions.create({ model: "gpt-9", messages });
+  await client.models.retrieve("gpt-9");
 } catch (error) {
   found.error = { status: error.status, code: error.code, name: error.constructor.name };
 }

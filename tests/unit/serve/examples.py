@@ -29,3 +29,12 @@ def chat_request(**overrides: Any) -> ChatRequest:
         "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"title": "<|user|>"}}}],
     } | overrides  # fmt: skip
     return errors.decode_body(json.dumps(body).encode(), ChatRequest)
+
+
+class FakeQueue:
+    """Model queue without an engine."""
+
+    name = "model"
+
+    def choose_response_name(self, requested_name: str | None) -> str:
+        return self.name

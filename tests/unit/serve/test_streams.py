@@ -18,6 +18,7 @@ from edgechat.serve.model_queue import RequestEvent
 from edgechat.serve.response_builder import PING_INTERVAL_S, ResponseBuilder
 from edgechat.serve.schemas import CompletionRequest
 from edgechat.serve.streams import encode_stream
+from tests.unit.serve.examples import FakeQueue
 
 
 class Builder(ResponseBuilder):
@@ -41,10 +42,6 @@ class Builder(ResponseBuilder):
 
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
         return {"index": choice_index}
-
-
-class FakeQueue:
-    name = "model"
 
 
 class FakeMetrics:

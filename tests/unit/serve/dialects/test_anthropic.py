@@ -17,13 +17,9 @@ from edgechat.serve.dialects.anthropic import SIGNATURE, AnthropicDialect, make_
 from edgechat.serve.dialects.anthropic_requests import MessageResponseBuilder
 from edgechat.serve.dialects.error_bodies import make_error_body
 from edgechat.serve.errors import ApiError
-from tests.unit.serve.examples import chat_request
+from tests.unit.serve.examples import FakeQueue, chat_request
 
 PROGRESS = PromptProgress(0, 100, 60, 80, 0.5)
-
-
-class FakeQueue:
-    name = "model"
 
 
 def make_dialect() -> AnthropicDialect:

@@ -18,15 +18,11 @@ from edgechat.serve.choices import Choice, ChoiceDelta, FinishReason, PromptProg
 from edgechat.serve.dialects.error_bodies import make_error_body
 from edgechat.serve.dialects.ollama import OllamaDialect, format_time, make_load_object
 from edgechat.serve.errors import ApiError
-from tests.unit.serve.examples import chat_request
+from tests.unit.serve.examples import FakeQueue, chat_request
 
 STATS = GenerationStats(
     prompt_tokens=30, cached_tokens=10, completion_tokens=8, ttft_s=0.1, prefill_tps=10.0, decode_tps=4.0
 )
-
-
-class FakeQueue:
-    name = "model"
 
 
 def make_dialect(*, is_chat: bool = True) -> OllamaDialect:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from edgechat.serve import errors
 from edgechat.serve.dialects.ollama_requests import (
-    find_model,
     is_load_request,
     is_unload_request,
     make_chat_request,
@@ -193,14 +192,3 @@ def test_request_without_a_prompt_loads_or_unloads(keep_alive: float | str) -> N
     assert not is_unload_request(OllamaChatRequest())
     assert is_unload_request(OllamaChatRequest(keep_alive=keep_alive))
     assert not is_unload_request(OllamaGenerateRequest(prompt="x", keep_alive=keep_alive))
-
-
-def test_model_is_found_with_the_latest_tag_and_in_any_case() -> None:
-    names = ["starter", "Qwen3:4b", "tagged:latest"]
-    assert find_model("starter", names) == "starter"
-    assert find_model("starter:latest", names) == "starter"
-    assert find_model("STARTER", names) == "starter"
-    assert find_model("qwen3:4b", names) == "Qwen3:4b"
-    assert find_model("tagged", names) == "tagged:latest"
-    for name in ("qwen3", "starter:1b", "", None, ":latest"):
-        assert find_model(name, names) is None

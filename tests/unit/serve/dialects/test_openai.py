@@ -9,11 +9,7 @@ from edgechat.serve.choices import ChoiceDelta, UsageTotals
 from edgechat.serve.dialects.error_bodies import make_error_body
 from edgechat.serve.dialects.openai import DONE, PING, OpenAiDialect
 from edgechat.serve.errors import ApiError
-from tests.unit.serve.examples import chat_request
-
-
-class FakeQueue:
-    name = "model"
+from tests.unit.serve.examples import FakeQueue, chat_request
 
 
 def make_dialect(*, include_usage: bool) -> OpenAiDialect:
