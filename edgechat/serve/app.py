@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from edgechat import __version__
 from edgechat.errors import EdgechatError
+from edgechat.humanize import shorten
 from edgechat.serve import errors, metrics, openapi
 from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.chat import ChatResponseBuilder
@@ -30,12 +31,14 @@ from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.ollama_api import OllamaApi
+from edgechat.serve.paths import PathTable
 from edgechat.serve.reasoning import find_server_default
 from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
 
 T = TypeVar("T")
+_MAX_PATH_CHARS: Final = 200
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -64,8 +67,9 @@ class Api:
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
             *OllamaApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
         ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _handle_http_error})
-        return RequestGuard(app, rules, self._metrics.count_request)
+        paths = PathTable(routes)
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _HttpErrorHandler(paths)})
+        return RequestGuard(app, rules, self._metrics.count_request, paths)
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
         queue = self._models.get(name, "text")
@@ -201,12 +205,20 @@ def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoi
     return handle
 
 
-async def _handle_http_error(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    is_wrong_method = status == 405  # noqa: PLR2004
-    path = request.url.path
-    message = f"{request.method} is not allowed for {path}." if is_wrong_method else f"{path} is not an endpoint."
-    response = make_error_response(ApiError(status, message), path)
-    if isinstance(error, HTTPException):
-        response.headers.update(error.headers or {})
-    return response
+class _HttpErrorHandler:
+    """Builds the responses to requests for unknown paths, and with methods that an endpoint does not allow."""
+
+    def __init__(self, paths: PathTable) -> None:
+        self._paths = paths
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
+        path = request.url.path
+        if status == 405:  # noqa: PLR2004
+            message = f"{request.method} is not allowed for {path}."
+        else:
+            shown_path = shorten(path, _MAX_PATH_CHARS)
+            message = f"{shown_path} is not an endpoint. {self._paths.describe(path)}"
+        response = make_error_response(ApiError(status, message), path)
+        response.headers.update(headers or {})
+        return response

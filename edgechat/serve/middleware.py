@@ -18,13 +18,8 @@ from edgechat.serve.addresses import is_loopback
 from edgechat.serve.bodies import discard_body, has_body
 from edgechat.serve.dialects.error_bodies import make_error_body
 from edgechat.serve.errors import ApiError
+from edgechat.serve.paths import PathTable
 
-PATHS: Final = (
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
-    "/v1/messages", "/v1/messages/count_tokens",
-    "/", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/tags", "/api/show", "/api/ps",
-    "/api/pull", "/api/version",
-)  # fmt: skip
 # Paths that need no API key. Monitoring systems often have no key, and /health reveals no models or conversations.
 _PUBLIC_PATHS: Final = ("/health",)
 
@@ -51,9 +46,16 @@ def make_error_response(error: ApiError, path: str) -> Response:
 class RequestGuard:
     """Rejects requests that the access rules forbid, and discards request bodies that the endpoints did not read."""
 
-    def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
-        """Wrap `app`; `on_request` receives the path and the response status of each request."""
+    def __init__(
+        self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None],
+        paths: PathTable | None = None,
+    ) -> None:  # fmt: skip
+        """Wrap `app`; `on_request` receives the path and the response status of each request.
+
+        `paths` are the endpoints of `app`, which receives their paths in the spelling of its routes.
+        """
         self._app = app
+        self._paths = paths or PathTable()
         self._rules = rules
         self._on_request = on_request
 
@@ -62,6 +64,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": self._paths.normalize(scope["path"])}
         started_at, status = time.monotonic(), 499
         headers = Headers(scope=scope)
         is_body_read = not has_body(headers)
@@ -95,7 +98,7 @@ class RequestGuard:
             await make_error_response(error, scope["path"])(scope, tracked_receive, guarded_send)
         finally:
             # Unknown paths are not recorded, because clients may put private data into them.
-            path = scope["path"] if scope["path"] in PATHS else "other"
+            path = scope["path"] if scope["path"] in self._paths.paths else "other"
             self._on_request(path, status)
             if self._rules.log_requests:
                 line = f"{scope['method']} {path} {status} {time.monotonic() - started_at:.3f} s"

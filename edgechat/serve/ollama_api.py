@@ -77,11 +77,11 @@ class OllamaApi:
             ("/api/ps", self.list_running_models, None, ("GET",)),
             ("/api/show", self.show, "model", ("POST",)),
             ("/api/pull", self.pull, "model", ("POST",)),
-            *((path, self.refuse, None, methods) for path, methods in _REFUSED_ENDPOINTS.items()),
         ]
+        refuse = handle_errors(self.refuse, None)
         return [
-            Route(path, handle_errors(endpoint, param), methods=list(methods))
-            for path, endpoint, param, methods in endpoints
+            *(Route(path, handle_errors(endpoint, param), methods=list(m)) for path, endpoint, param, m in endpoints),
+            *(Route(path, refuse, methods=m, include_in_schema=False) for path, m in _REFUSED_ENDPOINTS.items()),
         ]
 
     def _find_queue(self, name: str | None, kind: ModelKind) -> ModelQueue:

@@ -11,7 +11,7 @@ from edgechat.serve.errors import ApiError
 ErrorBody = dict[str, Any]
 
 _BODY_MAKERS: Final[dict[str, Callable[[ApiError], ErrorBody]]] = {
-    "/v1/messages": anthropic.make_error_body, "/api/": ollama.make_error_body
+    "/v1/messages": anthropic.make_error_body, "/messages": anthropic.make_error_body, "/api/": ollama.make_error_body
 }  # fmt: skip
 """Functions that build the error bodies of the dialects, by the beginning of the path. Other paths belong to the OpenAI
 API."""
