@@ -217,17 +217,26 @@ class EngineClient:
         return self._call(request, protocol.QuantTypesListed).ggml_types
 
     def tokenize(
-        self, text: str, guard: str = "", *, max_tokens: int | None = None, cancellation: Cancellation | None = None
-    ) -> list[int]:
-        """Return the tokens of a rendered prompt; `protocol.Tokenize` describes the arguments.
+        self, text: str, guard: str = "", *, max_tokens: int | None = None, cancellation: Cancellation | None = None,
+        add_special: bool | None = None, parse_special: bool | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Return the tokens of a text; `protocol.Tokenize` describes the arguments.
 
         Raises ContextOverflowError after more than `max_tokens` tokens, RequestCancelledError after `cancellation`, and
         the errors of the engine.
         """
         self.restart_if_dead()
-        request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard, max_tokens=max_tokens)
+        request = protocol.Tokenize(
+            id=self.next_id(), text=text, guard=guard, max_tokens=max_tokens, add_special=add_special,
+            parse_special=parse_special,
+        )  # fmt: skip
         with (cancellation or Cancellation()).call_on_cancel(lambda: self.cancel(request.id)):
             return self._call(request, protocol.Tokenized).tokens
+
+    def detokenize(self, tokens: list[int]) -> list[bytes]:
+        """Return the UTF-8 bytes of each token. Raises the errors of the engine."""
+        self.restart_if_dead()
+        return self._call(protocol.Detokenize(id=self.next_id(), tokens=tokens), protocol.Detokenized).pieces
 
     def stats(self) -> protocol.EngineStats:
         """Return the loaded model of the engine, its memory use and its step costs."""

@@ -1,4 +1,4 @@
-"""Embedding model in the engine process, which executes Embed and Tokenize requests."""
+"""Embedding model in the engine process, which executes Embed, Tokenize and Detokenize requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgechat.engine import protocol
 from edgechat.engine.engine_model import EngineModel
-from edgechat.engine.tokenization import TokenizationQueue, check_tokens
+from edgechat.engine.tokenization import TokenizationQueue, check_tokens, detokenize, iterate_request
 from edgechat.errors import EngineError, RequestCancelledError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.embedder import Embedder
@@ -44,9 +44,11 @@ class EmbeddingModel(EngineModel):
 
     def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:  # noqa: ARG002
         if isinstance(request, protocol.Tokenize):
-            parts = self._model.iterate_tokens(request.text, add_special=True, parse_special=False)
+            parts = iterate_request(self._model, request, is_embedding=True)
             self._tokenizations.add_request(request, parts, self._on_finished)
             return None
+        if isinstance(request, protocol.Detokenize):
+            return detokenize(self._model, request)
         if isinstance(request, protocol.Embed):
             return self._execute_embed(request)
         raise EngineError("This is an embedding model, which cannot generate text. Load a chat model.")

@@ -85,6 +85,17 @@ class Tokenize(Request, frozen=True):
     """Guard character of the renderer; see `Generate.guard`."""
     max_tokens: int | None = None
     """Maximum number of tokens; the request fails with a ContextOverflowError as soon as the text has more."""
+    add_special: bool | None = None
+    """Whether to add the tokens that mark the start and the end of a text, if the model uses such tokens. None for the
+    model's default: only the start of a prompt is marked, and both ends of a text that is embedded."""
+    parse_special: bool | None = None
+    """Whether the text of a control token becomes that token. None for the model's default: only in prompts."""
+
+
+class Detokenize(Request, frozen=True):
+    """Convert tokens to text."""
+
+    tokens: list[int]
 
 
 class Generate(Request, frozen=True):
@@ -292,6 +303,12 @@ class Tokenized(Event, frozen=True):
     tokens: list[int]
 
 
+class Detokenized(Event, frozen=True):
+    """Result of Detokenize: the UTF-8 bytes of each token, which can be a part of a character."""
+
+    pieces: list[bytes]
+
+
 class PrefillProgressed(Event, frozen=True):
     """Prefill progress of a request, in prompt tokens. The first event is sent after the cached prefix was restored."""
 
@@ -432,19 +449,19 @@ class RequestFailed(Event, frozen=True):
 
 
 AnyRequest = (
-    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | CancelSequences
-    | EndThinking | Attach | GetStatus | Stats | Shutdown
+    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Detokenize | Generate | Cancel
+    | CancelSequences | EndThinking | Attach | GetStatus | Stats | Shutdown
 )  # fmt: skip
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | EmbeddingsComputed | Tokenized | PrefillProgressed | ContextResizing | ContextResizeStarted
-    | ContextGrowthRefused
+    | QuantTypesListed | EmbeddingsComputed | Tokenized | Detokenized | PrefillProgressed
+    | ContextResizing | ContextResizeStarted | ContextGrowthRefused
     | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats
     | Attached | EngineStatus | RequestFailed
 )  # fmt: skip
 TARGETED_REQUESTS: Final = (Cancel, CancelSequences, EndThinking)
 """Requests about another request, which have no event."""
 FINAL_EVENTS: Final = (
-    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, RequestFinished, EngineStats,
-    Attached, EngineStatus, RequestFailed,
+    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, Detokenized,
+    RequestFinished, EngineStats, Attached, EngineStatus, RequestFailed,
 )  # fmt: skip

@@ -37,7 +37,9 @@ IDLE_DELAY_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.1
 # Types of requests that are executed between two decode steps; all other requests wait until no reply is being
 # generated and no text tokenised.
-_CONCURRENT_REQUEST_TYPES: Final = (protocol.Generate, protocol.Tokenize, protocol.Embed, protocol.Stats)
+_CONCURRENT_REQUEST_TYPES: Final = (
+    protocol.Generate, protocol.Tokenize, protocol.Detokenize, protocol.Embed, protocol.Stats,
+)  # fmt: skip
 # Number of later request IDs after which the ID of a cancelled request is deleted. A Cancel may arrive after its
 # request has ended.
 _MAX_CANCELLED_ID_AGE: Final = 100

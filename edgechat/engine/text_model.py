@@ -24,7 +24,7 @@ from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
 from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
-from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
+from edgechat.engine.tokenization import TokenizationQueue, check_tokens, detokenize, iterate_prompt, iterate_request
 from edgechat.errors import EdgechatError, EngineError, GrammarError, RequestCancelledError
 from edgechat.hardware.contention import Stopwatch
 from edgechat.hardware.memory import read_peak_rss_bytes
@@ -117,9 +117,11 @@ class TextModel(EngineModel):
             self._start_generate(request, arrived_at)
             return None
         if isinstance(request, protocol.Tokenize):
-            parts = iterate_prompt(self._model, request.text, request.guard)
+            parts = iterate_request(self._model, request, is_embedding=False)
             self._tokenizations.add_request(request, parts, self._on_finished)
             return None
+        if isinstance(request, protocol.Detokenize):
+            return detokenize(self._model, request)
         if isinstance(request, protocol.Stats):
             return self._create_stats(request.id)
         raise EngineError("This is a text model, which cannot compute embeddings. Load an embedding model.")

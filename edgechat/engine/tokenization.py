@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 from edgechat.engine.failures import create_failure_event
 from edgechat.engine.overflow import make_overflow_error
-from edgechat.engine.protocol import Event, Tokenize, Tokenized
+from edgechat.engine.protocol import Detokenize, Detokenized, Event, Tokenize, Tokenized
 from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 
 # Time in seconds for which the engine tokenises one text before it does other work. A single part of a text can take
@@ -39,6 +39,17 @@ class PromptTokenizer(Protocol):
         """
 
 
+class Detokenizer(Protocol):
+    """Interface that `detokenize` needs; `edgechat.runtime.model.Model` implements it."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the UTF-8 bytes of a token; without `special`, those of a control token are b""."""
+
+
 def iterate_prompt(model: PromptTokenizer, text: str, guard: str) -> Iterator[list[int]]:
     """Tokenise a rendered prompt in parts.
 
@@ -48,6 +59,17 @@ def iterate_prompt(model: PromptTokenizer, text: str, guard: str) -> Iterator[li
     """
     add_special = model.adds_bos and not (model.bos and text.startswith(model.bos))
     return model.iterate_tokens(text, add_special=add_special, parse_special=True, guard=guard, is_prompt=True)
+
+
+def iterate_request(model: PromptTokenizer, request: Tokenize, *, is_embedding: bool) -> Iterator[list[int]]:
+    """Tokenise the text of a request in parts. Its defaults are those of prompts, or with `is_embedding` of texts."""
+    if request.add_special is None and not is_embedding:
+        return iterate_prompt(model, request.text, request.guard)
+    return model.iterate_tokens(
+        request.text, add_special=request.add_special is not False,
+        parse_special=not is_embedding if request.parse_special is None else request.parse_special,
+        guard=request.guard,
+    )  # fmt: skip
 
 
 class _PendingText(NamedTuple):
@@ -130,6 +152,12 @@ class TokenizationQueue:
             if time.monotonic() > deadline:
                 return False
         return True
+
+
+def detokenize(model: Detokenizer, request: Detokenize) -> Detokenized:
+    """Return the texts of tokens, including control tokens. Raises EngineError for tokens that do not exist."""
+    check_tokens(request.tokens, model.n_vocab)
+    return Detokenized(id=request.id, pieces=[model.token_to_piece(token, special=True) for token in request.tokens])
 
 
 def check_tokens(tokens: list[int], n_vocab: int) -> None:

@@ -46,6 +46,8 @@ class BuiltPrompt(NamedTuple):
     """End of the prompt that belongs to the reply; None if it is `reply_format.generation_prompt`."""
     turn_starts: list[int]
     """Token positions at which later prompts will diverge; empty if the KV cache can be truncated at any token."""
+    text: str = ""
+    """The rendered prompt."""
 
 
 class PromptBuilder:
@@ -159,18 +161,25 @@ class PromptBuilder:
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
         tokens = self.tokenize_text(prompt.text.removesuffix(placeholder), prompt.guard, cancellation)
+        text = prompt.unguarded_text.removesuffix(placeholder)
         reply_prefix = prompt.reply_prefix and prompt.reply_prefix.removesuffix(placeholder)
-        return BuiltPrompt(tokens, phase, reply_format, reply_prefix, [])
+        return BuiltPrompt(tokens, phase, reply_format, reply_prefix, [], text)
 
-    def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
-        """Return the tokens of a rendered prompt; see `protocol.Generate.guard` for `guard`.
+    def tokenize_text(
+        self, text: str, guard: str = "", cancellation: Cancellation | None = None, *,
+        add_special: bool | None = None, parse_special: bool | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Return the tokens of a rendered prompt; `protocol.Tokenize` describes the arguments.
 
         Raises EngineError, RequestCancelledError, and ContextOverflowError if the text is several times longer than the
         context.
         """
         check_prompt_bytes(text, self._model_properties)
         max_tokens = _MAX_COUNTED_CONTEXTS * self.n_ctx
-        return self._engine.tokenize(text, guard, max_tokens=max_tokens, cancellation=cancellation)
+        return self._engine.tokenize(
+            text, guard, max_tokens=max_tokens, cancellation=cancellation, add_special=add_special,
+            parse_special=parse_special,
+        )  # fmt: skip
 
     def turn_starts(
         self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions,

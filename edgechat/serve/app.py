@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,6 +25,7 @@ from edgechat.serve.dialects.anthropic_requests import CountingBuilder, MessageR
 from edgechat.serve.dialects.anthropic_schemas import CountTokensRequest, MessagesRequest
 from edgechat.serve.dialects.openai import OpenAiDialect
 from edgechat.serve.embeddings import embed
+from edgechat.serve.endpoints import Endpoint, make_json_response
 from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
@@ -36,10 +35,10 @@ from edgechat.serve.reasoning import find_server_default
 from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
+from edgechat.serve.text_api import TextApi
 
 T = TypeVar("T")
 _MAX_PATH_CHARS: Final = 200
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
@@ -65,6 +64,7 @@ class Api:
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
+            *TextApi(self._models, self._read_body).make_routes(_with_error_handling),
             *OllamaApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
         ]
         paths = PathTable(routes)
@@ -88,7 +88,7 @@ class Api:
         response_id = request.path_params["id"]
         if not any(queue.end_thinking(response_id) for queue in self._models.queues):
             raise ApiError(404, f"No chat completion with the id {response_id[:60]!r} is being generated.", param="id")
-        return _json_response({"id": response_id, "object": "chat.completion.end_thinking"})
+        return make_json_response({"id": response_id, "object": "chat.completion.end_thinking"})
 
     async def completions(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
@@ -115,7 +115,7 @@ class Api:
             body = await self._read_body(request, CountTokensRequest, memory)
             builder = self._make_message_builder(body, CountingBuilder)
             del body
-            return _json_response({"input_tokens": await count_prompt_tokens(request, builder)})
+            return make_json_response({"input_tokens": await count_prompt_tokens(request, builder)})
 
     def _make_message_builder(
         self, body: CountTokensRequest, builder_type: type[MessageResponseBuilder] = MessageResponseBuilder
@@ -142,9 +142,9 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         if "anthropic-version" in request.headers:
-            return _json_response(make_model_list(self._models.names, self._started_at))
+            return make_json_response(make_model_list(self._models.names, self._started_at))
         objects = [self._make_model_object(name, queue) for name, queue in self._models.items()]
-        return _json_response({"object": "list", "data": objects})
+        return make_json_response({"object": "list", "data": objects})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -153,7 +153,7 @@ class Api:
         queue = self._models.find_exact(name)
         if queue is None:
             raise self._models.make_unknown_error(name)
-        return _json_response(self._make_model_object(queue.choose_response_name(name), queue))
+        return make_json_response(self._make_model_object(queue.choose_response_name(name), queue))
 
     def _make_model_object(self, name: str, queue: ModelQueue) -> dict[str, object]:
         model_properties = queue.model_properties
@@ -170,17 +170,13 @@ class Api:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         errors.check_accepts_requests(is_accepting=not any(queue.is_draining for queue in self._models.queues))
-        return _json_response({"status": "ok"})
+        return make_json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         return Response(self._metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
-        return _json_response(openapi.build_openapi_document(__version__))
-
-
-def _json_response(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+        return make_json_response(openapi.build_openapi_document(__version__))
 
 
 def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:

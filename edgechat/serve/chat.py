@@ -14,6 +14,7 @@ from edgechat.humanize import format_count
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
 from edgechat.prompt.content_marks import NO_MARKS
 from edgechat.prompt.output_rules import add_reasoning_rules
+from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thinking import ReplySpace, choose_budget, choose_reasoning_format, make_thinking_limit
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
@@ -65,7 +66,7 @@ class ChatResponseBuilder(ResponseBuilder):
             )
         messages = make_template_messages(body.messages, tools, has_native_tools=prepared_tools.has_native_format)
         self.question = next((m.content for m in reversed(messages) if m.role == "user"), "")
-        prompt = await queue.build_prompt(messages, prepared_tools.options)
+        prompt = await self.build_prompt(messages, prepared_tools.options)
         output_grammars = prepared_tools.grammars if tools else [output_format.rule] if output_format.rule else []
         if output_grammars and not self.ALLOWS_PREFILL and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
@@ -94,6 +95,10 @@ class ChatResponseBuilder(ResponseBuilder):
             for i in range(self.count_replies(body))
         ]
         return [request], choices
+
+    async def build_prompt(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
+        """Render and tokenise the messages. Raises EdgechatError."""
+        return await self.queue.build_prompt(messages, options)
 
     def _make_thinking_limit(self, builder: PromptBuilder, prompt: BuiltPrompt) -> ThinkingLimit | None:
         settings = self.queue.settings

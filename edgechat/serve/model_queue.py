@@ -36,6 +36,8 @@ CACHE_OWNER: Final = "served"
 _N_SEEDS: Final = 1 << 32
 T = TypeVar("T")
 ModelKind = Literal["text", "embedding"]
+# Number of tokens that the engine converts to text at once, in about 10 ms, in which it generates nothing.
+_DETOKENIZED_TOKENS: Final = 4096
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
@@ -178,7 +180,7 @@ class ModelQueue:
         await self._ensure_engine()
         return self.prompt_builder
 
-    async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
+    async def build_prompt(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
 
@@ -191,6 +193,21 @@ class ModelQueue:
         """Tokenise `text`, parsing the control tokens in it. Raises EdgechatError."""
         await self._ensure_engine()
         return await self._run(functools.partial(self.prompt_builder.tokenize_text, text, ""))
+
+    async def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokenise `text` as llama.cpp does; `protocol.Tokenize` describes the arguments. Raises EdgechatError."""
+        await self._ensure_engine()
+        tokenize = functools.partial(self.prompt_builder.tokenize_text, text, "")
+        return await self._run(functools.partial(tokenize, add_special=add_special, parse_special=parse_special))
+
+    async def detokenize(self, tokens: Sequence[int]) -> list[bytes]:
+        """Return the UTF-8 bytes of each token, which can be a part of a character. Raises EdgechatError."""
+        await self._ensure_engine()
+        pieces: list[bytes] = []
+        for start in range(0, len(tokens), _DETOKENIZED_TOKENS):
+            part = list(tokens[start : start + _DETOKENIZED_TOKENS])
+            pieces += await self._run(lambda _, part=part: self._model.engine.detokenize(part))  # type: ignore[misc]
+        return pieces
 
     async def _run(self, function: Callable[[Cancellation], T]) -> T:
         """Run a function on a thread of this queue; if the task is cancelled, cancel the function."""

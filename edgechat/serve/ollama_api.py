@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 
 import msgspec
 from starlette.requests import Request
@@ -31,6 +30,7 @@ from edgechat.serve.dialects.ollama_schemas import (
     OllamaModelRequest,
 )
 from edgechat.serve.embeddings import compute_embeddings
+from edgechat.serve.endpoints import BodyReader, Endpoint, ErrorHandler, make_json_response
 from edgechat.serve.errors import ApiError
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.model_queue import ModelKind, ModelQueue
@@ -38,8 +38,6 @@ from edgechat.serve.responses import respond
 from edgechat.serve.schemas import ChatRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
 
-T = TypeVar("T")
-Endpoint = Callable[[Request], Awaitable[Response]]
 _NS_PER_S: Final = 1_000_000_000
 _MAX_EMBED_INPUTS: Final = 2048
 _REFUSED_ENDPOINTS: Final = {
@@ -47,12 +45,6 @@ _REFUSED_ENDPOINTS: Final = {
     "/api/blobs/{digest}": ("HEAD", "POST"),
 }  # fmt: skip
 """Endpoints of Ollama that change or upload models."""
-
-
-class BodyReader(Protocol):
-    """Function that receives and decodes a request body, which counts in the memory budget until `memory` is closed."""
-
-    async def __call__(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T: ...
 
 
 class OllamaApi:
@@ -64,8 +56,8 @@ class OllamaApi:
         self._read_body = read_body
         self._describer = ModelDescriber()
 
-    def make_routes(self, handle_errors: Callable[[Endpoint, str | None], Endpoint]) -> list[Route]:
-        """Build the routes; `handle_errors` wraps an endpoint, given the name of the request field with the input."""
+    def make_routes(self, handle_errors: ErrorHandler) -> list[Route]:
+        """Build the routes."""
         endpoints: list[tuple[str, Endpoint, str | None, tuple[str, ...]]] = [
             ("/", self.greet, None, ("GET",)),
             ("/api/version", self.version, None, ("GET",)),
@@ -108,7 +100,7 @@ class OllamaApi:
         return PlainTextResponse("Ollama is running")  # the text by which clients recognise the API
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002
-        return _json_response({"version": API_VERSION, "edgechat": __version__})
+        return make_json_response({"version": API_VERSION, "edgechat": __version__})
 
     async def chat(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:
@@ -116,7 +108,7 @@ class OllamaApi:
             queue = self._find_text_queue(body.model)
             name = self._choose_response_name(body.model, queue)
             if is_load_request(body):
-                return _json_response(make_load_object(name, is_chat=True, is_unload=is_unload_request(body)))
+                return make_json_response(make_load_object(name, is_chat=True, is_unload=is_unload_request(body)))
             builder = ChatResponseBuilder(queue, make_chat_request(body))
             del body
             return await respond(
@@ -129,7 +121,7 @@ class OllamaApi:
             queue = self._find_text_queue(body.model)
             name = self._choose_response_name(body.model, queue)
             if is_load_request(body):
-                return _json_response(make_load_object(name, is_chat=False, is_unload=is_unload_request(body)))
+                return make_json_response(make_load_object(name, is_chat=False, is_unload=is_unload_request(body)))
             converted_body = make_generate_request(body)
             builder: ChatResponseBuilder | CompletionResponseBuilder
             if isinstance(converted_body, ChatRequest):
@@ -152,7 +144,7 @@ class OllamaApi:
                 request, queue, [text for text in inputs if text or len(inputs) > 1], body.dimensions or None,
                 truncate=truncate,
             )  # fmt: skip
-        return _json_response({
+        return make_json_response({
             "model": self._choose_response_name(body.model, queue), "embeddings": embeddings,
             "total_duration": round((time.monotonic() - started_at) * _NS_PER_S), "load_duration": 0,
             "prompt_eval_count": n_tokens,
@@ -164,7 +156,7 @@ class OllamaApi:
             body = await self._read_body(request, OllamaEmbeddingsRequest, memory)
             queue = self._find_queue(body.model, "embedding")
             embeddings, _ = await self._compute(request, queue, [body.prompt] if body.prompt else [], truncate=True)
-        return _json_response({"embedding": embeddings[0] if embeddings else []})
+        return make_json_response({"embedding": embeddings[0] if embeddings else []})
 
     async def _compute(
         self, request: Request, queue: ModelQueue, inputs: list[str], n_dimensions: int | None = None, *,
@@ -188,10 +180,12 @@ class OllamaApi:
 
     async def list_models(self, request: Request) -> Response:  # noqa: ARG002
         entries = [await self._describer.make_list_entry(queue, name) for name, queue in self._models.items()]
-        return _json_response({"models": entries})
+        return make_json_response({"models": entries})
 
     async def list_running_models(self, request: Request) -> Response:  # noqa: ARG002
-        return _json_response({"models": [await self._describer.make_running_entry(q) for q in self._models.queues]})
+        return make_json_response(
+            {"models": [await self._describer.make_running_entry(q) for q in self._models.queues]}
+        )
 
     async def show(self, request: Request) -> Response:
         body = await self._read_model_request(request)
@@ -199,7 +193,7 @@ class OllamaApi:
         queue = self._models.find_exact(name) if name else self._models.queues[0]
         if queue is None:
             raise self._make_unknown_error(name)
-        return _json_response(await self._describer.make_description(queue))
+        return make_json_response(await self._describer.make_description(queue))
 
     async def pull(self, request: Request) -> Response:
         """Report success for a served model, so that scripts that pull a model before they use it continue."""
@@ -221,7 +215,3 @@ class OllamaApi:
     async def refuse(self, request: Request) -> Response:
         message = f"{request.url.path} is not supported: edgechat changes no models over HTTP. Use `edgechat models`."
         raise ApiError(400, message)
-
-
-def _json_response(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -15,6 +15,7 @@ from edgechat.serve.dialects.ollama_schemas import (
     OllamaModelRequest,
 )
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
+from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
 
 _POST_ENDPOINTS: Final = {
     "/v1/chat/completions": (ChatRequest, "Generate a reply to a conversation"),
@@ -22,6 +23,9 @@ _POST_ENDPOINTS: Final = {
     "/v1/messages": (MessagesRequest, "Generate a reply to a conversation (Anthropic's API)"),
     "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a conversation (Anthropic's API)"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
+    "/tokenize": (TokenizeRequest, "Convert a text or a conversation to tokens"),
+    "/detokenize": (DetokenizeRequest, "Convert tokens to text"),
+    "/apply-template": (ChatRequest, "Render the prompt of a conversation"),
     "/api/chat": (OllamaChatRequest, "Generate a reply to a conversation (Ollama API)"),
     "/api/generate": (OllamaGenerateRequest, "Continue a text, or reply to it (Ollama API)"),
     "/api/embed": (OllamaEmbedRequest, "Compute embeddings of texts (Ollama API)"),
@@ -33,6 +37,8 @@ _END_THINKING_PATH: Final = "/v1/chat/completions/{id}/end_thinking"
 _GET_ENDPOINTS: Final = {
     "/v1/models": "List the served models",
     "/v1/models/{model}": "Describe a served model",
+    "/props": "Describe a served model and the defaults of requests",
+    "/version": "Return the version of edgechat",
     "/health": "Report whether the server accepts requests",
     "/metrics": "Return metrics for Prometheus",
     "/api/tags": "List the served models (Ollama API)",

@@ -282,6 +282,8 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     enable_thinking: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """Template variables, of which only `enable_thinking` and `thinking` have an effect."""
+    add_generation_prompt: Flag | None = None
+    """False to end the prompt of /apply-template after the last message. Without effect on chat completions."""
 
     # Unsupported fields, which are refused.
     functions: Any = None
