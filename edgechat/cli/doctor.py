@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat import __version__
+from edgechat.cli.cache_use import format_cache_use, make_cache_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
 from edgechat.errors import EdgechatError, EngineError
@@ -34,7 +35,7 @@ def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
         clear_verdicts()
     if measure:
         _measure_speeds()
-    diagnosis = diagnose()
+    diagnosis = diagnose(shows_prompts=not report)
     if report:
         diagnosis = redact(diagnosis)
     if as_json:
@@ -64,8 +65,11 @@ def _measure_speeds() -> None:
         click.echo("edgechat: Other programs were busy, so the saved measurement is better and is kept.", err=True)
 
 
-def diagnose() -> dict[str, Any]:
-    """Return the diagnosis of this machine as JSON-compatible values; problems are reported in it, not raised."""
+def diagnose(*, shows_prompts: bool = True) -> dict[str, Any]:
+    """Return the diagnosis of this machine as JSON-compatible values; problems are reported in it, not raised.
+
+    Without `shows_prompts`, it contains no text of prompts.
+    """
     import platform
 
     import msgspec
@@ -104,6 +108,7 @@ def diagnose() -> dict[str, Any]:
         "problem": problem,
         "settings_problems": [str(p) for p in problems],
         "starter_model": starter_path,
+        "engines": _describe_engines(shows_prompts=shows_prompts),
         "paths": {
             "config": str(paths.config_file()), "data": str(paths.data_dir()), "cache": str(paths.cache_dir()),
             "log": str(paths.log_file()), "cache_writable": _is_writable(paths.cache_dir()),
@@ -160,6 +165,23 @@ def _list_distrusted_backends() -> list[dict[str, Any]]:
     return [
         {**msgspec.structs.asdict(record), "retest_at": record.retest_at, "reason": record.describe()}
         for record in list_crash_records()
+    ]
+
+
+def _describe_engines(*, shows_prompts: bool) -> list[dict[str, Any]]:
+    """Return how much the running engines reuse of their prompts, and why not more of the last one."""
+    from edgechat.engine.resident_client import read_status
+    from edgechat.engine.resident_files import list_records
+
+    statuses = [(record, read_status(record)) for record in list_records()]
+    return [
+        {
+            "pid": record.pid,
+            "model": record.model_path,
+            "prompt_cache": make_cache_object(status.cache_use, shows_text=shows_prompts),
+        }
+        for record, status in statuses
+        if status is not None
     ]
 
 
@@ -220,6 +242,9 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     for record in diagnosis["distrusted"]:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
     click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
+    for engine in diagnosis["engines"]:
+        lines = [f"{engine['pid']}: {engine['model']}", *format_cache_use(engine["prompt_cache"])]
+        click.echo(f"engine         {escape_controls((chr(10) + ' ' * 15).join(lines))}")
     click.echo(f"starter model  {diagnosis['starter_model'] or 'not installed'}")
     locations = diagnosis["paths"]
     click.echo(f"settings file  {locations['config']}")

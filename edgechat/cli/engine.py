@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from edgechat.cli.cache_use import format_cache_use, make_cache_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import IntRange
 from edgechat.cli.progress import echo_note
@@ -110,6 +111,7 @@ def _make_object(row: _Row) -> dict[str, Any]:
             {"name": c.name, "pid": c.pid, "n_requests": c.n_requests} for c in (status.clients if status else [])
         ],
         "decode_tps": status.decode_tps if status is not None else None,
+        "prompt_cache": make_cache_object(status.cache_use) if status is not None else None,
         "idle_s": round(status.idle_s, 3) if status is not None else None,
         "keep_alive_s": status.keep_alive_s if status is not None else None,
     }
@@ -142,6 +144,7 @@ def _format_row(row: _Row) -> list[str]:
     speed = f", last reply {status.decode_tps:.1f} tokens/s" if status.decode_tps else ""
     context = f", context up to {values['n_ctx']:,} tokens" if values["n_ctx"] else ""
     lines.append(f"  {values['state']}, {memory}{context}{speed}")
+    lines += [f"  {line}" for line in format_cache_use(values["prompt_cache"])]
     clients = [f"{client.name} (process {client.pid})" for client in status.clients]
     lines.append(f"  used by {', '.join(clients)}" if clients else f"  used by no program; {_format_end(status)}")
     return lines

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from msgspec import structs
 
 from edgechat.engine import frames, protocol
+from edgechat.engine.generation import PromptCacheUse
 from edgechat.engine.pipe import Channel
 from edgechat.errors import EngineError
 
@@ -107,6 +108,7 @@ class ClientConnections:
         self._idle_since = time.monotonic()
         self._keep_alive_s = 0.0
         self._decode_tps: float | None = None
+        self._cache_use = PromptCacheUse()
         self._is_ending = False
         self.on_end: Callable[[], None] = lambda: None
         """Function that hides the engine from new clients; called when it begins to end."""
@@ -139,6 +141,8 @@ class ClientConnections:
                 self._idle_since = time.monotonic()
             if isinstance(event, protocol.RequestFinished) and event.stats.decode_tps:
                 self._decode_tps = event.stats.decode_tps
+            if isinstance(event, protocol.RequestFinished) and event.stats.prompt_tokens:
+                self._cache_use = self._cache_use.add(event.stats, event.cache_miss)
         if connection_or_none is not None:
             connection_or_none.write(structs.replace(event, id=event.id & _MAX_REQUEST_ID) if number else event)
 
@@ -158,7 +162,7 @@ class ClientConnections:
         return protocol.EngineStatus(
             id=request_id, load=attached.load, loaded=attached.loaded, clients=clients,
             idle_s=0.0 if is_busy else time.monotonic() - self._idle_since, keep_alive_s=self._keep_alive_s,
-            decode_tps=self._decode_tps,
+            decode_tps=self._decode_tps, cache_use=self._cache_use,
         )  # fmt: skip
 
     def begin_end(self) -> None:

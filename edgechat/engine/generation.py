@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edgechat.humanize import format_count
+
 
 class ThinkingLimit(msgspec.Struct, frozen=True, kw_only=True):
     """Tags of the reasoning in a reply, and the limit at which the engine ends the reasoning.
@@ -35,6 +37,60 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     logprob: float
     top_logprobs: list[tuple[bytes, float]] = msgspec.field(name="top")
     """The most likely tokens and their logprobs, most likely first."""
+
+
+class CacheMiss(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the prompt cache held less of a prompt than an earlier prompt had in common with it.
+
+    The texts are from the prompt itself, never from the earlier one.
+    """
+
+    common_tokens: int
+    """Number of tokens at the beginning of the prompt that the most similar recent prompt has, too."""
+    uncached_tokens: int = 0
+    """Number of these tokens that were not cached any more, or whose state the model cannot resume."""
+    repeated_tokens: int = 0
+    """Number of tokens after the first difference that are the same in both prompts."""
+    text_before: str = ""
+    """End of the text before the difference."""
+    text: str = ""
+    """Beginning of the text at the difference."""
+
+    def describe(self, *, shows_text: bool = True) -> str:
+        """Return one or two sentences for users; without `shows_text`, they contain no text of the prompt."""
+        sentences = []
+        if self.repeated_tokens:
+            place = f", at {self.text!r} after {self.text_before!r}" if shows_text else ""
+            sentences.append(
+                f"After {format_count(self.common_tokens, 'token')}, the prompt differs from an earlier one{place}. "
+                f"{self.repeated_tokens:,} later tokens are the same, but a cached prefix ends at the first difference."
+            )
+        if self.uncached_tokens:
+            sentences.append(
+                f"{format_count(self.uncached_tokens, 'token')} of an earlier prompt had left the cache, or the model "
+                "cannot resume there."
+            )
+        return " ".join(sentences)
+
+
+class PromptCacheUse(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the prompts of an engine came from the prompt cache."""
+
+    n_prompts: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    last_prompt_tokens: int = 0
+    last_cached_tokens: int = 0
+    last_miss: CacheMiss | None = None
+    """Why more of the last prompt was not cached."""
+
+    def add(self, stats: GenerationStats, miss: CacheMiss | None) -> PromptCacheUse:
+        """Return the sum of this use and a finished request."""
+        return PromptCacheUse(
+            n_prompts=self.n_prompts + 1, prompt_tokens=self.prompt_tokens + stats.prompt_tokens,
+            cached_tokens=self.cached_tokens + stats.cached_tokens, last_prompt_tokens=stats.prompt_tokens,
+            last_cached_tokens=stats.cached_tokens, last_miss=miss,
+        )  # fmt: skip
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgechat.config import Sampling
-from edgechat.engine.generation import GenerationStats, ThinkingLimit, TokenLogprobs
+from edgechat.engine.generation import CacheMiss, GenerationStats, PromptCacheUse, ThinkingLimit, TokenLogprobs
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.mapped_file import FileRange
@@ -399,6 +399,8 @@ class RequestFinished(Event, frozen=True):
     """Largest length that the context has had since the load, in tokens; 0 if it is unknown."""
     stop_string: str = ""
     """The stop string that ended the first reply; "" if none did."""
+    cache_miss: CacheMiss | None = None
+    """Why more of the prompt was not cached; None if nothing is to be explained."""
 
 
 class EngineStats(Event, frozen=True):
@@ -438,6 +440,7 @@ class EngineStatus(Event, frozen=True):
     keep_alive_s: float
     decode_tps: float | None
     """Decode speed of the last reply, in tokens per second; None before the first one."""
+    cache_use: PromptCacheUse = PromptCacheUse()
 
 
 class RequestFailed(Event, frozen=True):

@@ -15,6 +15,7 @@ import msgspec
 
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
+from edgechat.engine.cache_miss import CacheMissFinder
 from edgechat.engine.computing_mark import ComputingMark
 from edgechat.engine.context_sizing import ContextSizer
 from edgechat.engine.drafting import DraftManager
@@ -97,6 +98,7 @@ class TextModel(EngineModel):
         self._cache = PrefixCache(
             context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
         )
+        self._cache_miss_finder = CacheMissFinder(model)
         self._sizer = ContextSizer(context, self._cache, plan.growth, send)
         self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
@@ -164,7 +166,8 @@ class TextModel(EngineModel):
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
         if isinstance(event, protocol.RequestFinished):
-            event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx)
+            miss = self._cache_miss_finder.find(request, event)
+            event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx, cache_miss=miss)
         self._on_finished(request.params.id, event)
 
     def _create_stats(self, request_id: int) -> protocol.EngineStats:

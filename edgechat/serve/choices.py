@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from edgechat.engine import protocol
-from edgechat.engine.generation import GenerationStats, TokenLogprobs
+from edgechat.engine.generation import CacheMiss, GenerationStats, TokenLogprobs
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import EngineError
 from edgechat.prompt.reply_parser import ParsedToolCall, ReplyDelta, ReplyParser, ToolCallDelta
@@ -119,10 +121,12 @@ class UsageTotals:
     def __init__(self) -> None:
         self.stats: list[GenerationStats] = []
         """Statistics of each finished engine request."""
+        self._cache_miss: CacheMiss | None = None
 
-    def add(self, stats: GenerationStats) -> None:
-        """Add the statistics of a finished engine request."""
+    def add(self, stats: GenerationStats, cache_miss: CacheMiss | None = None) -> None:
+        """Add the statistics of a finished engine request, and why more of its prompt was not cached."""
         self.stats.append(stats)
+        self._cache_miss = self._cache_miss or cache_miss
 
     def _sum_field(self, name: str) -> Any:
         return sum(getattr(stats, name) for stats in self.stats)
@@ -134,13 +138,20 @@ class UsageTotals:
         )
         return {
             "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion,
-            "prompt_tokens_details": {"cached_tokens": self._sum_field("cached_tokens")},
+            "prompt_tokens_details": {"cached_tokens": self._sum_field("cached_tokens"), **self.cache_miss_fields()},
             "completion_tokens_details": {
                 "reasoning_tokens": sum(stats.reasoning_tokens or 0 for stats in self.stats),
                 "accepted_prediction_tokens": n_accepted,
                 "rejected_prediction_tokens": self._sum_field("n_drafted") - n_accepted,
             },
         }  # fmt: skip
+
+    def cache_miss_fields(self) -> dict[str, Any]:
+        """Return the extension field of the usage that explains why more of the prompt was not cached; {} for none."""
+        miss = self._cache_miss
+        if miss is None:
+            return {}
+        return {"cache_miss": msgspec.structs.asdict(miss) | {"explanation": miss.describe()}}
 
     def timings(self) -> dict[str, Any]:
         """Return the token counts and times in the format of the `timings` object of llama-server."""
@@ -183,7 +194,7 @@ async def stream_deltas(
         if isinstance(event, protocol.ContextGrowthRefused):
             _log.warning("%s", format_growth_refusal(event))
         if isinstance(event, protocol.RequestFinished):
-            totals.add(event.stats)
+            totals.add(event.stats, event.cache_miss)
         request_choices = choices[first_index : first_index + n_sequences]
         # In a thread, because parsing may wait for the render process.
         for delta in await asyncio.to_thread(lambda: list(feed_choices(request_choices, event))):  # noqa: B023

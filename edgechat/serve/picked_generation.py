@@ -123,7 +123,7 @@ class _PickRun:
         stats = event.stats
         if not is_first:
             stats = msgspec.structs.replace(stats, prompt_tokens=0, cached_tokens=0, prefill_tps=0.0)
-        self._totals.add(stats)
+        self._totals.add(stats, event.cache_miss if is_first else None)
 
     async def _judge(self, question: str) -> int | None:
         """Let the model compare the complete replies; return the winner among them, or None without a comparison."""

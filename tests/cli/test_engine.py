@@ -29,7 +29,10 @@ def test_engine_stays_after_ask_and_can_be_stopped(cli: Cli) -> None:
     assert engine["keep_alive_s"] == 300
     assert engine["memory_bytes"] > 50_000_000
     assert engine["decode_tps"] > 0
+    assert engine["prompt_cache"]["prompts"] == 1
+    assert engine["prompt_cache"]["last_prompt_tokens"] > 20
     text = cli("engine", "status").stdout
+    assert "prompt cache: 0 % of " in text
     assert f"engine {engine['pid']}: {engine['model']}" in text
     assert "used by no program; ends in " in text
     assert cli("ask", "-m", "starter", "Ho", "--max-tokens", "3").returncode == 0
@@ -38,6 +41,18 @@ def test_engine_stays_after_ask_and_can_be_stopped(cli: Cli) -> None:
     assert json.loads(stopped.stdout) == {"stopped": [engine["pid"]]}
     assert read_engines(cli) == []
     assert "No engine was stopped" in cli("engine", "stop").stdout
+
+
+def test_doctor_explains_why_more_of_the_last_prompt_was_not_cached(cli: Cli) -> None:
+    rules = " ".join(f"Rule {i}: be kind to the owl." for i in range(30))
+    for header in ("apple", "melon"):
+        assert cli("ask", "-m", "starter", "--system", f"{header}! {rules}", "Hi", "--max-tokens", "2").returncode == 0
+    [engine] = json.loads(cli("doctor", "--json").stdout)["engines"]
+    assert "differs from an earlier one, at 'melon" in engine["prompt_cache"]["last_miss"]
+    assert engine["prompt_cache"]["last_miss"] in cli("doctor").stdout
+    report = cli("doctor", "--report").stdout
+    assert "differs from an earlier one" in report
+    assert "melon" not in report
 
 
 def test_unknown_process_id_is_an_error(cli: Cli) -> None:

@@ -57,7 +57,7 @@ class AnthropicDialect(Dialect):
         message = self._make_message(content, _make_usage_from(totals))
         return message | self._make_stop_fields(choice.finish_reason or "length", choice.stop_string)
 
-    def _make_message(self, content: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def _make_message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": self.builder.id, "type": "message", "role": "assistant", "model": self.builder.model_name,
             "content": content, "stop_reason": None, "stop_sequence": None, "usage": usage,
@@ -164,10 +164,10 @@ def make_model_list(names: Sequence[str], started_at: int) -> dict[str, Any]:
     return {"data": models, "has_more": False, "first_id": names[0], "last_id": names[-1]}
 
 
-def _make_usage_from(totals: UsageTotals) -> dict[str, int]:
+def _make_usage_from(totals: UsageTotals) -> dict[str, Any]:
     usage = totals.usage()
     n_cached = usage["prompt_tokens_details"]["cached_tokens"]
-    return _make_usage(usage["prompt_tokens"], n_cached, usage["completion_tokens"])
+    return _make_usage(usage["prompt_tokens"], n_cached, usage["completion_tokens"]) | totals.cache_miss_fields()
 
 
 def _make_usage(n_prompt: int, n_cached: int, n_output: int) -> dict[str, int]:
