@@ -307,13 +307,16 @@ def split_tiny(directory: Path) -> list[Path]:
     return sorted(directory.glob("tiny-Q4_K_M-*.gguf"))
 
 
-def write_tiny_bert(path: Path) -> Path:
-    """Write a random embedding model with BERT's architecture and vocabulary type, and mean pooling."""
+def write_tiny_bert(path: Path, *, is_reranker: bool = False) -> Path:
+    """Write a random embedding model with BERT's architecture and vocabulary type, and mean pooling.
+
+    With `is_reranker`, it has a classifier with one output instead.
+    """
     with open_writer(path, "bert", 128) as writer:
         writer.add_layer_norm_eps(1e-5)
         writer.add_head_count(N_HEAD)
         writer.add_causal_attention(False)
-        writer.add_pooling_type(gguf.PoolingType.MEAN)
+        writer.add_pooling_type(gguf.PoolingType.RANK if is_reranker else gguf.PoolingType.MEAN)
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{chr(c)}" for c in range(97, 123))]
         words += [chr(c) for c in range(97, 123)] + ["▁hello", "▁world", "▁the"]
         kinds = [gguf.TokenType.CONTROL] * 5 + [gguf.TokenType.NORMAL] * (len(words) - 5)
@@ -342,4 +345,30 @@ def write_tiny_bert(path: Path) -> Path:
             tensors.matrix(start + "ffn_down.weight", N_EMBD, N_FF)
             tensors.matrix(start + "ffn_down.bias", N_EMBD)
             tensors.norm(start + "layer_output_norm")
+        if is_reranker:
+            tensors.matrix("cls.weight", N_EMBD, N_EMBD)
+            tensors.matrix("cls.bias", N_EMBD)
+            tensors.matrix("cls.output.weight", 1, N_EMBD)
+            tensors.matrix("cls.output.bias", 1)
+    return path
+
+
+def write_tiny_qwen_reranker(path: Path) -> Path:
+    """Write a random reranker with Qwen3's architecture, which has two labels and a template of the input."""
+    template = "<|im_start|>Judge.<Query>: {query}\n<Document>: {document}<|im_end|><|im_start|>"
+    with open_writer(path, "qwen3", N_CTX) as writer:
+        _add_heads(writer)
+        writer.add_key_length(N_EMBD // N_HEAD)
+        writer.add_value_length(N_EMBD // N_HEAD)
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_chat_template([{"name": "rerank", "template": template}])
+        n_vocab = add_bpe_vocabulary(writer, "qwen2")
+        tensors = TinyTensors(writer, 0)
+        tensors.ends(n_vocab)
+        _add_layers(tensors)
+        for block in range(N_LAYER):
+            tensors.ones(f"blk.{block}.attn_q_norm.weight", N_EMBD // N_HEAD)
+            tensors.ones(f"blk.{block}.attn_k_norm.weight", N_EMBD // N_HEAD)
+        tensors.matrix("cls.output.weight", 2, N_EMBD)
     return path

@@ -1,20 +1,22 @@
-"""Embedding model in the engine process, which executes Embed, Tokenize and Detokenize requests."""
+"""Embedding model in the engine process, which executes Embed, Rerank, Tokenize and Detokenize requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from edgechat.engine import protocol
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, detokenize, iterate_request
-from edgechat.errors import EngineError, RequestCancelledError
+from edgechat.errors import ContextOverflowError, EngineError, RequestCancelledError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.model import Model
+from edgechat.runtime.reranker_input import PairTokenizer
 
 
 class EmbeddingModel(EngineModel):
-    """Loaded embedding model, which executes one request at a time."""
+    """Loaded embedding model or reranker, which executes one request at a time."""
 
     def __init__(
         self,
@@ -34,9 +36,11 @@ class EmbeddingModel(EngineModel):
         self._on_finished = on_finished
         self.n_ctx = self._embedder.n_ctx
         self.n_embd = self._embedder.n_embd
+        self.n_labels = model.n_labels if model.is_reranker else 0
+        self._pair_tokenizer = PairTokenizer(model, self.n_ctx) if model.is_reranker else None
         self._tokenizations = TokenizationQueue(self.n_ctx, model.n_ctx_train)
         self._embed_id: int | None = None
-        """ID of the Embed request that is being executed."""
+        """ID of the Embed or Rerank request that is being executed."""
 
     @property
     def is_busy(self) -> bool:
@@ -51,6 +55,8 @@ class EmbeddingModel(EngineModel):
             return detokenize(self._model, request)
         if isinstance(request, protocol.Embed):
             return self._execute_embed(request)
+        if isinstance(request, protocol.Rerank):
+            return self._execute_rerank(request)
         raise EngineError("This is an embedding model, which cannot generate text. Load a chat model.")
 
     def step(self, cancelled_ids: set[int]) -> None:
@@ -58,21 +64,44 @@ class EmbeddingModel(EngineModel):
         self._tokenizations.step()
 
     def _execute_embed(self, request: protocol.Embed) -> protocol.EmbeddingsComputed:
+        if self._pair_tokenizer is not None:
+            raise EngineError("This is a reranker, which cannot compute embeddings. Load an embedding model.")
+        with self._begin(request.id):
+            embeddings = []
+            for tokens in request.inputs:
+                check_tokens(tokens, self._model.n_vocab)
+                self._check_not_cancelled(request.id)
+                embeddings.append(self._embedder.embed(tokens))
+        return protocol.EmbeddingsComputed(id=request.id, embeddings=embeddings)
+
+    def _execute_rerank(self, request: protocol.Rerank) -> protocol.Reranked:
+        if self._pair_tokenizer is None:
+            raise EngineError("This is an embedding model, which cannot rerank. Load a reranker.")
+        scores, n_tokens = [], 0
+        with self._begin(request.id):
+            for i, document in enumerate(request.documents):
+                self._check_not_cancelled(request.id)
+                try:
+                    tokens = self._pair_tokenizer.tokenize(request.query, document)
+                    scores.append(self._embedder.score(tokens))
+                except ContextOverflowError as error:
+                    raise ContextOverflowError(f"documents[{i}]: {error}") from error
+                n_tokens += len(tokens)
+        return protocol.Reranked(id=request.id, scores=scores, n_tokens=n_tokens)
+
+    @contextlib.contextmanager
+    def _begin(self, request_id: int) -> Iterator[None]:
         # A cancellation before this line is noticed by `_is_cancelled`, and a later one also aborts the computation.
-        self._embed_id = request.id
+        self._embed_id = request_id
         self._embedder.clear_abort()
         try:
-            return protocol.EmbeddingsComputed(
-                id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs]
-            )
+            yield
         finally:
             self._embed_id = None
 
-    def _embed(self, tokens: list[int], request_id: int) -> list[float]:
-        check_tokens(tokens, self._model.n_vocab)
+    def _check_not_cancelled(self, request_id: int) -> None:
         if self._is_cancelled(request_id):
             raise RequestCancelledError("The embedding request was cancelled. Send it again.")
-        return self._embedder.embed(tokens)
 
     def cancel(self, request_id: int) -> None:
         if request_id == self._embed_id:

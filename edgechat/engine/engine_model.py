@@ -16,7 +16,9 @@ class EngineModel:
 
     n_ctx = 0
     n_embd = 0
-    """Number of dimensions of the model's embeddings; 0 for a text model."""
+    """Number of dimensions of the model's embeddings; 0 for a text model and for a reranker."""
+    n_labels = 0
+    """Number of outputs of a reranker's classifier; 0 for another model."""
     can_truncate = False
     max_draft = 0
 

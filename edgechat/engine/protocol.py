@@ -77,6 +77,13 @@ class Embed(Request, frozen=True):
     """Texts to embed, each as a list of tokens."""
 
 
+class Rerank(Request, frozen=True):
+    """Compute how relevant documents are to a query, with a reranker."""
+
+    query: str
+    documents: list[str]
+
+
 class Tokenize(Request, frozen=True):
     """Tokenise a text in the same way as a prompt."""
 
@@ -261,8 +268,11 @@ class Loaded(Event, frozen=True):
     state, and requests should set `Generate.turn_starts`."""
     load_s: float
     is_embedding: bool = False
+    """True for an embedding model and for a reranker."""
+    n_labels: int = 0
+    """Number of outputs of a reranker's classifier; 0 for another model."""
     n_embd: int = 0
-    """Number of dimensions of the model's embeddings; 0 for a text model."""
+    """Number of dimensions of the model's embeddings; 0 for a text model and for a reranker."""
     max_draft: int = 0
     """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
 
@@ -295,6 +305,17 @@ class EmbeddingsComputed(Event, frozen=True, tag="Embedded"):
     """Result of Embed: one unit vector per input."""
 
     embeddings: list[list[float]]
+
+
+class Reranked(Event, frozen=True):
+    """Result of Rerank: one score per document, and the number of tokens of all pairs.
+
+    A score is the first output of the model's classifier: a probability if the classifier has several outputs, as in
+    Qwen3-Reranker, otherwise a logit.
+    """
+
+    scores: list[float]
+    n_tokens: int
 
 
 class Tokenized(Event, frozen=True):
@@ -452,12 +473,12 @@ class RequestFailed(Event, frozen=True):
 
 
 AnyRequest = (
-    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Detokenize | Generate | Cancel
+    Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Rerank | Tokenize | Detokenize | Generate | Cancel
     | CancelSequences | EndThinking | Attach | GetStatus | Stats | Shutdown
 )  # fmt: skip
 AnyEvent = (
     Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
-    | QuantTypesListed | EmbeddingsComputed | Tokenized | Detokenized | PrefillProgressed
+    | QuantTypesListed | EmbeddingsComputed | Reranked | Tokenized | Detokenized | PrefillProgressed
     | ContextResizing | ContextResizeStarted | ContextGrowthRefused
     | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished | EngineStats
     | Attached | EngineStatus | RequestFailed
@@ -465,6 +486,6 @@ AnyEvent = (
 TARGETED_REQUESTS: Final = (Cancel, CancelSequences, EndThinking)
 """Requests about another request, which have no event."""
 FINAL_EVENTS: Final = (
-    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Tokenized, Detokenized,
+    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, EmbeddingsComputed, Reranked, Tokenized, Detokenized,
     RequestFinished, EngineStats, Attached, EngineStatus, RequestFailed,
 )  # fmt: skip

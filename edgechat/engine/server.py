@@ -38,7 +38,8 @@ _PROGRESS_INTERVAL_S: Final = 0.1
 # Types of requests that are executed between two decode steps; all other requests wait until no reply is being
 # generated and no text tokenised.
 _CONCURRENT_REQUEST_TYPES: Final = (
-    protocol.Generate, protocol.Tokenize, protocol.Detokenize, protocol.Embed, protocol.Stats,
+    protocol.Generate, protocol.Tokenize, protocol.Detokenize, protocol.Embed, protocol.Rerank,
+    protocol.Stats,
 )  # fmt: skip
 # Number of later request IDs after which the ID of a cancelled request is deleted. A Cancel may arrive after its
 # request has ended.
@@ -290,6 +291,7 @@ class EngineServer:
             load_s=time.monotonic() - started_at,
             is_embedding=model.is_embedding,
             n_embd=engine_model.n_embd,
+            n_labels=engine_model.n_labels,
             max_draft=engine_model.max_draft,
         )
         with self._lock:

@@ -112,8 +112,13 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def is_embedding(self) -> bool:
-        """True for an embedding model, which pools its output (mean, first token or last token)."""
-        return self.hparam("pooling_type") in {1, 2, 3}
+        """True for a model that generates no text: it pools its output (mean, first token, last token or rank)."""
+        return self.hparam("pooling_type") in {1, 2, 3, 4}
+
+    @property
+    def is_reranker(self) -> bool:
+        """True for a reranker, which computes a score of a query and a document."""
+        return self.hparam("pooling_type") == 4  # noqa: PLR2004  (LLAMA_POOLING_TYPE_RANK)
 
     @cached_property
     def tensor_bytes(self) -> int:

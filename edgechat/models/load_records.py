@@ -86,7 +86,7 @@ def find_load_warnings(
         warnings.append(
             f"This machine has {n_cpus} hardware threads; edgechat uses {n_cpus} instead of {settings.n_threads}."
         )
-    if model_properties.chat_template is None:
+    if model_properties.chat_template is None and not model_properties.is_embedding:
         warnings.append(
             f"{model_path.name} has no chat template; edgechat uses the format {renderer.PLAIN_TEMPLATE_NAME!r}, which "
             "can differ from the format that the model was trained with."

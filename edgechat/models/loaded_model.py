@@ -72,9 +72,8 @@ class LoadedModel:
         """
         header = read_header(path.absolute())  # other clients of a shared engine have other current directories
         if header.is_embedding and not allow_embedding:
-            raise ModelFileError(
-                f"{path.name} is an embedding model and cannot chat. Serve it with `edgechat serve -m`."
-            )
+            kind = "a reranker" if header.is_reranker else "an embedding model"
+            raise ModelFileError(f"{path.name} is {kind} and cannot chat. Serve it with `edgechat serve -m`.")
         check_header(header)
         self._settings = settings
         prepare_unload(self.engine, self.plan)

@@ -1,4 +1,4 @@
-"""Embeddings of texts, computed with an embedding model."""
+"""Embeddings of texts and scores of a reranker, computed with an embedding model or a reranker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Embedder:
             raise PlanError(f"Cannot create an embedding context of {plan.options.n_ctx} tokens: {reason}")
         self.pointer = pointer
         self.n_ctx = plan.options.n_ctx
-        self.n_embd = int(llama.llama_model_n_embd_out(model.pointer))
+        self.n_embd = 0 if model.is_reranker else int(llama.llama_model_n_embd_out(model.pointer))
         self._memory = llama.llama_get_memory(pointer)
         self._batch = llama.llama_batch_init(self.n_ctx, 0, 1)
         native = bindings.edgechat
@@ -68,6 +68,22 @@ class Embedder:
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """Return the embedding of a text: `n_embd` numbers with a Euclidean norm of 1.
 
+        Raises the errors of `_compute`.
+        """
+        values = self._compute(tokens, self.n_embd)
+        norm = math.sqrt(math.fsum(x * x for x in values))
+        return [x / norm for x in values] if norm else values
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """Return the first output of a reranker for the tokens of a query and a document, before any normalisation.
+
+        Raises the errors of `_compute`.
+        """
+        return self._compute(tokens, 1)[0]
+
+    def _compute(self, tokens: Sequence[int], n_values: int) -> list[float]:
+        """Return the first values of the pooled output for a text.
+
         Raises ContextOverflowError if `tokens` is empty or longer than `n_ctx`, RequestCancelledError after `abort`,
         and ComputeError if llama.cpp fails.
         """
@@ -93,11 +109,10 @@ class Embedder:
         embedding = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
         if not embedding:
             raise ComputeError(f"llama.cpp returned no embedding for {len(tokens)} tokens (code {code}).")
-        values = embedding[: self.n_embd]
-        norm = math.sqrt(math.fsum(x * x for x in values))
-        if not math.isfinite(norm):
+        values: list[float] = embedding[:n_values]
+        if not math.isfinite(math.fsum(x * x for x in values)):
             raise ComputeError(f"The embedding of a text of {len(tokens)} tokens contains NaN or infinity.")
-        return [x / norm for x in values] if norm else values
+        return values
 
 
 def _free(llama: Any, native: ctypes.CDLL, *, pointer: object, abort_flag: int, batch: object) -> None:

@@ -126,9 +126,20 @@ class Model:
 
     @cached_property
     def is_embedding(self) -> bool:
-        """True for an embedding model, by the same rule as `edgechat.modelfile.header.ModelHeader.is_embedding`."""
+        """True for a model that generates no text, by the rule of `modelfile.header.ModelHeader.is_embedding`."""
         architecture = self._read_metadata("general.architecture")
-        return self._read_metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
+        return self._read_metadata(f"{architecture}.pooling_type") in {"1", "2", "3", "4"}
+
+    @cached_property
+    def is_reranker(self) -> bool:
+        """True for a reranker, by the same rule as `edgechat.modelfile.header.ModelHeader.is_reranker`."""
+        architecture = self._read_metadata("general.architecture")
+        return self._read_metadata(f"{architecture}.pooling_type") == "4"
+
+    @property
+    def n_labels(self) -> int:
+        """Number of outputs of the classifier of a reranker."""
+        return int(self.bindings.llama.llama_model_n_cls_out(self.pointer))
 
     def _read_metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -162,6 +173,12 @@ class Model:
     def chat_template(self) -> str | None:
         """Chat template in the model file; None if the file has no template."""
         text = self.bindings.llama.llama_model_chat_template(self.pointer, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def rerank_template(self) -> str | None:
+        """Template of a reranker with the placeholders {query} and {document}; None if the file has none."""
+        text = self.bindings.llama.llama_model_chat_template(self.pointer, b"rerank")
         return text.decode("utf-8", "replace") if text else None
 
     def metadata_keys(self) -> list[str]:

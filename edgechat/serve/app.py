@@ -32,6 +32,7 @@ from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.ollama_api import OllamaApi
 from edgechat.serve.paths import PathTable
 from edgechat.serve.reasoning import find_server_default
+from edgechat.serve.rerank import RerankApi
 from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
@@ -64,6 +65,7 @@ class Api:
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
+            *RerankApi(self._models, self._read_body).make_routes(_with_error_handling),
             *TextApi(self._models, self._read_body).make_routes(_with_error_handling),
             *OllamaApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
         ]
@@ -165,7 +167,7 @@ class Api:
             "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
                      "n_params": model_properties.n_params, "size": model_properties.size_bytes,
-                     "is_embedding": model_properties.is_embedding},
+                     "is_embedding": queue.kind == "embedding", "is_reranker": queue.kind == "reranker"},
         }  # fmt: skip
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002

@@ -43,7 +43,7 @@ async def compute_embeddings(
     With `truncate`, texts that are longer than the context are cut off at its end. Raises ApiError and EdgechatError.
     """
     model_properties = queue.model_properties
-    if not model_properties.is_embedding:
+    if queue.kind != "embedding":
         message = f"{queue.name} is not an embedding model. Start the server with an embedding model."
         raise ApiError(400, message, param="model")
     if body.dimensions is not None and body.dimensions > model_properties.n_embd:

@@ -35,7 +35,7 @@ CACHE_OWNER: Final = "served"
 """Conversation ID in the prefix cache for all requests of the server, so that clients share cached prefixes."""
 _N_SEEDS: Final = 1 << 32
 T = TypeVar("T")
-ModelKind = Literal["text", "embedding"]
+ModelKind = Literal["text", "embedding", "reranker"]
 # Number of tokens that the engine converts to text at once, in about 10 ms, in which it generates nothing.
 _DETOKENIZED_TOKENS: Final = 4096
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
@@ -89,17 +89,21 @@ class ModelQueue:
     @property
     def kind(self) -> ModelKind:
         """What the model computes."""
-        return "embedding" if self.model_properties.is_embedding else "text"
+        if not self.model_properties.is_embedding:
+            return "text"
+        return "reranker" if self.model_properties.n_labels else "embedding"
 
     def choose_response_name(self, requested_name: str | None) -> str:
         """Return the name of the model in a response: an alias only if the request has this alias."""
         return requested_name if requested_name in self.aliases else self.name
 
     def check_generates_text(self, embedding_path: str) -> None:
-        """Raise ApiError for an embedding model; `embedding_path` is the endpoint that computes embeddings."""
-        if self.model_properties.is_embedding:
-            message = f"{self.name} is an embedding model and generates no text. Use {embedding_path}."
-            raise ApiError(400, message, param="model")
+        """Raise ApiError for another model; `embedding_path` is the endpoint that computes embeddings."""
+        if self.kind != "text":
+            name, path = "an embedding model", embedding_path
+            if self.kind == "reranker":
+                name, path = "a reranker", "/v1/rerank"
+            raise ApiError(400, f"{self.name} is {name} and generates no text. Use {path}.", param="model")
 
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine and render processes. The engine is killed after `timeout_s`. Further calls have no effect."""
@@ -261,6 +265,10 @@ class ModelQueue:
         """Build the engine request for the embeddings of tokenised inputs."""
         return protocol.Embed(id=self._model.engine.next_id(), inputs=inputs)
 
+    def build_rerank_request(self, query: str, documents: list[str]) -> protocol.Rerank:
+        """Build the engine request for the relevance of documents to a query."""
+        return protocol.Rerank(id=self._model.engine.next_id(), query=query, documents=documents)
+
     def validate_tokens(self, tokens: Sequence[int], param: str) -> list[int]:
         """Check the token IDs of a request and return them as a list.
 
@@ -300,8 +308,8 @@ class ModelQueue:
                 await asyncio.to_thread(self._model.restart_if_dead)
 
     async def submit(
-        self, requests: Sequence[protocol.Generate | protocol.Embed], heartbeat_s: float | None = None,
-        response_id: str = "",
+        self, requests: Sequence[protocol.Generate | protocol.Embed | protocol.Rerank],
+        heartbeat_s: float | None = None, response_id: str = "",
     ) -> EventStream:  # fmt: skip
         """Wait for the lease, submit requests to the engine, and return the stream of their events.
 

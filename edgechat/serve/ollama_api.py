@@ -165,7 +165,7 @@ class OllamaApi:
         """Return one embedding per input, and the total number of tokens. `n_dimensions` shortens the embeddings."""
         embeddings: list[list[float]] = []
         n_tokens = 0
-        if not queue.model_properties.is_embedding:
+        if queue.kind != "embedding":
             raise ApiError(400, f"{queue.name} is not an embedding model.", param="model")
         if len(inputs) > _MAX_EMBED_INPUTS:
             raise ApiError(400, f"input: {len(inputs)} inputs; at most {_MAX_EMBED_INPUTS} are allowed.", param="input")

@@ -14,6 +14,7 @@ from edgechat.serve.dialects.ollama_schemas import (
     OllamaGenerateRequest,
     OllamaModelRequest,
 )
+from edgechat.serve.rerank import RerankRequest
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
 
@@ -23,6 +24,7 @@ _POST_ENDPOINTS: Final = {
     "/v1/messages": (MessagesRequest, "Generate a reply to a conversation (Anthropic's API)"),
     "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a conversation (Anthropic's API)"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
+    "/v1/rerank": (RerankRequest, "Sort documents by their relevance to a query"),
     "/tokenize": (TokenizeRequest, "Convert a text or a conversation to tokens"),
     "/detokenize": (DetokenizeRequest, "Convert tokens to text"),
     "/apply-template": (ChatRequest, "Render the prompt of a conversation"),

@@ -105,8 +105,8 @@ def make_model_info(queue: ModelQueue, header: ModelHeader | None) -> dict[str, 
 
 async def find_capabilities(queue: ModelQueue) -> list[str]:
     """Return what a model can do, in Ollama's terms. Every chat model can call tools."""
-    if queue.model_properties.is_embedding:
-        return ["embedding"]
+    if queue.kind != "text":
+        return [queue.kind]
     can_reason = await asyncio.to_thread(lambda: queue.prompt_builder.can_reason)
     return ["completion", "tools", *(["thinking"] if can_reason else [])]
 

@@ -40,6 +40,7 @@ class SlowEmbedder:
 class FakeModel:
     n_vocab = 10
     n_ctx_train = 10
+    is_reranker = False
 
 
 @pytest.fixture
