@@ -113,8 +113,8 @@ def serve(
 ) -> None:
     """Serve models through an OpenAI-compatible API.
 
-    Also speaks the APIs of Anthropic (Messages) and Ollama. Runs until Ctrl-C. Requests run concurrently and share one
-    prompt cache.
+    Also speaks the Responses API, and the APIs of Anthropic (Messages) and Ollama. Runs until Ctrl-C. Requests run
+    concurrently and share one prompt cache.
     """
     from edgechat.cli.progress import echo_note
 

@@ -34,6 +34,7 @@ from edgechat.serve.paths import PathTable
 from edgechat.serve.reasoning import find_server_default
 from edgechat.serve.rerank import RerankApi
 from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
+from edgechat.serve.responses_api import ResponsesApi
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
 from edgechat.serve.text_api import TextApi
@@ -67,6 +68,9 @@ class Api:
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
             *RerankApi(self._models, self._read_body).make_routes(_with_error_handling),
             *TextApi(self._models, self._read_body).make_routes(_with_error_handling),
+            *ResponsesApi(self._find_text_queue, self._metrics, self._read_body, self._body_budget).make_routes(
+                _with_error_handling
+            ),
             *OllamaApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
         ]
         paths = PathTable(routes)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from edgechat.hardware.memory import return_freed_memory
 from edgechat.serve.decoded_size import estimate_decoded_bytes
@@ -68,6 +68,16 @@ class BodyBudget:
         finally:
             self._bodies.pop(body, None)
             body.free()
+
+    @contextlib.contextmanager
+    def hold(self, n_bytes: int) -> Iterator[None]:
+        """Count `n_bytes` that belong to a request, but not to its body, in the budget. Raises ApiError."""
+        holder = IncomingBody(self, _receive_nothing)
+        try:
+            holder.hold(min(n_bytes, self._n_bytes))
+            yield
+        finally:
+            holder.free()
 
     def take(self, body: IncomingBody, n_bytes: int) -> bool:
         """Reserve `n_bytes` for a body, refusing other bodies if necessary; return False if that frees too little."""
@@ -169,6 +179,10 @@ class IncomingBody:
 def has_body(headers: Headers) -> bool:
     """Return whether the headers announce a request body."""
     return "transfer-encoding" in headers or _parse_length(headers) > 0
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
 
 
 async def discard_body(receive: Receive) -> None:

@@ -159,6 +159,6 @@ def _parse_host_name(address: str) -> str:
 
 def _make_preflight_response() -> Response:
     return Response(status_code=204, headers={
-        "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
+        "Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600",
         "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *",
     })  # fmt: skip

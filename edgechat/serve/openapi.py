@@ -14,6 +14,7 @@ from edgechat.serve.dialects.ollama_schemas import (
     OllamaGenerateRequest,
     OllamaModelRequest,
 )
+from edgechat.serve.dialects.openai_responses_schemas import ResponsesRequest
 from edgechat.serve.rerank import RerankRequest
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
@@ -23,6 +24,8 @@ _POST_ENDPOINTS: Final = {
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/messages": (MessagesRequest, "Generate a reply to a conversation (Anthropic's API)"),
     "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a conversation (Anthropic's API)"),
+    "/v1/responses": (ResponsesRequest, "Generate a response (Responses API)"),
+    "/v1/responses/input_tokens": (ResponsesRequest, "Count the tokens of a request (Responses API)"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
     "/v1/rerank": (RerankRequest, "Sort documents by their relevance to a query"),
     "/tokenize": (TokenizeRequest, "Convert a text or a conversation to tokens"),
@@ -35,7 +38,14 @@ _POST_ENDPOINTS: Final = {
     "/api/show": (OllamaModelRequest, "Describe a served model (Ollama API)"),
     "/api/pull": (OllamaModelRequest, "Report whether a model is served (Ollama API)"),
 }
-_END_THINKING_PATH: Final = "/v1/chat/completions/{id}/end_thinking"
+_ID_ENDPOINTS: Final = {
+    ("/v1/chat/completions/{id}/end_thinking", "post"): "End the reasoning of a running chat completion",
+    ("/v1/responses/{id}", "get"): "Return a stored response (Responses API)",
+    ("/v1/responses/{id}", "delete"): "Delete a stored response (Responses API)",
+    ("/v1/responses/{id}/input_items", "get"): "List the input of a stored response (Responses API)",
+    ("/v1/responses/{id}/cancel", "post"): "Refuse to cancel a response (Responses API)",
+}
+"""Endpoints with the id of a response in the path, by path and method."""
 _GET_ENDPOINTS: Final = {
     "/v1/models": "List the served models",
     "/v1/models/{model}": "Describe a served model",
@@ -90,11 +100,11 @@ def build_openapi_document(version: str) -> dict[str, Any]:
         }}
         for path, summary in _GET_ENDPOINTS.items()
     }  # fmt: skip
-    paths[_END_THINKING_PATH] = {"post": {
-        "summary": "End the reasoning of a chat completion that is being generated",
-        "responses": _make_responses(_END_THINKING_PATH, "200", "401", "403", "404", "503"),
-        "parameters": [_ID_PARAMETER],
-    }}  # fmt: skip
+    for (path, method), summary in _ID_ENDPOINTS.items():
+        paths.setdefault(path, {})[method] = {
+            "summary": summary, "responses": _make_responses(path, "200", "400", "401", "403", "404", "503"),
+            "parameters": [_ID_PARAMETER],
+        }  # fmt: skip
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {

@@ -30,6 +30,7 @@ async def respond(
     """
     builder = dialect.builder
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(dialect.close)
         kind = Generation if builder.pick_options is None else PickedGeneration
         generation = kind(builder, find_client_address(request), body_memory)
         stack.push_async_callback(generation.close)

@@ -25,6 +25,10 @@ class Dialect(ABC):
     def __init__(self, builder: ResponseBuilder) -> None:
         self.builder = builder
 
+    def close(self) -> None:
+        """Release what the dialect holds. Called once when the response has ended, even after an error."""
+        return
+
     @abstractmethod
     def make_body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
         """Build the JSON object of a complete response."""

@@ -62,6 +62,17 @@ async def test_memory_is_counted_until_the_body_is_used(small_budget: BodyBudget
     assert small_budget.n_free == 4 * MIB
 
 
+async def test_memory_beside_bodies_is_counted(small_budget: BodyBudget) -> None:
+    n_free = small_budget.n_free
+    with small_budget.hold(n_free + bodies.UNCOUNTED_BYTES):
+        assert small_budget.n_free == bodies.UNCOUNTED_BYTES
+        with pytest.raises(ApiError, match="exceed") as refused, small_budget.hold(n_free):
+            pass
+        assert refused.value.status == 503
+        assert small_budget.n_free == bodies.UNCOUNTED_BYTES
+    assert small_budget.n_free == n_free
+
+
 async def test_newest_larger_body_is_refused_when_memory_runs_out(small_budget: BodyBudget) -> None:
     clients = [Client(small_budget) for _ in range(4)]
     for client in clients:

@@ -13,4 +13,6 @@ def test_every_schema_reference_resolves() -> None:
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names
     assert names <= document["components"]["schemas"].keys()
-    assert {"/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/health", "/metrics"} <= document["paths"].keys()
+    paths = {"/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/v1/responses", "/health", "/metrics"}
+    assert paths <= document["paths"].keys()
+    assert document["paths"]["/v1/responses/{id}"].keys() == {"get", "delete"}
