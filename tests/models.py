@@ -57,17 +57,20 @@ def growth(initial_n_ctx: int, max_n_ctx: int, cell_bytes: int = 0) -> ContextGr
 
 def write_tiny_llama(
     path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama", pre_tokenizer: str = "",
-    adds_eos: bool = False,
+    adds_eos: bool = False, can_infill: bool = False,
 ) -> Path:  # fmt: skip
     """Write a llama model with random weights, a byte-level vocabulary and control tokens.
 
-    The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding.
+    The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding. With
+    `can_infill`, the control tokens of the roles also mark the prefix, the suffix and the middle for infilling.
     """
     with open_writer(path, architecture, N_CTX) as writer:
         _add_heads(writer)
         n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else add_vocabulary(writer)
         if adds_eos:
             writer.add_add_eos_token(True)
+        for i, role in enumerate(("pre", "suf", "mid") if can_infill else ()):
+            writer.add_uint32(f"tokenizer.ggml.fim_{role}_token_id", n_vocab - len(CONTROL) + i)
         if template is not None:
             writer.add_chat_template(template)
         _add_llama(TinyTensors(writer, seed), n_vocab)

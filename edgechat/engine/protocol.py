@@ -247,6 +247,20 @@ class LoadProgressed(Event, frozen=True):
     fraction: float
 
 
+class FimTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of a vocabulary that mark the parts of a prompt for infilling (fill-in-the-middle)."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    repository: int | None = None
+    """Token before the name of the repository; None if the vocabulary has none."""
+    separator: int | None = None
+    """Token before the name of each file; None if the vocabulary has none."""
+    start: list[int] = []
+    """Tokens that mark the start of a prompt."""
+
+
 class Loaded(Event, frozen=True):
     """The model is loaded and ready."""
 
@@ -273,6 +287,8 @@ class Loaded(Event, frozen=True):
     """Number of outputs of a reranker's classifier; 0 for another model."""
     n_embd: int = 0
     """Number of dimensions of the model's embeddings; 0 for a text model and for a reranker."""
+    fim_tokens: FimTokens | None = None
+    """Tokens for infilling; None if the vocabulary has none."""
     max_draft: int = 0
     """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
 

@@ -292,6 +292,7 @@ class EngineServer:
             is_embedding=model.is_embedding,
             n_embd=engine_model.n_embd,
             n_labels=engine_model.n_labels,
+            fim_tokens=_find_fim_tokens(model),
             max_draft=engine_model.max_draft,
         )
         with self._lock:
@@ -328,3 +329,11 @@ class EngineServer:
         """Send an event from the main thread, and record that this thread makes progress."""
         self._heartbeat.record_progress()
         self.clients.write(event)
+
+
+def _find_fim_tokens(model: Model) -> protocol.FimTokens | None:
+    """Return the tokens for infilling; None if the vocabulary lacks one of those that every prompt needs."""
+    tokens = model.fim_tokens
+    if not {"prefix", "suffix", "middle"} <= tokens.keys():
+        return None
+    return protocol.FimTokens(**tokens, start=[model.bos_token] if model.adds_bos else [])

@@ -157,9 +157,26 @@ class Model:
         return bool(self.bindings.llama.llama_vocab_get_add_bos(self.vocab))
 
     @property
+    def bos_token(self) -> int:
+        """The beginning-of-sequence token; -1 if the model has none."""
+        return int(self.bindings.llama.llama_vocab_bos(self.vocab))
+
+    @property
+    def fim_tokens(self) -> dict[str, int]:
+        """Tokens for infilling (fill-in-the-middle) by their role, without those that the vocabulary lacks."""
+        llama = self.bindings.llama
+        functions = {
+            "prefix": llama.llama_vocab_fim_pre, "suffix": llama.llama_vocab_fim_suf,
+            "middle": llama.llama_vocab_fim_mid, "repository": llama.llama_vocab_fim_rep,
+            "separator": llama.llama_vocab_fim_sep,
+        }  # fmt: skip
+        tokens = {role: int(function(self.vocab)) for role, function in functions.items()}
+        return {role: token for role, token in tokens.items() if token >= 0}
+
+    @property
     def bos(self) -> str:
         """Text of the beginning-of-sequence token; "" if the model has none."""
-        return self._get_token_text(self.bindings.llama.llama_vocab_bos(self.vocab))
+        return self._get_token_text(self.bos_token)
 
     @property
     def eos(self) -> str:

@@ -27,6 +27,7 @@ from edgechat.serve.dialects.openai import OpenAiDialect
 from edgechat.serve.embeddings import embed
 from edgechat.serve.endpoints import Endpoint, make_json_response
 from edgechat.serve.errors import ApiError
+from edgechat.serve.infill_api import InfillApi
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.ollama_api import OllamaApi
@@ -66,6 +67,7 @@ class Api:
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
+            *InfillApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
             *RerankApi(self._models, self._read_body).make_routes(_with_error_handling),
             *TextApi(self._models, self._read_body).make_routes(_with_error_handling),
             *ResponsesApi(self._find_text_queue, self._metrics, self._read_body, self._body_budget).make_routes(

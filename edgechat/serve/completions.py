@@ -11,6 +11,7 @@ from edgechat.engine import protocol
 from edgechat.engine.generation import TokenLogprobs
 from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob, make_stop_fields
 from edgechat.serve.errors import ApiError
+from edgechat.serve.infill import InfillParts, make_infill_prompt
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.response_builder import ResponseBuilder
@@ -34,15 +35,15 @@ class CompletionResponseBuilder(ResponseBuilder):
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body = self._body
         check_supported(body)
-        if body.suffix:
-            raise ApiError(400, "suffix: not supported.", param="suffix")
+        if body.suffix and body.echo:
+            raise ApiError(400, "echo: not supported together with suffix.", param="echo")
         if self.pick_options is not None and self.pick_options.method == "judge":
             raise ApiError(400, "pick: judge needs a conversation. Use /v1/chat/completions.", param="pick")
         rule = (await asyncio.to_thread(make_output_format, body)).rule
         grammar = f"start: {rule}\n" if rule else ""
         requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):
-            tokens = await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
+            tokens = await self.make_prompt(prompt)
             # The engine returns the text of prompt tokens only together with their logprobs.
             needs_prompt = bool(body.echo) and (body.logprobs is not None or not isinstance(prompt, str))
             requests.append(self.queue.build_generate_request(
@@ -52,6 +53,23 @@ class CompletionResponseBuilder(ResponseBuilder):
             echo = (prompt if isinstance(prompt, str) else None) if body.echo else ""
             self._texts += [_ChoiceText(echo) for _ in range(n_sequences)]
         return requests, [Choice(i) for i in range(len(requests) * self.count_replies(body))]
+
+    async def make_prompt(self, prompt: str | list[int]) -> list[int]:
+        """Return the tokens of a prompt; with `suffix`, those for infilling. Raises ApiError and EdgechatError."""
+        if self._body.suffix:
+            parts = InfillParts(prompt, self._body.suffix)
+            return await make_infill_prompt(self.queue, parts, self.max_tokens, "suffix")
+        return await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Maximum number of generated tokens; None for the whole context."""
+        return self.queue.choose_max_tokens(self._body.max_tokens)
+
+    @property
+    def has_several_prompts(self) -> bool:
+        """Whether the request has more than one prompt."""
+        return len(split_inputs(self._body.prompt, "prompt")) > 1
 
     @property
     def grammar_param(self) -> str | None:

@@ -15,6 +15,7 @@ from edgechat.serve.dialects.ollama_schemas import (
     OllamaModelRequest,
 )
 from edgechat.serve.dialects.openai_responses_schemas import ResponsesRequest
+from edgechat.serve.infill_schemas import FimRequest, InfillRequest, NativeCompletionRequest
 from edgechat.serve.rerank import RerankRequest
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
@@ -27,6 +28,9 @@ _POST_ENDPOINTS: Final = {
     "/v1/responses": (ResponsesRequest, "Generate a response (Responses API)"),
     "/v1/responses/input_tokens": (ResponsesRequest, "Count the tokens of a request (Responses API)"),
     "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
+    "/completion": (NativeCompletionRequest, "Continue a text (llama-server's API)"),
+    "/infill": (InfillRequest, "Fill a gap in a text (llama-server's API)"),
+    "/v1/fim/completions": (FimRequest, "Fill a gap in a text (Mistral's API)"),
     "/v1/rerank": (RerankRequest, "Sort documents by their relevance to a query"),
     "/tokenize": (TokenizeRequest, "Convert a text or a conversation to tokens"),
     "/detokenize": (DetokenizeRequest, "Convert tokens to text"),

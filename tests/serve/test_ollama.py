@@ -179,7 +179,7 @@ def test_errors_have_ollamas_status_and_form(both: ServerProcess, client: Client
         ("/api/chat", {"messages": user("Hi"), "options": {"top_p": 2}}, "options.top_p: must be at most 1"),
         ("/api/chat", {"messages": user("Hi"), "think": "much"}, "think: must be"),
         ("/api/chat", {"model": "tiny-bert", "messages": user("Hi")}, "is an embedding model"),
-        ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix: not supported"),
+        ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix: starter has no tokens for infilling"),
         ("/api/embed", {"input": "a"}, "is not an embedding model"),
         ("/api/copy", {"source": "a", "destination": "b"}, "changes no models"),
     ):

@@ -108,7 +108,8 @@ async def find_capabilities(queue: ModelQueue) -> list[str]:
     if queue.kind != "text":
         return [queue.kind]
     can_reason = await asyncio.to_thread(lambda: queue.prompt_builder.can_reason)
-    return ["completion", "tools", *(["thinking"] if can_reason else [])]
+    insert = ["insert"] if queue.model_properties.fim_tokens is not None else []
+    return ["completion", "tools", *insert, *(["thinking"] if can_reason else [])]
 
 
 def format_n_params(n_params: int) -> str:

@@ -60,20 +60,18 @@ def make_chat_request(body: OllamaChatRequest) -> ChatRequest:
 
 
 def make_generate_request(body: OllamaGenerateRequest) -> ChatRequest | CompletionRequest:
-    """Convert a completion: to a chat with one user message, or with `raw` to a text completion.
+    """Convert a completion: to a chat with one user message, or with `raw` or `suffix` to a text completion.
 
-    Raises ApiError for images, a suffix, a template and an invalid format.
+    Raises ApiError for images, a template and an invalid format.
     """
     if body.images:
         raise _make_image_error("images")
-    if body.suffix:
-        raise ApiError(400, "suffix: not supported. Put the text before the gap into the prompt, and set raw.")
     if body.template:
         raise ApiError(400, "template: not supported. Render the prompt in the client, and set raw.")
     params, prompt = _make_params(body), body.prompt or ""
-    if body.raw:
+    if body.raw or body.suffix:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        return CompletionRequest(prompt=prompt, logprobs=logprobs, **params)
+        return CompletionRequest(prompt=prompt, suffix=body.suffix, logprobs=logprobs, **params)
     messages: list[ChatMessage] = [SystemMessage(body.system)] if body.system else []
     fields = params | _make_thinking_fields(body)
     if body.logprobs:

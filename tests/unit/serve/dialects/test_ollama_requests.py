@@ -161,9 +161,9 @@ def test_no_call_has_two_results(messages: list[OllamaMessage]) -> None:
     assert set(result_ids) <= set(call_ids)
 
 
-def test_images_suffix_template_and_unknown_roles_are_refused() -> None:
+def test_images_template_and_unknown_roles_are_refused() -> None:
     for fields, path in (
-        ({"images": ["aGk="]}, "images"), ({"suffix": "x"}, "suffix"), ({"template": "{{ .Prompt }}"}, "template"),
+        ({"images": ["aGk="]}, "images"), ({"template": "{{ .Prompt }}"}, "template"),
     ):  # fmt: skip
         with pytest.raises(ApiError, match=path):
             generate(**fields)
