@@ -5,6 +5,7 @@
     |- DeclinedError           (1)
     |- SettingsError           (2)
     |- InvalidFileError        (4)
+    |- AgentNotFoundError      (127)
     |- ModelFileError          (3)
     |  `- ModelCrashError      (3)
     |- TemplateError           (3)
@@ -82,6 +83,12 @@ class InvalidFileError(EdgechatError):
         self.location = location
         """Path of the file, followed by `:LINE` if the line is known."""
         self.reason = reason
+
+
+class AgentNotFoundError(EdgechatError):
+    """Raised when the program of a coding agent is not installed. Shells use the same exit code."""
+
+    exit_code = 127
 
 
 class ModelFileError(EdgechatError):

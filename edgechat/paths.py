@@ -116,6 +116,11 @@ def log_file() -> Path:
     return cache_dir() / "engine.log"
 
 
+def launch_log_file() -> Path:
+    """Return the path of the log file of the servers of `edgechat launch`; the previous one has the suffix `.1`."""
+    return cache_dir() / "launch.log"
+
+
 def recent_choices_file() -> Path:
     """Return the path of the file with the recent choices in the command palette."""
     return cache_dir() / "recent-choices.json"

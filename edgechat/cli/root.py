@@ -32,6 +32,7 @@ Exit codes:
   4    runtime: no working backend, engine died, or history or download failed
   5    size: the model exceeds the memory, or the input the context
   6    network: the hub or another server is unreachable or refuses
+  127  the coding agent that `edgechat launch` should start is not installed
   129  the terminal was closed (SIGHUP)
   130  interrupted with Ctrl-C
   141  broken pipe: the program that reads the output has ended
@@ -42,7 +43,7 @@ Exit codes:
 _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
     "config": "config", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
-    "do": "do", "explain": "explain", "commit": "commit", "engine": "engine",
+    "do": "do", "explain": "explain", "commit": "commit", "engine": "engine", "launch": "launch",
 }  # fmt: skip
 
 

@@ -94,6 +94,11 @@ INSTALL_HINT = (
 )
 @click.option("--log-requests", is_flag=True, help="Log the method, endpoint, status and duration of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address and the models as JSON.")
+@click.option(
+    "--stop-on-stdin-eof",
+    is_flag=True,
+    help="Stop when standard input ends, so that the server ends with the program that started it.",
+)
 @generation_options
 def serve(
     *,
@@ -109,6 +114,7 @@ def serve(
     strict_models: bool,
     log_requests: bool,
     as_json: bool,
+    stop_on_stdin_eof: bool,
     **flags: Any,
 ) -> None:
     """Serve models through an OpenAI-compatible API.
@@ -135,6 +141,8 @@ def serve(
         raise UsageError(f"{invalid_origin!r} is not an origin. Example: https://chat.example:8443")
     if not is_loopback(host) and not api_key:
         raise UsageError(f"{host} is reachable from other machines: set a key with --api-key, or listen on 127.0.0.1.")
+    if stop_on_stdin_eof:
+        server.stop_on_stdin_eof()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(server.bind_socket(host, port))]
         address = f"http://{f'[{host}]' if ':' in host else host}:{listeners[0].getsockname()[1]}/v1"

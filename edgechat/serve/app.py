@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import Final, TypeVar
@@ -151,7 +152,7 @@ class Api:
     async def models(self, request: Request) -> Response:
         if "anthropic-version" in request.headers:
             return make_json_response(make_model_list(self._models.names, self._started_at))
-        objects = [self._make_model_object(name, queue) for name, queue in self._models.items()]
+        objects = [await self._make_model_object(name, queue) for name, queue in self._models.items()]
         return make_json_response({"object": "list", "data": objects})
 
     async def model(self, request: Request) -> Response:
@@ -161,10 +162,14 @@ class Api:
         queue = self._models.find_exact(name)
         if queue is None:
             raise self._models.make_unknown_error(name)
-        return make_json_response(self._make_model_object(queue.choose_response_name(name), queue))
+        return make_json_response(await self._make_model_object(queue.choose_response_name(name), queue))
 
-    def _make_model_object(self, name: str, queue: ModelQueue) -> dict[str, object]:
+    async def _make_model_object(self, name: str, queue: ModelQueue) -> dict[str, object]:
         model_properties = queue.model_properties
+        # The template is rendered for this once, in another process.
+        has_native_tools = queue.kind == "text" and await asyncio.to_thread(
+            lambda: queue.prompt_builder.formats.has_native_tools
+        )
         return {
             "id": name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
             # The model list of vLLM calls the model behind an alias `root`.
@@ -173,7 +178,8 @@ class Api:
             "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
                      "n_params": model_properties.n_params, "size": model_properties.size_bytes,
-                     "is_embedding": queue.kind == "embedding", "is_reranker": queue.kind == "reranker"},
+                     "is_embedding": queue.kind == "embedding", "is_reranker": queue.kind == "reranker",
+                     "has_native_tools": has_native_tools},
         }  # fmt: skip
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import functools
 import logging
+import os
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -40,6 +44,7 @@ BACKLOG: Final = 512
 # connections only between two iterations.
 _ACCEPT_BATCH: Final = 64
 _TICKS_PER_S: Final = 10  # how often uvicorn calls `on_tick`
+_STDIN_CHUNK_BYTES: Final = 4096
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -72,6 +77,24 @@ def bind_ollama_socket(stack: contextlib.ExitStack) -> socket.socket | None:
     except (UsageError, OSError):
         return None
     return ollama_socket
+
+
+def stop_on_stdin_eof() -> None:
+    """Send SIGTERM to this process when standard input ends, also while models are loading.
+
+    The system closes the other end of a pipe when the process that has it ends, even by SIGKILL.
+    """
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):  # standard input is closed
+            while os.read(0, _STDIN_CHUNK_BYTES):
+                pass
+        if sys.platform == "win32":  # there, os.kill would end the process at once
+            _thread.interrupt_main(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="standard input", daemon=True).start()
 
 
 def _is_not_cancellation(record: logging.LogRecord) -> bool:
