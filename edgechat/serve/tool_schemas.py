@@ -276,6 +276,35 @@ def declare_required(schema: Any, depth: int = 0) -> Any:
     return new_schema
 
 
+def close_objects(schema: Any) -> Any:
+    """Return a copy of a JSON schema whose objects have declared properties only, unless it says otherwise.
+
+    Few clients write `additionalProperties`, and small models invent properties where a grammar allows them. The
+    grammars of llama.cpp do the same. A schema that declares the properties of one object in several places is
+    unchanged, and so are objects without `properties`.
+    """
+    return schema if _declares_in_several_places(schema, 0) else _close_objects(schema, 0)
+
+
+def _declares_in_several_places(schema: object, depth: int) -> bool:
+    if not isinstance(schema, Mapping):
+        return False
+    combining_keywords = schema.keys() & _COMBINING_KEYWORDS
+    return (
+        depth > _MAX_DEPTH
+        or bool(combining_keywords & {"allOf", "patternProperties"})
+        or (bool(combining_keywords) and "properties" in schema)
+        or any(_declares_in_several_places(subschema, depth + 1) for subschema in _iterate_subschemas(schema))
+    )
+
+
+def _close_objects(schema: Any, depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return schema
+    new_schema = _convert_subschemas(schema, lambda item: _close_objects(item, depth + 1))
+    return {"additionalProperties": False, **new_schema} if new_schema.get("properties") else new_schema
+
+
 def _allow_any_object(_schema: Any) -> dict[str, Any]:
     return {"type": "object"}
 

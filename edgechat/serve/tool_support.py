@@ -29,6 +29,7 @@ from edgechat.serve.tool_schemas import (
     WEAKENINGS,
     check_parameters,
     check_strict,
+    close_objects,
     declare_required,
     is_enforced,
     is_simple,
@@ -155,7 +156,7 @@ def _make_grammars(tools: list[Tool], make_grammar: _MakeGrammar) -> tuple[list[
                 return weaker
         return weaker
 
-    enforced_tools = enforce([_replace_schema(t, declare_required) if t.function.parameters else t for t in tools], 0)
+    enforced_tools = enforce([_complete_schema(tool) for tool in tools], 0)
     is_whole = bool(tried_grammars) and next(n_splits) == 0
     grammar = tried_grammars[0] if is_whole else make_grammar(enforced_tools)
     if grammar is None:
@@ -191,6 +192,12 @@ def _iterate_weaker(
 def _is_schema_fixed(tool: Tool, *, is_large: bool) -> bool:
     """Return whether a tool keeps its schema in weaker grammars: it is strict, or its schema is certain to compile."""
     return bool(tool.function.strict) or (not is_large and is_simple(tool.function.parameters or {}))
+
+
+def _complete_schema(tool: Tool) -> Tool:
+    if not tool.function.parameters:
+        return tool
+    return _replace_schema(tool, lambda schema: close_objects(declare_required(schema)))
 
 
 def _replace_schema(tool: Tool, weaken: Callable[[Any], Any]) -> Tool:

@@ -15,7 +15,7 @@ from edgechat.prompt.tool_formats import format_calls
 from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
-from edgechat.serve.tool_schemas import WEAKENINGS, declare_required, is_enforced, is_simple
+from edgechat.serve.tool_schemas import WEAKENINGS, close_objects, declare_required, is_enforced, is_simple
 from edgechat.serve.tool_support import check_tools
 from tests.grammars import allows
 from tests.unit.serve.examples import chat_request
@@ -149,6 +149,49 @@ def test_properties_of_combined_schemas_are_not_declared_again() -> None:
         assert declare_required(schema) == schema
     typed = {"type": "object", "required": ["a"], "additionalProperties": {"type": "integer"}}
     assert declare_required(typed)["properties"] == {"a": {"type": "integer"}}
+
+
+OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}}
+CLOSED = OPEN | {"additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        (OPEN, CLOSED),
+        (OPEN | {"additionalProperties": True}, OPEN | {"additionalProperties": True}),
+        ({"type": "array", "items": OPEN}, {"type": "array", "items": CLOSED}),
+        ({"$defs": {"x": OPEN}, "anyOf": [{"$ref": "#/$defs/x"}]},
+         {"$defs": {"x": CLOSED}, "anyOf": [{"$ref": "#/$defs/x"}]}),
+    ],
+)  # fmt: skip
+def test_object_has_only_declared_properties_unless_its_schema_says_otherwise(
+    schema: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert close_objects(schema) == expected
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"}, {"type": "object", "properties": {}}, OPEN | {"allOf": [{"required": ["b"]}]},
+        {"allOf": [OPEN, {"$ref": "#/$defs/x"}], "$defs": {"x": OPEN}}, OPEN | {"patternProperties": {"b": OPEN}},
+        OPEN | {"anyOf": [{"properties": {"b": {}}}]}, True, None,
+    ],
+)  # fmt: skip
+def test_objects_of_combined_schemas_stay_open(schema: Any) -> None:
+    assert close_objects(schema) == schema
+
+
+def test_model_invents_no_argument(renderer: Renderer) -> None:
+    call = '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call>'
+    for template in ("Qwen-Qwen3-0.6B", "google-gemma-2-2b-it"):
+        builder = make_builder(renderer, template)
+        (grammar, *_) = prepare_request(builder, {"f": OPEN}, tool_choice="required").grammars
+        lark = convert_tool_grammar(grammar) if isinstance(grammar, ToolGrammar) else f"start: {grammar}"
+        assert allows(lark, call.format('{"a": 1}'))
+        assert not allows(lark, call.format('{"b": 1}'))
+        assert not allows(lark, call.format('{"a": 1, "b": 1}'))
 
 
 EVERYTHING = CallEnforcement(*[True] * len(CallEnforcement._fields))
