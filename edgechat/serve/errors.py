@@ -72,8 +72,8 @@ def make_shutdown_error() -> ApiError:
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
     """Convert an EdgechatError to an error response; `param` is the name of the request field that holds the input."""
     if isinstance(error, ContextOverflowError):
-        # Clients such as litellm recognise this error by the wording of llama-server.
-        message = f"{error} The request exceeds the available context size."
+        # Clients recognise this error by words of the message: litellm by those of llama-server, LangChain by the code.
+        message = f"{error} The request exceeds the available context size (context_length_exceeded)."
         return ApiError(400, message, param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
         return ApiError(400, str(error), param=param, code="unsupported_format")

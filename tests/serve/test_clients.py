@@ -104,4 +104,5 @@ def test_context_length_is_named_as_clients_read_it(server: ServerProcess) -> No
     _, models, _ = server.request("/v1/models")
     assert models["data"][0]["max_model_len"] == models["data"][0]["context_length"] == 2048
     _, answer = server.chat({"messages": "x " * 4000})
-    assert "exceeds the available context size" in answer["error"]["message"]  # litellm looks for these words
+    # litellm looks for the first words, LangChain for the code.
+    assert "exceeds the available context size (context_length_exceeded)" in answer["error"]["message"]
