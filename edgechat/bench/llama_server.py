@@ -117,6 +117,12 @@ class LlamaServer:
         connection.close()
         return msgspec.json.decode(content)
 
+    def kill(self) -> None:
+        """Kill the process with SIGKILL, and start it again."""
+        self._process.kill()
+        self._process.wait()
+        self._process = self._start()
+
     def restore_slot(self) -> None:
         """Restore the slot that `restart` has saved."""
         self._post(f"/slots/{self._slot}?action=restore", {"filename": "conversation.bin"})

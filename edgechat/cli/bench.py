@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgechat.cli.bench_agent import agent
 from edgechat.cli.bench_options import (
     count_option,
     json_option,
@@ -349,4 +350,5 @@ def speculation(
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
+bench.add_command(agent)
 bench.add_command(reasoning)
