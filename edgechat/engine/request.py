@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Maximum fraction of the total step time that disturbed steps may take; above it, the speeds of a request are
 # unreliable.
 _MAX_DISTURBED_FRACTION: Final = 0.2
+# A shorter rest of a prompt waits for the grammar of its request, because a step for the last token takes time, too.
+_MIN_EARLY_TOKENS: Final = 128
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
 
@@ -84,7 +86,10 @@ class ActiveRequest:
         self.last_prefill_at = 0.0
         """Monotonic time of the last prefill step; 0 before the first step."""
         self.grammar: Grammar | TriggeredGrammar | None = None
-        """Compiled form of one of `params.grammars`, which must be set before `start`."""
+        """Compiled form of one of `params.grammars`, which must be set before the prefill ends."""
+        self._is_awaiting_grammar = False
+        self._held_progress: int | None = None
+        """Number of prompt tokens of the progress event that is sent when the grammar is set; None for no event."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache
@@ -121,6 +126,16 @@ class ActiveRequest:
         return bool(self._pending_prefills)
 
     @property
+    def can_prefill(self) -> bool:
+        """True if a prefill step has work to do: not if all but the last tokens are done and no grammar is set yet."""
+        if not self._pending_prefills or not self._is_awaiting_grammar:
+            return self.is_prefilling
+        pending = self._pending_prefills[0]
+        if pending.seq is None:
+            return not self.params.bypass_cache  # which must not depend on the time that a grammar takes
+        return len(pending.tokens) - len(self._context.tokens(pending.seq)) >= _MIN_EARLY_TOKENS
+
+    @property
     def is_finished(self) -> bool:
         """True when all output sequences have ended."""
         return not self._pending_prefills and not self.decoding_sequences
@@ -136,6 +151,20 @@ class ActiveRequest:
         self._pending_prefills = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished_sequences]
         if not self.sequences:
             self._pending_prefills = [PendingPrefill(self.prompt)]
+
+    def await_grammar(self) -> None:
+        """Prefill only a part of the prompt until `set_grammar`.
+
+        Progress events wait until then, because the client can still get an error as the first event.
+        """
+        self._is_awaiting_grammar = True
+
+    def set_grammar(self, grammar: Grammar | TriggeredGrammar) -> None:
+        """Set the grammar for which the request has waited, so that its prefill can end."""
+        self.grammar = grammar
+        self._is_awaiting_grammar = False
+        if self._held_progress is not None:
+            self._send_progress(self._held_progress)
 
     def preempt(self) -> None:
         """Return all sequences to the prefix cache, which may evict them; `start` resumes the request."""
@@ -181,6 +210,7 @@ class ActiveRequest:
     def prefill(self, max_tokens: int) -> None:
         """Compute up to `max_tokens` tokens of the first pending prefill; when it is complete, sample the next token.
 
+        Without the grammar for which the request waits, at least the last token stays pending.
         Raises DecodeAborted, EngineError and NoKvSlotError. After NoKvSlotError, the caller can free cells and retry.
         """
         pending = self._pending_prefills[0]
@@ -195,7 +225,10 @@ class ActiveRequest:
         start = len(context.tokens(seq))
         needs_all_logits = self.params.prompt_logprobs and pending.output is None
         max_tokens = min(max_tokens, context.max_outputs) if needs_all_logits else max_tokens
-        end = min([len(tokens), start + max_tokens, *(t for t in checkpoints if t > start)])
+        if not self.can_prefill:
+            return
+        n_ready = len(tokens) - 1 if self._is_awaiting_grammar else len(tokens)
+        end = min([n_ready, start + max_tokens, *(t for t in checkpoints if t > start)])
         stopwatch = context.start_stopwatch()
         context.decode(tokens[start:end], seq, all_logits=needs_all_logits)
         context.synchronize()
@@ -249,6 +282,9 @@ class ActiveRequest:
 
     def _send_progress(self, n_tokens: int) -> None:
         """Send the number of prompt tokens that are in the context."""
+        if self._is_awaiting_grammar:
+            self._held_progress = n_tokens
+            return
         self._send(PrefillProgressed(
             id=self.params.id, done_tokens=n_tokens, total_tokens=len(self.prompt), cached_tokens=self._n_cached
         ))  # fmt: skip

@@ -55,6 +55,15 @@ class Scheduler:
         """True if no request is running or waiting."""
         return not self._running and not self._waiting
 
+    @property
+    def is_blocked(self) -> bool:
+        """True if the running requests have nothing to compute until their grammars are set."""
+        return bool(self._running) and not any(r.decoding_sequences or r.can_prefill for r in self._running)
+
+    def fail(self, request: ActiveRequest, error: Exception) -> None:
+        """End a running or waiting request with an error."""
+        self._end_request(request, error)
+
     def add(self, request: ActiveRequest) -> None:
         """Append a request to the queue of waiting requests."""
         self._waiting.append(request)
@@ -231,8 +240,11 @@ class Scheduler:
         """Prefill a part of the prompt that has waited longest for a prefill step."""
         while prefilling_requests := [r for r in self._running if r.is_prefilling]:
             ready_requests = [
-                r for r in prefilling_requests if not any(_should_wait_for(r, other) for other in prefilling_requests)
-            ]
+                r for r in prefilling_requests
+                if r.can_prefill and not any(_should_wait_for(r, other) for other in prefilling_requests)
+            ]  # fmt: skip
+            if not ready_requests:
+                return  # all of them wait for their grammars
             request = min(ready_requests, key=lambda r: r.last_prefill_at)
             try:
                 self._run_work(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]

@@ -26,18 +26,18 @@ from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, detokenize, iterate_prompt, iterate_request
-from edgechat.errors import EdgechatError, EngineError, GrammarError, RequestCancelledError
+from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 from edgechat.hardware.contention import Stopwatch
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.throughput import StopTimer
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.context import Context
-from edgechat.runtime.grammar import compile_grammar
+from edgechat.runtime.grammar import Grammar, compile_grammar
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.tool_grammar import ToolGrammar
-from edgechat.runtime.triggered_grammar import start_tool_grammar
+from edgechat.runtime.triggered_grammar import TriggeredGrammar, start_tool_grammar
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
 # Delay before the next idle task while the disk tier is writing.
@@ -112,7 +112,7 @@ class TextModel(EngineModel):
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._compiling_requests) or not (self._scheduler.is_idle and self._tokenizations.is_empty)
+        return not (self._scheduler.is_idle and self._tokenizations.is_empty)
 
     def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Generate):
@@ -156,12 +156,15 @@ class TextModel(EngineModel):
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
         if request.grammars:
+            active_request.await_grammar()
             result = self._grammar_compiler.submit(request.grammars, request.visible_control_tokens)
             self._compiling_requests.append((active_request, result))
-        else:
-            self._scheduler.add(active_request)
+        self._scheduler.add(active_request)
 
     def _finish_request(self, request: ActiveRequest, event: protocol.Event) -> None:
+        for compiling in [c for c in self._compiling_requests if c[0] is request]:
+            self._compiling_requests.remove(compiling)
+            self._grammar_compiler.cancel(compiling[1])
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
@@ -185,49 +188,34 @@ class TextModel(EngineModel):
 
     def step(self, cancelled_ids: set[int]) -> None:
         self._tokenizations.cancel(cancelled_ids)
-        self._advance_compiling_requests(cancelled_ids)
         self._scheduler.cancel(cancelled_ids)
+        self._set_grammars()
         self._tokenizations.step()
         if not self._scheduler.is_idle:
             self._scheduler.step()
 
     def end_thinking(self, request_id: int) -> None:
-        compiling_request = next((r for r, _ in self._compiling_requests if r.params.id == request_id), None)
-        if compiling_request is not None:
-            compiling_request.end_thinking()
-        elif not self._scheduler.end_thinking(request_id):
+        if not self._scheduler.end_thinking(request_id):
             self._early_thinking_ends.append(request_id)
 
-    def _advance_compiling_requests(self, cancelled_ids: set[int]) -> None:
-        """Cancel requests whose grammars are being compiled, or pass them to the scheduler once these are ready."""
-        if self._compiling_requests and self._scheduler.is_idle and self._tokenizations.is_empty:
+    def _set_grammars(self) -> None:
+        """Set the grammars that have been compiled; the prefill of their requests has begun and can now end."""
+        if self._compiling_requests and self._scheduler.is_blocked and self._tokenizations.is_empty:
             wait([result for _, result in self._compiling_requests], _COMPILE_WAIT_S, "FIRST_COMPLETED")
-        for request, result in list(self._compiling_requests):
-            is_cancelled = request.params.id in cancelled_ids
-            if not is_cancelled and not result.done():
-                continue
+        for request, result in [c for c in self._compiling_requests if c[1].done()]:
             self._compiling_requests.remove((request, result))
-            if is_cancelled:
-                self._grammar_compiler.cancel(result)
-                self._finish_request(request, request.create_final_event())
-            elif (error := result.exception()) is not None:
-                self._finish_request(request, create_failure_event(request.params.id, error))
-            else:
-                self._start_constrained(request, result.result())
-
-    def _start_constrained(self, request: ActiveRequest, compiled: CompiledGrammar) -> None:
-        """Pass a request with a compiled grammar to the scheduler."""
-        params = request.params
-        request.grammar = compiled.grammar
-        if isinstance(compiled.source, ToolGrammar):
             try:
-                request.grammar = start_tool_grammar(
-                    self._model, compiled.grammar, compiled.source, params.visible_control_tokens
-                )
-            except GrammarError as error:
-                self._finish_request(request, create_failure_event(params.id, error))
-                return
-        self._scheduler.add(request)
+                request.set_grammar(self._start_grammar(request, result.result()))
+            except (EdgechatError, MemoryError) as error:
+                self._scheduler.fail(request, error)
+
+    def _start_grammar(self, request: ActiveRequest, compiled: CompiledGrammar) -> Grammar | TriggeredGrammar:
+        """Return the grammar of a request. Raises GrammarError."""
+        if isinstance(compiled.source, ToolGrammar):
+            return start_tool_grammar(
+                self._model, compiled.grammar, compiled.source, request.params.visible_control_tokens
+            )
+        return compiled.grammar
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:
         if self._idle_since is None:
@@ -258,9 +246,8 @@ class TextModel(EngineModel):
         self._context.clear_abort()
 
     def close(self) -> None:
-        self._advance_compiling_requests({request.params.id for request, _ in self._compiling_requests})
-        self._grammar_compiler.close()
         self._scheduler.cancel_all()
+        self._grammar_compiler.close()
         self._speed_recorder.save()
         deadline = time.monotonic() + _MAX_PREFIX_SAVE_S
         try:

@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edgechat.config import Sampling
+from edgechat.config import GREEDY, Sampling
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, GrammarError
@@ -119,6 +119,24 @@ def test_endless_or_crashing_schema_ends_only_its_request(engine: EngineClient, 
     thread.join()
     assert reply[0].stats.completion_tokens == 40
     assert engine.pid == pid
+
+
+def test_prompt_is_processed_while_its_grammar_is_compiled(engine: EngineClient) -> None:
+    tokens = engine.tokenize("".join(f"{i}: the fox and the owl\n" for i in range(60)))
+    request = protocol.Generate(
+        id=engine.next_id(), tokens=tokens, max_tokens=2, sampling=GREEDY,
+        grammars=[f"start: %json {json.dumps(ENDLESS)}"],
+    )  # fmt: skip
+    events: list[protocol.AnyEvent] = []
+    with pytest.raises(GrammarError, match="too complex"):
+        events.extend(engine.generate(request))
+    assert events == []  # the client can still report the error in place of a reply
+    _, finished = generate(engine, tokens=tokens, text="", max_tokens=2)
+    assert len(tokens) > 400
+    assert finished.stats.cached_tokens > 100
+    texts, finished = generate(engine, tokens=tokens, text="", max_tokens=20, grammars=[NUMBERS])
+    assert texts[0].startswith("[")
+    assert finished.stats.cached_tokens == len(tokens) - 1
 
 
 def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient) -> None:
