@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 # Maximum fraction of the total step time that disturbed steps may take; above it, the speeds of a request are
 # unreliable.
 _MAX_DISTURBED_FRACTION: Final = 0.2
-# A shorter rest of a prompt waits for the grammar of its request, because a step for the last token takes time, too.
+# A shorter rest of a prompt waits for the grammar of its request, because a separate step for the last token takes
+# time, too. Most grammars are compiled within the wait; the first one of an engine takes up to a second.
 _MIN_EARLY_TOKENS: Final = 128
+_MIN_LATE_TOKENS: Final = 16
+_GRAMMAR_WAIT_S: Final = 0.1
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
 
@@ -133,7 +136,9 @@ class ActiveRequest:
         pending = self._pending_prefills[0]
         if pending.seq is None:
             return not self.params.bypass_cache  # which must not depend on the time that a grammar takes
-        return len(pending.tokens) - len(self._context.tokens(pending.seq)) >= _MIN_EARLY_TOKENS
+        n_left = len(pending.tokens) - len(self._context.tokens(pending.seq))
+        is_late = time.monotonic() - self._arrived_at > _GRAMMAR_WAIT_S
+        return n_left >= (_MIN_LATE_TOKENS if is_late else _MIN_EARLY_TOKENS)
 
     @property
     def is_finished(self) -> bool:
