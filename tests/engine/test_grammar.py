@@ -123,10 +123,10 @@ def test_endless_or_crashing_schema_ends_only_its_request(engine: EngineClient, 
 
 def test_prompt_is_processed_while_its_grammar_is_compiled(engine: EngineClient) -> None:
     tokens = engine.tokenize("".join(f"{i}: the fox and the owl\n" for i in range(60)))
+    unknown_grammar = f"start: %json {json.dumps(ENDLESS | {'title': 'not checked before'})}"
     request = protocol.Generate(
-        id=engine.next_id(), tokens=tokens, max_tokens=2, sampling=GREEDY,
-        grammars=[f"start: %json {json.dumps(ENDLESS)}"],
-    )  # fmt: skip
+        id=engine.next_id(), tokens=tokens, max_tokens=2, sampling=GREEDY, grammars=[unknown_grammar]
+    )
     events: list[protocol.AnyEvent] = []
     with pytest.raises(GrammarError, match="too complex"):
         events.extend(engine.generate(request))
