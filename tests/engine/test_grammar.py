@@ -99,7 +99,7 @@ def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
     generate(
         engine, grammars=["start: %json " + json.dumps({"enum": [f"value {i}" for i in range(15_000)]})], max_tokens=4
     )
-    assert time.monotonic() - started_at < 10  # generous, for a busy machine
+    assert time.monotonic() - started_at < 60  # seconds of CPU time, also on a machine that is busy
 
 
 @pytest.mark.parametrize("value", [ENDLESS, REFERENCES])
