@@ -16,7 +16,7 @@ from edgechat.engine.generation import CacheMiss, GenerationStats, TokenLogprobs
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import EngineError
 from edgechat.prompt.reply_parser import ParsedToolCall, ReplyDelta, ReplyParser, ToolCallDelta
-from edgechat.serve.model_queue import EventStream
+from edgechat.serve.event_stream import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 _log: Final = logging.getLogger("edgechat.serve")

@@ -1,4 +1,4 @@
-"""Served model with a queue of requests, and streams of the engine events of these requests."""
+"""Served model with a queue of requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
+from edgechat.serve.event_stream import EventStream
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.prompt_rules import apply_prompt_rules
 from edgechat.serve.schemas import GenerationParams
@@ -39,14 +40,6 @@ ModelKind = Literal["text", "embedding", "reranker"]
 # Number of tokens that the engine converts to text at once, in about 10 ms, in which it generates nothing.
 _DETOKENIZED_TOKENS: Final = 4096
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
-
-
-class RequestEvent(NamedTuple):
-    """Engine event, and the index of its request among the requests of the event stream."""
-
-    request_index: int
-    event: protocol.AnyEvent | None
-    """None for a heartbeat, which a timer sends."""
 
 
 class ModelQueue:
@@ -364,65 +357,3 @@ class ModelQueue:
         for stream in self._streams:
             self._cancel(stream)
         self._model.engine.expect_end()
-
-
-class EventStream:
-    """Stream of the engine events of one or more requests. The caller must call `close`, even after errors."""
-
-    def __init__(
-        self, queue: ModelQueue, requests: Sequence[protocol.Request], heartbeat_s: float | None = None,
-        response_id: str = "",
-    ) -> None:  # fmt: skip
-        self.response_id = response_id
-        self.has_started = False
-        self._queue = queue
-        self._plan = queue.plan
-        self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError | None]] = asyncio.Queue()
-        self._heartbeat_s = heartbeat_s
-        self._heartbeat: asyncio.TimerHandle | None = None
-        self._schedule_heartbeat()
-
-    def _schedule_heartbeat(self) -> None:
-        if self._heartbeat_s is not None:
-            self._heartbeat = self._loop.call_later(self._heartbeat_s, self._beat)
-
-    def _beat(self) -> None:
-        self._events.put_nowait((0, None))
-        self._schedule_heartbeat()
-
-    @property
-    def unfinished_ids(self) -> list[int]:
-        """IDs of the requests without a final event."""
-        return list(self._unfinished_id_by_index.values())
-
-    def make_event_handler(self, request_index: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
-        """Return a thread-safe callback for the engine events of one request."""
-
-        def on_event(event: protocol.AnyEvent | EdgechatError) -> None:
-            with contextlib.suppress(RuntimeError):  # raised if the event loop is closed
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (request_index, event))
-
-        return on_event
-
-    async def next(self) -> RequestEvent | None:
-        """Return the next event; None after the final events of all requests. Raises the engine's EdgechatError."""
-        if not self._unfinished_id_by_index:
-            return None
-        index, event = await self._events.get()
-        self.has_started = self.has_started or event is not None
-        if isinstance(event, EdgechatError):
-            self._unfinished_id_by_index.pop(index, None)
-            await self._queue.recover_from(event, self._plan)
-            raise event
-        if isinstance(event, protocol.FINAL_EVENTS):
-            self._unfinished_id_by_index.pop(index, None)
-        return RequestEvent(index, event)
-
-    def close(self) -> None:
-        """Cancel the unfinished requests and release the lease. Further calls have no effect."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-        self._queue.release(self)
-        self._unfinished_id_by_index.clear()

@@ -17,8 +17,9 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.errors import ApiError
+from edgechat.serve.event_stream import EventStream
 from edgechat.serve.model_lease import ModelLease
-from edgechat.serve.model_queue import EventStream, ModelQueue
+from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.schemas import ChatRequest
 from tests.unit.serve.examples import chat_request
 

@@ -14,7 +14,7 @@ from edgechat.errors import EngineError
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, PromptProgress, UsageTotals, stream_deltas
 from edgechat.serve.dialects.openai import DONE, PING, OpenAiDialect
 from edgechat.serve.errors import ApiError
-from edgechat.serve.model_queue import RequestEvent
+from edgechat.serve.event_stream import RequestEvent
 from edgechat.serve.response_builder import PING_INTERVAL_S, ResponseBuilder
 from edgechat.serve.schemas import CompletionRequest
 from edgechat.serve.streams import encode_stream

@@ -1,0 +1,96 @@
+"""Streams of the engine events of one or more requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from edgechat.engine import protocol
+from edgechat.errors import EdgechatError
+from edgechat.planner.load_plan import LoadPlan
+
+
+class RequestEvent(NamedTuple):
+    """Engine event, and the index of its request among the requests of the event stream."""
+
+    request_index: int
+    event: protocol.AnyEvent | None
+    """None for a heartbeat, which a timer sends."""
+
+
+class StreamOwner(Protocol):
+    """Model queue to which a stream belongs."""
+
+    @property
+    def plan(self) -> LoadPlan | None:
+        """Load plan of the model; None if no model is loaded."""
+
+    async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> None:
+        """Load the model again after an error, if that can help; `plan` is the plan of the failed request."""
+
+    def release(self, stream: EventStream) -> None:
+        """Cancel the unfinished requests of a stream."""
+
+
+class EventStream:
+    """Stream of the engine events of one or more requests. The caller must call `close`, even after errors."""
+
+    def __init__(
+        self, owner: StreamOwner, requests: Sequence[protocol.Request], heartbeat_s: float | None = None,
+        response_id: str = "",
+    ) -> None:  # fmt: skip
+        self.response_id = response_id
+        self.has_started = False
+        self._owner = owner
+        self._plan = owner.plan
+        self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError | None]] = asyncio.Queue()
+        self._heartbeat_s = heartbeat_s
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._schedule_heartbeat()
+
+    def _schedule_heartbeat(self) -> None:
+        if self._heartbeat_s is not None:
+            self._heartbeat = self._loop.call_later(self._heartbeat_s, self._beat)
+
+    def _beat(self) -> None:
+        self._events.put_nowait((0, None))
+        self._schedule_heartbeat()
+
+    @property
+    def unfinished_ids(self) -> list[int]:
+        """IDs of the requests without a final event."""
+        return list(self._unfinished_id_by_index.values())
+
+    def make_event_handler(self, request_index: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
+        """Return a thread-safe callback for the engine events of one request."""
+
+        def on_event(event: protocol.AnyEvent | EdgechatError) -> None:
+            with contextlib.suppress(RuntimeError):  # raised if the event loop is closed
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (request_index, event))
+
+        return on_event
+
+    async def next(self) -> RequestEvent | None:
+        """Return the next event; None after the final events of all requests. Raises the engine's EdgechatError."""
+        if not self._unfinished_id_by_index:
+            return None
+        index, event = await self._events.get()
+        self.has_started = self.has_started or event is not None
+        if isinstance(event, EdgechatError):
+            self._unfinished_id_by_index.pop(index, None)
+            await self._owner.recover_from(event, self._plan)
+            raise event
+        if isinstance(event, protocol.FINAL_EVENTS):
+            self._unfinished_id_by_index.pop(index, None)
+        return RequestEvent(index, event)
+
+    def close(self) -> None:
+        """Cancel the unfinished requests and release the lease. Further calls have no effect."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        self._owner.release(self)
+        self._unfinished_id_by_index.clear()
