@@ -22,6 +22,7 @@ from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
 
 _POST_ENDPOINTS: Final = {
     "/v1/chat/completions": (ChatRequest, "Generate a reply to a conversation"),
+    "/v1/chat/completions/input_tokens": (ChatRequest, "Count the tokens of a conversation"),
     "/v1/completions": (CompletionRequest, "Continue a text"),
     "/v1/messages": (MessagesRequest, "Generate a reply to a conversation (Anthropic's API)"),
     "/v1/messages/count_tokens": (CountTokensRequest, "Count the tokens of a conversation (Anthropic's API)"),

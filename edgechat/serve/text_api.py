@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgechat import __version__
+from edgechat.prompt.builder import BuiltPrompt
 from edgechat.serve.endpoints import BodyReader, ErrorHandler, make_json_response
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
@@ -36,6 +37,7 @@ class TextApi:
             Route("/tokenize", handle_errors(self.tokenize, "content"), methods=["POST"]),
             Route("/detokenize", handle_errors(self.detokenize, "tokens"), methods=["POST"]),
             Route("/apply-template", handle_errors(self.apply_template, "messages"), methods=["POST"]),
+            Route("/v1/chat/completions/input_tokens", handle_errors(self.count_tokens, "messages"), methods=["POST"]),
             Route("/props", handle_errors(self.describe_model, None), methods=["GET"]),
             Route("/version", handle_errors(self.version, None), methods=["GET"]),
             Route("/slots", handle_errors(self.refuse_slots, None), methods=["GET"], include_in_schema=False),
@@ -64,6 +66,13 @@ class TextApi:
         return self._models.get(name, "text")
 
     async def apply_template(self, request: Request) -> Response:
+        return make_json_response({"prompt": (await self._render(request)).text})
+
+    async def count_tokens(self, request: Request) -> Response:
+        n_tokens = len((await self._render(request)).tokens)
+        return make_json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+    async def _render(self, request: Request) -> BuiltPrompt:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, ChatRequest, memory)
             queue = self._models.get(body.model, "text")
@@ -71,8 +80,8 @@ class TextApi:
             builder = RenderingBuilder(queue, body)
             del body
             with queue.admit(find_client_address(request)):
-                prompt = await cancel_on_disconnect(request, asyncio.ensure_future(builder.render()))
-        return make_json_response({"prompt": prompt.text})
+                prompt: BuiltPrompt = await cancel_on_disconnect(request, asyncio.ensure_future(builder.render()))
+        return prompt
 
     async def describe_model(self, request: Request) -> Response:
         """Describe a model, given in the query as `model`, and the defaults of requests to it."""

@@ -73,6 +73,8 @@ def test_forms_of_vllm(server: ServerProcess, tiny: ServerProcess) -> None:
     count = post(server, "/tokenize", messages=user("Hi"))["count"]
     reply = post(server, "/v1/chat/completions", messages=user("Hi"), max_tokens=1)
     assert count == reply["usage"]["prompt_tokens"]
+    for path in ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"):
+        assert post(server, path, messages=user("Hi"))["input_tokens"] == count
 
 
 def test_rendered_prompt_has_the_tokens_of_the_chat(server: ServerProcess) -> None:
@@ -145,7 +147,7 @@ BODY = st.fixed_dictionaries({}, optional={
 
 def test_random_bodies_cause_no_server_error(server: ServerProcess) -> None:
     @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(("tokenize", "detokenize", "apply-template")), BODY)
+    @given(st.sampled_from(("tokenize", "detokenize", "apply-template", "chat/completions/input_tokens")), BODY)
     def send(path: str, body: dict[str, Any]) -> None:
         status, answer, _ = server.request(f"/{path}", body)
         assert status < 500, answer
