@@ -22,6 +22,7 @@ from edgechat.serve.dialects.openai_responses_requests import (
     ResponsesBuilder,
     check_supported_fields,
     find_custom_tools,
+    find_namespaces,
     find_summary_option,
     make_chat_request,
     make_echo_fields,
@@ -142,7 +143,8 @@ class ResponsesApi:
 
     def _make_writer(self, body: ResponsesRequest, response_id: str) -> OutputWriter:
         return OutputWriter(
-            response_id, find_custom_tools(body), with_summary=find_summary_option(body) is not None,
+            response_id, find_custom_tools(body), find_namespaces(body),
+            with_summary=find_summary_option(body) is not None,
             with_encoded_reasoning=ENCODED_REASONING in (body.include or ()),
         )  # fmt: skip
 

@@ -89,6 +89,8 @@ class FunctionCallItem(Struct, frozen=True, kw_only=True, tag_field="type", tag=
     name: str
     arguments: str
     call_id: str
+    namespace: str | None = None
+    """Name of the namespace tool that contains the function."""
     id: str = ""
     status: Status = "completed"
 
@@ -139,6 +141,11 @@ def split_item_id(item_id: str) -> tuple[str, int]:
     """Return the id of the response and the index in its output for the id of an item; ("", 0) for other ids."""
     key, _, index = item_id.partition("_")[2].rpartition("x")
     return (f"resp_{key}", int(index)) if key and index.isdecimal() and index.isascii() else ("", 0)
+
+
+def join_name(namespace: str | None, name: str) -> str:
+    """Return the name by which the model calls a function of a namespace."""
+    return f"{namespace}.{name}" if namespace else name
 
 
 def name_item(item: Item, response_id: str, index: int) -> Item:
@@ -206,7 +213,7 @@ def _read_function_call(item: Mapping[str, Any], path: str) -> Item:
         arguments = json.dumps(arguments, ensure_ascii=False) if arguments is not None else ""
     return FunctionCallItem(
         name=_get_string(item, "name", path), arguments=arguments, call_id=_get_call_id(item), id=_get_id(item),
-        status=_get_status(item),
+        status=_get_status(item), namespace=_get_optional_string(item, "namespace"),
     )  # fmt: skip
 
 
@@ -243,13 +250,16 @@ def _get_string(item: Mapping[str, Any], name: str, path: str) -> str:
 
 
 def _get_call_id(item: Mapping[str, Any]) -> str:
-    call_id = item.get("call_id")
-    return call_id if isinstance(call_id, str) else _get_id(item)
+    return _get_optional_string(item, "call_id") or _get_id(item)
 
 
 def _get_id(item: Mapping[str, Any]) -> str:
-    item_id = item.get("id")
-    return item_id if isinstance(item_id, str) else ""
+    return _get_optional_string(item, "id") or ""
+
+
+def _get_optional_string(item: Mapping[str, Any], name: str) -> str | None:
+    value = item.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _get_status(item: Mapping[str, Any]) -> Status:
@@ -283,7 +293,8 @@ def _iterate_messages(items: Sequence[Item]) -> Iterator[ChatMessage]:
     reply = _Reply()
     for item in items:
         if isinstance(item, (FunctionCallItem, CustomCallItem)):
-            reply.calls.append(ToolCall(FunctionCall(item.name, _make_arguments(item)), item.call_id))
+            name = join_name(item.namespace, item.name) if isinstance(item, FunctionCallItem) else item.name
+            reply.calls.append(ToolCall(FunctionCall(name, _make_arguments(item)), item.call_id))
             continue
         is_reasoning = isinstance(item, ReasoningItem)
         is_text = isinstance(item, MessageItem) and item.role == "assistant"

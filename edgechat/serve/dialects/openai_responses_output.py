@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -34,18 +34,21 @@ class OutputWriter:
     """Writes the output items of one response one after another, and yields the events of a stream for them."""
 
     def __init__(
-        self, response_id: str, custom_tools: Collection[str] = (), *, with_summary: bool = False,
+        self, response_id: str, custom_tools: Collection[str] = (),
+        namespaces: Mapping[str, tuple[str, str]] | None = None, *, with_summary: bool = False,
         with_encoded_reasoning: bool = False,
     ) -> None:  # fmt: skip
         """Create a writer without output.
 
-        `custom_tools` are the names of the tools whose calls have a text as input. The summary of the reasoning, and
+        `custom_tools` are the names of the tools whose calls have a text as input. `namespaces` has the namespace and
+        the name of each function whose name for the model is made of both. The summary of the reasoning, and
         the encoded reasoning, repeat the reasoning for clients that read nothing else.
         """
         self.items: list[Item] = []
         """Complete items, and the open item as it was when it was opened."""
         self._response_id = response_id
         self._custom_tools = custom_tools
+        self._namespaces = namespaces or {}
         self._with_summary = with_summary
         self._with_encoded_reasoning = with_encoded_reasoning
         self._is_open = False
@@ -108,8 +111,9 @@ class OutputWriter:
                     id=self._make_id(CustomCallItem), call_id=call.id, name=call.name, input="", status="in_progress"
                 ))  # fmt: skip
             else:
+                namespace, name = self._namespaces.get(call.name, (None, call.name))
                 yield from self._open_item(FunctionCallItem(
-                    id=self._make_id(FunctionCallItem), call_id=call.id, name=call.name, arguments="",
+                    id=self._make_id(FunctionCallItem), call_id=call.id, name=name, namespace=namespace, arguments="",
                     status="in_progress",
                 ))  # fmt: skip
         if call.arguments and call.call_index == self._call_index:  # the parser extends no earlier call

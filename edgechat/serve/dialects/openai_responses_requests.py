@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -12,9 +12,10 @@ from msgspec import structs
 from edgechat.engine import protocol
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.choices import Choice
-from edgechat.serve.dialects.openai_responses_items import CUSTOM_INPUT, Item, make_messages
+from edgechat.serve.dialects.openai_responses_items import CUSTOM_INPUT, Item, join_name, make_messages
 from edgechat.serve.dialects.openai_responses_schemas import (
     NamedSchemaFormat,
+    ResponsesFunction,
     ResponsesRequest,
     ResponsesTool,
     TextOptions,
@@ -100,7 +101,7 @@ def make_chat_request(body: ResponsesRequest, items: Sequence[Item]) -> ChatRequ
     return ChatRequest(
         messages=messages, model=body.model, max_tokens=body.max_output_tokens, temperature=body.temperature,
         top_p=body.top_p, top_k=body.top_k, min_p=body.min_p, seed=body.seed, stream=body.stream,
-        tools=[_convert_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())] or None,
+        tools=list(_convert_tools(body)) or None,
         tool_choice=_convert_tool_choice(body.tool_choice), parallel_tool_calls=body.parallel_tool_calls,
         response_format=response_format, reasoning=body.reasoning,
         logprobs=bool(body.top_logprobs) or _LOGPROBS in (body.include or ()), top_logprobs=body.top_logprobs,
@@ -110,6 +111,15 @@ def make_chat_request(body: ResponsesRequest, items: Sequence[Item]) -> ChatRequ
 def find_custom_tools(body: ResponsesRequest) -> frozenset[str]:
     """Return the names of the custom tools of a request."""
     return frozenset(tool.name for tool in body.tools or () if tool.type == "custom" and tool.name is not None)
+
+
+def find_namespaces(body: ResponsesRequest) -> dict[str, tuple[str, str]]:
+    """Return the namespace and the name of each function in a namespace, by the name that the model uses."""
+    return {
+        join_name(tool.name, function.name): (tool.name, function.name)
+        for tool in body.tools or () if tool.type == "namespace" and tool.name
+        for function in tool.tools or () if function.name
+    }  # fmt: skip
 
 
 def make_echo_fields(body: ResponsesRequest) -> dict[str, msgspec.Raw]:
@@ -127,7 +137,7 @@ def make_echo_fields(body: ResponsesRequest) -> dict[str, msgspec.Raw]:
         "store": stores_response(body), "temperature": body.temperature, "top_p": body.top_p,
         "text": _make_text_echo(body.text),
         "tool_choice": _make_choice_echo(choice) if isinstance(choice, ToolChoice) else choice or "auto",
-        "tools": [_make_tool_echo(tool) for tool in body.tools or ()],
+        "tools": [_make_tool_echo(tool) for tool in body.tools or () if not _is_offline_search(tool)],
         "top_logprobs": _to_int(body.top_logprobs) or 0, "truncation": "disabled",
     }  # fmt: skip
     return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()}
@@ -144,7 +154,26 @@ def find_summary_option(body: ResponsesRequest) -> str | None:
     return (reasoning.summary or reasoning.generate_summary) if reasoning is not None else None
 
 
-def _convert_tool(tool: ResponsesTool, path: str) -> Tool:
+def _convert_tools(body: ResponsesRequest) -> Iterator[Tool]:
+    for i, tool in enumerate(body.tools or ()):
+        path = f"tools[{i}]"
+        if tool.type == "namespace":
+            for j, function in enumerate(tool.tools or ()):
+                if function.type != "function":
+                    message = f"{path}.tools[{j}].type: the tools of a namespace must be of type function."
+                    raise ApiError(400, message, param=f"{path}.tools[{j}].type", code="unsupported_tool")
+                converted = _convert_tool(function, f"{path}.tools[{j}]").function
+                yield Tool(structs.replace(converted, name=join_name(tool.name, converted.name)))
+        elif not _is_offline_search(tool):
+            yield _convert_tool(tool, path)
+
+
+def _is_offline_search(tool: ResponsesTool) -> bool:
+    is_search = tool.type.startswith("web_search")
+    return is_search and tool.external_web_access is not None and not tool.external_web_access
+
+
+def _convert_tool(tool: ResponsesFunction, path: str) -> Tool:
     if tool.type not in {"function", "custom"}:
         message = f"{path}.type: tools of type {tool.type[:60]!r} are not supported. Use the types function or custom."
         raise ApiError(400, message, param=f"{path}.type", code="unsupported_tool")
@@ -171,8 +200,10 @@ def _make_text_echo(text: TextOptions | None) -> dict[str, Any]:
     return {"format": text.format or TextFormat(), "verbosity": text.verbosity or "medium"}
 
 
-def _make_tool_echo(tool: ResponsesTool) -> dict[str, Any]:
+def _make_tool_echo(tool: ResponsesFunction) -> dict[str, Any]:
     common_fields = {"type": tool.type, "name": tool.name, "description": tool.description}
+    if isinstance(tool, ResponsesTool) and tool.type == "namespace":
+        return common_fields | {"tools": [_make_tool_echo(function) for function in tool.tools or ()]}
     if tool.type == "custom":
         return common_fields | {"format": {"type": "text"}}
     return common_fields | {

@@ -28,8 +28,8 @@ Metadata = Annotated[
 ]
 
 
-class ResponsesTool(Struct, frozen=True):
-    """Tool that the model can call: a function, or a custom tool whose input is a text."""
+class ResponsesFunction(Struct, frozen=True):
+    """Function that the model can call, or a custom tool, whose input is a text."""
 
     type: str
     name: FunctionName | None = None
@@ -39,6 +39,15 @@ class ResponsesTool(Struct, frozen=True):
     strict: Flag | None = None
     format: Any = None
     """Format of the input of a custom tool; only free text is supported."""
+
+
+class ResponsesTool(ResponsesFunction, frozen=True):
+    """Tool that the model can call, or a namespace of such tools."""
+
+    tools: list[ResponsesFunction] | None = None
+    """Tools of a namespace."""
+    external_web_access: Flag | None = None
+    """False for a web search that may not access the web. It is left out, because the model loses nothing by that."""
 
 
 class NamedSchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):

@@ -42,6 +42,8 @@ BODY: dict[str, Any] = {
     "tools": [
         {"type": "function", "name": "get_weather", "parameters": {"type": "object"}, "strict": 1},
         {"type": "custom", "name": "run", "description": "Runs code"},
+        {"type": "namespace", "name": "files", "description": "Files", "tools": [{"type": "function", "name": "read"}]},
+        {"type": "web_search", "external_web_access": False},
     ],
     "tool_choice": {
         "type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}],
@@ -54,7 +56,7 @@ BODY: dict[str, Any] = {
 def make_dialect(saved: list[bytes] | None = None, **options: bool) -> ResponsesDialect:
     builder = ResponsesBuilder(FakeQueue(), chat_request(stream=True))  # type: ignore[arg-type]
     body = decode_body(json.dumps(BODY).encode(), ResponsesRequest)
-    writer = OutputWriter(builder.id, {"run"}, **options)
+    writer = OutputWriter(builder.id, {"run"}, {"files.read": ("files", "read")}, **options)
     return ResponsesDialect(builder, writer, make_echo_fields(body), None if saved is None else saved.append)
 
 
@@ -173,6 +175,8 @@ def test_response_repeats_the_fields_of_the_request() -> None:
     assert response["text"]["format"]["schema"] == {"type": "object"}
     assert response["tools"][0]["strict"] is True
     assert response["tools"][1]["format"] == {"type": "text"}
+    assert [tool["type"] for tool in response["tools"]] == ["function", "custom", "namespace"]
+    assert [tool["name"] for tool in response["tools"][2]["tools"]] == ["read"]
     assert response["reasoning"] == {"effort": "low", "summary": None}
     assert (response["store"], response["parallel_tool_calls"], response["truncation"]) == (True, True, "disabled")
 
@@ -298,7 +302,7 @@ def test_complete_response() -> None:
     assert (reasoning["summary"], reasoning["content"][0]["text"]) == ([], "Hm")
     assert call == {
         "type": "function_call", "id": call["id"], "call_id": "call_1", "name": "get_weather",
-        "arguments": '{"city": "Paris"}', "status": "completed",
+        "arguments": '{"city": "Paris"}', "namespace": None, "status": "completed",
     }  # fmt: skip
     assert [call["input"] for call in custom_calls] == ['{"input": 5}', '{"input": "cu']
 
@@ -310,6 +314,12 @@ def test_empty_replies() -> None:
     assert [(item["type"], item["status"]) for item in cut["output"]] == [("reasoning", "incomplete")]
     thought = assemble(stream(ChoiceDelta(0, reasoning="Hm", finish_reason="stop")))
     assert [item["type"] for item in thought["output"]] == ["reasoning", "message"]
+
+
+def test_call_of_a_function_in_a_namespace() -> None:
+    calls = [ToolCallDelta(0, "files.read", "call_a", "{}")]
+    (call,) = assemble(stream(ChoiceDelta(0, calls=calls, finish_reason="tool_calls")))["output"]
+    assert (call["type"], call["namespace"], call["name"]) == ("function_call", "files", "read")
 
 
 def test_logprobs_belong_to_the_text() -> None:

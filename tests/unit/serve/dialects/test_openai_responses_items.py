@@ -156,9 +156,11 @@ def test_ids_of_items_lead_to_their_response() -> None:
 
 def test_arguments_and_outputs_may_be_objects() -> None:
     call, result = read(
-        {"type": "function_call", "id": "a", "name": "f", "arguments": {"a": 1}},
+        {"type": "function_call", "id": "a", "name": "f", "namespace": "x", "arguments": {"a": 1}},
         {"type": "function_call_output", "call_id": "a", "output": {"a": 1}},
     )  # fmt: skip
     assert isinstance(call, FunctionCallItem)
     assert (call.call_id, json.loads(call.arguments)) == ("a", {"a": 1})
+    (reply,) = make_template_messages(make_messages([call]), [], has_native_tools=True)
+    assert reply.extra_fields["tool_calls"][0]["function"]["name"] == "x.f"
     assert not isinstance(result, (MessageItem, FunctionCallItem))

@@ -18,6 +18,7 @@ from edgechat.serve.dialects.openai_responses_requests import (
     ResponsesBuilder,
     check_supported_fields,
     find_custom_tools,
+    find_namespaces,
     find_summary_option,
     make_chat_request,
     make_echo_fields,
@@ -91,6 +92,16 @@ def test_tools() -> None:
     assert run.function.parameters["required"] == ["input"]
 
 
+def test_namespaces_and_searches_without_access_to_the_web() -> None:
+    namespace = {"type": "namespace", "name": "files", "tools": [WEATHER | {"name": "read"}]}
+    search = {"type": "web_search", "external_web_access": False}
+    body = decode(tools=[namespace, search, RUN])
+    assert find_namespaces(body) == {"files.read": ("files", "read")}
+    tools = make_chat_request(body, read_items(body.input, find_no_item)).tools or []
+    assert [tool.function.name for tool in tools] == ["files.read", "run"]
+    assert convert(tools=[search]).tools is None
+
+
 def test_text_format() -> None:
     assert convert().response_format is None
     assert isinstance(convert(text={"format": {"type": "text"}, "verbosity": "low"}).response_format, TextFormat)
@@ -132,6 +143,9 @@ def test_store(value: Any, *, is_stored: bool) -> None:
         ({"grammar": "root ::= x"}, "grammar"), ({"guided_json": {}}, "guided_json"),
         ({"tools": [WEATHER, {"type": "web_search"}]}, "tools[1].type"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search", "external_web_access": True}]}, "tools[0].type"),
+        ({"tools": [{"type": "namespace", "name": "x", "tools": [WEATHER, RUN]}]}, "tools[0].tools[1].type"),
+        ({"tools": [{"type": "namespace", "name": "x", "tools": [{"type": "function"}]}]}, "tools[0].tools[0].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [RUN | {"format": {"type": "grammar", "syntax": "lark"}}]}, "tools[0].format"),
         ({"temperature": 3}, "temperature"), ({"max_output_tokens": 0}, "max_output_tokens"),
