@@ -20,7 +20,7 @@ _BLOCK_BYTES: Final = 1 << 20
 _WIDE_CHARACTER: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
 
 
-def estimate_decoded_bytes(data: bytes | bytearray) -> int:
+def estimate_decoded_bytes(data: bytearray) -> int:
     """Return an upper bound of the memory of a decoded JSON body, without the first `_UNCOUNTED_VALUES` values.
 
     Raises ApiError if the body has more than `MAX_VALUES` keys and values.
@@ -55,7 +55,7 @@ def _count_structural_bytes(data: bytes | bytearray) -> int:
     return len(data) - len(data.translate(None, _STRUCTURAL_BYTES))
 
 
-def _find_character_bytes(data: bytes | bytearray) -> int:
+def _find_character_bytes(data: bytearray) -> int:
     """Return the maximum memory, in bytes, of Python strings per byte of a JSON body."""
     if data.isascii() and b"\\u" not in data:
         return 1

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgechat.serve.bodies import BodyBudget
-from edgechat.serve.decoded_size import estimate_decoded_bytes
 from edgechat.serve.dialects.openai_responses import ResponsesDialect
 from edgechat.serve.dialects.openai_responses_items import Item, name_item, read_items, split_item_id
 from edgechat.serve.dialects.openai_responses_output import OutputWriter
@@ -38,6 +37,9 @@ from edgechat.serve.responses import count_prompt_tokens, respond
 
 _DEFAULT_PAGE_ITEMS: Final = 20
 _MAX_PAGE_ITEMS: Final = 100
+_DECODED_FACTOR: Final = 4
+"""Maximum memory of decoded items per byte of their JSON: a string with characters beyond U+FFFF takes 4 bytes per
+character, and the smallest item takes 100 bytes of JSON."""
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -134,11 +136,11 @@ class ResponsesApi:
         return previous, items, history
 
     def _decode_input(self, stored: StoredResponse, memory: contextlib.AsyncExitStack) -> list[Item]:
-        memory.enter_context(self._body_budget.hold(estimate_decoded_bytes(stored.input_items)))
+        memory.enter_context(self._body_budget.hold(_DECODED_FACTOR * len(stored.input_items)))
         return _input_decoder.decode(stored.input_items)
 
     def _decode_output(self, stored: StoredResponse, memory: contextlib.AsyncExitStack) -> list[Item]:
-        memory.enter_context(self._body_budget.hold(estimate_decoded_bytes(stored.response)))
+        memory.enter_context(self._body_budget.hold(_DECODED_FACTOR * len(stored.response)))
         return _output_decoder.decode(stored.response).output
 
     def _make_writer(self, body: ResponsesRequest, response_id: str) -> OutputWriter:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from msgspec import Struct, structs
+from msgspec import Raw, Struct, structs
 
 from edgechat.serve.content import read_content, read_result
 from edgechat.serve.errors import ApiError
@@ -32,6 +32,7 @@ _ROLES: Final[Mapping[str, type[UserMessage | SystemMessage | DeveloperMessage]]
     "system": SystemMessage,
     "developer": DeveloperMessage,
 }
+NO_LOGPROBS: Final = Raw(b"[]")
 CUSTOM_INPUT: Final = "input"
 """Name of the only argument of the function that stands for a custom tool."""
 _ENCODED_PREFIX: Final = "edgechat:"
@@ -49,7 +50,8 @@ class OutputText(Struct, frozen=True, tag_field="type", tag="output_text"):
 
     text: str
     annotations: Sequence[Any] = ()
-    logprobs: Sequence[Any] = ()
+    logprobs: Raw = NO_LOGPROBS
+    """Logprobs of the tokens in JSON, which takes less memory than objects."""
 
 
 class ReasoningText(Struct, frozen=True, tag_field="type", tag="reasoning_text"):

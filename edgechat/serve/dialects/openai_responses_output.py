@@ -147,7 +147,7 @@ class OutputWriter:
             return
         item, text = self.items[-1], "".join(self._texts)
         if isinstance(item, MessageItem):
-            part = OutputText(text, logprobs=self._logprobs)
+            part = OutputText(text, logprobs=msgspec.Raw(msgspec.json.encode(self._logprobs)))
             yield self._make_part_event("output_text.done", text=text, logprobs=self._logprobs)
             yield self._make_part_event("content_part.done", part=part)
             self._logprobs, self._n_sent_logprobs = [], 0

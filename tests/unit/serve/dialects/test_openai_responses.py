@@ -20,7 +20,6 @@ from edgechat.serve.dialects.openai_responses import ResponsesDialect
 from edgechat.serve.dialects.openai_responses_items import (
     Item,
     MessageItem,
-    OutputText,
     ReasoningItem,
     find_reasoning,
     read_items,
@@ -333,4 +332,3 @@ def test_logprobs_belong_to_the_text() -> None:
     assert sent == [["a", "b"], ["c"]]
     (part,) = assemble(events)["output"][0]["content"]
     assert [entry["token"] for entry in part["logprobs"]] == ["a", "b", "c"]
-    assert OutputText("x").logprobs == ()
