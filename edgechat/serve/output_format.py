@@ -43,13 +43,16 @@ FREE_TEXT: Final = OutputFormat()
 
 
 def check_supported(body: GenerationParams) -> None:
-    """Raise ApiError if the request asks for a feature that edgechat does not support."""
+    """Raise ApiError if the request asks for a feature that edgechat does not support, or for two opposite ones."""
     for name, hint in _UNSUPPORTED_FIELDS.items():
         if getattr(body, name, None) or (name in _OBJECT_FIELDS and getattr(body, name, None) is not None):
             raise ApiError(400, f"{name}: not supported. {hint}".strip(), param=name)
     modalities = getattr(body, "modalities", None)
     if isinstance(modalities, list) and any(modality != "text" for modality in modalities):
         raise ApiError(400, "modalities: only text is supported.", param="modalities")
+    if getattr(body, "continue_final_message", None) and getattr(body, "add_generation_prompt", None):
+        message = "continue_final_message: cannot be true together with add_generation_prompt."
+        raise ApiError(400, message, param="continue_final_message")
 
 
 def make_output_format(body: GenerationParams) -> OutputFormat:

@@ -284,6 +284,8 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     """Template variables, of which only `enable_thinking` and `thinking` have an effect."""
     add_generation_prompt: Flag | None = None
     """False to end the prompt of /apply-template after the last message. Without effect on chat completions."""
+    continue_final_message: Flag | None = None
+    """Has no effect: a final message of the assistant is always continued."""
 
     # Unsupported fields, which are refused.
     functions: Any = None

@@ -90,6 +90,7 @@ def test_messages_with_null_fields_objects_and_other_parts_are_answered(server: 
         ({"guided_grammar": "x"}, "guided_grammar"), ({"guided_regex": "("}, None),
         ({"response_format": {"type": "json_schema", "json_schema": PERSON}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "grammar"}}, "response_format.type"), ({"max_tokens": 0}, "max_tokens"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ],
 )  # fmt: skip
 def test_request_that_cannot_be_answered_as_asked_is_refused(
