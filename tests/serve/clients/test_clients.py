@@ -50,13 +50,23 @@ class Client(msgspec.Struct, frozen=True):
 CLIENTS = (
     Client(
         "openai_client.py", ("openai==3.57.0",),
-        ("chat", "stream", "tools", "streamed_tools", "schema", "parsed", "embeddings", "models", "full_context",
-         "cancel"),
+        ("chat", "stream", "tools", "streamed_tools", "schema", "parsed", "embeddings", "models", "other_model",
+         "full_context", "cancel"),
         "BadRequestError",
     ),
     Client(
         "openai_client.mjs", ("openai@6.49.0",),
         ("chat", "stream", "tools", "tool_runner", "schema", "embeddings", "models", "full_context", "cancel"),
+        "BadRequestError",
+    ),
+    Client(
+        "openai_responses.py", ("openai==3.57.0",),
+        ("chat", "stream", "conversation", "tools", "streamed_tools", "schema", "parsed", "full_context", "cancel"),
+        "BadRequestError",
+    ),
+    Client(
+        "openai_responses.mjs", ("openai@6.49.0",),
+        ("chat", "stream", "conversation", "tools", "schema", "full_context", "cancel"),
         "BadRequestError",
     ),
     Client(
@@ -88,13 +98,13 @@ CLIENTS = (
     ),
     Client(
         "litellm_client.py", ("litellm==1.110.2",),
-        ("chat", "stream", "other_providers", "tools", "schema", "embeddings", "full_context"),
+        ("chat", "stream", "responses", "other_providers", "tools", "schema", "embeddings", "full_context"),
         "ContextWindowExceededError",
     ),
     Client(
         "langchain_client.py", ("langchain-openai==1.7.4",),
-        ("chat", "stream", "batch", "tools", "schema", "schema_as_tool", "tools_and_schema", "embeddings",
-         "full_context", "cancel"),
+        ("chat", "stream", "responses", "batch", "tools", "schema", "schema_as_tool", "tools_and_schema",
+         "embeddings", "full_context", "cancel"),
         "OpenAIContextOverflowError",
     ),
     Client(
@@ -104,18 +114,19 @@ CLIENTS = (
     ),
     Client(
         "pydantic_ai_client.py", ("pydantic-ai-slim[openai]==2.68.0",),
-        ("chat", "stream", "schema", "schema_as_tool", "tools_and_schema", "full_context", "cancel"),
+        ("chat", "stream", "responses", "schema", "schema_as_tool", "tools_and_schema", "full_context", "cancel"),
         "ModelContextWindowExceededError",
     ),
     Client(
         "openai_agents_client.py", ("openai-agents==0.24.0",),
-        ("chat", "stream", "tool_runner", "schema", "tools_and_schema", "full_context"),
+        ("chat", "stream", "responses_schema", "responses_tool_runner", "tool_runner", "schema", "tools_and_schema",
+         "full_context"),
         "BadRequestError",
     ),
     Client(
-        "ai_client.mjs", ("ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7"),
-        ("chat", "stream", "tool_runner", "schema", "partial_schema", "tools_and_schema", "embeddings", "full_context",
-         "cancel"),
+        "ai_client.mjs", ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7"),
+        ("chat", "stream", "responses", "tool_runner", "schema", "partial_schema", "tools_and_schema", "embeddings",
+         "full_context", "cancel"),
         "APICallError",
     ),
 )  # fmt: skip
@@ -181,7 +192,7 @@ def check_chat(result: Any, results: Results, client: Client) -> None:
     assert result["text"].startswith("1. 1\n2. 2")
     assert result["output_tokens"] == 16
     assert result["input_tokens"] > 20
-    assert result.get("end", "length") in {"length", "max_tokens"}
+    assert result.get("end", "length") in {"length", "max_tokens", "max_output_tokens"}
 
 
 def check_stream(result: Any, results: Results, client: Client) -> None:
@@ -189,7 +200,11 @@ def check_stream(result: Any, results: Results, client: Client) -> None:
     assert result["output_tokens"] == 16
 
 
-def check_generate(result: Any, results: Results, client: Client) -> None:
+def check_other_model(result: Any, results: Results, client: Client) -> None:
+    assert result == "starter"
+
+
+def check_same_text(result: Any, results: Results, client: Client) -> None:
     assert result == results["chat"]["text"]
 
 
@@ -201,7 +216,7 @@ def check_call(result: Any, results: Results, client: Client) -> None:
 def check_tools(result: Any, results: Results, client: Client) -> None:
     """Check the call of a tool, and the reply that follows the result of the tool."""
     check_call(result, results, client)
-    assert result["end"] in {"tool_calls", "tool_use"}
+    assert result.get("end", "tool_use") in {"tool_calls", "tool_use"}
     assert result["reply"].strip()
     assert result["later_calls"] == 0
 
@@ -270,10 +285,13 @@ def check_cancel(result: Any, results: Results, client: Client) -> None:
 
 
 CHECKS: dict[str, Callable[[Any, Results, Client], None]] = {
-    "chat": check_chat, "stream": check_stream, "generate": check_generate, "conversation": check_conversation,
+    "chat": check_chat, "stream": check_stream, "generate": check_same_text, "responses": check_same_text,
+    "other_model": check_other_model, "conversation": check_conversation,
     "batch": check_batch, "other_providers": check_other_providers, "tools": check_tools, "streamed_tools": check_call,
     "tool_runner": check_call, "offered_tools": check_offered_tools, "schema": check_schema,
     "schema_as_tool": check_schema, "partial_schema": check_schema, "tools_and_schema": check_tools_and_schema,
+    "responses_schema": check_schema,
+    "responses_tool_runner": check_call,
     "parsed": check_parsed, "count_tokens": check_count_tokens, "embeddings": check_embeddings, "models": check_models,
     "full_context": check_full_context, "unknown_model": check_unknown_model, "cancel": check_cancel,
 }  # fmt: skip

@@ -1,5 +1,6 @@
-// Vercel's AI SDK with its provider for OpenAI-compatible servers.
+// Vercel's AI SDK with its providers for OpenAI-compatible servers and for OpenAI (the Responses API).
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { createOpenAI } from "@ai-sdk/openai";
 import { embedMany, generateObject, generateText, jsonSchema, Output, stepCountIs, streamObject, streamText, tool } from "ai";
 import {
   catchError, chatModel, city, count, embeddingModel, longText, measureCancel, person, readMetrics, report, url,
@@ -23,6 +24,11 @@ await report({
     let text = "";
     for await (const piece of result.textStream) text += piece;
     return { text, output_tokens: (await result.usage).outputTokens };
+  },
+
+  async responses() {
+    const model = createOpenAI({ baseURL: url + "/v1", apiKey: "none" })(chatModel);
+    return (await generateText({ ...options, model, prompt: count })).text;
   },
 
   async tool_runner() {

@@ -49,6 +49,10 @@ def stream():
     return {"text": whole.content, "output_tokens": whole.usage_metadata["output_tokens"]}
 
 
+def responses():
+    return make_model(use_responses_api=True).invoke(COUNT).text
+
+
 def batch():
     return [reply.content for reply in make_model().batch([COUNT, COUNT])]
 
@@ -106,5 +110,5 @@ def cancel():
 
 
 report(
-    chat, stream, batch, tools, schema, schema_as_tool, tools_and_schema, embeddings, full_context, cancel
+    chat, stream, responses, batch, tools, schema, schema_as_tool, tools_and_schema, embeddings, full_context, cancel
 )  # fmt: skip

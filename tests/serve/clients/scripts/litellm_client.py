@@ -50,6 +50,18 @@ def stream():
     return {"text": text, "output_tokens": usage.completion_tokens}
 
 
+def responses():
+    reply = litellm.responses(
+        model=f"openai/{CHAT_MODEL}",
+        input=COUNT,
+        max_output_tokens=16,
+        temperature=0,
+        api_base=URL + "/v1",
+        api_key="none",
+    )
+    return reply.output[0].content[0].text
+
+
 def other_providers():
     providers = {"hosted_vllm": "/v1", "lm_studio": "/v1", "llamafile": "/v1", "anthropic": "", "ollama_chat": ""}
     return {name: create(provider=name, path=path).choices[0].message.content for name, path in providers.items()}
@@ -92,4 +104,4 @@ def full_context():
     return catch(lambda: create(LONG_TEXT))
 
 
-report(chat, stream, other_providers, tools, schema, embeddings, full_context)
+report(chat, stream, responses, other_providers, tools, schema, embeddings, full_context)

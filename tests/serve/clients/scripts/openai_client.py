@@ -103,6 +103,10 @@ def models():
     return [model.id for model in client.models.list()]
 
 
+def other_model():
+    return create(model="gpt-4o").model
+
+
 def full_context():
     return catch(lambda: create(LONG_TEXT))
 
@@ -116,4 +120,4 @@ def cancel():
     return measure_cancel(start_and_cancel)
 
 
-report(chat, stream, tools, streamed_tools, schema, parsed, embeddings, models, full_context, cancel)
+report(chat, stream, tools, streamed_tools, schema, parsed, embeddings, models, other_model, full_context, cancel)

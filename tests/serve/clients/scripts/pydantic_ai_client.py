@@ -1,11 +1,11 @@
-"""Agents of Pydantic AI with the chat completions API."""
+"""Agents of Pydantic AI with the chat completions and Responses APIs."""
 
 import asyncio
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput, ToolOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from report import CHAT_MODEL, COUNT, LONG_TEXT, URL, catch, measure_cancel, read_metrics, report
 
@@ -23,8 +23,8 @@ def get_weather(city: str) -> str:
     return f"rain in {city}"
 
 
-def make_agent(**options):
-    model = OpenAIChatModel(CHAT_MODEL, provider=OpenAIProvider(base_url=URL + "/v1", api_key="none"))
+def make_agent(model_class=OpenAIChatModel, **options):
+    model = model_class(CHAT_MODEL, provider=OpenAIProvider(base_url=URL + "/v1", api_key="none"))
     return Agent(model, **options)
 
 
@@ -41,6 +41,10 @@ def stream():
             return {"text": text, "output_tokens": result.usage.output_tokens}
 
     return asyncio.run(read())
+
+
+def responses():
+    return make_agent(OpenAIResponsesModel).run_sync(COUNT, model_settings=SETTINGS).output
 
 
 def schema():
@@ -75,4 +79,4 @@ def cancel():
     return measure_cancel(lambda: asyncio.run(read()))
 
 
-report(chat, stream, schema, schema_as_tool, tools_and_schema, full_context, cancel)
+report(chat, stream, responses, schema, schema_as_tool, tools_and_schema, full_context, cancel)
