@@ -45,7 +45,8 @@ static void dump_case(const common_chat_templates * templates, const peg_test_ca
 static void test_peg_parser("""
 
 
-def _sdist() -> Path:
+def sdist() -> Path:
+    """Return the archive of the pinned source."""
     sys.path.insert(0, str(ROOT / "native"))
     import sources
 
@@ -55,7 +56,7 @@ def _sdist() -> Path:
 @functools.cache
 def read_templates() -> dict[str, str]:
     """Return the chat templates that llama.cpp collects, by name."""
-    with tarfile.open(_sdist()) as archive:
+    with tarfile.open(sdist()) as archive:
         members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
         files = {Path(m.name).stem: archive.extractfile(m) for m in members}
         return {name: file.read().decode() for name, file in files.items() if file is not None}
@@ -87,7 +88,7 @@ def read_chat_cases() -> list[dict[str, Any]]:
 
 
 def _print_cases(compiler: str, scratch: Path) -> str:
-    with tarfile.open(_sdist()) as archive:
+    with tarfile.open(sdist()) as archive:
         archive.extractall(scratch, filter="data")
     source = next(scratch.glob("*/vendor/llama.cpp"))
     test = source / "tests" / "test-chat.cpp"

@@ -57,14 +57,14 @@ def growth(initial_n_ctx: int, max_n_ctx: int, cell_bytes: int = 0) -> ContextGr
 
 def write_tiny_llama(
     path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama", pre_tokenizer: str = "",
-    adds_eos: bool = False, can_infill: bool = False,
+    adds_eos: bool = False, can_infill: bool = False, n_ctx: int = N_CTX,
 ) -> Path:  # fmt: skip
     """Write a llama model with random weights, a byte-level vocabulary and control tokens.
 
     The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding. With
     `can_infill`, the control tokens of the roles also mark the prefix, the suffix and the middle for infilling.
     """
-    with open_writer(path, architecture, N_CTX) as writer:
+    with open_writer(path, architecture, n_ctx) as writer:
         _add_heads(writer)
         n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else add_vocabulary(writer)
         if adds_eos:
@@ -310,12 +310,12 @@ def split_tiny(directory: Path) -> list[Path]:
     return sorted(directory.glob("tiny-Q4_K_M-*.gguf"))
 
 
-def write_tiny_bert(path: Path, *, is_reranker: bool = False) -> Path:
+def write_tiny_bert(path: Path, *, is_reranker: bool = False, n_ctx: int = 128) -> Path:
     """Write a random embedding model with BERT's architecture and vocabulary type, and mean pooling.
 
     With `is_reranker`, it has a classifier with one output instead.
     """
-    with open_writer(path, "bert", 128) as writer:
+    with open_writer(path, "bert", n_ctx) as writer:
         writer.add_layer_norm_eps(1e-5)
         writer.add_head_count(N_HEAD)
         writer.add_causal_attention(False)
@@ -335,7 +335,7 @@ def write_tiny_bert(path: Path, *, is_reranker: bool = False) -> Path:
         tensors = TinyTensors(writer, 0)
         tensors.matrix("token_embd.weight", len(words), N_EMBD)
         tensors.matrix("token_types.weight", 2, N_EMBD)
-        tensors.matrix("position_embd.weight", 128, N_EMBD)
+        tensors.matrix("position_embd.weight", n_ctx, N_EMBD)
         tensors.norm("token_embd_norm")
         for block in range(N_LAYER):
             start = f"blk.{block}."
