@@ -137,7 +137,7 @@ def _start_server(
         check_context(agent, name, longest_n_ctx)
     server = LaunchedServer(["-m", name, *_format_flags(flags)])
     try:
-        with status.show_elapsed():
+        with status.announce_wait(), status.show_elapsed():
             status.show(f"Loading {name} for {agent.title}")
             address = server.wait_for_address()
         status.clear()

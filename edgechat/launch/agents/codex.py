@@ -31,6 +31,8 @@ def make_settings(endpoint: Endpoint, folder: Path) -> AgentSettings:  # noqa: A
         f"{provider}.stream_idle_timeout_ms": REQUEST_TIMEOUT_S * 1000,
         "model_context_window": endpoint.n_ctx,
         "web_search": "disabled",  # a service of OpenAI
+        # The tools for further agents make each first request longer, and one machine runs agents one after another.
+        "features.multi_agent": False,
         "check_for_update_on_startup": False,
     }
     # A JSON value of these types is also a TOML value.
