@@ -187,7 +187,9 @@ def test_completions_of_texts_and_tokens(client: OpenAI) -> None:
 
 
 def test_models_are_listed(client: OpenAI) -> None:
-    assert [m.id for m in client.models.list()] == ["starter"]
+    [model] = client.models.list()
+    assert model.id == "starter"
+    assert (model.model_extra or {})["meta"]["has_native_tools"] is False
     assert client.models.retrieve("starter").id == "starter"
     with pytest.raises(openai.NotFoundError, match="Model 'gpt-9' is not served"):
         client.models.retrieve("gpt-9")

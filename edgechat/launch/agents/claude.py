@@ -11,11 +11,13 @@ Its first request has 18,945 tokens, measured with version 2.1.197, an empty pro
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Final
 
 from edgechat.launch.agent import REQUEST_TIMEOUT_S, Agent, AgentSettings, Endpoint
 
+_SETTINGS_NAME: Final = "settings.json"
 _MODEL_VARIABLES: Final = (
     "ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL", "ANTHROPIC_DEFAULT_OPUS_MODEL", "ANTHROPIC_DEFAULT_SONNET_MODEL",
     "ANTHROPIC_DEFAULT_HAIKU_MODEL", "ANTHROPIC_DEFAULT_FABLE_MODEL", "CLAUDE_CODE_SUBAGENT_MODEL",
@@ -32,8 +34,8 @@ _REMOVED_VARIABLES: Final = (
 )  # fmt: skip
 
 
-def make_settings(endpoint: Endpoint, folder: Path) -> AgentSettings:  # noqa: ARG001
-    """Return the variables for a served model."""
+def make_settings(endpoint: Endpoint, folder: Path) -> AgentSettings:
+    """Return the variables for a served model, also as a file of settings."""
     n_ctx = endpoint.n_ctx + (_ADDED_TOKENS if endpoint.n_ctx < _SHORT_N_CTX else 0)
     variables = {
         "ANTHROPIC_BASE_URL": endpoint.address,
@@ -47,7 +49,14 @@ def make_settings(endpoint: Endpoint, folder: Path) -> AgentSettings:  # noqa: A
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
     }
-    return AgentSettings(variables, _REMOVED_VARIABLES)
+    # Variables in the user's settings.json override the environment; those in the file of --settings override both.
+    settings = {"env": {**dict.fromkeys(_REMOVED_VARIABLES, ""), **variables}}
+    return AgentSettings(
+        variables,
+        _REMOVED_VARIABLES,
+        arguments=("--settings", str(folder / _SETTINGS_NAME)),
+        files={_SETTINGS_NAME: json.dumps(settings, indent=2)},
+    )
 
 
 AGENT: Final = Agent(

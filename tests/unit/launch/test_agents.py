@@ -24,7 +24,7 @@ def test_settings_name_the_server_the_model_and_the_key(name: str) -> None:
     assert any("qwen3.5-4b" in text for text in texts)
     assert any("80000" in text for text in texts)  # context length
     assert "secret-key" in settings.variables.values()
-    assert not any("secret-key" in text for text in [*settings.arguments, *settings.files.values()])
+    assert not any("secret-key" in text for text in settings.arguments)  # other users can see command lines
     assert not set(settings.removed_variables) & set(settings.variables)
     assert agent.min_n_ctx < agent.usual_n_ctx
 
@@ -42,6 +42,13 @@ def test_claude_uses_the_served_model_for_every_role_and_no_other_service() -> N
     assert settings.variables["CLAUDE_CODE_ATTRIBUTION_HEADER"] == "0"
     assert settings.variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] == "8192"
     assert {"ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK"} <= set(settings.removed_variables)
+
+
+def test_variables_in_the_users_settings_of_claude_are_overridden() -> None:
+    settings = AGENTS["claude"].make_settings(ENDPOINT, FOLDER)
+    assert settings.arguments == ("--settings", str(FOLDER / "settings.json"))
+    variables = json.loads(settings.files["settings.json"])["env"]
+    assert variables == {**dict.fromkeys(settings.removed_variables, ""), **settings.variables}
 
 
 def test_claude_does_not_summarise_before_each_request_in_a_short_context() -> None:
@@ -62,6 +69,7 @@ def test_codex_overrides_its_configuration_with_toml_values() -> None:
     assert 'model_providers.edgechat.wire_api="responses"' in overrides
     assert 'model_providers.edgechat.env_key="EDGECHAT_API_KEY"' in overrides
     assert "model_context_window=80000" in overrides
+    assert "features.multi_agent=false" in overrides
     assert settings.variables == {"EDGECHAT_API_KEY": "secret-key"}
 
 
