@@ -142,7 +142,7 @@ class ChatResponseBuilder(ResponseBuilder):
             content = choice.content if choice.content or not choice.calls else None
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if choice.reasoning:
-                message["reasoning_content"] = choice.reasoning
+                message |= _make_reasoning_fields(choice.reasoning)
             if choice.calls:
                 message["tool_calls"] = make_tool_call_objects(choice.calls)
             choice_objects.append({
@@ -166,7 +166,7 @@ class ChatResponseBuilder(ResponseBuilder):
         if delta.content:
             delta_fields["content"] = delta.content
         if delta.reasoning:
-            delta_fields["reasoning_content"] = delta.reasoning
+            delta_fields |= _make_reasoning_fields(delta.reasoning)
         if delta.calls:
             delta_fields["tool_calls"] = make_tool_call_chunks(delta.calls)
         choice_objects = []
@@ -181,3 +181,8 @@ class ChatResponseBuilder(ResponseBuilder):
                 **make_stop_fields(delta.stop_reason),
             })  # fmt: skip
         return choice_objects
+
+
+def _make_reasoning_fields(text: str) -> dict[str, str]:
+    """Return the reasoning under the names of DeepSeek and llama-server, and of OpenRouter and newer vLLM."""
+    return {"reasoning_content": text, "reasoning": text}

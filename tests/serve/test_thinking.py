@@ -61,6 +61,7 @@ def test_reply_begins_at_the_limit(client: OpenAI, options: dict[str, Any], budg
     for choice in answer.choices:
         assert choice.message.content.strip()
         assert choice.message.reasoning_content.strip()
+        assert choice.message.reasoning == choice.message.reasoning_content
         assert "think>" not in choice.message.content + choice.message.reasoning_content
 
 
@@ -111,6 +112,7 @@ def test_reasoning_of_a_running_request_can_be_ended(client: OpenAI, thinking_se
         for chunk in chat(client, stream=True, max_tokens=200):
             delta = chunk.choices[0].delta
             reasoning += getattr(delta, "reasoning_content", None) or ""
+            assert getattr(delta, "reasoning", None) == getattr(delta, "reasoning_content", None)
             content += delta.content or ""
             if not response_id:
                 response_id = chunk.id
