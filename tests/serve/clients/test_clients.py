@@ -124,6 +124,11 @@ CLIENTS = (
         "BadRequestError",
     ),
     Client(
+        "ai_responses_client.mjs", ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "zod@4.6.7"),
+        ("chat", "stream", "conversation", "tool_runner", "schema", "full_context"),
+        "APICallError",
+    ),
+    Client(
         "ai_client.mjs", ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/openai-compatible@2.0.92", "zod@4.6.7"),
         ("chat", "stream", "responses", "tool_runner", "schema", "partial_schema", "tools_and_schema", "embeddings",
          "full_context", "cancel"),
