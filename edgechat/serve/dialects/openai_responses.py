@@ -18,6 +18,8 @@ from edgechat.serve.errors import ApiError
 from edgechat.serve.response_builder import ResponseBuilder
 
 _DEFAULT_ERROR_CODE: Final = "server_error"
+_PINGS_PER_EVENT: Final = 10
+"""Number of comments in a silent stream before an event, because some clients wait for an event: Codex for 300 s."""
 
 
 class ResponsesDialect(Dialect):
@@ -40,6 +42,8 @@ class ResponsesDialect(Dialect):
         self._created_at = int(time.time())
         self._n_events = 0
         self._is_started = False
+        self._n_pings = 0
+        """Number of comments since the last event."""
         self._end_delta = ChoiceDelta(0, finish_reason="stop")
         """Delta with the finish reason of the reply."""
 
@@ -91,7 +95,11 @@ class ResponsesDialect(Dialect):
         return parts
 
     def encode_ping(self) -> Sequence[bytes]:
-        return [*self._start(), PING]
+        start = list(self._start())
+        if self._n_pings < _PINGS_PER_EVENT:
+            self._n_pings += 1
+            return [*start, PING]
+        return [self._encode_event("response.in_progress", {"response": self._make_response({})})]
 
     def encode_error(self, error: ApiError) -> Sequence[bytes]:
         code = error.code or (_DEFAULT_ERROR_CODE if error.status >= 500 else "invalid_prompt")  # noqa: PLR2004
@@ -119,6 +127,7 @@ class ResponsesDialect(Dialect):
     def _encode_event(self, event_type: str, fields: Mapping[str, Any]) -> bytes:
         event = {"type": event_type, "sequence_number": self._n_events, **fields}
         self._n_events += 1
+        self._n_pings = 0
         return f"event: {event_type}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
 
 

@@ -261,6 +261,16 @@ def test_stream_that_begins_with_silence_or_ends_with_an_error() -> None:
     assert (error_event["type"], failed["response"]["error"]["code"]) == ("error", "server_error")
 
 
+def test_silent_stream_has_an_event_after_ten_comments() -> None:
+    dialect = make_dialect()
+    parts = [part for _ in range(25) for part in dialect.encode_ping()]
+    assert [i for i, part in enumerate(parts) if part != PING] == [0, 1, 12, 23]
+    events = decode_all([part for part in parts if part != PING])
+    assert {event["type"] for event in events[1:]} == {"response.in_progress"}
+    dialect.encode_delta(ChoiceDelta(0, "A"))
+    assert all(dialect.encode_ping() == [PING] for _ in range(10))
+
+
 def decode_all_failed(parts: list[bytes]) -> list[dict[str, Any]]:
     """Decode events, of which the last has an error code of edgechat that the types of the client do not list."""
     return [*decode_all(parts[:-1]), json.loads(parts[-1].split(b"data: ")[1])]
