@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgechat.cli.launch import _format_flags, launch
+from edgechat.cli.launch import _format_flags, _make_api_name, launch
 from edgechat.errors import AgentNotFoundError, UsageError
 from edgechat.launch.agents import AGENTS
 
@@ -61,3 +61,10 @@ def test_options_reach_the_server() -> None:
     flags = {"n_ctx": 4096, "max_tokens": None, "reasoning": False, "speculation": True, "budget": "4GB", "top_p": 0.5}
     expected = ["--ctx=4096", "--no-reasoning", "--speculation", "--budget=4GB", "--top-p=0.5"]
     assert list(_format_flags(flags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("/models/Qwen-0.5B-Q4_K_M.gguf", "Qwen-0.5B-Q4_K_M"), ("q:4b", "q:4b")]
+)
+def test_file_is_named_without_its_folder(name: str, expected: str) -> None:
+    assert _make_api_name(name) == expected
