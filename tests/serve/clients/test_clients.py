@@ -174,7 +174,7 @@ def _run(client: Client, server: ServerProcess, directory: Path) -> Results:
     # Variables such as OPENAI_BASE_URL or PYTHONPATH would change what the clients do.
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT") if name in os.environ}
     done = subprocess.run(
-        [*command, server.url.removesuffix("/v1"), "starter", "tiny-bert"], capture_output=True, text=True, timeout=300,
+        [*command, server.url.removesuffix("/v1"), "starter", "tiny-bert"], capture_output=True, text=True, timeout=600,
         check=False, cwd=directory, env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
