@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 _MAX_DISTURBED_FRACTION: Final = 0.2
 # A shorter rest of a prompt waits for the grammar of its request, because a separate step for the last token takes
 # time, too. Most grammars are compiled within the wait; the first one of an engine takes up to a second.
-_MIN_EARLY_TOKENS: Final = 128
-_MIN_LATE_TOKENS: Final = 16
+# Fewer tokens are processed more slowly, so their speed is not that of a prefill.
+_MIN_MEASURED_TOKENS: Final = 16
+_MIN_TOKENS_WHILE_WAITING: Final = 128
+_MIN_TOKENS_AFTER_WAIT: Final = 16
 _GRAMMAR_WAIT_S: Final = 0.1
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
@@ -129,16 +131,30 @@ class ActiveRequest:
         return bool(self._pending_prefills)
 
     @property
+    def is_awaiting_grammar(self) -> bool:
+        """True between `await_grammar` and `set_grammar`."""
+        return self._is_awaiting_grammar
+
+    @property
+    def can_start_early(self) -> bool:
+        """False if the request must not start before its grammar is set.
+
+        Without the cache, its steps must not depend on the time that the grammar takes. The logprobs of the prompt
+        would be events before a possible error of the grammar.
+        """
+        return not (self.params.bypass_cache or self.params.prompt_logprobs)
+
+    @property
     def can_prefill(self) -> bool:
-        """True if a prefill step has work to do: not if all but the last tokens are done and no grammar is set yet."""
+        """True if a prefill step has work to do: not if only the last tokens are left and the grammar is not set."""
         if not self._pending_prefills or not self._is_awaiting_grammar:
             return self.is_prefilling
         pending = self._pending_prefills[0]
         if pending.seq is None:
-            return not self.params.bypass_cache  # which must not depend on the time that a grammar takes
+            return True
         n_left = len(pending.tokens) - len(self._context.tokens(pending.seq))
-        is_late = time.monotonic() - self._arrived_at > _GRAMMAR_WAIT_S
-        return n_left >= (_MIN_LATE_TOKENS if is_late else _MIN_EARLY_TOKENS)
+        has_waited = time.monotonic() - self._arrived_at > _GRAMMAR_WAIT_S
+        return n_left >= (_MIN_TOKENS_AFTER_WAIT if has_waited else _MIN_TOKENS_WHILE_WAITING)
 
     @property
     def is_finished(self) -> bool:
@@ -226,14 +242,27 @@ class ActiveRequest:
             pending.seq = self._acquire_sequence(pending)
             if len(context.tokens(pending.seq)) in checkpoints:
                 cache.checkpoint(pending.seq)
-        seq = pending.seq
-        start = len(context.tokens(seq))
-        needs_all_logits = self.params.prompt_logprobs and pending.output is None
-        max_tokens = min(max_tokens, context.max_outputs) if needs_all_logits else max_tokens
         if not self.can_prefill:
             return
+        start = len(context.tokens(pending.seq))
         n_ready = len(tokens) - 1 if self._is_awaiting_grammar else len(tokens)
         end = min([n_ready, start + max_tokens, *(t for t in checkpoints if t > start)])
+        end = self._compute(pending, pending.seq, start, end)
+        if end in checkpoints:
+            cache.checkpoint(pending.seq)
+        if end == len(tokens):
+            self._start_decoding(pending, pending.seq)
+        elif self._is_awaiting_grammar and not self._is_ephemeral:
+            cache.publish(pending.seq)  # other requests with the same prefix need not wait for the grammar
+
+    def _compute(self, pending: PendingPrefill, seq: int, start: int, end: int) -> int:
+        """Compute the tokens from `start` to `end` of a prefill, report them, and return the end.
+
+        For the logprobs of a prompt, the end can be lower, because the number of logits is limited.
+        """
+        context, tokens = self._context, pending.tokens
+        needs_all_logits = self.params.prompt_logprobs and pending.output is None
+        end = min(end, start + context.max_outputs) if needs_all_logits else end
         stopwatch = context.start_stopwatch()
         context.decode(tokens[start:end], seq, all_logits=needs_all_logits)
         context.synchronize()
@@ -242,15 +271,14 @@ class ActiveRequest:
         self._prefill_s += timing.elapsed_s
         if not needs_all_logits:
             self.speeds.record_prefill(start, end, timing)
-        cache.throughput.prefill.record(end - start, timing.elapsed_s, is_disturbed=timing.is_disturbed)
-        if end in checkpoints:
-            cache.checkpoint(seq)
+        if end - start >= _MIN_MEASURED_TOKENS:
+            speed = self._cache.throughput.prefill
+            speed.record(end - start, timing.elapsed_s, is_disturbed=timing.is_disturbed)
         if needs_all_logits:
             self._send_prompt_logprobs(start, end)
         if pending.output is None:
             self._send_progress(end)
-        if end == len(tokens):
-            self._start_decoding(pending, seq)
+        return end
 
     def _acquire_sequence(self, pending: PendingPrefill) -> int:
         params = self.params

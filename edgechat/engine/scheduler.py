@@ -57,8 +57,8 @@ class Scheduler:
 
     @property
     def is_blocked(self) -> bool:
-        """True if the running requests have nothing to compute until their grammars are set."""
-        return bool(self._running) and not any(r.decoding_sequences or r.can_prefill for r in self._running)
+        """True if there is nothing to compute until a grammar is set."""
+        return self._find_next() is None and not any(r.decoding_sequences or r.can_prefill for r in self._running)
 
     def fail(self, request: ActiveRequest, error: Exception) -> None:
         """End a running or waiting request with an error."""
@@ -122,10 +122,32 @@ class Scheduler:
     # Admission and preemption
 
     def _admit(self) -> None:
-        while self._waiting and self._can_admit(self._waiting[0]):
-            request = self._waiting.popleft()
+        while (request := self._find_next()) is not None:
+            if not self._can_admit(request):
+                early_request = next((r for r in self._running if r.is_awaiting_grammar), None)
+                if early_request is None:
+                    return
+                self._running.remove(early_request)  # it can continue only when its grammar is set
+                self._preempt(early_request)
+                continue
+            self._waiting.remove(request)
             self._running.append(request)
             self._run_work(request, lambda r=request: self._start(r))  # type: ignore[misc]
+
+    def _find_next(self) -> ActiveRequest | None:
+        """Return the waiting request to admit next; None if all wait for their grammars.
+
+        A request whose grammar is not set yet is admitted only if no other request can run: its prefill uses the time.
+        """
+        next_request = next((r for r in self._waiting if not r.is_awaiting_grammar), None)
+        if next_request is None and not self._running:
+            next_request = next((r for r in self._waiting if r.can_start_early), None)
+        return next_request
+
+    def _preempt(self, request: ActiveRequest) -> None:
+        self._drafted_sequence = None
+        request.preempt()
+        self._waiting.appendleft(request)
 
     def _start(self, request: ActiveRequest) -> None:
         """Start a request. If it is the only one, grow the context for its prompt, or raise ContextOverflowError."""
@@ -187,10 +209,7 @@ class Scheduler:
             return True
         if len(self._running) == 1:
             return self._grow(n_needed, self._running, is_required=True)
-        self._drafted_sequence = None
-        newest_request = self._running.pop()
-        newest_request.preempt()
-        self._waiting.appendleft(newest_request)
+        self._preempt(self._running.pop())
         return True
 
     def _separate_windows(self) -> bool:
@@ -339,7 +358,7 @@ class Scheduler:
 
 def _should_wait_for(request: ActiveRequest, other_request: ActiveRequest) -> bool:
     """Return whether `request` should wait, because `other_request` is already prefilling half of the same prompt."""
-    if request.last_prefill_at or not other_request.last_prefill_at:
+    if request.last_prefill_at or not other_request.last_prefill_at or not other_request.can_prefill:
         return False
     if request.params.prompt_logprobs or other_request.params.prompt_logprobs:
         return False  # a request for the logprobs of its prompt computes the whole prompt, and does not share it

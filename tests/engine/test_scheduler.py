@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgechat.config import GREEDY, Sampling
 from edgechat.engine import protocol, sequence
+from edgechat.engine import request as request_module
 from edgechat.engine.client import EngineClient
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
@@ -36,6 +37,7 @@ N_CTX = 60
 @pytest.fixture
 def fake(native: Bindings, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     monkeypatch.setattr(sequence, "Sampler", FakeSampler)
+    monkeypatch.setattr(request_module, "_MIN_TOKENS_AFTER_WAIT", 2)  # the prompts here are short
     return FakeModel(native, N_VOCAB)
 
 
@@ -50,6 +52,8 @@ class FakeEngine:
         self.final: dict[int, protocol.Event] = {}
         self.outputs: dict[int, list[list[int]]] = {}
         self.prompt_logprobs: dict[int, list[float]] = {}
+        self.awaiting: dict[int, ActiveRequest] = {}
+        """Requests that wait for a grammar, by id."""
         self.drafter = LiveDrafter(PlainIndex(10_000))
         self.with_drafts = with_drafts
 
@@ -65,15 +69,29 @@ class FakeEngine:
         if isinstance(event, protocol.PromptLogprobs):
             self.prompt_logprobs.setdefault(event.id, []).extend(token.logprob for token in event.logprobs)
 
-    def add(self, request: protocol.Generate) -> None:
+    def add(self, request: protocol.Generate, *, awaits_grammar: bool = False) -> None:
         speculator = None
         if self.with_drafts:
             costs = StepCosts()
             costs.ratios = [{n: RunningMean(1.0, 1000) for n in STEP_SIZES} for _ in costs.ratios]
             speculator = Speculator([self.drafter], DraftController(Acceptance(), costs))
-        self.scheduler.add(ActiveRequest(
+        active = ActiveRequest(
             cast("Context", self.context), self.cache, request, request.tokens or [], self.on_event, 0.0, speculator
-        ))  # fmt: skip
+        )
+        if awaits_grammar:
+            active.await_grammar()
+            self.awaiting[request.id] = active
+        self.scheduler.add(active)
+
+    def set_grammar(self, request_id: int) -> None:
+        """End the wait of a request for its grammar, which allows everything."""
+        active = self.awaiting.pop(request_id, None)
+        if active is not None and request_id not in self.final:
+            active.set_grammar(cast("Any", None))
+
+    def set_all_grammars(self) -> None:
+        for request_id in list(self.awaiting):
+            self.set_grammar(request_id)
 
     def finish(self) -> None:
         for _ in range(10_000):
@@ -127,10 +145,27 @@ REQUESTS = st.lists(
         st.integers(0, 12),  # step of arrival
         st.one_of(st.none(), st.none(), st.integers(0, 15)),  # steps until it is cancelled
         st.booleans(),  # prompt_logprobs
+        st.one_of(st.none(), st.none(), st.integers(0, 15)),  # steps until its grammar is set
     ),
     min_size=1,
     max_size=8,
 )
+
+
+def run_steps(engine: FakeEngine, requests: list[protocol.Generate], specs: list[Any]) -> set[int]:
+    """Run the steps in which requests arrive, get their grammars and are cancelled; return the ids of the last ones."""
+    cancelled: set[int] = set()
+    for step in range(40):
+        for request, (*_, arrival, cancel_after, _, grammar_after) in zip(requests, specs, strict=True):
+            if arrival == step:
+                engine.add(request, awaits_grammar=grammar_after is not None)
+            if grammar_after is not None and arrival + grammar_after == step:
+                engine.set_grammar(request.id)
+            if cancel_after is not None and arrival + cancel_after == step and request.id not in engine.final:
+                engine.scheduler.cancel({request.id})
+                cancelled.add(request.id)
+        engine.scheduler.step()
+    return cancelled
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -140,23 +175,16 @@ def test_parallel_requests_generate_what_each_generates_alone(
 ) -> None:
     """With so few cells that requests wait, and are preempted and resumed."""
     together = FakeEngine(fake, with_drafts=with_drafts)
-    cancelled = set()
     requests = [
         protocol.Generate(
             id=i, tokens=prompt if n == 1 else prompt[:12], sampling=Sampling(temperature=temperature, seed=i),
             max_tokens=max_tokens if n == 1 else min(max_tokens, 15),  # two longer ones may not fit the context
             n_sequences=n, prompt_logprobs=prompt_logprobs, n_logprobs=0 if prompt_logprobs else None,
         )
-        for i, (prompt, temperature, max_tokens, n, _, _, prompt_logprobs) in enumerate(specs)
+        for i, (prompt, temperature, max_tokens, n, _, _, prompt_logprobs, _) in enumerate(specs)
     ]  # fmt: skip
-    for step in range(40):
-        for request, (*_, arrival, cancel_after, _) in zip(requests, specs, strict=True):
-            if arrival == step:
-                together.add(request)
-            if cancel_after is not None and arrival + cancel_after == step and request.id not in together.final:
-                together.scheduler.cancel({request.id})
-                cancelled.add(request.id)
-        together.scheduler.step()
+    cancelled = run_steps(together, requests, specs)
+    together.set_all_grammars()
     together.finish()
     assert len(together.final) == len(requests)
     for request in requests:
@@ -200,6 +228,41 @@ def test_requests_are_admitted_in_order_of_arrival(fake: FakeModel) -> None:
     order = list(engine.final)
     assert order.index(0) < 3
     assert order.index(11) > 8
+
+
+def test_prompt_is_prefilled_to_its_last_token_without_the_grammar(fake: FakeModel) -> None:
+    engine = FakeEngine(fake, with_drafts=False)
+    prompt = [1 + i % 9 for i in range(20)]
+    engine.add(protocol.Generate(id=1, tokens=prompt, sampling=GREEDY, max_tokens=3), awaits_grammar=True)
+    assert not engine.scheduler.is_blocked
+    for _ in range(3):
+        engine.scheduler.step()
+    assert engine.scheduler.is_blocked
+    assert [tokens for tokens in engine.context.seq_tokens.values() if tokens] == [prompt[:-1]]
+    engine.set_grammar(1)
+    assert not engine.scheduler.is_blocked
+    engine.finish()
+    assert engine.outputs[1]
+
+
+@pytest.mark.parametrize("bypasses_cache", [False, True])
+def test_request_does_not_wait_for_the_grammars_of_others(fake: FakeModel, *, bypasses_cache: bool) -> None:
+    engine = FakeEngine(fake, with_drafts=False)
+    prompt = [1 + i % 9 for i in range(20)]
+    for i in range(8):  # as many as there are sequences
+        request = protocol.Generate(
+            id=i, tokens=[*prompt, i], sampling=GREEDY, max_tokens=3, bypass_cache=bypasses_cache and i % 2 == 0
+        )
+        engine.add(request, awaits_grammar=True)
+    engine.scheduler.step()
+    engine.add(protocol.Generate(id=9, tokens=[*prompt, 9], sampling=GREEDY, max_tokens=3, bypass_cache=bypasses_cache))
+    for _ in range(10):
+        engine.scheduler.step()
+    assert list(engine.final) == [9]
+    assert engine.scheduler.is_blocked
+    engine.set_all_grammars()
+    engine.finish()
+    assert len(engine.final) == 9
 
 
 # In a real engine process
