@@ -1,11 +1,11 @@
-"""Finds out why the prompt cache held less of a prompt than an earlier prompt had in common with it."""
+"""Explanation of cache misses: why an earlier prompt had more of the same tokens than the prompt cache."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from edgechat.engine.generation import CacheMiss
-from edgechat.engine.protocol import RequestFinished
+from edgechat.engine.protocol import Event, RequestFinished
 from edgechat.engine.request import ActiveRequest
 from edgechat.prefix.recent_prompts import RecentPrompts
 from edgechat.runtime.model import Model
@@ -18,25 +18,37 @@ _MAX_EXCERPT_CHARS: Final = 60
 
 
 class CacheMissFinder:
-    """Compares each prompt of a model with the recent prompts."""
+    """Compares each prompt of a model with the prompts that had been processed when it arrived."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._recent_prompts = RecentPrompts()
+        self._prompts_at_arrival: dict[int, RecentPrompts] = {}
+        """The prompts with which the prompt of a request is compared, by the id of the request."""
 
-    def find(self, request: ActiveRequest, event: RequestFinished) -> CacheMiss | None:
-        """Return why more of the prompt of a finished request was not cached; None if nothing is to be explained.
+    def add(self, request: ActiveRequest) -> None:
+        """Remember which prompts had been processed when `request` arrived."""
+        self._prompts_at_arrival[request.params.id] = self._recent_prompts.copy()
+
+    def find(self, request: ActiveRequest, event: Event) -> CacheMiss | None:
+        """Return why more of the prompt of an ended request was not cached; None if nothing is to be explained.
 
         Requests that bypass the prompt cache are left out, and so are prompts that were not processed to their end.
         """
         params, prompt = request.params, request.prompt
-        if params.bypass_cache or params.ephemeral or params.prompt_logprobs or not request.sequences:
+        recent_prompts = self._prompts_at_arrival.pop(params.id, None)
+        is_left_out = params.bypass_cache or params.ephemeral or params.prompt_logprobs or not request.sequences
+        if is_left_out or not isinstance(event, RequestFinished):
             return None
-        difference = self._recent_prompts.compare(prompt)
         self._recent_prompts.add(prompt)
-        n_common, n_cached = difference.n_common, event.stats.cached_tokens
+        n_cached = event.stats.cached_tokens
+        if recent_prompts is None or len(prompt) - n_cached < _MIN_TOKENS:
+            return None
+        difference = recent_prompts.compare(prompt)
+        n_common = difference.n_common
         n_uncached = min(n_common, len(prompt) - 1) - n_cached
-        has_difference = difference.n_repeated >= _MIN_TOKENS
+        # A longer cached prefix is from another prompt than the compared one.
+        has_difference = n_cached <= n_common and difference.n_repeated >= _MIN_TOKENS
         if not has_difference and n_uncached < _MIN_TOKENS:
             return None
         return CacheMiss(

@@ -141,7 +141,7 @@ class ClientConnections:
                 self._idle_since = time.monotonic()
             if isinstance(event, protocol.RequestFinished) and event.stats.decode_tps:
                 self._decode_tps = event.stats.decode_tps
-            if isinstance(event, protocol.RequestFinished) and event.stats.prompt_tokens:
+            if isinstance(event, protocol.RequestFinished) and event.finish_reason != "cancelled":
                 self._cache_use = self._cache_use.add(event.stats, event.cache_miss)
         if connection_or_none is not None:
             connection_or_none.write(structs.replace(event, id=event.id & _MAX_REQUEST_ID) if number else event)

@@ -67,8 +67,8 @@ class CacheMiss(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.uncached_tokens:
             sentences.append(
-                f"{format_count(self.uncached_tokens, 'token')} of an earlier prompt had left the cache, or the model "
-                "cannot resume there."
+                f"{format_count(self.uncached_tokens, 'token')} that an earlier prompt has, too, had left the cache, "
+                "or the model cannot resume there."
             )
         return " ".join(sentences)
 

@@ -159,6 +159,7 @@ class TextModel(EngineModel):
             active_request.await_grammar()
             result = self._grammar_compiler.submit(request.grammars, request.visible_control_tokens)
             self._compiling_requests.append((active_request, result))
+        self._cache_miss_finder.add(active_request)
         self._scheduler.add(active_request)
 
     def _finish_request(self, request: ActiveRequest, event: protocol.Event) -> None:
@@ -168,8 +169,8 @@ class TextModel(EngineModel):
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
+        miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
-            miss = self._cache_miss_finder.find(request, event)
             event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx, cache_miss=miss)
         self._on_finished(request.params.id, event)
 

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 _MAX_PROMPTS: Final = 8
 _MAX_COMPARED_PROMPTS: Final = 3
+_MAX_TOKENS: Final = 1 << 15
 _BLOCK_TOKENS: Final = 16
 _TOKEN_BYTES: Final = array("i").itemsize
 
@@ -24,18 +25,27 @@ class PromptDifference(NamedTuple):
 
 
 class RecentPrompts:
-    """The last eight prompts of an engine. Comparing a prompt of 15,000 tokens with them takes a few milliseconds."""
+    """The last eight prompts of an engine. Comparing a prompt of 15,000 tokens with them takes a few milliseconds.
+
+    Of longer prompts, only the first 32,768 tokens are kept and compared.
+    """
 
     def __init__(self) -> None:
         self._prompts: deque[bytes] = deque(maxlen=_MAX_PROMPTS)
 
     def add(self, tokens: Sequence[int]) -> None:
         """Add a prompt; the oldest one is discarded."""
-        self._prompts.appendleft(array("i", tokens).tobytes())
+        self._prompts.appendleft(_encode(tokens))
+
+    def copy(self) -> RecentPrompts:
+        """Return a copy to which later prompts are not added."""
+        copy = RecentPrompts()
+        copy._prompts.extend(self._prompts)
+        return copy
 
     def compare(self, tokens: Sequence[int]) -> PromptDifference:
         """Return the difference between a prompt and the recent prompt that has most of its tokens."""
-        data = array("i", tokens).tobytes()
+        data = _encode(tokens)
         pairs = [(_find_difference(prompt, data), prompt) for prompt in self._prompts]
         pairs.sort(key=lambda pair: pair[0], reverse=True)  # a later prompt comes first if prefixes are equally long
         differences = [
@@ -43,6 +53,10 @@ class RecentPrompts:
             for n_common, prompt in pairs[:_MAX_COMPARED_PROMPTS]
         ]
         return max(differences, key=sum, default=PromptDifference(0, 0))
+
+
+def _encode(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens[:_MAX_TOKENS]).tobytes()
 
 
 def _find_difference(a: bytes, b: bytes) -> int:

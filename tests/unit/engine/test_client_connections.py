@@ -244,6 +244,16 @@ def test_reply_that_the_end_of_the_engine_cuts_does_not_seem_complete(
     assert received.finish_reason == "stop"
 
 
+def test_cancelled_request_is_not_counted_in_the_use_of_the_prompt_cache(connections: ClientConnections) -> None:
+    stats = GenerationStats(
+        prompt_tokens=9, cached_tokens=3, completion_tokens=1, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0
+    )
+    for reason in ("stop", "cancelled"):
+        connections.write(protocol.RequestFinished(id=3, finish_reason=reason, stats=stats, context_tokens=2))
+    use = connections.describe_status().cache_use
+    assert (use.n_prompts, use.prompt_tokens, use.cached_tokens) == (1, 9, 3)
+
+
 @pytest.mark.parametrize("is_used", [False, True])
 def test_unused_engine_ends_on_request_and_a_used_one_stays(
     handler: Handler, connections: ClientConnections, connect: Connect, *, is_used: bool

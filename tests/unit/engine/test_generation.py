@@ -22,7 +22,7 @@ def test_description_for_a_report_has_no_text_of_the_prompt() -> None:
 
 def test_description_of_tokens_that_left_the_cache() -> None:
     miss = CacheMiss(common_tokens=3000, uncached_tokens=2500)
-    assert miss.describe().startswith("2,500 tokens of an earlier prompt had left the cache")
+    assert miss.describe().startswith("2,500 tokens that an earlier prompt has, too, had left the cache")
 
 
 def test_use_is_summed() -> None:

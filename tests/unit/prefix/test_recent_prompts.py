@@ -43,6 +43,20 @@ def test_prompt_with_most_of_the_tokens_is_compared() -> None:
     assert recent.compare(TOKENS).n_repeated > 950
 
 
+def test_copy_has_no_later_prompts() -> None:
+    recent = RecentPrompts()
+    copy = recent.copy()
+    recent.add(TOKENS)
+    assert copy.compare(TOKENS).n_common == 0
+    assert recent.copy().compare(TOKENS).n_common == 1000
+
+
+def test_only_the_beginning_of_a_long_prompt_is_compared() -> None:
+    recent = RecentPrompts()
+    recent.add(TOKENS * 50)
+    assert recent.compare(TOKENS * 60) == PromptDifference(1 << 15, 0)
+
+
 def test_oldest_prompts_are_discarded() -> None:
     recent = RecentPrompts()
     recent.add(TOKENS)
