@@ -18,10 +18,13 @@ import msgspec
 
 from edgechat import process
 from edgechat.bench.agent_session import remove_header
+from edgechat.bench.child_programs import make_environment
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.prefix import N_BATCH
 from edgechat.engine.client import EngineClient
+from edgechat.engine.resident_client import PRIVATE_MODE
 from edgechat.errors import EngineError
+from edgechat.hardware.process_tree import list_process_tree
 from edgechat.runtime.backends.bundle import find_bundle
 
 _N_REPLY_TOKENS: Final = 16
@@ -77,13 +80,13 @@ class EdgechatAgentServer:
         self._command = process.make_command_line(
             "serve", "--port", "0", "--json", "-m", model, "--threads", str(n_threads), "--ctx", str(n_ctx)
         )
-        self._environment = os.environ | {"EDGECHAT_HOME": str(home)}
+        self._environment = make_environment(home) | {"EDGECHAT_ENGINE": PRIVATE_MODE}
         self._start()
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            env=self._environment, start_new_session=True,
+            env=self._environment,
         )  # fmt: skip
         first_line = self._process.stdout.readline() if self._process.stdout is not None else b""
         if not first_line:
@@ -91,7 +94,10 @@ class EdgechatAgentServer:
         self.port = int(str(msgspec.json.decode(first_line)["url"]).removesuffix("/v1").rpartition(":")[2])
 
     def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        # First the descendants: the engine would save its caches if it noticed the end of the server.
+        for pid in reversed(list_process_tree(self._process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, process.KILL_SIGNAL)
         self._end()
         self._start()
 

@@ -18,6 +18,7 @@ _WORDS: Final = (
     "check", "update", "remove", "rename", "return", "raise", "before", "after", "without", "between", "every", "only",
 )  # fmt: skip
 _N_WORDS_PER_LINE: Final = 12
+_HEADER: Final = "x-anthropic-billing-header:"
 _TOOLS: Final = (
     ("read_file", "Read a file and return its lines.", ("path",)),
     ("run_command", "Run a shell command and return its output.", ("command", "directory")),
@@ -51,16 +52,25 @@ def make_session(size: SessionSize) -> list[dict[str, Any]]:
         fields = f"cc_version=2.1.{turn}.{digest[:3]}; cc_entrypoint=cli; cch={digest[3:8]};"
         system = {
             "role": "system",
-            "content": f"x-anthropic-billing-header: {fields}\nYou are a coding agent. Follow these rules:\n{rules}",
+            "content": f"{_HEADER} {fields}\nYou are a coding agent. Follow these rules:\n{rules}",
         }
         requests.append({"messages": [system, *messages], "tools": [_make_tool(*tool) for tool in _TOOLS]})
     return requests
 
 
 def remove_header(request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request of a generated session without the first line of its system prompt, which changes."""
-    system, *messages = request["messages"]
-    return request | {"messages": [system | {"content": system["content"].partition("\n")[2]}, *messages]}
+    """Return a request without the lines of its system prompt that begin like the header of a generated session."""
+    messages = [
+        message | {"content": _remove_header_lines(message["content"])}
+        if message.get("role") == "system" and isinstance(message.get("content"), str)
+        else message
+        for message in request["messages"]
+    ]
+    return request | {"messages": messages}
+
+
+def _remove_header_lines(text: str) -> str:
+    return "\n".join(line for line in text.split("\n") if not line.startswith(_HEADER))
 
 
 def read_session(path: Path) -> list[dict[str, Any]]:

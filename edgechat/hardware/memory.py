@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from edgechat.hardware.cgroups import list_group_memory, read_text
+from edgechat.hardware.process_tree import list_process_tree
 
 # Maximum difference, in seconds, between two readings of the start time of one process.
 _START_TOLERANCE_S: Final = 2.0
@@ -95,13 +96,7 @@ def read_tree_pss_bytes(pid: int) -> int:
 
     A process that ends during the call adds 0 bytes.
     """
-    import psutil
-
-    try:
-        pids = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-    except psutil.Error:
-        return 0
-    return sum(_read_pss_bytes(process_id) for process_id in pids)
+    return sum(_read_pss_bytes(process_id) for process_id in list_process_tree(pid))
 
 
 def _read_pss_bytes(pid: int) -> int:
