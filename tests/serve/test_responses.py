@@ -244,6 +244,7 @@ PARTS = st.fixed_dictionaries(
     {"type": vary(st.sampled_from(["input_text", "output_text", "refusal", "input_image"])), "text": vary(TEXTS)}
 )  # fmt: skip
 CONTENT = vary(TEXTS | st.lists(PARTS, max_size=2))
+ITEM_IDS = TEXTS | st.just("msg_ax" + "9" * 5000)
 ITEMS = st.one_of(
     st.fixed_dictionaries({"role": vary(st.sampled_from(["user", "assistant", "developer"])), "content": CONTENT}),
     st.fixed_dictionaries({
@@ -252,7 +253,7 @@ ITEMS = st.one_of(
     }),
     st.fixed_dictionaries({"type": st.just("function_call_output"), "call_id": vary(st.just("1")), "output": CONTENT}),
     st.fixed_dictionaries({"type": st.just("reasoning"), "summary": vary(st.lists(PARTS, max_size=1))}),
-    st.fixed_dictionaries({"type": st.sampled_from(["item_reference", "computer_call", "x"]), "id": vary(TEXTS)}),
+    st.fixed_dictionaries({"type": st.sampled_from(["item_reference", "computer_call", "x"]), "id": vary(ITEM_IDS)}),
 )  # fmt: skip
 TOOLS = st.fixed_dictionaries(
     {"type": vary(st.sampled_from(["function", "custom"])), "name": vary(st.sampled_from(["f", "g"]))},

@@ -38,6 +38,8 @@ CUSTOM_INPUT: Final = "input"
 _ENCODED_PREFIX: Final = "edgechat:"
 """Beginning of `encrypted_content`, which distinguishes it from that of other services."""
 
+_MAX_INDEX_DIGITS: Final = 9  # int() refuses more than 4,300 digits
+
 
 class InputText(Struct, frozen=True, tag_field="type", tag="input_text"):
     """Text of a message that the user or the program wrote."""
@@ -142,7 +144,8 @@ def make_item_id(item_type: type[Item], response_id: str, index: int) -> str:
 def split_item_id(item_id: str) -> tuple[str, int]:
     """Return the id of the response and the index in its output for the id of an item; ("", 0) for other ids."""
     key, _, index = item_id.partition("_")[2].rpartition("x")
-    return (f"resp_{key}", int(index)) if key and index.isdecimal() and index.isascii() else ("", 0)
+    is_index = index.isdecimal() and index.isascii() and len(index) <= _MAX_INDEX_DIGITS
+    return (f"resp_{key}", int(index)) if key and is_index else ("", 0)
 
 
 def join_name(namespace: str | None, name: str) -> str:

@@ -145,7 +145,7 @@ def test_ids_of_items_lead_to_their_response() -> None:
     item_id = make_item_id(FunctionCallItem, "resp_0a1b", 12)
     assert item_id.startswith("fc_")
     assert split_item_id(item_id) == ("resp_0a1b", 12)
-    for other in ("", "msg_", "msg_abc", "msg_x1", "x1", "msg_abcx-1", "msg_abcx²"):
+    for other in ("", "msg_", "msg_abc", "msg_x1", "x1", "msg_abcx-1", "msg_abcx²", "msg_abcx" + "9" * 5000):
         assert split_item_id(other) == ("", 0)
     (item,) = read_items("Hi", find_item)
     named = name_item(item, "resp_0a1b", 0)
