@@ -85,6 +85,11 @@ class PromptBuilder:
         """Context length of the loaded model, in tokens."""
         return self._model_properties.n_ctx
 
+    @property
+    def max_text_tokens(self) -> int:
+        """Maximum number of tokens of a text that `tokenize_text` converts."""
+        return _MAX_COUNTED_CONTEXTS * self.n_ctx
+
     def visible_control_tokens(self, reply_format: ReplyFormat) -> list[str]:
         """Return the control tokens that mark parts of a reply, which the engine must not remove from its output."""
         known_tags = {tag for pair in KNOWN_TAGS for tag in pair} & set(self._model_properties.control_tokens)
@@ -175,9 +180,8 @@ class PromptBuilder:
         context.
         """
         check_prompt_bytes(text, self._model_properties)
-        max_tokens = _MAX_COUNTED_CONTEXTS * self.n_ctx
         return self._engine.tokenize(
-            text, guard, max_tokens=max_tokens, cancellation=cancellation, add_special=add_special,
+            text, guard, max_tokens=self.max_text_tokens, cancellation=cancellation, add_special=add_special,
             parse_special=parse_special,
         )  # fmt: skip
 

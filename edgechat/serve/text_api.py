@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgechat import __version__
+from edgechat.engine.overflow import make_overflow_error
 from edgechat.prompt.builder import BuiltPrompt
 from edgechat.serve.endpoints import BodyReader, ErrorHandler, make_json_response
 from edgechat.serve.errors import ApiError
@@ -22,6 +23,9 @@ from edgechat.serve.responses import cancel_on_disconnect, find_client_address
 from edgechat.serve.schemas import ChatRequest
 from edgechat.serve.served_models import ServedModels
 from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
+
+MAX_TEXT_PARTS: Final = 1024
+"""Maximum number of texts in the list form of `content`, each of which the engine tokenises separately."""
 
 
 class TextApi:
@@ -55,6 +59,7 @@ class TextApi:
         async with contextlib.AsyncExitStack() as memory:
             body = await self._read_body(request, DetokenizeRequest, memory)
             queue = self._find_any_queue(body.model)
+            _check_length(queue, len(body.tokens))
             tokens = queue.validate_tokens(body.tokens, "tokens") if body.tokens else []
             with queue.admit(find_client_address(request)):
                 task = asyncio.ensure_future(queue.detokenize(tokens))
@@ -126,6 +131,10 @@ async def _tokenize_text(queue: ModelQueue, body: TokenizeRequest) -> list[int]:
     else:
         raise ApiError(400, "content: missing. Send the text as content, prompt or messages.", param="content")
     parse_special = body.parse_special is None or bool(body.parse_special)
+    n_texts = sum(isinstance(part, str) for part in parts)
+    if n_texts > MAX_TEXT_PARTS:
+        message = f"content: {n_texts} texts; at most {MAX_TEXT_PARTS} are allowed."
+        raise ApiError(400, message, param="content")
     tokens: list[int] = []
     for i, part in enumerate(parts):
         if isinstance(part, int):
@@ -133,7 +142,17 @@ async def _tokenize_text(queue: ModelQueue, body: TokenizeRequest) -> list[int]:
         else:
             # The start of a text is marked only once. Without parts, llama-server also marks nothing.
             tokens += await queue.tokenize_text(part, add_special=add_special and i == 0, parse_special=parse_special)
+        _check_length(queue, len(tokens))
     return tokens
+
+
+def _check_length(queue: ModelQueue, n_tokens: int) -> None:
+    """Raise ContextOverflowError if a request has more tokens than one text may have."""
+    max_tokens, properties = queue.prompt_builder.max_text_tokens, queue.model_properties
+    if n_tokens > max_tokens:
+        raise make_overflow_error(
+            f"The text has more than {max_tokens:,} tokens", properties.n_ctx, properties.n_ctx_train
+        )  # fmt: skip
 
 
 def _format_piece(piece: bytes) -> str | list[int]:
