@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from edgechat.engine.protocol import FimTokens
+from edgechat.errors import ContextOverflowError
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 
@@ -81,16 +82,23 @@ async def _make_repository(
     n_free -= len(start) + len(end)
     chunks: list[list[int]] = []
     for file in reversed(files):
-        if fim_tokens.separator is not None:
-            chunk = [fim_tokens.separator, *await _tokenize(queue, f"{file.filename or 'tmp'}\n")]
-        else:
-            chunk = await _tokenize(queue, _CHUNK_SEPARATOR)
-        chunk += await _tokenize(queue, file.text)
+        try:
+            chunk = await _tokenize_file(queue, fim_tokens, file)
+        except ContextOverflowError:  # the file is several times longer than the context
+            break
         n_free -= len(chunk)
         if n_free < 0:
             break
         chunks.insert(0, chunk)
     return [*start, *(token for chunk in chunks for token in chunk), *end] if chunks else []
+
+
+async def _tokenize_file(queue: ModelQueue, fim_tokens: FimTokens, file: InfillFile) -> list[int]:
+    if fim_tokens.separator is not None:
+        name = [fim_tokens.separator, *await _tokenize(queue, f"{file.filename or 'tmp'}\n")]
+    else:
+        name = await _tokenize(queue, _CHUNK_SEPARATOR)
+    return name + await _tokenize(queue, file.text)
 
 
 async def _tokenize(queue: ModelQueue, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgechat.engine.protocol import FimTokens
+from edgechat.errors import ContextOverflowError
 from edgechat.serve.dialects.llama_server import select_fields
 from edgechat.serve.errors import ApiError
 from edgechat.serve.infill import InfillFile, InfillParts, make_infill_prompt
@@ -22,6 +23,8 @@ def make_queue(fim_tokens: FimTokens | None, n_ctx: int = 100_000) -> Any:
 
     async def tokenize_text(text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         assert (add_special, parse_special) == (False, False)
+        if len(text) > 4 * n_ctx:
+            raise ContextOverflowError("The text is too long.")
         return list(map(ord, text))
 
     properties = SimpleNamespace(fim_tokens=fim_tokens, n_ctx=n_ctx)
@@ -66,6 +69,13 @@ async def test_first_files_are_left_out_if_the_context_is_too_small() -> None:
         assert len(prompt) + 10 <= n_ctx
     without_limit = await make_infill_prompt(make_queue(FULL, 500), parts, None, "suffix")
     assert len(without_limit) + 256 <= 500
+
+
+async def test_file_of_many_contexts_is_left_out() -> None:
+    for long_file in (InfillFile("x" * 1000, "x.py"), InfillFile("x", "x" * 1000)):
+        parts = InfillParts("a", "b", files=[InfillFile("x"), long_file, InfillFile("z", "z.py")])
+        prompt = await make_infill_prompt(make_queue(FULL, 200), parts, 10, "suffix")
+        assert (prompt.count(SEP), ord("x") in prompt, ord("z") in prompt) == (2, False, True)
 
 
 async def test_vocabulary_without_the_tokens_is_reported() -> None:
