@@ -30,6 +30,9 @@ _ID_LENGTH: Final = 9
 _MAX_ARGUMENT_VALUES: Final = 1 << 16
 """Maximum number of JSON values in all tool call arguments of a request; decoded, they take 6 MiB."""
 
+NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
+"""JSON schema of the arguments of a tool without `parameters`."""
+
 
 def make_template_messages(
     messages: Sequence[ChatMessage], tools: Sequence[Tool], *, has_native_tools: bool
@@ -50,8 +53,7 @@ def make_template_messages(
 def make_tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
     """Convert the tools of a request to tool definitions. A tool without `parameters` takes no arguments."""
     functions = [tool.function for tool in tools]
-    no_parameters = {"type": "object", "properties": {}}
-    return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
+    return [ToolDefinition(f.name, f.description or "", f.parameters or NO_PARAMETERS) for f in functions]
 
 
 class _MessageConverter:

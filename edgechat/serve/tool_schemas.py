@@ -302,7 +302,7 @@ def _close_objects(schema: Any, depth: int) -> Any:
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return schema
     new_schema = _convert_subschemas(schema, lambda item: _close_objects(item, depth + 1))
-    return {"additionalProperties": False, **new_schema} if new_schema.get("properties") else new_schema
+    return {"additionalProperties": False, **new_schema} if "properties" in new_schema else new_schema
 
 
 def _allow_any_object(_schema: Any) -> dict[str, Any]:

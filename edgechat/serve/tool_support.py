@@ -20,7 +20,7 @@ from edgechat.prompt.tool_formats import make_template_tools
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.serve import grammars
-from edgechat.serve.chat_prompt import make_tool_definitions
+from edgechat.serve.chat_prompt import NO_PARAMETERS, make_tool_definitions
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
 from edgechat.serve.schemas import ChatRequest, Tool
@@ -196,7 +196,7 @@ def _is_schema_fixed(tool: Tool, *, is_large: bool) -> bool:
 
 def _complete_schema(tool: Tool) -> Tool:
     if not tool.function.parameters:
-        return tool
+        tool = _replace_schema(tool, lambda _: NO_PARAMETERS)
     return _replace_schema(tool, lambda schema: close_objects(declare_required(schema)))
 
 

@@ -159,6 +159,7 @@ CLOSED = OPEN | {"additionalProperties": False}
     ("schema", "expected"),
     [
         (OPEN, CLOSED),
+        ({"type": "object", "properties": {}}, {"type": "object", "properties": {}, "additionalProperties": False}),
         (OPEN | {"additionalProperties": True}, OPEN | {"additionalProperties": True}),
         ({"type": "array", "items": OPEN}, {"type": "array", "items": CLOSED}),
         ({"$defs": {"x": OPEN}, "anyOf": [{"$ref": "#/$defs/x"}]},
@@ -174,7 +175,7 @@ def test_object_has_only_declared_properties_unless_its_schema_says_otherwise(
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "object"}, {"type": "object", "properties": {}}, OPEN | {"allOf": [{"required": ["b"]}]},
+        {"type": "object"}, OPEN | {"allOf": [{"required": ["b"]}]},
         {"allOf": [OPEN, {"$ref": "#/$defs/x"}], "$defs": {"x": OPEN}}, OPEN | {"patternProperties": {"b": OPEN}},
         OPEN | {"anyOf": [{"properties": {"b": {}}}]}, True, None,
     ],
@@ -192,6 +193,11 @@ def test_model_invents_no_argument(renderer: Renderer) -> None:
         assert allows(lark, call.format('{"a": 1}'))
         assert not allows(lark, call.format('{"b": 1}'))
         assert not allows(lark, call.format('{"a": 1, "b": 1}'))
+        for parameters in (None, {}, {"type": "object", "properties": {}}):
+            (grammar, *_) = prepare_request(builder, {"f": parameters}, tool_choice="required").grammars
+            lark = convert_tool_grammar(grammar) if isinstance(grammar, ToolGrammar) else f"start: {grammar}"
+            assert allows(lark, call.format("{}"))
+            assert not allows(lark, call.format('{"a": 1}'))
 
 
 EVERYTHING = CallEnforcement(*[True] * len(CallEnforcement._fields))
