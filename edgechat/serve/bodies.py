@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -70,12 +70,21 @@ class BodyBudget:
             body.free()
 
     @contextlib.contextmanager
-    def hold(self, n_bytes: int) -> Iterator[None]:
-        """Count `n_bytes` that belong to a request, but not to its body, in the budget. Raises ApiError."""
-        holder = IncomingBody(self, _receive_nothing)
+    def hold(self, n_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Count `n_bytes` that belong to a request, but not to its body, in the budget. Raises ApiError.
+
+        The context manager returns a function that adds bytes to them.
+        """
+        holder, n_held_bytes = IncomingBody(self, _receive_nothing), 0
+
+        def add(n_new_bytes: int) -> None:
+            nonlocal n_held_bytes
+            n_held_bytes += n_new_bytes
+            holder.hold(min(n_held_bytes, self._n_bytes))
+
         try:
-            holder.hold(min(n_bytes, self._n_bytes))
-            yield
+            add(n_bytes)
+            yield add
         finally:
             holder.free()
 

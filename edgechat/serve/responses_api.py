@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -106,6 +106,8 @@ class ResponsesApi:
         check_supported_fields(body)
         previous_id = body.previous_response_id
         previous = self._store.find_previous(previous_id) if previous_id is not None else None
+        stored_responses = _list_conversation(previous) if previous is not None else []
+        hold = memory.enter_context(self._body_budget.hold(_count_decoded_bytes(stored_responses)))
         outputs: dict[str, list[Item]] = {}
         references: set[str] = set()
 
@@ -116,7 +118,9 @@ class ResponsesApi:
             response_id, index = split_item_id(item_id)
             try:
                 if response_id not in outputs:
-                    outputs[response_id] = self._decode_output(self._store.find(response_id), memory)
+                    stored = self._store.find(response_id)
+                    hold(_DECODED_FACTOR * len(stored.response))
+                    outputs[response_id] = _decode_output(stored)
                 item = outputs[response_id][index]
             except (ApiError, IndexError):
                 item = None
@@ -130,18 +134,9 @@ class ResponsesApi:
 
         items = read_items(body.input, find_item)
         history: list[Item] = []
-        for stored in reversed(list(previous.iterate_history())) if previous is not None else ():
-            history += self._decode_input(stored, memory)
-            history += self._decode_output(stored, memory)
+        for stored in stored_responses:
+            history += [*_input_decoder.decode(stored.input_items), *_decode_output(stored)]
         return previous, items, history
-
-    def _decode_input(self, stored: StoredResponse, memory: contextlib.AsyncExitStack) -> list[Item]:
-        memory.enter_context(self._body_budget.hold(_DECODED_FACTOR * len(stored.input_items)))
-        return _input_decoder.decode(stored.input_items)
-
-    def _decode_output(self, stored: StoredResponse, memory: contextlib.AsyncExitStack) -> list[Item]:
-        memory.enter_context(self._body_budget.hold(_DECODED_FACTOR * len(stored.response)))
-        return _output_decoder.decode(stored.response).output
 
     def _make_writer(self, body: ResponsesRequest, response_id: str) -> OutputWriter:
         return OutputWriter(
@@ -202,10 +197,13 @@ class ResponsesApi:
             })  # fmt: skip
 
     def _list_items(self, stored: StoredResponse, memory: contextlib.AsyncExitStack) -> list[Item]:
+        responses = _list_conversation(stored)
+        memory.enter_context(self._body_budget.hold(_count_decoded_bytes(responses)))
         items: list[Item] = []
-        for response in reversed(list(stored.iterate_history())):
-            items += [name_item(item, response.id, i) for i, item in enumerate(self._decode_input(response, memory))]
-            items += self._decode_output(response, memory) if response is not stored else ()
+        for response in responses:
+            input_items = _input_decoder.decode(response.input_items)
+            items += [name_item(item, response.id, i) for i, item in enumerate(input_items)]
+            items += _decode_output(response) if response is not stored else ()
         return items
 
     async def cancel(self, request: Request) -> Response:
@@ -215,3 +213,17 @@ class ResponsesApi:
 
     def _find(self, request: Request) -> StoredResponse:
         return self._store.find(request.path_params["id"])
+
+
+def _list_conversation(stored: StoredResponse) -> list[StoredResponse]:
+    """Return the responses of a conversation up to `stored`, oldest first."""
+    return list(stored.iterate_history())[::-1]
+
+
+def _count_decoded_bytes(responses: Sequence[StoredResponse]) -> int:
+    """Return the maximum memory of the decoded items of stored responses."""
+    return _DECODED_FACTOR * sum(len(stored.input_items) + len(stored.response) for stored in responses)
+
+
+def _decode_output(stored: StoredResponse) -> list[Item]:
+    return _output_decoder.decode(stored.response).output
