@@ -35,7 +35,7 @@ from edgechat.serve.ollama_api import OllamaApi
 from edgechat.serve.paths import PathTable
 from edgechat.serve.reasoning import find_server_default
 from edgechat.serve.rerank import RerankApi
-from edgechat.serve.responses import count_prompt_tokens, find_client_address, respond
+from edgechat.serve.responding import count_prompt_tokens, find_client_address, respond
 from edgechat.serve.responses_api import ResponsesApi
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels

@@ -19,7 +19,7 @@ from edgechat.errors import ContextOverflowError
 from edgechat.serve.completions import split_inputs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import cancel_on_disconnect, find_client_address
+from edgechat.serve.responding import cancel_on_disconnect, find_client_address
 from edgechat.serve.schemas import EmbeddingsRequest
 
 

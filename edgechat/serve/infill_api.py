@@ -21,7 +21,7 @@ from edgechat.serve.infill import InfillParts, make_infill_prompt
 from edgechat.serve.infill_schemas import FimRequest, InfillRequest, NativeCompletionRequest, NativeParams
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import respond
+from edgechat.serve.responding import respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, GenerationParams
 from edgechat.serve.served_models import ServedModels
 

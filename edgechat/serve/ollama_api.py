@@ -34,7 +34,7 @@ from edgechat.serve.endpoints import BodyReader, Endpoint, ErrorHandler, make_js
 from edgechat.serve.errors import ApiError
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.model_queue import ModelKind, ModelQueue
-from edgechat.serve.responses import respond
+from edgechat.serve.responding import respond
 from edgechat.serve.schemas import ChatRequest, EmbeddingsRequest
 from edgechat.serve.served_models import ServedModels
 

@@ -17,7 +17,7 @@ from edgechat.engine import protocol
 from edgechat.serve.endpoints import BodyReader, ErrorHandler, make_json_response
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import cancel_on_disconnect, find_client_address
+from edgechat.serve.responding import cancel_on_disconnect, find_client_address
 from edgechat.serve.schemas import Flag
 from edgechat.serve.served_models import ServedModels
 

@@ -32,8 +32,8 @@ from edgechat.serve.endpoints import BodyReader, Endpoint, ErrorHandler, make_js
 from edgechat.serve.errors import ApiError
 from edgechat.serve.metrics import Metrics
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responding import count_prompt_tokens, respond
 from edgechat.serve.response_store import ResponseStore, StoredResponse
-from edgechat.serve.responses import count_prompt_tokens, respond
 
 _DEFAULT_PAGE_ITEMS: Final = 20
 _MAX_PAGE_ITEMS: Final = 100

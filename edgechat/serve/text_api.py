@@ -19,7 +19,7 @@ from edgechat.serve.endpoints import BodyReader, ErrorHandler, make_json_respons
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.prompt_rendering import RenderingBuilder
-from edgechat.serve.responses import cancel_on_disconnect, find_client_address
+from edgechat.serve.responding import cancel_on_disconnect, find_client_address
 from edgechat.serve.schemas import ChatRequest
 from edgechat.serve.served_models import ServedModels
 from edgechat.serve.text_schemas import DetokenizeRequest, TokenizeRequest
