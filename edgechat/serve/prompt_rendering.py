@@ -37,4 +37,11 @@ class RenderingBuilder(ChatResponseBuilder):
         if not end or not prompt.text.endswith(end):
             message = "add_generation_prompt: this model's chat template does not allow false. Leave it out."
             raise ApiError(400, message, param="add_generation_prompt")
-        return prompt._replace(text=prompt.text.removesuffix(end))
+        text = prompt.text.removesuffix(end)
+        end_tokens = await self.queue.tokenize_text(end, add_special=False, parse_special=True)
+        n_tokens = len(prompt.tokens) - len(end_tokens)
+        if prompt.tokens[n_tokens:] == end_tokens:
+            return prompt._replace(text=text, tokens=prompt.tokens[:n_tokens])
+        # A token contains the end of a message and the beginning of the reply. Without the renderer's marks, the texts
+        # of control tokens in messages become control tokens, too.
+        return prompt._replace(text=text, tokens=await self.queue.tokenize(text))

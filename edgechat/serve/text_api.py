@@ -104,7 +104,10 @@ class TextApi:
 async def _tokenize(queue: ModelQueue, body: TokenizeRequest) -> dict[str, Any]:
     if body.messages is not None:
         queue.check_generates_text("/tokenize with content")
-        chat_request = ChatRequest(messages=body.messages, tools=body.tools, model=body.model)
+        chat_request = ChatRequest(
+            messages=body.messages, tools=body.tools, model=body.model,
+            add_generation_prompt=body.add_generation_prompt,
+        )  # fmt: skip
         tokens = (await RenderingBuilder(queue, chat_request).render()).tokens
     else:
         tokens = await _tokenize_text(queue, body)

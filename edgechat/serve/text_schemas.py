@@ -20,6 +20,8 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
     tools: list[Tool] | None = None
     """Tools that the prompt of `messages` describes."""
+    add_generation_prompt: Flag | None = None
+    """False to end the prompt of `messages` before the beginning of the reply."""
     add_special: Flag | None = None
     """True to add the tokens that mark the start and the end of a text. The default is false for `content`."""
     add_special_tokens: Flag | None = None
