@@ -87,7 +87,9 @@ class EmbeddingModel(EngineModel):
                 except ContextOverflowError as error:
                     raise ContextOverflowError(f"documents[{i}]: {error}") from error
                 n_tokens += len(tokens)
-        return protocol.Reranked(id=request.id, scores=scores, n_tokens=n_tokens)
+        return protocol.Reranked(
+            id=request.id, scores=scores, n_tokens=n_tokens, are_probabilities=self._model.has_softmax
+        )
 
     @contextlib.contextmanager
     def _begin(self, request_id: int) -> Iterator[None]:

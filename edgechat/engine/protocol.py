@@ -326,12 +326,14 @@ class EmbeddingsComputed(Event, frozen=True, tag="Embedded"):
 class Reranked(Event, frozen=True):
     """Result of Rerank: one score per document, and the number of tokens of all pairs.
 
-    A score is the first output of the model's classifier: a probability if the classifier has several outputs, as in
-    Qwen3-Reranker, otherwise a logit.
+    A score is the first output of the model's classifier.
     """
 
     scores: list[float]
     n_tokens: int
+    are_probabilities: bool = False
+    """True if the model applies the softmax function to its outputs, as Qwen3-Reranker does; otherwise the scores are
+    logits."""
 
 
 class Tokenized(Event, frozen=True):

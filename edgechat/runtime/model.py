@@ -136,6 +136,11 @@ class Model:
         architecture = self._read_metadata("general.architecture")
         return self._read_metadata(f"{architecture}.pooling_type") == "4"
 
+    @cached_property
+    def has_softmax(self) -> bool:
+        """True if llama.cpp applies the softmax function to the outputs of a reranker (`llm_graph_context`)."""
+        return self._read_metadata("general.architecture") in {"qwen3", "qwen3vl"}
+
     @property
     def n_labels(self) -> int:
         """Number of outputs of the classifier of a reranker."""

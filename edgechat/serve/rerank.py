@@ -70,7 +70,7 @@ class RerankApi:
             with queue.admit(find_client_address(request)):
                 task = asyncio.ensure_future(_submit(queue, body.query, documents))
                 reranked: protocol.Reranked = await cancel_on_disconnect(request, task)
-            results = make_results(body, documents, reranked.scores, n_labels=queue.model_properties.n_labels)
+            results = make_results(body, documents, reranked.scores, are_probabilities=reranked.are_probabilities)
         if body.texts is not None:
             return make_json_response(results)
         usage = {"prompt_tokens": reranked.n_tokens, "total_tokens": reranked.n_tokens}
@@ -108,18 +108,17 @@ async def _submit(queue: ModelQueue, query: str, documents: list[str]) -> protoc
 
 
 def make_results(
-    body: RerankRequest, documents: Sequence[str], scores: Sequence[float], *, n_labels: int
+    body: RerankRequest, documents: Sequence[str], scores: Sequence[float], *, are_probabilities: bool
 ) -> list[dict[str, Any]]:
     """Build the results, best first. Documents with the same score keep their order.
 
-    A score is a value from 0 to 1: a model with several labels returns a probability, and the sigmoid function converts
-    the logit of another model. The form is that of TEI if the request is.
+    A score is a value from 0 to 1: the sigmoid function converts logits. The form is that of TEI if the request is.
     """
     has_texts = bool(body.return_documents if body.texts is None else body.return_text)
-    is_probability = bool(body.raw_scores) or n_labels > 1
+    is_unchanged = bool(body.raw_scores) or are_probabilities
     results: list[dict[str, Any]] = []
     for i in sorted(range(len(documents)), key=lambda i: -scores[i])[: body.top_n]:
-        score = scores[i] if is_probability else _compute_sigmoid(scores[i])
+        score = scores[i] if is_unchanged else _compute_sigmoid(scores[i])
         if body.texts is not None:
             results.append({"index": i, "score": score} | ({"text": documents[i]} if has_texts else {}))
         else:

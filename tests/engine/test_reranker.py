@@ -70,6 +70,7 @@ def test_scores_and_inputs_are_those_of_llama_cpp(native: Bindings, tmp_path: Pa
     plan: Any = SimpleNamespace(options=SimpleNamespace(n_ctx=256), n_threads=1, n_threads_batch=1)
     assert (model.is_reranker, model.is_embedding) == (True, True)
     assert model.n_labels == (2 if write is write_tiny_qwen_reranker else 1)
+    assert model.has_softmax == (write is write_tiny_qwen_reranker)
     pair_tokenizer, embedder = PairTokenizer(model, 256), Embedder(model, plan)
     for query, document in PAIRS:
         tokens = compose(native, model, query, document)
@@ -110,6 +111,8 @@ def test_engine_scores_each_document_by_itself(reranker: EngineClient) -> None:
     reranked = rerank(reranker, "hello world", documents)
     assert reranked.scores[0] == reranked.scores[2] != reranked.scores[1]
     assert reranked.n_tokens > 6
+    if reranked.are_probabilities:
+        assert all(0 <= score <= 1 for score in reranked.scores)
     assert reranked.scores[1] == pytest.approx(rerank(reranker, "hello world", ["hello"]).scores[0], abs=1e-6)
     with pytest.raises(ContextOverflowError, match=r"documents\[1\]: The query and the document have .* at most 128"):
         rerank(reranker, "hello", ["hello", "hello " * 500])
