@@ -81,7 +81,7 @@ class ModelQueue:
 
     @property
     def kind(self) -> ModelKind:
-        """What the model computes."""
+        """Kind of model: text, embedding or reranker."""
         if not self.model_properties.is_embedding:
             return "text"
         return "reranker" if self.model_properties.n_labels else "embedding"
@@ -93,10 +93,10 @@ class ModelQueue:
     def check_generates_text(self, embedding_path: str) -> None:
         """Raise ApiError for another model; `embedding_path` is the endpoint that computes embeddings."""
         if self.kind != "text":
-            name, path = "an embedding model", embedding_path
+            name, hint = "an embedding model", f"Use {embedding_path}."
             if self.kind == "reranker":
-                name, path = "a reranker", "/v1/rerank"
-            raise ApiError(400, f"{self.name} is {name} and generates no text. Use {path}.", param="model")
+                name, hint = "a reranker", "/v1/rerank sorts documents with it."
+            raise ApiError(400, f"{self.name} is {name} and generates no text. {hint}", param="model")
 
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine and render processes. The engine is killed after `timeout_s`. Further calls have no effect."""

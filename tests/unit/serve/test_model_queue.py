@@ -106,3 +106,19 @@ async def test_numbers_of_any_size_are_used_or_refused(name: str) -> None:
             assert frames.encode(request)
             assert builder.ping_s is None or 0 < builder.ping_s <= 86400
     assert statuses <= {400}
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "message"),
+    [
+        (0, "model is an embedding model and generates no text. Use /v1/embeddings."),
+        (1, "model is a reranker and generates no text. /v1/rerank sorts documents with it."),
+    ],
+)
+def test_model_that_generates_no_text_is_reported(n_labels: int, message: str) -> None:
+    queue = make_queue(1)
+    properties: Any = SimpleNamespace(is_embedding=True, n_labels=n_labels)
+    queue._model.model_properties = properties
+    with pytest.raises(ApiError) as caught:
+        queue.check_generates_text("/v1/embeddings")
+    assert (str(caught.value), caught.value.param) == (message, "model")
