@@ -68,7 +68,7 @@ class Api:
             Route("/health", _with_error_handling(self.health), methods=["GET"]),
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
-            *InfillApi(self._models, self._metrics, self._read_body).make_routes(_with_error_handling),
+            *InfillApi(self._find_text_queue, self._metrics, self._read_body).make_routes(_with_error_handling),
             *RerankApi(self._models, self._read_body).make_routes(_with_error_handling),
             *TextApi(self._models, self._read_body).make_routes(_with_error_handling),
             *ResponsesApi(self._find_text_queue, self._metrics, self._read_body, self._body_budget).make_routes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -23,14 +24,15 @@ from edgechat.serve.metrics import Metrics
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.responding import respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, GenerationParams
-from edgechat.serve.served_models import ServedModels
 
 
 class InfillApi:
-    """Endpoints that complete a text, or fill a gap in it."""
+    """Endpoints that complete a text, or fill a gap in it. `find_queue` returns the queue of the model with a name."""
 
-    def __init__(self, models: ServedModels, metrics: Metrics, read_body: BodyReader) -> None:
-        self._models = models
+    def __init__(
+        self, find_queue: Callable[[str | None], ModelQueue], metrics: Metrics, read_body: BodyReader
+    ) -> None:  # fmt: skip
+        self._find_queue = find_queue
         self._metrics = metrics
         self._read_body = read_body
 
@@ -41,11 +43,6 @@ class InfillApi:
             Route("/infill", handle_errors(self.infill, "input_prefix"), methods=["POST"]),
             Route("/v1/fim/completions", handle_errors(self.fim, "prompt"), methods=["POST"]),
         ]
-
-    def _find_queue(self, name: str | None) -> ModelQueue:
-        queue = self._models.get(name, "text")
-        queue.check_generates_text("/v1/embeddings")
-        return queue
 
     async def complete(self, request: Request) -> Response:
         async with contextlib.AsyncExitStack() as memory:

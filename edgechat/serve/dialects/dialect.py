@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import msgspec
+
 from edgechat.serve.choices import Choice, Delta, UsageTotals
 from edgechat.serve.errors import ApiError
 from edgechat.serve.response_builder import ResponseBuilder
@@ -26,7 +28,7 @@ class Dialect(ABC):
         self.builder = builder
 
     def close(self) -> None:
-        """Release what the dialect holds. Called once when the response has ended, even after an error."""
+        """Release the resources of the response. Called once when the response has ended, even after an error."""
         return
 
     @abstractmethod
@@ -48,3 +50,8 @@ class Dialect(ABC):
     @abstractmethod
     def encode_end(self, totals: UsageTotals) -> Sequence[bytes]:
         """Encode the end of a stream whose output is complete."""
+
+
+def encode_event(data: Any) -> bytes:
+    """Encode a server-sent event without a name."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, PromptProgress, UsageTotals
-from edgechat.serve.dialects.dialect import Dialect
+from edgechat.serve.dialects.dialect import Dialect, encode_event
 from edgechat.serve.dialects.openai import PING
 from edgechat.serve.errors import ApiError
 from edgechat.serve.response_builder import ResponseBuilder
@@ -36,22 +34,22 @@ class LlamaServerDialect(Dialect):
         if isinstance(delta, PromptProgress):
             progress_chunks = self.builder.chunks(delta)
             progress = [{"prompt_progress": chunk["prompt_progress"]} for chunk in progress_chunks]
-            return [_encode_event(self._make_object("", is_end=False) | fields) for fields in progress]
+            return [encode_event(self._make_object("", is_end=False) | fields) for fields in progress]
         if not isinstance(delta, ChoiceDelta):
             return []
         if delta.finish_reason is not None:
             self._end = delta
         self._has_new_line = self._has_new_line or "\n" in delta.content
-        return [_encode_event(self._make_object(delta.content, is_end=False))] if delta.content else []
+        return [encode_event(self._make_object(delta.content, is_end=False))] if delta.content else []
 
     def encode_ping(self) -> Sequence[bytes]:
         return [PING]
 
     def encode_error(self, error: ApiError) -> Sequence[bytes]:
-        return [_encode_event(error.body())]
+        return [encode_event(error.body())]
 
     def encode_end(self, totals: UsageTotals) -> Sequence[bytes]:
-        return [_encode_event(self._make_end_object("", totals))]
+        return [encode_event(self._make_end_object("", totals))]
 
     def _make_object(self, content: str, *, is_end: bool) -> dict[str, Any]:
         return {"index": 0, "content": content, "tokens": [], "id_slot": _NO_SLOT, "stop": is_end}
@@ -79,7 +77,3 @@ def select_fields(values: dict[str, Any], paths: Sequence[str]) -> dict[str, Any
         if value is not None:
             selected[path] = value
     return selected
-
-
-def _encode_event(data: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"

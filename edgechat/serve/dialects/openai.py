@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
-
 from edgechat.serve.choices import Choice, Delta, UsageTotals
-from edgechat.serve.dialects.dialect import Dialect
+from edgechat.serve.dialects.dialect import Dialect, encode_event
 from edgechat.serve.errors import ApiError
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -24,18 +22,14 @@ class OpenAiDialect(Dialect):
 
     def encode_delta(self, delta: Delta) -> Sequence[bytes]:
         chunks = self.builder.chunks(delta)
-        return [_encode_event(chunk | {"usage": None} if self.builder.include_usage else chunk) for chunk in chunks]
+        return [encode_event(chunk | {"usage": None} if self.builder.include_usage else chunk) for chunk in chunks]
 
     def encode_ping(self) -> Sequence[bytes]:
         return [PING]
 
     def encode_error(self, error: ApiError) -> Sequence[bytes]:
-        return [_encode_event(error.body()), DONE]
+        return [encode_event(error.body()), DONE]
 
     def encode_end(self, totals: UsageTotals) -> Sequence[bytes]:
-        usage = [_encode_event(self.builder.make_usage_chunk(totals))] if self.builder.include_usage else []
+        usage = [encode_event(self.builder.make_usage_chunk(totals))] if self.builder.include_usage else []
         return [*usage, DONE]
-
-
-def _encode_event(data: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
