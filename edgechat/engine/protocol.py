@@ -257,7 +257,7 @@ class FimTokens(msgspec.Struct, frozen=True, kw_only=True):
     """Token before the name of the repository; None if the vocabulary has none."""
     separator: int | None = None
     """Token before the name of each file; None if the vocabulary has none."""
-    start: list[int] = []
+    bos_tokens: list[int] = []
     """Tokens that mark the start of a prompt."""
 
 

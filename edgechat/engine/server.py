@@ -336,4 +336,4 @@ def _find_fim_tokens(model: Model) -> protocol.FimTokens | None:
     tokens = model.fim_tokens
     if not {"prefix", "suffix", "middle"} <= tokens.keys():
         return None
-    return protocol.FimTokens(**tokens, start=[model.bos_token] if model.adds_bos else [])
+    return protocol.FimTokens(**tokens, bos_tokens=[model.bos_token] if model.adds_bos else [])

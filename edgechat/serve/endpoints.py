@@ -1,4 +1,4 @@
-"""Types and helpers that the classes with endpoints share."""
+"""Type aliases and JSON helper of the endpoint classes."""
 
 from __future__ import annotations
 

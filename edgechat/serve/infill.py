@@ -52,8 +52,8 @@ async def make_infill_prompt(queue: ModelQueue, parts: InfillParts, max_tokens: 
         fim_tokens.prefix, *prefix, *middle, fim_tokens.suffix, *suffix, fim_tokens.middle,
     ]  # fmt: skip
     n_reply = max_tokens if max_tokens is not None else _DEFAULT_REPLY_TOKENS
-    n_free = queue.model_properties.n_ctx - len(fim_tokens.start) - len(prompt) - n_reply
-    return [*fim_tokens.start, *await _make_repository(queue, fim_tokens, parts.files, n_free), *prompt]
+    n_free = queue.model_properties.n_ctx - len(fim_tokens.bos_tokens) - len(prompt) - n_reply
+    return [*fim_tokens.bos_tokens, *await _make_repository(queue, fim_tokens, parts.files, n_free), *prompt]
 
 
 def find_fim_tokens(queue: ModelQueue, param: str) -> FimTokens:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.dialects.openai_responses import ResponsesDialect
-from edgechat.serve.dialects.openai_responses_items import Item, name_item, read_items, split_item_id
+from edgechat.serve.dialects.openai_responses_items import Item, read_items, split_item_id, with_item_id
 from edgechat.serve.dialects.openai_responses_output import OutputWriter
 from edgechat.serve.dialects.openai_responses_requests import (
     ENCODED_REASONING,
@@ -202,7 +202,7 @@ class ResponsesApi:
         items: list[Item] = []
         for response in responses:
             input_items = _input_decoder.decode(response.input_items)
-            items += [name_item(item, response.id, i) for i, item in enumerate(input_items)]
+            items += [with_item_id(item, response.id, i) for i, item in enumerate(input_items)]
             items += _decode_output(response) if response is not stored else ()
         return items
 

@@ -153,7 +153,7 @@ def join_name(namespace: str | None, name: str) -> str:
     return f"{namespace}.{name}" if namespace else name
 
 
-def name_item(item: Item, response_id: str, index: int) -> Item:
+def with_item_id(item: Item, response_id: str, index: int) -> Item:
     """Return an input item with an id: its own, or one that is made of `response_id` and its `index`."""
     return item if item.id else structs.replace(item, id=make_item_id(type(item), f"{response_id}i", index))
 

@@ -15,7 +15,7 @@ from edgechat.serve.infill import InfillFile, InfillParts, make_infill_prompt
 
 PRE, SUF, MID, REP, SEP, BOS = range(1000, 1006)
 PLAIN = FimTokens(prefix=PRE, suffix=SUF, middle=MID)
-FULL = FimTokens(prefix=PRE, suffix=SUF, middle=MID, repository=REP, separator=SEP, start=[BOS])
+FULL = FimTokens(prefix=PRE, suffix=SUF, middle=MID, repository=REP, separator=SEP, bos_tokens=[BOS])
 
 
 def make_queue(fim_tokens: FimTokens | None, n_ctx: int = 100_000) -> Any:

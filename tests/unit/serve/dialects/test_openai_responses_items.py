@@ -19,9 +19,9 @@ from edgechat.serve.dialects.openai_responses_items import (
     find_reasoning,
     make_item_id,
     make_messages,
-    name_item,
     read_items,
     split_item_id,
+    with_item_id,
 )
 from edgechat.serve.errors import ApiError
 
@@ -148,10 +148,10 @@ def test_ids_of_items_lead_to_their_response() -> None:
     for other in ("", "msg_", "msg_abc", "msg_x1", "x1", "msg_abcx-1", "msg_abcx²", "msg_abcx" + "9" * 5000):
         assert split_item_id(other) == ("", 0)
     (item,) = read_items("Hi", find_item)
-    named = name_item(item, "resp_0a1b", 0)
+    named = with_item_id(item, "resp_0a1b", 0)
     assert named.id.startswith("msg_0a1b")
     assert split_item_id(named.id)[0] != "resp_0a1b"
-    assert name_item(named, "resp_other", 5) is named
+    assert with_item_id(named, "resp_other", 5) is named
 
 
 def test_arguments_and_outputs_may_be_objects() -> None:
