@@ -45,12 +45,16 @@ def require_program(agent: Agent) -> str:
 
 
 def make_environment(settings: AgentSettings, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return a copy of an environment with the changes of the settings. Local addresses bypass a proxy."""
+    """Return a copy of an environment with the changes of the settings. Local addresses bypass a proxy.
+
+    `NO_PROXY=*` stays as it is, because curl and Python see the wildcard only if it stands alone.
+    """
     changed = {name: value for name, value in environment.items() if name not in settings.removed_variables}
     changed |= settings.variables
     if any(changed.get(name) for name in _PROXY_VARIABLES):
         for name in ("NO_PROXY", "no_proxy"):
-            changed[name] = ",".join(filter(None, [changed.get(name, ""), _LOCAL_HOSTS]))
+            if (hosts := changed.get(name, "").strip()) != "*":
+                changed[name] = ",".join(filter(None, [hosts, _LOCAL_HOSTS]))
     return changed
 
 

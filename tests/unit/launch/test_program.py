@@ -63,6 +63,11 @@ def test_local_addresses_bypass_a_proxy() -> None:
     assert "NO_PROXY" not in make_environment(AgentSettings(), {"PATH": "/bin"})
 
 
+def test_wildcard_for_all_hosts_without_proxy_stays_alone() -> None:
+    environment = {"HTTP_PROXY": "http://proxy:1", "NO_PROXY": "*", "no_proxy": " * "}
+    assert make_environment(AgentSettings(), environment) == environment
+
+
 def test_exit_code_arguments_and_files_reach_the_program(tmp_path: Path) -> None:
     body = "import os, sys; text = open(os.environ['FILE']).read(); sys.exit(int(text) + len(sys.argv))"
     program = make_program(tmp_path / "agent", body)
