@@ -12,6 +12,8 @@ KEY_VARIABLE: Final = "EDGECHAT_API_KEY"
 """Environment variable in which agents, and `edgechat serve`, find the API key."""
 REQUEST_TIMEOUT_S: Final = 3600
 """Time limit for one request. The first prompt of an agent can take many minutes on a slow machine."""
+UNUSED_KEY: Final = "none"
+"""API key for a server without one, which ignores it. Agents refuse to start with an empty key."""
 _MIN_OUTPUT_TOKENS: Final = 1024
 _MAX_OUTPUT_TOKENS: Final = 8192
 
@@ -41,7 +43,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
-    """What connects an agent to a server during one run. The user's own files are not part of it."""
+    """Settings that connect an agent to a server for one run. The user's own files are not part of it."""
 
     variables: Mapping[str, str] = {}
     """Environment variables to set."""

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from edgechat import files, paths, process
 from edgechat.errors import EdgechatError, EngineError, HubError, ModelFileError, PlanError, UsageError, format_reason
-from edgechat.launch.agent import KEY_VARIABLE, Endpoint
+from edgechat.launch.agent import KEY_VARIABLE, UNUSED_KEY, Endpoint
 
 _MAX_LOG_BYTES: Final = 1 << 20
 _MAX_READ_BYTES: Final = 1 << 16
@@ -132,7 +132,10 @@ def normalize_address(url: str) -> str:
 
 
 def fetch_endpoint(address: str, api_key: str, model: str | None = None) -> Endpoint:
-    """Ask a server for a model, or for its first chat model. Raises UsageError and HubError."""
+    """Ask a server for a model, or for its first chat model. Raises UsageError and HubError.
+
+    `api_key` is "" for a server without a key. The endpoint has a key in each case.
+    """
     body = _get_json(f"{address}/v1/models", api_key)
     try:
         rows = [row for row in body["data"] if row["owned_by"] == "edgechat" and _is_chat_model(row["meta"])]
@@ -146,7 +149,7 @@ def fetch_endpoint(address: str, api_key: str, model: str | None = None) -> Endp
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{address} is not a server of this version of edgechat. Start one with `edgechat serve`.") \
             from None  # fmt: skip
-    return Endpoint(address, api_key, row["id"], n_ctx, has_native_tools)
+    return Endpoint(address, api_key or UNUSED_KEY, row["id"], n_ctx, has_native_tools)
 
 
 def _is_chat_model(meta: Mapping[str, Any]) -> bool:

@@ -38,7 +38,8 @@ body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content"
 request = urllib.request.Request(url, json.dumps(body).encode(), {"Authorization": "Bearer " + key})
 reply = json.load(urllib.request.urlopen(request))
 parents = open(f"/proc/{os.getppid()}/cmdline").read() if os.path.exists("/proc") else ""
-print(json.dumps({"reply": reply, "arguments": sys.argv[1:], "url": url, "key_in_parent": key in parents}), flush=True)
+print(json.dumps({"reply": reply, "arguments": sys.argv[1:], "url": url, "key": key, "key_in_parent": key in parents}),
+      flush=True)
 if "wait" in sys.argv:
     signal.pause()
 sys.exit(7 if "fail" in sys.argv else 0)
@@ -179,6 +180,21 @@ def test_running_server_is_used_and_stays(
         assert "EDGECHAT_API_KEY" in refused.stderr
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("name", ["aider", "claude"])
+def test_running_server_without_a_key_gets_one_that_it_ignores(
+    cli: Cli, make_agent: MakeAgent, home: Path, name: str
+) -> None:
+    make_agent(name)
+    server = ServerProcess(home, "-m", "starter")
+    try:
+        result = cli("launch", name, "--server", server.url, "--force")
+    finally:
+        server.close()
+    assert result.returncode == 0, result.stderr
+    output = json.loads(result.stdout)
+    assert (output["key"], output["reply"]["model"]) == ("none", "starter")
 
 
 def test_print_shows_the_settings_of_all_agents_and_starts_nothing(cli: Cli, home: Path) -> None:

@@ -17,9 +17,10 @@ from edgechat.launch.server import fetch_endpoint, normalize_address
 
 class Handler(http.server.BaseHTTPRequestHandler):
     body: ClassVar[bytes] = b""
+    authorization: ClassVar[str | None] = "Bearer key"
 
     def do_GET(self) -> None:
-        is_authorized = self.headers["Authorization"] == "Bearer key"
+        is_authorized = self.headers["Authorization"] == self.authorization
         self.send_response(200 if is_authorized else 401)
         self.end_headers()
         self.wfile.write(self.body if is_authorized else b"{}")
@@ -101,6 +102,13 @@ def test_page_instead_of_json_is_an_error(address: str) -> None:
 def test_wrong_key_is_an_error(address: str) -> None:
     with pytest.raises(UsageError, match="Set EDGECHAT_API_KEY"):
         fetch_endpoint(address, "wrong")
+
+
+def test_agent_has_a_key_for_a_server_without_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claude Code and Codex do not start with an empty key."""
+    monkeypatch.setattr(Handler, "authorization", None)
+    set_models(make_row("a"))
+    assert fetch_endpoint(address, "").api_key == "none"
 
 
 def test_missing_server_is_a_network_error() -> None:
