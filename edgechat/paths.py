@@ -116,9 +116,9 @@ def log_file() -> Path:
     return cache_dir() / "engine.log"
 
 
-def launch_log_file() -> Path:
-    """Return the path of the log file of the servers of `edgechat launch`; the previous one has the suffix `.1`."""
-    return cache_dir() / "launch.log"
+def launch_logs_dir() -> Path:
+    """Return the directory of the logs of `edgechat launch`, with one file for the server of each launch."""
+    return cache_dir() / "launch"
 
 
 def recent_choices_file() -> Path:

@@ -107,7 +107,7 @@ def _run(
     server = None
     try:
         if url is not None:
-            endpoint = _find_endpoint(url, model)
+            endpoint = _describe_early_exitpoint(url, model)
         else:
             server, endpoint = _start_server(agent, model, flags, status, force=force)
         if not force:
@@ -117,7 +117,7 @@ def _run(
         with open_folder() as folder:
             exit_code = run_program(program, agent.make_settings(endpoint, folder), folder, arguments)
         if server is not None:
-            status.note(server.find_end())
+            status.note(server.describe_early_exit())
         return exit_code
     finally:
         status.clear()
@@ -141,7 +141,7 @@ def _start_server(
             status.show(f"Loading {_make_api_name(name)} for {agent.title}")
             address = server.wait_for_address()
         status.clear()
-        for note in server.read_notes():
+        for note in server.read_log_lines():
             status.note(note)
         return server, fetch_endpoint(address, server.api_key)
     except BaseException:
@@ -179,7 +179,7 @@ def _format_flags(flags: Mapping[str, object]) -> Iterator[str]:
             yield f"{option}={value}"
 
 
-def _find_endpoint(url: str, model: str | None) -> Endpoint:
+def _describe_early_exitpoint(url: str, model: str | None) -> Endpoint:
     import os
 
     from edgechat.launch.server import fetch_endpoint, normalize_address
@@ -197,7 +197,7 @@ def _print_settings(
     from edgechat.launch.program import find_program
 
     if url is not None:
-        endpoint = msgspec.structs.replace(_find_endpoint(url, model), api_key=_KEY)
+        endpoint = msgspec.structs.replace(_describe_early_exitpoint(url, model), api_key=_KEY)
     else:
         name, n_ctx = _choose_model(model, flags)
         endpoint = Endpoint(_ADDRESS, _KEY, _make_api_name(name), n_ctx)

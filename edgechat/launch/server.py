@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ from edgechat import files, paths, process
 from edgechat.errors import EdgechatError, EngineError, HubError, ModelFileError, PlanError, UsageError, format_reason
 from edgechat.launch.agent import KEY_VARIABLE, UNUSED_KEY, Endpoint
 
-_MAX_LOG_BYTES: Final = 1 << 20
+# Logs of failed launches are deleted at a launch a week later.
+_MAX_LOG_AGE_S: Final = 7 * 24 * 3600.0
 _MAX_READ_BYTES: Final = 1 << 16
 _MAX_RESPONSE_BYTES: Final = 1 << 20
 _REQUEST_TIMEOUT_S: Final = 60.0
 # The server has 12 s to end; docs/serve.md.
 _STOP_TIMEOUT_S: Final = 15.0
 _KEY_BYTES: Final = 24
+_LOG_NAME_BYTES: Final = 4
 # Errors with the exit codes of a server that cannot start.
 _ERRORS: Final[dict[int, type[EdgechatError]]] = {2: UsageError, 3: ModelFileError, 5: PlanError, 6: HubError}
 
@@ -33,15 +36,14 @@ class LaunchedServer:
     """Server process on a free port with a random API key. It ends when `close` is called or this process ends.
 
     The server is not in the terminal's foreground process group, so Ctrl-C does not reach it. Its standard error is
-    written to a log file.
+    written to a log file of its own, which is deleted in the end unless the server has failed.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         """Start the server with the arguments of `edgechat serve`; `wait_for_address` waits until it is ready."""
         self.api_key = secrets.token_urlsafe(_KEY_BYTES)
-        self.log_path = paths.launch_log_file()
+        self.log_path = paths.launch_logs_dir() / f"{secrets.token_hex(_LOG_NAME_BYTES)}.log"
         log = _open_log(self.log_path)
-        self._log_start = log.seek(0, os.SEEK_END) if log is not None else 0
         command = process.make_command_line("serve", "--port", "0", "--json", "--stop-on-stdin-eof", *arguments)
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
@@ -68,34 +70,43 @@ class LaunchedServer:
         assert self._process.stdout is not None  # noqa: S101  (for mypy)
         line = self._process.stdout.readline()
         if not line:
-            self.close()
+            self._close()
             raise self._make_start_error()
         url: str = json.loads(line)["url"]
         return url.removesuffix("/v1")
 
     def _make_start_error(self) -> EdgechatError:
         code = self._process.returncode
-        lines = self.read_notes()
+        lines = self.read_log_lines()
         reason = lines[-1] if lines else f"The server ended with exit code {code}."
         return _ERRORS.get(code, EngineError)(f"{reason} (log of the server: {self.log_path})")
 
-    def read_notes(self) -> list[str]:
-        """Return what the server has written to its log, without the prefix `edgechat:`."""
+    def read_log_lines(self) -> list[str]:
+        """Return the lines of the server's log without the prefix `edgechat:`."""
         try:
             with files.open_regular(self.log_path) as log:
-                log.seek(self._log_start)
                 text = log.read(_MAX_READ_BYTES).decode("utf-8", "replace")
         except OSError:
             return []
         return [line.removeprefix("edgechat: ") for line in text.splitlines() if line.strip()]
 
-    def find_end(self) -> str:
+    def describe_early_exit(self) -> str:
         """Return a sentence if the server has ended before it was closed; "" if it is running."""
         code = self._process.poll()
         return "" if code is None else f"The server ended with exit code {code}. Its log is {self.log_path}."
 
     def close(self) -> None:
-        """End the server: it accepts no new requests, and gets killed if it does not end. Can be called repeatedly."""
+        """End the server: it accepts no new requests, and gets killed if it does not end. Can be called repeatedly.
+
+        Deletes the log, unless the server had already ended by itself.
+        """
+        is_running = self._process.poll() is None
+        self._close()
+        if is_running:
+            with contextlib.suppress(OSError):
+                self.log_path.unlink()
+
+    def _close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -108,14 +119,20 @@ class LaunchedServer:
 
 
 def _open_log(path: Path) -> IO[bytes] | None:
-    """Open the log for appending, after rotating a log larger than 1 MiB; None if it cannot be opened."""
+    """Create a log, and delete the logs that are older than a week; None if it cannot be created."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-            os.replace(path, path.with_suffix(".log.1"))  # noqa: PTH105
-        return files.open_private(path, os.O_APPEND)
+        _delete_old_logs(path.parent)
+        return files.open_new_private(path)
     except OSError:
         return None
+
+
+def _delete_old_logs(folder: Path) -> None:
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(OSError):  # another launch may have deleted it
+            if path.stat().st_mtime < time.time() - _MAX_LOG_AGE_S:
+                path.unlink()
 
 
 def normalize_address(url: str) -> str:

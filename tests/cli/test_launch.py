@@ -116,6 +116,7 @@ def test_agent_gets_a_reply_of_the_server_and_its_exit_code_is_kept(
     assert "the 4,096 tokens" in result.stderr or "the 24,576 tokens" in result.stderr
     assert find_servers(home) == []
     assert list((home.parent / "tmp").iterdir()) == []
+    assert list((home / "cache" / "launch").iterdir()) == []
 
 
 def test_short_context_is_refused_before_the_model_is_loaded(cli: Cli, make_agent: MakeAgent, home: Path) -> None:
@@ -123,15 +124,16 @@ def test_short_context_is_refused_before_the_model_is_loaded(cli: Cli, make_agen
     result = cli("launch", "claude", "-m", "starter")
     assert result.returncode == 5
     assert "needs a context of at least" in result.stderr
-    assert not (home / "cache" / "launch.log").exists()
+    assert not (home / "cache" / "launch").exists()
 
 
-def test_model_that_cannot_be_loaded_is_one_error_with_the_log(cli: Cli, make_agent: MakeAgent) -> None:
+def test_model_that_cannot_be_loaded_is_one_error_with_the_log(cli: Cli, make_agent: MakeAgent, home: Path) -> None:
     make_agent("aider")
     result = cli("launch", "aider", "-m", "starter", "--budget", "1MB")
     assert result.returncode == 5
     assert result.stderr.count("\n") == 1
-    assert "launch.log" in result.stderr
+    [log] = (home / "cache" / "launch").iterdir()
+    assert str(log) in result.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the processes from /proc")
@@ -205,7 +207,7 @@ def test_print_shows_the_settings_of_all_agents_and_starts_nothing(cli: Cli, hom
     assert [agent["name"] for agent in output["agents"]] == sorted(AGENTS)
     assert {agent["name"] for agent in output["agents"] if agent["fits"]} == {"aider", "crush", "goose"}
     assert all("http://127.0.0.1:PORT" in json.dumps(agent) for agent in output["agents"])
-    assert not (home / "cache" / "launch.log").exists()
+    assert not (home / "cache" / "launch").exists()
 
 
 def test_print_is_a_script_for_a_shell(cli: Cli) -> None:
@@ -221,7 +223,7 @@ def test_unknown_model_is_an_error_before_anything_starts(cli: Cli, make_agent: 
     make_agent("aider")
     result = cli("launch", "aider", "-m", "no-such-model")
     assert result.returncode == 3
-    assert not (home / "cache" / "launch.log").exists()
+    assert not (home / "cache" / "launch").exists()
 
 
 def test_server_stops_at_the_end_of_its_standard_input(home: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from edgechat.errors import HubError, UsageError
+from edgechat import paths, process
+from edgechat.errors import HubError, PlanError, UsageError
 from edgechat.launch.agent import Endpoint
-from edgechat.launch.server import fetch_endpoint, normalize_address
+from edgechat.launch.server import LaunchedServer, fetch_endpoint, normalize_address
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -114,3 +118,60 @@ def test_agent_has_a_key_for_a_server_without_one(address: str, monkeypatch: pyt
 def test_missing_server_is_a_network_error() -> None:
     with pytest.raises(HubError, match="No server responds"):
         fetch_endpoint("http://127.0.0.1:9", "key")
+
+
+# A server that writes its first argument to its log and then its address, and ends with its standard input; or that
+# ends with its second argument as exit code.
+PROGRAM = """
+import sys
+print("edgechat:", sys.argv[1], file=sys.stderr, flush=True)
+if sys.argv[2:]:
+    sys.exit(int(sys.argv[2]))
+print('{"url": "http://127.0.0.1:1/v1"}', flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def scripted_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_command_line(*arguments: str) -> list[str]:
+        return [sys.executable, "-c", PROGRAM, *arguments[arguments.index("--stop-on-stdin-eof") + 1 :]]
+
+    monkeypatch.setattr(process, "make_command_line", make_command_line)
+
+
+@pytest.mark.usefixtures("scripted_server")
+def test_servers_of_two_launches_have_logs_of_their_own_which_are_deleted() -> None:
+    first, second = LaunchedServer(["first"]), LaunchedServer(["second"])
+    try:
+        assert first.wait_for_address() == second.wait_for_address() == "http://127.0.0.1:1"
+        assert (first.read_log_lines(), second.read_log_lines()) == (["first"], ["second"])
+        assert first.describe_early_exit() == ""
+    finally:
+        first.close()
+        assert second.log_path.exists()
+        second.close()
+    assert list(paths.launch_logs_dir().iterdir()) == []
+
+
+@pytest.mark.usefixtures("scripted_server")
+def test_error_of_a_server_that_cannot_start_names_its_log() -> None:
+    server = LaunchedServer(["The model is too large.", "5"])
+    with pytest.raises(PlanError, match=r"The model is too large\..*log") as raised:
+        server.wait_for_address()
+    server.close()
+    assert str(server.log_path) in str(raised.value)
+    assert str(server.log_path) in server.describe_early_exit()
+    assert server.log_path.read_text() == "edgechat: The model is too large.\n"
+
+
+@pytest.mark.usefixtures("scripted_server")
+def test_logs_that_are_older_than_a_week_are_deleted() -> None:
+    folder = paths.launch_logs_dir()
+    folder.mkdir(parents=True)
+    for name, age_s in (("old.log", 8 * 86400), ("new.log", 6 * 86400)):
+        path = folder / name
+        path.write_text("")
+        os.utime(path, (path.stat().st_mtime - age_s,) * 2)
+    LaunchedServer(["text"]).close()
+    assert [path.name for path in folder.iterdir()] == ["new.log"]
