@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat import signals
+from edgechat import files, signals
 from edgechat.errors import AgentNotFoundError, EdgechatError, format_reason
 from edgechat.launch.agent import Agent, AgentSettings
 from edgechat.paths import expand_user
@@ -72,7 +72,8 @@ def run_program(program: str, settings: AgentSettings, folder: Path, arguments: 
     agent is ended, too. Call this only in the main thread. Raises EdgechatError if the program cannot be started.
     """
     for name, text in settings.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        with files.open_private(folder / name) as file:  # a file can contain the API key
+            file.write(text.encode())
     command = [program, *settings.arguments, *arguments]
     # A handler, because programs inherit signals that are ignored, but not handlers.
     with signals.handle_signals((signal.SIGINT,), lambda number, frame: None):

@@ -73,6 +73,7 @@ def test_exit_code_arguments_and_files_reach_the_program(tmp_path: Path) -> None
     program = make_program(tmp_path / "agent", body)
     settings = AgentSettings({"FILE": str(tmp_path / "f")}, arguments=("-a",), files={"f": "40"})
     assert run_program(program, settings, tmp_path, ["b", "c"]) == 44
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
 
 
 def test_signal_that_ended_the_program_is_part_of_the_exit_code(tmp_path: Path) -> None:
