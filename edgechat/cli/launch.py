@@ -111,7 +111,7 @@ def _run(
         else:
             server, endpoint = _start_server(agent, model, flags, status, force=force)
         if not force:
-            check_context(agent, endpoint.model, endpoint.n_ctx)
+            check_context(agent, endpoint.model, endpoint.n_ctx, is_running=url is not None)
         for warning in list_warnings(agent, endpoint):
             status.note(warning)
         with open_folder() as folder:

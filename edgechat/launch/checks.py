@@ -6,13 +6,20 @@ from edgechat.errors import ContextOverflowError
 from edgechat.launch.agent import Agent, Endpoint
 
 
-def check_context(agent: Agent, model: str, n_ctx: int) -> None:
-    """Raise ContextOverflowError if the first request of the agent does not fit in a context of `n_ctx` tokens."""
+def check_context(agent: Agent, model: str, n_ctx: int, *, is_running: bool = False) -> None:
+    """Raise ContextOverflowError if the first request of the agent does not fit in a context of `n_ctx` tokens.
+
+    `is_running` is True for a server that was started before, whose context `edgechat launch` cannot change.
+    """
     if n_ctx < agent.min_n_ctx:
+        advice = (
+            "Start that `edgechat serve` with a longer --ctx, or with a model that has a longer context"
+            if is_running
+            else "Choose a model with a longer context (`edgechat models`), or a longer --ctx"
+        )
         raise ContextOverflowError(
             f"{agent.title} needs a context of at least {agent.min_n_ctx:,} tokens for its first request, and {model} "
-            f"offers {n_ctx:,}. Choose a model with a longer context (`edgechat models`), or a longer --ctx; --force "
-            "starts the agent anyway."
+            f"offers {n_ctx:,}. {advice}; --force starts the agent anyway."
         )
 
 

@@ -22,6 +22,11 @@ def test_context_that_is_too_short_is_an_error_with_both_lengths() -> None:
     check_context(CLAUDE, "small", CLAUDE.min_n_ctx)
 
 
+def test_advice_for_a_running_server_is_about_its_start() -> None:
+    with pytest.raises(ContextOverflowError, match=r"Start that `edgechat serve` with a longer --ctx"):
+        check_context(CLAUDE, "small", 8192, is_running=True)
+
+
 def test_short_context_is_a_warning() -> None:
     [warning] = list_warnings(CLAUDE, make_endpoint(CLAUDE.min_n_ctx))
     assert f"{CLAUDE.usual_n_ctx:,}" in warning
