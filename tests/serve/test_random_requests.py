@@ -1,17 +1,20 @@
-"""Two thousand random requests in each API, while another client sends a secret: no server error, no leak."""
+"""Random requests in each API, while another client sends a secret: no server error, no leak."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.serve import test_anthropic, test_ollama
+from tests.models import write_tiny_bert, write_tiny_llama
+from tests.serve import test_anthropic, test_infill, test_ollama, test_rerank, test_text_api
 from tests.serve.client import ServerProcess
 from tests.serve.conftest import Start
 
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.long
 SECRET = "zanzibar-quokka-7731"
 """Text in the prompts of another client, which no response to a random request may contain."""
 N_REQUESTS = 2000
+N_MIXED_REQUESTS = 150  # the models compute in turn, so a request takes longer
 JSON, vary, TEXTS = test_anthropic.JSON, test_anthropic.vary, test_anthropic.TEXTS
 CALLS = st.lists(st.fixed_dictionaries({"function": st.fixed_dictionaries({
     "name": vary(st.just("get_weather")), "arguments": vary(TEXTS | st.just("{}")),
@@ -43,10 +47,48 @@ OPENAI_BODY = st.fixed_dictionaries(
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize")
 
 
+INFILL_PATHS = ("/infill", "/completion", "/v1/fim/completions", "/v1/completions")
+TEXT_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
+
+
+def add_valid(bodies: st.SearchStrategy[dict[str, Any]], **fields: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Return random bodies; half of them have these valid fields, and at most one random field."""
+    return st.tuples(bodies, st.booleans()).map(
+        lambda example: dict(list(example[0].items())[:1]) | fields if example[1] else example[0]
+    )
+
+
+INFILL_BODY = add_valid(
+    test_infill.BODY, model="coder", input_prefix="a", input_suffix="b", prompt="a", max_tokens=2
+)  # fmt: skip
+RERANK_BODY = add_valid(test_rerank.BODY, model="reranker", query="a", documents=["a", "b"])
+TEXT_BODY = add_valid(
+    test_text_api.BODY, model="starter", content="a", tokens=[1], messages=[{"role": "user", "content": "a"}]
+)  # fmt: skip
+
+
 @pytest.fixture
 def server(start: Start) -> Iterator[ServerProcess]:
-    """Start a server to which another client sends the secret all the time."""
-    server, ended = start("-m", "starter", "--ctx", "1024", "--max-tokens", "8"), threading.Event()
+    with send_secret_to(start("-m", "starter", "--ctx", "1024", "--max-tokens", "8")) as server:
+        yield server
+
+
+@pytest.fixture
+def mixed_server(start: Start, tmp_path: Path) -> Iterator[ServerProcess]:
+    """Start a server that also has a tiny model for infilling and a tiny reranker."""
+    models = (
+        "starter", write_tiny_llama(tmp_path / "coder.gguf", can_infill=True),
+        write_tiny_bert(tmp_path / "reranker.gguf", is_reranker=True),
+    )  # fmt: skip
+    options = [option for model in models for option in ("-m", str(model))]
+    with send_secret_to(start(*options, "--ctx", "1024", "--max-tokens", "8")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def send_secret_to(server: ServerProcess) -> Iterator[ServerProcess]:
+    """Send the secret to a server as another client all the time, and check the server at the end."""
+    ended = threading.Event()
 
     def send_secret() -> None:
         while not ended.is_set():
@@ -64,11 +106,13 @@ def server(start: Start) -> Iterator[ServerProcess]:
         assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
 
 
-def send_many(server: ServerProcess, paths: tuple[str, ...], bodies: st.SearchStrategy[Any]) -> Counter[int]:
+def send_many(
+    server: ServerProcess, paths: tuple[str, ...], bodies: st.SearchStrategy[Any], n_requests: int
+) -> Counter[int]:  # fmt: skip
     """Send random requests, and count the statuses of the responses."""
     statuses: Counter[int] = Counter()
 
-    @settings(max_examples=N_REQUESTS, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=n_requests, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(paths), bodies)
     def send(path: str, body: Any) -> None:
         status, answer, _ = server.request(path, body)
@@ -97,6 +141,19 @@ def limit_ollama(body: dict[str, Any]) -> dict[str, Any]:
 def test_random_requests_cause_no_server_error_and_no_leak(
     server: ServerProcess, paths: tuple[str, ...], bodies: st.SearchStrategy[Any]
 ) -> None:
-    statuses = send_many(server, paths, bodies)
+    statuses = send_many(server, paths, bodies, N_REQUESTS)
     assert statuses[200] > N_REQUESTS // 10, statuses
     assert statuses[400] > N_REQUESTS // 10, statuses
+
+
+@pytest.mark.parametrize(
+    ("paths", "bodies"),
+    [(INFILL_PATHS, INFILL_BODY), (("/v1/rerank", "/v2/rerank"), RERANK_BODY), (TEXT_PATHS, TEXT_BODY)],
+    ids=["infill", "rerank", "text"],
+)
+def test_random_requests_to_several_models_cause_no_server_error_and_no_leak(
+    mixed_server: ServerProcess, paths: tuple[str, ...], bodies: st.SearchStrategy[Any]
+) -> None:
+    statuses = send_many(mixed_server, paths, bodies, N_MIXED_REQUESTS)
+    assert statuses[200] > N_MIXED_REQUESTS // 10, statuses
+    assert statuses[400] > N_MIXED_REQUESTS // 10, statuses
