@@ -323,18 +323,33 @@ def _keep_simple_types(schema: Any) -> dict[str, Any]:
             name: {"type": t} if isinstance(t, str) and t in _SIMPLE_TYPES else {} for name, t in types.items()
         },
         "required": sorted(names & types.keys()),
+        **_keep_closed(schema),
     }
 
 
-def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
-    """Return a copy of a JSON schema with only the `_BASIC_KEYWORDS`."""
+def _keep_closed(schema: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the `additionalProperties` of an object that may have only the properties it declares in one place."""
+    is_closed = schema.get("additionalProperties") is False and not schema.keys() & _COMBINING_KEYWORDS
+    return {"additionalProperties": False} if is_closed else {}
+
+
+def _keep_enforced_keywords(schema: Any, depth: int = 0) -> Any:
+    """Return a copy of a JSON schema without the keywords that no grammar enforces."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return {} if isinstance(schema, Mapping) else schema
-    basic = {keyword: value for keyword, value in schema.items() if keyword in _BASIC_KEYWORDS}
+    enforced = {keyword: value for keyword, value in schema.items() if keyword in _ENFORCED_KEYWORDS | _ANNOTATIONS}
+    return _convert_subschemas(enforced, lambda item: _keep_enforced_keywords(item, depth + 1))
+
+
+def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
+    """Return a copy of a JSON schema with only the `_BASIC_KEYWORDS`; closed objects stay closed."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return {} if isinstance(schema, Mapping) else schema
+    basic = {keyword: value for keyword, value in schema.items() if keyword in _BASIC_KEYWORDS} | _keep_closed(schema)
     return _convert_subschemas(basic, lambda item: _keep_basic_keywords(item, depth + 1))
 
 
 WEAKENINGS: Final[Sequence[Callable[[Any], Any] | None]] = (
-    None, _keep_basic_keywords, _keep_simple_types, _allow_any_object
+    None, _keep_enforced_keywords, _keep_basic_keywords, _keep_simple_types, _allow_any_object
 )  # fmt: skip
 """Functions that weaken the schema of a tool, mildest first; None leaves the schema unchanged."""

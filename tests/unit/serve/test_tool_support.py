@@ -18,6 +18,7 @@ from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
+from edgechat.serve.tool_schemas import WEAKENINGS
 from edgechat.serve.tool_support import PreparedTools, check_tools, prepare_tools
 from tests.grammars import allows
 from tests.llama_cpp import read_templates
@@ -78,6 +79,32 @@ def test_keyword_that_cannot_be_enforced_does_not_refuse_the_request(
     assert "" in errors
     if prepared.options.tools:  # the model still reads the whole schema
         assert prepared.options.tools[0]["function"]["parameters"] == parameters
+
+
+@pytest.mark.parametrize("keyword", [{"uniqueItems": True}, {"contains": {}}, {"if": {}}, {"not": {"const": 1}}])
+def test_keyword_that_cannot_be_enforced_leaves_the_others_in_force(
+    renderer: Renderer, keyword: dict[str, Any]
+) -> None:
+    items = {"type": "array", "items": {"type": "integer"}, "maxItems": 3} | keyword
+    parameters = {"type": "object", "properties": {"a": items, "b": {"type": "string"}}, "required": ["a"]}
+    for template, write in (
+        ("Qwen-Qwen3-0.6B", '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call>'.format),
+        ("google-gemma-2-2b-it", lambda arguments: format_calls([("f", arguments)])),
+    ):
+        grammars = map(to_lark, prepare(renderer, template, parameters).grammars)
+        grammar = next(g for g in grammars if not llguidance.LLMatcher.validate_grammar(g))
+        assert allows(grammar, write('{"a": [1, 2, 3], "b": "x"}'))
+        assert not allows(grammar, write('{"a": [1, 2, 3, 4]}'))
+        assert not allows(grammar, write('{"a": [1], "c": 2}'))
+
+
+@pytest.mark.parametrize("weaken", WEAKENINGS[1:-1])
+def test_weaker_schema_of_a_closed_object_is_closed(weaken: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
+    assert weaken(schema)["additionalProperties"] is False
+    combined = schema | {"allOf": [{"properties": {"b": {}}}]}
+    weaker = weaken(combined)
+    assert "allOf" in weaker or "additionalProperties" not in weaker
 
 
 def test_tool_with_a_simple_schema_has_one_grammar(renderer: Renderer) -> None:
