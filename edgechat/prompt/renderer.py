@@ -22,7 +22,7 @@ from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.early_process import RenderProcess
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderReply, RenderRequest, encode
-from edgechat.runtime.special_tokens import compile_pattern
+from edgechat.runtime.special_tokens import choose_guard, compile_pattern, guard_text
 
 TIMEOUT_S: Final = 5.0
 # Interval, in seconds, at which a waiting request checks whether it was cancelled.
@@ -39,9 +39,6 @@ PLAIN_STOP_STRING: Final = "\nUser:"
 _REASONING_FIELD: Final = re.compile(
     r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning|thought)['\"]"
 )
-
-# Unicode noncharacters, which are valid in a str but do not occur in normal text.
-_GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 
 class PromptMessage(msgspec.Struct, frozen=True):
@@ -273,8 +270,7 @@ def guard_messages(
     texts = [text for m in messages for text in (m.content, m.reasoning, *_find_strings(m.extra_fields))]
     texts += _find_strings(variables)
     if any(pattern.search(text) for text in texts):
-        all_text = "".join(texts)
-        guard = next((g for g in _GUARDS if g not in all_text), "")
+        guard = choose_guard("".join(texts))
         if not guard:
             raise TemplateError(
                 "The messages contain every noncharacter from U+FDD0 to U+FDEF. Remove at least one of these."
@@ -349,14 +345,3 @@ def _make_openai_message(fields: Mapping[str, Any]) -> dict[str, Any]:
             for call in calls
         ]
     return message
-
-
-def guard_text(content: str, pattern: re.Pattern[str], guard: str) -> str:
-    """Insert `guard` after the first character of every match of `pattern`; if `guard` is "", return `content`."""
-    if not guard:
-        return content
-    # A guard in one match may leave an overlapping match intact, so the replacement is repeated until no match remains.
-    # The loop ends, because no control token contains a guard.
-    while (guarded_text := pattern.sub(lambda m: m[0][0] + guard + m[0][1:], content)) != content:
-        content = guarded_text
-    return content

@@ -7,11 +7,9 @@ from typing import Final
 
 from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.runtime.model import Model
-from edgechat.runtime.special_tokens import compile_pattern
+from edgechat.runtime.special_tokens import choose_guard, compile_pattern, guard_text
 
 _PLACEHOLDER: Final = re.compile(r"\{(query|document)\}")
-# Noncharacters of Unicode, which texts do not contain. The tokeniser removes them.
-_GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 
 class PairTokenizer:
@@ -50,22 +48,19 @@ class PairTokenizer:
         return tokens
 
     def _tokenize_template(self, template: str, query: str, document: str) -> list[int]:
-        guard = next((g for g in _GUARDS if g not in query + document), "")
+        guard = choose_guard(query + document)
         if not guard:
             raise EngineError("The texts contain all noncharacters of Unicode from U+FDD0. Remove them.")
-        texts = {"query": self._guard(query, guard), "document": self._guard(document, guard)}
+        texts = {
+            "query": guard_text(query, self._control_pattern, guard),
+            "document": guard_text(document, self._control_pattern, guard),
+        }
         prompt = _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
         tokens: list[int] = []
         for part in self._model.iterate_tokens(prompt, add_special=False, parse_special=True, guard=guard):
             tokens += part
             self._check_length(len(tokens))
         return tokens
-
-    def _guard(self, text: str, guard: str) -> str:
-        # A guard in one match may leave an overlapping match intact.
-        while (guarded_text := self._control_pattern.sub(lambda m: m[0][0] + guard + m[0][1:], text)) != text:
-            text = guarded_text
-        return text
 
     def _check_length(self, n_tokens: int) -> None:
         if n_tokens > self._n_ctx:

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 # Characters that llama.cpp removes next to tokens with the attributes LSTRIP and RSTRIP (isspace of the C library).
 _SPACES: Final = " \t\n\v\f\r"
 _SPACE_RUN: Final = re.compile(rf"[{_SPACES}]+")
+# Unicode noncharacters, which are valid in a str but do not occur in normal text. The tokeniser removes the guard.
+_GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 # Maximum number of characters that two overlapping tokens are expected to share.
 _MAX_OVERLAP: Final = 64
 
@@ -106,6 +108,22 @@ def compile_pattern(texts: Collection[str]) -> re.Pattern[str]:
         return re.compile(_format_trie(_make_trie(texts)) if texts else "(?!)")
     except RecursionError:  # hundreds of tokens that are prefixes of each other
         return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
+def choose_guard(text: str) -> str:
+    """Return a character that `text` does not contain, for `guard_text`; "" if it contains every possible guard."""
+    return next((guard for guard in _GUARDS if guard not in text), "")
+
+
+def guard_text(text: str, pattern: re.Pattern[str], guard: str) -> str:
+    """Insert `guard` after the first character of every match of `pattern`; if `guard` is "", return `text`."""
+    if not guard:
+        return text
+    # A guard in one match may leave an overlapping match intact, so the replacement is repeated until no match remains.
+    # The loop ends, because no special token contains a guard.
+    while (guarded_text := pattern.sub(lambda m: m[0][0] + guard + m[0][1:], text)) != text:
+        text = guarded_text
+    return text
 
 
 _Trie = Mapping[str, Any]

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgechat.runtime.special_tokens import SpecialToken, SpecialTokenSplitter, compile_pattern
+from edgechat.runtime.special_tokens import (
+    SpecialToken,
+    SpecialTokenSplitter,
+    choose_guard,
+    compile_pattern,
+    guard_text,
+)
 
 TOKENS = [
     SpecialToken("<a>", 1),
@@ -88,3 +94,17 @@ def test_time_hardly_depends_on_the_number_of_tokens(text: str) -> None:
 def test_many_nested_tokens() -> None:
     splitter = SpecialTokenSplitter([SpecialToken("a" * n, n) for n in range(1, 600)])
     assert list(splitter.split("a" * 700 + "b")) == [599, 101, "b"]
+
+
+def test_guard_is_a_character_that_the_text_lacks() -> None:
+    assert choose_guard("text") == "\ufdd0"
+    assert choose_guard("\ufdd0\ufdd1") == "\ufdd2"
+    assert choose_guard("".join(map(chr, range(0xFDD0, 0xFDF0)))) == ""
+
+
+def test_guarded_text_has_no_match_also_where_matches_overlap() -> None:
+    pattern = compile_pattern(["<a>", "><"])
+    guarded_text = guard_text("<a><a>", pattern, "|")
+    assert pattern.search(guarded_text) is None
+    assert guarded_text.replace("|", "") == "<a><a>"
+    assert guard_text("<a>", pattern, "") == "<a>"
