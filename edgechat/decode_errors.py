@@ -74,7 +74,9 @@ def describe_syntax_error(error: Exception, data: bytes | bytearray) -> str:
     if isinstance(error, UnicodeError) or is_lone_surrogate(error, data):
         return r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character"
     if str(error) == "Input data was truncated":
-        return f"it ends too early, after {len(data)} bytes"
+        return (
+            f"it ends too early, after {len(data)} {'byte' if len(data) == 1 else 'bytes'}" if data else "it is empty"
+        )
     match = re.fullmatch(r"JSON is malformed: (.*) \(byte (\d+)\)", str(error))
     return f"at byte {match[2]} of {len(data)}: {match[1]}" if match else describe_json_error(error, {})[0]
 

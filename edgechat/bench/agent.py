@@ -193,8 +193,7 @@ def _send(port: int, body: dict[str, Any]) -> tuple[float, int, int, float]:
     connection.request("POST", "/v1/chat/completions", data, {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != http.client.OK:
-        message = response.read(300).decode("utf-8", "replace")
-        raise EngineError(f"The server responded with HTTP status {response.status}: {message}")
+        raise EngineError(f"The server responded with HTTP status {response.status}: {_read_error(response.read())}")
     first_token_at = 0.0
     timings: dict[str, Any] = {}
     for line in response:
@@ -211,6 +210,14 @@ def _send(port: int, body: dict[str, Any]) -> tuple[float, int, int, float]:
     first_token_at = first_token_at or time.monotonic()
     n_cached = int(timings["cache_n"])
     return first_token_at - started_at, n_cached + int(timings["prompt_n"]), n_cached, timings["prompt_ms"] / 1000
+
+
+def _read_error(body: bytes) -> str:
+    """Return the message of an error response."""
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body[:300].decode("utf-8", "replace")
 
 
 def format_table(report: AgentReport) -> str:

@@ -107,7 +107,7 @@ def _run(
     server = None
     try:
         if url is not None:
-            endpoint = _describe_early_exitpoint(url, model)
+            endpoint = _find_endpoint(url, model)
         else:
             server, endpoint = _start_server(agent, model, flags, status, force=force)
         if not force:
@@ -158,7 +158,7 @@ def _choose_model(model: str | None, flags: Mapping[str, object]) -> tuple[str, 
     settings = config.with_overrides(load_settings(), settings_from_flags(model=model, **flags))
     name, path = choose_model(settings)
     n_ctx_train = read_header(path).n_ctx_train
-    return name, min(filter(None, (settings.n_ctx, n_ctx_train)), default=0)
+    return name, settings.n_ctx or n_ctx_train  # a longer context than the training length is extended with YaRN
 
 
 def _make_api_name(name: str) -> str:
@@ -179,7 +179,7 @@ def _format_flags(flags: Mapping[str, object]) -> Iterator[str]:
             yield f"{option}={value}"
 
 
-def _describe_early_exitpoint(url: str, model: str | None) -> Endpoint:
+def _find_endpoint(url: str, model: str | None) -> Endpoint:
     import os
 
     from edgechat.launch.server import fetch_endpoint, normalize_address
@@ -197,7 +197,7 @@ def _print_settings(
     from edgechat.launch.program import find_program
 
     if url is not None:
-        endpoint = msgspec.structs.replace(_describe_early_exitpoint(url, model), api_key=_KEY)
+        endpoint = msgspec.structs.replace(_find_endpoint(url, model), api_key=_KEY)
     else:
         name, n_ctx = _choose_model(model, flags)
         endpoint = Endpoint(_ADDRESS, _KEY, _make_api_name(name), n_ctx)

@@ -183,7 +183,8 @@ def _get_json(url: str, api_key: str) -> Any:
         connection.request("GET", parts.path, headers=headers)
         response = connection.getresponse()
         if response.status == http.client.UNAUTHORIZED:
-            raise UsageError(f"The server needs its API key. Set {KEY_VARIABLE} to it.")
+            problem = f"{KEY_VARIABLE} has another key" if api_key else f"{KEY_VARIABLE} is not set"
+            raise UsageError(f"The server needs its API key, and {problem}. Set {KEY_VARIABLE} to the server's key.")
         if response.status != http.client.OK:
             raise HubError(f"{url} responds with status {response.status}.")
         return json.loads(response.read(_MAX_RESPONSE_BYTES))

@@ -87,8 +87,9 @@ class ModelQueue:
         return "reranker" if self.model_properties.n_labels else "embedding"
 
     def choose_response_name(self, requested_name: str | None) -> str:
-        """Return the name of the model in a response: an alias only if the request has this alias."""
-        return requested_name if requested_name in self.aliases else self.name
+        """Return the name of the model in a response: an alias only if the request has this alias, in any case."""
+        requested = (requested_name or "").casefold()
+        return next((alias for alias in self.aliases if alias.casefold() == requested), self.name)
 
     def check_generates_text(self, embedding_path: str) -> None:
         """Raise ApiError for another model; `embedding_path` is the endpoint that computes embeddings."""

@@ -85,6 +85,8 @@ def test_names_of_python_types_become_those_of_json(text: str, replaced: str) ->
         (b'{"a": 1, "\xe9": 2}', "its byte 10 of 16 is 0xe9, which is not UTF-8"),
         (b'{"a": "\xe9', "its byte 7 of 8 is 0xe9, which is not UTF-8"),
         (b'{"a": "x', "it ends too early, after 8 bytes"),
+        (b"{", "it ends too early, after 1 byte"),
+        (b"", "it is empty"),
         (rb'["\ud800"]', r"it contains half of a surrogate pair (\ud800 to \udfff), which is not a character"),
         (
             rb'["\ud800 and more text"]',

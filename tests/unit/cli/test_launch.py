@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from edgechat.cli.launch import _format_flags, _make_api_name, launch
 from edgechat.errors import AgentNotFoundError, UsageError
 from edgechat.launch.agents import AGENTS
+from tests.conftest import Cli
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +69,10 @@ def test_options_reach_the_server() -> None:
 )
 def test_file_is_named_without_its_folder(name: str, expected: str) -> None:
     assert _make_api_name(name) == expected
+
+
+def test_context_can_be_longer_than_the_training_length(cli: Cli) -> None:
+    result = cli("launch", "claude", "-m", "starter", "--ctx", "24576", "--print", "--json")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert (printed["n_ctx"], printed["agents"][0]["fits"]) == (24_576, True)

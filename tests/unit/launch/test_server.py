@@ -103,9 +103,10 @@ def test_page_instead_of_json_is_an_error(address: str) -> None:
         fetch_endpoint(address, "key")
 
 
-def test_wrong_key_is_an_error(address: str) -> None:
-    with pytest.raises(UsageError, match="Set EDGECHAT_API_KEY"):
-        fetch_endpoint(address, "wrong")
+@pytest.mark.parametrize(("key", "problem"), [("other", "has another key"), ("", "is not set")])
+def test_wrong_key_is_an_error(address: str, key: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        fetch_endpoint(address, key)
 
 
 def test_agent_has_a_key_for_a_server_without_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

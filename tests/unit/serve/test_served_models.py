@@ -9,7 +9,7 @@ import pytest
 
 from edgechat.errors import UsageError
 from edgechat.serve.errors import ApiError
-from edgechat.serve.model_queue import ModelKind
+from edgechat.serve.model_queue import ModelKind, ModelQueue
 from edgechat.serve.served_models import ServedModels, find_name, parse_aliases
 
 
@@ -43,6 +43,13 @@ def test_strict_models_have_only_their_names() -> None:
     assert models.get("gpt-4o", "text").name == "a"
     with pytest.raises(ApiError, match="Available models: a, gpt-4o"):
         models.get("gpt-4", "text")
+
+
+def test_response_has_the_alias_of_the_request_in_any_case() -> None:
+    queue: Any = SimpleNamespace(name="starter", aliases=["gpt-4o", "Small"])
+    names = ("GPT-4O", "small", "starter", "other", None)
+    found = [ModelQueue.choose_response_name(queue, name) for name in names]
+    assert found == ["gpt-4o", "Small", "starter", "starter", "starter"]
 
 
 def test_aliases_are_names_of_their_model() -> None:
