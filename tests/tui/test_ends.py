@@ -111,7 +111,7 @@ def test_terminal_that_does_not_read_delays_the_end_by_ten_seconds_at_most() -> 
         last_number = max(shown_numbers(t))
         t.reads.clear()
         t.type("\x1b[5~" * 20_000)  # scrolling fills the buffer of the terminal
-        until(lambda: t.n_unread_bytes() > 3000)
+        until(lambda: t.n_unread_bytes() > 3000, timeout_s=60)
         t.child.send_signal(signal.SIGTERM)
         assert t.wait(15) == 128 + signal.SIGTERM
         assert_saved(t, last_number)
