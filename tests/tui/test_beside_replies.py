@@ -27,7 +27,7 @@ from tests.tui.app_driver import (
 from tests.waiting import until_async
 
 MAX_S = 0.3
-ATTEMPTS = 3
+ATTEMPTS = 6
 """A machine under load delays any action now and then; the fastest attempt counts."""
 
 Attempt = Callable[[ChatApp, Pilot[int]], AsyncIterator[Callable[[], object]]]
