@@ -194,7 +194,8 @@ def test_concurrent_writers_of_one_conversation_lose_no_message() -> None:
     conversation = Conversation(id="shared", title="Shared", created_at_ms=1)
     store.append(conversation, [Message(id="root", role="user", text="root")])
     writers = [start("shared", 2, 0) for _ in range(3)]
-    until(lambda: all(select.select([writer.stdout], [], [], 0)[0] for writer in writers))  # each has saved a question
+    outputs = [writer.stdout for writer in writers if writer.stdout is not None]
+    until(lambda: all(select.select([output], [], [], 0)[0] for output in outputs))  # each has saved a question
     until(lambda: len(store.messages("shared")) > 30)
     killed_at = time.time()
     for writer in writers:
