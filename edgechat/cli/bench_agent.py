@@ -26,12 +26,14 @@ def agent(
     *, session: Path | None, model: str, peer: Path | None, n_threads: int | None, n_ctx: int, n_turns: int,
     n_system_lines: int, n_result_lines: int, n_peer_turns: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure the time to the first token in a session of a coding agent.
+    """Measure first tokens in the session of an agent.
 
     Each request of the session repeats the conversation so far and begins with a line that changes. In the middle of
-    the session, all processes of the servers are killed. With --peer, llama-server gets the same requests, turn by
-    turn, and another llama-server gets them without the line that changes. SESSION is a recorded session: the JSON body
-    of a chat completion request in each line.
+    the session, all processes of the servers are killed. The table has medians of the turns after the first: their new
+    tokens, the tokens that the server computed, the time to the first token, and this time divided by the cost of the
+    new tokens. With --peer, llama-server gets the same requests, turn by turn, and another llama-server gets them
+    without the line that changes. SESSION is a recorded session: the JSON body of a chat completion request in each
+    line.
     """
     from edgechat.bench.agent import format_table, run
     from edgechat.bench.agent_session import SessionSize, make_session, read_session
