@@ -69,10 +69,8 @@ async def _submit_inputs(
     if truncate:
         inputs = truncate_inputs(inputs, queue.model_properties.n_ctx, await queue.tokenize(""))
     with contextlib.closing(await queue.submit([queue.build_embed_request(inputs)])) as events:
-        while (request_event := await events.next()) is not None:
-            if isinstance(request_event.event, protocol.EmbeddingsComputed):
-                return [array("f", v) for v in request_event.event.embeddings], sum(map(len, inputs))
-    raise ApiError(500, "The engine ended a request without a final event. Send the request again.")
+        computed = await events.wait_for(protocol.EmbeddingsComputed)
+    return [array("f", values) for values in computed.embeddings], sum(map(len, inputs))
 
 
 async def _tokenize_start(queue: ModelQueue, text: str) -> list[int]:

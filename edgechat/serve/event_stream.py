@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.serve.errors import ApiError
+
+E = TypeVar("E", bound=protocol.Event)
 
 
 class RequestEvent(NamedTuple):
@@ -87,6 +90,13 @@ class EventStream:
         if isinstance(event, protocol.FINAL_EVENTS):
             self._unfinished_id_by_index.pop(index, None)
         return RequestEvent(index, event)
+
+    async def wait_for(self, event_type: type[E]) -> E:
+        """Return the first event of a type. Raises ApiError if the stream ends without one, and EdgechatError."""
+        while (request_event := await self.next()) is not None:
+            if isinstance(request_event.event, event_type):
+                return request_event.event
+        raise ApiError(500, "The engine ended a request without a final event. Send the request again.")
 
     def close(self) -> None:
         """Cancel the unfinished requests and release the lease. Further calls have no effect."""

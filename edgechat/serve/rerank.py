@@ -101,10 +101,7 @@ def _read_documents(body: RerankRequest) -> list[str]:
 
 async def _submit(queue: ModelQueue, query: str, documents: list[str]) -> protocol.Reranked:
     with contextlib.closing(await queue.submit([queue.build_rerank_request(query, documents)])) as events:
-        while (request_event := await events.next()) is not None:
-            if isinstance(request_event.event, protocol.Reranked):
-                return request_event.event
-    raise ApiError(500, "The engine ended a request without a final event. Send the request again.")
+        return await events.wait_for(protocol.Reranked)
 
 
 def make_results(
