@@ -80,8 +80,12 @@ def _check_native(body: NativeParams) -> None:
         raise ApiError(400, "n: must be 1 here. /v1/completions accepts other values.", param="n")
 
 
+def _copy_params(body: GenerationParams) -> dict[str, Any]:
+    return {name: getattr(body, name) for name in GenerationParams.__struct_fields__}
+
+
 def _make_completion_request(body: NativeParams, prompt: Any) -> CompletionRequest:
-    fields = {name: getattr(body, name) for name in GenerationParams.__struct_fields__}
+    fields = _copy_params(body)
     if body.n_predict is not None:
         fields["max_tokens"] = body.n_predict
     return CompletionRequest(prompt=prompt, **fields)
@@ -110,7 +114,7 @@ class FimResponseBuilder(ChatResponseBuilder):
     ID_PREFIX = "fim-"
 
     def __init__(self, queue: ModelQueue, body: FimRequest) -> None:
-        fields = {name: getattr(body, name) for name in GenerationParams.__struct_fields__}
+        fields = _copy_params(body)
         if body.max_completion_tokens is not None:
             fields["max_tokens"] = body.max_completion_tokens
         super().__init__(queue, ChatRequest(messages=[], **fields))

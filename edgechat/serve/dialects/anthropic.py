@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat.prompt.reply_parser import ToolCallDelta
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, PromptProgress, UsageTotals
-from edgechat.serve.dialects.dialect import Dialect
+from edgechat.serve.dialects.dialect import Dialect, encode_named_event
 from edgechat.serve.errors import ApiError
 from edgechat.serve.response_builder import ResponseBuilder
 
@@ -193,4 +193,4 @@ def _parse_input(arguments: str) -> dict[str, Any]:
 
 
 def _encode_event(type: str, **fields: Any) -> bytes:  # noqa: A002  (the name of the field)
-    return f"event: {type}\ndata: ".encode() + msgspec.json.encode({"type": type, **fields}) + b"\n\n"
+    return encode_named_event(type, fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -55,3 +55,8 @@ class Dialect(ABC):
 def encode_event(data: Any) -> bytes:
     """Encode a server-sent event without a name."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def encode_named_event(event_type: str, fields: Mapping[str, Any]) -> bytes:
+    """Encode a server-sent event whose name is also the `type` in its data, before `fields`."""
+    return f"event: {event_type}\n".encode() + encode_event({"type": event_type, **fields})

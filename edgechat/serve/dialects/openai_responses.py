@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat.prompt.reply_parser import ToolCallDelta
 from edgechat.serve.choices import Choice, ChoiceDelta, Delta, UsageTotals, make_stop_fields
-from edgechat.serve.dialects.dialect import Dialect
+from edgechat.serve.dialects.dialect import Dialect, encode_named_event
 from edgechat.serve.dialects.openai import PING
 from edgechat.serve.dialects.openai_responses_output import OutputWriter, make_output
 from edgechat.serve.errors import ApiError
@@ -125,10 +125,10 @@ class ResponsesDialect(Dialect):
                 yield self._encode_event(event_type, {"response": self._make_response({})})
 
     def _encode_event(self, event_type: str, fields: Mapping[str, Any]) -> bytes:
-        event = {"type": event_type, "sequence_number": self._n_events, **fields}
+        event = encode_named_event(event_type, {"sequence_number": self._n_events, **fields})
         self._n_events += 1
         self._n_pings = 0
-        return f"event: {event_type}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+        return event
 
 
 def _make_usage(totals: UsageTotals) -> dict[str, Any]:
