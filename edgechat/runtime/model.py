@@ -127,24 +127,30 @@ class Model:
     @cached_property
     def is_embedding(self) -> bool:
         """True for a model that generates no text, by the rule of `modelfile.header.ModelHeader.is_embedding`."""
-        architecture = self._read_metadata("general.architecture")
-        return self._read_metadata(f"{architecture}.pooling_type") in {"1", "2", "3", "4"}
+        return self._pooling_type in {"1", "2", "3", "4"}
 
     @cached_property
     def is_reranker(self) -> bool:
         """True for a reranker, by the same rule as `edgechat.modelfile.header.ModelHeader.is_reranker`."""
-        architecture = self._read_metadata("general.architecture")
-        return self._read_metadata(f"{architecture}.pooling_type") == "4"
+        return self._pooling_type == "4"
 
     @cached_property
     def has_softmax(self) -> bool:
         """True if llama.cpp applies the softmax function to the outputs of a reranker (`llm_graph_context`)."""
-        return self._read_metadata("general.architecture") in {"qwen3", "qwen3vl"}
+        return self._architecture in {"qwen3", "qwen3vl"}
 
     @property
     def n_labels(self) -> int:
         """Number of outputs of the classifier of a reranker."""
         return int(self.bindings.llama.llama_model_n_cls_out(self.pointer))
+
+    @cached_property
+    def _architecture(self) -> str:
+        return self._read_metadata("general.architecture")
+
+    @cached_property
+    def _pooling_type(self) -> str:
+        return self._read_metadata(f"{self._architecture}.pooling_type")
 
     def _read_metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)

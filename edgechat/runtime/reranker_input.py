@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from edgechat.errors import ContextOverflowError, EngineError
@@ -41,11 +42,7 @@ class PairTokenizer:
         return tokens
 
     def _tokenize_plain(self, text: str) -> list[int]:
-        tokens: list[int] = []
-        for part in self._model.iterate_tokens(text, add_special=False, parse_special=False):
-            tokens += part
-            self._check_length(len(tokens))
-        return tokens
+        return self._collect(self._model.iterate_tokens(text, add_special=False, parse_special=False))
 
     def _tokenize_template(self, template: str, query: str, document: str) -> list[int]:
         guard = choose_guard(query + document)
@@ -56,8 +53,12 @@ class PairTokenizer:
             "document": guard_text(document, self._control_pattern, guard),
         }
         prompt = _PLACEHOLDER.sub(lambda match: texts[match[1]], template)
+        return self._collect(self._model.iterate_tokens(prompt, add_special=False, parse_special=True, guard=guard))
+
+    def _collect(self, parts: Iterable[list[int]]) -> list[int]:
+        """Return the tokens of all parts. Raises ContextOverflowError at the first part that is too much."""
         tokens: list[int] = []
-        for part in self._model.iterate_tokens(prompt, add_special=False, parse_special=True, guard=guard):
+        for part in parts:
             tokens += part
             self._check_length(len(tokens))
         return tokens
