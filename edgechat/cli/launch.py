@@ -11,6 +11,7 @@ import click
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import complete_model, generation_options
 from edgechat.cli.progress import StderrStatus
+from edgechat.cli.serve import make_api_name
 from edgechat.errors import UsageError
 from edgechat.launch.agent import KEY_VARIABLE, Endpoint
 from edgechat.launch.agents import AGENTS
@@ -134,11 +135,11 @@ def _start_server(
 
     name, longest_n_ctx = _choose_model(model, flags)
     if not force:  # without loading the model
-        check_context(agent, _make_api_name(name), longest_n_ctx)
+        check_context(agent, make_api_name(name), longest_n_ctx)
     server = LaunchedServer(["-m", name, *_format_flags(flags)])
     try:
         with status.announce_wait(), status.show_elapsed():
-            status.show(f"Loading {_make_api_name(name)} for {agent.title}")
+            status.show(f"Loading {make_api_name(name)} for {agent.title}")
             address = server.wait_for_address()
         status.clear()
         for note in server.read_log_lines():
@@ -159,11 +160,6 @@ def _choose_model(model: str | None, flags: Mapping[str, object]) -> tuple[str, 
     name, path = choose_model(settings)
     n_ctx_train = read_header(path).n_ctx_train
     return name, settings.n_ctx or n_ctx_train  # a longer context than the training length is extended with YaRN
-
-
-def _make_api_name(name: str) -> str:
-    """Return the name that the server gives to a model: that of a file without its folder and suffix."""
-    return Path(name).stem if name.endswith(".gguf") else name
 
 
 def _format_flags(flags: Mapping[str, object]) -> Iterator[str]:
@@ -200,7 +196,7 @@ def _print_settings(
         endpoint = msgspec.structs.replace(_find_endpoint(url, model), api_key=_KEY)
     else:
         name, n_ctx = _choose_model(model, flags)
-        endpoint = Endpoint(_ADDRESS, _KEY, _make_api_name(name), n_ctx)
+        endpoint = Endpoint(_ADDRESS, _KEY, make_api_name(name), n_ctx)
     all_settings = [(agent, agent.make_settings(endpoint, _FOLDER)) for agent in agents]
     if as_json:
         echo_json({

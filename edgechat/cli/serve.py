@@ -209,9 +209,14 @@ def _load_models(
     return queues
 
 
+def make_api_name(name: str) -> str:
+    """Return the name of a model in the API: that of a file without its folder and suffix."""
+    return Path(name).stem if name.endswith(".gguf") else name
+
+
 def _choose_api_name(name: str, other_names: Iterable[str]) -> str:
     """Return the name of a model in the API. Raises UsageError if `other_names` contains that name."""
-    name = Path(name).stem if name.endswith(".gguf") else name
+    name = make_api_name(name)
     if name in other_names:
         raise UsageError(f"Two models would have the API name {name!r}. Rename one with `edgechat models alias`.")
     return name

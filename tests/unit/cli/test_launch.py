@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgechat.cli.launch import _format_flags, _make_api_name, launch
+from edgechat.cli.launch import _format_flags, launch
+from edgechat.cli.serve import make_api_name
 from edgechat.errors import AgentNotFoundError, UsageError
 from edgechat.launch.agents import AGENTS
 from tests.conftest import Cli
@@ -68,7 +69,7 @@ def test_options_reach_the_server() -> None:
     ("name", "expected"), [("/models/Qwen-0.5B-Q4_K_M.gguf", "Qwen-0.5B-Q4_K_M"), ("q:4b", "q:4b")]
 )
 def test_file_is_named_without_its_folder(name: str, expected: str) -> None:
-    assert _make_api_name(name) == expected
+    assert make_api_name(name) == expected
 
 
 def test_context_can_be_longer_than_the_training_length(cli: Cli) -> None:
