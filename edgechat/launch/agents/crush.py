@@ -2,8 +2,8 @@
 
 Crush merges the user's configuration (`CRUSH_GLOBAL_CONFIG`) with `crush.json` in its data folder
 (`CRUSH_GLOBAL_DATA`), where it also writes, and with files of the project: `lookupConfigs` in
-https://github.com/charmbracelet/crush/blob/main/internal/config/load.go, fields in `config.go` beside it. The data
-folder of a run is the temporary folder, so that the user's configuration is read and not changed.
+https://github.com/charmbracelet/crush/blob/main/internal/config/load.go; `config.go` in that folder has the fields. The
+data folder of a run is the temporary folder, so that the user's configuration is read and not changed.
 """
 
 from __future__ import annotations
