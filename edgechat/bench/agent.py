@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
-import signal
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +13,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from edgechat import process
 from edgechat.bench.agent_session import remove_header
 from edgechat.bench.child_programs import make_environment
+from edgechat.bench.edgechat_server import EdgechatServer
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.prefix import N_BATCH
 from edgechat.engine.client import EngineClient
 from edgechat.engine.resident_client import PRIVATE_MODE
 from edgechat.errors import EngineError
-from edgechat.hardware.process_tree import list_process_tree
 from edgechat.runtime.backends.bundle import find_bundle
 
 _N_REPLY_TOKENS: Final = 16
@@ -73,44 +69,6 @@ class AgentServer(Protocol):
     def close(self) -> None: ...
 
 
-class EdgechatAgentServer:
-    """A running `edgechat serve` with its own data directories, whose processes are killed together."""
-
-    def __init__(self, model: str, n_threads: int, n_ctx: int, home: Path) -> None:
-        self._command = process.make_command_line(
-            "serve", "--port", "0", "--json", "-m", model, "--threads", str(n_threads), "--ctx", str(n_ctx)
-        )
-        self._environment = make_environment(home) | {"EDGECHAT_ENGINE": PRIVATE_MODE}
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            env=self._environment,
-        )  # fmt: skip
-        first_line = self._process.stdout.readline() if self._process.stdout is not None else b""
-        if not first_line:
-            raise EngineError("`edgechat serve` did not start. Run it in a terminal to see the error.")
-        self.port = int(str(msgspec.json.decode(first_line)["url"]).removesuffix("/v1").rpartition(":")[2])
-
-    def kill(self) -> None:
-        # First the descendants: the engine would save its caches if it noticed the end of the server.
-        for pid in reversed(list_process_tree(self._process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, process.KILL_SIGNAL)
-        self._end()
-        self._start()
-
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-        self._end()
-
-    def _end(self) -> None:
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
 def run(
     model: str, requests: Sequence[dict[str, Any]], peer: Path | None, *, n_threads: int, n_ctx: int, kill_after: int,
     n_peer_turns: int, on_progress: ProgressCallback = lambda text: None,
@@ -122,9 +80,9 @@ def run(
     Raises EngineError.
     """
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch_dir, contextlib.ExitStack() as stack:
-        servers: dict[str, AgentServer] = {
-            "edgechat": EdgechatAgentServer(model, n_threads, n_ctx, Path(scratch_dir) / "home")
-        }
+        environment = make_environment(Path(scratch_dir) / "home") | {"EDGECHAT_ENGINE": PRIVATE_MODE}
+        options = ("-m", model, "--threads", str(n_threads), "--ctx", str(n_ctx))
+        servers: dict[str, AgentServer] = {"edgechat": EdgechatServer(*options, environment=environment)}
         stack.callback(servers["edgechat"].close)
         if peer is not None:
             engine = EngineClient()

@@ -6,9 +6,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import os
-import signal
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat import process
+from edgechat.bench.edgechat_server import EdgechatServer
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.prefix import N_BATCH, N_SYSTEM_TOKENS, PAUSE_S, random_tokens
 from edgechat.config import GREEDY
@@ -29,7 +27,6 @@ from edgechat.runtime.backends.bundle import find_bundle
 
 N_CLIENTS: Final = 4
 _RESPONSE_TIMEOUT_S: Final = 600.0
-_SAVE_PAUSE_S: Final = 1.5
 
 
 class ServeWorkload(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,47 +119,6 @@ class StreamingClient:
             return len(prompts) * n_reply / (time.monotonic() - started_at)
 
 
-class EdgechatServer:
-    """A running `edgechat serve` with its own data directories."""
-
-    def __init__(self, workload: ServeWorkload, home: Path) -> None:
-        self._workload = workload
-        self._home = home
-        self.port = 0
-        self._start()
-
-    def _start(self) -> None:
-        workload = self._workload
-        command = process.make_command_line(
-            "serve", "--port", "0", "--json", "-m", workload.model, "--threads", str(workload.n_threads), "--ctx",
-            str(_compute_context_length(workload)), "--no-speculation",
-        )  # fmt: skip
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            env=os.environ | {"EDGECHAT_HOME": str(self._home)},
-        )  # fmt: skip
-        first_line = self._process.stdout.readline() if self._process.stdout is not None else b""
-        if not first_line:
-            raise EngineError("`edgechat serve` did not start. Run it in a terminal to see the error.")
-        self.port = int(str(msgspec.json.decode(first_line)["url"]).removesuffix("/v1").rpartition(":")[2])
-
-    def restart(self) -> None:
-        """Restart the server, after waiting for the cache to save its segments."""
-        time.sleep(_SAVE_PAUSE_S)
-        self.close()
-        self._start()
-
-    def restore_slot(self) -> None:
-        """Do nothing, because edgechat restores cached prefixes automatically."""
-
-    def close(self) -> None:
-        """Interrupt the server, and wait until it has ended."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
 def _compute_context_length(workload: ServeWorkload) -> int:
     """Return a context length that is sufficient for the conversation with its branches, and for four clients."""
     return max(2 * workload.n_history + 1024, N_CLIENTS * (workload.n_prompt + workload.n_reply + 64))
@@ -173,7 +129,11 @@ def run(
 ) -> ServeReport:
     """Measure the server, its engine and, if given, the llama-server binary `peer`. Raises EdgechatError."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch_dir, contextlib.ExitStack() as stack:
-        edgechat_server = EdgechatServer(workload, Path(scratch_dir) / "home")
+        edgechat_server = EdgechatServer(
+            "-m", workload.model, "--threads", str(workload.n_threads), "--ctx",
+            str(_compute_context_length(workload)), "--no-speculation",
+            environment=os.environ | {"EDGECHAT_HOME": str(Path(scratch_dir) / "home")},
+        )  # fmt: skip
         stack.callback(edgechat_server.close)
         rows, backend = _compare_with_engine(workload, edgechat_server, on_progress)
         if peer is not None:
