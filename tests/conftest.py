@@ -16,9 +16,11 @@ import pytest
 from edgechat.catalogue.library import starter_model
 
 ROOT = Path(__file__).resolve().parent.parent
-# Without the limit of 200 ms for each example, which a busy machine exceeds without a fault.
-hypothesis.settings.register_profile("edgechat", deadline=None)
-hypothesis.settings.load_profile("edgechat")
+# Without the limit of 200 ms for each example, which a busy machine exceeds without a fault. By default each run has
+# the same examples, so that a failure belongs to the change under test; `make fuzz` tries new ones.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # Each test starts its own engine, which ends with the test; the fixture `resident` deletes the variable. It is set here
 # for the fixtures of a session, too.
 os.environ["EDGECHAT_ENGINE"] = "private"

@@ -16,6 +16,10 @@ from typing import Any
 from edgechat.serve import bodies
 from tests.conftest import edgechat_command
 
+# In the starter model's reply each token is at least 0.9 (log probability) ahead of the next: neither a draft nor
+# another request in the same decode step, whose larger batches round differently, changes it.
+CERTAIN_PROMPT = "Count from 1 to 20."
+
 
 class ServerProcess:
     """`edgechat serve` on a free port, and requests to it."""

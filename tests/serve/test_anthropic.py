@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from tests.models import THINKING_TEMPLATE, write_tiny_llama
-from tests.serve.client import ServerProcess, user
+from tests.serve.client import CERTAIN_PROMPT, ServerProcess, user
 from tests.serve.conftest import Start
 from tests.waiting import until
 
@@ -25,8 +25,6 @@ WEATHER: Any = {
         "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
     },
 }  # fmt: skip
-# Drafts and other requests in the same batch do not change its reply, as in test_openai.py.
-CERTAIN_PROMPT = "Count from 1 to 20."
 
 
 def make_client(server: ServerProcess, api_key: str = "none") -> Anthropic:

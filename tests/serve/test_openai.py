@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.serve.client import ServerProcess, user
+from tests.serve.client import CERTAIN_PROMPT, ServerProcess, user
 
 WEATHER: Any = {
     "type": "function",
@@ -33,11 +33,6 @@ PERSON = {
 def client(server: ServerProcess) -> Iterator[OpenAI]:
     with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client
-
-
-# In its reply each token is at least 0.9 (log probability) ahead of the next: neither a draft nor another request in
-# the same decode step, whose larger batches round differently, changes it.
-CERTAIN_PROMPT = "Count from 1 to 20."
 
 
 def chat(client: OpenAI, text: str = "What is gravity?", **options: Any) -> Any:
