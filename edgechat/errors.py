@@ -22,6 +22,7 @@
     |  `- NotFoundError        (2)
     |- AttachmentError         (2)
     |  `- AttachmentTooLargeError (5)
+    |- DocumentError           (2)
     |- ImportRefusedError      (2)
     |- CatalogueError          (2)
     |- DownloadError           (4)
@@ -172,6 +173,12 @@ class AttachmentTooLargeError(AttachmentError):
     """Raised when the attachments of a message are larger than any context."""
 
     exit_code = 5
+
+
+class DocumentError(EdgechatError):
+    """Raised when a document or a collection of documents cannot be read, or does not exist."""
+
+    exit_code = 2
 
 
 class ImportRefusedError(EdgechatError):
