@@ -166,7 +166,7 @@ def check_cache(cache: PrefixCache) -> None:
     if Counter({node: node.n_segments for node in nodes}) != Counter(segment.node for segment in segments):
         raise AssertionError("the tree and the segment store disagree about the segments")
     for seq, leaf in cache.leaves.items():
-        if leaf.path() != list(cache._memory.tokens(seq)) or seq not in leaf.seqs or seq not in cache._conversations:
+        if leaf.path() != list(cache._memory.tokens(seq)) or seq not in leaf.seqs or seq not in cache._owners:
             raise AssertionError(f"sequence {seq} does not hold the path to its leaf")
     in_ram_bytes = sum(s.n_bytes for s in segments if s.data is not None and not s.is_pending_write)
     if in_ram_bytes > cache.store.ram_cap_bytes:

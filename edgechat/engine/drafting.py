@@ -12,7 +12,7 @@ import msgspec
 
 from edgechat.engine.protocol import Generate, Load
 from edgechat.errors import EngineError
-from edgechat.prefix.disk_tier import folder_name
+from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation import profile
@@ -54,7 +54,7 @@ class DraftManager:
         folder = None
         if load.prefix_dir and load.plan.prefix_disk_bytes > 0:
             folder = Path(load.prefix_dir) / f"drafts-{vocabulary_hash}"
-        file_name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
+        file_name = f"{make_folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
         self._profile_path = folder / file_name if folder is not None else None
         self._profile = (
             profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
@@ -80,7 +80,7 @@ class DraftManager:
     def create_speculator(self, params: Generate) -> Speculator | None:
         """Create the speculator for a request; return None if the request must be decoded without drafts."""
         if params.conversation and not params.ephemeral:
-            self._corpus.open_conversation(folder_name(params.conversation))
+            self._corpus.open_conversation(make_folder_name(params.conversation))
         if not params.speculate or params.n_sequences > 1 or not self._sizes:
             return None
         is_sampled = params.sampling.temperature > 0
@@ -99,7 +99,7 @@ class DraftManager:
             return
         self._must_plan_idle_work = True
         if params.conversation:
-            request = _FinishedRequest(folder_name(params.conversation), params.attached_texts, list(outputs))
+            request = _FinishedRequest(make_folder_name(params.conversation), params.attached_texts, list(outputs))
             self._pending_requests.append(request)
 
     def step_costs(self) -> dict[int, float]:

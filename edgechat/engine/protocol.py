@@ -18,6 +18,7 @@ from edgechat.planner.mapped_file import FileRange
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.requantize import QuantModel
 from edgechat.planner.throughput import KernelSpeeds
+from edgechat.prefix.shared_prefix import SharedPrefix
 from edgechat.runtime.tool_grammar import ToolGrammar
 
 
@@ -139,6 +140,8 @@ class Generate(Request, frozen=True):
     computed, and not added to the prefix cache."""
     conversation: str = ""
     """Id of the conversation to which saved prefixes and draft texts belong; "" if nothing may be saved on disk."""
+    shared_prefix: SharedPrefix | None = None
+    """The beginning of the prompt that other conversations have, too, and for which prefixes are saved separately."""
     turn_starts: list[int] = []
     """Token positions at which turns of the conversation start, and at which later prompts can diverge. If the context
     cannot be truncated, its state is saved at these positions."""

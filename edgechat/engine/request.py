@@ -283,8 +283,8 @@ class ActiveRequest:
     def _acquire_sequence(self, pending: PendingPrefill) -> int:
         params = self.params
         cached_prefix = self._cache.acquire(
-            pending.tokens, params.conversation, bypass_cache=params.bypass_cache or params.prompt_logprobs,
-            ephemeral=self._is_ephemeral,
+            pending.tokens, params.conversation, shared_prefix=params.shared_prefix,
+            bypass_cache=params.bypass_cache or params.prompt_logprobs, ephemeral=self._is_ephemeral,
         )  # fmt: skip
         if pending.output is None:
             self._cached_prefix = cached_prefix

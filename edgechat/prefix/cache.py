@@ -13,9 +13,11 @@ from edgechat.errors import EngineError
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prefix.disk_tier import DiskTier
 from edgechat.prefix.kv_memory import KvMemory
+from edgechat.prefix.owners import SequenceOwners
 from edgechat.prefix.restore_plan import RestorePlan, RestorePlanner
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_store import SegmentStore
+from edgechat.prefix.shared_prefix import SharedPrefix
 from edgechat.prefix.throughput import PrefixThroughput, StopTimer, start_plain_timer
 from edgechat.prefix.tree import Match, Node, PrefixTree
 
@@ -58,8 +60,7 @@ class PrefixCache:
         """Last tree node of each live sequence, from which other requests can start; least recently used first."""
         self.store = SegmentStore(self.tree, self._find_live_nodes, ram_cap_bytes, disk)
         self._memory = memory
-        self._conversations: dict[int, str] = {}
-        """Conversation id of each sequence in use."""
+        self._owners = SequenceOwners(memory, self.store)
         self._leased_seqs: set[int] = set()
         self._token_bytes = 0.0
         """Size of a saved token in bytes; 0 before the first save."""
@@ -77,18 +78,21 @@ class PrefixCache:
     # Acquiring a sequence with the longest cached prefix of a prompt
 
     def acquire(
-        self, tokens: Sequence[int], conversation: str = "", *, bypass_cache: bool = False, ephemeral: bool = False
-    ) -> CachedPrefix:
+        self, tokens: Sequence[int], conversation: str = "", *, shared_prefix: SharedPrefix | None = None,
+        bypass_cache: bool = False, ephemeral: bool = False,
+    ) -> CachedPrefix:  # fmt: skip
         """Restore the cached prefix of `tokens`, if that is faster than prefill, and lease the sequence that holds it.
 
-        The prefix never includes the last token, because its logits are needed. With `bypass_cache`, the prefix is
-        empty. With `ephemeral`, live sequences are copied and not continued. `bypass_cache` without `ephemeral` evicts
-        all idle sequences, so that the request always uses the same cells. Raises EngineError if all sequences are
-        leased.
+        Tokens of `shared_prefix` are saved for its owner, the others for `conversation`. The prefix never includes the
+        last token, because its logits are needed. With `bypass_cache`, the prefix is empty. With `ephemeral`, live
+        sequences are copied and not continued. `bypass_cache` without `ephemeral` evicts all idle sequences, so that
+        the request always uses the same cells. Raises EngineError if all sequences are leased.
         """
-        for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased_seqs]:
+        for seq in [s for s in self._owners if s not in self.leaves and s not in self._leased_seqs]:
             self.drop(seq)  # an unleased sequence without a leaf: its request failed
         self.store.load_headers(conversation)
+        if shared_prefix is not None:
+            self.store.load_headers(shared_prefix.owner)
         if bypass_cache and not ephemeral:
             while self.evict_lru():
                 pass
@@ -100,7 +104,7 @@ class PrefixCache:
             self._evict_unshared_seqs(match, len(tokens), plan.base_seq)
             cached_prefix = self._restore(plan, tokens, ephemeral=ephemeral)
             if cached_prefix is not None:
-                self._conversations[cached_prefix.seq] = conversation
+                self._owners.set(cached_prefix.seq, conversation, shared_prefix)
                 self._evict_unshared_seqs(match, len(tokens), plan.base_seq if ephemeral else None)
                 self._leased_seqs.add(cached_prefix.seq)
                 return cached_prefix
@@ -182,7 +186,7 @@ class PrefixCache:
             for _ in range(n_forks):
                 forked_seq = self._take_unused_seq(seq)
                 self._memory.copy(seq, forked_seq, n_tokens)
-                self._conversations[forked_seq] = self._conversations[seq]
+                self._owners.copy(seq, forked_seq)
                 self._leased_seqs.add(forked_seq)
                 forked_seqs.append(forked_seq)
         except EngineError:
@@ -215,7 +219,7 @@ class PrefixCache:
         """Remove all tokens of `seq` and end its lease."""
         self._memory.drop(seq)
         self._leased_seqs.discard(seq)
-        self._conversations.pop(seq, None)
+        self._owners.drop(seq)
         self._unpublish(seq)
 
     def _unpublish(self, seq: int) -> None:
@@ -258,9 +262,7 @@ class PrefixCache:
                 self.drop(seq)
 
     def _is_saved(self, seq: int) -> bool:
-        tokens, can_truncate = self._memory.tokens(seq), self._memory.can_truncate
-        n_tokens = self.store.count_covered_tokens(tokens, self._conversations[seq], can_truncate=can_truncate)
-        return n_tokens == len(tokens)
+        return self._owners.count_saved_tokens(seq) == len(self._memory.tokens(seq))
 
     def drop_lost_sequences(self) -> None:
         """Remove all live sequences from the cache, because their memory was lost. Their leases continue."""
@@ -314,7 +316,7 @@ class PrefixCache:
         """Return an unused sequence; if there is none, evict an idle sequence, preferably not `protected_seq`."""
         while True:
             for seq in range(self._memory.n_seqs):
-                if seq not in self._conversations:
+                if seq not in self._owners:
                     self._memory.drop(seq)  # a failed request may have left tokens in the sequence
                     return seq
             if not self.evict_lru(protected_seq) and not self.evict_lru():
@@ -333,7 +335,7 @@ class PrefixCache:
         if self.store.write_next_segment():
             return True
         for seq in reversed(self.leaves):
-            if disk.accepts_conversation(self._conversations[seq]):
+            if disk.accepts_owner(self._owners.find_unsaved_range(seq, MIN_SEGMENT_TOKENS)[0]):
                 segment = self._save(seq, IDLE_SEGMENT_TOKENS, is_pending_write=True)
                 if segment is not None:
                     self.store.write(segment)
@@ -359,16 +361,15 @@ class PrefixCache:
         *,
         is_pending_write: bool = False,
     ) -> KvSegment | None:
-        """Save the tokens of `seq` that are not in any segment of its conversation to a new segment in RAM.
+        """Save the tokens of `seq` that are not in any segment of its owners to a new segment in RAM.
 
         Returns None if there are fewer than `min_tokens` such tokens, or no tier accepts them. With `is_pending_write`
         the segment stays in RAM until it is written to disk, even if RAM is above its cap.
         """
-        tokens, conversation = self._memory.tokens(seq), self._conversations[seq]
-        if not self.store.can_save(conversation):
+        tokens = self._memory.tokens(seq)
+        owner, start, end = self._owners.find_unsaved_range(seq, min_tokens)
+        if not self.store.can_save(owner):
             return None
-        start = self.store.count_covered_tokens(tokens, conversation, can_truncate=self._memory.can_truncate)
-        end = len(tokens)
         if self._memory.can_truncate:
             end = min(end, start + (max_tokens or end))
             if not is_pending_write and end > start:
@@ -378,7 +379,7 @@ class PrefixCache:
         start = 0 if self._memory.saves_full_state else start
         data = self._memory.save(seq, start, end)
         node = self.tree.insert(tokens[:end])
-        segment = KvSegment(node, start, conversation, can_resume=end == len(tokens), n_bytes=len(data))
+        segment = KvSegment(node, start, owner, can_resume=end == len(tokens), n_bytes=len(data))
         segment.data, segment.is_pending_write = data, is_pending_write
         if self._memory.can_truncate:
             self._token_bytes = len(data) / (end - start)

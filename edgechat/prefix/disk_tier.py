@@ -1,7 +1,8 @@
-"""Disk tier of the prefix cache: segment files, in one folder per model and conversation.
+"""Disk tier of the prefix cache: segment files, in one folder per model and owner.
 
-The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`. IDENTITY is a hash of the weights, the llama.cpp
-build and the layout of the KV memory. CONVERSATION is a hash of the conversation id. DIGEST is a hash of the tokens.
+The path of a file is `ROOT/IDENTITY/OWNER/START-END-DIGEST.kv`. IDENTITY is a hash of the weights, the llama.cpp build
+and the layout of the KV memory. OWNER is a hash of the conversation id, or "pinned-" and hashes for a shared prefix.
+DIGEST is a hash of the tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from edgechat.files import open_private, open_regular
 from edgechat.prefix import segment_file
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_file import InvalidSegmentError, SegmentHeader
+from edgechat.prefix.shared_prefix import is_pinned_file, make_folder_name
 
 _log = logging.getLogger(__name__)
 _SEGMENT_SUFFIX: Final = ".kv"
 _PART_SUFFIX: Final = ".part"
+# Part of the size cap that pinned files can fill; beyond it, the least recently used of them are like other files.
+_MAX_PINNED_FRACTION: Final = 0.5
 # Delay before the next write after a failed write.
 _RETRY_AFTER_S: Final = 60.0
 
@@ -52,11 +56,11 @@ class DiskTier:
         # Read buffers, reused because page faults in newly allocated memory take longer than the read.
         self._buffers = [bytearray(), bytearray()]
         self._listed_files: dict[str, set[str]] = {}
-        """Names of the files that `list_new_files` has returned or this process has written, by conversation."""
+        """Names of the files that `list_new_files` has returned or this process has written, by owner."""
         self._created_folders: set[str] = set()
-        """Names of the conversation folders that this process has created."""
-        self._refused_ids: set[str] = set()
-        """Ids of conversations that are no longer saved: they were deleted, or had a segment above the cap."""
+        """Names of the owners' folders that this process has created."""
+        self._refused_owners: set[str] = set()
+        """Owners whose segments are no longer saved: they were deleted, or had a segment above the cap."""
         self._retry_at = 0.0
         self._is_running = threading.Event()
         self._is_running.set()
@@ -78,9 +82,9 @@ class DiskTier:
         """True for 60 seconds after a failed write."""
         return time.monotonic() < self._retry_at
 
-    def accepts_conversation(self, conversation: str) -> bool:
-        """Return whether segments of `conversation` may be written: False if its id is "" or in `_refused_ids`."""
-        return bool(conversation) and conversation not in self._refused_ids
+    def accepts_owner(self, owner: str) -> bool:
+        """Return whether segments of `owner` may be written: False if it is "" or in `_refused_owners`."""
+        return bool(owner) and owner not in self._refused_owners
 
     @property
     def is_busy(self) -> bool:
@@ -89,12 +93,12 @@ class DiskTier:
 
     # Reading
 
-    def list_new_files(self, conversation: str) -> Iterator[tuple[Path, SegmentHeader]]:
-        """Yield the path and header of each file of a conversation, except files that this process has seen before."""
-        if not self.identity or not conversation:
+    def list_new_files(self, owner: str) -> Iterator[tuple[Path, SegmentHeader]]:
+        """Yield the path and header of each file of an owner, except files that this process has seen before."""
+        if not self.identity or not owner:
             return
-        folder = self._conversation_folder(conversation)
-        listed_names = self._listed_files.setdefault(conversation, set())
+        folder = self._owner_folder(owner)
+        listed_names = self._listed_files.setdefault(owner, set())
         with contextlib.suppress(OSError):
             for path in sorted(folder.glob(f"*{_SEGMENT_SUFFIX}")):
                 if path.name in listed_names:
@@ -179,9 +183,9 @@ class DiskTier:
     def _write(self, segment: KvSegment, tokens: list[int], data: bytearray) -> None:
         if not self.identity:
             self.identity = self._compute_identity(self._wait_while_paused)
-        folder = self._conversation_folder(segment.conversation)
+        folder = self._owner_folder(segment.owner)
         if len(data) > self._cap_bytes or not self._create_folder(folder):
-            self._refused_ids.add(segment.conversation)
+            self._refused_owners.add(segment.owner)
             return
         self._evict_files(len(data))
         digest = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=8).hexdigest()
@@ -191,7 +195,7 @@ class DiskTier:
             with open_private(part_path) as file:
                 segment_file.write_segment(file, segment, tokens, data, self._wait_while_paused)
             # No fsync: the checksum detects a file that is incomplete after a power failure.
-            self._listed_files.setdefault(segment.conversation, set()).add(path.name)
+            self._listed_files.setdefault(segment.owner, set()).add(path.name)
             part_path.replace(path)
             segment.file = path
         finally:
@@ -199,7 +203,7 @@ class DiskTier:
                 part_path.unlink()
 
     def _create_folder(self, folder: Path) -> bool:
-        """Create the folder of a conversation. Return False if the folder was deleted after this process created it."""
+        """Create the folder of an owner. Return False if the folder was deleted after this process created it."""
         if folder.is_dir():
             return True
         if folder.name in self._created_folders and folder.parent.is_dir():
@@ -209,35 +213,44 @@ class DiskTier:
         self._created_folders.add(folder.name)
         return True
 
-    def _conversation_folder(self, conversation: str) -> Path:
-        return self._root / self.identity / folder_name(conversation)
+    def _owner_folder(self, owner: str) -> Path:
+        return self._root / self.identity / make_folder_name(owner)
 
     def _evict_files(self, n_bytes: int) -> None:
-        """Delete the least recently used files of all models until `n_bytes` of new data fit under the cap."""
+        """Delete the least recently used files of all models until `n_bytes` of new data fit under the cap.
+
+        Pinned files are deleted last, except those beyond their part of the cap.
+        """
         files: list[tuple[float, int, Path]] = []
         for path in self._root.glob("*/*/*"):
             with contextlib.suppress(OSError):  # another process may have deleted the file
                 file_status = path.stat()
                 files.append((file_status.st_mtime, file_status.st_size, path))
         total_bytes = sum(size for _, size, _ in files) + n_bytes
-        for _, size, path in sorted(files):
+        for _, size, path in self._order_by_use(files):
             if total_bytes <= self._cap_bytes:
                 return
             with contextlib.suppress(OSError):
                 path.unlink()
                 total_bytes -= size
 
+    def _order_by_use(self, files: list[tuple[float, int, Path]]) -> list[tuple[float, int, Path]]:
+        """Return files (time of the last use, size and path), those to be deleted first at the beginning."""
+        kept: list[tuple[float, int, Path]] = []
+        others: list[tuple[float, int, Path]] = []
+        pinned_bytes = 0
+        for file in sorted(files, reverse=True):
+            pinned_bytes += file[1] if is_pinned_file(file[2]) else 0
+            is_kept = is_pinned_file(file[2]) and pinned_bytes <= _MAX_PINNED_FRACTION * self._cap_bytes
+            (kept if is_kept else others).append(file)
+        return [*reversed(others), *reversed(kept)]
+
 
 def delete_conversation(root: Path, conversation: str) -> None:
     """Delete the cached prefixes of a conversation for all models."""
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
-            shutil.rmtree(folder / folder_name(conversation), ignore_errors=True)
-
-
-def folder_name(conversation: str) -> str:
-    """Return the folder name of a conversation: a hash of its id, because imported ids may contain any characters."""
-    return hashlib.blake2b(conversation.encode("utf-8", "replace"), digest_size=12).hexdigest()
+            shutil.rmtree(folder / make_folder_name(conversation), ignore_errors=True)
 
 
 def _read_file(

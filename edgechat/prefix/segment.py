@@ -10,11 +10,12 @@ from edgechat.prefix.tree import Node
 class KvSegment:
     """KV memory of the positions from `start` to the end of `node`, in RAM, in a file, or in both."""
 
-    def __init__(self, node: Node, start: int, conversation: str, *, can_resume: bool, n_bytes: int) -> None:
+    def __init__(self, node: Node, start: int, owner: str, *, can_resume: bool, n_bytes: int) -> None:
         self.node = node
         self.start = start
-        self.conversation = conversation
-        """Id of the conversation that the tokens belong to; "" if the segment must not be written to disk."""
+        self.owner = owner
+        """Id of the conversation that the tokens belong to, or owner of a shared prefix; "" for a segment that must not
+        be written to disk."""
         self.can_resume = can_resume
         """True if decoding can continue at the end of this segment even if sequences cannot be truncated."""
         self.n_bytes = n_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 from edgechat.prefix.disk_tier import DiskTier
@@ -13,7 +13,7 @@ from edgechat.prefix.tree import Node, PrefixTree
 
 
 class SegmentStore:
-    """Segments of all conversations, each registered at a node of the prefix tree."""
+    """Segments of all owners, each registered at a node of the prefix tree."""
 
     def __init__(
         self, tree: PrefixTree, find_live_nodes: Callable[[], set[Node]], ram_cap_bytes: int, disk: DiskTier | None
@@ -31,18 +31,18 @@ class SegmentStore:
         """True if segments can be saved in RAM or on disk."""
         return bool(self.ram_cap_bytes) or self.disk is not None
 
-    def can_save(self, conversation: str) -> bool:
-        """Return whether segments of `conversation` can be saved; with an empty id, they can be saved only in RAM."""
-        return bool(self.ram_cap_bytes) or (self.disk is not None and bool(conversation))
+    def can_save(self, owner: str) -> bool:
+        """Return whether segments of `owner` can be saved; those of "" can be saved only in RAM."""
+        return bool(self.ram_cap_bytes) or (self.disk is not None and bool(owner))
 
-    def load_headers(self, conversation: str) -> None:
-        """Register segments for the files of a conversation that have no segment yet."""
+    def load_headers(self, owner: str) -> None:
+        """Register segments for the files of an owner that have no segment yet."""
         if self.disk is None:
             return
-        for path, header in self.disk.list_new_files(conversation):
+        for path, header in self.disk.list_new_files(owner):
             node = self._tree.insert(header.tokens)
             segment = KvSegment(
-                node, header.start, conversation, can_resume=header.can_resume, n_bytes=header.n_bytes
+                node, header.start, owner, can_resume=header.can_resume, n_bytes=header.n_bytes
             )  # fmt: skip
             segment.file = path
             self.add(segment)
@@ -64,10 +64,10 @@ class SegmentStore:
         """Mark a segment as the most recently used segment."""
         segment.last_used = next(self._clock)
 
-    def count_covered_tokens(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
-        """Return the number of leading tokens that can be restored from the segments of `conversation`."""
+    def count_covered_tokens(self, tokens: Sequence[int], owners: Collection[str], *, can_truncate: bool) -> int:
+        """Return the number of leading tokens that can be restored from the segments of `owners`."""
         match = self._tree.match(tokens)
-        candidates = [s for s in self.segments if s.conversation == conversation and s.has_data]
+        candidates = [s for s in self.segments if s.owner in owners and s.has_data]
         if not can_truncate:
             return max((s.end for s in candidates if s.can_resume and match.n_shared(s.node) == s.end), default=0)
         n_covered = 0
@@ -96,7 +96,7 @@ class SegmentStore:
         """Queue one RAM-only segment for the disk thread; return False if the disk tier accepts no such segment."""
         for segment in self.segments:
             is_only_in_ram = segment.data is not None and segment.file is None
-            if is_only_in_ram and self.disk is not None and self.disk.accepts_conversation(segment.conversation):
+            if is_only_in_ram and self.disk is not None and self.disk.accepts_owner(segment.owner):
                 self.write(segment)
                 return True
         return False

@@ -20,7 +20,8 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.load_plan import make_manual_plan
-from edgechat.prefix.disk_tier import delete_conversation, folder_name
+from edgechat.prefix.disk_tier import delete_conversation
+from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.speculation.step_costs import STEP_SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
@@ -92,7 +93,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def corpus_files(conversation: str = "talk") -> list[Path]:
-    return list(paths.prefix_dir().glob(f"drafts-*/{folder_name(conversation)}/said.tokens"))
+    return list(paths.prefix_dir().glob(f"drafts-*/{make_folder_name(conversation)}/said.tokens"))
 
 
 def test_repetitive_text_is_drafted(start: Start) -> None:

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk_tier import DiskTier, delete_conversation
+from edgechat.prefix.shared_prefix import SharedPrefix, delete_pinned, make_pinned_owner
 from tests.fake_memory import CellsFullError, FakeMemory, check_cache
 from tests.models import KINDS, Kind
 from tests.waiting import until
@@ -28,6 +29,7 @@ N_CELLS = 400
 RAM_CAP_BYTES = 40_000
 tokens = st.lists(st.integers(1, 3), min_size=1, max_size=60)
 conversations = st.sampled_from(["", "a", "b"])
+DOCUMENTS = make_pinned_owner(["reports"], "1")
 
 
 class PrefixMachine(RuleBasedStateMachine):
@@ -46,15 +48,17 @@ class PrefixMachine(RuleBasedStateMachine):
         self.cache = PrefixCache(self.memory, ram_cap_bytes=RAM_CAP_BYTES, disk=self.disk)
 
     @rule(earlier=st.integers(0, 50), n_kept=st.integers(0, 300), more=tokens, reply=tokens, conversation=conversations,
-          boundary=st.integers(0, 300), ephemeral=st.booleans(), n_forks=st.integers(0, 2))  # fmt: skip
+          boundary=st.integers(0, 300), n_shared=st.none() | st.integers(0, 80), ephemeral=st.booleans(),
+          n_forks=st.integers(0, 2))  # fmt: skip
     def turn(
         self, earlier: int, n_kept: int, more: list[int], reply: list[int], conversation: str, boundary: int, *,
-        ephemeral: bool, n_forks: int,
+        n_shared: int | None, ephemeral: bool, n_forks: int,
     ) -> None:  # fmt: skip
         """Decode a prompt that shares a prefix with an earlier one, then a reply in each fork."""
         prompt = (self.prompts[earlier % len(self.prompts)][:n_kept] + more)[: N_CELLS // 2]
         live = {s: list(self.memory.tokens(s)) for s in range(self.memory.n_seqs)}
-        cached = self.cache.acquire(prompt, conversation, ephemeral=ephemeral)
+        shared = SharedPrefix(DOCUMENTS, min(n_shared, len(prompt))) if n_shared is not None else None
+        cached = self.cache.acquire(prompt, conversation, shared_prefix=shared, ephemeral=ephemeral)
         seq, prefix = cached.seq, list(self.memory.tokens(cached.seq))
         assert prefix == prompt[: len(prefix)]
         assert len(prefix) < len(prompt)
@@ -110,6 +114,10 @@ class PrefixMachine(RuleBasedStateMachine):
     def delete(self, conversation: str) -> None:
         delete_conversation(self.folder / "prefix", conversation)
 
+    @rule()
+    def delete_documents(self) -> None:
+        delete_pinned(self.folder / "prefix", "reports")
+
     # No precondition on the files: the disk thread creates them at any moment, so that a replay could see others.
     @rule(index=st.integers(0, 100), offset=st.integers(0, 100_000), cut=st.booleans())
     def damage(self, index: int, offset: int, *, cut: bool) -> None:
@@ -153,7 +161,7 @@ def test_sequence_with_a_gap_before_its_window_is_not_rewound_into_the_gap() -> 
     """A history that the random test found: the window of a restored segment starts after the tokens before it."""
     machine = type("Machine", (PrefixMachine,), {"kind": "sliding"})()
     machine.create()
-    common: dict[str, Any] = {"boundary": 0, "conversation": "", "ephemeral": False, "n_forks": 0}
+    common: dict[str, Any] = {"boundary": 0, "conversation": "", "n_shared": None, "ephemeral": False, "n_forks": 0}
     machine.turn(earlier=0, n_kept=0, more=[1], reply=[1] * 11, **common)
     for n_turns, more in ((13, [1]), (4, [1, 1])):
         for _ in range(n_turns):
