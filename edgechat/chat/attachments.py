@@ -89,16 +89,21 @@ def reject_images(attachments: Sequence[Attachment], model: str) -> None:
 def prepend_attachments(text: str, attachments: Sequence[Attachment], read_attachment: Callable[[str], bytes]) -> str:
     """Return the content of a message for the prompt: the attached text files in code fences, then the message text.
 
-    `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
+    `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError. Images and passages of
+    documents are left out.
     """
-    parts = [_format_for_prompt(a, read_attachment) for a in attachments if not a.is_image]
+    parts = [_format_for_prompt(a, read_attachment) for a in attachments if _is_text_file(a)]
     return "\n\n".join([*parts, text] if text else parts)
 
 
 def attached_texts(attachments: Sequence[Attachment], read_attachment: Callable[[str], bytes]) -> list[str]:
     """Return the contents of the attached text files; attachments missing from the store are skipped."""
-    texts = (_read_text(a, read_attachment) for a in attachments if not a.is_image)
+    texts = (_read_text(a, read_attachment) for a in attachments if _is_text_file(a))
     return [text for text in texts if text is not None]
+
+
+def _is_text_file(attachment: Attachment) -> bool:
+    return not attachment.is_image and not attachment.is_passages
 
 
 def _format_for_prompt(attachment: Attachment, read_attachment: Callable[[str], bytes]) -> str:

@@ -1,18 +1,24 @@
-"""Builder of conversation prompts: inserts attachments, and drops the oldest turns if the context is too short."""
+"""Builder of conversation prompts: inserts attachments and passages, and drops old turns if the context is short."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from edgechat.chat import message_passages
 from edgechat.chat.attachments import attached_texts, prepend_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
+from edgechat.documents import prompt_text
+from edgechat.documents.passages import PassageSet
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.generation import ThinkingLimit
+from edgechat.errors import ContextOverflowError
 from edgechat.prefix.common_prefix import common_prefix_length
+from edgechat.prefix.shared_prefix import SharedPrefix, make_pinned_owner
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
 from edgechat.prompt.output_rules import make_output_grammar
 from edgechat.prompt.renderer import PromptMessage
@@ -30,11 +36,25 @@ class ConversationPrompt(NamedTuple):
     start_id: str | None
     """ID of the first message in the prompt; None if the prompt contains all messages."""
     attached_texts: list[str]
-    """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
+    """Text files and passages of documents of the last message. The engine uses them as a source of draft tokens."""
     thinking: ThinkingLimit | None = None
     """Tags and limit of the reasoning; None if the model does not reason."""
     grammar: str = ""
     """Grammar of the reply; "" for free text."""
+    n_document_tokens: int = 0
+    """Number of tokens at the beginning of the prompt that all conversations about the same whole documents share."""
+    collections: tuple[str, ...] = ()
+    """Names of the collections of these documents."""
+    document_text: str = ""
+    """Text of these documents in the prompt."""
+
+    @property
+    def shared_prefix(self) -> SharedPrefix | None:
+        """The part of the prompt that is cached for all conversations about the whole documents; None without them."""
+        if not self.n_document_tokens:
+            return None
+        revision = hashlib.blake2b(self.document_text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        return SharedPrefix(make_pinned_owner(self.collections, revision), self.n_document_tokens)
 
 
 class ConversationPromptBuilder:
@@ -74,27 +94,62 @@ class ConversationPromptBuilder:
         if path and path[-1].role == "assistant":
             *path, reply = path
             reply_start = PromptMessage("assistant", reply.text, reply.reasoning)
+        passage_sets = message_passages.find_readable_passages(path, read)
+        whole_set = message_passages.find_last_whole(passage_sets)
+        n_ctx = min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx)
         prompts: dict[int, tuple[list[PromptMessage], BuiltPrompt]] = {}
 
         def count_tokens(start: int) -> int:
             if start not in prompts:
-                messages = _make_prompt_messages(path, start, self._settings.system_prompt, read)
+                documents = prompt_text.format_whole(whole_set.passages) if whole_set is not None else ""
+                messages = _make_prompt_messages(
+                    path, start, self._settings.system_prompt, read, passage_sets, documents
+                )  # fmt: skip
                 prompts[start] = messages, self._builder.tokenize(messages, reply_start, self._options, cancellation)
             return len(prompts[start][1].tokens)
 
-        start = choose_window_start(
-            path, n_ctx=min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx),
-            max_tokens=self._settings.max_tokens, previous_start=previous_start,
-            count_tokens=count_tokens, n_ctx_train=self._builder.n_ctx_train,
-        )  # fmt: skip
+        def choose_start() -> int:
+            return choose_window_start(
+                path, n_ctx=n_ctx, max_tokens=self._settings.max_tokens, previous_start=previous_start,
+                count_tokens=count_tokens, n_ctx_train=self._builder.n_ctx_train,
+            )  # fmt: skip
+
+        try:
+            start = choose_start()
+        except ContextOverflowError:
+            # Documents that only earlier messages are about give way to the last message.
+            if whole_set is None or passage_sets[-1] == whole_set:
+                raise
+            whole_set = None
+            prompts.clear()
+            start = choose_start()
         count_tokens(start)  # ensures that `prompts` contains the prompt from `start`
         messages, prompt = prompts[start]
         turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options, cancellation)
+        documents = prompt_text.format_whole(whole_set.passages) if whole_set is not None else ""
+        n_document_tokens = self._count_document_tokens(documents, prompt.tokens, cancellation) if documents else 0
+        if turn_starts and n_document_tokens:
+            turn_starts = sorted({*turn_starts, n_document_tokens})
         texts = attached_texts(path[-1].attachments, read) if path else []
-        start_id = path[start].id if start else None
-        thinking = self._make_thinking_limit(prompt, max_n_ctx)
-        grammar = make_output_grammar(self._builder, prompt, self._options, output_rule) if output_rule else ""
-        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, start_id, texts, thinking, grammar)
+        texts += message_passages.list_texts(passage_sets[-1]) if path else []
+        return ConversationPrompt(
+            prompt._replace(turn_starts=turn_starts), start, path[start].id if start else None, texts,
+            self._make_thinking_limit(prompt, max_n_ctx),
+            make_output_grammar(self._builder, prompt, self._options, output_rule) if output_rule else "",
+            n_document_tokens, whole_set.collections if whole_set is not None else (), documents,
+        )  # fmt: skip
+
+    def _count_document_tokens(self, documents: str, tokens: Sequence[int], cancellation: Cancellation | None) -> int:
+        """Return the number of leading tokens that the prompts of other conversations about the documents share.
+
+        Other prompts have another system prompt or none, and another message. Both kinds are rendered.
+        """
+        n_shared = len(tokens)
+        for text, system_prompt in zip(DISTINCT_TEXTS, ("", DISTINCT_TEXTS[1]), strict=True):
+            messages = [PromptMessage("system", _join(documents, system_prompt)), PromptMessage("user", text)]
+            other_prompt = self._builder.tokenize(messages, None, self._options, cancellation)
+            n_shared = min(n_shared, common_prefix_length(tokens, other_prompt.tokens))
+        return n_shared
 
     def _make_thinking_limit(self, prompt: BuiltPrompt, max_n_ctx: int | None) -> ThinkingLimit | None:
         settings, n_ctx = self._settings, min(self._builder.n_ctx, max_n_ctx or self._builder.n_ctx)
@@ -122,21 +177,31 @@ def _find_previous_start(path: Sequence[Message]) -> int:
 
 
 def _make_prompt_messages(
-    path: Sequence[Message], start: int, system_prompt: str, read_attachment: Callable[[str], bytes]
-) -> list[PromptMessage]:
-    """Return the system prompt and the messages of `path` from index `start`, with attachments inserted.
+    path: Sequence[Message], start: int, system_prompt: str, read_attachment: Callable[[str], bytes],
+    passage_sets: Sequence[PassageSet | None], documents: str,
+) -> list[PromptMessage]:  # fmt: skip
+    """Return the system prompt and the messages of `path` from index `start`, with attachments and passages inserted.
 
-    If the first message of `path` is a system message, it replaces `system_prompt`.
+    If the first message of `path` is a system message, it replaces `system_prompt`. `documents` is the text of whole
+    documents, with which the prompt begins; `passage_sets` are the passages of all messages of `path`.
     """
-    included_messages = path[start:]
     if path and path[0].role == "system":
-        system_prompt, included_messages = path[0].text, path[max(start, 1) :]
-    messages = [PromptMessage("system", system_prompt)] if system_prompt else []
-    for message in included_messages:
+        system_prompt, start = path[0].text, max(start, 1)
+    system_text = _join(documents, system_prompt)
+    messages = [PromptMessage("system", system_text)] if system_text else []
+    for message, passages in zip(path[start:], passage_sets[start:], strict=True):
         # Imported tool results are skipped, because the prompt does not contain their tool calls. Empty replies, which
         # were stopped before the first token, are skipped, because the model would imitate them.
         if message.role == "tool" or (message.role == "assistant" and not message.text):
             continue
-        content = prepend_attachments(message.text, message.attachments, read_attachment)
+        content = _join(
+            message_passages.format_for_message(message, passages),
+            prepend_attachments(message.text, message.attachments, read_attachment),
+        )
         messages.append(PromptMessage(message.role, content, message.reasoning))
     return merge_consecutive(messages)
+
+
+def _join(*texts: str) -> str:
+    """Join the texts that are not empty as paragraphs."""
+    return "\n\n".join(filter(None, texts))

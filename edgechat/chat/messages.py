@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from edgechat.documents.passages import PASSAGES_MEDIA_TYPE
 from edgechat.engine.generation import GenerationStats
 from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
@@ -31,6 +32,11 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_image(self) -> bool:
         return self.media_type.startswith("image/")
+
+    @property
+    def is_passages(self) -> bool:
+        """True for passages of documents, which edgechat added to the message, and the user did not attach."""
+        return self.media_type == PASSAGES_MEDIA_TYPE
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,7 +151,8 @@ class ReplyGeneration:
             sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + self._indexes.start) % (1 << 32))
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
-            attached_texts=prompt.attached_texts, conversation=conversation_id, n_sequences=len(self._replies),
+            attached_texts=prompt.attached_texts, conversation=conversation_id, shared_prefix=prompt.shared_prefix,
+            n_sequences=len(self._replies),
             max_tokens=settings.max_tokens, sampling=sampling, mean_logprob=self._picker is not None,
             speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),

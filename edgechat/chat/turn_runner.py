@@ -234,4 +234,6 @@ class _EphemeralRequest:
 
 def _make_provisional_title(message: Message | None) -> str:
     """Return the provisional title of a conversation that begins with `message`; "" if `message` is None."""
-    return (first_line(message.text) or message.attachments[0].name) if message is not None else ""
+    if message is None:
+        return ""
+    return first_line(message.text) or next((a.name for a in message.attachments if not a.is_passages), "")
