@@ -88,6 +88,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     gpu: Use a GPU if one passes the self-test.
     max_tokens: Maximum length of a reply in tokens; unset: limited by the context only.
     system_prompt: System prompt of new conversations.
+    docs: Names of the collections of documents in which the answers are searched; `edgechat docs list` lists them.
     reasoning: Let reasoning models think before they reply; unset: only if this machine is fast enough.
     thinking: Limit of reasoning: `off`, `low`, `medium`, `high`, `auto` (20 seconds), `on` (no limit), tokens such as
         `500`, or seconds such as `30s`; unset: no limit, and `reasoning` turns reasoning on or off.
@@ -116,6 +117,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     gpu: bool = True
     max_tokens: int | None = None
     system_prompt: str = ""
+    docs: tuple[str, ...] = ()
     reasoning: bool | None = None
     thinking: str | int | None = None
     thinking_end: str = ""
@@ -153,7 +155,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 """Inclusive bounds of numeric settings. llama.cpp rejects other values, or accepts them without a useful effect."""
 _TYPE_NAMES: Final[dict[Any, str]] = {
-    dict: "a table of actions and keys", bool: "true or false", int: "a whole number", float: "a number", str: "text",
+    dict: "a table of actions and keys", tuple: "a list of names", bool: "true or false", int: "a whole number",
+    float: "a number", str: "text",
 }  # fmt: skip
 # Maximum length of an invalid value in an error message.
 _MAX_SHOWN_CHARS: Final = 60
@@ -213,7 +216,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         if value is None:
             document.pop(name, None)
         else:
-            document[name] = value
+            document[name] = list(value) if isinstance(value, tuple) else value
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace_file(file.resolve(), tomlkit.dumps(document).encode())
     except (OSError, UnicodeDecodeError, TOMLKitError) as error:
@@ -229,8 +232,13 @@ def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Setting
     for layer in layers:
         if layer.get("thinking") is not None:
             values["reasoning"] = None
-        values |= {name: value for name, value in layer.items() if not check(name, value)}
+        values |= {name: _freeze(value) for name, value in layer.items() if not check(name, value)}
     return Settings(**values)
+
+
+def _freeze(value: object) -> object:
+    """Return a list from a TOML or JSON file as a tuple, and another value unchanged."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check(name: str, value: object) -> str:
@@ -323,10 +331,15 @@ def parse_size(text: str) -> int | None:
 
 
 def parse_value(name: str, text: str) -> object:
-    """Convert the text of a flag or environment variable to the setting's type; return an invalid text unchanged."""
+    """Convert the text of a flag or environment variable to the setting's type; return an invalid text unchanged.
+
+    Commas separate the names of a list.
+    """
     setting_type = setting_types().get(name, str)
     if setting_type is str:
         return text
+    if get_origin(setting_type) is tuple:
+        return tuple(name for name in (part.strip() for part in text.split(",")) if name)
     if bool in (setting_type, *get_args(setting_type)) and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     try:
@@ -366,4 +379,4 @@ def _add_setting(
     if problem:
         problems.append(SettingsProblem(location, problem))
     else:
-        values[name] = value
+        values[name] = _freeze(value)

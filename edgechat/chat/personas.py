@@ -13,7 +13,7 @@ from edgechat.errors import SettingsError
 
 # Settings that a persona may contain. Settings that depend on the machine, such as the context length, are excluded.
 PERSONA_SETTINGS = (
-    "model", "system_prompt", "max_tokens", "reasoning", "thinking", "thinking_end", "stop_repetition",
+    "model", "system_prompt", "docs", "max_tokens", "reasoning", "thinking", "thinking_end", "stop_repetition",
     *config.Sampling.__struct_fields__,
 )  # fmt: skip
 

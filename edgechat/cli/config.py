@@ -180,6 +180,8 @@ def _format_toml(value: object) -> str:
     if isinstance(value, dict):
         pairs = ", ".join(f"{_format_toml(str(k))} = {_format_toml(v)}" for k, v in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_format_toml, value))}]"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
     return str(value)

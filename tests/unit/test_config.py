@@ -105,6 +105,17 @@ def test_environment_accepts_words_for_booleans(text: str, value: bool) -> None:
     assert (settings.strict, settings.reasoning, problems) == (value, value, [])
 
 
+def test_names_of_collections_are_read_from_file_environment_and_conversation(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", 'docs = ["manuals", "my notes"]\n')
+    assert load(file, {}) == (Settings(docs=("manuals", "my notes")), [])
+    assert load(file, {"EDGECHAT_DOCS": "a, my notes ,"})[0].docs == ("a", "my notes")
+    assert config.with_overrides(Settings(), {"docs": ["a"]}).docs == ("a",)
+    config.save("docs", ("a", "b"), file)
+    assert load(file, {})[0].docs == ("a", "b")
+    assert check("docs", 3) == "must be a list of names, not 3"
+    assert config.with_overrides(Settings(docs=("a",)), {"docs": []}).docs == ()
+
+
 def test_saving_a_setting_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "config.toml"
     config.save("temperature", 0.5, file)

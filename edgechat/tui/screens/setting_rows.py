@@ -39,7 +39,8 @@ GROUPS: Final = (
     SettingGroup(
         "Replies",
         {
-            "system_prompt": "System prompt", "reasoning": "Reasoning", "thinking": "Limit of reasoning",
+            "system_prompt": "System prompt", "docs": "Documents",
+            "reasoning": "Reasoning", "thinking": "Limit of reasoning",
             "thinking_end": "Sentence at its end", "max_tokens": "Maximum length",
             "stop_repetition": "Stop repetition", "temperature": "Temperature", "top_k": "Top-k", "top_p": "Top-p",
             "min_p": "Min-p", "repeat_penalty": "Repeat penalty", "presence_penalty": "Presence penalty",
@@ -104,4 +105,6 @@ def format_value(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items()) or "(none)"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "(none)"
     return str(value) if value != "" else "(empty)"

@@ -198,7 +198,7 @@ class SettingsScreen(FilterListScreen[None]):
     def _edit_value(self, name: str) -> None:
         self._edited_name = name
         value, value_input = getattr(self._settings, name), self._value_input
-        value_input.value = "" if value is None else str(value)
+        value_input.value = ", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
         value_input.placeholder = f"{config.describe_valid_values(name).capitalize()}; empty: default"
         value_input.display = True
         value_input.focus()

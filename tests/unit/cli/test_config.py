@@ -50,7 +50,8 @@ def test_new_settings_file_explains_every_setting_in_valid_toml(
     assert list(values) == list(config.Settings.__struct_fields__)
     assert [config.check(name, value) for name, value in values.items()] == [""] * len(values)
     defaults = config.Settings()
-    assert all(values[n] == getattr(defaults, n) for n in values if getattr(defaults, n) not in (None, {}))
+    loaded = config.with_overrides(defaults, values)
+    assert all(getattr(loaded, n) == getattr(defaults, n) for n in values if getattr(defaults, n) not in (None, {}))
     flat_text = " ".join(text.replace("\n# ", " ").split())
     assert all(" ".join(d.split()) in flat_text for d in config.describe_settings().values())
     assert max(map(len, text.splitlines())) <= 100
