@@ -22,7 +22,7 @@ EXIT_STALLED: Final = 70
 UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
 HIDDEN_COMMANDS: Final = (
     "_engine", "_selftest", "_speeds", "_quantise", "_case", "_busy", "_kv", "_divergence", "_render",
-    "_grammar", "_import",
+    "_grammar", "_import", "_extract",
 )  # fmt: skip
 
 # Python's options -m and -c put the current directory first on sys.path, where a file could shadow a module. `sys` is a

@@ -93,6 +93,8 @@ def _run_child(name: str, arguments: list[str]) -> int:
         return _import_benchmark(name)(arguments)
     elif name == "_import":
         from edgechat.store.import_process import main as child
+    elif name == "_extract":
+        from edgechat.documents.extraction.worker import main as child
     else:
         from edgechat.prompt.sandbox import main as child
     return child(arguments)
