@@ -23,6 +23,7 @@
     |- AttachmentError         (2)
     |  `- AttachmentTooLargeError (5)
     |- DocumentError           (2)
+    |  `- DamagedCollectionError (4)
     |- ImportRefusedError      (2)
     |- CatalogueError          (2)
     |- DownloadError           (4)
@@ -179,6 +180,12 @@ class DocumentError(EdgechatError):
     """Raised when a document or a collection of documents cannot be read, or does not exist."""
 
     exit_code = 2
+
+
+class DamagedCollectionError(DocumentError):
+    """Raised when the file of a collection is damaged; the message says how to rebuild it from its sources."""
+
+    exit_code = 4
 
 
 class ImportRefusedError(EdgechatError):

@@ -111,6 +111,11 @@ def models_dir() -> Path:
     return data_dir() / "models"
 
 
+def documents_dir() -> Path:
+    """Return the directory of collections of documents, with one database for each collection."""
+    return data_dir() / "documents"
+
+
 def log_file() -> Path:
     """Return the path of the engine's log file; the previous log file has the suffix `.1`."""
     return cache_dir() / "engine.log"

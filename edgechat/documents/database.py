@@ -1,0 +1,170 @@
+"""SQLite connection to the database of one collection, and the translation of SQLite's errors into DocumentError."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from edgechat import paths
+from edgechat.documents.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.humanize import format_size
+
+FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
+"""Suffixes of the logs and of the database, in the order in which the files are moved or deleted."""
+# Maximum time to wait for another process that writes. Its transactions take less than a second.
+_BUSY_TIMEOUT_S: Final = 30.0
+_MIN_SQLITE_VERSION: Final = (3, 37, 0)  # the first version with STRICT tables
+# Texts of SQLite's errors for damaged files. Python 3.10 has no error codes.
+_DAMAGE_TEXTS: Final = (
+    "malformed", "not a database", "corrupt", "unsupported file format", "no such table", "no such column", "fts5",
+    "vtable constructor failed", "Could not decode", "already exists",
+)  # fmt: skip
+
+
+class CollectionDatabase:
+    """Connection to the database of a collection. Threads of this process can share it; a lock serialises them."""
+
+    def __init__(self, path: Path, *, is_new: bool = False) -> None:
+        """Open the database at `path`, or create it if `is_new`.
+
+        Raises DamagedCollectionError if the file is damaged or has an older schema, and DocumentError if it does not
+        exist, belongs to another program or a newer version, or cannot be opened.
+        """
+        if sqlite3.sqlite_version_info < _MIN_SQLITE_VERSION:
+            raise DocumentError(f"This Python has SQLite {sqlite3.sqlite_version}, but documents need 3.37 or newer.")
+        self.path = path
+        self._lock = threading.RLock()
+        with translate_errors(path):
+            self._connection = connect(path, "rwc" if is_new else "rw")
+        try:
+            with translate_errors(path):
+                if is_new:
+                    self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                    self._connection.executescript(f"BEGIN;\n{SCHEMA}COMMIT;")
+                check_owner(self._connection, path)
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                self._connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            self.close()
+            raise
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Lock the connection for a consistent read of several statements. Raises DocumentError."""
+        with self._lock, translate_errors(self.path):
+            if self._connection.in_transaction:  # nested in `write` or `read`
+                yield self._connection
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._roll_back()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Context manager for a write transaction: commit at the end, roll back on an exception. Raises DocumentError.
+
+        A kill at any time leaves the transaction out.
+        """
+        with self._lock, translate_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors
+            self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close the connection. Further calls have no effect."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file with the given mode of a URI: ro, rw or rwc. Raises sqlite3.Error."""
+    location = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
+    return sqlite3.connect(
+        location, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )  # fmt: skip
+
+
+def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Store a value of the meta table."""
+    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
+
+
+def get_meta(db: sqlite3.Connection, key: str) -> str:
+    """Return a value of the meta table; "" if there is none."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise DocumentError unless the database is a collection of this version, and sqlite3.Error if it is damaged."""
+    application_id, version, n_tables = (
+        int(connection.execute(statement).fetchone()[0])
+        for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    )
+    if n_tables and application_id != APPLICATION_ID:
+        raise DocumentError(f"{path} is the database of another program. Move it to another folder.")
+    if version > SCHEMA_VERSION:
+        raise DocumentError(
+            f"{path} was written by a newer edgechat (schema version {version}; this one supports {SCHEMA_VERSION}). "
+            "Update edgechat."
+        )
+    if version < SCHEMA_VERSION:
+        reason = "it is incomplete" if not version else f"schema version {version} is no longer supported"
+        raise make_damaged_error(path, reason)
+
+
+def make_damaged_error(path: Path, reason: str) -> DamagedCollectionError:
+    """Return the error for a damaged collection, with the advice to rebuild it."""
+    return DamagedCollectionError(
+        f"The collection {path.stem} cannot be used ({reason}). Run `edgechat docs update {path.stem}` to rebuild it "
+        "from its files."
+    )
+
+
+@contextlib.contextmanager
+def translate_errors(path: Path) -> Iterator[None]:
+    """Context manager that translates errors of SQLite and of the file system into DocumentError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _make_error(error, path) from error
+    except OSError as error:
+        raise DocumentError(f"Cannot use {path}: {error.strerror or error}.") from error
+
+
+def _make_error(error: sqlite3.Error, path: Path) -> DocumentError:
+    reason = str(error)
+    if any(text in reason for text in _DAMAGE_TEXTS):
+        return make_damaged_error(path, reason)
+    if "full" in reason:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({format_size(paths.free_bytes(path.parent))} free)"
+        return DocumentError(
+            f"The disk that contains {path} is full{free}. What was indexed before is unchanged. Free some space, then "
+            f"run `edgechat docs update {path.stem}`."
+        )
+    if "locked" in reason or "busy" in reason:
+        return DocumentError(
+            f"Another program has been writing to {path} for over {_BUSY_TIMEOUT_S:g} s. Wait for it, and try again."
+        )
+    if "unable to open" in reason:
+        return DocumentError(f"Cannot open {path}. Check the permissions of the file and of its folder.")
+    return DocumentError(f"Cannot read or write {path}: {reason}.")

@@ -1,0 +1,337 @@
+"""Update of a collection: reads new and changed files of its sources, removes deleted ones, then computes embeddings.
+
+Files are written in transactions of several documents, each complete, and embeddings in transactions of one batch. A
+kill at any time therefore loses at most the last seconds of work; the next update continues from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from edgechat.documents.collection import Collection, DocumentRecord, make_valid_text
+from edgechat.documents.embedding import TextEmbedder
+from edgechat.documents.embedding_updates import embed_chunks
+from edgechat.documents.text import Chunk, ExtractedDocument
+from edgechat.errors import DocumentError, format_reason
+
+# A transaction ends after this much text, this many documents or this time.
+_MAX_PENDING_BYTES: Final = 8 << 20
+_MAX_PENDING_DOCUMENTS: Final = 256
+_MAX_PENDING_S: Final = 1.0
+# A file that was modified less than this time before it was read may change again without a new modification time.
+# FAT has the coarsest times, of 2 seconds.
+_RECENT_NS: Final = 3_000_000_000
+_HASHED_BYTES: Final = 1 << 20
+_MAX_READS: Final = 3
+
+
+class SourceFile(Protocol):
+    """File of a source, as `sources.find_files` yields it."""
+
+    @property
+    def path(self) -> Path:
+        """Absolute path."""
+
+    @property
+    def name(self) -> str:
+        """Path relative to the source."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+    @property
+    def problem(self) -> str:
+        """Sentence that says why the file cannot be read; "" for a readable file."""
+
+
+class FileExtractor(Protocol):
+    """Extraction of the text of files, as `extraction.process.ExtractionProcess` provides it."""
+
+    def extract(self, path: Path) -> ExtractedDocument:
+        """Return the text of a file. Raises DocumentError."""
+
+
+class FileReader(msgspec.Struct, frozen=True):
+    """The functions with which an update finds and reads files."""
+
+    find_files: Callable[[Path], Iterable[SourceFile]]
+    open_extractor: Callable[[], contextlib.AbstractContextManager[FileExtractor]]
+    split: Callable[[ExtractedDocument, str], Sequence[Chunk]]
+
+
+class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """Progress of an update."""
+
+    phase: str
+    """`finding`, `reading` or `embedding`."""
+    n_files: int = 0
+    """Number of files found so far, and of all files after the phase `finding`."""
+    n_files_done: int = 0
+    n_bytes: int = 0
+    n_bytes_done: int = 0
+    n_chunks: int = 0
+    """Number of chunks without embeddings at the start of the phase `embedding`."""
+    n_chunks_done: int = 0
+    path: str = ""
+    """Name of the file that is being read."""
+
+
+class UpdateSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of an update."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    """Number of files that could not be read; the description of the collection lists them."""
+    n_chunks: int = 0
+    """Number of chunks of added and changed documents."""
+    n_bytes: int = 0
+    """Size of the added and changed files."""
+    n_embedded: int = 0
+    """Number of chunks whose embeddings were computed."""
+    elapsed_s: float = 0.0
+    is_cancelled: bool = False
+    warnings: tuple[str, ...] = ()
+    """Sentences for the user, for example about sources that do not exist."""
+
+
+def update(
+    collection: Collection,
+    *,
+    add: Sequence[Path] = (),
+    embedder: TextEmbedder | None = None,
+    on_progress: Callable[[IndexProgress], None] = lambda progress: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    reader: FileReader | None = None,
+) -> UpdateSummary:
+    """Make the index of a collection equal to its sources, with the new sources `add`.
+
+    Without an embedder, no embeddings are computed; the existing ones of unchanged documents stay. Raises
+    DocumentError, for example if the disk is full; what was indexed before the error stays.
+    """
+    started_at = time.monotonic()
+    for path in add:
+        if not path.exists():
+            raise DocumentError(f"Cannot add {path}: it does not exist.")
+    with collection.lock_for_update():
+        if add:
+            collection.add_sources(Path(os.path.abspath(path)) for path in add)  # noqa: PTH100  (keeps symbolic links)
+        files = _FileUpdate(collection, reader or _default_reader(), on_progress, is_cancelled)
+        files.run()
+        n_embedded = 0
+        if embedder is not None and not is_cancelled():
+            n_embedded = embed_chunks(
+                collection, embedder,
+                lambda done, total: on_progress(
+                    IndexProgress(phase="embedding", n_chunks=total, n_chunks_done=done)
+                ),
+                is_cancelled,
+            )  # fmt: skip
+        is_complete = not is_cancelled()
+        if is_complete:
+            collection.finish_update()
+    return msgspec.structs.replace(
+        files.summary, n_embedded=n_embedded, elapsed_s=time.monotonic() - started_at, is_cancelled=not is_complete
+    )
+
+
+class _FileUpdate:
+    """The part of an update that reads files."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        reader: FileReader,
+        on_progress: Callable[[IndexProgress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        self.summary = UpdateSummary()
+        self._collection = collection
+        self._reader = reader
+        self._on_progress = on_progress
+        self._is_cancelled = is_cancelled
+        self._records = collection.read_records()
+        self._pending: list[tuple[DocumentRecord, Sequence[Chunk]]] = []
+        self._pending_times: list[DocumentRecord] = []
+        self._pending_bytes = 0
+        self._pending_since = time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._extractor: FileExtractor | None = None
+
+    def run(self) -> None:
+        files, kept_sources = self._find_files()
+        if self._is_cancelled():
+            return
+        found_paths = {os.fsencode(file.path) for _, file in files}
+        removed = [
+            record.id for path, record in self._records.items()
+            if path not in found_paths and record.source_id not in kept_sources
+        ]  # fmt: skip
+        if removed:
+            self._collection.remove_documents(removed)
+            self._count(removed=len(removed))
+        n_bytes, n_bytes_done = sum(file.size_bytes for _, file in files), 0
+        with self._stack:
+            for i, (source_id, file) in enumerate(files):
+                if self._is_cancelled():
+                    break
+                self._on_progress(IndexProgress(
+                    phase="reading", n_files=len(files), n_files_done=i, n_bytes=n_bytes, n_bytes_done=n_bytes_done,
+                    path=file.name,
+                ))  # fmt: skip
+                self._update_file(source_id, file)
+                n_bytes_done += file.size_bytes
+                if (
+                    self._pending_bytes >= _MAX_PENDING_BYTES
+                    or len(self._pending) >= _MAX_PENDING_DOCUMENTS
+                    or time.monotonic() - self._pending_since >= _MAX_PENDING_S
+                ):
+                    self._flush()
+            self._flush()
+        self._on_progress(IndexProgress(
+            phase="reading", n_files=len(files), n_files_done=len(files), n_bytes=n_bytes, n_bytes_done=n_bytes_done
+        ))  # fmt: skip
+
+    def _find_files(self) -> tuple[list[tuple[int, SourceFile]], set[int]]:
+        """Return all files with the ids of their sources, and the ids of sources that do not exist at the moment."""
+        files: dict[bytes, tuple[int, SourceFile]] = {}
+        kept_sources: set[int] = set()
+        n_bytes = 0
+        for source_id, source in self._collection.sources():
+            if not source.exists() and not source.parent.exists():
+                kept_sources.add(source_id)
+                self._warn(f"{source} cannot be found. Its documents stay in the collection as they were.")
+                continue
+            if not source.exists():
+                self._warn(f"{source} does not exist any more. Its documents were removed from the collection.")
+                continue
+            for file in self._reader.find_files(source):
+                if files.setdefault(os.fsencode(file.path), (source_id, file))[1] is file:
+                    n_bytes += file.size_bytes
+                if len(files) % 256 == 1:
+                    self._on_progress(IndexProgress(phase="finding", n_files=len(files), n_bytes=n_bytes))
+                    if self._is_cancelled():
+                        return list(files.values()), kept_sources
+        return list(files.values()), kept_sources
+
+    def _update_file(self, source_id: int, file: SourceFile) -> None:
+        old = self._records.get(os.fsencode(file.path))
+        is_same_place = old is not None and old.source_id == source_id and old.name == make_valid_text(file.name)
+        if file.problem:
+            self._fail(source_id, file, file.problem)
+            return
+        if old is not None and is_same_place and not old.problem:
+            if old.mtime_ns and (old.size_bytes, old.mtime_ns) == (file.size_bytes, file.mtime_ns):
+                self._count(unchanged=1)
+                return
+            with contextlib.suppress(OSError):  # an unreadable file fails below
+                state = _read_state(file.path)
+                if state.hash == old.hash:
+                    times = msgspec.structs.replace(old, size_bytes=state.size_bytes, mtime_ns=state.mtime_ns)
+                    self._pending_times.append(times)
+                    self._count(unchanged=1)
+                    return
+        try:
+            state, document = self._read_file(file.path)
+            chunks = self._reader.split(document, file.name)
+        except DocumentError as error:
+            self._fail(source_id, file, str(error))
+            return
+        except OSError as error:
+            self._fail(source_id, file, f"Cannot read the file: {format_reason(error)}.")
+            return
+        record = DocumentRecord(
+            source_id=source_id, path=os.fsencode(file.path), name=file.name, size_bytes=state.size_bytes,
+            mtime_ns=state.mtime_ns, hash=state.hash, notice=document.notice, title=document.title,
+        )  # fmt: skip
+        self._add_pending(record, chunks)
+        is_new = old is None or bool(old.problem)
+        self._count(
+            added=int(is_new), changed=int(not is_new), n_chunks=len(chunks), n_bytes=state.size_bytes
+        )  # fmt: skip
+
+    def _read_file(self, path: Path) -> tuple[_FileState, ExtractedDocument]:
+        """Return the text of a file with the state of the file that has this text. Raises DocumentError and OSError."""
+        if self._extractor is None:
+            self._extractor = self._stack.enter_context(self._reader.open_extractor())
+        before = _read_state(path)
+        for _ in range(_MAX_READS):
+            document = self._extractor.extract(path)
+            after = _read_state(path)
+            if before.hash == after.hash:
+                return after, document
+            before = after
+        raise DocumentError("The file is being changed while it is read. Update the collection again later.")
+
+    def _fail(self, source_id: int, file: SourceFile, problem: str) -> None:
+        record = DocumentRecord(
+            source_id=source_id, path=os.fsencode(file.path), name=file.name, size_bytes=file.size_bytes, mtime_ns=0,
+            problem=problem,
+        )  # fmt: skip
+        self._add_pending(record, ())
+        self._count(failed=1)
+
+    def _add_pending(self, record: DocumentRecord, chunks: Sequence[Chunk]) -> None:
+        if not self._pending:
+            self._pending_since = time.monotonic()
+        self._pending.append((record, chunks))
+        self._pending_bytes += sum(len(chunk.text) for chunk in chunks)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._collection.replace_documents(self._pending)
+            self._pending, self._pending_bytes = [], 0
+        if self._pending_times:
+            self._collection.set_file_times(self._pending_times)
+            self._pending_times = []
+        self._pending_since = time.monotonic()
+
+    def _count(self, **counts: int) -> None:
+        totals = {name: getattr(self.summary, name) + count for name, count in counts.items()}
+        self.summary = msgspec.structs.replace(self.summary, **totals)
+
+    def _warn(self, warning: str) -> None:
+        self.summary = msgspec.structs.replace(self.summary, warnings=(*self.summary.warnings, warning))
+
+
+class _FileState(msgspec.Struct, frozen=True):
+    """Content hash of a file, with the size and time by which the next update recognises the same content."""
+
+    hash: bytes
+    size_bytes: int
+    mtime_ns: int
+
+
+def _read_state(path: Path) -> _FileState:
+    """Read a file and return its state. Raises OSError."""
+    now_ns = time.time_ns()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        for data in _read_parts(file.fileno()):
+            digest.update(data)
+    is_recent = abs(now_ns - status.st_mtime_ns) < _RECENT_NS
+    return _FileState(digest.digest(), status.st_size, 0 if is_recent else status.st_mtime_ns)
+
+
+def _read_parts(descriptor: int) -> Iterator[bytes]:
+    while data := os.read(descriptor, _HASHED_BYTES):
+        yield data
+
+
+def _default_reader() -> FileReader:
+    names = ("sources", "extraction.process", "chunks")
+    sources, process, chunks = (importlib.import_module(f"edgechat.documents.{name}") for name in names)
+    return FileReader(sources.find_files, process.ExtractionProcess, chunks.split)

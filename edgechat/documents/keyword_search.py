@@ -1,0 +1,86 @@
+"""Keyword search in one collection: FTS5 with BM25, at a bounded cost for common words."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from edgechat.documents.database import CollectionDatabase
+
+# Words with their inner full stops and hyphens, as in "3.12" and "e-mail".
+_WORD: Final = re.compile(r"\w+(?:[.\-]\w+)*")
+_DIGIT: Final = re.compile(r"\d")
+_SEPARATOR: Final = re.compile(r"[.\-]")
+_MAX_WORDS: Final = 64
+# Maximum number of chunks whose scores are computed, at about 1.2 microseconds each. Rare words decide the order; the
+# words that most chunks contain add little to a score.
+_MAX_RANKED: Final = 8000
+# Common English words, which say nothing about the topic. Words of other languages are found by their frequency.
+_STOP_WORDS: Final = frozenset((
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "did", "do", "does", "for", "from", "had", "has",
+    "have", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our",
+    "should", "so", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those",
+    "to", "was", "we", "were", "what", "when", "where", "which", "who", "whom", "why", "will", "with", "would", "you",
+    "your",
+))  # fmt: skip
+
+
+def search_keywords(database: CollectionDatabase, query: str, n_results: int) -> list[tuple[int, float]]:
+    """Return the ids of the chunks with the best BM25 scores for the words of a query, best first, with their scores.
+
+    Higher scores are better. Equal scores are in the order of the ids. Raises DocumentError.
+    """
+    terms = find_terms(query)
+    if not terms:
+        return []
+    with database.read() as db:
+        counted = sorted((_count_matches(db, term), i, term) for i, term in enumerate(terms))
+        counted = [item for item in counted if item[0]]
+        if not counted:
+            return []
+        chosen, n_ranked = [], 0
+        for count, _, term in counted:
+            n_ranked += count
+            if n_ranked > _MAX_RANKED:
+                break
+            chosen.append(term)
+        if chosen:
+            rows = _rank(db, " OR ".join(chosen), "ORDER BY score, rowid LIMIT ?", n_results)
+        else:
+            rows = _rank_common(db, [term for _, _, term in counted])
+    return [(row[0], -row[1]) for row in sorted(rows, key=lambda row: (row[1], row[0]))[:n_results]]
+
+
+def find_terms(query: str) -> list[str]:
+    """Return the words of a query as quoted terms of FTS5, without duplicates and, if others remain, stop words.
+
+    Numbers with full stops or hyphens are one term, which matches their parts in this order; other words are split.
+    """
+    found: list[str] = []
+    for word in _WORD.findall(query.lower()):
+        found += [word] if _DIGIT.search(word) else _SEPARATOR.split(word)
+    words = list(dict.fromkeys(found))
+    words = [word for word in words if word not in _STOP_WORDS] or words
+    return [f'"{word}"' for word in words[:_MAX_WORDS]]
+
+
+def _count_matches(db: sqlite3.Connection, term: str) -> int:
+    return int(db.execute("SELECT count(*) FROM chunk_search WHERE chunk_search MATCH ?", (term,)).fetchone()[0])
+
+
+def _rank(db: sqlite3.Connection, expression: str, order: str, limit: int) -> list[tuple[int, float]]:
+    return db.execute(
+        f"SELECT rowid, bm25(chunk_search) AS score FROM chunk_search WHERE chunk_search MATCH ? {order}",
+        (expression, limit),
+    ).fetchall()
+
+
+def _rank_common(db: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, float]]:
+    """Return scores of chunks if every word is common: those with most of the words, but at most `_MAX_RANKED`."""
+    for n_terms in range(len(terms), 0, -1):
+        rows = _rank(db, " AND ".join(terms[:n_terms]), "LIMIT ?", _MAX_RANKED)
+        if rows:
+            return rows
+    return []

@@ -1,0 +1,105 @@
+"""Passages for prompts: budgets in tokens, neighbours in one passage, numbers, whole collections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat.documents.indexing import update
+from edgechat.documents.library import DocumentLibrary
+from edgechat.documents.passages import decode_passages, encode_passages
+from edgechat.documents.retrieval import find_passages, read_whole
+from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> DocumentLibrary:
+    library = DocumentLibrary(tmp_path / "documents")
+    for name in ("animals", "plants"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(3):
+            (folder / f"{i}.txt").write_text(
+                f"Title {i} of {name}\n\nThe zebra{i} eats grass.\nIt runs.\n\nThe zebra{i} sleeps.\n\nThe end."
+            )
+        with library.create(name) as collection:
+            update(collection, add=[folder], reader=make_reader(TextExtractor()), embedder=WordEmbedder())
+    return library
+
+
+def test_neighbouring_chunks_become_one_passage(library: DocumentLibrary, tmp_path: Path) -> None:
+    found = find_passages(
+        library, ["animals"], "What about the zebra1?", count_tokens=count_words, max_tokens=1000, first_number=7
+    )
+    (passage,) = found.passages
+    assert passage.text == "The zebra1 eats grass.\nIt runs.\nThe zebra1 sleeps."
+    assert (passage.number, passage.first_line, passage.last_line) == (7, 3, 6)
+    assert passage.place == "1.txt, lines 3-6"
+    assert passage.path == str(tmp_path / "animals" / "1.txt")
+    assert passage.scores.bm25_rank == 1
+    assert (found.collections, found.query, found.is_whole) == (("animals",), "What about the zebra1?", False)
+    assert found.searched.describe() == "3 documents (12 passages) by keywords"
+    assert decode_passages(encode_passages(found)) == found
+
+
+def test_passages_fit_into_the_budget(library: DocumentLibrary) -> None:
+    def find(max_tokens: int) -> list[str]:
+        found = find_passages(
+            library, ["animals", "plants"], "zebra0 sleeps", count_tokens=count_words, max_tokens=max_tokens
+        )
+        return [passage.text for passage in found.passages]
+
+    assert find(0) == []
+    assert find(20) == ["The zebra0 sleeps."]
+    assert find(40) == ["The zebra0 sleeps."] * 2
+    assert len(find(1000)) == 6
+
+
+def test_whole_collections_are_in_order_with_all_text(library: DocumentLibrary, tmp_path: Path) -> None:
+    whole = read_whole(library, ["plants", "animals"], count_tokens=count_words, max_tokens=1000, first_number=3)
+    assert whole is not None
+    assert whole.is_whole
+    assert [passage.number for passage in whole.passages] == list(range(3, 27))
+    texts: dict[str, str] = {}
+    for passage in whole.passages:
+        texts[passage.path] = texts.get(passage.path, "") + passage.text
+    expected = [tmp_path / name / f"{i}.txt" for name in ("plants", "animals") for i in range(3)]
+    assert list(texts) == [str(path) for path in expected]
+    assert all("".join(texts[str(path)].split()) == "".join(path.read_text().split()) for path in expected)
+    needed = sum(count_words(f"{passage.place}\n{passage.text}") + 12 for passage in whole.passages)
+    fits = read_whole(library, ["plants", "animals"], count_tokens=count_words, max_tokens=needed, first_number=3)
+    assert fits == whole
+    assert read_whole(library, ["plants", "animals"], count_tokens=count_words, max_tokens=needed - 1) is None
+
+
+def test_collection_far_above_the_budget_is_not_tokenised(library: DocumentLibrary) -> None:
+    def fail(text: str) -> int:
+        raise AssertionError(text)
+
+    assert read_whole(library, ["animals"], count_tokens=fail, max_tokens=5) is None
+
+
+def test_document_added_later_comes_last(library: DocumentLibrary, tmp_path: Path) -> None:
+    before = read_whole(library, ["animals"], count_tokens=count_words, max_tokens=1000)
+    (tmp_path / "animals" / "00.txt").write_text("A new document.")
+    (tmp_path / "animals" / "2.txt").write_text("A changed document.")
+    with library.open("animals") as collection:
+        update(collection, reader=make_reader(TextExtractor()))
+    after = read_whole(library, ["animals"], count_tokens=count_words, max_tokens=1000)
+    assert before is not None
+    assert after is not None
+    assert after.passages[:8] == before.passages[:8]
+    assert [passage.text for passage in after.passages[8:]] == ["A changed document.", "A new document."]
+
+
+def test_empty_collection(library: DocumentLibrary) -> None:
+    library.create("empty").close()
+    assert not find_passages(library, ["empty"], "x", count_tokens=count_words, max_tokens=100).passages
+    whole = read_whole(library, ["empty"], count_tokens=count_words, max_tokens=100)
+    assert whole is not None
+    assert whole.passages == ()
