@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -52,16 +53,19 @@ class ServerProcess:
         pids = [c for c in children if b"_engine" in Path(f"/proc/{c}/cmdline").read_bytes()]
         return int(pids[0])
 
+    def _open_connection(self) -> http.client.HTTPConnection:
+        # A reply that fills the context takes minutes on a busy machine.
+        return http.client.HTTPConnection(self.host, self.port, timeout=600)
+
     def request(
         self, path: str, body: Any = None, *, method: str | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, http.client.HTTPResponse]:
         """Return status, decoded body and response; a body other than `bytes` is encoded as JSON."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.request(method or ("GET" if body is None else "POST"), path, data, headers or {})
-        response = connection.getresponse()
-        content = response.read()
-        connection.close()
+        with contextlib.closing(self._open_connection()) as connection:
+            connection.request(method or ("GET" if body is None else "POST"), path, data, headers or {})
+            response = connection.getresponse()
+            content = response.read()
         try:
             return response.status, json.loads(content), response
         except ValueError:
@@ -76,7 +80,7 @@ class ServerProcess:
 
     def stream(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> Iterator[Any]:
         """Yield the decoded events of a stream, and "[DONE]"."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
+        connection = self._open_connection()
         connection.request("POST", path, json.dumps(body | {"stream": True}).encode())
         response = connection.getresponse()
         assert response.status == 200, response.read()

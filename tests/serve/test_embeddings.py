@@ -124,7 +124,7 @@ def test_embedding_model_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path)
 )
 def test_official_javascript_client(both: ServerProcess) -> None:
     done = subprocess.run(
-        ["node", NODE / "client.mjs", both.url, "none", "tiny-bert"], capture_output=True, text=True, timeout=100,
+        ["node", NODE / "client.mjs", both.url, "none", "tiny-bert"], capture_output=True, text=True, timeout=600,
         check=False,
         env=os.environ,
     )  # fmt: skip

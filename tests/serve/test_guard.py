@@ -99,7 +99,7 @@ def test_missing_packages_are_reported_with_the_install_command(tmp_path: Path) 
     done = subprocess.run(
         edgechat_command("serve"), env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 2
     assert "edgechat[serve]" in done.stderr

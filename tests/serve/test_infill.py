@@ -35,7 +35,7 @@ def post(server: ServerProcess, path: str, body: dict[str, Any]) -> Any:
 
 
 def read_events(server: ServerProcess, path: str, body: dict[str, Any]) -> list[Any]:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=100)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=600)
     connection.request("POST", path, json.dumps(body | {"stream": True}).encode())
     lines = connection.getresponse().read().decode().split("\n\n")
     connection.close()

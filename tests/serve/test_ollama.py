@@ -58,7 +58,7 @@ def post(server: ServerProcess, path: str, **body: Any) -> tuple[int, Any]:
 
 def read_stream(server: ServerProcess, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the decoded lines of a stream."""
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=100)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=600)
     connection.request("POST", path, json.dumps({"model": "starter"} | body).encode())
     response = connection.getresponse()
     assert response.status == 200, response.read()
