@@ -14,6 +14,7 @@ from edgechat.tui import code_files
 from edgechat.tui.confirm import KeyConfirmation
 from edgechat.tui.conversation_actions import ConversationActions
 from edgechat.tui.messages import CommandFinished, CopyRequested, ViewRequested
+from edgechat.tui.passage_actions import PassageActions
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
 from edgechat.tui.workers import is_mistake
 
@@ -38,6 +39,7 @@ class Actions:
         self._worker = worker
         self._confirmation = KeyConfirmation()
         self.conversations = ConversationActions(pane, worker)
+        self.passages = PassageActions(pane)
 
     def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
         """Call `action(argument)`; if it raises an EdgechatError, show the error.
@@ -318,6 +320,10 @@ class Actions:
             raise UsageError("This conversation has no messages yet")
         text, label = command_arguments.select_text_to_copy(entry.text, find_code_blocks, argument)
         self._pane.screen.post_message(CopyRequested(text, label))
+
+    def open_passages(self, entry: MessageEntry | None) -> None:
+        """Open the passages of documents that a message cites or contains. Raises UsageError if there are none."""
+        self.passages.open(entry)
 
     # Helpers
 

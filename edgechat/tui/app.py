@@ -17,7 +17,7 @@ from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls
 from edgechat.tui import copying, keys, textual_private, themes
 from edgechat.tui.ending import SignalEnding
-from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
+from edgechat.tui.messages import CopyRequested, DownloadEnded, PassagesRequested, ViewRequested
 from edgechat.tui.recent_choices import RecentChoices
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
@@ -27,6 +27,8 @@ from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.driver import TerminalLost
+    from edgechat.tui.editor import Editor
 
 
 # Time after which a thread releases Python's interpreter lock. With the default of 5 ms, a key press can wait several
@@ -170,13 +173,22 @@ class ChatApp(ThemedApp):
         from edgechat.tui.screens.first_run import FirstRunScreen
         from edgechat.tui.screens.help import HelpScreen
         from edgechat.tui.screens.models import ModelsScreen
+        from edgechat.tui.screens.passages import PassagesScreen
         from edgechat.tui.screens.plan import TextScreen
         from edgechat.tui.screens.settings import SettingsScreen
         from edgechat.tui.widgets.line_editor import LineEditor
         from edgechat.tui.widgets.row_scrolling import RowScrolling
         from edgechat.tui.widgets.sidebar import Sidebar
 
-        screens = (FilterListScreen, ModelsScreen, SettingsScreen, HelpScreen, TextScreen, FirstRunScreen)
+        screens = (
+            FilterListScreen,
+            ModelsScreen,
+            PassagesScreen,
+            SettingsScreen,
+            HelpScreen,
+            TextScreen,
+            FirstRunScreen,
+        )
         return keys.list_declared_bindings(
             ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, RowScrolling, Sidebar, *screens
         )
@@ -233,6 +245,11 @@ class ChatApp(ThemedApp):
             self.run_worker(self.action_quit())
         else:
             raise AssertionError(f"no screen for {message.view}")
+
+    def on_passages_requested(self, message: PassagesRequested) -> None:
+        from edgechat.tui.views import open_passages
+
+        open_passages(self, self.pane, message, self._open_file)
 
     def _open_models(self) -> None:
         from edgechat.tui.screens.models import ModelsScreen
@@ -321,18 +338,26 @@ class ChatApp(ThemedApp):
 
     @on(PromptInput.EditorRequested)
     def _open_editor(self) -> None:
+        prompt = self.pane.prompt
+        self._run_editor(lambda editor: prompt.load(editor.edit(prompt.full_text)), self.pane.add_error)
+
+    def _open_file(self, path: Path, line: int) -> None:
+        """Open a document in the external editor, at a line."""
+        self._run_editor(lambda editor: editor.open_at(path, line), lambda text: self.notify(text, severity="error"))
+
+    def _run_editor(self, use: Callable[[Editor], object], show_error: Callable[[str], object]) -> None:
         from edgechat.tui.editor import Editor
 
-        prompt, editor = self.pane.prompt, Editor()
+        editor = Editor()
         self.ending.forward = editor.forward_signal
         try:
             with self.suspend():
                 try:
-                    prompt.load(editor.edit(prompt.full_text))
+                    use(editor)
                 except EdgechatError as error:  # an exception that leaves `suspend` would not resume the screen
-                    self.pane.add_error(str(error))
+                    show_error(str(error))
         except SuspendNotSupported as error:
-            self.pane.add_error(str(error))
+            show_error(str(error))
         self.refresh(layout=True)
 
     def action_suspend_process(self) -> None:

@@ -186,6 +186,8 @@ class ConversationFrame(Vertical):
 
     def _read_transcript_part(self) -> str:
         entry = self.transcript.current_message
+        if entry is not None and (entry.citations or entry.passage_set is not None):
+            return "cited"
         if entry is not None and entry.alternative[1] > 1:
             return "replies" if entry.kind == "assistant" else "versions"
         return "conversation"

@@ -139,7 +139,8 @@ class ConversationPane(ConversationFrame):
         self.composer.conversation_id = view.conversation.id if view.path else ""
         # Notes added before the first conversation stay visible below it; notes of another conversation are removed.
         old_entries = self.transcript.entries if not is_switch else []
-        entries = reconcile_entries(old_entries, view.path, self.get_palette().glyphs, show_stats=self.shows_figures)
+        glyphs, figures = self.get_palette().glyphs, self.shows_figures
+        entries = reconcile_entries(old_entries, view.path, glyphs, show_stats=figures, passages=view.passages)
         self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.post_message(ui_messages.ConversationsChanged())
         self.show_frame()

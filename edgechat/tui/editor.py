@@ -14,6 +14,10 @@ from typing import Final
 from edgechat.errors import UsageError, format_reason
 
 _FALLBACK_EDITORS: Final = ("nano", "vi", "vim", "notepad")
+# Editors and pagers that open a file at the line of an option such as +12.
+_EDITORS_WITH_LINES: Final = frozenset(
+    {"vi", "vim", "nvim", "view", "gvim", "nano", "pico", "emacs", "emacsclient", "less", "kak", "micro", "joe", "mg"}
+)
 
 
 class Editor:
@@ -60,14 +64,24 @@ class Editor:
         finally:
             file.unlink(missing_ok=True)
 
-    def edit_file(self, file: Path) -> None:
+    def open_at(self, file: Path, line: int) -> None:
+        """Open `file` at a line, from 1, in an external editor that can do so; in another editor, open it at the start.
+
+        Raises UsageError as `edit_file` does, and if the file does not exist.
+        """
+        if not file.is_file():
+            raise UsageError(f"{file} does not exist any more. Update the collection to see its current documents.")
+        self.edit_file(file, line)
+
+    def edit_file(self, file: Path, line: int = 0) -> None:
         """Open `file` in an external editor, and wait until the editor ends or a signal has ended it.
 
-        Raises UsageError if no editor is found, or if the editor cannot be started or fails.
+        If `line` is not 0, open it at this line, if the editor is known to have an option for it. Raises UsageError if
+        no editor is found, or if the editor cannot be started or fails.
         """
         command = find_editor()
         try:
-            self._process = subprocess.Popen([*command, str(file)])
+            self._process = subprocess.Popen([*command, *_format_line_option(command[0], line), str(file)])
             code = self._process.wait()
         except OSError as error:
             raise UsageError(
@@ -79,6 +93,11 @@ class Editor:
         if code and not self._is_signalled:
             end = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
             raise UsageError(f"The editor {command[0]} {end}; the text is unchanged.")
+
+
+def _format_line_option(editor: str, line: int) -> list[str]:
+    name = Path(editor).stem
+    return [f"+{line}"] if line and name in _EDITORS_WITH_LINES else []
 
 
 def find_editor() -> list[str]:

@@ -31,6 +31,11 @@ TOPICS: Final = (
         ("tokens", "figures"),
     ),
     Topic(
+        "Documents",
+        ("message.passages", "passages.previous", "passages.next", "passages.open", "passages.copy",
+         "passages.up", "passages.down", "passages.page_up", "passages.page_down", "passages.leave"),
+    ),
+    Topic(
         "Copy and save",
         ("chat.interrupt", "prompt.copy", "message.copy", "message.copy_code", "message.save_code"),
         ("copy", "export"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from textual.message import Message
 
 from edgechat.errors import EdgechatError
+from edgechat.tui.conversation_passages import read_passages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Message as ChatMessage
     from edgechat.chat.personas import Persona
     from edgechat.chat.session import Session
+    from edgechat.tui.conversation_passages import ConversationPassages
+    from edgechat.tui.passage_items import PassageItem
     from edgechat.tui.widgets.prompt import PromptState
 
 
@@ -30,6 +33,8 @@ class ConversationView(NamedTuple):
     """Messages from the first to the head, each with (its number among its alternatives, number of alternatives)."""
     persona: Persona | None = None
     """Persona with the same settings as the conversation; None if there is no such persona."""
+    passages: ConversationPassages | None = None
+    """Passages of documents that belong to the messages of the path; None if there are none."""
 
     @classmethod
     def from_session(cls, session: Session) -> ConversationView:
@@ -44,7 +49,8 @@ class ConversationView(NamedTuple):
             path.append((message, (alternatives.index(message.id) + 1, len(alternatives))))
         with contextlib.suppress(EdgechatError):  # the file of a persona may have been deleted meanwhile
             persona = personas.find_by_settings(session.conversation.settings)
-        return cls(session.conversation, path, persona)
+        passages = read_passages(session.store, tree.path)
+        return cls(session.conversation, path, persona, passages if passages.sets else None)
 
 
 class OutgoingMessage(NamedTuple):
@@ -184,6 +190,17 @@ class ViewRequested(Message):
 
     view: View
     argument: str = ""
+
+
+@dataclass(repr=False, eq=False)
+class PassagesRequested(Message):
+    """A click or a key requests the panel with passages."""
+
+    items: list[PassageItem]
+    index: int = 0
+    """Index of the passage to show first."""
+    shows_list: bool = False
+    """True to show a list of the passages above the text."""
 
 
 @dataclass(repr=False, eq=False)

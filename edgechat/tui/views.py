@@ -10,14 +10,18 @@ import msgspec
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from textual.app import App
 
     from edgechat.chat.commands import Destination
     from edgechat.chat.session import Session
     from edgechat.chat.store import SearchHit
     from edgechat.config import Settings
+    from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.keys import KeyBinding
+    from edgechat.tui.messages import PassagesRequested
     from edgechat.tui.palette_entries import PaletteChoice, PaletteEntry
     from edgechat.tui.recent_choices import RecentChoices
     from edgechat.tui.session_worker import SessionWorker
@@ -111,6 +115,19 @@ def open_search(app: App[Any], session: Session | None, query: str, on_chosen: C
         return session.store.search(text, limit=limit) if session is not None else []
 
     app.push_screen(SearchScreen(query, search), lambda target: on_chosen(target) if target else None)
+
+
+def open_passages(
+    app: App[Any], pane: ConversationPane, request: PassagesRequested, open_file: Callable[[Path, int], object]
+) -> None:
+    """Show the passages of a conversation; on a wide screen, beside it. `open_file` opens a path at a line."""
+    from edgechat.tui.screens.passages import PassagesScreen
+
+    def adapt(width: int) -> None:
+        pane.styles.margin = (0, width, 0, 0)
+
+    screen = PassagesScreen(request.items, request.index, open_file, adapt, shows_list=request.shows_list)
+    app.push_screen(screen, lambda _result: adapt(0))
 
 
 def pick_persona(app: App[Any], on_chosen: Callable[[str], object]) -> None:

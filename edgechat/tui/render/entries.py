@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgechat.chat.messages import format_performance
+from edgechat.documents.descriptions import describe_set
+from edgechat.documents.passages import PASSAGES_MEDIA_TYPE
 from edgechat.terminal import TextEscaper, escape_controls
+from edgechat.tui.render.citation_marks import (
+    CitationMarks,
+    insert_placeholders,
+    restore_citations,
+    select_marks,
+)
 from edgechat.tui.render.code_layout import CodeLayout
 from edgechat.tui.render.layout_blocks import (
     LayoutBlock,
@@ -15,11 +23,15 @@ from edgechat.tui.render.layout_blocks import (
     estimate_rows,
 )
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, MarkdownSplitter, find_break
+from edgechat.tui.render.palette import ALL_PASSAGES, CITATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgechat.chat.messages import Message
+    from edgechat.documents.citations import Citation
+    from edgechat.documents.passages import PassageSet
+    from edgechat.tui.conversation_passages import ConversationPassages
     from edgechat.tui.render.palette import Glyphs
 
 EntryKind = Literal["user", "assistant", "note", "error"]
@@ -69,9 +81,13 @@ class MessageEntry(TranscriptEntry):
     """A message of the conversation. While a reply is streaming, `append` extends it."""
 
     def __init__(
-        self, message: Message, alternative: tuple[int, int], glyphs: Glyphs, *, show_stats: bool = False
-    ) -> None:
-        """`alternative` is (number of the message among its alternatives, from 1; number of alternatives)."""
+        self, message: Message, alternative: tuple[int, int], glyphs: Glyphs, *, show_stats: bool = False,
+        passages: ConversationPassages | None = None,
+    ) -> None:  # fmt: skip
+        """`alternative` is (number of the message among its alternatives, from 1; number of alternatives).
+
+        `passages` are those of the conversation; None if it has none.
+        """
         super().__init__("assistant" if message.role == "assistant" else "user", message.text)
         self.message = message
         self.alternative = alternative
@@ -80,6 +96,9 @@ class MessageEntry(TranscriptEntry):
         self.is_expanded = False
         """True if the reasoning is shown in full."""
         self.reasoning = message.reasoning
+        self.passages = passages
+        self._citations: list[Citation] | None = None
+        self._citation_marks: CitationMarks = {}
         self._splitter: MarkdownSplitter | None = None
         self._escaper = TextEscaper()
 
@@ -97,14 +116,36 @@ class MessageEntry(TranscriptEntry):
             blocks += split_plain_text(escape_controls(self.text), "user_text")
         else:
             self._escaper = TextEscaper()
-            splitter = MarkdownSplitter(self._escaper.feed(self.text))
             if self.is_streaming:
-                self._splitter = splitter
+                splitter = self._splitter = MarkdownSplitter(self._escaper.feed(self.text))
             else:
-                self._finish_text(splitter)
-            blocks += [_make_layout(block) for block in splitter.blocks]
+                splitter = self._split_with_citations()
+            blocks += [_make_layout(block, self._citation_marks) for block in splitter.blocks]
             _show_partial_line(blocks, splitter)
         return blocks if self.is_streaming else blocks + self._build_footer()
+
+    @property
+    def citations(self) -> list[Citation]:
+        """Citations of a complete reply. Their positions are in the text with escaped control characters."""
+        if self.is_streaming or self.passages is None or self.kind != "assistant":
+            return []
+        if self._citations is None:
+            self._citations = self.passages.find_citations(escape_controls(self.text)) if "[" in self.text else []
+        return self._citations
+
+    @property
+    def passage_set(self) -> PassageSet | None:
+        """Passages that belong to a user message; None if it has none."""
+        return self.passages.sets.get(self.message.id) if self.passages is not None else None
+
+    def _split_with_citations(self) -> MarkdownSplitter:
+        """Split the complete text into blocks, with placeholders for the citations."""
+        text, self._citation_marks = escape_controls(self.text), {}
+        if self.citations:
+            text, self._citation_marks = insert_placeholders(text, self.citations)
+        splitter = MarkdownSplitter(text)
+        splitter.finish()
+        return splitter
 
     def _build_header(self) -> list[LayoutBlock]:
         """Build the blocks above the text: its number among the alternatives, why it was picked, and the reasoning."""
@@ -133,10 +174,15 @@ class MessageEntry(TranscriptEntry):
     def _build_footer(self) -> list[LayoutBlock]:
         """Build the blocks below the text: attachments, the reason why the reply ended early, and statistics."""
         message = self.message
+        passage_set = self.passage_set
         blocks: list[LayoutBlock] = [
             PlainTextLayout(f"[{escape_controls(a.name)}, {a.size_bytes:,} bytes]", "muted")
             for a in message.attachments
+            if passage_set is None or a.media_type != PASSAGES_MEDIA_TYPE
         ]
+        if passage_set is not None:
+            text = f"{self.glyphs.collapsed} {describe_set(passage_set)}"
+            blocks.append(PlainTextLayout(text, "muted", meta={CITATION: ALL_PASSAGES}))
         if message.end_notice:
             blocks.append(PlainTextLayout(f"({message.end_notice})", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
@@ -180,7 +226,8 @@ class MessageEntry(TranscriptEntry):
         """End streaming; `message` is the saved reply."""
         self.message, self.text, self.reasoning = message, message.text, message.reasoning
         splitter, self._splitter = self._splitter, None
-        if splitter is None or self._blocks is None or self.reasoning:
+        self._citations = None
+        if splitter is None or self._blocks is None or self.reasoning or self.citations:
             self.invalidate()
             return
         # Keep the layout of all blocks but the last: only the end of the reply changes.
@@ -193,12 +240,19 @@ class MessageEntry(TranscriptEntry):
         splitter.feed(self._escaper.finish())
         splitter.finish()
 
-    def update(self, message: Message, alternative: tuple[int, int], *, show_stats: bool) -> None:
+    def update(
+        self, message: Message, alternative: tuple[int, int], *, show_stats: bool,
+        passages: ConversationPassages | None = None,
+    ) -> None:  # fmt: skip
         """Replace the message; keep the layout if nothing changed."""
         is_unchanged = message == self.message and alternative == self.alternative and show_stats == self.shows_stats
+        if passages is not self.passages:
+            old_set, old_citations = self.passage_set, self.citations
+            self.passages, self._citations = passages, None
+            is_unchanged = is_unchanged and self.passage_set is old_set and self.citations == old_citations
         self.message, self.alternative, self.shows_stats = message, alternative, show_stats
         if not is_unchanged:
-            self.text, self.reasoning = message.text, message.reasoning
+            self.text, self.reasoning, self._citations = message.text, message.reasoning, None
             self.invalidate()
 
 
@@ -209,8 +263,13 @@ class _PartialLineLayout(ProseLayout):
         super().__init__(MarkdownBlock("text", 0, gap=gap), partial_line)
 
 
-def _make_layout(block: MarkdownBlock) -> LayoutBlock:
-    return CodeLayout(block) if block.kind == "code" else ProseLayout(block)
+def _make_layout(block: MarkdownBlock, citations: CitationMarks | None = None) -> LayoutBlock:
+    if not citations:
+        return CodeLayout(block) if block.kind == "code" else ProseLayout(block)
+    if block.kind == "code":
+        block.lines = [restore_citations(line, citations) for line in block.lines]
+        return CodeLayout(block)
+    return ProseLayout(block, citations=select_marks(block.source, citations))
 
 
 def _show_partial_line(blocks: list[LayoutBlock], splitter: MarkdownSplitter) -> None:

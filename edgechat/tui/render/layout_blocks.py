@@ -6,7 +6,8 @@ Only blocks near the visible part of the transcript keep their rows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from rich.segment import Segment
@@ -14,6 +15,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
+from edgechat.tui.render.citation_marks import CitationMarks, format_text, restore_citations
 from edgechat.tui.render.growing_tables import complete_table, has_table
 from edgechat.tui.render.markdown_blocks import MarkdownBlock
 
@@ -104,12 +106,15 @@ class LayoutBlock:
 class PlainTextLayout(LayoutBlock):
     """Plain text in one style, wrapped at word boundaries."""
 
-    def __init__(self, text: str, style: str = "", *, gap: bool = False) -> None:
-        """`style` is the name of a `Palette` attribute, or empty for the default style."""
+    def __init__(
+        self, text: str, style: str = "", *, gap: bool = False, meta: Mapping[str, object] | None = None
+    ) -> None:
+        """`style` is the name of a `Palette` attribute, or empty for the default style; `meta` is added to it."""
         super().__init__()
         self.text = text
         self.style = style
         self.gap = gap
+        self.meta = meta
 
     @property
     def source_text(self) -> str:
@@ -121,6 +126,8 @@ class PlainTextLayout(LayoutBlock):
     def render(self, width: int, palette: Palette) -> list[Strip]:
         width = min(width, MAX_PROSE_COLUMNS)
         style = getattr(palette, self.style) if self.style else Style.null()
+        if self.meta is not None:
+            style += Style(meta=dict(self.meta))
         return wrap_text(Text(self.text, style=style, end=""), width, palette.console)
 
 
@@ -148,6 +155,18 @@ class MarkdownLayout(LayoutBlock):
 class ProseLayout(MarkdownLayout):
     """Layout of a Markdown block other than code."""
 
+    def __init__(
+        self, block: MarkdownBlock, partial_line: str = "", citations: CitationMarks = MappingProxyType({})
+    ) -> None:
+        """`citations` are the citations by their placeholders in the block."""
+        super().__init__(block, partial_line)
+        self.citations = citations
+
+    @property
+    def source_text(self) -> str:
+        source = super().source_text
+        return restore_citations(source, self.citations) if self.citations else source
+
     def estimate_height(self, width: int) -> int:
         return estimate_rows(self.block.source, self._limit_width(width, self.block.lines))
 
@@ -161,7 +180,7 @@ class ProseLayout(MarkdownLayout):
             lines = complete_table(lines)
         width = self._limit_width(width, lines)
         indent = min(self.block.indent, width // 2)
-        rows = _render_markdown_rows("\n".join(lines), max(1, width - indent), palette)
+        rows = _render_markdown_rows("\n".join(lines), max(1, width - indent), palette, self.citations)
         return [Strip([Segment(" " * indent), *row]) for row in rows] if indent else rows
 
 
@@ -176,11 +195,11 @@ def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
     return [Strip(line) for line in console.render_lines(text, options, pad=False)]
 
 
-def _render_markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
+def _render_markdown_rows(source: str, width: int, palette: Palette, citations: CitationMarks) -> list[Strip]:
     """Render Markdown to rows; if it cannot be rendered completely, render its source as plain text."""
     from edgechat.tui.render.markdown_renderer import render_markdown
 
     rows: list[Strip] | None = None
     with contextlib.suppress(RecursionError):  # Rich recurses at each level of nesting
-        rows = render_markdown(source, width, palette)
-    return rows or wrap_text(Text(source), width, palette.console)
+        rows = render_markdown(source, width, palette, citations)
+    return rows or wrap_text(format_text(source, citations, palette), width, palette.console)

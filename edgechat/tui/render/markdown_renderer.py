@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.markdown import Heading, ListItem, Markdown, MarkdownElement, TextElement
@@ -12,6 +15,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from edgechat.markdown import parse
+from edgechat.tui.render.citation_marks import CitationMarks, use_styles
 from edgechat.tui.render.markdown_tables import ChatTable
 from edgechat.tui.render.markdown_tokens import MUTED_TAG, TokenAdapter
 from edgechat.tui.render.palette import ASCII_GLYPHS
@@ -111,7 +115,7 @@ class ChatMarkdown(Markdown):
         "table_open": ChatTable,
     }
 
-    def __init__(self, source: str, tokens: list[Token], code_theme: str) -> None:
+    def __init__(self, source: str, tokens: list[Token], code_theme: str, extra_inlines: Collection[str] = ()) -> None:
         # Do not call super().__init__(): it builds a parser for every document and enables HTML.
         # Checked against Rich 15.0.0; a test compares the attributes with those of rich.markdown.Markdown.
         self.markup = source
@@ -119,12 +123,15 @@ class ChatMarkdown(Markdown):
         self.code_theme = self.inline_code_theme = code_theme
         self.justify, self.style, self.inline_code_lexer = None, "none", None
         self.hyperlinks = False
-        self.inlines = {*Markdown.inlines, MUTED_TAG}
+        self.inlines = {*Markdown.inlines, MUTED_TAG, *extra_inlines}
 
 
-def render_markdown(source: str, width: int, palette: Palette) -> list[Strip] | None:
+def render_markdown(
+    source: str, width: int, palette: Palette, citations: CitationMarks = MappingProxyType({})
+) -> list[Strip] | None:
     """Render Markdown to rows of at most `width` cells, without empty rows at the start and the end.
 
+    `citations` are the citations by their placeholders in `source`.
     Return None if the text cannot be parsed in bounded time, or if a letter of it would be missing on the screen:
     letters are lost if quotes and lists are nested so deeply that no columns remain for their text.
     """
@@ -132,10 +139,12 @@ def render_markdown(source: str, width: int, palette: Palette) -> list[Strip] | 
     if document is None:
         return None
     is_ascii = palette.glyphs is ASCII_GLYPHS
-    adapter = TokenAdapter(document, is_ascii=is_ascii)
+    adapter = TokenAdapter(document, is_ascii=is_ascii, citations=citations, doubt_glyph=palette.glyphs.doubt)
     options = palette.console.options.update(width=max(1, width), height=None)
-    markdown = ChatMarkdown(source, adapter.adapt(), palette.code_theme)
-    lines = palette.console.render_lines(markdown, options, pad=False)
+    tags = [mark.tag for mark in citations.values()]
+    markdown = ChatMarkdown(source, adapter.adapt(), palette.code_theme, tags)
+    with use_styles(citations, palette) if citations else nullcontext():
+        lines = palette.console.render_lines(markdown, options, pad=False)
     if is_ascii:
         lines = [[Segment(s.text.translate(_TO_ASCII), s.style) for s in line] for line in lines]
     rows = [Strip(line) for line in lines]

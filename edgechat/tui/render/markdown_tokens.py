@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from markdown_it.token import Token
 
 from edgechat.terminal import escape_controls
+from edgechat.tui.render.citation_marks import CitationMark, CitationMarks, restore_citations, split_at_placeholders
 from edgechat.tui.render.formulas import convert_formula
 
 if TYPE_CHECKING:
@@ -27,10 +29,18 @@ _SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"
 class TokenAdapter:
     """Converts the tokens of one document. In ASCII mode, formulas, tasks and footnotes are left unchanged."""
 
-    def __init__(self, document: Document, *, is_ascii: bool) -> None:
+    def __init__(
+        self, document: Document, *, is_ascii: bool, citations: CitationMarks = MappingProxyType({}),
+        doubt_glyph: str = "",
+    ) -> None:  # fmt: skip
+        """`doubt_glyph` is shown after citations that the user should check."""
         self._document = document
+        self._citations = citations
+        self._doubt_glyph = doubt_glyph
         self._is_ascii = is_ascii
-        formulas = document.formulas.by_placeholder
+        formulas: Mapping[int, str] = document.formulas.by_placeholder
+        if citations:
+            formulas = {key: restore_citations(text, citations) for key, text in formulas.items()}
         self._shown_formulas = formulas if is_ascii else {key: convert_formula(text) for key, text in formulas.items()}
 
     @property
@@ -50,7 +60,7 @@ class TokenAdapter:
 
     def _restore(self, text: str) -> str:
         """Replace placeholders in code or a link target with the formulas' source, and escape control characters."""
-        return escape_controls(self._document.formulas.restore(text))
+        return escape_controls(restore_citations(self._document.formulas.restore(text), self._citations))
 
     def adapt(self) -> list[Token]:
         """Adapt the tokens of the document in place, and return them."""
@@ -92,6 +102,10 @@ class TokenAdapter:
         for child in children:
             if child.type == "text":
                 child.content = self._show(self._format_footnotes(child.content, starts_line=starts_line))
+                if self._citations:
+                    yield from self._split_at_citations(child.content)
+                    starts_line = False
+                    continue
             else:
                 child.content = self._restore(child.content)
             starts_line = child.type in ("softbreak", "hardbreak")
@@ -107,6 +121,15 @@ class TokenAdapter:
                     yield Token("link_open", "a", 1, attrs={"href": self._format_target(child, "href")})
             elif child.type != "link_close" or child.markup != "autolink":
                 yield child
+
+    def _split_at_citations(self, text: str) -> Iterator[Token]:
+        for part in split_at_placeholders(text, self._citations):
+            if isinstance(part, CitationMark):
+                yield Token("citation_open", part.tag, 1)
+                yield Token("text", "", 0, content=part.format_label(self._doubt_glyph))
+                yield Token("citation_close", part.tag, -1)
+            else:
+                yield Token("text", "", 0, content=part)
 
     def _adapt_image_block(self, children: Iterable[Token]) -> Iterator[Token]:
         """Yield two lines for each image of a paragraph that contains only images: its description and its address."""

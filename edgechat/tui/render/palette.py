@@ -14,6 +14,10 @@ from textual.color import Color
 _ANSI_PREFIX: Final = "ansi_"
 CONTINUES_LINE: Final = "continues_line"
 """Key in the metadata of a style, which marks a row that continues the line of code above it."""
+CITATION: Final = "citation"
+"""Key in the metadata of a style: index of the citation at these cells, or `ALL_PASSAGES`."""
+ALL_PASSAGES: Final = -1
+"""Value for the line that stands for all passages of a message."""
 
 
 class Glyphs(NamedTuple):
@@ -27,10 +31,12 @@ class Glyphs(NamedTuple):
     right: str
     wrap: str
     """Mark at the start of a row that continues a line of code."""
+    doubt: str
+    """Mark after a citation that the user should check."""
 
 
-UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "‹", "›", "↪")  # noqa: RUF001
-ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">", "\\")
+UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "‹", "›", "↪", "⚠")  # noqa: RUF001
+ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">", "\\", "!")
 
 
 class Palette:
@@ -55,6 +61,9 @@ class Palette:
         """Style of bullets, numbers and boxes in lists."""
         self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
         self.error = make_style("error") if ansi else make_style("text-error")
+        self.citation = (Style(color="cyan") if ansi else make_style("text-accent")) + Style(underline=True)
+        self.doubt = make_style("warning" if ansi else "text-warning") + Style(underline=True)
+        """Style of a citation that the user should check."""
         self.cursor = make_style("accent" if ansi else "text-accent", bold=True)
         self.selection = Style(color="default", bgcolor="default", dim=False, reverse=True)
         """Style of selected text; replaces the text's own colours."""

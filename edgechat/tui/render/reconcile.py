@@ -9,6 +9,7 @@ from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
+    from edgechat.tui.conversation_passages import ConversationPassages
     from edgechat.tui.render.palette import Glyphs
 
 
@@ -18,6 +19,7 @@ def reconcile_entries(
     glyphs: Glyphs,
     *,
     show_stats: bool,
+    passages: ConversationPassages | None = None,
 ) -> list[TranscriptEntry]:
     """Return the transcript entries for `path`, reusing entries and notes of `old_entries`.
 
@@ -40,8 +42,8 @@ def reconcile_entries(
     for message, alternative in path:
         entry = reusable_entries.get(message.id)
         if entry is None:
-            entry = MessageEntry(message, alternative, glyphs, show_stats=show_stats)
+            entry = MessageEntry(message, alternative, glyphs, show_stats=show_stats, passages=passages)
         elif not entry.is_streaming:
-            entry.update(message, alternative, show_stats=show_stats)
+            entry.update(message, alternative, show_stats=show_stats, passages=passages)
         entries += [entry, *notes_by_message_id.get(message.id, ())]
     return entries

@@ -75,6 +75,7 @@ class ChatScreen(SidebarScreen):
         Binding("y", "on_message('copy_message')", "Copy the message", id="message.copy", show=False),
         Binding("c", "on_message('copy_code')", "Copy a code block by its number", id="message.copy_code", show=False),
         Binding("s", "on_message('save_code')", "Save a code block to a file", id="message.save_code", show=False),
+        Binding("o", "on_message('open_passages')", "Open the cited passages", id="message.passages", show=False),
         Binding("e", "on_message('edit_message')", "Edit your message", id="message.edit", show=False),
         Binding("r", "on_message('retry_message')", "Generate an alternative reply", id="message.retry", show=False),
         Binding("n", "on_message('continue_message')", "Continue the reply", id="message.continue", show=False),
@@ -300,6 +301,10 @@ class ChatScreen(SidebarScreen):
     @on(Transcript.ViewChanged)
     def _on_view_changed(self) -> None:
         self.pane.status_line.redraw()
+
+    @on(Transcript.CitationClicked)
+    def _on_citation_clicked(self, message: Transcript.CitationClicked) -> None:
+        self.actions.passages.open_citation(message.entry, message.index)
 
     @on(Transcript.HighlightRequested)
     @work(exit_on_error=False)

@@ -72,6 +72,7 @@ _HINTS: Final[dict[str, tuple[KeyHint, ...]]] = {
 }  # fmt: skip
 """Key hints for each part of the screen that can have the focus, most important first."""
 _HINTS["replies"] = (KeyHint("message.previous", "other reply", "message.next"), *_HINTS["conversation"])
+_HINTS["cited"] = (KeyHint("message.passages", "cited passages"), *_HINTS["conversation"])
 _HINTS["versions"] = (KeyHint("message.previous", "other version", "message.next"), *_HINTS["conversation"])
 _FIXED_KEYS: Final = {
     "list.open": "enter", "completion.accept": "tab", "completion.up": "up", "completion.down": "down",

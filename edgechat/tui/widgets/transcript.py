@@ -17,6 +17,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from edgechat.tui.render.palette import CITATION
 from edgechat.tui.render.row_index import RowPosition
 from edgechat.tui.render.transcript_layout import TranscriptLayout
 from edgechat.tui.render.word_marks import GUTTER, WordMarks, highlight_span, join_selected_rows
@@ -49,6 +50,15 @@ class Transcript(RowScrolling, can_focus=True):
 
     class ViewChanged(Message):
         """The last row became visible or hidden, the cursor moved, or the transcript gained or lost the focus."""
+
+    class CitationClicked(Message):
+        """The user clicked on a citation, or on the line that stands for all passages of a message."""
+
+        def __init__(self, entry: MessageEntry, index: int) -> None:
+            """`index` is the index of the citation in the reply, or `ALL_PASSAGES`."""
+            super().__init__()
+            self.entry = entry
+            self.index = index
 
     class HighlightRequested(Message):
         """A long code block is complete and must be highlighted in a thread."""
@@ -378,14 +388,17 @@ class Transcript(RowScrolling, can_focus=True):
         self.update_layout()
 
     def on_click(self, event: events.Click) -> None:
-        """Move the cursor to the clicked message. A click on the reasoning summary shows or hides the reasoning."""
+        """Move the cursor to the clicked message; open a clicked citation, and show or hide clicked reasoning."""
         position = self._layout.position(round(self.scroll_y) + event.y)
         if position.entry_index >= len(self.entries):
             return
         entry = self.entries[position.entry_index].as_message
         if entry is not None:
             self.cursor = position.entry_index
-            if entry.reasoning and position.block_index == (1 if entry.alternative[1] > 1 else 0):
+            citation = event.style.meta.get(CITATION)
+            if citation is not None:
+                self.post_message(self.CitationClicked(entry, citation))
+            elif entry.reasoning and position.block_index == (1 if entry.alternative[1] > 1 else 0):
                 self._toggle_reasoning(entry)
             self.refresh()
             self.post_message(self.ViewChanged())

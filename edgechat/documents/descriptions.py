@@ -1,0 +1,56 @@
+"""Descriptions of passages for the user: what was searched or read, why a passage was found, and the cited places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from edgechat.humanize import format_count
+
+if TYPE_CHECKING:
+    from edgechat.documents.citations import Citation
+    from edgechat.documents.passages import Passage, PassageScores, PassageSet
+
+
+def describe_set(passages: PassageSet) -> str:
+    """Describe the passages of a message in a line, such as "4 passages of 2 documents, searched by keywords"."""
+    n_documents = len({(p.collection, p.document) for p in passages.passages})
+    if passages.is_whole:
+        return f"{format_count(n_documents, 'document')}, read whole"
+    if not passages.passages:
+        return f"Nothing found in {passages.searched.describe()}"
+    methods = "keywords and meaning" if passages.searched.embedding_model else "keywords"
+    reranker = ", with a reranker" if passages.searched.reranker else ""
+    counts = f"{format_count(len(passages.passages), 'passage')} of {format_count(n_documents, 'document')}"
+    return f"{counts}, searched by {methods}{reranker}"
+
+
+def describe_scores(scores: PassageScores) -> str:
+    """Describe why a search found a passage; "" if the passage was not searched, but its document read whole."""
+    parts = []
+    if scores.bm25_rank is not None:
+        parts.append(f"number {scores.bm25_rank} by keywords")
+    if scores.similarity_rank is not None:
+        parts.append(f"number {scores.similarity_rank} by meaning")
+    if scores.similarity is not None:
+        parts.append(f"similarity {scores.similarity:.2f}")
+    if scores.relevance is not None:
+        parts.append(f"relevance {scores.relevance:.2f}")
+    return ", ".join(parts)
+
+
+def list_cited_places(citations: Iterable[Citation]) -> list[str]:
+    """Return a line such as "[3] report.pdf, page 2" for each cited passage, in the order of the numbers."""
+    passages = {passage.number: passage for citation in citations for passage in citation.passages}
+    return [format_place(passages[number]) for number in sorted(passages)]
+
+
+def format_place(passage: Passage) -> str:
+    """Return the number and the place of a passage in a line, such as "[3] report.pdf, page 2"."""
+    return f"[{passage.number}] {' '.join(passage.place.split())}"
+
+
+def list_problems(citations: Sequence[Citation]) -> list[str]:
+    """Return a line for each citation that the user should check, such as "[3] not in the passage: 42 %"."""
+    lines = (f"[{', '.join(map(str, c.numbers))}] {c.problem}" for c in citations if c.problem)
+    return list(dict.fromkeys(lines))
