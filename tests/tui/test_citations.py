@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from textual.widgets import Static
 
+from edgechat.chat.session import Session
 from edgechat.documents.passages import PassageSet, SearchedDocuments
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
@@ -265,6 +266,7 @@ async def test_citation_snapshots(size: tuple[int, int], monkeypatch: pytest.Mon
     for name, value in {"TERM": "xterm-256color", "COLORTERM": "truecolor"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(Session, "context_usage", lambda _session, _text, _files: (300, 0))
     app = make_cited_app()
     async with app.run_test(size=size) as pilot:
         await open_reply(app, pilot)
