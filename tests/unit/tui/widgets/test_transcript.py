@@ -13,6 +13,7 @@ from edgechat.tui.render.entries import TranscriptEntry
 from edgechat.tui.widgets.transcript import Transcript
 from tests.hostile_texts import HOSTILE_TEXTS
 from tests.unit.tui.layouts import PALETTE, make_entry, rendered_rows
+from tests.waiting import until_async
 
 if TYPE_CHECKING:
     from textual.geometry import Region
@@ -210,8 +211,8 @@ async def test_selected_text_excludes_the_bar_and_the_caption() -> None:
 async def test_highlighting_long_code_keeps_its_rows() -> None:
     line = "    return 'a string that is long enough to be wrapped somewhere in here'\n"
     app = TranscriptApp([make_entry("```python\n" + f"def f(a):\n{line}" * 300 + "```")])
-    async with app.run_test(size=(50, 20)) as pilot:
-        await pilot.pause()
+    async with app.run_test(size=(50, 20)):
+        await until_async(lambda: app.highlight_requests)
         [block] = app.highlight_requests
         width = block.layout_width
         before = rendered_rows(app.entries[0], width)
