@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from edgechat.chat import message_passages
 from edgechat.chat.attachments import attached_texts, prepend_attachments
-from edgechat.chat.messages import Message
+from edgechat.chat.messages import Attachment, Message
 from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
 from edgechat.documents import prompt_text
@@ -161,12 +161,23 @@ class ConversationPromptBuilder:
             settings.thinking_end,
         )  # fmt: skip
 
-    def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
-        """Return the token prefix that all possible prompts of the next turn share. Raises the errors of `build`."""
+    def next_turn_prefix(
+        self, path: Sequence[Message], attachments: tuple[Attachment, ...] = (),
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> tuple[list[int], SharedPrefix | None]:  # fmt: skip
+        """Return the token prefix that all possible prompts of the next turn share, and its part of whole documents.
+
+        The next message has `attachments`; `files` has the bytes of those that are not in the store yet. Raises the
+        errors of `build`.
+        """
         first, second = (
-            self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS
+            self.build([*path, Message(id="", role="user", text=text, attachments=attachments)], files)
+            for text in DISTINCT_TEXTS
         )
-        return first[: common_prefix_length(first, second)]
+        n_tokens = common_prefix_length(first.prompt.tokens, second.prompt.tokens)
+        shared_prefix = first.shared_prefix
+        is_included = shared_prefix is not None and shared_prefix.n_tokens <= n_tokens
+        return first.prompt.tokens[:n_tokens], shared_prefix if is_included else None
 
 
 def _find_previous_start(path: Sequence[Message]) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgechat.chat.messages import Message
+from edgechat.documents.passages import PassageSet
 from edgechat.humanize import format_count, format_duration
 from edgechat.models.events import ModelLoadProgressed
 
@@ -20,6 +21,41 @@ class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
     message: Message
     """Message that the model replies to."""
     reply: Message
+
+
+class DocumentSearchStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents are searched for a message, which is not saved yet."""
+
+    n_documents: int
+
+    @property
+    def message(self) -> str:
+        return f"Searching {format_count(self.n_documents, 'document')}"
+
+
+class DocumentsSearched(msgspec.Struct, frozen=True, kw_only=True):
+    """Passages of documents were found for a message, or nothing was found."""
+
+    passages: PassageSet
+    n_tokens: int
+    """Number of tokens of the passages in the prompt."""
+    is_new: bool = True
+    """False if these are whole documents that an earlier message has, too."""
+    hint: str = ""
+    """Sentence about a limitation of the search; "" if there is none."""
+
+    @property
+    def notice(self) -> str:
+        """What was read or searched, and how many passages were found; "" for documents that were read before."""
+        passages = self.passages
+        if passages.is_whole:
+            n_documents = len({(p.collection, p.document) for p in passages.passages})
+            noun = "The document is" if n_documents == 1 else f"All {n_documents} documents are"
+            return f"{noun} in the prompt ({format_count(self.n_tokens, 'token')})." if self.is_new else ""
+        searched = passages.searched.describe()
+        n_found = len(passages.passages)
+        text = f"{format_count(n_found, 'passage')} found in" if n_found else "Nothing found in"
+        return " ".join(filter(None, (f"{text} {searched}.", self.hint)))
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,15 +167,15 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ContextSizeChanging | ContextLimitReached
-    | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted | PickProgressed | ReplyPicked | TurnFinished
-    | TurnInterrupted
+    ModelLoadProgressed | DocumentSearchStarted | TurnStarted | DocumentsSearched | TurnsDropped | PromptProgressed
+    | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
+    | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
 
 def format_progress(event: SessionEvent) -> str:
     """Return a temporary status text for an event; "" for events without a status text."""
-    if isinstance(event, ModelLoadProgressed):
+    if isinstance(event, (ModelLoadProgressed, DocumentSearchStarted)):
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
@@ -159,7 +195,7 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
-    if isinstance(event, ContextLimitReached):
+    if isinstance(event, (ContextLimitReached, DocumentsSearched)):
         return event.notice
     if isinstance(event, PickStarted):
         return _describe_pick_costs(event)

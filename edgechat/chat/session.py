@@ -14,6 +14,7 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import ConversationPromptBuilder
+from edgechat.chat.document_turns import DocumentTurns
 from edgechat.chat.messages import (
     Conversation,
     Message,
@@ -82,6 +83,8 @@ class Session:
         self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
         """Token counts of attachments by path, modification time in nanoseconds, size in bytes, and model."""
         self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
+        self.documents = DocumentTurns(self.model, store)
+        """Searches the documents of this conversation for its new messages."""
 
     @property
     def warnings(self) -> list[str]:
@@ -195,14 +198,16 @@ class Session:
         """
         message_attachments, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, message_attachments)
-        try:
+
+        def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:
             if pick is not None:
-                turn = Turn([], message, files, output_rule=output_rule)
-                yield from self._pick_reply(message.id, turn, n_replies, pick)
-            else:
-                replies = new_replies(message.id, self.model_path.name, n_replies, self.model.plan)
-                turn = Turn(replies, message, files, output_rule=output_rule)
-                yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+                return self._pick_reply(message.id, turn, n_replies, pick)
+            replies = new_replies(message.id, self.model_path.name, n_replies, self.model.plan)
+            return self._turn_runner.run(self._stored_conversation, turn._replace(replies=replies), self.settings)
+
+        turn = Turn([], message, files, output_rule=output_rule)
+        try:
+            yield from self.documents.run(turn, self.tree.path, self.settings, run_turn)
         except ContextOverflowError as error:
             cause = self.find_long_attachment(attachments)
             if not cause:
@@ -243,9 +248,16 @@ class Session:
         original_message = self.tree[message_id]
         if original_message.role != "user":
             raise UsageError("Only your own messages can be edited. Use /retry or /continue for a reply.")
-        message = new_user_message(original_message.parent_id, text, original_message.attachments)
-        turn = Turn([new_reply(message.id, self.model_path.name)], message)
-        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+        parent_id = original_message.parent_id
+        attachments = tuple(a for a in original_message.attachments if not a.is_passages)
+        message = new_user_message(parent_id, text, attachments)
+
+        def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:
+            turn = turn._replace(replies=[new_reply(message.id, self.model_path.name)])
+            return self._turn_runner.run(self._stored_conversation, turn, self.settings)
+
+        path = self.tree.path_to(parent_id) if parent_id is not None else []
+        yield from self.documents.run(Turn([], message), path, self.settings, run_turn)
 
     def regenerate(
         self, message_id: str | None = None, n_replies: int = 1, pick: PickMethod | None = None
@@ -368,9 +380,11 @@ class Session:
         """Prefill the prompt of the next turn while no turn is running. Uses the prompt cache on disk if possible."""
         if not self.model.is_open:
             return
+        attachments, files = self.documents.predict(self.tree.path, self.settings)
+        tokens, shared_prefix = self._create_prompt_builder().next_turn_prefix(self.tree.path, attachments, files)
         request = protocol.Generate(
-            id=self.model.engine.next_id(), tokens=self._create_prompt_builder().next_turn_prefix(self.tree.path),
-            max_tokens=0, conversation=self.conversation.id if self.store.is_persistent else "",
+            id=self.model.engine.next_id(), tokens=tokens, max_tokens=0, shared_prefix=shared_prefix,
+            conversation=self.conversation.id if self.store.is_persistent else "",
         )  # fmt: skip
         if request.tokens:
             self._turn_runner.idle_gate.generate_if_idle(request)

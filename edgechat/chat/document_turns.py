@@ -1,0 +1,109 @@
+"""Documents in the turns of a session: adds passages to new messages, before the turns that reply to them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgechat.chat import events
+from edgechat.chat.messages import Attachment, Message
+from edgechat.chat.store import Store
+from edgechat.chat.turn_runner import Turn
+from edgechat.config import Settings
+from edgechat.errors import ContextOverflowError, DocumentError
+from edgechat.models.loaded_model import LoadedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgechat.chat.document_search import DocumentBudget, DocumentSearch
+
+
+class DocumentTurns:
+    """Adds passages of the documents of a conversation to its messages."""
+
+    def __init__(self, model: LoadedModel, store: Store) -> None:
+        self._model = model
+        self._store = store
+        self._search: DocumentSearch | None = None
+
+    @property
+    def search(self) -> DocumentSearch:
+        """The search in the collections. The first use imports its modules."""
+        if self._search is None:
+            from edgechat.chat.document_search import DocumentSearch
+
+            self._search = DocumentSearch(self._count_tokens)
+        return self._search
+
+    def run(
+        self, turn: Turn, path: Sequence[Message], settings: Settings,
+        run_turn: Callable[[Turn], Iterator[events.SessionEvent]],
+    ) -> Iterator[events.SessionEvent]:  # fmt: skip
+        """Add passages to the new message of `turn`, which follows the messages of `path`, and run the turn.
+
+        If whole documents turn out not to fit, because the context cannot grow, the turn is undone and repeated with
+        the passages that a search finds. Raises DocumentError and the errors of the turn.
+        """
+        if not settings.docs:
+            yield from run_turn(turn)
+            return
+        for allows_whole in (True, False):
+            turn_with_passages = yield from self._add_passages(turn, path, settings, allows_whole=allows_whole)
+            searched = turn_with_passages.searched
+            try:
+                yield from run_turn(turn_with_passages)
+            except ContextOverflowError:
+                if searched is None or not searched.passages.is_whole:
+                    raise
+            else:
+                return
+
+    def _add_passages(
+        self, turn: Turn, path: Sequence[Message], settings: Settings, *, allows_whole: bool
+    ) -> Generator[events.SessionEvent, None, Turn]:
+        message = turn.message
+        if message is None:
+            return turn
+        found = yield from self.search.search(
+            message.text, path, self._store.read_attachment, settings, self._choose_budget(message, turn, settings),
+            allows_whole=allows_whole,
+        )  # fmt: skip
+        message = msgspec.structs.replace(message, attachments=(*message.attachments, found.attachment))
+        return turn._replace(
+            message=message, files={**turn.files, found.attachment.sha256: found.content}, searched=found.event
+        )
+
+    def predict(self, path: Sequence[Message], settings: Settings) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+        """Return the whole documents that the message after `path` will have, as an attachment with its content.
+
+        Both are empty if documents will be searched.
+        """
+        if not settings.docs:
+            return (), {}
+        with contextlib.suppress(DocumentError):  # the next message reports the error
+            budget = self._choose_budget(Message(id="", role="user"), Turn([]), settings)
+            found = self.search.find_whole(settings.docs, path, self._store.read_attachment, budget)
+            if found is not None:
+                return (found.attachment,), {found.attachment.sha256: found.content}
+        return (), {}
+
+    def _choose_budget(self, message: Message, turn: Turn, settings: Settings) -> DocumentBudget:
+        from edgechat.chat.attachments import prepend_attachments
+        from edgechat.chat.document_search import choose_budget
+
+        def read(sha256: str) -> bytes:
+            return turn.files[sha256] if sha256 in turn.files else self._store.read_attachment(sha256)
+
+        text = prepend_attachments(message.text, message.attachments, read)
+        plan = self._model.plan
+        decode_tps = self._store.decode_tps(Path(plan.model_path).name) if plan is not None else None
+        n_tokens = self._count_tokens(f"{settings.system_prompt}\n{text}")
+        return choose_budget(self._model.builder.n_ctx, n_tokens, settings.max_tokens, decode_tps)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self._model.engine.tokenize(text))

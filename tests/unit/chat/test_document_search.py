@@ -1,0 +1,229 @@
+"""Searches in documents before the turns of a session, with scripted replies instead of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgechat import paths
+from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.chat import message_passages
+from edgechat.chat.document_search import choose_budget
+from edgechat.chat.events import (
+    DocumentSearchStarted,
+    DocumentsSearched,
+    SessionEvent,
+    TurnFinished,
+    TurnStarted,
+    format_notice,
+    format_progress,
+)
+from edgechat.config import Settings
+from edgechat.documents.indexing import update
+from edgechat.documents.library import DocumentLibrary
+from edgechat.documents.passages import PassageSet
+from edgechat.engine import protocol
+from edgechat.errors import ContextOverflowError, DocumentError
+from edgechat.store import open_ephemeral_store, open_store
+from tests.unit.documents.collections import TextExtractor, make_reader
+
+SHIPS = {"vasa.txt": "The Vasa sank in 1628.\n\nIt was raised in 1961.", "mary.txt": "The Mary Rose sank in 1545."}
+
+
+def add_collection(tmp_path: Path, name: str = "ships", texts: dict[str, str] = SHIPS) -> None:
+    """Make or update the collection `name` of the text files `texts`."""
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    for file_name, text in texts.items():
+        (folder / file_name).write_text(text)
+    library = DocumentLibrary(paths.documents_dir())
+    with library.open(name) if name in library.names() else library.create(name) as collection:
+        update(collection, add=[folder], reader=make_reader(TextExtractor()))
+
+
+def fill(tmp_path: Path, name: str = "long") -> None:
+    """Make a collection that fits into no small context."""
+    add_collection(tmp_path, name, {f"{i}.txt": f"Fact {i}: the ship{i} is red. " * 30 for i in range(40)})
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[ScriptedSession]:
+    add_collection(tmp_path)
+    session = ScriptedSession(open_ephemeral_store(), Settings(docs=("ships",)), Script(["In 1628 [1]."]))
+    session.open()
+    yield session
+    session.close()
+
+
+def run(turn: Iterable[SessionEvent]) -> tuple[list[SessionEvent], DocumentsSearched]:
+    """Run a turn to its end; return its events, and the one that describes the passages."""
+    seen = list(turn)
+    assert isinstance(seen[-1], TurnFinished)
+    [searched] = [e for e in seen if isinstance(e, DocumentsSearched)]
+    return seen, searched
+
+
+def saved_sets(session: ScriptedSession) -> list[PassageSet | None]:
+    return message_passages.find_readable_passages(session.tree.path, session.store.read_attachment)
+
+
+def test_documents_that_fit_are_saved_whole_with_the_message(session: ScriptedSession) -> None:
+    seen, searched = run(session.send("When did the Vasa sink?"))
+    kinds = [type(e) for e in seen[:3]]
+    assert kinds == [DocumentSearchStarted, TurnStarted, DocumentsSearched]
+    assert format_progress(seen[0]) == "Searching 2 documents"
+    assert searched.passages.is_whole
+    assert [p.number for p in searched.passages.passages] == [1, 2, 3]
+    assert format_notice(searched) == f"All 2 documents are in the prompt ({searched.n_tokens} tokens)."
+    question = session.tree.path[0]
+    assert saved_sets(session) == [searched.passages, None]
+    assert session.conversation.title == "When did the Vasa sink?"
+
+    _, again = run(session.send("And the Mary Rose?"))
+    assert format_notice(again) == ""
+    assert session.tree.path[2].attachments == question.attachments  # the same content is stored once
+
+
+def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSession) -> None:
+    fill(tmp_path)
+    session.override_settings(docs=("long",), max_tokens=50)
+    session.model.builder._model_properties = _shorten_context(session, 2048)
+    _, first = run(session.send("What colour is ship7?"))
+    assert not first.passages.is_whole
+    assert first.passages.passages[0].document == "7.txt"
+    assert first.n_tokens <= 2048 // 4 + 100
+    assert format_notice(first).startswith("1 passage found in 40 documents (")
+    assert format_notice(first).endswith(
+        "by keywords. Only keywords were searched, because the documents have no embeddings."
+    )
+    _, second = run(session.send("And ship8?"))
+    assert [p.number for p in second.passages.passages] == [2]
+    assert format_notice(second).endswith("by keywords.")  # the hint appears once
+
+    _, nothing = run(session.send("xylophone"))
+    assert nothing.passages.passages == ()
+    assert format_notice(nothing).startswith("Nothing found in 40 documents (")
+    prompt = session._create_prompt_builder().build(session.tree.path[:-1]).prompt.text
+    assert "found nothing for this message" in prompt
+    assert prompt.index("[1] 7.txt") < prompt.index("What colour") < prompt.index("[2] 8.txt")
+
+
+def _shorten_context(session: ScriptedSession, n_ctx: int) -> protocol.Loaded:
+    return msgspec.structs.replace(session.model.builder._model_properties, n_ctx=n_ctx)
+
+
+def test_missing_collection_is_an_error_before_the_turn(session: ScriptedSession) -> None:
+    run(session.send("When did the Vasa sink?"))
+    session.override_settings(docs=("boats",))
+    with pytest.raises(DocumentError, match=r"no collection of documents called 'boats'\. There are: ships\."):
+        list(session.send("Hi"))
+    assert len(session.tree.path) == 2
+    DocumentLibrary(paths.documents_dir()).remove("ships")
+    with pytest.raises(DocumentError, match="There are none yet"):
+        list(session.send("Hi"))
+    [*_, finished] = session.regenerate()  # uses the saved passages
+    assert isinstance(finished, TurnFinished)
+    assert "The Vasa sank in 1628." in session._create_prompt_builder().build(session.tree.path[:1]).prompt.text
+    session.override_settings(docs=())
+    [*_, finished] = session.send("Hi")
+    assert isinstance(finished, TurnFinished)
+
+
+def test_edited_question_is_searched_again(tmp_path: Path, session: ScriptedSession) -> None:
+    run(session.send("When did the Vasa sink?"))
+    first = session.tree.path[0]
+    add_collection(tmp_path, texts={"vasa.txt": "The Vasa sank on 10 August 1628."})
+    run(session.edit(first.id, "When exactly?"))
+    edited = session.tree.path[0]
+    assert [a.is_passages for a in edited.attachments] == [True]
+    assert edited.attachments != first.attachments
+    [passages, _] = saved_sets(session)
+    assert passages is not None
+    assert passages.passages[0].number == 1  # the number of passages on another branch do not count
+    assert "10 August" in "".join(p.text for p in passages.passages)
+
+
+def test_changed_documents_get_new_numbers(tmp_path: Path, session: ScriptedSession) -> None:
+    run(session.send("When did the Vasa sink?"))
+    add_collection(tmp_path, texts={"cutty.txt": "The Cutty Sark is in Greenwich."})
+    _, changed = run(session.send("And where is the Cutty Sark?"))
+    assert [p.number for p in changed.passages.passages] == [4, 5, 6, 7]
+    assert format_notice(changed).startswith("All 3 documents are in the prompt")
+    prompt = session._create_prompt_builder().build(session.tree.path[:-1]).prompt.text
+    assert prompt.count("The Vasa sank") == 1
+
+
+def test_documents_are_searched_if_the_context_cannot_grow(
+    session: ScriptedSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fill(tmp_path)
+    session.override_settings(docs=("long",))
+    generate = session._scripted_engine.generate
+
+    def refuse_long_prompts(request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
+        if len(request.tokens or ()) >= 4096:
+            yield protocol.ContextGrowthRefused(
+                id=request.id, n_ctx=4096, refused_n_ctx=8192, needed_bytes=3 << 30, available_bytes=1 << 30
+            )
+            raise ContextOverflowError("The prompt has more tokens")
+        yield from generate(request)
+
+    monkeypatch.setattr(session._scripted_engine, "generate", refuse_long_prompts)
+    seen = list(session.send("What colour is ship7?"))
+    assert isinstance(seen[-1], TurnFinished)
+    assert [e.passages.is_whole for e in seen if isinstance(e, DocumentsSearched)] == [True, False]
+    assert len(session.tree) == 2
+    [passages, _] = saved_sets(session)
+    assert passages is not None
+    assert not passages.is_whole
+
+
+def test_collections_are_saved_with_the_conversation(tmp_path: Path, home: Path) -> None:
+    add_collection(tmp_path)
+    session = ScriptedSession(open_store(home / "h.db"), Settings(), Script(["Yes."]))
+    session.open()
+    session.override_settings(docs=("ships",))
+    run(session.send("When did the Vasa sink?"))
+    session.close()
+    store = open_store(home / "h.db")
+    conversation = store.conversation(store.latest_id() or "")
+    session = ScriptedSession(store, Settings(), Script(["Yes."]), conversation=conversation)
+    session.open()
+    assert session.settings.docs == ("ships",)
+    _, searched = run(session.send("And the Mary Rose?"))
+    assert not searched.is_new
+    session.close()
+
+
+def test_whole_documents_are_read_before_the_first_question(
+    session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[protocol.Generate] = []
+    monkeypatch.setattr(session._turn_runner.idle_gate, "generate_if_idle", requests.append)
+    session.warm_cache()
+    [request] = requests
+    assert request.shared_prefix is not None
+    assert 0 < request.shared_prefix.n_tokens <= len(request.tokens or ())
+    session.override_settings(docs=("missing",))
+    session.warm_cache()
+    assert requests[1].shared_prefix is None
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "n_message", "max_tokens", "decode_tps", "whole", "retrieved", "reading"),
+    [
+        (8192, 100, None, None, 6144, 2048, 16384),
+        (8192, 3000, None, None, 8192 - 1024 - 3000 - 64, 2048, 16384),
+        (32768, 100, 256, 5.0, 24576, 3072, 4096),
+        (32768, 100, 256, 60.0, 24576, 3072, 28800),
+        (512, 600, None, None, 0, 0, 16384),
+    ],
+)
+def test_budget_leaves_space_for_the_message_and_the_reply(
+    n_ctx: int, n_message: int, max_tokens: int | None, decode_tps: float | None, whole: int, retrieved: int,
+    reading: int,
+) -> None:  # fmt: skip
+    assert choose_budget(n_ctx, n_message, max_tokens, decode_tps) == (whole, retrieved, reading)
