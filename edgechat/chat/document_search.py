@@ -74,6 +74,18 @@ def choose_budget(
     )
 
 
+def check_names(library: DocumentLibrary, names: Iterable[str]) -> None:
+    """Raise DocumentError, with the names of the existing collections, if one of `names` does not exist."""
+    existing_names = library.names()
+    missing_name = next((name for name in names if name not in existing_names), None)
+    if missing_name is not None:
+        hint = f"There are: {', '.join(existing_names)}." if existing_names else "There are none yet."
+        raise DocumentError(
+            f"There is no collection of documents called {missing_name!r}. {hint} /docs NAME or --docs NAME chooses "
+            "others, /docs off none, and `edgechat docs add` adds one."
+        )
+
+
 class DocumentSearch:
     """Searches the collections of a session."""
 
@@ -85,17 +97,6 @@ class DocumentSearch:
         self._reranker: TextReranker | None = None
         self._is_hint_due = True
 
-    def check_names(self, names: Iterable[str]) -> None:
-        """Raise DocumentError, with the names of the existing collections, if one of `names` does not exist."""
-        existing_names = self.library.names()
-        missing_name = next((name for name in names if name not in existing_names), None)
-        if missing_name is not None:
-            hint = f"There are: {', '.join(existing_names)}." if existing_names else "There are none yet."
-            raise DocumentError(
-                f"There is no collection of documents called {missing_name!r}. {hint} /docs NAME or --docs NAME "
-                "chooses others, /docs off none, and `edgechat docs add` adds one."
-            )
-
     def search(
         self, question: str, path: Sequence[Message], read_attachment: Callable[[str], bytes], settings: Settings,
         budget: DocumentBudget, *, allows_whole: bool = True,
@@ -105,7 +106,7 @@ class DocumentSearch:
         Without `allows_whole`, the documents are searched even if they would fit. Raises DocumentError.
         """
         names = settings.docs
-        self.check_names(names)
+        check_names(self.library, names)
         infos = [self.library.describe(name) for name in names]
         n_documents = sum(info.n_documents for info in infos)
         yield events.DocumentSearchStarted(n_documents=n_documents)

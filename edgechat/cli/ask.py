@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
+from edgechat.cli.cited_sources import make_source_fields, print_sources
 from edgechat.cli.interruption import use_session
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, conversation_options
@@ -191,6 +192,7 @@ def print_reply(
             if n_replies > 1 and pick is None:
                 _print_alternatives(final_event)
             _report_cut_replies(session, final_event, status)
+            print_sources(session, final_event.reply, status)
     printed_replies = [final_event.reply, *(final_event.alternatives if pick is None else ())]
     if output_rule and any(r.finish_reason != "stop" for r in printed_replies):
         raise ContextOverflowError("The reply was cut, so that its JSON is incomplete. Raise --max-tokens or --ctx.")
@@ -299,6 +301,7 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
         "backend": model_properties.backend if model_properties else "",
         "stats": stats,
     }
+    result |= make_source_fields(session, reply)
     if final_event.alternatives:
         result["others"] = [
             {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}

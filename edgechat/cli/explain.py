@@ -39,6 +39,7 @@ def explain(question: str | None, as_json: bool, **options: Any) -> None:
     remembers, and in tmux also its output. The conversation is saved like those of `edgechat ask`, unless
     --ephemeral is given.
     """  # noqa: D301  (click reads the control character)
+    options["docs"] = options.get("docs") or ()  # those of the settings are about other questions
     if sys.stdin.isatty():
         text = make_command_question(question)
     else:

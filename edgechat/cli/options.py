@@ -69,6 +69,18 @@ def complete_conversation(
     return items
 
 
+def complete_collection(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of collections of documents that start with `incomplete`, for shell completion."""
+    from edgechat import paths
+    from edgechat.documents.library import DocumentLibrary
+
+    try:
+        names = DocumentLibrary(paths.documents_dir()).names()
+    except EdgechatError:
+        return []
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
 MAX_ROWS: Final = 10**9
 """Maximum number of rows to show or skip. SQLite rejects numbers of 2**63 and more."""
 
@@ -169,6 +181,14 @@ _GENERATION_OPTIONS = (
     ),
 )
 _CONVERSATION_OPTIONS = (
+    click.option(
+        "--docs",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=complete_collection,
+        callback=lambda _context, _parameter, names: names or None,
+        help="Answer from this collection of documents; may be repeated. `edgechat docs` adds and lists them.",
+    ),
     click.option("--persona", metavar="NAME", help="Persona to use: system prompt, model and sampling settings."),
     click.option(
         "-c",

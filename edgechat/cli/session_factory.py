@@ -51,6 +51,7 @@ def prepare_session(
         from edgechat.chat import personas
 
         overrides = personas.load_settings(persona) | overrides
+    _check_collections(overrides.get("docs"))
     opens_existing_conversation = bool(continue_last or conversation_id)
     if not opens_existing_conversation and ("model" in overrides or not allow_missing_model):
         _check_model_name(str(overrides.get("model", settings.model)))
@@ -145,6 +146,17 @@ def _check_model_name(name: str) -> None:
 
     if name != config.AUTO:
         find_model(name)
+
+
+def _check_collections(names: object) -> None:
+    """Raise DocumentError for a collection that does not exist, so that it is reported before the model is loaded."""
+    if not isinstance(names, (list, tuple)) or not names:
+        return
+    from edgechat import paths
+    from edgechat.chat.document_search import check_names
+    from edgechat.documents.library import DocumentLibrary
+
+    check_names(DocumentLibrary(paths.documents_dir()), names)
 
 
 def _make_conversation(overrides: Mapping[str, object]) -> Conversation:

@@ -30,7 +30,7 @@ def generate_fields(
     output_rule = make_schema_rule(schema, "reply")
     if options.get("reasoning") is None and options.get("thinking") is None:
         options["reasoning"] = False
-    session = create_session(**options, system_prompt=system_prompt, ephemeral=True)
+    session = create_session(**options, system_prompt=system_prompt, docs=(), ephemeral=True)
     with use_session(session, status) as interruption, interruption.stop_reply(), status.announce_wait():
         status.show(status_text)
         reply = _send_first(session, texts, output_rule, lambda text: status.show(text or status_text))

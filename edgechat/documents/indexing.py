@@ -22,6 +22,7 @@ from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.embedding_updates import embed_chunks
 from edgechat.documents.text import Chunk, ExtractedDocument
 from edgechat.errors import DocumentError, format_reason
+from edgechat.humanize import format_count, shorten
 
 # A transaction ends after this much text, this many documents or this time.
 _MAX_PENDING_BYTES: Final = 8 << 20
@@ -32,6 +33,7 @@ _MAX_PENDING_S: Final = 1.0
 _RECENT_NS: Final = 3_000_000_000
 _HASHED_BYTES: Final = 1 << 20
 _MAX_READS: Final = 3
+_MAX_SHOWN_NAME_CHARS: Final = 40
 
 
 class SourceFile(Protocol):
@@ -84,6 +86,16 @@ class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
     n_chunks_done: int = 0
     path: str = ""
     """Name of the file that is being read."""
+
+    @property
+    def message(self) -> str:
+        """Status text, such as "reading 12 of 340 files"."""
+        if self.phase == "finding":
+            return f"{format_count(self.n_files, 'file')} found"
+        if self.phase == "embedding":
+            return f"computing embeddings: {self.n_chunks_done:,} of {format_count(self.n_chunks, 'passage')}"
+        name = f" ({shorten(self.path, _MAX_SHOWN_NAME_CHARS)})" if self.path else ""
+        return f"reading {self.n_files_done:,} of {format_count(self.n_files, 'file')}{name}"
 
 
 class UpdateSummary(msgspec.Struct, frozen=True, kw_only=True):

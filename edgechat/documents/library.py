@@ -17,7 +17,8 @@ from edgechat.errors import DamagedCollectionError, DocumentError
 
 _SUFFIX: Final = ".db"
 _NAME: Final = re.compile(r"[^\W_][\w.-]*(?: [\w.-]+)*")
-_MAX_NAME_CHARS: Final = 48
+MAX_NAME_CHARS: Final = 48
+"""Maximum length of the name of a collection."""
 _WINDOWS_NAMES: Final = frozenset(
     ("con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10)))
 )
@@ -58,7 +59,7 @@ class DocumentLibrary:
         """Return the path of a collection's database, which need not exist. Raises DocumentError for a bad name."""
         if not is_valid_name(name):
             raise DocumentError(
-                f"{name!r} is not a name of a collection. Use at most {_MAX_NAME_CHARS} letters, digits and spaces, "
+                f"{name!r} is not a name of a collection. Use at most {MAX_NAME_CHARS} letters, digits and spaces, "
                 "and the characters - _ . after the first one."
             )
         return self.root / f"{name}{_SUFFIX}"
@@ -142,7 +143,7 @@ class DocumentLibrary:
 def is_valid_name(name: str) -> bool:
     """Return whether a collection can have this name."""
     return (
-        len(name) <= _MAX_NAME_CHARS
+        len(name) <= MAX_NAME_CHARS
         and _NAME.fullmatch(name) is not None
         and not name.endswith(".")
         and name.split(".", maxsplit=1)[0].casefold() not in _WINDOWS_NAMES

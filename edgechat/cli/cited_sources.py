@@ -1,0 +1,93 @@
+"""Sources that a reply of `edgechat ask` cites: lines on standard error, and fields of its JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgechat.cli.progress import StderrStatus
+from edgechat.documents.passages import Passage, PassageSet
+
+if TYPE_CHECKING:
+    from edgechat.chat.messages import Message
+    from edgechat.chat.session import Session
+    from edgechat.documents.citations import Citation
+
+
+def print_sources(session: Session, reply: Message, status: StderrStatus) -> None:
+    """Print a line for each passage that a reply cites, such as "[2] report.pdf, page 3"."""
+    sets = _read_sets(session, reply)
+    if not any(sets):
+        return
+    citations = _find_citations(reply, sets)
+    for passage in _list_cited(citations):
+        problems = _list_problems(citations, passage.number)
+        status.note(f"[{passage.number}] {passage.place}" + (f" ({'; '.join(problems)})" if problems else ""))
+    unknown_numbers = sorted({number for citation in citations for number in citation.unknown_numbers})
+    if unknown_numbers:
+        status.note(f"There is no passage {', '.join(f'[{n}]' for n in unknown_numbers)}.")
+
+
+def make_source_fields(session: Session, reply: Message) -> dict[str, Any]:
+    """Return the JSON fields of a reply about documents: passages, cited passages, and what was searched.
+
+    There are no fields if the conversation has no documents.
+    """
+    sets = _read_sets(session, reply)
+    if not any(sets):
+        return {}
+    own_set = next((s for s in reversed(sets) if s is not None), None)
+    citations = _find_citations(reply, sets)
+    return {
+        "passages": own_set.passages if own_set is not None else (),
+        "cited": [
+            {
+                "number": passage.number, "place": passage.place, "document": passage.document, "path": passage.path,
+                "problems": _list_problems(citations, passage.number),
+            }
+            for passage in _list_cited(citations)
+        ],
+        "searched": _make_searched(own_set),
+    }  # fmt: skip
+
+
+def _make_searched(passages: PassageSet | None) -> dict[str, Any]:
+    import msgspec
+
+    if passages is None:
+        return {}
+    return {
+        "collections": passages.collections, "is_whole": passages.is_whole, "query": passages.query,
+        **msgspec.structs.asdict(passages.searched),
+    }  # fmt: skip
+
+
+def _read_sets(session: Session, reply: Message) -> list[PassageSet | None]:
+    """Return the passages of the messages before a reply; None for messages without passages."""
+    path = session.tree.path_to(reply.id)
+    if not any(a.is_passages for message in path for a in message.attachments):
+        return []
+    from edgechat.chat.message_passages import find_readable_passages
+
+    return find_readable_passages(path, session.store.read_attachment)
+
+
+def _find_citations(reply: Message, sets: list[PassageSet | None]) -> list[Citation]:
+    from edgechat.documents.citations import find_citations
+
+    return find_citations(reply.text, [p for s in sets if s is not None for p in s.passages])
+
+
+def _list_cited(citations: list[Citation]) -> list[Passage]:
+    """Return the cited passages in the order of their numbers, each once."""
+    passages = {p.number: p for citation in citations for p in citation.passages}
+    return [passages[number] for number in sorted(passages)]
+
+
+def _list_problems(citations: list[Citation], number: int) -> list[str]:
+    """Return what the claims with a citation say that the cited passages do not contain, each once."""
+    problems = [
+        f"not in the passage: {', '.join(c.missing)}"
+        for c in citations
+        if c.missing and number in [p.number for p in c.passages]
+    ]
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,59 @@
+"""`edgechat ask --docs` with the starter model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+# A topic that the starter model knows nothing about.
+FACTS = {
+    "lamp.md": "# Zorblat lamp\n\nThe zorblat lamp has a battery of 4711 mAh. It was made in the town of Quimby.\n",
+    "pump.md": "# Frindle pump\n\nThe frindle pump moves 36 litres per minute. It weighs 12 kg.\n",
+}
+
+
+@pytest.fixture
+def manuals(tmp_path: Path, cli: Cli) -> str:
+    folder = tmp_path / "manuals"
+    folder.mkdir()
+    for name, text in FACTS.items():
+        (folder / name).write_text(text)
+    assert cli("docs", "add", str(folder)).returncode == 0
+    return "manuals"
+
+
+def test_question_about_whole_documents(cli: Cli, manuals: str) -> None:
+    question = "How many mAh has the battery of the zorblat lamp?"
+    options = ["--docs", manuals, "--temperature", "0", "--max-tokens", "60"]
+    result = cli("ask", question, *options)
+    assert result.returncode == 0, result.stderr
+    assert "4711" in result.stdout
+    assert "All 2 documents are in the prompt" in result.stderr
+    again = json.loads(cli("ask", question, *options, "--json").stdout)
+    assert again["text"] == result.stdout.rstrip("\n")
+    assert again["stats"]["cached_tokens"] > 0  # a new conversation in a new process, with the same documents
+    assert [p["document"] for p in again["passages"]] == ["lamp.md", "pump.md"]
+    assert again["searched"]["is_whole"]
+    assert [c["number"] for c in again["cited"]] == sorted({c["number"] for c in again["cited"]})
+
+
+def test_question_is_answered_from_passages_if_the_documents_are_long(cli: Cli, manuals: str, tmp_path: Path) -> None:
+    (tmp_path / "manuals" / "filler.txt").write_text(
+        "\n\n".join(f"Chapter {i} is about sand. " * 40 for i in range(80))
+    )
+    assert cli("docs", "update", manuals).returncode == 0
+    question = "How many litres per minute does the frindle pump move?"
+    result = cli(
+        "ask", question, "--docs", manuals, "--temperature", "0", "--max-tokens", "60", "--ctx", "2048", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    reply = json.loads(result.stdout)
+    assert "36" in reply["text"]
+    assert reply["passages"][0]["document"] == "pump.md"
+    assert reply["passages"][0]["scores"]["bm25_rank"] == 1
+    assert not reply["searched"].get("is_whole")
+    assert "Only keywords were searched" in result.stderr

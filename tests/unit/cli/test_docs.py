@@ -1,0 +1,176 @@
+"""`edgechat docs` with text and JSON output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from edgechat import paths
+from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.chat.message_passages import make_attachment
+from edgechat.chat.messages import new_reply, new_user_message
+from edgechat.cli.cited_sources import make_source_fields, print_sources
+from edgechat.cli.docs import docs
+from edgechat.cli.progress import StderrStatus
+from edgechat.config import Settings
+from edgechat.documents.library import DocumentLibrary
+from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
+from edgechat.errors import DocumentError
+from edgechat.store import open_ephemeral_store
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def ships(tmp_path: Path) -> Path:
+    """Return a folder with two documents and a file that cannot be read."""
+    folder = tmp_path / "ships"
+    folder.mkdir()
+    (folder / "vasa.txt").write_text("The Vasa sank in 1628.\n")
+    (folder / "mary.md").write_text("# Mary Rose\n\nThe Mary Rose sank in 1545.\n")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    return folder
+
+
+def invoke(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run `edgechat docs` in this process; return standard output and standard error."""
+    result = CliRunner().invoke(docs, list(arguments))
+    if isinstance(result.exception, DocumentError):
+        assert result.exception.exit_code == code, result.exception
+        return result.stdout, f"{result.stderr}{result.exception}"
+    assert result.exit_code == code, result.output
+    return result.stdout, result.stderr
+
+
+def test_folder_is_added_listed_updated_searched_and_removed(ships: Path) -> None:
+    out, err = invoke("add", str(ships))
+    assert out == "ships: 2 documents, 2 passages, 79 B, keywords; 2 added, 1 could not be read\n"
+    assert "broken.pdf: " in err
+    assert "edgechat ask --docs ships" in err
+    out, _ = invoke("list")
+    assert out.splitlines()[0].startswith("ships                     2 documents, 2 passages, 79 B, keywords")
+    assert "1 file could not be read" in out
+
+    (ships / "mary.md").unlink()
+    (ships / "vasa.txt").write_text("The Vasa sank on 10 August 1628.\n")
+    (ships / "cutty.txt").write_text("The Cutty Sark is in Greenwich.\n")
+    out, _ = invoke("update", "ships")
+    assert out.endswith("; 1 added, 1 changed, 1 removed, 1 could not be read\n")
+    (ships / "broken.pdf").unlink()
+    assert invoke("add", str(ships))[0].endswith("; 1 removed\n")
+    assert invoke("update")[0].endswith("; no changes\n")
+
+    out, _ = invoke("search", "when did the vasa sink")
+    assert out == "vasa.txt, line 1\n    The Vasa sank on 10 August 1628.\n"
+    out, err = invoke("search", "xylophone", "--docs", "ships")
+    assert (out, err) == ("", "edgechat: Nothing found in 2 documents.\n")
+
+    invoke("remove", "ships", "--yes")
+    assert invoke("list") == ("", "edgechat: No collections yet. `edgechat docs add FOLDER` makes one.\n")
+    assert (ships / "vasa.txt").exists()
+
+
+def test_json_has_all_problems_and_scores(ships: Path) -> None:
+    added = json.loads(invoke("add", str(ships), "--name", "old ships", "--json")[0])
+    assert (added["name"], added["update"]["added"], added["update"]["failed"]) == ("old ships", 2, 1)
+    assert [p["path"] for p in added["collection"]["problems"]] == [str(ships / "broken.pdf")]
+    [listed] = json.loads(invoke("list", "--json")[0])
+    assert (listed["name"], listed["sources"], listed["n_documents"]) == ("old ships", [str(ships)], 2)
+    found = json.loads(invoke("search", "Vasa", "--json")[0])
+    assert found["collections"] == ["old ships"]
+    [result] = found["results"]
+    assert (result["document"], result["first_line"]) == ("vasa.txt", 1)
+    assert result["scores"]["bm25_rank"] == 1
+    assert json.loads(invoke("update", "old ships", "--json")[0])["update"]["unchanged"] == 2
+    assert [r["name"] for r in json.loads(invoke("update", "--json")[0])] == ["old ships"]
+    assert json.loads(invoke("remove", "old ships", "-y", "--json")[0]) == ["old ships"]
+
+
+def test_only_some_unreadable_files_are_listed(ships: Path) -> None:
+    for i in range(30):
+        (ships / f"{i}.pdf").write_bytes(b"%PDF-1.4 broken")
+    _, err = invoke("add", str(ships))
+    assert err.count(".pdf: ") == 10
+    assert "21 other files could not be read; --json lists them." in err
+
+
+def test_removal_asks_first(ships: Path) -> None:
+    invoke("add", str(ships))
+    result = CliRunner().invoke(docs, ["remove", "ships"], input="n\n")
+    assert "Remove the index? The files stay." in result.stderr
+    assert DocumentLibrary(paths.documents_dir()).names() == ["ships"]
+    CliRunner().invoke(docs, ["remove", "ships"], input="y\n")
+    assert DocumentLibrary(paths.documents_dir()).names() == []
+
+
+def test_errors_are_one_line_with_exit_code_2(ships: Path, tmp_path: Path) -> None:
+    assert "there is no such file or folder" in invoke("add", str(tmp_path / "nothing"), code=2)[1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "The collection empty was not made, because there are no documents" in invoke("add", str(empty), code=2)[1]
+    (empty / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    assert "none of the files could be read" in invoke("add", str(empty), code=2)[1]
+    assert DocumentLibrary(paths.documents_dir()).names() == []
+    assert "not a name of a collection" in invoke("add", str(ships), "--name", "a/b", code=2)[1]
+    for command in (["update", "boats"], ["remove", "boats", "-y"], ["search", "x", "--docs", "boats"]):
+        assert "no collection named boats" in invoke(*command, code=2)[1]
+    assert "There are no collections yet" in invoke("search", "x", code=2)[1]
+
+
+def test_one_damaged_collection_does_not_keep_others_from_an_update(ships: Path, tmp_path: Path) -> None:
+    other = tmp_path / "boats"
+    other.mkdir()
+    (other / "a.txt").write_text("A boat.")
+    invoke("add", str(other))
+    invoke("add", str(ships))
+    (paths.documents_dir() / "boats.db").write_bytes(b"damaged" * 1000)
+    out, err = invoke("update", code=2)
+    assert out.startswith("ships: 2 documents")
+    assert err.endswith("1 collection could not be updated.")
+    assert "Traceback" not in err
+    assert "boats" in invoke("list")[0]
+
+
+def test_ask_reports_an_unknown_collection_before_it_loads_a_model(cli: Cli) -> None:
+    result = cli("ask", "--docs", "boats", "-m", "starter", "Hi")
+    assert result.returncode == 2
+    assert "no collection of documents called 'boats'" in result.stderr
+    assert result.stdout == ""
+
+
+def test_cited_sources_of_a_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script([""]))
+    passages = (
+        Passage(number=1, collection="ships", document="vasa.pdf", text="The Vasa sank in 1628.", page=3),
+        Passage(
+            number=2, collection="ships", document="mary.md", text="It sank in 1545.", first_line=1, last_line=4,
+            scores=PassageScores(bm25_rank=1),
+        ),
+    )  # fmt: skip
+    searched = SearchedDocuments(n_documents=2, n_chunks=2)
+    attachment, data = make_attachment(
+        PassageSet(collections=("ships",), passages=passages, query="When?", searched=searched)
+    )
+    question = new_user_message(None, "When?", (attachment,))
+    text = "The Vasa sank in 1629 [1]. The Mary Rose in 1545 [2], or [7]."
+    reply = msgspec.structs.replace(new_reply(question.id, "m"), text=text, finish_reason="stop")
+    plain = msgspec.structs.replace(new_reply(question.id, "m"), text="I do not know.", finish_reason="stop")
+    session._stored_conversation.append([question, reply, plain], {attachment.sha256: data})
+
+    print_sources(session, reply, StderrStatus())
+    assert capsys.readouterr().err == (
+        "edgechat: [1] vasa.pdf, page 3 (not in the passage: 1629)\n"
+        "edgechat: [2] mary.md, lines 1-4 (not in the passage: Rose)\n"
+        "edgechat: There is no passage [7].\n"
+    )
+    fields = make_source_fields(session, reply)
+    assert [c["number"] for c in fields["cited"]] == [1, 2]
+    assert fields["cited"][0]["problems"] == ["not in the passage: 1629"]
+    assert fields["passages"] == passages
+    assert fields["searched"]["query"] == "When?"
+    assert fields["searched"]["n_documents"] == 2
+    print_sources(session, plain, StderrStatus())
+    assert capsys.readouterr().err == ""
