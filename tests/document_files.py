@@ -126,16 +126,19 @@ def make_epub(chapters: Mapping[str, str], title: str = "A book", **parts: str) 
     })  # fmt: skip
 
 
-def make_pdf(pages: Sequence[str | None], title: str = "", *, count: int | None = None) -> bytes:
-    """Return a PDF document; a page that is None has a picture and no text. `count` replaces the number of pages."""
+def make_pdf(pages: Sequence[str | None], title: str = "", *, count: int | None = None, picture_size: int = 1) -> bytes:
+    """Return a PDF document; a page that is None has a picture and no text.
+
+    `count` replaces the number of pages, and `picture_size` is the declared width and height of the picture.
+    """
     n_pages = len(pages)
     kids = " ".join(f"{5 + 2 * i} 0 R" for i in range(n_pages))
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {n_pages if count is None else count} >>".encode(),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-        _make_stream(b"\0" * 3, "/Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceRGB "
-                     "/BitsPerComponent 8"),
+        _make_stream(b"\0" * 3, f"/Type /XObject /Subtype /Image /Width {picture_size} /Height {picture_size} "
+                     "/ColorSpace /DeviceRGB /BitsPerComponent 8"),
     ]  # fmt: skip
     for i, text in enumerate(pages):
         resources = "/XObject << /I 4 0 R >>" if text is None else "/Font << /F 3 0 R >>"

@@ -22,6 +22,7 @@ _MISSING_AES_MESSAGE: Final = (
     "it is encrypted with AES, which needs one more package. Add it with `pipx inject edgechat cryptography`."
 )
 _MAX_LISTED_RANGES: Final = 10
+_ONLY_PICTURES: Final = ("has no text, only a picture, as in a scan", "have no text, only pictures, as in a scan")
 
 
 def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
@@ -91,7 +92,9 @@ def _extract_pages(pages: Sequence[Any], builder: DocumentBuilder) -> None:
         if builder.is_full:
             break
         if builder.is_late:
-            builder.add_notice(f"{_format_pages([*range(number, n_pages + 1)])} were not read: it took too long.")
+            builder.add_notice(
+                _describe_pages(range(number, n_pages + 1), "was not read in time", "were not read in time")
+            )
             break
         text, has_picture = _read_page(pages, number)
         if text is None:
@@ -103,9 +106,11 @@ def _extract_pages(pages: Sequence[Any], builder: DocumentBuilder) -> None:
     if not builder.has_text:
         raise DocumentError(_describe_empty(n_pages, len(picture_pages), len(damaged_pages)))
     if picture_pages:
-        builder.add_notice(f"{_format_pages(picture_pages)} have no text, only pictures, as in a scan.")
+        builder.add_notice(_describe_pages(picture_pages, *_ONLY_PICTURES))
     if damaged_pages:
-        builder.add_notice(f"{_format_pages(damaged_pages)} are damaged and were not read.")
+        builder.add_notice(
+            _describe_pages(damaged_pages, "is damaged and was not read", "are damaged and were not read")
+        )
 
 
 def _read_page(pages: Sequence[Any], number: int) -> tuple[str | None, bool]:
@@ -138,8 +143,8 @@ def _describe_empty(n_pages: int, n_picture_pages: int, n_damaged_pages: int) ->
     return f"it has no text on its {format_count(n_pages, 'page')}."
 
 
-def _format_pages(numbers: Sequence[int]) -> str:
-    """Return a list of pages such as `Pages 1, 3-7`."""
+def _describe_pages(numbers: Sequence[int], singular: str, plural: str) -> str:
+    """Return a sentence about pages, such as `Pages 1, 3-7 have no text.`, with one of two predicates."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:
@@ -149,4 +154,4 @@ def _format_pages(numbers: Sequence[int]) -> str:
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     if len(texts) > _MAX_LISTED_RANGES:
         texts[_MAX_LISTED_RANGES:] = [f"and {sum(b - a + 1 for a, b in ranges[_MAX_LISTED_RANGES:])} more"]
-    return f"Pages {', '.join(texts)}"
+    return f"Page {texts[0]} {singular}." if len(numbers) == 1 else f"Pages {', '.join(texts)} {plural}."

@@ -85,6 +85,8 @@ class ExtractionProcess:
 
     def _exchange(self, request: ExtractionRequest, is_cancelled: IsCancelled) -> ExtractionReply:
         """Send a request to the child process, and return its reply or a description of its failure."""
+        if self._child is not None and self._child[0].poll() is not None:
+            self.close()  # it has ended since the last file
         if self._child is None:
             self._child = spawn_child(["_extract"], subprocess.DEVNULL)
         child, channel = self._child

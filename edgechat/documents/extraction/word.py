@@ -15,6 +15,8 @@ _STYLES: Final = "word/styles.xml"
 _NOTES: Final = (("word/footnotes.xml", "Footnotes"), ("word/endnotes.xml", "Endnotes"))
 _HEADING_NAME: Final = re.compile(r"(?i)heading\s*([1-9])$")
 _MAX_LEVEL: Final = 6
+# Tables in tables in cells, from which text is written on its own: each level copies the text once.
+_MAX_NESTED_CELLS: Final = 4
 
 
 def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
@@ -134,11 +136,15 @@ class WordText(XmlHandler):
         elif name == "tbl":
             self._writer.end_paragraph()
 
+    @property
+    def _is_in_cell(self) -> bool:
+        return 0 < len(self._cells) <= _MAX_NESTED_CELLS
+
     def _write_paragraph(self, paragraph: _Paragraph) -> None:
         text = "".join(paragraph.parts).strip()
         if not text:
             return
-        if self._cells:
+        if self._is_in_cell:
             self._cells[-1].append(text)
         elif paragraph.level:
             self._write(f"{'#' * min(paragraph.level, _MAX_LEVEL)} {' '.join(text.split())}", PARAGRAPH)
@@ -148,7 +154,7 @@ class WordText(XmlHandler):
             self._write(text, PARAGRAPH)
 
     def _write(self, text: str, gap: int) -> None:
-        if self._cells:
+        if self._is_in_cell:
             self._cells[-1].append(text)
             return
         self._writer.add(text, gap)

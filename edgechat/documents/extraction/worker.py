@@ -95,7 +95,7 @@ def process_request(request: ExtractionRequest) -> ExtractionReply:
     except MemoryError:
         return _make_memory_reply(request.limits)
     except RecursionError:
-        reason = "its content is nested too deeply, as in a damaged or malicious file"
+        reason = "it is nested too deeply, as a damaged or malicious file is"
     except OSError as error:
         reason = error.strerror or format_reason(error)
     except Exception as error:  # noqa: BLE001  (a damaged file can raise any exception in the parsers)
