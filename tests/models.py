@@ -356,22 +356,34 @@ def write_tiny_bert(path: Path, *, is_reranker: bool = False, n_ctx: int = 128) 
     return path
 
 
+def write_tiny_qwen_embedder(path: Path) -> Path:
+    """Write a random embedding model with Qwen3's architecture, which pools the last token."""
+    with open_writer(path, "qwen3", N_CTX) as writer:
+        writer.add_pooling_type(gguf.PoolingType.LAST)
+        _add_tiny_qwen(writer)
+    return path
+
+
 def write_tiny_qwen_reranker(path: Path) -> Path:
     """Write a random reranker with Qwen3's architecture, which has two labels and a template of the input."""
     template = "<|im_start|>Judge.<Query>: {query}\n<Document>: {document}<|im_end|><|im_start|>"
     with open_writer(path, "qwen3", N_CTX) as writer:
-        _add_heads(writer)
-        writer.add_key_length(N_EMBD // N_HEAD)
-        writer.add_value_length(N_EMBD // N_HEAD)
         writer.add_pooling_type(gguf.PoolingType.RANK)
         writer.add_classifier_output_labels(["yes", "no"])
         writer.add_chat_template([{"name": "rerank", "template": template}])
-        n_vocab = add_bpe_vocabulary(writer, "qwen2")
-        tensors = TinyTensors(writer, 0)
-        tensors.ends(n_vocab)
-        _add_layers(tensors)
-        for block in range(N_LAYER):
-            tensors.ones(f"blk.{block}.attn_q_norm.weight", N_EMBD // N_HEAD)
-            tensors.ones(f"blk.{block}.attn_k_norm.weight", N_EMBD // N_HEAD)
-        tensors.matrix("cls.output.weight", 2, N_EMBD)
+        _add_tiny_qwen(writer).matrix("cls.output.weight", 2, N_EMBD)
     return path
+
+
+def _add_tiny_qwen(writer: gguf.GGUFWriter) -> TinyTensors:
+    _add_heads(writer)
+    writer.add_key_length(N_EMBD // N_HEAD)
+    writer.add_value_length(N_EMBD // N_HEAD)
+    n_vocab = add_bpe_vocabulary(writer, "qwen2")
+    tensors = TinyTensors(writer, 0)
+    tensors.ends(n_vocab)
+    _add_layers(tensors)
+    for block in range(N_LAYER):
+        tensors.ones(f"blk.{block}.attn_q_norm.weight", N_EMBD // N_HEAD)
+        tensors.ones(f"blk.{block}.attn_k_norm.weight", N_EMBD // N_HEAD)
+    return tensors

@@ -67,28 +67,33 @@ class EmbeddingModel(EngineModel):
         if self._pair_tokenizer is not None:
             raise EngineError("This is a reranker, which cannot compute embeddings. Load an embedding model.")
         with self._begin(request.id):
-            embeddings = []
             for tokens in request.inputs:
                 check_tokens(tokens, self._model.n_vocab)
+                self._embedder.check_length(tokens)
+            embeddings = []
+            for texts in self._embedder.split_batches(request.inputs):
                 self._check_not_cancelled(request.id)
-                embeddings.append(self._embedder.embed(tokens))
+                embeddings += self._embedder.embed(texts)
         return protocol.EmbeddingsComputed(id=request.id, embeddings=embeddings)
 
     def _execute_rerank(self, request: protocol.Rerank) -> protocol.Reranked:
         if self._pair_tokenizer is None:
             raise EngineError("This is an embedding model, which cannot rerank. Load a reranker.")
-        scores, n_tokens = [], 0
         with self._begin(request.id):
+            pairs = []
             for i, document in enumerate(request.documents):
                 self._check_not_cancelled(request.id)
                 try:
-                    tokens = self._pair_tokenizer.tokenize(request.query, document)
-                    scores.append(self._embedder.score(tokens))
+                    pairs.append(self._pair_tokenizer.tokenize(request.query, document))
+                    self._embedder.check_length(pairs[-1])
                 except ContextOverflowError as error:
                     raise ContextOverflowError(f"documents[{i}]: {error}") from error
-                n_tokens += len(tokens)
+            scores = []
+            for texts in self._embedder.split_batches(pairs):
+                self._check_not_cancelled(request.id)
+                scores += self._embedder.score(texts)
         return protocol.Reranked(
-            id=request.id, scores=scores, n_tokens=n_tokens, are_probabilities=self._model.has_softmax
+            id=request.id, scores=scores, n_tokens=sum(map(len, pairs)), are_probabilities=self._model.has_softmax
         )
 
     @contextlib.contextmanager

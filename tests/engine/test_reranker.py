@@ -75,7 +75,7 @@ def test_scores_and_inputs_are_those_of_llama_cpp(native: Bindings, tmp_path: Pa
     for query, document in PAIRS:
         tokens = compose(native, model, query, document)
         assert pair_tokenizer.tokenize(query, document) == tokens
-        assert embedder.score(tokens) == pytest.approx(compute_score(native, model, tokens), abs=1e-5)
+        assert embedder.score([tokens]) == pytest.approx([compute_score(native, model, tokens)], abs=1e-5)
     embedder.close()
 
 
@@ -109,11 +109,12 @@ def rerank(client: EngineClient, query: str, documents: list[str]) -> protocol.R
 def test_engine_scores_each_document_by_itself(reranker: EngineClient) -> None:
     documents = ["the world", "hello", "the world"]
     reranked = rerank(reranker, "hello world", documents)
-    assert reranked.scores[0] == reranked.scores[2] != reranked.scores[1]
+    assert reranked.scores[0] == pytest.approx(reranked.scores[2], abs=1e-3)
+    assert abs(reranked.scores[0] - reranked.scores[1]) > 0.01
     assert reranked.n_tokens > 6
     if reranked.are_probabilities:
         assert all(0 <= score <= 1 for score in reranked.scores)
-    assert reranked.scores[1] == pytest.approx(rerank(reranker, "hello world", ["hello"]).scores[0], abs=1e-6)
+    assert reranked.scores[1] == pytest.approx(rerank(reranker, "hello world", ["hello"]).scores[0], abs=1e-3)
     with pytest.raises(ContextOverflowError, match=r"documents\[1\]: The query and the document have .* at most 128"):
         rerank(reranker, "hello", ["hello", "hello " * 500])
     with pytest.raises(EngineError, match="is a reranker"):

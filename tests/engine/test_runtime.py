@@ -242,11 +242,11 @@ def test_random_seed_is_chosen_without_a_seed(model: Model) -> None:
 def test_embedding_can_be_aborted_and_computed_again(native: Bindings, tmp_path: Path) -> None:
     plan: Any = SimpleNamespace(options=SimpleNamespace(n_ctx=64), n_threads=1, n_threads_batch=1)
     embedder = Embedder(Model(native, write_tiny_bert(tmp_path / "bert.gguf")), plan)
-    embedding = embedder.embed([2, 5, 6, 7, 3])
+    embedding = embedder.embed([[2, 5, 6, 7, 3]])
     embedder.abort()
     with pytest.raises(RequestCancelledError):
-        embedder.embed([2, 5, 6, 7, 3])
+        embedder.embed([[2, 5, 6, 7, 3]])
     embedder.clear_abort()
-    assert embedder.embed([2, 5, 6, 7, 3]) == embedding
+    assert embedder.embed([[2, 5, 6, 7, 3]]) == embedding
     embedder.close()
     embedder.abort()

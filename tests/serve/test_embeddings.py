@@ -48,14 +48,15 @@ def embed(both: ServerProcess, body: dict[str, Any]) -> list[list[float]]:
 def test_embeddings_are_normalised_and_independent_of_the_batch(client: OpenAI, both: ServerProcess) -> None:
     answer = client.embeddings.create(model="tiny-bert", input=["hello world", "hello", "hello world"])
     first, other, same = (item.embedding for item in answer.data)
-    assert first == same != other
+    assert first == pytest.approx(same, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(first, other, strict=True)) > 0.01
     assert math.isclose(math.fsum(x * x for x in first), 1.0, abs_tol=1e-5)
     assert [item.index for item in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 4 + 3 + 4  # with [CLS] and [SEP]
     (single,) = embed(both, {"input": "hello world"})
-    assert single == pytest.approx(first, abs=1e-6)
+    assert single == pytest.approx(first, abs=1e-4)
     (encoded,) = embed(both, {"input": "hello world", "encoding_format": "base64"})
-    assert array("f", base64.b64decode(encoded)).tolist() == pytest.approx(first, abs=1e-6)  # type: ignore[arg-type]
+    assert array("f", base64.b64decode(encoded)).tolist() == pytest.approx(first, abs=1e-4)  # type: ignore[arg-type]
 
 
 def test_truncated_embeddings_are_normalised(both: ServerProcess) -> None:
