@@ -15,6 +15,7 @@ from edgechat import __version__, paths
 from edgechat.errors import CatalogueError, InvalidFileError, ModelFileError
 from edgechat.files import FileLock, JsonFile
 from edgechat.modelfile.content_hash import HashMemo
+from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import list_model_files, read_header
 
 _LOCK_TIMEOUT_S: Final = 5.0
@@ -37,6 +38,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     n_ctx_train: int = 0
     n_parts: int = 1
     has_template: bool = False
+    purpose: str = ""
+    """`chat`, `embedding` or `reranking`; "" if the file is not a model or has a problem."""
     problem: str = ""
     """Reason why the model cannot be used; "" if it can be used."""
     is_cacheable: bool = msgspec.field(default=True, name="is_for_good")
@@ -75,7 +78,7 @@ class _FactsFile(msgspec.Struct, kw_only=True):
 
 
 # The cache is valid for one release, because another release may read different facts from the same header.
-_VERSION: Final = f"1 {__version__}"
+_VERSION: Final = f"2 {__version__}"
 
 
 def _records_file() -> JsonFile[ModelRecords]:
@@ -184,5 +187,11 @@ def _read_facts(path: Path, size_bytes: int, mtime_ns: int) -> ModelFacts:
     return ModelFacts(
         size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
         quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,
-        n_parts=header.n_parts, has_template=header.chat_template is not None,
+        n_parts=header.n_parts, has_template=header.chat_template is not None, purpose=_find_purpose(header),
     )  # fmt: skip
+
+
+def _find_purpose(header: ModelHeader) -> str:
+    if header.kind != "model":
+        return ""
+    return "reranking" if header.is_reranker else "embedding" if header.is_embedding else "chat"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,8 +58,8 @@ class SourceFile(Protocol):
 class FileExtractor(Protocol):
     """Extraction of the text of files, as `extraction.process.ExtractionProcess` provides it."""
 
-    def extract(self, path: Path) -> ExtractedDocument:
-        """Return the text of a file. Raises DocumentError."""
+    def extract(self, path: Path, is_cancelled: Callable[[], bool]) -> ExtractedDocument:
+        """Return the text of a file. Raises DocumentError, also if `is_cancelled` returns True meanwhile."""
 
 
 class FileReader(msgspec.Struct, frozen=True):
@@ -259,7 +258,8 @@ class _FileUpdate:
             state, document = self._read_file(file.path)
             chunks = self._reader.split(document, file.name)
         except DocumentError as error:
-            self._fail(source_id, file, str(error))
+            if not self._is_cancelled():
+                self._fail(source_id, file, str(error))
             return
         except OSError as error:
             self._fail(source_id, file, f"Cannot read the file: {format_reason(error)}.")
@@ -280,7 +280,7 @@ class _FileUpdate:
             self._extractor = self._stack.enter_context(self._reader.open_extractor())
         before = _read_state(path)
         for _ in range(_MAX_READS):
-            document = self._extractor.extract(path)
+            document = self._extractor.extract(path, self._is_cancelled)
             after = _read_state(path)
             if before.hash == after.hash:
                 return after, document
@@ -344,6 +344,7 @@ def _read_parts(descriptor: int) -> Iterator[bytes]:
 
 
 def _default_reader() -> FileReader:
-    names = ("sources", "extraction.process", "chunks")
-    sources, process, chunks = (importlib.import_module(f"edgechat.documents.{name}") for name in names)
-    return FileReader(sources.find_files, process.ExtractionProcess, chunks.split)
+    from edgechat.documents import chunks, sources
+    from edgechat.documents.extraction.process import ExtractionProcess
+
+    return FileReader(sources.find_files, ExtractionProcess, chunks.split)

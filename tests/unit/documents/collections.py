@@ -41,7 +41,7 @@ class TextExtractor:
         self.paths: list[Path] = []
         self.on_extract = on_extract
 
-    def extract(self, path: Path) -> ExtractedDocument:
+    def extract(self, path: Path, is_cancelled: Callable[[], bool]) -> ExtractedDocument:
         self.paths.append(path)
         self.on_extract(path)
         text = path.read_text(encoding="utf-8")
