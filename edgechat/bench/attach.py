@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +16,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat import paths
-from edgechat.bench.child_programs import edgechat_command, make_environment, replace_variables
+from edgechat.bench.child_programs import edgechat_command, make_environment, open_temporary_home
 from edgechat.chat.events import TurnFinished, TurnInterrupted
 from edgechat.chat.session import Session
 from edgechat.config import Settings
@@ -63,24 +60,17 @@ class AttachReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(model: Path, rounds: int, on_progress: ProgressCallback) -> AttachReport:
     """Run all measurements. Raises EngineError if a program fails."""
-    with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
-        env = make_environment(Path(home))
-        # A new directory would have no results of self-tests, and the first start of a backend would include them.
-        results = [paths.verdicts_file(), paths.kernel_speeds_file()]
-        with replace_variables(EDGECHAT_HOME=home, EDGECHAT_ENGINE=None):
-            for source, target in zip(results, (paths.verdicts_file(), paths.kernel_speeds_file()), strict=True):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(OSError):
-                    shutil.copyfile(source, target)
-            try:
-                running_s = _measure_running(model, rounds, env, on_progress)
-                shared_s, private_s = _measure_starts(model, rounds, env, on_progress)
-                chat_s, ask_s, process_s = _measure_first_tokens(model, rounds, env, on_progress)
-                _stop_engines()
-                on_progress("measuring memory")
-                chat_bytes, shared_bytes, private_bytes = _measure_memory(model, env)
-            finally:
-                _stop_engines()
+    with open_temporary_home(EDGECHAT_ENGINE=None) as home:
+        env = make_environment(home)
+        try:
+            running_s = _measure_running(model, rounds, env, on_progress)
+            shared_s, private_s = _measure_starts(model, rounds, env, on_progress)
+            chat_s, ask_s, process_s = _measure_first_tokens(model, rounds, env, on_progress)
+            _stop_engines()
+            on_progress("measuring memory")
+            chat_bytes, shared_bytes, private_bytes = _measure_memory(model, env)
+        finally:
+            _stop_engines()
     return AttachReport(
         running_first_byte_s=running_s, shared_first_byte_s=shared_s, private_first_byte_s=private_s,
         chat_first_token_s=chat_s, ask_first_token_s=ask_s, ask_process_first_token_s=process_s,

@@ -6,8 +6,11 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from edgechat import paths
 
 
 def make_environment(home: Path) -> dict[str, str]:
@@ -17,6 +20,23 @@ def make_environment(home: Path) -> dict[str, str]:
         k: v for k, v in os.environ.items() if not k.startswith("EDGECHAT_") and k != "PYTHONDONTWRITEBYTECODE"
     }
     return {**inherited_env, "EDGECHAT_HOME": str(home)}
+
+
+@contextlib.contextmanager
+def open_temporary_home(**variables: str | None) -> Iterator[Path]:
+    """Use a temporary directory for all files of this process and its children in the `with` block, and yield it.
+
+    The results of backend self-tests on this machine are copied to it, because the first start of a backend would
+    include the tests otherwise. `variables` are further environment variables as in `replace_variables`.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
+        results = [paths.verdicts_file(), paths.kernel_speeds_file()]
+        with replace_variables(EDGECHAT_HOME=home, **variables):
+            for source, target in zip(results, (paths.verdicts_file(), paths.kernel_speeds_file()), strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(OSError):
+                    shutil.copyfile(source, target)
+            yield Path(home)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgechat.cli.bench_agent import agent
+from edgechat.cli.bench_documents import documents
 from edgechat.cli.bench_options import (
     count_option,
     json_option,
@@ -351,4 +352,5 @@ def speculation(
 
 
 bench.add_command(agent)
+bench.add_command(documents)
 bench.add_command(reasoning)

@@ -1,0 +1,33 @@
+"""The documents benchmark with the starter model: replies about documents, and times to the first token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat.bench.documents import DocumentsWorkload, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_replies_about_documents_are_measured(
+    starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+    progress: list[str] = []
+    workload = DocumentsWorkload(
+        n_documents=24, n_questions=40, model=starter, n_answers=3, n_prompt_tokens=400, seed=1
+    )
+    report = run(workload, on_progress=progress.append)
+    answers, first_tokens = report.answers, report.first_tokens
+    assert answers is not None
+    assert first_tokens is not None
+    assert answers.n_answerable + answers.n_absent == 3
+    assert answers.n_retrieved > 0
+    assert 0 <= answers.n_correct <= answers.n_answerable
+    assert answers.seconds_per_answer > 0
+    assert 300 < first_tokens.n_prompt_tokens < 1500
+    assert first_tokens.cold_s > 0
+    assert len(first_tokens.warm_s) == 3
+    assert any(text.startswith("Answering: question 3 of 3") for text in progress)
