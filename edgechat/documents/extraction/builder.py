@@ -15,6 +15,7 @@ from edgechat.humanize import format_size
 _SECTION_BYTES: Final = 64
 # Share of the time limit after which an extraction that can stop between pages does so.
 _STOP_SHARE: Final = 0.7
+_MAX_TITLE_CHARS: Final = 500
 _LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -67,9 +68,9 @@ class DocumentBuilder:
 
     def add(self, text: str, *, page: int | None = None, heading: str = "", first_line: int | None = None) -> None:
         """Append a section, unless its text is empty. Replaces characters that are not valid Unicode."""
-        text = _LONE_SURROGATES.sub("\ufffd", text.replace("\0", ""))
-        if self._is_full or not text.strip():
+        if self._is_full or not text or text.isspace():
             return
+        text = _replace_invalid(text)
         data = text.encode()
         n_left = self.limits.max_text_bytes - self._n_bytes - _SECTION_BYTES - len(heading) * 4
         if len(data) > n_left:
@@ -79,7 +80,7 @@ class DocumentBuilder:
                 return
         self._n_bytes += len(data) + _SECTION_BYTES + len(heading) * 4
         self._sections.append(
-            Section(text=text, page=page, heading=_LONE_SURROGATES.sub("\ufffd", heading), first_line=first_line)
+            Section(text=text, page=page, heading=_replace_invalid(heading), first_line=first_line)
         )
 
     def cut_off(self) -> None:
@@ -96,5 +97,15 @@ class DocumentBuilder:
         """Return the document."""
         if not self._sections and not self._notices:
             self.add_notice("The file has no text.")
-        title = " ".join(_LONE_SURROGATES.sub("\ufffd", self.title.replace("\0", "")).split())
+        title = " ".join(_replace_invalid(self.title)[:_MAX_TITLE_CHARS].split())
         return ExtractedDocument(sections=tuple(self._sections), title=title, notice=" ".join(self._notices))
+
+
+def _replace_invalid(text: str) -> str:
+    """Return text without null characters, and with a replacement character for what is not valid Unicode."""
+    text = text.replace("\0", "")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # faster than a search for surrogates in all text
+        return _LONE_SURROGATES.sub("\ufffd", text)
+    return text
