@@ -23,6 +23,7 @@
     |- AttachmentError         (2)
     |  `- AttachmentTooLargeError (5)
     |- DocumentError           (2)
+    |  |- UnreadableFileError  (2)
     |  `- DamagedCollectionError (4)
     |- ImportRefusedError      (2)
     |- CatalogueError          (2)
@@ -180,6 +181,15 @@ class DocumentError(EdgechatError):
     """Raised when a document or a collection of documents cannot be read, or does not exist."""
 
     exit_code = 2
+
+
+class UnreadableFileError(DocumentError):
+    """Raised when the text of a file cannot be extracted. The message begins with the name of the file."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        """Sentences that say why, without the name of the file."""
 
 
 class DamagedCollectionError(DocumentError):

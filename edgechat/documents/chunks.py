@@ -26,11 +26,11 @@ MIN_CHARS: Final = 400
 """Length from which a chunk ends at a heading or definition; a shorter one continues, up to the target."""
 _MAX_HEADING_CHARS: Final = 300
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')\]]*\s|[\u3002\uff01\uff1f]")  # with the marks of Chinese and Japanese
-_TABLE_EXTENSIONS: Final = frozenset(("csv", "tsv"))
+_TABLE_EXTENSIONS: Final = frozenset(("csv", "tsv", "xlsx", "xlsm"))
 # Extensions of formats whose extraction returns Markdown.
 _MARKDOWN_EXTENSIONS: Final = frozenset((
-    "md", "markdown", "mdx", "qmd", "rmd", "htm", "html", "xhtml", "docx", "docm", "pptx", "pptm", "xlsx", "xlsm",
-    "epub", "eml",
+    "md", "markdown", "mdx", "qmd", "rmd", "htm", "html", "xhtml", "docx", "docm", "pptx", "pptm", "epub",
+    "eml",
 ))  # fmt: skip
 
 

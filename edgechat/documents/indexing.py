@@ -20,7 +20,7 @@ from edgechat.documents.collection import Collection, DocumentRecord, make_valid
 from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.embedding_updates import embed_chunks
 from edgechat.documents.text import Chunk, ExtractedDocument
-from edgechat.errors import DocumentError, format_reason
+from edgechat.errors import DocumentError, UnreadableFileError, format_reason
 from edgechat.humanize import format_count, shorten
 
 # A transaction ends after this much text, this many documents or this time.
@@ -257,6 +257,9 @@ class _FileUpdate:
         try:
             state, document = self._read_file(file.path)
             chunks = self._reader.split(document, file.name)
+        except UnreadableFileError as error:
+            self._fail(source_id, file, error.reason)
+            return
         except DocumentError as error:
             if not self._is_cancelled():
                 self._fail(source_id, file, str(error))

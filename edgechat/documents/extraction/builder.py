@@ -79,9 +79,7 @@ class DocumentBuilder:
             if not text.strip():
                 return
         self._n_bytes += len(data) + _SECTION_BYTES + len(heading) * 4
-        self._sections.append(
-            Section(text=text, page=page, heading=_replace_invalid(heading), first_line=first_line)
-        )
+        self._sections.append(Section(text=text, page=page, heading=_replace_invalid(heading), first_line=first_line))
 
     def cut_off(self) -> None:
         """Say that the document has more text than the limit, and accept no more text."""

@@ -20,7 +20,7 @@ from edgechat.documents.extraction.builder import ExtractionLimits
 from edgechat.documents.extraction.protocol import ExtractionReply, ExtractionRequest
 from edgechat.documents.text import ExtractedDocument
 from edgechat.engine.pipe import Channel, kill_child, make_frame, spawn_child, start_exchange
-from edgechat.errors import DocumentError, EngineDiedError, format_reason
+from edgechat.errors import EngineDiedError, UnreadableFileError, format_reason
 from edgechat.hardware.memory import read_rss_bytes
 from edgechat.humanize import format_duration, format_size
 
@@ -31,15 +31,6 @@ _ADVICE: Final = "Split it into smaller files, or save its text as a text file."
 _LIMITS_ADDRESS_SPACE: Final = sys.platform not in {"win32", "darwin"}
 
 IsCancelled = Callable[[], bool]
-
-
-class ExtractionError(DocumentError):
-    """Raised for a file whose text cannot be extracted. The message begins with the name of the file."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} cannot be read: {reason}{'' if reason.endswith(('.', '!', '?')) else '.'}")
-        self.reason = reason
-        """The message without the name of the file."""
 
 
 class ExtractionProcess:
@@ -66,7 +57,7 @@ class ExtractionProcess:
     def extract(self, path: Path, is_cancelled: IsCancelled = lambda: False) -> ExtractedDocument:
         """Return the text of a file.
 
-        Raises ExtractionError, a DocumentError, if the file cannot be read, exceeds a limit, or if `is_cancelled`
+        Raises UnreadableFileError if the file cannot be read, exceeds a limit, or if `is_cancelled`
         returns True meanwhile; EngineDiedError if the child process cannot be started.
         """
         name = _make_printable(path.name or str(path))
@@ -75,12 +66,12 @@ class ExtractionProcess:
             timeout_s = self.limits.compute_timeout_s(os.stat(encoded_path).st_size)  # noqa: PTH116  (not a str)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            raise ExtractionError(name, reason or format_reason(error)) from error
+            raise _make_error(name, reason or format_reason(error)) from error
         reply = self._exchange(ExtractionRequest(encoded_path, self.limits, timeout_s), is_cancelled)
         if reply.is_last:
             self.close()
         if reply.document is None:
-            raise ExtractionError(name, reply.error)
+            raise _make_error(name, reply.error)
         return reply.document
 
     def _exchange(self, request: ExtractionRequest, is_cancelled: IsCancelled) -> ExtractionReply:
@@ -118,6 +109,11 @@ def extract_file(path: Path, limits: ExtractionLimits | None = None) -> Extracte
     """Return the text of one file. Raises the same errors as `ExtractionProcess.extract`."""
     with ExtractionProcess(limits) as extraction:
         return extraction.extract(path)
+
+
+def _make_error(name: str, reason: str) -> UnreadableFileError:
+    reason = reason if reason.endswith((".", "!", "?")) else f"{reason}."
+    return UnreadableFileError(f"{name} cannot be read: {reason}", reason[:1].upper() + reason[1:])
 
 
 def _describe_exit(child: subprocess.Popen[bytes]) -> str:

@@ -207,5 +207,10 @@ def test_short_pages_are_one_chunk_with_both_pages() -> None:
 
 
 def test_sections_have_their_headings() -> None:
-    document = ExtractedDocument(sections=(Section(text="# Sales\n\nText", heading="Sheet 1", page=1),))
-    assert split(document, "a.xlsx") == [Chunk(text="# Sales\n\nText", heading="Sheet 1 > Sales", page=1, last_page=1)]
+    document = ExtractedDocument(sections=(Section(text="# Sales\n\nText", heading="Part 1", page=1),))
+    assert split(document, "a.pptx") == [Chunk(text="# Sales\n\nText", heading="Part 1 > Sales", page=1, last_page=1)]
+
+
+def test_sheet_has_its_name_and_columns_as_heading() -> None:
+    document = ExtractedDocument(sections=(Section(text="Date | Amount\n1 | 2", heading="Sheet 1", page=1),))
+    assert [c.heading for c in split(document, "a.xlsx")] == ["Sheet 1 > Date | Amount"]

@@ -148,3 +148,28 @@ def test_unreadable_folder_is_a_problem(tmp_path: Path) -> None:
 def test_single_file_is_yielded_whatever_it_is(tmp_path: Path) -> None:
     write(tmp_path, ".hidden.png", content=b"\x89PNG")
     assert names(tmp_path / ".hidden.png") == [".hidden.png"]
+
+
+def test_walk_continues_after_folders_and_files_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a/x.txt", "b/y.txt", "c/z.txt", "unknown")
+    scandir, stat = os.scandir, os.stat
+
+    def deny_folder(path: str) -> object:
+        if path.endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def deny_file(path: str, **options: bool) -> os.stat_result:
+        if str(path).endswith("y.txt"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", deny_folder)
+    monkeypatch.setattr(os, "stat", deny_file)
+    found = list(find_files(tmp_path))
+    assert {f.name: f.problem for f in found} == {
+        "unknown": "", "a/": "The folder cannot be read: Permission denied.",
+        "b/y.txt": "It cannot be read: No such file or directory.", "c/z.txt": "",
+    }  # fmt: skip
