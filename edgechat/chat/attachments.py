@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -13,12 +14,23 @@ from typing import Final
 from edgechat import files, humanize
 from edgechat.chat.messages import Attachment
 from edgechat.chat.text_files import NotTextError, decode_text
-from edgechat.errors import AttachmentError, AttachmentTooLargeError, StoreError
+from edgechat.errors import AttachmentError, AttachmentTooLargeError, DocumentError, StoreError
 from edgechat.file_formats import find_format
 
 # Maximum total size of the attachments of a message. No larger text fits into a context of 256k tokens, because the
 # longest tokens have 128 bytes.
 MAX_BYTES: Final = 32 << 20
+
+
+# Suffixes of the documents whose text is extracted in a child process.
+_DOCUMENT_SUFFIXES: Final = frozenset((".pdf", ".docx", ".docm", ".pptx", ".pptm", ".xlsx", ".xlsm", ".epub"))
+# Number of documents whose extracted text is kept, because a message counts the tokens of its files before it is sent.
+_MAX_EXTRACTED: Final = 4
+
+
+def is_document(path: Path) -> bool:
+    """Return whether a file is a PDF, Office or EPUB document by its name, whose text is extracted."""
+    return path.suffix.lower() in _DOCUMENT_SUFFIXES
 
 
 def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
@@ -42,18 +54,39 @@ def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachmen
 def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
     """Return the content and the media type of a text or image file. Text is converted to UTF-8.
 
-    Raises AttachmentError for other kinds of files, and if the file or its content is larger than `max_bytes`.
+    The content of a document is its extracted text. Raises AttachmentError for other kinds of files, and if the file or
+    its content is larger than `max_bytes`.
     """
     try:
+        if is_document(path):
+            status = path.stat()
+            return _check_size(path, _extract_text(path, status.st_mtime_ns, status.st_size), max_bytes), "text/plain"
         data = files.read_bytes(path, max_bytes)
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise _create_too_large_error(path, "the file", max_bytes) from error
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
     content, media_type = convert_file(data, path.name)
-    if len(content) > max_bytes:  # text can be longer in UTF-8 than in UTF-16
+    return _check_size(path, content, max_bytes), media_type
+
+
+def _check_size(path: Path, content: bytes, max_bytes: int) -> bytes:
+    if len(content) > max_bytes:  # text can be longer in UTF-8 than in UTF-16 or in a compressed file
         raise _create_too_large_error(path, "its text in UTF-8", max_bytes)
-    return content, media_type
+    return content
+
+
+@functools.lru_cache(maxsize=_MAX_EXTRACTED)
+def _extract_text(path: Path, mtime_ns: int, size_bytes: int) -> bytes:  # noqa: ARG001  (keys of the cache)
+    """Return the text of a document. Raises AttachmentError."""
+    from edgechat.documents import prompt_text
+    from edgechat.documents.extraction.process import extract_file
+
+    try:
+        document = extract_file(path)
+    except DocumentError as error:
+        raise AttachmentError(f"Cannot attach {error}") from error
+    return prompt_text.format_document(document).encode("utf-8", "replace")
 
 
 def _create_too_large_error(path: Path, subject: str, max_bytes: int) -> AttachmentTooLargeError:

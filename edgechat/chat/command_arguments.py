@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgechat.errors import UsageError
-from edgechat.humanize import format_count
+from edgechat.humanize import format_count, shorten
 
 if TYPE_CHECKING:
     from edgechat.prompt.agreement.picker import PickMethod
+
+
+_MAX_SHOWN_CHARS: Final = 60
 
 
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> tuple[str, str]:
@@ -64,6 +67,26 @@ def parse_reasoning(word: str) -> bool | None:
 def parse_thinking(text: str) -> str | None:
     """Parse the argument of `/thinking`: the limit of reasoning, or None for `default`."""
     return None if text.lower() == "default" else text.lower()
+
+
+def parse_collections(argument: str, existing_names: Sequence[str]) -> tuple[str, ...]:
+    """Parse the argument of `/docs`: names of collections, or `off` for none. Raises UsageError for unknown names.
+
+    Commas or spaces separate the names; only commas if a name contains spaces.
+    """
+    if argument.lower() == "off":
+        return ()
+    names = [name.strip() for name in argument.split(",") if name.strip()]
+    if any(name not in existing_names for name in names) and len(names) <= 1:
+        names = argument.split()
+    unknown_name = next((name for name in names if name not in existing_names), None)
+    if unknown_name is not None:
+        hint = f"There are: {', '.join(existing_names)}." if existing_names else "There are none yet."
+        raise UsageError(
+            f"There is no collection of documents called {shorten(unknown_name, _MAX_SHOWN_CHARS)!r}. {hint} "
+            "@FOLDER/ in a message or `edgechat docs add` adds one."
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def parse_setting(argument: str) -> tuple[str, object]:

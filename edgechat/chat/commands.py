@@ -15,6 +15,7 @@ from edgechat.chat.command_arguments import (
     choose_export_path,
     parse_alternative_index,
     parse_best,
+    parse_collections,
     parse_reasoning,
     parse_setting,
     parse_thinking,
@@ -300,6 +301,20 @@ def _system(session: Session, text: str) -> Outcome:
     return Outcome("System prompt changed" if text else "System prompt removed")
 
 
+def _docs(session: Session, argument: str) -> Outcome:
+    names = session.documents.search.library.names()
+    if argument:
+        session.override_settings(docs=parse_collections(argument, names))
+    used_names = session.settings.docs
+    text = f"Documents: {', '.join(used_names) or 'none'}"
+    other_names = [name for name in names if name not in used_names]
+    if not argument and other_names:
+        text += f". Other collections: {', '.join(other_names)}"
+    elif not argument and not names:
+        text += ". @FOLDER/ in a message or `edgechat docs add` adds a collection."
+    return Outcome(text)
+
+
 def _reasoning(session: Session, word: str) -> Outcome:
     session.override_settings(reasoning=parse_reasoning(word))
     return Outcome(f"Reasoning: {word.lower()}")
@@ -362,6 +377,14 @@ COMMANDS: Final = (
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models", ("models",)),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),
     Command("system", "[TEXT]", "Set the system prompt of this conversation", _system, needs_argument=True),
+    Command(
+        "docs",
+        "[NAME...|off]",
+        "Choose the collections of documents that answers come from",
+        _docs,
+        aliases=("documents",),
+        needs_argument=True,
+    ),
     Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning, needs_argument=True),
     Command(
         "thinking",

@@ -40,6 +40,23 @@ class DocumentTurns:
             self._search = DocumentSearch(self._count_tokens)
         return self._search
 
+    def add_sources(
+        self, sources: Sequence[Path], is_cancelled: Callable[[], bool]
+    ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
+        """Make or update a collection for each folder or document; return the names of the collections.
+
+        Raises DocumentError, and RequestCancelledError if `is_cancelled` returns True.
+        """
+        from edgechat.chat.document_sources import add_sources
+
+        return (yield from add_sources(self.search.library, sources, is_cancelled))
+
+    def can_attach(self, n_tokens: int) -> bool:
+        """Return whether a document of `n_tokens` tokens fits in the context as an attachment, with space for turns."""
+        from edgechat.chat.document_search import choose_budget
+
+        return n_tokens <= choose_budget(self._model.builder.n_ctx, 0, None, None).whole
+
     def run(
         self, turn: Turn, path: Sequence[Message], settings: Settings,
         run_turn: Callable[[Turn], Iterator[events.SessionEvent]],

@@ -23,6 +23,39 @@ class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
     reply: Message
 
 
+class CollectionProgressed(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection of a folder in the message is being updated."""
+
+    name: str
+    progress: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.name}: {self.progress}"
+
+
+class CollectionUpdated(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder or document in the message is now a collection of the conversation."""
+
+    name: str
+    n_documents: int
+    is_new: bool
+    n_changes: int
+    """Number of documents that were added, changed or removed."""
+    n_failed: int
+    """Number of files that could not be read."""
+
+    @property
+    def notice(self) -> str:
+        """Describe the update; "" if nothing has changed."""
+        if not self.is_new and not self.n_changes:
+            return ""
+        state = f"with {format_count(self.n_documents, 'document')}"
+        failed = f" {format_count(self.n_failed, 'file')} could not be read (`edgechat docs list --json`)."
+        text = f"Collection {self.name} {state} {'added' if self.is_new else 'updated'}."
+        return text + (failed if self.n_failed else "")
+
+
 class DocumentSearchStarted(msgspec.Struct, frozen=True, kw_only=True):
     """Documents are searched for a message, which is not saved yet."""
 
@@ -167,7 +200,8 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | DocumentSearchStarted | TurnStarted | DocumentsSearched | TurnsDropped | PromptProgressed
+    ModelLoadProgressed | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
+    | DocumentsSearched | TurnsDropped | PromptProgressed
     | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
     | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted
 )  # fmt: skip
@@ -175,7 +209,7 @@ SessionEvent = (
 
 def format_progress(event: SessionEvent) -> str:
     """Return a temporary status text for an event; "" for events without a status text."""
-    if isinstance(event, (ModelLoadProgressed, DocumentSearchStarted)):
+    if isinstance(event, (ModelLoadProgressed, CollectionProgressed, DocumentSearchStarted)):
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
@@ -195,7 +229,7 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
-    if isinstance(event, (ContextLimitReached, DocumentsSearched)):
+    if isinstance(event, (CollectionUpdated, ContextLimitReached, DocumentsSearched)):
         return event.notice
     if isinstance(event, PickStarted):
         return _describe_pick_costs(event)

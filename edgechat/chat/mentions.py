@@ -1,7 +1,8 @@
-"""File mentions in a message: `@FILE` attaches a file."""
+"""Mentions in a message: `@FILE` attaches a file, and `@FOLDER/` asks about the documents in a folder."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ def find_mentions(text: str) -> list[str]:
 
 
 def find_attached_files(text: str) -> list[Path]:
-    """Return the paths of existing files that a message mentions with `@`."""
+    """Return the paths of existing files that a message mentions with `@`, and of folders with a slash at the end."""
     return [path for name in find_mentions(text) if (path := _find_file(name)) is not None]
 
 
@@ -37,7 +38,7 @@ def describe_missing_files(text: str) -> str:
 
 
 def find_missing_files(text: str) -> list[str]:
-    """Return the mentioned names that look like paths but do not exist as files.
+    """Return the mentioned names that look like paths but do not exist as files or folders.
 
     A path contains a slash, a backslash or a dot with a suffix, or starts with `~`; it contains no brackets.
     """
@@ -62,6 +63,7 @@ def parse_path(name: str) -> Path:
 def _find_file(name: str) -> Path | None:
     try:
         path = parse_path(name)
-        return path if path.is_file() else None
+        is_folder = name.endswith(("/", os.sep)) and path.is_dir()
+        return path if is_folder or path.is_file() else None
     except (UsageError, OSError, ValueError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat.catalogue import library
 from edgechat.chat import events, titles
-from edgechat.chat.attachments import load_attachments, prepend_attachments
+from edgechat.chat.attachments import is_document, load_attachments, prepend_attachments
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import ConversationPromptBuilder
 from edgechat.chat.document_turns import DocumentTurns
@@ -32,7 +32,7 @@ from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
 from edgechat.engine.overflow import make_overflow_error
-from edgechat.errors import ContextOverflowError, EdgechatError, StoreError, UsageError
+from edgechat.errors import ContextOverflowError, EdgechatError, RequestCancelledError, StoreError, UsageError
 from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
@@ -195,7 +195,11 @@ class Session:
         replies remain saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message,
         because it would prevent all later replies, and GrammarError, because the output rule cannot be enforced. Raises
         EdgechatError.
+
+        Folders among `attachments`, and documents that do not fit in the context, become collections of documents of
+        this conversation.
         """
+        attachments = yield from self._add_collections(attachments)
         message_attachments, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, message_attachments)
 
@@ -214,11 +218,29 @@ class Session:
                 raise
             raise ContextOverflowError(cause) from error
 
-    def count_file_tokens(self, file: Path) -> int:
-        """Return the length in tokens of a text file as an attachment. Raises AttachmentError and EngineError.
+    def _add_collections(self, attachments: Sequence[Path]) -> Generator[events.SessionEvent, None, list[Path]]:
+        """Make or update collections of folders and long documents; return the other files. Raises DocumentError."""
+        sources = [path for path in attachments if path.is_dir() or self._is_long_document(path)]
+        if sources:
+            try:
+                names = yield from self.documents.add_sources(sources, self._turn_runner.is_stop_requested)
+            except RequestCancelledError:
+                self.clear_stop()
+                raise
+            self.override_settings(docs=tuple(dict.fromkeys((*self.settings.docs, *names))))
+        return [path for path in attachments if path not in sources]
 
-        A file that has not changed is tokenised only once for each model.
+    def _is_long_document(self, file: Path) -> bool:
+        """Return whether a file is a document that does not fit in the context, so that it is searched instead."""
+        return is_document(file) and not self.documents.can_attach(self.count_file_tokens(file))
+
+    def count_file_tokens(self, file: Path) -> int:
+        """Return the length in tokens of a text file as an attachment; 0 for a folder, which is searched.
+
+        A file that has not changed is tokenised only once for each model. Raises AttachmentError and EngineError.
         """
+        if file.is_dir():
+            return 0
         attachments, contents = load_attachments([file], self.model_path.stem)
         status = file.stat()
         key = (file.absolute(), status.st_mtime_ns, status.st_size, self.model_path)
@@ -233,7 +255,7 @@ class Session:
     def find_long_attachment(self, files: Sequence[Path]) -> str:
         """Return a warning that names the longest of `files` if that file alone exceeds the context; otherwise ""."""
         properties = self.model_properties
-        lengths = [(self.count_file_tokens(file), file.name) for file in files]
+        lengths = [(self.count_file_tokens(file), file.name) for file in files if not self._is_long_document(file)]
         n_tokens, name = max(lengths, default=(0, ""))
         if properties is None or n_tokens <= properties.n_ctx:
             return ""
@@ -369,6 +391,7 @@ class Session:
 
         Raises ContextOverflowError if the message does not fit; also AttachmentError, TemplateError and EngineError.
         """
+        files = [file for file in files if not file.is_dir() and not self._is_long_document(file)]
         attachments, contents = load_attachments(files, self.model_path.stem)
         path = self.tree.path
         if text or files:

@@ -110,6 +110,10 @@ class TurnRunner:
             generation.end_thinking()
         return True
 
+    def is_stop_requested(self) -> bool:
+        """Return whether `stop` was called since the end of the last turn."""
+        return self._is_stop_requested
+
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
         self._is_stop_requested = False

@@ -51,8 +51,8 @@ _STDIN_NOTICE: Final = (
     "attachments",
     multiple=True,
     type=FilePath(),
-    metavar="FILE",
-    help="Attach a text or source file; may be repeated.",
+    metavar="PATH",
+    help="Attach a text, PDF or Office file, or search a folder; may be repeated.",
 )
 @click.option(
     "--answers",
@@ -116,7 +116,7 @@ def _report_mentions(prompt: str) -> None:
 
     status = StderrStatus()
     for path in mentions.find_attached_files(prompt):
-        status.note(f"@{path} is sent as plain text. To attach the file, add --attach {path}.")
+        status.note(f"@{path} is sent as plain text. To attach it, add --attach {path}.")
     status.note(mentions.describe_missing_files(prompt))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgechat.documents.passages import Passage
+from edgechat.documents.text import ExtractedDocument
 from edgechat.humanize import shorten
 
 NOT_FOUND: Final = "Not found in these documents."
@@ -51,6 +52,17 @@ def format_retrieved(passages: Sequence[Passage]) -> str:
         return _NOTHING_FOUND_TEXT
     headers = [_format_header(p, has_name=True, has_heading=True) for p in passages]
     return f"{_RETRIEVED_TITLE}\n{_join(passages, headers)}\n{_format_instructions(passages)}"
+
+
+def format_document(document: ExtractedDocument) -> str:
+    """Return the text of a document that is attached to a message, with a line before each page or sheet."""
+    parts = []
+    for section in document.sections:
+        names = [f"page {section.page}"] if section.page is not None else []
+        names += [_format_line(section.heading, _MAX_HEADING_CHARS)] if section.heading else []
+        parts += [f"[{', '.join(names)}]"] if names else []
+        parts.append(section.text.strip("\n"))
+    return "\n".join(parts)
 
 
 def _format_instructions(passages: Sequence[Passage]) -> str:

@@ -11,7 +11,7 @@ MAX_COMPLETIONS: Final = 50
 # Maximum number of folder entries to read for a completion; a folder can contain millions of files.
 _MAX_FOLDER_ENTRIES: Final = 5000
 _COMMAND_PATTERN: Final = re.compile(r"/(?:[A-Za-z]*|\?)")
-_ARGUMENT_PATTERN: Final = re.compile(r"/(model|persona|set|attach|export)[ ]+(\S*)")
+_ARGUMENT_PATTERN: Final = re.compile(r"/(?:(model|persona|set|attach|export)|(docs)(?:[ ]+\S+)*)[ ]+(\S*)")
 _MENTION_PATTERN: Final = re.compile(r'(?:^|(?<=\s))@("?)([^\s"]*)$')
 
 
@@ -42,7 +42,7 @@ def complete(text_before: str, folder: Path) -> list[Completion]:
         return _complete_command(text_before)
     argument = _ARGUMENT_PATTERN.fullmatch(text_before) if "\n" not in text_before else None
     if argument is not None:
-        name, prefix = argument[1], argument[2]
+        name, prefix = argument[1] or argument[2], argument[3]
         if name in {"attach", "export"}:
             return _complete_file(prefix, folder, "", len(prefix))
         values = [value for value in _list_argument_values(name) if value.lower().startswith(prefix.lower())]
@@ -71,10 +71,23 @@ def _list_argument_values(command: str) -> list[str]:
         return personas.list_names()
     if command == "set":
         return [name for name in personas.PERSONA_SETTINGS if name != "model"]
+    if command == "docs":
+        return _list_collections()
     from edgechat.catalogue import library
 
     try:
         return [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
+    except EdgechatError:
+        return []
+
+
+def _list_collections() -> list[str]:
+    from edgechat import paths
+    from edgechat.documents.library import DocumentLibrary
+    from edgechat.errors import EdgechatError
+
+    try:
+        return [*DocumentLibrary(paths.documents_dir()).names(), "off"]
     except EdgechatError:
         return []
 

@@ -20,7 +20,7 @@ TOPICS: Final = (
         "Ask",
         ("prompt.send", "prompt.newline", "chat.stop", "chat.now", "prompt.up", "prompt.down", "prompt.search",
          "prompt.editor", "prompt.complete"),
-        ("attach", "detach", "reasoning", "thinking", "now", "temperature", "system"),
+        ("attach", "detach", "docs", "reasoning", "thinking", "now", "temperature", "system"),
     ),
     Topic(
         "Read",

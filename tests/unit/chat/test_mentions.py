@@ -34,6 +34,14 @@ def test_existing_files_are_attached_and_missing_file_names_are_reported(tmp_pat
     assert describe_missing_files("me@example.org @alice") == ""
 
 
+def test_folders_are_attached_with_a_slash_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "my notes").mkdir()
+    text = f'Compare @{tmp_path}/ and @"{tmp_path}/my notes/" with @{tmp_path}'
+    assert find_attached_files(text) == [tmp_path, tmp_path / "my notes"]
+    assert find_missing_files(text) == [str(tmp_path)]
+    assert find_missing_files(f"@{tmp_path}/nothing/") == [f"{tmp_path}/nothing/"]
+
+
 def test_only_names_that_look_like_paths_are_missing_files() -> None:
     assert find_missing_files("@everyone @you. a@b.de @x@b.de @you, @") == []
     assert (

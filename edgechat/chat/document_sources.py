@@ -1,0 +1,126 @@
+"""Folders and files that a message mentions become collections of documents of its conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from edgechat import paths
+from edgechat.chat import events
+from edgechat.documents import indexing, naming
+from edgechat.documents.collection import CollectionInfo
+from edgechat.documents.indexing import IndexProgress, UpdateSummary
+from edgechat.documents.library import DocumentLibrary
+from edgechat.errors import DocumentError, RequestCancelledError
+
+# Interval at which the progress of an update is passed on.
+_PROGRESS_INTERVAL_S: Final = 0.1
+# Maximum wait for the end of a cancelled update, which may be reading a file.
+_CANCEL_TIMEOUT_S: Final = 2.0
+
+
+def add_sources(
+    library: DocumentLibrary, sources: Sequence[Path], is_cancelled: Callable[[], bool]
+) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
+    """Make or update a collection for each of `sources`; return the names of the collections.
+
+    Raises DocumentError, and RequestCancelledError if `is_cancelled` returns True; what was read until then is kept.
+    """
+    names = []
+    for source in sources:
+        _check_source(source)
+        name = naming.choose_name([source], library.list())
+        is_new = name not in library.names()
+        update = _Update(library, name, source, is_cancelled)
+        try:
+            yield from update.run()
+            summary, info = update.result
+        finally:
+            if is_new:
+                _remove_if_empty(library, name)
+        if summary.is_cancelled:
+            raise RequestCancelledError(f"Stopped while {source} was read. The message was not sent.")
+        if not info.n_documents:
+            reason = info.problems[0].reason if info.problems else "it contains no documents."
+            raise DocumentError(f"There is no text in {source}: {reason}")
+        yield events.CollectionUpdated(
+            name=name, n_documents=info.n_documents, is_new=is_new,
+            n_changes=summary.added + summary.changed + summary.removed, n_failed=summary.failed,
+        )  # fmt: skip
+        names.append(name)
+    return tuple(names)
+
+
+def _check_source(source: Path) -> None:
+    """Raise DocumentError for the root of a disk and for the home directory, which are mentioned by mistake."""
+    path = source.absolute()
+    if path.resolve() == Path(path.anchor) or path.resolve() == paths.home_dir():
+        raise DocumentError(
+            f"{source} is too large for a message. Mention a folder in it, or run `edgechat docs add {source}`."
+        )
+
+
+def _remove_if_empty(library: DocumentLibrary, name: str) -> None:
+    """Remove a new collection without documents, unless another process is filling it."""
+    with contextlib.suppress(DocumentError):
+        if name in library.names() and not library.describe(name).n_documents:
+            library.remove(name)
+
+
+class _Update:
+    """Update of a collection in a thread, so that its progress can be yielded."""
+
+    def __init__(self, library: DocumentLibrary, name: str, source: Path, is_cancelled: Callable[[], bool]) -> None:
+        self._library = library
+        self._name = name
+        self._source = source
+        self._is_cancelled = is_cancelled
+        self._is_closed = threading.Event()
+        self._progress: IndexProgress | None = None
+        self._outcomes: queue.SimpleQueue[tuple[UpdateSummary, CollectionInfo] | BaseException] = queue.SimpleQueue()
+        self.result: tuple[UpdateSummary, CollectionInfo]
+
+    def run(self) -> Iterator[events.SessionEvent]:
+        """Yield the progress, and set `result`. Raises the errors of the update."""
+        thread = threading.Thread(target=self._run_thread, name="document-update", daemon=True)
+        thread.start()
+        shown_progress = None
+        try:
+            while True:
+                try:
+                    outcome = self._outcomes.get(timeout=_PROGRESS_INTERVAL_S)
+                except queue.Empty:
+                    progress = self._progress
+                    if progress is not None and progress is not shown_progress:
+                        shown_progress = progress
+                        yield events.CollectionProgressed(name=self._name, progress=progress.message)
+                    continue
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                self.result = outcome
+                return
+        finally:
+            self._is_closed.set()
+            thread.join(_CANCEL_TIMEOUT_S)
+
+    def _run_thread(self) -> None:
+        try:
+            is_new = self._name not in self._library.names()
+            library, name = self._library, self._name
+            with library.create(name) if is_new else library.open(name, rebuild_damaged=True) as collection:
+                summary = indexing.update(
+                    collection, add=[self._source], on_progress=self._set_progress, is_cancelled=self._must_stop
+                )
+                self._outcomes.put((summary, collection.describe()))
+        except BaseException as error:  # noqa: BLE001  (raised again in the thread that iterates)
+            self._outcomes.put(error)
+
+    def _set_progress(self, progress: IndexProgress) -> None:
+        self._progress = progress
+
+    def _must_stop(self) -> bool:
+        return self._is_closed.is_set() or self._is_cancelled()

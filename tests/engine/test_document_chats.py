@@ -1,0 +1,85 @@
+"""Conversations about documents with the starter model: cached and cold replies are equal, prefixes are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgechat import paths
+from edgechat.chat.messages import Message
+from edgechat.config import Settings
+from edgechat.documents import indexing
+from edgechat.documents.library import DocumentLibrary
+from edgechat.store import open_ephemeral_store
+from tests.engine.chats import OpenChat
+from tests.models import Kind, write_tiny
+
+# Without drafts, whose batches round differently: the starter model is not certain of each token.
+GREEDY = Settings(temperature=0.0, max_tokens=16, n_ctx=4096, docs=("facts",), titles=False, speculation=False)
+COLD = msgspec.structs.replace(GREEDY, strict=True)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    """Make a collection of 12 short documents."""
+    folder = tmp_path / "facts"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"lamp{i}.txt").write_text(
+            f"The lamp{i} has a battery of {4000 + 7 * i} mAh.\n\nIt was made in the town of Quimby{i} in {1900 + i}."
+        )
+    with DocumentLibrary(paths.documents_dir()).create("facts") as collection:
+        indexing.update(collection, add=[folder])
+    return folder
+
+
+def ask_all(chat: OpenChat, questions: list[str]) -> list[Message]:
+    try:
+        return [chat.run(chat.session.send(question)) for question in questions]
+    finally:
+        chat.session.close()
+
+
+@pytest.mark.parametrize("n_ctx", [4096, 768])
+def test_cached_replies_about_documents_equal_cold_ones(
+    open_chat: Callable[..., OpenChat], facts: Path, n_ctx: int
+) -> None:
+    """With 4,096 tokens, the documents are read whole; with 768, they are searched."""
+    questions = ["What battery has lamp3?", "And lamp7?", "Where was lamp5 made?"]
+    cached = ask_all(open_chat(msgspec.structs.replace(GREEDY, n_ctx=n_ctx)), questions)
+    cold = ask_all(open_chat(msgspec.structs.replace(COLD, n_ctx=n_ctx)), questions)
+    assert [r.text for r in cached] == [r.text for r in cold]
+    stats = cached[1].stats
+    assert stats is not None
+    assert stats.cached_tokens > stats.prompt_tokens / 4
+
+
+def test_other_conversation_starts_from_the_cached_documents(open_chat: Callable[..., OpenChat], facts: Path) -> None:
+    [first] = ask_all(open_chat(GREEDY), ["What battery has lamp3?"])
+    [second] = ask_all(open_chat(msgspec.structs.replace(GREEDY, system_prompt="Be brief.")), ["Where was lamp5 made?"])
+    assert first.stats is not None
+    assert second.stats is not None
+    assert first.stats.cached_tokens == 0
+    assert second.stats.cached_disk_tokens > 0.8 * second.stats.prompt_tokens
+
+
+def test_opening_a_conversation_reads_the_documents(open_chat: Callable[..., OpenChat], facts: Path) -> None:
+    chat = open_chat(GREEDY)
+    chat.session.warm_cache()
+    [reply] = ask_all(chat, ["What battery has lamp3?"])
+    assert reply.stats is not None
+    assert reply.stats.cached_tokens > 0.9 * reply.stats.prompt_tokens
+
+
+@pytest.mark.parametrize("kind", ["sliding", "mamba", "hybrid"])
+def test_models_whose_memory_cannot_be_truncated(tmp_path: Path, facts: Path, kind: Kind) -> None:
+    model = write_tiny(tmp_path / "model.gguf", kind, n_ctx=8192)
+
+    def ask(settings: Settings) -> list[str]:
+        chat = OpenChat(model, open_ephemeral_store(), msgspec.structs.replace(settings, n_ctx=8192))
+        return [m.text for m in ask_all(chat, ["What battery has lamp3?", "And lamp7?"])]
+
+    assert ask(GREEDY) == ask(COLD)
