@@ -53,6 +53,20 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
     return [(row[0], -row[1]) for row in sorted(rows, key=lambda row: (row[1], row[0]))[:n_results]]
 
 
+def find_coverage(database: CollectionDatabase, query: str, chunk_id: int) -> float:
+    """Return the share of the words of a query that a chunk has, from 0 to 1. Raises DocumentError."""
+    terms = find_terms(query)
+    with database.read() as db:
+        n_found = sum(
+            db.execute(
+                "SELECT 1 FROM chunk_search WHERE chunk_search MATCH ? AND rowid = ?", (term, chunk_id)
+            ).fetchone()
+            is not None
+            for term in terms
+        )
+    return n_found / max(1, len(terms))
+
+
 def find_terms(query: str) -> list[str]:
     """Return the words of a query as quoted terms of FTS5, without duplicates and, if others remain, stop words.
 

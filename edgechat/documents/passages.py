@@ -28,7 +28,7 @@ class PassageScores(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     similarity: float | None = None
     """Cosine of the embeddings of query and passage, from -1 to 1."""
     fused: float | None = None
-    """Reciprocal rank fusion of both ranks."""
+    """Weighted reciprocal rank fusion of both ranks; only comparable in the same search."""
     relevance: float | None = None
     """Output of the reranker for query and passage."""
 

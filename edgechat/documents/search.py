@@ -9,15 +9,21 @@ import msgspec
 
 from edgechat.documents.collection import Collection, StoredChunk
 from edgechat.documents.embedding import TextEmbedder, TextReranker
-from edgechat.documents.keyword_search import search_keywords
+from edgechat.documents.keyword_search import find_coverage, search_keywords
 from edgechat.documents.passages import PassageScores
 from edgechat.documents.text import Chunk
 from edgechat.documents.vector_scan import load_library
 from edgechat.documents.vectors import read_model, search_vectors
 
-# Reciprocal rank fusion with the constant of Cormack, Clarke and Büttcher: Reciprocal Rank Fusion outperforms Condorcet
-# and individual Rank Learning Methods, SIGIR 2009.
-_FUSION_K: Final = 60
+# Constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009). Their 60 is for long lists of equally
+# good systems: a chunk that both parts have at rank 40 then comes before the one with the part number of the question.
+_FUSION_K: Final = 10
+# Weight of the ranks by similarity: the maximum, if the best chunk has no word of the query, and the minimum, if it has
+# all of them. With `edgechat bench documents`, recall@5 was 0.88 by keywords, 0.83 by embeddings and 0.91 with equal
+# weights and the constant 60, and is 0.97; for queries in the words of the documents it was 0.92, 0.65 and 0.80, and is
+# 0.93.
+_MAX_SIMILARITY_WEIGHT: Final = 2.0
+_MIN_SIMILARITY_WEIGHT: Final = 0.05
 _MIN_CANDIDATES: Final = 100
 _RERANKED: Final = 30
 
@@ -72,7 +78,8 @@ def search(
             collection = collections[i]
             nearest = search_vectors(collection.database, collection.vector_cache, query_embedding, n_candidates)
             similar += [(cosine, (i, chunk_id)) for chunk_id, cosine in nearest]
-    scores = fuse(keyword_hits, similar, n_candidates)
+    coverage = _find_coverage(collections, query, keyword_hits) if similar else 1.0
+    scores = fuse(keyword_hits, similar, n_candidates, coverage)
     keys = sorted(scores, key=lambda key: (-(scores[key].fused or 0), key))
     keys = keys[: max(n_results, _RERANKED if reranker else 0)]
     chunks = _read_chunks(collections, keys)
@@ -86,17 +93,35 @@ def search(
     return [_make_result(collections[key[0]].name, chunks[key], scores[key]) for key in keys[:n_results]]
 
 
+def _find_coverage(
+    collections: Sequence[Collection], query: str, keyword_hits: Sequence[tuple[float, ChunkKey]]
+) -> float:
+    """Return the share of the words of a query that the best hit of the keyword search has; 0 without hits."""
+    if not keyword_hits:
+        return 0.0
+    i, chunk_id = min(keyword_hits, key=_by_score)[1]
+    return find_coverage(collections[i].database, query, chunk_id)
+
+
 def fuse(
-    keyword_hits: Sequence[tuple[float, ChunkKey]], similar: Sequence[tuple[float, ChunkKey]], n_candidates: int
+    keyword_hits: Sequence[tuple[float, ChunkKey]],
+    similar: Sequence[tuple[float, ChunkKey]],
+    n_candidates: int,
+    coverage: float,
 ) -> dict[ChunkKey, PassageScores]:
-    """Return the scores of the best hits of both parts; each hit is a pair of a score, higher is better, and a key."""
+    """Return the scores of the best hits of both parts; each hit is a pair of a score, higher is better, and a key.
+
+    `coverage` is the share of the words of the query in the best hit by keywords. The less of the query the keywords
+    find, the more the similarity counts.
+    """
+    weight = max(_MIN_SIMILARITY_WEIGHT, _MAX_SIMILARITY_WEIGHT * (1 - coverage) ** 2)
     scores: dict[ChunkKey, PassageScores] = {}
     for rank, (_, key) in enumerate(sorted(keyword_hits, key=_by_score)[:n_candidates], start=1):
         scores[key] = PassageScores(bm25_rank=rank, fused=1 / (_FUSION_K + rank))
     for rank, (cosine, key) in enumerate(sorted(similar, key=_by_score)[:n_candidates], start=1):
         others = scores.get(key, PassageScores())
         scores[key] = msgspec.structs.replace(
-            others, similarity_rank=rank, similarity=cosine, fused=(others.fused or 0) + 1 / (_FUSION_K + rank)
+            others, similarity_rank=rank, similarity=cosine, fused=(others.fused or 0) + weight / (_FUSION_K + rank)
         )
     return scores
 

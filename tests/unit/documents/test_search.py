@@ -10,7 +10,7 @@ import pytest
 from edgechat.documents import keyword_search
 from edgechat.documents.collection import Collection
 from edgechat.documents.indexing import update
-from edgechat.documents.keyword_search import find_terms, search_keywords
+from edgechat.documents.keyword_search import find_coverage, find_terms, search_keywords
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.search import fuse, search
 from edgechat.documents.vector_scan import load_library
@@ -89,7 +89,7 @@ def test_embeddings_find_chunks_and_are_fused_with_keywords(collection: Collecti
     assert best.chunk.text == "Its captain was Edward Smith."
     assert (best.scores.bm25_rank, best.scores.similarity_rank) == (1, 1)
     assert best.scores.similarity == pytest.approx(1, abs=0.005)
-    assert best.scores.fused == pytest.approx(2 / 61)
+    assert best.scores.fused == pytest.approx(1.05 / 11)
     assert [chunk.scores.fused for chunk in found] == sorted((chunk.scores.fused or 0 for chunk in found), reverse=True)
 
 
@@ -114,10 +114,23 @@ def test_reranker_orders_the_best_candidates(collection: Collection) -> None:
 
 def test_fusion_prefers_hits_of_both_parts_and_orders_ties_by_key() -> None:
     keys = [(0, i) for i in range(4)]
-    scores = fuse([(5.0, keys[3]), (4.0, keys[1]), (4.0, keys[0])], [(0.9, keys[2]), (0.8, keys[1])], 10)
-    assert scores[keys[1]].fused == pytest.approx(1 / 63 + 1 / 62)
+    scores = fuse([(5.0, keys[3]), (4.0, keys[1]), (4.0, keys[0])], [(0.9, keys[2]), (0.8, keys[1])], 10, 0.5)
+    assert scores[keys[1]].fused == pytest.approx(1 / 13 + 0.5 / 12)
     assert scores[keys[0]].bm25_rank == 2
-    assert scores[keys[2]].fused == scores[keys[3]].fused
+    assert max(scores, key=lambda key: scores[key].fused or 0) == keys[1]
+
+
+def test_similarity_counts_more_if_keywords_find_little_of_the_query() -> None:
+    exact, similar = (0, 0), (0, 1)
+    for coverage, best in ((0.0, similar), (0.2, similar), (0.4, exact), (1.0, exact)):
+        scores = fuse([(5.0, exact)], [(0.9, similar)], 10, coverage)
+        assert max(scores, key=lambda key: scores[key].fused or 0) == best
+
+
+def test_coverage_is_the_share_of_the_words_in_a_chunk(collection: Collection) -> None:
+    [(chunk_id, _)] = search_keywords(collection.database, "captain", 5)
+    for query, coverage in (("captains", 1), ("captain Smith", 1), ("captain of a boat", 0.5), ("", 0), ("boat", 0)):
+        assert find_coverage(collection.database, query, chunk_id) == coverage
 
 
 def test_common_words_are_ranked_at_a_bounded_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
