@@ -35,7 +35,7 @@ _MAX_CONVERSATIONS: Final = 10_000
 
 View = Literal[
     "conversations", "search", "editor", "copy", "models", "personas", "themes", "settings", "plan", "figures", "help",
-    "suspend", "quit",
+    "documents", "suspend", "quit",
 ]  # fmt: skip
 """List, screen or terminal action that every front end implements itself."""
 
@@ -302,17 +302,8 @@ def _system(session: Session, text: str) -> Outcome:
 
 
 def _docs(session: Session, argument: str) -> Outcome:
-    names = session.documents.search.library.names()
-    if argument:
-        session.override_settings(docs=parse_collections(argument, names))
-    used_names = session.settings.docs
-    text = f"Documents: {', '.join(used_names) or 'none'}"
-    other_names = [name for name in names if name not in used_names]
-    if not argument and other_names:
-        text += f". Other collections: {', '.join(other_names)}"
-    elif not argument and not names:
-        text += ". @FOLDER/ in a message or `edgechat docs add` adds a collection."
-    return Outcome(text)
+    session.override_settings(docs=parse_collections(argument, session.documents.search.library.names()))
+    return Outcome(f"Documents: {', '.join(session.settings.docs) or 'none'}")
 
 
 def _reasoning(session: Session, word: str) -> Outcome:
@@ -382,8 +373,8 @@ COMMANDS: Final = (
         "[NAME...|off]",
         "Choose the collections of documents that answers come from",
         _docs,
+        view="documents",
         aliases=("documents",),
-        needs_argument=True,
     ),
     Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning, needs_argument=True),
     Command(

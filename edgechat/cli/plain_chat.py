@@ -75,7 +75,8 @@ class PlainChat:
             "conversations": self._list_conversations, "search": self._search, "editor": self._refuse_editor,
             "copy": self._copy, "models": self._list_models, "personas": self._list_personas,
             "themes": self._refuse_themes, "settings": self._print_settings, "plan": self._print_plan,
-            "figures": self._toggle_figures, "help": self._print_help, "suspend": self._suspend, "quit": self._quit,
+            "documents": self._list_documents, "figures": self._toggle_figures, "help": self._print_help,
+            "suspend": self._suspend, "quit": self._quit,
         }  # fmt: skip
 
     def run(self) -> int:
@@ -277,6 +278,13 @@ class PlainChat:
         from edgechat.chat import personas
 
         click.echo("\n".join(personas.list_names()) or "(No personas yet)")
+
+    def _list_documents(self, _argument: str) -> None:
+        names = self._session.documents.search.library.names()
+        for name in names:
+            click.echo(escape_controls(f"{name} (used)" if name in self._session.settings.docs else name))
+        if not names:
+            click.echo("(No documents yet; `edgechat docs add FOLDER` adds some)")
 
     def _print_settings(self, _argument: str) -> None:
         import msgspec

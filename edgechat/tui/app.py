@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 from textual import events, on
 from textual.app import SuspendNotSupported
@@ -169,6 +169,7 @@ class ChatApp(ThemedApp):
     @staticmethod
     def list_key_bindings() -> list[keys.KeyBinding]:
         """Return all key bindings, including those of screens that are not open."""
+        from edgechat.tui.screens.documents import DocumentsScreen
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
         from edgechat.tui.screens.help import HelpScreen
@@ -188,6 +189,7 @@ class ChatApp(ThemedApp):
             HelpScreen,
             TextScreen,
             FirstRunScreen,
+            DocumentsScreen,
         )
         return keys.list_declared_bindings(
             ChatApp, ChatScreen, PromptInput, LineEditor, Transcript, RowScrolling, Sidebar, *screens
@@ -231,20 +233,28 @@ class ChatApp(ThemedApp):
             self.push_screen(SettingsScreen(self.settings, self.apply_settings, self.apply_theme, message.argument))
         elif message.view == "themes":
             self.actions.attempt(self._choose_theme, message.argument, f"/theme {message.argument}".rstrip())
-        elif message.view == "plan":
-            from edgechat.tui.screens.plan import PlanScreen
-
-            self.push_screen(PlanScreen(self.worker.session, self.settings))
-        elif message.view == "help":
-            from edgechat.tui.views import open_help
-
-            open_help(self, self.list_key_bindings(), self.key_overrides, self.pane.prompt.type_text)
+        elif message.view in ("plan", "help", "documents"):
+            self._open_screen(message.view)
         elif message.view == "suspend":
             self.action_suspend_process()
         elif message.view == "quit":
             self.run_worker(self.action_quit())
         else:
             raise AssertionError(f"no screen for {message.view}")
+
+    def _open_screen(self, view: Literal["plan", "help", "documents"]) -> None:
+        if view == "plan":
+            from edgechat.tui.screens.plan import PlanScreen
+
+            self.push_screen(PlanScreen(self.worker.session, self.settings))
+        elif view == "help":
+            from edgechat.tui.views import open_help
+
+            open_help(self, self.list_key_bindings(), self.key_overrides, self.pane.prompt.type_text)
+        else:
+            from edgechat.tui.views import open_documents
+
+            open_documents(self, self.worker, self.settings)
 
     def on_passages_requested(self, message: PassagesRequested) -> None:
         from edgechat.tui.views import open_passages

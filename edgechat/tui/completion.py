@@ -51,6 +51,11 @@ def complete(text_before: str, folder: Path) -> list[Completion]:
     return _complete_file(mention[2], folder, "@", len(mention[1]) + len(mention[2]) + 1) if mention else []
 
 
+def complete_path(prefix: str) -> list[str]:
+    """Return the paths that start with `prefix`, folders first. Reads the disk."""
+    return [completion.label for completion in _complete_file(prefix, Path(), "", len(prefix))]
+
+
 def _complete_command(text_before: str) -> list[Completion]:
     from edgechat.chat.commands import COMMANDS
 

@@ -20,7 +20,7 @@ TOPICS: Final = (
         "Ask",
         ("prompt.send", "prompt.newline", "chat.stop", "chat.now", "prompt.up", "prompt.down", "prompt.search",
          "prompt.editor", "prompt.complete"),
-        ("attach", "detach", "docs", "reasoning", "thinking", "now", "temperature", "system"),
+        ("attach", "detach", "reasoning", "thinking", "now", "temperature", "system"),
     ),
     Topic(
         "Read",
@@ -33,7 +33,10 @@ TOPICS: Final = (
     Topic(
         "Documents",
         ("message.passages", "passages.previous", "passages.next", "passages.open", "passages.copy",
-         "passages.up", "passages.down", "passages.page_up", "passages.page_down", "passages.leave"),
+         "passages.up", "passages.down", "passages.page_up", "passages.page_down", "passages.leave",
+         "documents.add", "documents.extend", "documents.update", "documents.remove", "documents.up", "documents.down",
+         "documents.leave"),
+        ("docs",),
     ),
     Topic(
         "Copy and save",

@@ -117,6 +117,23 @@ def open_search(app: App[Any], session: Session | None, query: str, on_chosen: C
     app.push_screen(SearchScreen(query, search), lambda target: on_chosen(target) if target else None)
 
 
+def open_documents(app: App[Any], worker: SessionWorker, settings: Settings) -> None:
+    """Show the collections of documents, and those that the conversation uses. `settings` are for embedding models."""
+    from edgechat import paths
+    from edgechat.documents.library import DocumentLibrary
+    from edgechat.tui.screens.documents import DocumentsScreen
+
+    def use(names: tuple[str, ...]) -> None:
+        def change(session: Session) -> None:
+            session.override_settings(docs=names)
+            worker.post_conversation(session)
+
+        worker.queue(change)
+
+    used_names = worker.session.settings.docs if worker.session is not None else ()
+    app.push_screen(DocumentsScreen(DocumentLibrary(paths.documents_dir()), settings, used_names, use))
+
+
 def open_passages(
     app: App[Any], pane: ConversationPane, request: PassagesRequested, open_file: Callable[[Path, int], object]
 ) -> None:

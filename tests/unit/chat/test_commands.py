@@ -43,7 +43,7 @@ A question | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /d
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3
 /temp 0.7 | /best 3 likely | /edit Another question
 /continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /thinking 500 | /thinking
-/thinking maybe | /docs off | /docs | /docs boats | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
+/thinking maybe | /docs off | /docs boats | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
 /model other.gguf | /new pirate | Something else | /open anim | /open Nowhere | /new
 """
@@ -161,6 +161,7 @@ VIEWS: dict[View, Callable[[ChatApp], object]] = {
     "settings": lambda app: type(app.screen).__name__ == "SettingsScreen",
     "themes": lambda app: type(app.screen).__name__ == "PickerScreen",
     "plan": lambda app: type(app.screen).__name__ == "PlanScreen",
+    "documents": lambda app: type(app.screen).__name__ == "DocumentsScreen",
     "figures": lambda app: app.pane.shows_figures,
     "help": lambda app: type(app.screen).__name__ == "HelpScreen",
     "quit": lambda app: app.return_code == 0,
@@ -283,4 +284,4 @@ def test_copy_takes_a_message_or_its_last_code_block() -> None:
 
 def test_commands_that_do_something_useful_without_an_argument_need_none() -> None:
     needing = {command.name for command in COMMANDS if command.needs_argument}
-    assert needing == {"rename", "attach", "export", "system", "docs", "reasoning", "thinking", "temperature", "set"}
+    assert needing == {"rename", "attach", "export", "system", "reasoning", "thinking", "temperature", "set"}
