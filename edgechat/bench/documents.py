@@ -5,6 +5,7 @@ The documents are a synthetic corpus, or a folder of the user. They are indexed 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import threading
@@ -24,9 +25,12 @@ from edgechat.bench.documents_first_token import measure_first_tokens
 from edgechat.bench.documents_folder import SourceChunk, make_folder_questions
 from edgechat.bench.documents_metrics import CUTOFFS, MethodScores, Rank, find_rank, summarize_method
 from edgechat.bench.documents_report import DocumentsReport, IndexSpeed
+from edgechat.catalogue import library
+from edgechat.catalogue.library import InstalledModel
+from edgechat.config import Settings
 from edgechat.documents import indexing
 from edgechat.documents.collection import Collection
-from edgechat.documents.embedding import TextEmbedder, TextReranker
+from edgechat.documents.embedding import TextEmbedder, TextReranker, open_embedder, open_reranker
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.search import FoundChunk, search
 from edgechat.errors import UsageError
@@ -50,6 +54,9 @@ class DocumentsWorkload(msgspec.Struct, frozen=True, kw_only=True):
     n_documents: int = 240
     n_questions: int = 400
     seed: int = 1
+    embedder: Path | None = None
+    """Embedding model; None to search by keywords alone."""
+    reranker: Path | None = None
     model: Path | None = None
     """Chat model whose replies are measured."""
     n_answers: int = 50
@@ -95,40 +102,59 @@ class MemoryMonitor:
         self._peak_bytes = max(self._peak_bytes, read_tree_pss_bytes(os.getpid()))
 
 
-def run(
-    workload: DocumentsWorkload,
-    *,
-    embedder: TextEmbedder | None = None,
-    reranker: TextReranker | None = None,
-    on_progress: ProgressCallback = lambda text: None,
-) -> DocumentsReport:
+def run(workload: DocumentsWorkload, on_progress: ProgressCallback = lambda text: None) -> DocumentsReport:
     """Index the documents, search for all questions with each method, and measure replies if there is a chat model.
 
-    Raises EdgechatError.
+    All files are in a temporary directory. Raises EdgechatError.
     """
-    with open_temporary_home() as home, MemoryMonitor() as memory:
-        library = DocumentLibrary(paths.documents_dir())
-        corpus = None
-        folder = workload.folder
-        if folder is None:
-            corpus = make_corpus(n_documents=workload.n_documents, n_questions=workload.n_questions, seed=workload.seed)
-            folder = home / "corpus"
-            corpus.write(folder)
-        with library.create(COLLECTION) as collection:
-            report = _measure_search(workload, collection, folder, corpus, embedder, reranker, memory, on_progress)
-        if workload.model is None or corpus is None:
-            return report
-        questions = corpus.questions[: workload.n_answers]
-        answers = measure_answers(workload.model, COLLECTION, questions, on_progress)
-        first_tokens = measure_first_tokens(
-            workload.model,
-            library,
-            home,
-            n_tokens=workload.n_prompt_tokens,
-            seed=workload.seed,
-            on_progress=on_progress,
-        )
-        return msgspec.structs.replace(report, answers=answers, first_tokens=first_tokens)
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(open_temporary_home())
+        memory = stack.enter_context(MemoryMonitor())
+        embedder, reranker = None, None
+        if workload.embedder is not None:
+            entry = _install(workload.embedder, "embedding")
+            embedder = open_embedder(Settings(), on_progress, entry)
+        if workload.reranker is not None:
+            entry = _install(workload.reranker, "reranking")
+            reranker = open_reranker(Settings(), on_progress, entry)
+        for model in (embedder, reranker):
+            if model is not None:
+                stack.callback(model.close)
+        return measure(workload, home, embedder, reranker, memory, on_progress)
+
+
+def _install(path: Path, purpose: str) -> InstalledModel:
+    """Return a model file as an installed model. Raises UsageError if it is not for the purpose."""
+    library.add_file(path)
+    entry = library.find_by_path(path.absolute())
+    if entry is None or not entry.is_usable or entry.facts.purpose != purpose:
+        noun = "embedding model" if purpose == "embedding" else "reranker"
+        raise UsageError(f"{path} is not a usable {noun}. `edgechat models list` shows the purposes of models.")
+    return entry
+
+
+def measure(
+    workload: DocumentsWorkload, home: Path, embedder: TextEmbedder | None, reranker: TextReranker | None,
+    memory: MemoryMonitor, on_progress: ProgressCallback,
+) -> DocumentsReport:  # fmt: skip
+    """Run the measurements with these models, and with the files of edgechat in `home`. Raises EdgechatError."""
+    document_library = DocumentLibrary(paths.documents_dir())
+    corpus = None
+    folder = workload.folder
+    if folder is None:
+        corpus = make_corpus(n_documents=workload.n_documents, n_questions=workload.n_questions, seed=workload.seed)
+        folder = home / "corpus"
+        corpus.write(folder)
+    with document_library.create(COLLECTION) as collection:
+        report = _measure_search(workload, collection, folder, corpus, embedder, reranker, memory, on_progress)
+    if workload.model is None or corpus is None:
+        return report
+    answers = measure_answers(workload.model, COLLECTION, corpus.questions[: workload.n_answers], on_progress)
+    first_tokens = measure_first_tokens(
+        workload.model, document_library, home, n_tokens=workload.n_prompt_tokens, seed=workload.seed,
+        on_progress=on_progress,
+    )  # fmt: skip
+    return msgspec.structs.replace(report, answers=answers, first_tokens=first_tokens)
 
 
 def _measure_search(

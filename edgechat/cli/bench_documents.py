@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -11,11 +13,20 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import IntRange
 from edgechat.cli.progress import StderrStatus
 
+if TYPE_CHECKING:
+    from edgechat.catalogue.library import InstalledModel
+
+_NO_MODEL: Final = "none"
+
 
 @click.command()
 @click.option(
     "-m", "--model", metavar="NAME", help="Chat model whose replies are measured; without it, only the search is."
 )
+@click.option(
+    "--embedder", metavar="NAME", help="Embedding model, or none for keywords alone. Default: an installed model."
+)
+@click.option("--reranker", metavar="NAME", help="Reranker, or none. Default: an installed model.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -33,8 +44,8 @@ from edgechat.cli.progress import StderrStatus
 )
 @json_option
 def documents(
-    *, model: str | None, folder: Path | None, n_documents: int, n_questions: int, seed: int, n_answers: int,
-    n_prompt: int, as_json: bool,
+    *, model: str | None, embedder: str | None, reranker: str | None, folder: Path | None, n_documents: int,
+    n_questions: int, seed: int, n_answers: int, n_prompt: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how well and how fast documents are searched.
 
@@ -50,15 +61,29 @@ def documents(
     from edgechat.bench.documents import DocumentsWorkload, run
     from edgechat.bench.documents_report import format_table
     from edgechat.catalogue.resolve import find_model
+    from edgechat.documents.embedding import choose_embedding_model, choose_reranker
     from edgechat.errors import UsageError
 
     if model is not None and folder is not None:
         raise UsageError("The answers to questions about a folder are not known. Use --model without --folder.")
     workload = DocumentsWorkload(
+        embedder=_find_model(embedder, choose_embedding_model), reranker=_find_model(reranker, choose_reranker),
         folder=folder, n_documents=n_documents, n_questions=n_questions, seed=seed,
         model=find_model(model) if model is not None else None, n_answers=n_answers, n_prompt_tokens=n_prompt,
     )  # fmt: skip
     status = StderrStatus(print_lines=True)
-    report = run(workload, on_progress=status.show)
+    report = run(workload, status.show)
     status.clear()
     echo_json(report) if as_json else click.echo(format_table(report))
+
+
+def _find_model(name: str | None, choose: Callable[[], InstalledModel | None]) -> Path | None:
+    """Return the file of the model with a name, or of a chosen one without a name; None for the name "none"."""
+    from edgechat.catalogue.resolve import find_model
+
+    if name == _NO_MODEL:
+        return None
+    if name is not None:
+        return find_model(name)
+    entry = choose()
+    return None if entry is None else entry.path

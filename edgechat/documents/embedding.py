@@ -134,18 +134,25 @@ class EngineReranker:
         self._model.close()
 
 
-def open_embedder(settings: Settings, on_status: Callable[[str], None]) -> EngineEmbedder | None:
-    """Load an installed embedding model; return None if none is installed.
+def open_embedder(
+    settings: Settings, on_status: Callable[[str], None], entry: InstalledModel | None = None
+) -> EngineEmbedder | None:
+    """Load the installed embedding model `entry`, or a chosen one without it; return None if none is installed.
 
     `on_status` receives status messages while the model loads. Raises EdgechatError.
     """
-    entry = choose_embedding_model()
+    entry = entry or choose_embedding_model()
     return None if entry is None else _open(entry, settings, on_status, EngineEmbedder)
 
 
-def open_reranker(settings: Settings, on_status: Callable[[str], None]) -> EngineReranker | None:
-    """Load an installed reranker; return None if none is installed. Raises EdgechatError."""
-    entry = _choose_fast(_list_models("reranking"))
+def open_reranker(
+    settings: Settings, on_status: Callable[[str], None], entry: InstalledModel | None = None
+) -> EngineReranker | None:
+    """Load the installed reranker `entry`, or a chosen one without it; return None if none is installed.
+
+    Raises EdgechatError.
+    """
+    entry = entry or choose_reranker()
     return None if entry is None else _open(entry, settings, on_status, EngineReranker)
 
 
@@ -160,6 +167,11 @@ def choose_embedding_model() -> InstalledModel | None:
     if used:
         return max(used, key=lambda entry: (n_embedded[make_model_id(entry)], entry.name))
     return _choose_fast(entries)
+
+
+def choose_reranker() -> InstalledModel | None:
+    """Return an installed reranker, if possible a fast one; None if none is installed."""
+    return _choose_fast(_list_models("reranking"))
 
 
 def make_model_id(entry: InstalledModel) -> str:

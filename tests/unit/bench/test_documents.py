@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat.bench.documents import DocumentsWorkload, find_evidence, run
+from edgechat.bench.documents import DocumentsWorkload, MemoryMonitor, find_evidence, measure, run
 from edgechat.bench.documents_corpus import Question
 from edgechat.bench.documents_folder import SourceChunk
 from edgechat.bench.documents_report import AnswerScores, FirstTokenTimes, format_table
@@ -87,8 +87,9 @@ def test_keyword_search_of_the_corpus_is_measured() -> None:
 
 
 @pytest.mark.skipif(load_library() is None, reason="needs the library for vectors in the native bundle")
-def test_each_method_is_measured() -> None:
-    report = run(WORKLOAD, embedder=HashEmbedder(), reranker=ReversingReranker())
+def test_each_method_is_measured(tmp_path: Path) -> None:
+    with MemoryMonitor() as memory:
+        report = measure(WORKLOAD, tmp_path, HashEmbedder(), ReversingReranker(), memory, lambda text: None)
     assert [m.method for m in report.methods] == ["keywords (BM25)", "embeddings", "hybrid", "hybrid and reranker"]
     _, embeddings, hybrid, reranked = (m.total for m in report.methods)
     assert embeddings.recall[10] > 0.3
