@@ -14,7 +14,7 @@ from edgechat.file_formats import find_byte_order_mark, find_unmarked_utf16
 _TEXT_CONTROLS: Final = b"\t\n\v\f\r\b\x1a\x1b"
 _BINARY: Final = bytes(code for code in (*range(0x20), 0x7F) if code not in _TEXT_CONTROLS)
 _SAMPLE_BYTES: Final = 1 << 16
-# Share of control characters above which bytes that are not UTF-8 are not text in an older encoding either.
+# Share of control characters above which a file with null characters, or bytes that are not UTF-8, is not text.
 _MAX_CONTROL_SHARE: Final = 0.001
 
 
@@ -46,8 +46,11 @@ def decode(data: bytes, builder: DocumentBuilder, *, is_cut: bool = False) -> st
         text = codecs.getincrementaldecoder(encoding)().decode(content, final=not is_cut)
     except UnicodeDecodeError as error:
         text = _decode_damaged(content, encoding, error.start, builder)
-    if "\0" in text:
-        raise DocumentError(_describe_binary(data, data.index(0)))
+    if n_nulls := text.count("\0"):
+        if n_nulls > _MAX_CONTROL_SHARE * len(text):
+            raise DocumentError(_describe_binary(data, data.index(0)))
+        builder.add_notice(f"Null characters ({n_nulls}) were left out.")
+        text = text.replace("\0", "")
     return normalize_newlines(text)
 
 
@@ -62,7 +65,7 @@ def _decode_damaged(data: bytes, encoding: str, position: int, builder: Document
         return data.decode(encoding, "replace")
     sample = data[:_SAMPLE_BYTES]
     n_controls = len(sample) - len(sample.translate(None, _BINARY))
-    if b"\0" in sample or n_controls > _MAX_CONTROL_SHARE * len(sample):
+    if n_controls > _MAX_CONTROL_SHARE * len(sample):
         raise DocumentError(_describe_binary(data, position))
     valid = data.decode("utf-8", "ignore")
     if position > 0 and not valid[:_SAMPLE_BYTES].isascii() and _is_mostly_utf8(data, valid):

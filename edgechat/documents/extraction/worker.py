@@ -7,6 +7,7 @@ memory and time. This process uses no network, starts no other process and opens
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import sys
@@ -97,10 +98,12 @@ def process_request(request: ExtractionRequest) -> ExtractionReply:
     except RecursionError:
         reason = "it is nested too deeply, as a damaged or malicious file is"
     except OSError as error:
-        reason = error.strerror or format_reason(error)
+        # Parsers of damaged files seek to invalid positions.
+        is_invalid = error.errno == errno.EINVAL and error.strerror == os.strerror(errno.EINVAL)
+        reason = _DAMAGED if is_invalid else error.strerror or format_reason(error)
     except Exception as error:  # noqa: BLE001  (a damaged file can raise any exception in the parsers)
-        details = format_reason(error) if isinstance(error, _DAMAGE_ERRORS) else type(error).__name__
-        reason = f"{_DAMAGED} ({' '.join(shorten(details, _MAX_REASON_CHARS).split())})"
+        details = " ".join(shorten(format_reason(error), _MAX_REASON_CHARS).split())
+        reason = f"{_DAMAGED} ({details})" if isinstance(error, _DAMAGE_ERRORS) else _DAMAGED
     reason = reason.encode("utf-8", "replace").decode()
     return ExtractionReply(error=reason[:1].lower() + reason[1:] if reason[:2] in {"It", "Th", "No"} else reason)
 

@@ -83,6 +83,12 @@ def test_binary_file_is_refused(data: bytes) -> None:
     assert fail(data, "a.txt")
 
 
+def test_single_null_characters_are_left_out_with_a_notice() -> None:
+    document = extract(b"text\0 " + b"word " * 500, "a.log")
+    assert document.sections[0].text.startswith("text word word")
+    assert document.notice == "Null characters (1) were left out."
+
+
 def test_known_formats_are_named() -> None:
     assert fail(b"\x89PNG\r\n\x1a\n", "a.txt") == "It is an image. edgechat does not read images."
     assert fail(b"{\\rtf1 text}", "a.doc") == "It is an RTF document. Save its text as a text file first."
