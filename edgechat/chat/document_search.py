@@ -11,10 +11,12 @@ from edgechat.chat.messages import Attachment, Message
 from edgechat.documents import prompt_text
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
-from edgechat.errors import DocumentError
+from edgechat.documents.search_models import SearchModels
+from edgechat.errors import DocumentError, EngineError
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
+    from edgechat.documents.collection import CollectionInfo
     from edgechat.documents.embedding import TextEmbedder, TextReranker
 
 # Fraction of the context that is reserved for the reply, as in `window`.
@@ -93,8 +95,8 @@ class DocumentSearch:
         """`count_tokens` returns the length of a text in tokens of the loaded model."""
         self.library = library or DocumentLibrary(paths.documents_dir())
         self._count_tokens = count_tokens
-        self._embedder: TextEmbedder | None = None
-        self._reranker: TextReranker | None = None
+        self.models = SearchModels()
+        """Embedding model and reranker, which the search loads when it needs them."""
         self._is_hint_due = True
 
     def search(
@@ -114,16 +116,12 @@ class DocumentSearch:
             whole = self.find_whole(names, path, read_attachment, budget)
             if whole is not None:
                 return whole
-        from edgechat.documents import retrieval
-
-        found_set = retrieval.find_passages(
-            self.library, names, question, count_tokens=self._count_tokens, max_tokens=budget.retrieved, first_number=1,
-            embedder=self._embedder, reranker=self._reranker,
-        )  # fmt: skip
+        found_set = self._find_passages(question, settings, budget, infos)
         earlier_sets = message_passages.find_readable_passages(path, read_attachment)
         numbered_set = message_passages.choose_numbers(found_set, earlier_sets)
         n_tokens = self._count_tokens(prompt_text.format_retrieved(numbered_set.passages))
-        return _describe(numbered_set, n_tokens, hint=self._take_hint())
+        hint = "" if numbered_set.searched.embedding_model else self._take_hint(infos)
+        return _describe(numbered_set, n_tokens, hint=hint)
 
     def find_whole(
         self, names: Sequence[str], path: Sequence[Message], read_attachment: Callable[[str], bytes],
@@ -148,12 +146,34 @@ class DocumentSearch:
             return None
         return _describe(whole_set, n_tokens, is_new=is_new)
 
-    def _take_hint(self) -> str:
-        """Return a sentence why only keywords were searched, once; "" if embeddings were searched, too."""
-        if not self._is_hint_due or self._embedder is not None:
+    def _find_passages(
+        self, question: str, settings: Settings, budget: DocumentBudget, infos: Sequence[CollectionInfo]
+    ) -> PassageSet:
+        """Search with the installed models; if they fail, search by keywords."""
+        from edgechat.documents import retrieval
+
+        has_embeddings = any(info.n_embedded for info in infos)
+        embedder = self.models.open_embedder(settings) if has_embeddings else None
+        reranker = self.models.open_reranker(settings)
+
+        def find(embedder: TextEmbedder | None, reranker: TextReranker | None) -> PassageSet:
+            return retrieval.find_passages(
+                self.library, settings.docs, question, count_tokens=self._count_tokens, max_tokens=budget.retrieved,
+                first_number=1, embedder=embedder, reranker=reranker,
+            )  # fmt: skip
+
+        try:
+            return find(embedder, reranker)
+        except EngineError as error:
+            self.models.problem = f"the search by meaning failed: {error}"
+            return find(None, None)
+
+    def _take_hint(self, infos: Sequence[CollectionInfo]) -> str:
+        """Return a sentence why only keywords were searched, the first time; "" afterwards."""
+        if not self._is_hint_due:
             return ""
         self._is_hint_due = False
-        return "Only keywords were searched, because the documents have no embeddings."
+        return self.models.explain_keyword_search(infos)
 
 
 def _describe(passages: PassageSet, n_tokens: int, *, is_new: bool = True, hint: str = "") -> MessagePassages:

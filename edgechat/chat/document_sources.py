@@ -12,22 +12,29 @@ from typing import Final
 from edgechat import paths
 from edgechat.chat import events
 from edgechat.documents import indexing, naming
-from edgechat.documents.collection import CollectionInfo
+from edgechat.documents.collection import Collection, CollectionInfo
+from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.indexing import IndexProgress, UpdateSummary
 from edgechat.documents.library import DocumentLibrary
-from edgechat.errors import DocumentError, RequestCancelledError
+from edgechat.errors import DocumentError, EngineError, RequestCancelledError
 
 # Interval at which the progress of an update is passed on.
 _PROGRESS_INTERVAL_S: Final = 0.1
 # Maximum wait for the end of a cancelled update, which may be reading a file.
 _CANCEL_TIMEOUT_S: Final = 2.0
+# Maximum number of passages whose embeddings are computed before the reply: a few seconds with a small model.
+_MAX_EMBEDDED: Final = 1000
 
 
 def add_sources(
-    library: DocumentLibrary, sources: Sequence[Path], is_cancelled: Callable[[], bool]
+    library: DocumentLibrary,
+    sources: Sequence[Path],
+    is_cancelled: Callable[[], bool],
+    open_embedder: Callable[[], TextEmbedder | None] = lambda: None,
 ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
     """Make or update a collection for each of `sources`; return the names of the collections.
 
+    Embeddings are computed with the result of `open_embedder`, unless that would delay the reply for long.
     Raises DocumentError, and RequestCancelledError if `is_cancelled` returns True; what was read until then is kept.
     """
     names = []
@@ -35,7 +42,7 @@ def add_sources(
         _check_source(source)
         name = naming.choose_name([source], library.list())
         is_new = name not in library.names()
-        update = _Update(library, name, source, is_cancelled)
+        update = _Update(library, name, source, is_cancelled, open_embedder)
         try:
             yield from update.run()
             summary, info = update.result
@@ -74,11 +81,15 @@ def _remove_if_empty(library: DocumentLibrary, name: str) -> None:
 class _Update:
     """Update of a collection in a thread, so that its progress can be yielded."""
 
-    def __init__(self, library: DocumentLibrary, name: str, source: Path, is_cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, library: DocumentLibrary, name: str, source: Path, is_cancelled: Callable[[], bool],
+        open_embedder: Callable[[], TextEmbedder | None],
+    ) -> None:  # fmt: skip
         self._library = library
         self._name = name
         self._source = source
         self._is_cancelled = is_cancelled
+        self._open_embedder = open_embedder
         self._is_closed = threading.Event()
         self._progress: IndexProgress | None = None
         self._outcomes: queue.SimpleQueue[tuple[UpdateSummary, CollectionInfo] | BaseException] = queue.SimpleQueue()
@@ -115,9 +126,22 @@ class _Update:
                 summary = indexing.update(
                     collection, add=[self._source], on_progress=self._set_progress, is_cancelled=self._must_stop
                 )
+                self._add_embeddings(collection)
                 self._outcomes.put((summary, collection.describe()))
         except BaseException as error:  # noqa: BLE001  (raised again in the thread that iterates)
             self._outcomes.put(error)
+
+    def _add_embeddings(self, collection: Collection) -> None:
+        """Compute the missing embeddings if they are few. Without them, the collection is searched by keywords."""
+        info = collection.describe()
+        if not 0 < info.n_chunks - info.n_embedded <= _MAX_EMBEDDED or self._must_stop():
+            return
+        embedder = self._open_embedder()
+        if embedder is not None:
+            with contextlib.suppress(EngineError):
+                indexing.update(
+                    collection, embedder=embedder, on_progress=self._set_progress, is_cancelled=self._must_stop
+                )
 
     def _set_progress(self, progress: IndexProgress) -> None:
         self._progress = progress

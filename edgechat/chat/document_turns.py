@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgechat.chat.document_search import DocumentBudget, DocumentSearch
+    from edgechat.documents.embedding import TextEmbedder
 
 
 class DocumentTurns:
-    """Adds passages of the documents of a conversation to its messages."""
+    """Adds passages of the documents of a conversation to its messages. Call `close` at the end."""
 
     def __init__(self, model: LoadedModel, store: Store) -> None:
         self._model = model
@@ -40,8 +41,13 @@ class DocumentTurns:
             self._search = DocumentSearch(self._count_tokens)
         return self._search
 
+    def close(self) -> None:
+        """Leave the engines of the search models."""
+        if self._search is not None:
+            self._search.models.close()
+
     def add_sources(
-        self, sources: Sequence[Path], is_cancelled: Callable[[], bool]
+        self, sources: Sequence[Path], settings: Settings, is_cancelled: Callable[[], bool]
     ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
         """Make or update a collection for each folder or document; return the names of the collections.
 
@@ -49,7 +55,10 @@ class DocumentTurns:
         """
         from edgechat.chat.document_sources import add_sources
 
-        return (yield from add_sources(self.search.library, sources, is_cancelled))
+        def open_embedder() -> TextEmbedder | None:
+            return self.search.models.open_embedder(settings)
+
+        return (yield from add_sources(self.search.library, sources, is_cancelled, open_embedder))
 
     def can_attach(self, n_tokens: int) -> bool:
         """Return whether a document of `n_tokens` tokens fits in the context as an attachment, with space for turns."""

@@ -223,7 +223,9 @@ class Session:
         sources = [path for path in attachments if path.is_dir() or self._is_long_document(path)]
         if sources:
             try:
-                names = yield from self.documents.add_sources(sources, self._turn_runner.is_stop_requested)
+                names = yield from self.documents.add_sources(
+                    sources, self.settings, self._turn_runner.is_stop_requested
+                )
             except RequestCancelledError:
                 self.clear_stop()
                 raise
@@ -480,6 +482,7 @@ class Session:
         A thread that is generating a reply receives EngineDiedError.
         """
         self.model.close()
+        self.documents.close()
         self._turn_runner.idle_gate.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
         try:
             self._stored_conversation.save_pending()

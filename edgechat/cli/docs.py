@@ -15,6 +15,7 @@ from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, complete_collection, json_option
 from edgechat.cli.progress import StderrStatus, echo_note
+from edgechat.cli.session_factory import load_settings
 from edgechat.errors import DocumentError, UsageError
 from edgechat.humanize import format_count, format_size, shorten
 from edgechat.terminal import escape_controls
@@ -24,11 +25,20 @@ if TYPE_CHECKING:
     from edgechat.documents.indexing import UpdateSummary
     from edgechat.documents.library import DocumentLibrary
     from edgechat.documents.search import FoundChunk
+    from edgechat.documents.search_models import SearchModels
 
 # Number of unreadable files that are listed; the others are counted.
 _MAX_SHOWN_PROBLEMS: Final = 10
 _MIN_SNIPPET_CHARS: Final = 40
 _INDENT: Final = "    "
+
+
+embeddings_option = click.option(
+    "--embeddings/--no-embeddings",
+    "with_embeddings",
+    default=True,
+    help="Compute embeddings if an embedding model is installed; otherwise only keywords are searched.",
+)
 
 
 @click.group()
@@ -48,8 +58,9 @@ def docs() -> None:
     shell_complete=complete_collection,
     help="Name of the collection; by default the folder's.",
 )
+@embeddings_option
 @json_option
-def add(sources: tuple[Path, ...], *, name: str | None, as_json: bool) -> None:
+def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, as_json: bool) -> None:
     """Add folders or files to a collection.
 
     Makes the collection if it does not exist. Hidden files, files that .gitignore excludes, and links that lead out of
@@ -63,7 +74,8 @@ def add(sources: tuple[Path, ...], *, name: str | None, as_json: bool) -> None:
         raise DocumentError(f"Cannot add {missing_source}: there is no such file or folder.")
     name = name if name is not None else choose_name(sources, library.list())
     is_new = name not in library.names()
-    summary, info = _update(library, name, sources)
+    with _open_models() as models:
+        summary, info = _update(library, name, models if with_embeddings else None, sources)
     if is_new and not info.n_documents:
         library.remove(name)
         _show_problems(info.problems)
@@ -97,8 +109,9 @@ def list_(*, as_json: bool) -> None:
 
 @docs.command()
 @click.argument("name", required=False, shell_complete=complete_collection)
+@embeddings_option
 @json_option
-def update(name: str | None, *, as_json: bool) -> None:
+def update(name: str | None, *, with_embeddings: bool, as_json: bool) -> None:
     """Update one collection, or all of them.
 
     Reads new and changed files, removes those that no longer exist, and computes missing embeddings. An interrupted
@@ -109,19 +122,20 @@ def update(name: str | None, *, as_json: bool) -> None:
     if not names and not as_json:
         echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` makes one.")
     results, errors = [], []
-    for collection_name in names:
-        try:
-            summary, info = _update(library, collection_name)
-        except DocumentError as error:
-            if name is not None:
-                raise
-            errors.append(error)
-            echo_note(f"edgechat: {escape_controls(str(error))}")
-            continue
-        if as_json:
-            results.append(_make_object(summary, info))
-        else:
-            _print_update(summary, info)
+    with _open_models() as models:
+        for collection_name in names:
+            try:
+                summary, info = _update(library, collection_name, models if with_embeddings else None)
+            except DocumentError as error:
+                if name is not None:
+                    raise
+                errors.append(error)
+                echo_note(f"edgechat: {escape_controls(str(error))}")
+                continue
+            if as_json:
+                results.append(_make_object(summary, info))
+            else:
+                _print_update(summary, info)
     if as_json:
         echo_json(results[0] if name is not None else results)
     if errors:
@@ -183,8 +197,12 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
         raise DocumentError("There are no collections yet. `edgechat docs add FOLDER` makes one.")
     with ExitStack() as stack:
         collections = [stack.enter_context(library.open(name)) for name in searched_names]
-        results = search_collections(collections, query, n_results=limit)
         infos = [collection.describe() for collection in collections]
+        models, settings = stack.enter_context(_open_models()), load_settings()
+        embedder = models.open_embedder(settings) if any(info.n_embedded for info in infos) else None
+        results = search_collections(
+            collections, query, embedder=embedder, reranker=models.open_reranker(settings), n_results=limit
+        )
     if as_json:
         echo_json({"query": query, "collections": searched_names, "results": [_make_result(r) for r in results]})
         return
@@ -207,16 +225,36 @@ def _open_library() -> DocumentLibrary:
     return DocumentLibrary(paths.documents_dir())
 
 
-def _update(library: DocumentLibrary, name: str, add: Sequence[Path] = ()) -> tuple[UpdateSummary, CollectionInfo]:
-    """Update a collection with progress on standard error; make it if sources are added. Raises DocumentError."""
+@contextmanager
+def _open_models() -> Iterator[SearchModels]:
+    from edgechat.documents.search_models import SearchModels
+
+    models = SearchModels()
+    try:
+        yield models
+    finally:
+        models.close()
+
+
+def _update(
+    library: DocumentLibrary, name: str, models: SearchModels | None, add: Sequence[Path] = ()
+) -> tuple[UpdateSummary, CollectionInfo]:
+    """Update a collection with progress on standard error; make it if sources are added. Raises DocumentError.
+
+    Computes embeddings if `models` is not None and has an embedding model.
+    """
     from edgechat.documents import indexing
 
     is_new = bool(add) and name not in library.names()
     with library.create(name) if is_new else library.open(name, rebuild_damaged=True) as collection:
         with _show_progress(name) as status:
+            embedder = models.open_embedder(load_settings(), status.show) if models is not None else None
             summary = indexing.update(
-                collection, add=add, on_progress=lambda progress: status.show(f"{name}: {progress.message}")
-            )
+                collection, add=add, embedder=embedder,
+                on_progress=lambda progress: status.show(f"{name}: {progress.message}"),
+            )  # fmt: skip
+        if models is not None and models.problem:
+            echo_note(f"edgechat: No embeddings were computed, because {escape_controls(models.problem)}")
         for warning in summary.warnings:
             echo_note(f"edgechat: {escape_controls(warning)}")
         return summary, collection.describe()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,18 +23,22 @@ from edgechat.chat.events import (
     format_progress,
 )
 from edgechat.config import Settings
+from edgechat.documents import embedding, vector_scan
+from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.engine import protocol
-from edgechat.errors import ContextOverflowError, DocumentError
+from edgechat.errors import ContextOverflowError, DocumentError, EngineError
 from edgechat.store import open_ephemeral_store, open_store
-from tests.unit.documents.collections import TextExtractor, make_reader
+from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
 SHIPS = {"vasa.txt": "The Vasa sank in 1628.\n\nIt was raised in 1961.", "mary.txt": "The Mary Rose sank in 1545."}
 
 
-def add_collection(tmp_path: Path, name: str = "ships", texts: dict[str, str] = SHIPS) -> None:
+def add_collection(
+    tmp_path: Path, name: str = "ships", texts: dict[str, str] = SHIPS, embedder: TextEmbedder | None = None
+) -> None:
     """Make or update the collection `name` of the text files `texts`."""
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
@@ -41,12 +46,18 @@ def add_collection(tmp_path: Path, name: str = "ships", texts: dict[str, str] = 
         (folder / file_name).write_text(text)
     library = DocumentLibrary(paths.documents_dir())
     with library.open(name) if name in library.names() else library.create(name) as collection:
-        update(collection, add=[folder], reader=make_reader(TextExtractor()))
+        update(collection, add=[folder], reader=make_reader(TextExtractor()), embedder=embedder)
 
 
-def fill(tmp_path: Path, name: str = "long") -> None:
+def fill(tmp_path: Path, name: str = "long", embedder: TextEmbedder | None = None) -> None:
     """Make a collection that fits into no small context."""
-    add_collection(tmp_path, name, {f"{i}.txt": f"Fact {i}: the ship{i} is red. " * 30 for i in range(40)})
+    add_collection(tmp_path, name, {f"{i}.txt": f"Fact {i}: the ship{i} is red. " * 30 for i in range(40)}, embedder)
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no embedding model be installed, whatever other programs on this machine have."""
+    monkeypatch.setattr(embedding, "_list_models", lambda purpose: [])
 
 
 @pytest.fixture
@@ -96,9 +107,7 @@ def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSe
     assert first.passages.passages[0].document == "7.txt"
     assert first.n_tokens <= 2048 // 4 + 100
     assert format_notice(first).startswith("1 passage found in 40 documents (")
-    assert format_notice(first).endswith(
-        "by keywords. Only keywords were searched, because the documents have no embeddings."
-    )
+    assert "by keywords. Only keywords were searched, because no embedding model is installed." in format_notice(first)
     _, second = run(session.send("And ship8?"))
     assert [p.number for p in second.passages.passages] == [2]
     assert format_notice(second).endswith("by keywords.")  # the hint appears once
@@ -113,6 +122,35 @@ def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSe
 
 def _shorten_context(session: ScriptedSession, n_ctx: int) -> protocol.Loaded:
     return msgspec.structs.replace(session.model.builder._model_properties, n_ctx=n_ctx)
+
+
+class BrokenEmbedder(WordEmbedder):
+    """Embedding model whose engine fails."""
+
+    def embed(self, texts: Sequence[str], *, is_query: bool) -> list[array[float]]:
+        if is_query:
+            raise EngineError("The engine failed.")
+        return super().embed(texts, is_query=is_query)
+
+    def close(self) -> None:
+        self.texts.append("closed")
+
+
+def test_failing_embedding_model_leaves_the_search_by_keywords(
+    tmp_path: Path, session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if vector_scan.load_library() is None:
+        pytest.skip("the native bundle has no libedgechat-vectors")
+    embedder = BrokenEmbedder()
+    fill(tmp_path, embedder=embedder)
+    monkeypatch.setattr(embedding, "open_embedder", lambda settings, on_status: embedder)
+    session.override_settings(docs=("long",), max_tokens=50)
+    session.model.builder._model_properties = _shorten_context(session, 2048)
+    _, first = run(session.send("What colour is ship7?"))
+    assert first.passages.passages[0].document == "7.txt"
+    assert "because the search by meaning failed: The engine failed." in format_notice(first)
+    session.close()
+    assert embedder.texts[-1] == "closed"
 
 
 def test_missing_collection_is_an_error_before_the_turn(session: ScriptedSession) -> None:
