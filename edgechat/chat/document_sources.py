@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -31,10 +32,13 @@ def add_sources(
     sources: Sequence[Path],
     is_cancelled: Callable[[], bool],
     open_embedder: Callable[[], TextEmbedder | None] = lambda: None,
+    *,
+    can_create: bool = True,
 ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
     """Make or update a collection for each of `sources`; return the names of the collections.
 
-    Embeddings are computed with the result of `open_embedder`, unless that would delay the reply for long.
+    Embeddings are computed with the result of `open_embedder`, unless that would delay the reply for long. Without
+    `can_create`, only existing collections are updated.
     Raises DocumentError, and RequestCancelledError if `is_cancelled` returns True; what was read until then is kept.
     """
     names = []
@@ -42,6 +46,11 @@ def add_sources(
         _check_source(source)
         name = naming.choose_name([source], library.list())
         is_new = name not in library.names()
+        if is_new and not can_create:
+            raise DocumentError(
+                f"{source} is not a collection of documents yet, and this conversation writes nothing to disk. Add it "
+                f"first: edgechat docs add {shlex.quote(str(source))}"
+            )
         update = _Update(library, name, source, is_cancelled, open_embedder)
         try:
             yield from update.run()

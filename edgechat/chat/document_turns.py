@@ -58,7 +58,11 @@ class DocumentTurns:
         def open_embedder() -> TextEmbedder | None:
             return self.search.models.open_embedder(settings)
 
-        return (yield from add_sources(self.search.library, sources, is_cancelled, open_embedder))
+        return (
+            yield from add_sources(
+                self.search.library, sources, is_cancelled, open_embedder, can_create=self._store.is_persistent
+            )
+        )
 
     def can_attach(self, n_tokens: int) -> bool:
         """Return whether a document of `n_tokens` tokens fits in the context as an attachment, with space for turns."""

@@ -26,7 +26,7 @@ from edgechat.chat.events import (
 from edgechat.config import Settings
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import AttachmentError, DocumentError, RequestCancelledError, UsageError
-from edgechat.store import open_ephemeral_store
+from edgechat.store import open_ephemeral_store, open_store
 
 _DOCUMENT = (
     '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body>'
@@ -65,7 +65,7 @@ def ships(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def session(home: Path) -> Iterator[ScriptedSession]:
-    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["In 1628 [1]."]))
+    session = ScriptedSession(open_store(home / "history.db"), Settings(), Script(["In 1628 [1]."]))
     session.open()
     yield session
     session.close()
@@ -125,6 +125,18 @@ def test_stop_while_a_folder_is_read_sends_nothing(session: ScriptedSession, shi
     run(session, "Hi")
 
 
+def test_conversation_that_is_not_saved_makes_no_collection(session: ScriptedSession, ships: Path) -> None:
+    ephemeral = ScriptedSession(open_ephemeral_store(), Settings(), Script(["In 1628."]))
+    ephemeral.open()
+    with pytest.raises(DocumentError, match="this conversation writes nothing to disk"):
+        list(ephemeral.send("When did it sink?", [ships]))
+    assert library().names() == []
+    run(session, "When did it sink?", ships)
+    run(ephemeral, "When did it sink?", ships)
+    assert ephemeral.settings.docs == ("ships",)
+    ephemeral.close()
+
+
 def test_closed_turn_ends_the_update(ships: Path) -> None:
     for i in range(2000):
         (ships / f"{i}.txt").write_text(f"Ship {i}.")
@@ -152,7 +164,7 @@ def test_document_that_does_not_fit_is_searched(
     session: ScriptedSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripted_session, "N_CTX", 2048)
-    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["Green."]))
+    session = ScriptedSession(open_store(), Settings(), Script(["Green."]))
     session.open()
     file = write_docx(tmp_path / "book.docx", *(f"Chapter {i}. " + "Sand and wind. " * 40 for i in range(40)))
     seen = run(session, "What is in chapter 7?", file)
