@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.documents import chunks
+from edgechat.documents.extraction import process
 from edgechat.documents.extraction.builder import ExtractionLimits
 from edgechat.documents.extraction.process import ExtractionProcess, extract_file
 from edgechat.documents.sources import find_files
@@ -42,8 +43,8 @@ N_DAMAGED = 40
 
 @pytest.fixture(scope="module")
 def extraction() -> Iterator[ExtractionProcess]:
-    with ExtractionProcess(LIMITS) as process:
-        yield process
+    with ExtractionProcess(LIMITS) as shared:
+        yield shared
 
 
 def fail(extraction: ExtractionProcess, path: Path) -> str:
@@ -296,6 +297,19 @@ def test_process_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
             extraction.extract(tmp_path / "good.md")
         assert child.returncode == -signal.SIGKILL
         extraction.limits = ExtractionLimits()
+        check_next_file(extraction, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_memory_is_polled_where_the_system_does_not_limit_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExtractionProcess() as extraction:
+        check_next_file(extraction, tmp_path)
+        child, _ = extraction._child or pytest.fail("no child process")
+        os.kill(child.pid, signal.SIGSTOP)
+        monkeypatch.setattr(process, "_LIMITS_ADDRESS_SPACE", False)
+        monkeypatch.setattr(process, "read_rss_bytes", lambda pid: (2 << 30) if pid == child.pid else 0)
+        with pytest.raises(DocumentError, match=r"needs more than 1\.07 GB of memory"):
+            extraction.extract(tmp_path / "good.md")
         check_next_file(extraction, tmp_path)
 
 

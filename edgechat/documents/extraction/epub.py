@@ -29,13 +29,14 @@ def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
     builder.title = book.title
     encrypted_names = {resolve("", uri) for uri in encryption.values}
     n_missing = 0
-    for chapter in book.chapters:
+    chapters = book.chapters
+    for number, chapter in enumerate(chapters, start=1):
         if chapter in encrypted_names:
             raise DocumentError("it is protected by DRM, so that only the program of its seller can read it.")
         if builder.is_full:
             break
         if builder.is_late:
-            builder.add_notice("The last chapters were not read: the book is too large.")
+            builder.add_notice(f"Only the first {number - 1} of its {len(chapters)} chapters were read in time.")
             break
         if chapter not in package.names:
             n_missing += 1
@@ -43,7 +44,7 @@ def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
         data = package.read(chapter, builder.limits.max_text_bytes)
         builder.add(convert_html(decode_html(data, builder), builder.limits.max_text_bytes)[0])
     if n_missing:
-        builder.add_notice(f"{n_missing} of its {len(book.chapters)} chapters are missing in the file.")
+        builder.add_notice(f"{n_missing} of its {len(chapters)} chapters are missing in the file.")
     if not builder.has_text:
         builder.add_notice("The book has no text, only pictures.")
 

@@ -22,6 +22,9 @@ _MISSING_AES_MESSAGE: Final = (
     "it is encrypted with AES, which needs one more package. Add it with `pipx inject edgechat cryptography`."
 )
 _MAX_LISTED_RANGES: Final = 10
+# Predicates for one page and for several pages.
+_LATE: Final = ("was not read in time", "were not read in time")
+_DAMAGED: Final = ("is damaged and was not read", "are damaged and were not read")
 _ONLY_PICTURES: Final = ("has no text, only a picture, as in a scan", "have no text, only pictures, as in a scan")
 
 
@@ -40,12 +43,20 @@ def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
         reader = pypdf.PdfReader(file)
         _decrypt(reader)
         pages = _list_pages(reader, builder.limits.max_pages)
-        builder.title = str((reader.metadata and reader.metadata.title) or "")
+        builder.title = _read_title(reader)
     except LimitReachedError as error:
         raise DocumentError(f"it exceeds a limit: {' '.join(str(error).split())}") from error
     except PyPdfError as error:
         raise DocumentError(f"it is damaged or incomplete: {' '.join(str(error).split())}") from error
     _extract_pages(pages, builder)
+
+
+def _read_title(reader: pypdf.PdfReader) -> str:
+    """Return the title of a document; "" if it has none or the title is damaged."""
+    try:
+        return str((reader.metadata and reader.metadata.title) or "")
+    except Exception:  # noqa: BLE001  (damaged metadata can raise any exception in pypdf)
+        return ""
 
 
 def _decrypt(reader: pypdf.PdfReader) -> None:
@@ -87,14 +98,10 @@ def _extract_pages(pages: Sequence[Any], builder: DocumentBuilder) -> None:
     """Add the text of `pages`. Raises DocumentError if none has text."""
     picture_pages: list[int] = []
     damaged_pages: list[int] = []
-    n_pages = len(pages)
+    n_pages = n_read = len(pages)
     for number in range(1, n_pages + 1):
-        if builder.is_full:
-            break
-        if builder.is_late:
-            builder.add_notice(
-                _describe_pages(range(number, n_pages + 1), "was not read in time", "were not read in time")
-            )
+        if builder.is_full or builder.is_late:
+            n_read = number - 1
             break
         text, has_picture = _read_page(pages, number)
         if text is None:
@@ -103,14 +110,14 @@ def _extract_pages(pages: Sequence[Any], builder: DocumentBuilder) -> None:
             builder.add(text, page=number)
         elif has_picture:
             picture_pages.append(number)
+    late_pages = () if builder.is_full else range(n_read + 1, n_pages + 1)
     if not builder.has_text:
+        if late_pages:
+            raise DocumentError("reading it takes too long. Split it into smaller files.")
         raise DocumentError(_describe_empty(n_pages, len(picture_pages), len(damaged_pages)))
-    if picture_pages:
-        builder.add_notice(_describe_pages(picture_pages, *_ONLY_PICTURES))
-    if damaged_pages:
-        builder.add_notice(
-            _describe_pages(damaged_pages, "is damaged and was not read", "are damaged and were not read")
-        )
+    for numbers, predicates in ((late_pages, _LATE), (picture_pages, _ONLY_PICTURES), (damaged_pages, _DAMAGED)):
+        if numbers:
+            builder.add_notice(_describe_pages(numbers, *predicates))
 
 
 def _read_page(pages: Sequence[Any], number: int) -> tuple[str | None, bool]:
@@ -129,7 +136,7 @@ def _has_picture(page: Any) -> bool:
     """Return whether a page refers to a picture or to a form, which can contain one."""
     resources = page.get("/Resources")
     objects = resources.get_object().get("/XObject") if resources is not None else None
-    return bool(objects is not None and objects.get_object()) or "/BI" in str(page.get("/Contents", ""))
+    return bool(objects is not None and objects.get_object())
 
 
 def _describe_empty(n_pages: int, n_picture_pages: int, n_damaged_pages: int) -> str:

@@ -24,7 +24,7 @@ def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
         if builder.is_full:
             break
         if number > builder.limits.max_pages or builder.is_late:
-            builder.add_notice(f"Slides {number}-{len(slide_list.identifiers)} were not read: there are too many.")
+            builder.add_notice(f"Only the first {number - 1} of its {len(slide_list.identifiers)} slides were read.")
             break
         _, name = relationships.get(identifier, ("", ""))
         slide = _SlideText(BlockWriter(builder.limits.max_text_bytes))

@@ -39,7 +39,7 @@ def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
     for number, (title, identifier) in enumerate(book.sheets, start=1):
         if builder.is_full or builder.is_late:
             if not builder.is_full:
-                builder.add_notice(f"Sheets {number}-{len(book.sheets)} were not read: the workbook is too large.")
+                builder.add_notice(f"Only the first {number - 1} of its {len(book.sheets)} sheets were read in time.")
             break
         kind, name = relationships.get(identifier, ("", ""))
         if kind == "worksheet":

@@ -257,6 +257,44 @@ def test_message_without_plain_text_has_text_of_its_html() -> None:
     assert "neither a sender nor a subject" in fail(b"just text", "a.eml")
 
 
+def extract_late(data: bytes, name: str, n_timely: int, monkeypatch: pytest.MonkeyPatch) -> ExtractedDocument:
+    """Extract with a time limit that has passed when `is_late` was asked `n_timely` times."""
+    answers = iter([False] * n_timely)
+    monkeypatch.setattr(DocumentBuilder, "is_late", property(lambda self: next(answers, True)))
+    return extract(data, name)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "notice"),
+    [
+        (make_pdf(["one", "two", "three"]), "a.pdf", "Pages 2-3 were not read in time."),
+        (make_pdf(["one", "two"]), "a.pdf", "Page 2 was not read in time."),
+        (make_pptx([("one", "", ""), ("two", "", "")]), "a.pptx", "Only the first 1 of its 2 slides were read."),
+        (
+            make_xlsx({"A": "<row><c><v>1</v></c></row>", "B": "<row><c><v>2</v></c></row>"}),
+            "a.xlsx",
+            "Only the first 1 of its 2 sheets were read in time.",
+        ),
+        (
+            make_epub({"a.xhtml": "<p>one", "b.xhtml": "<p>two"}),
+            "a.epub",
+            "Only the first 1 of its 2 chapters were read in time.",
+        ),
+    ],
+)
+def test_document_that_takes_too_long_has_its_first_part(
+    data: bytes, name: str, notice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = extract_late(data, name, 1, monkeypatch)
+    assert len(document.sections) == 1
+    assert document.notice == notice
+
+
+def test_pdf_that_takes_too_long_before_any_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DocumentError, match="takes too long"):
+        extract_late(make_pdf([None, "text"]), "a.pdf", 1, monkeypatch)
+
+
 def test_wrong_extension_does_not_matter_for_archives_and_pdf() -> None:
     assert extract_text(make_docx(paragraph("Hello")), "a.txt") == "Hello"
     assert extract_text(make_pdf(["Hello"]), "a.docx") == "Hello"
