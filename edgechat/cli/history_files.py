@@ -102,7 +102,8 @@ def export_text(store: SqliteStore, conversation_ids: Sequence[str], export_form
         data = msgspec.json.encode(edgechat_json.export(store, list(conversation_ids)))
         return msgspec.json.format(data, indent=1).decode() + "\n"
     record = edgechat_json.load_record(store, conversation_ids[0])
-    return html.render(record) if export_format == "html" else markdown.render(record)
+    render = html.render if export_format == "html" else markdown.render
+    return render(record, store.read_attachment)
 
 
 @click.command("import")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Final
 
 from edgechat.chat.messages import Message
 from edgechat.markdown import render_html
+from edgechat.store.formats.cited_places import PassageLines, describe_passages
 from edgechat.store.formats.edgechat_json import ConversationRecord
 from edgechat.store.formats.markdown import ROLE_LABELS, active_path, format_time
 
@@ -14,7 +16,8 @@ _STYLE: Final = """
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
 article { margin: 1.5rem 0; padding: 0 1rem; border-left: 3px solid #ccc; overflow-wrap: break-word; }
 article.user { border-color: #2a7ae2; }
-header { color: #666; font-size: .85rem; }
+header, footer { color: #666; font-size: .85rem; }
+footer ul { margin: 0; list-style: none; padding-left: 1rem; }
 pre { overflow-x: auto; padding: .75rem; background: #f4f4f4; }
 .math, .plain { white-space: pre-wrap; }
 .math { font-family: ui-monospace, monospace; }
@@ -25,10 +28,19 @@ table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .
 _CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def render(record: ConversationRecord) -> str:
-    """Render the active path of a conversation, without other branches, as an HTML page."""
+def render(record: ConversationRecord, read_attachment: Callable[[str], bytes] | None = None) -> str:
+    """Render the active path of a conversation, without other branches, as an HTML page.
+
+    `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError; without it, the places
+    in documents that replies cite are left out.
+    """
     title = escape(record.conversation.title or "Conversation")
-    body = "\n".join(_render_article(message, render_html(message.text)) for message in active_path(record))
+    path = active_path(record)
+    passage_lines = describe_passages(path, read_attachment) if read_attachment is not None else {}
+    body = "\n".join(
+        _render_article(message, render_html(message.text), passage_lines.get(message.id, PassageLines()))
+        for message in path
+    )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">\n'
@@ -37,12 +49,15 @@ def render(record: ConversationRecord) -> str:
     )
 
 
-def _render_article(message: Message, html: str) -> str:
+def _render_article(message: Message, html: str, lines: PassageLines) -> str:
     details = [format_time(message.created_at_ms), message.model, "interrupted" if message.is_interrupted else ""]
     heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
-    files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)
+    names = [f"Attached: {a.name} ({a.size_bytes} bytes)" for a in message.attachments if not a.is_passages]
+    files = "".join(f"<p>{escape(name)}</p>" for name in [*names, *filter(None, [lines.description])])
+    cited_places = "".join(f"<li>{escape(place)}</li>" for place in lines.cited_places)
+    cited = f"<footer>Cited documents<ul>{cited_places}</ul></footer>" if cited_places else ""
     reasoning = (
         f"<details><summary>Reasoning</summary><pre>{escape(message.reasoning)}</pre></details>"
         if message.reasoning else ""
     )  # fmt: skip
-    return f'<article class="{message.role}"><header>{heading}</header>{files}{reasoning}{html}</article>'
+    return f'<article class="{message.role}"><header>{heading}</header>{files}{reasoning}{html}{cited}</article>'

@@ -9,34 +9,48 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import ImportRefusedError
+from edgechat.store.formats.cited_places import PassageLines, describe_passages
 from edgechat.store.formats.edgechat_json import ConversationRecord
 
 _COMMENT_START: Final = "<!-- edgechat "
 _REASONING_COMMENT: Final = "<!-- edgechat-reasoning -->"
 _ATTACHMENT_PREFIX: Final = "*Attached: "
+_CITED_PREFIX: Final = "- Cited: "
 _TEXT_COMMENT: Final = "<!-- edgechat-text -->"
 _UNESCAPED_COMMENT: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
 _ESCAPED_COMMENT: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
 ROLE_LABELS: Final = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
 
 
-def render(record: ConversationRecord) -> str:
-    """Render the active path of a conversation, without other branches, as Markdown."""
+def render(record: ConversationRecord, read_attachment: Callable[[str], bytes] | None = None) -> str:
+    """Render the active path of a conversation, without other branches, as Markdown.
+
+    `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError; without it, the places
+    in documents that replies cite are left out.
+    """
     conversation = record.conversation
     title = " ".join(conversation.title.split()) or "Conversation"
     parts = [_format_metadata_comment(_make_conversation_fields(conversation)), f"# {title}", ""]
-    for message in active_path(record):
+    path = active_path(record)
+    passage_lines = describe_passages(path, read_attachment) if read_attachment is not None else {}
+    for message in path:
         parts += [_format_metadata_comment(_make_message_fields(message)), f"## {_make_heading(message)}", ""]
         parts += [
             f"{_ATTACHMENT_PREFIX}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n"
             for file in message.attachments
+            if not file.is_passages
         ]
+        lines = passage_lines.get(message.id, PassageLines())
+        parts += [f"*{' '.join(line.split())}*\n" for line in (lines.description,) if line]
+        parts += [f"{_CITED_PREFIX}{' '.join(line.split())}" for line in lines.cited_places]
+        parts += [""] if lines.cited_places else []
         if message.reasoning:
             parts += [
                 "<details><summary>Reasoning</summary>",
