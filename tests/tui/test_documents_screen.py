@@ -13,7 +13,15 @@ from edgechat.documents import indexing
 from edgechat.documents.collection import CollectionInfo, DocumentProblem
 from edgechat.documents.library import DocumentLibrary
 from edgechat.tui.app import ChatApp
-from tests.tui.app_driver import is_open, make_scripted_app, option_texts, screen_text, session, wait_until_ready
+from tests.tui.app_driver import (
+    is_open,
+    make_scripted_app,
+    option_texts,
+    screen_text,
+    session,
+    title_text,
+    wait_until_ready,
+)
 from tests.tui.test_snapshots import compare
 from tests.waiting import until_async
 
@@ -212,3 +220,11 @@ def add_collection(name: str, folder: Path) -> None:
 
 def count_files(folder: Path) -> int:
     return len(list(folder.iterdir()))
+
+
+async def test_title_line_names_the_documents(folder: Path) -> None:
+    add_collection("reports", folder)
+    app = make_scripted_app(docs=("reports",))
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        await until_async(lambda: "documents: reports" in title_text(app))

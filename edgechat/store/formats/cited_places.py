@@ -18,7 +18,9 @@ class PassageLines(NamedTuple):
     description: str = ""
     """What was searched or read for a user message."""
     cited_places: Sequence[str] = ()
-    """The places that a reply cites, and then what the reader should check."""
+    """The places that a reply cites."""
+    problems: Sequence[str] = ()
+    """What the reader should check in the reply."""
 
 
 def describe_passages(path: Sequence[Message], read_attachment: Callable[[str], bytes]) -> dict[str, PassageLines]:
@@ -34,7 +36,7 @@ def describe_passages(path: Sequence[Message], read_attachment: Callable[[str], 
         if passages is not None:
             lines[message.id] = PassageLines(f"Documents: {describe_set(passages)}")
         elif message.role == "assistant" and (citations := finder.find(message.text)):
-            lines[message.id] = PassageLines("", [*list_cited_places(citations), *list_problems(citations)])
+            lines[message.id] = PassageLines("", list_cited_places(citations), list_problems(citations))
     return lines
 
 

@@ -54,8 +54,9 @@ def _render_article(message: Message, html: str, lines: PassageLines) -> str:
     heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
     names = [f"Attached: {a.name} ({a.size_bytes} bytes)" for a in message.attachments if not a.is_passages]
     files = "".join(f"<p>{escape(name)}</p>" for name in [*names, *filter(None, [lines.description])])
-    cited_places = "".join(f"<li>{escape(place)}</li>" for place in lines.cited_places)
-    cited = f"<footer>Cited documents<ul>{cited_places}</ul></footer>" if cited_places else ""
+    cited_lines = [*lines.cited_places, *(f"To check: {problem}" for problem in lines.problems)]
+    items = "".join(f"<li>{escape(line)}</li>" for line in cited_lines)
+    cited = f"<footer>Cited documents<ul>{items}</ul></footer>" if items else ""
     reasoning = (
         f"<details><summary>Reasoning</summary><pre>{escape(message.reasoning)}</pre></details>"
         if message.reasoning else ""

@@ -22,7 +22,6 @@ from edgechat.store.formats.edgechat_json import ConversationRecord
 _COMMENT_START: Final = "<!-- edgechat "
 _REASONING_COMMENT: Final = "<!-- edgechat-reasoning -->"
 _ATTACHMENT_PREFIX: Final = "*Attached: "
-_CITED_PREFIX: Final = "- Cited: "
 _TEXT_COMMENT: Final = "<!-- edgechat-text -->"
 _UNESCAPED_COMMENT: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
 _ESCAPED_COMMENT: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
@@ -49,8 +48,9 @@ def render(record: ConversationRecord, read_attachment: Callable[[str], bytes] |
         ]
         lines = passage_lines.get(message.id, PassageLines())
         parts += [f"*{' '.join(line.split())}*\n" for line in (lines.description,) if line]
-        parts += [f"{_CITED_PREFIX}{' '.join(line.split())}" for line in lines.cited_places]
-        parts += [""] if lines.cited_places else []
+        cited_lines = [f"- Cited: {place}" for place in lines.cited_places]
+        cited_lines += [f"- To check: {problem}" for problem in lines.problems]
+        parts += [" ".join(line.split()) for line in cited_lines] + [""] * bool(cited_lines)
         if message.reasoning:
             parts += [
                 "<details><summary>Reasoning</summary>",

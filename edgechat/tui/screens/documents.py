@@ -177,9 +177,9 @@ class DocumentsScreen(Modal[None]):
             text = document_rows.describe_collection(info, dt.datetime.now().astimezone().date())
         else:
             text = (
-                f"There are no collections yet. {self.key_label('documents.add')} adds a folder: its text, Markdown, "
-                "source code, HTML, PDF, Office files, EPUB, e-mails and CSV. Replies then cite the passages that they "
-                "are based on."
+                f"There are no collections yet. Press {self.key_label('documents.add')} to add a folder with text, "
+                "Markdown, source code, HTML, PDF, Office files, EPUB, e-mails or CSV. Replies then cite the passages "
+                "that they are based on."
             )
         self.query_one("#details", Static).update(Text(text))
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _MIN_SCREEN_ROWS: Final = 24
 # Padding of the row, in columns.
 _PADDING: Final = 4
+# Maximum number of collections of documents that are named.
+_MAX_COLLECTIONS: Final = 3
 _NEW_TITLE: Final = "New conversation"
 # Settings of a conversation that the line shows if they differ from the settings file, with their labels.
 _SHOWN_SETTINGS: Final = {
@@ -49,7 +51,7 @@ class ChatTitle(NamedTuple):
 
 
 def describe_settings(settings: Settings, base_settings: Settings, persona: Persona | None) -> tuple[str, ...]:
-    """Return the marks of the title line: the persona, and each setting that differs from `base_settings`.
+    """Return the marks of the title line: persona, documents, and each setting that differs from `base_settings`.
 
     Settings that `persona` contains have no mark of their own.
     """
@@ -57,6 +59,10 @@ def describe_settings(settings: Settings, base_settings: Settings, persona: Pers
     persona_names = persona.values.keys() if persona is not None else ()
     if settings.system_prompt and "system_prompt" not in persona_names:
         marks.append("system prompt")
+    if settings.docs:
+        names = ", ".join(settings.docs[:_MAX_COLLECTIONS])
+        n_more = len(settings.docs) - _MAX_COLLECTIONS
+        marks.append(f"documents: {names}{f' and {n_more} more' if n_more > 0 else ''}")
     for name, label in _SHOWN_SETTINGS.items():
         value = getattr(settings, name)
         if value is not None and value != getattr(base_settings, name) and name not in persona_names:

@@ -22,7 +22,7 @@ def test_exports_name_the_cited_places(export_format: str) -> None:
     assert "Documents: 3 passages of 3 documents, searched by keywords" in text
     assert "[1] 2024/annual-report.pdf, page 12" in text
     assert "[2] notes/costs.md, lines 40-44" in text
-    assert "[2] not in the passage: 150" in text
+    assert "To check: [2] not in the passage: 150" in text
     assert "[9] no such passage: 9" in text
     assert "vnd.edgechat" not in text
     assert "Attached" not in text
