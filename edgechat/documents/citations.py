@@ -62,6 +62,8 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
     """Passages with these numbers; fewer than `numbers` if some passages do not exist."""
     missing: tuple[str, ...] = ()
     """Numbers and names of the citing sentence that no passage cited in it contains, as they are in the sentence."""
+    found: tuple[str, ...] = ()
+    """The other numbers and names of the citing sentence."""
 
     @property
     def unknown_numbers(self) -> tuple[int, ...]:
@@ -113,12 +115,15 @@ class CitationFinder:
         """Yield the citations of one sentence. A term that is missing belongs to the citation that follows it."""
         cited = {n: self._passages[n] for mark in marks for n in mark.numbers if n in self._passages}
         missing: dict[int, dict[str, None]] = {}
+        found: dict[str, None] = {}
         if cited:
             claim, mark_starts = _blank_marks(text, start, end, marks)
             group_ends = [i for i, mark in enumerate(marks) if i + 1 == len(marks) or not mark.joins_next]
             starts = [mark_starts[i] for i in group_ends]
             for term in find_claim_terms(claim, checks_names=checks_names):
-                if not self._has_term(term, cited):
+                if self._has_term(term, cited):
+                    found[term.text] = None
+                else:
                     index = group_ends[min(bisect_left(starts, term.start), len(starts) - 1)]
                     missing.setdefault(index, {})[term.text] = None
         for i, mark in enumerate(marks):
@@ -128,6 +133,7 @@ class CitationFinder:
                 numbers=mark.numbers,
                 passages=tuple(cited[n] for n in mark.numbers if n in cited),
                 missing=tuple(missing.get(i, ())),
+                found=tuple(found),
             )
 
     def _has_term(self, term: ClaimTerm, numbers: Iterable[int]) -> bool:

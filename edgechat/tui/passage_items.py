@@ -18,6 +18,8 @@ class PassageItem(NamedTuple):
     """None if the reply cites a number that no passage has."""
     problem: str = ""
     """What the user should check in the citing sentence; "" if nothing is suspicious."""
+    terms: tuple[str, ...] = ()
+    """Numbers and names of the citing sentence to highlight in the text."""
     citation_index: int | None = None
     """Index of the citation in the reply; None for a passage of a user message."""
 
@@ -27,7 +29,7 @@ def list_cited(citations: Sequence[Citation]) -> list[PassageItem]:
     items = []
     for index, citation in enumerate(citations):
         by_number = {passage.number: passage for passage in citation.passages}
-        items += [PassageItem(n, by_number.get(n), citation.problem, index) for n in citation.numbers]
+        items += [PassageItem(n, by_number.get(n), citation.problem, citation.found, index) for n in citation.numbers]
     return items
 
 

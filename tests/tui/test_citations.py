@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from rich.text import Text
 from textual.widgets import Static
 
 from edgechat.chat.session import Session
@@ -230,6 +231,21 @@ async def test_document_opens_at_the_lines_of_the_passage(monkeypatch: pytest.Mo
         await pilot.press("enter")
         await until_async(lambda: opened)
         assert opened == [("/home/ada/reports/notes/costs.md", 40)]
+
+
+async def test_terms_of_the_sentence_are_highlighted_and_scrolled_into_view() -> None:
+    lines = [f"line {n} of the text" for n in range(200)]
+    lines[150] = "Here is Nordlicht, with 4711 items."
+    long = msgspec.structs.replace(PASSAGES[0], text="\n".join(lines))
+    app = make_cited_app(msgspec.structs.replace(FOUND, passages=(long,)), "There are 4711 at Nordlicht [1].")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_reply(app, pilot)
+        await pilot.press("o")
+        await until_async(lambda: is_open(app, "PassagesScreen"))
+        await until_async(lambda: "Here is Nordlicht, with 4711 items." in screen_text(app))
+        text = app.screen.query_one("#text", Static).content
+        assert isinstance(text, Text)
+        assert [text.plain[span.start : span.end] for span in text.spans] == ["Nordlicht", "4711"]
 
 
 async def test_long_passage_scrolls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -106,8 +107,31 @@ class PassagesScreen(Modal[None]):
         box.border_subtitle = steps + self.format_keys(labels)
         self.query_one("#place", Static).update(self._format_place(item))
         text = _format_passage(passage) if passage is not None else Text("The conversation has no such passage.")
+        first = self._highlight_terms(text, item.terms)
         self.query_one("#text", Static).update(text)
         self.query_one(VerticalScroll).scroll_home(animate=False, force=True)
+        if first:
+            self.call_after_refresh(self._reveal, text, first)
+
+    def _highlight_terms(self, text: Text, terms: Sequence[str]) -> int:
+        """Highlight words in a text; return the index of the first one, or 0."""
+        if not terms:
+            return 0
+        words = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True))
+        colour = self.app.theme_variables.get("text-accent", "")
+        style = f"bold {colour}" if colour.startswith("#") else "bold"
+        spans = [match.span() for match in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", text.plain, re.IGNORECASE)]
+        for start, end in spans:
+            text.stylize(style, start, end)
+        return spans[0][0] if spans else 0
+
+    def _reveal(self, text: Text, index: int) -> None:
+        """Scroll to the row of a character, if it is not visible."""
+        box, width = self.query_one(VerticalScroll), self.query_one("#text", Static).size.width
+        if width and self.item.passage is not None:
+            row = len(text[:index].wrap(self.app.console, width)) - 1
+            if row >= box.size.height:
+                box.scroll_to(y=row - box.size.height // 3, animate=False, force=True)
 
     def _format_place(self, item: PassageItem) -> Text:
         """Return the place of a passage, its heading, what the user should check, and why it was found."""

@@ -158,6 +158,12 @@ def test_missing_term_belongs_to_the_citation_after_it() -> None:
     assert second.problem == "not in the passage: 42"
 
 
+def test_found_terms_of_the_sentence_are_listed() -> None:
+    first, second = _find("Revenue of Nordlicht rose from 5 [1] to 8 [2].", "5 for Nordlicht", "7")
+    assert first.found == second.found == ("Nordlicht", "5")
+    assert second.missing == ("8",)
+
+
 def test_term_may_be_in_any_passage_of_the_sentence() -> None:
     assert _missing("It rose from 5 [1] to 7 [2].", "7", "5") == ()
 
