@@ -14,6 +14,9 @@ from typing import Final, NamedTuple
 _TOKEN: Final = re.compile(r"\w+(?:[.,'\u2019]\w+)*")
 _PART: Final = re.compile(r"\w+")
 _NUMBER: Final = re.compile(r"\d+(?:[.,'\u2019]\d+)*")
+# Number at the start of a token.
+_WHOLE_NUMBER: Final = re.compile(r"(?<!\w)(?<!\w[.,'\u2019])\d+(?:[.,'\u2019]\d+)*")
+_DIGITS: Final = re.compile(r"\d+")
 _SPACED_THOUSANDS: Final = re.compile(r"(?<![\w.,])\d{1,3}(?: \d{3})+(?!\w)")
 _THOUSANDS: Final = re.compile(r"\d{1,3}(?:([.,'\u2019])\d{3})(?:\1\d{3})*")
 _MAGNITUDE: Final = re.compile(
@@ -76,20 +79,13 @@ class ClaimTerm(NamedTuple):
 def list_passage_terms(text: str) -> frozenset[str]:
     """Return all forms of the words and numbers of a passage."""
     text = normalize(text)
-    terms: set[str] = set()
-    for match in _SPACED_THOUSANDS.finditer(text):
-        terms.add(_strip_zeros(match[0]))
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        number = _NUMBER.match(token)
-        if number is not None:
-            terms |= _list_number_keys(number[0], text, match.start() + number.end())
-        for part in _PART.findall(token):
-            word = part.casefold()
-            terms.add(word)
-            if word in _NUMBER_WORDS:
-                terms.add(_NUMBER_WORDS[word])
-            terms.update(_strip_zeros(digits) for digits in re.findall(r"\d+", part))
+    terms = set(map(str.casefold, set(_PART.findall(text))))
+    terms |= {_NUMBER_WORDS[word] for word in terms & _NUMBER_WORDS.keys()}
+    terms |= {_strip_zeros(digits) for digits in set(_DIGITS.findall(text))}
+    terms |= {_strip_zeros(number) for number in set(_SPACED_THOUSANDS.findall(text))}
+    for match in _WHOLE_NUMBER.finditer(text):
+        if not match[0].isdigit() or _MAGNITUDE.match(text, match.end()) is not None:
+            terms |= _list_number_keys(match[0], text, match.end())
     return frozenset(terms)
 
 
