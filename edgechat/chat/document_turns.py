@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgechat.chat import events
+from edgechat.chat.mentions import remove_mentions
 from edgechat.chat.messages import Attachment, Message
 from edgechat.chat.store import Store
 from edgechat.chat.turn_runner import Turn
@@ -99,8 +100,9 @@ class DocumentTurns:
         message = turn.message
         if message is None:
             return turn
+        question = remove_mentions(message.text).strip() or message.text
         found = yield from self.search.search(
-            message.text, path, self._store.read_attachment, settings, self._choose_budget(message, turn, settings),
+            question, path, self._store.read_attachment, settings, self._choose_budget(message, turn, settings),
             allows_whole=allows_whole,
         )  # fmt: skip
         message = msgspec.structs.replace(message, attachments=(*message.attachments, found.attachment))

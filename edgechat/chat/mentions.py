@@ -22,6 +22,15 @@ def find_mentions(text: str) -> list[str]:
     return list(dict.fromkeys(quoted_name or name for quoted_name, name in _MENTION_PATTERN.findall(text)))
 
 
+def remove_mentions(text: str) -> str:
+    """Return a message without the files and folders that it mentions with `@`, as the query of a search."""
+
+    def replace(match: re.Match[str]) -> str:
+        return "" if _find_file(match[1] or match[2]) is not None else match[0]
+
+    return _MENTION_PATTERN.sub(replace, text)
+
+
 def find_attached_files(text: str) -> list[Path]:
     """Return the paths of existing files that a message mentions with `@`, and of folders with a slash at the end."""
     return [path for name in find_mentions(text) if (path := _find_file(name)) is not None]

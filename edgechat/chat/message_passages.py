@@ -44,8 +44,16 @@ def read_passages(message: Message, read_attachment: ReadAttachment) -> PassageS
 
 
 def find_readable_passages(path: Sequence[Message], read_attachment: ReadAttachment) -> list[PassageSet | None]:
-    """Return the passages of each message in `path`; None for a message without passages, and for damaged ones."""
-    return [_try_to_read(message, read_attachment) for message in path]
+    """Return the passages of each message in `path`; None for a message without passages, and for damaged ones.
+
+    Whole documents that several messages have are read once.
+    """
+    sets: dict[tuple[Attachment, ...], PassageSet | None] = {}
+    for message in path:
+        key = tuple(a for a in message.attachments if a.is_passages)
+        if key not in sets:
+            sets[key] = _try_to_read(message, read_attachment)
+    return [sets[tuple(a for a in message.attachments if a.is_passages)] for message in path]
 
 
 def find_last_whole(sets: Sequence[PassageSet | None]) -> PassageSet | None:

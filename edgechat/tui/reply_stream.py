@@ -105,7 +105,8 @@ class ReplyStream:
         )
         if status:
             self._post(messages.StatusChanged(status))
-        notice = events.format_notice(event)
+        # A row below the question says what was searched or read.
+        notice = event.hint if isinstance(event, events.DocumentsSearched) else events.format_notice(event)
         if notice:
             self._post(messages.NoteAdded(notice))
 

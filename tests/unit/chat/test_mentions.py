@@ -12,6 +12,7 @@ from edgechat.chat.mentions import (
     find_mentions,
     find_missing_files,
     parse_path,
+    remove_mentions,
 )
 from edgechat.errors import UsageError
 
@@ -40,6 +41,12 @@ def test_folders_are_attached_with_a_slash_at_the_end(tmp_path: Path) -> None:
     assert find_attached_files(text) == [tmp_path, tmp_path / "my notes"]
     assert find_missing_files(text) == [str(tmp_path)]
     assert find_missing_files(f"@{tmp_path}/nothing/") == [f"{tmp_path}/nothing/"]
+
+
+def test_mentioned_files_are_not_part_of_a_search(tmp_path: Path) -> None:
+    (tmp_path / "a b.txt").write_text("x")
+    text = f'@{tmp_path}/ and @"{tmp_path}/a b.txt": what does @alice say?'
+    assert remove_mentions(text) == " and : what does @alice say?"
 
 
 def test_only_names_that_look_like_paths_are_missing_files() -> None:
