@@ -18,6 +18,7 @@ from edgechat.errors import LocalSocketError, UsageError
 _DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
+    "documents": ("documents",),
     "models": ("models", "library.json*"),
     "cache": ("prefix", "running", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
 }
@@ -27,14 +28,14 @@ class DataItem(NamedTuple):
     """A file or folder that edgechat wrote."""
 
     kind: str
-    """Kind of data: settings, conversations, models or cache."""
+    """Kind of data: settings, conversations, documents, models or cache."""
     path: Path
     n_bytes: int
     """Size in bytes; for a folder, the total size of the files in it."""
 
 
 @click.command()
-@click.option("--purge", is_flag=True, help="Delete all data: conversations, settings, models and cache.")
+@click.option("--purge", is_flag=True, help="Delete all data: conversations, documents, settings, models, cache.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list of data as JSON.")
 def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
@@ -76,8 +77,8 @@ def find_data_items() -> Iterator[DataItem]:
     from edgechat.engine.local_socket import locate_socket_dir
 
     directories = {
-        "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(),
-        "cache": paths.cache_dir(),
+        "settings": paths.config_dir(), "conversations": paths.data_dir(), "documents": paths.data_dir(),
+        "models": paths.data_dir(), "cache": paths.cache_dir(),
     }  # fmt: skip
     for kind, patterns in _DATA_FILE_PATTERNS.items():
         for pattern in patterns:

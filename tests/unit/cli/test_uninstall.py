@@ -28,6 +28,7 @@ def used(home: Path) -> Path:
         "data/drafts/a.json": "",
         "data/models/owner/m.gguf": "y" * 5000,
         "data/library.json": "{}",
+        "data/documents/manuals.db": "d",
         "data/thesis.tex": "mine",
         "cache/prefix/ab/1.kv": "z",
         "cache/backends.json": "{}",
