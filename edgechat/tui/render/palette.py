@@ -61,7 +61,7 @@ class Palette:
         """Style of bullets, numbers and boxes in lists."""
         self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
         self.error = make_style("error") if ansi else make_style("text-error")
-        self.citation = (Style(color="cyan") if ansi else make_style("text-accent")) + Style(underline=True)
+        self.citation = self.list_mark + Style(underline=True)
         self.doubt = make_style("warning" if ansi else "text-warning") + Style(underline=True)
         """Style of a citation that the user should check."""
         self.cursor = make_style("accent" if ansi else "text-accent", bold=True)

@@ -260,12 +260,13 @@ class DocumentsScreen(Modal[None]):
         from edgechat.documents.naming import choose_name
 
         worker = get_current_worker()
-        posted_at = 0.0
+        posted_at, posted_phase = 0.0, ""
 
         def report(progress: IndexProgress) -> None:
-            nonlocal posted_at
-            if time.monotonic() - posted_at >= _PROGRESS_INTERVAL_S:
-                posted_at = time.monotonic()
+            nonlocal posted_at, posted_phase
+            is_last = progress.n_files_done == progress.n_files
+            if progress.phase != posted_phase or is_last or time.monotonic() - posted_at >= _PROGRESS_INTERVAL_S:
+                posted_at, posted_phase = time.monotonic(), progress.phase
                 self.post_message(self.UpdateProgressed(name, progress))
 
         if not name and path is not None:
