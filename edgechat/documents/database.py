@@ -16,6 +16,8 @@ from edgechat.documents.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from edgechat.errors import DamagedCollectionError, DocumentError
 from edgechat.humanize import format_size
 
+DAMAGE_SUFFIX: Final = ".damaged"
+"""Suffix of an empty file that marks a database in which damage was found: the next update rebuilds it."""
 FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
 """Suffixes of the logs and of the database, in the order in which the files are moved or deleted."""
 # Maximum time to wait for another process that writes. Its transactions take less than a second.
@@ -23,8 +25,8 @@ _BUSY_TIMEOUT_S: Final = 30.0
 _MIN_SQLITE_VERSION: Final = (3, 37, 0)  # the first version with STRICT tables
 # Texts of SQLite's errors for damaged files. Python 3.10 has no error codes.
 _DAMAGE_TEXTS: Final = (
-    "malformed", "not a database", "corrupt", "unsupported file format", "no such table", "no such column", "fts5",
-    "vtable constructor failed", "Could not decode", "already exists",
+    "malformed", "not a database", "corrupt", "unsupported file format", "no such table", "no such column",
+    "vtable constructor failed", "Could not decode",
 )  # fmt: skip
 
 
@@ -152,14 +154,17 @@ def translate_errors(path: Path) -> Iterator[None]:
 def _make_error(error: sqlite3.Error, path: Path) -> DocumentError:
     reason = str(error)
     if any(text in reason for text in _DAMAGE_TEXTS):
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + DAMAGE_SUFFIX).touch()
         return make_damaged_error(path, reason)
-    if "full" in reason:
+    if "full" in reason or "disk I/O error" in reason:
         free = ""
         with contextlib.suppress(OSError):
-            free = f" ({format_size(paths.free_bytes(path.parent))} free)"
+            free = f"{format_size(paths.free_bytes(path.parent))} free"
+        state = f"is full ({free})" if "full" in reason else f"reported an error ({reason}, {free}); it may be full"
         return DocumentError(
-            f"The disk that contains {path} is full{free}. What was indexed before is unchanged. Free some space, then "
-            f"run `edgechat docs update {path.stem}`."
+            f"The disk that contains {path} {state}. What was indexed before is unchanged. Free some space, then run "
+            f"`edgechat docs update {path.stem}`."
         )
     if "locked" in reason or "busy" in reason:
         return DocumentError(

@@ -14,9 +14,11 @@ _WORD: Final = re.compile(r"\w+(?:[.\-]\w+)*")
 _DIGIT: Final = re.compile(r"\d")
 _SEPARATOR: Final = re.compile(r"[.\-]")
 _MAX_WORDS: Final = 64
-# Maximum number of chunks whose scores are computed, at about 1.2 microseconds each. Rare words decide the order; the
-# words that most chunks contain add little to a score.
-_MAX_RANKED: Final = 8000
+# Maximum number of matches (pairs of a word and a chunk with it) from which scores are computed, at about a microsecond
+# each. Rare words decide the order; the words that most chunks contain add little to a score.
+_MAX_RANKED: Final = 6000
+# Number of words of which a chunk must have all if all words of a query are common.
+_MAX_COMMON_WORDS: Final = 3
 # Common English words, which say nothing about the topic. Words of other languages are found by their frequency.
 _STOP_WORDS: Final = frozenset((
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "can", "did", "do", "does", "for", "from", "had", "has",
@@ -36,12 +38,13 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
     if not terms:
         return []
     with database.read() as db:
-        counted = sorted((_count_matches(db, term), i, term) for i, term in enumerate(terms))
+        # Of words with too many matches, the longest are probably the rarest.
+        counted = sorted((_count_matches(db, term), -len(term), i, term) for i, term in enumerate(terms))
         counted = [item for item in counted if item[0]]
         if not counted:
             return []
         chosen, n_ranked = [], 0
-        for count, _, term in counted:
+        for count, _, _, term in counted:
             n_ranked += count
             if n_ranked > _MAX_RANKED:
                 break
@@ -49,7 +52,7 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
         if chosen:
             rows = _rank(db, " OR ".join(chosen), "ORDER BY score, rowid LIMIT ?", n_results)
         else:
-            rows = _rank_common(db, [term for _, _, term in counted])
+            rows = _rank_common(db, [term for _, _, _, term in counted[:_MAX_COMMON_WORDS]])
     return [(row[0], -row[1]) for row in sorted(rows, key=lambda row: (row[1], row[0]))[:n_results]]
 
 
@@ -81,7 +84,12 @@ def find_terms(query: str) -> list[str]:
 
 
 def _count_matches(db: sqlite3.Connection, term: str) -> int:
-    return int(db.execute("SELECT count(*) FROM chunk_search WHERE chunk_search MATCH ?", (term,)).fetchone()[0])
+    """Return the number of chunks with a word, but at most one more than `_MAX_RANKED`."""
+    row = db.execute(
+        "SELECT count(*) FROM (SELECT rowid FROM chunk_search WHERE chunk_search MATCH ? LIMIT ?)",
+        (term, _MAX_RANKED + 1),
+    ).fetchone()
+    return int(row[0])
 
 
 def _rank(db: sqlite3.Connection, expression: str, order: str, limit: int) -> list[tuple[int, float]]:
@@ -92,9 +100,9 @@ def _rank(db: sqlite3.Connection, expression: str, order: str, limit: int) -> li
 
 
 def _rank_common(db: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, float]]:
-    """Return scores of chunks if every word is common: those with most of the words, but at most `_MAX_RANKED`."""
+    """Return scores of chunks if every word is common: of the first chunks with most of the words."""
     for n_terms in range(len(terms), 0, -1):
-        rows = _rank(db, " AND ".join(terms[:n_terms]), "LIMIT ?", _MAX_RANKED)
+        rows = _rank(db, " AND ".join(terms[:n_terms]), "LIMIT ?", _MAX_RANKED // n_terms)
         if rows:
             return rows
     return []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
-from edgechat.documents.database import FILE_SUFFIXES, connect, make_damaged_error
+from edgechat.documents.database import DAMAGE_SUFFIX, FILE_SUFFIXES, connect, make_damaged_error
 from edgechat.documents.vectors import VectorCache
 from edgechat.errors import DamagedCollectionError, DocumentError
 
@@ -83,8 +83,9 @@ class DocumentLibrary:
     def open(self, name: str, *, rebuild_damaged: bool = False) -> Collection:
         """Open a collection.
 
-        With `rebuild_damaged`, a damaged collection, or one of an older version, is replaced by an empty one with the
-        same sources, for an update. Raises DocumentError, and DamagedCollectionError for a damaged collection.
+        With `rebuild_damaged`, a collection in which damage was found, or one of an older version, is replaced by an
+        empty one with the same sources, for an update. Raises DocumentError, and DamagedCollectionError for a damaged
+        collection.
         """
         path = self.find_path(name)
         if not path.exists():
@@ -92,6 +93,8 @@ class DocumentLibrary:
             raise DocumentError(
                 f"There is no collection named {name} (collections: {names}). Add one with `edgechat docs add`."
             )
+        if rebuild_damaged and path.with_name(path.name + DAMAGE_SUFFIX).exists():
+            return self.rebuild(name)
         try:
             return Collection(path, vector_cache=self._find_cache(name))
         except DamagedCollectionError:
@@ -122,6 +125,7 @@ class DocumentLibrary:
         except OSError as error:
             raise DocumentError(f"Cannot replace {path}: {error.strerror}.") from error
         _delete_files(new_path)
+        _delete_files(path, (DAMAGE_SUFFIX,))
         self._vector_caches.pop(name, None)
         return Collection(path, vector_cache=self._find_cache(name))
 
@@ -133,7 +137,7 @@ class DocumentLibrary:
         with contextlib.suppress(DamagedCollectionError), self.open(name) as collection, collection.lock_for_update():
             pass
         _delete_files(path)
-        _delete_files(path, (".lock",))
+        _delete_files(path, (".lock", DAMAGE_SUFFIX))
         self._vector_caches.pop(name, None)
 
     def _find_cache(self, name: str) -> VectorCache:

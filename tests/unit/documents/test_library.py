@@ -82,9 +82,12 @@ def test_damaged_page_is_reported_and_rebuilt(library: DocumentLibrary, folder: 
     assert "Run `edgechat docs update notes`" in info.problems[0].reason
     with library.open("notes") as collection, pytest.raises(DamagedCollectionError, match="docs update notes"):
         fill(collection)
-    with library.rebuild("notes") as collection:
+    with library.open("notes", rebuild_damaged=True) as collection:
         fill(collection)
         assert read_contents(collection) == expected
+    with library.open("notes", rebuild_damaged=True) as collection:
+        assert len(collection.read_records()) == 40  # not rebuilt again
+    assert not list(library.root.glob("*.damaged"))
 
 
 def test_old_schema_is_rebuilt_by_an_update(library: DocumentLibrary, folder: Path) -> None:
