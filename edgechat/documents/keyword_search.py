@@ -13,7 +13,12 @@ from edgechat.documents.database import CollectionDatabase
 _WORD: Final = re.compile(r"\w+(?:[.\-]\w+)*")
 _DIGIT: Final = re.compile(r"\d")
 _SEPARATOR: Final = re.compile(r"[.\-]")
+# Endings of English words. Chunks with other forms of a word are found by its beginning.
+_ENDING: Final = re.compile(r"(?:ies|es|s|ing|ed|ly|er|y)$")
+_MIN_PREFIX_CHARS: Final = 4
 _MAX_WORDS: Final = 64
+# SQLite reads all words with a beginning before it returns the first match.
+_MAX_PREFIXES: Final = 12
 # Maximum number of matches (pairs of a word and a chunk with it) from which scores are computed, at about a microsecond
 # each. Rare words decide the order; the words that most chunks contain add little to a score.
 _MAX_RANKED: Final = 6000
@@ -52,35 +57,53 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
         if chosen:
             rows = _rank(db, " OR ".join(chosen), "ORDER BY score, rowid LIMIT ?", n_results)
         else:
-            rows = _rank_common(db, [term for _, _, _, term in counted[:_MAX_COMMON_WORDS]])
+            rows = _rank_common(db, [term for _, _, _, term in counted])
     return [(row[0], -row[1]) for row in sorted(rows, key=lambda row: (row[1], row[0]))[:n_results]]
 
 
 def find_coverage(database: CollectionDatabase, query: str, chunk_id: int) -> float:
-    """Return the share of the words of a query that a chunk has, from 0 to 1. Raises DocumentError."""
-    terms = find_terms(query)
+    """Return the share of the words of a query of which a chunk has a form, from 0 to 1. Raises DocumentError."""
+    words = find_words(query)
     with database.read() as db:
-        n_found = sum(
-            db.execute(
-                "SELECT 1 FROM chunk_search WHERE chunk_search MATCH ? AND rowid = ?", (term, chunk_id)
-            ).fetchone()
-            is not None
-            for term in terms
-        )
-    return n_found / max(1, len(terms))
+        n_found = sum(_has_word(db, word, chunk_id) for word in words)
+    return n_found / max(1, len(words))
 
 
-def find_terms(query: str) -> list[str]:
-    """Return the words of a query as quoted terms of FTS5, without duplicates and, if others remain, stop words.
+def find_words(query: str) -> list[str]:
+    """Return the words of a query in small letters, without duplicates and, if other words remain, stop words.
 
-    Numbers with full stops or hyphens are one term, which matches their parts in this order; other words are split.
+    Numbers with full stops or hyphens are one word, of which the index must have the parts in this order.
     """
     found: list[str] = []
     for word in _WORD.findall(query.lower()):
         found += [word] if _DIGIT.search(word) else _SEPARATOR.split(word)
     words = list(dict.fromkeys(found))
-    words = [word for word in words if word not in _STOP_WORDS] or words
-    return [f'"{word}"' for word in words[:_MAX_WORDS]]
+    return ([word for word in words if word not in _STOP_WORDS] or words)[:_MAX_WORDS]
+
+
+def find_terms(query: str) -> list[str]:
+    """Return the terms of FTS5 for a query: its words, then the beginnings of words, which match other forms of them.
+
+    A chunk with the same word as the query therefore has a better score than one with another form.
+    """
+    words = find_words(query)
+    prefixes = dict.fromkeys(prefix for word in words if (prefix := _find_prefix(word)))
+    return [f'"{word}"' for word in words] + [f'"{prefix}"*' for prefix in list(prefixes)[:_MAX_PREFIXES]]
+
+
+def _has_word(db: sqlite3.Connection, word: str, chunk_id: int) -> bool:
+    prefix = _find_prefix(word)
+    terms = [f'"{word}"', f'"{prefix}"*'] if prefix else [f'"{word}"']
+    statement = "SELECT 1 FROM chunk_search WHERE chunk_search MATCH ? AND rowid = ?"
+    return any(db.execute(statement, (term, chunk_id)).fetchone() for term in terms)
+
+
+def _find_prefix(word: str) -> str:
+    """Return the beginning that a word has in common with its other forms; "" for short words and numbers."""
+    if len(word) < _MIN_PREFIX_CHARS or not word.isalpha():
+        return ""
+    stem = _ENDING.sub("", word) if word.isascii() else word
+    return stem if len(stem) >= _MIN_PREFIX_CHARS else word
 
 
 def _count_matches(db: sqlite3.Connection, term: str) -> int:
@@ -101,6 +124,7 @@ def _rank(db: sqlite3.Connection, expression: str, order: str, limit: int) -> li
 
 def _rank_common(db: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, float]]:
     """Return scores of chunks if every word is common: of the first chunks with most of the words."""
+    terms = [term for term in terms if not term.endswith("*")][:_MAX_COMMON_WORDS] or terms[:1]
     for n_terms in range(len(terms), 0, -1):
         rows = _rank(db, " AND ".join(terms[:n_terms]), "LIMIT ?", _MAX_RANKED // n_terms)
         if rows:

@@ -59,7 +59,7 @@ CREATE VIEW chunk_texts AS
     SELECT c.id AS id, d.name AS name, c.heading AS heading, c.text AS text
     FROM chunks c JOIN documents d ON d.id = c.document_id;
 CREATE VIRTUAL TABLE chunk_search USING fts5(
-    name, heading, text, content='chunk_texts', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+    name, heading, text, content='chunk_texts', content_rowid='id', tokenize='unicode61 remove_diacritics 2'
 );
 """
 

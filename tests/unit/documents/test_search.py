@@ -66,9 +66,17 @@ def test_any_text_is_a_query(collection: Collection, query: str) -> None:
 
 
 def test_query_terms() -> None:
-    assert find_terms("What is the e-mail address in v2.3?") == ['"e"', '"mail"', '"address"', '"v2.3"']
+    assert find_terms("What is the e-mail address in v2.3?") == [
+        '"e"',
+        '"mail"',
+        '"address"',
+        '"v2.3"',
+        '"mail"*',
+        '"addres"*',
+    ]
     assert find_terms("Who is who?") == ['"who"', '"is"']
-    assert find_terms('say "hello" hello') == ['"say"', '"hello"']
+    assert find_terms('say "hello" hello') == ['"say"', '"hello"', '"hello"*']
+    assert find_terms("Brücke cities running")[3:] == ['"brücke"*', '"cities"*', '"runn"*']
 
 
 def test_very_long_query(collection: Collection) -> None:
