@@ -131,7 +131,8 @@ class ConversationPromptBuilder:
         if turn_starts and n_document_tokens:
             turn_starts = sorted({*turn_starts, n_document_tokens})
         texts = attached_texts(path[-1].attachments, read) if path else []
-        texts += message_passages.list_texts(passage_sets[-1]) if path else []
+        if path and passage_sets[-1] not in passage_sets[:-1]:  # the engine has the texts of earlier messages already
+            texts += message_passages.list_texts(passage_sets[-1])
         return ConversationPrompt(
             prompt._replace(turn_starts=turn_starts), start, path[start].id if start else None, texts,
             self._make_thinking_limit(prompt, max_n_ctx),

@@ -92,6 +92,13 @@ def test_prompt_begins_with_the_last_whole_documents_only(session: ScriptedSessi
     assert text.startswith(f"<|system|>{prompt_text.format_whole(new.passages)}")
 
 
+def test_texts_for_drafts_are_sent_once(session: ScriptedSession, files: Files) -> None:
+    whole = make_set("The Vasa sank.", is_whole=True)
+    path = [files.question("One?", whole), REPLY, files.question("Two?", whole)]
+    assert build(session, path[:1], files).attached_texts == ["The Vasa sank."]
+    assert build(session, path, files).attached_texts == []
+
+
 def test_text_of_passages_is_not_a_plain_attachment(session: ScriptedSession, files: Files) -> None:
     text = build(session, [files.question("Hi", make_set("A text."))], files).prompt.text
     assert "collections" not in text
