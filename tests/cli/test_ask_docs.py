@@ -57,3 +57,22 @@ def test_question_is_answered_from_passages_if_the_documents_are_long(cli: Cli, 
     assert reply["passages"][0]["scores"]["bm25_rank"] == 1
     assert not reply["searched"].get("is_whole")
     assert "Only keywords were searched" in result.stderr
+
+
+def test_attached_folder_is_searched_and_saved_with_the_conversation(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "pumps"
+    folder.mkdir()
+    (folder / "pump.md").write_text(FACTS["pump.md"])
+    options = ["--temperature", "0", "--max-tokens", "40"]
+    first = cli("ask", "-a", str(folder), "How many litres per minute does the frindle pump move?", *options)
+    assert first.returncode == 0, first.stderr
+    assert "36" in first.stdout
+    assert "Collection pumps with 1 document added." in first.stderr
+    again = json.loads(cli("ask", "-c", "And how heavy is it, in kg?", *options, "--json").stdout)
+    assert again["searched"]["collections"] == ["pumps"]
+    assert again["stats"]["cached_tokens"] > 0
+    (folder / "pump.md").unlink()
+    assert cli("docs", "remove", "pumps", "--yes").returncode == 0
+    failed = cli("ask", "-c", "And its colour?", *options)
+    assert failed.returncode == 2
+    assert "There is no collection of documents called 'pumps'. There are none yet." in failed.stderr

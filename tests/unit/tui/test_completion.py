@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgechat import paths
+from edgechat.documents.library import DocumentLibrary
 from edgechat.tui.completion import can_complete, complete
 
 
@@ -25,7 +27,14 @@ def test_commands_arguments_and_files_are_completed(tmp_path: Path) -> None:
     assert [c.text for c in complete("@.h", tmp_path)] == ["@.hidden "]
 
 
-@pytest.mark.parametrize("before", ["/", "/re", "/set te", "a @b", "a\n@"])
+def test_names_of_collections_are_completed(tmp_path: Path, home: Path) -> None:
+    for name in ("manuals", "recipes"):
+        DocumentLibrary(paths.documents_dir()).create(name).close()
+    assert [c.text for c in complete("/docs ", tmp_path)] == ["manuals", "recipes", "off"]
+    assert [(c.text, c.n_chars) for c in complete("/docs manuals re", tmp_path)] == [("recipes", 2)]
+
+
+@pytest.mark.parametrize("before", ["/", "/re", "/set te", "/docs a b", "a @b", "a\n@"])
 def test_commands_and_mentions_have_completions(before: str) -> None:
     assert can_complete(before)
 
