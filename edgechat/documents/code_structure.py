@@ -17,12 +17,12 @@ _SCRIPT: Final = (
     r"|type[ \t]+(?P<name2>[\w$]+)[ \t]*[=<]"
     r"|(?:const|let|var)[ \t]+(?P<name3>[\w$]+)[ \t]*=[ \t]*(?:async[ \t]*)?"
     r"(?:function\b|\([^()\n]*\)[ \t]*=>|[\w$]+[ \t]*=>)"
-    r"|(?:(?:static|async|get|set|public|private|protected|readonly|override)[ \t]+)*"
+    r"|(?:(?:static|async|get|set|public|private|protected|readonly|override)[ \t]+){0,8}"
     r"(?!(?:if|for|while|switch|catch|return)\b)"
     r"(?P<name4>[\w$#]+)[ \t]*\([^()\n]*\)[ \t]*(?::[^{\n]*)?\{)"
 )
 _RUST: Final = (
-    r"(?:pub(?:\([^()\n]*\))?[ \t]+)?(?:(?:async|unsafe|const|default|extern(?:[ \t]+\"[^\"\n]*\")?)[ \t]+)*"
+    r"(?:pub(?:\([^()\n]*\))?[ \t]+)?(?:(?:async|unsafe|const|default|extern(?:[ \t]+\"[^\"\n]*\")?)[ \t]+){0,8}"
     r"(?:(?:fn|struct|enum|trait|mod|union|type|macro_rules!)[ \t]+(?P<name>\w+)|impl\b(?P<name2>[^{;\n]*))"
 )
 _GO: Final = r"func[ \t]+(?:\([^()\n]*\)[ \t]*)?(?P<name>\w+)|type[ \t]+(?P<name2>\w+)"
@@ -32,18 +32,18 @@ _WORDS: Final = (
 )
 # Not a statement such as `return f(x) {`, and not a call that ends with a semicolon.
 _C_LIKE: Final = (
-    rf"(?:{_WORDS}[ \t]+)*(?:(?:class|interface|enum(?:[ \t]+class)?|struct|union|namespace|record|trait|object"
+    rf"(?:{_WORDS}[ \t]+){{0,8}}(?:(?:class|interface|enum(?:[ \t]+class)?|struct|union|namespace|record|trait|object"
     r"|protocol|extension|fun|func|def)[ \t]+(?P<name>[\w.:<>]+)(?![^\n]*;[ \t]*$)"
     r"|(?=[^\n(;={}]*\()(?!(?:return|else|if|for|while|switch|catch|throw|new|case|delete|using|goto|do)\b)"
-    r"[A-Za-z_][\w:<>,.*&\[\]?]*[ \t*&]+(?:[A-Za-z_][\w:<>,.*&\[\]?]*[ \t*&]+){0,4}(?P<name2>[A-Za-z_~][\w:~]*)[ \t]*"
-    r"\([^;={}\n]*(?:\{[^\n]*|\)[^;={}\n]*|,[ \t]*)$)"
+    r"(?=[A-Za-z_])(?:[\w:<>,.\[\]?]+[ \t*&]+){1,5}(?P<name2>[A-Za-z_~][\w:~]*)[ \t]*"
+    r"\([^;={}\n]{0,300}(?:\{[^\n]*|\)[^;={}\n]{0,300}|,[ \t]*)$)"
 )
 _RUBY: Final = r"(?:def|class|module)[ \t]+(?P<name>[\w.:?!=]+)"
-_PHP: Final = rf"(?:{_WORDS}[ \t]+)*(?:function|class|interface|trait|enum|namespace)[ \t]+&?(?P<name>[\w\\]+)"
+_PHP: Final = rf"(?:{_WORDS}[ \t]+){{0,8}}(?:function|class|interface|trait|enum|namespace)[ \t]+&?(?P<name>[\w\\]+)"
 _SHELL: Final = r"(?:function[ \t]+(?P<name>[\w:-]+)|(?P<name2>[\w:-]+)[ \t]*\([ \t]*\))"
 _LUA: Final = r"(?:local[ \t]+)?function[ \t]+(?P<name>[\w.:]+)"
 _SQL: Final = (
-    r"(?i:create)[ \t]+(?i:or[ \t]+replace[ \t]+|temp(?:orary)?[ \t]+|unique[ \t]+)*"
+    r"(?i:create)[ \t]+(?i:or[ \t]+replace[ \t]+|temp(?:orary)?[ \t]+|unique[ \t]+){0,4}"
     r"(?i:table|view|index|function|procedure|trigger|type)[ \t]+"
     r"(?i:if[ \t]+not[ \t]+exists[ \t]+)?(?P<name>[\w.\"`\[\]]+)"
 )
@@ -62,6 +62,8 @@ _PATTERNS: Final = {
 }  # fmt: skip
 CODE_EXTENSIONS: Final = frozenset(_PATTERNS)
 """Lower-case extensions of files whose definitions `find_definitions` knows."""
+# The lookahead ends the search of a line of spaces at once, instead of at each of them.
+_INDENT: Final = r"(?P<indent>[ \t]{0,200})(?![ \t])"
 # Lines above a definition that belong to it: comments, decorators, attributes, annotations.
 _LEADING_LINE: Final = re.compile(r"[ \t]*(?:#(?!(?:if|else|elif|endif|include|define)\b)|@|//|/\*|\*|--(?!-)|\[\w)")
 _MAX_LEADING_LINES: Final = 50
@@ -103,7 +105,7 @@ _COMPILED: Final[dict[str, re.Pattern[str]]] = {}
 
 def _compile(extension: str) -> re.Pattern[str]:
     if extension not in _COMPILED:
-        _COMPILED[extension] = re.compile(rf"\n(?P<indent>[ \t]*)(?:{_PATTERNS[extension]})", re.MULTILINE)
+        _COMPILED[extension] = re.compile(rf"\n{_INDENT}(?:{_PATTERNS[extension]})", re.MULTILINE)
     return _COMPILED[extension]
 
 

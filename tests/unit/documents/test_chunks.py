@@ -186,6 +186,15 @@ def test_definitions_of_languages_are_found(name: str, text: str, names: str) ->
     assert found == names.split()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "unit", ["a*&", " ", "\t", "public ", "a::b<", "(", "a(", "template<", "#", "=", "-", "`", "\n\n"]
+)
+def test_hostile_line_is_split_in_linear_time(name: str, unit: str) -> None:
+    text = unit * (200_000 // len(unit)) + "(x"  # took hours with patterns that are quadratic or worse
+    assert squeeze("".join(c.text for c in split(make_document(text), name))) == squeeze(text)
+
+
 def test_table_is_split_at_rows_with_its_columns_as_heading() -> None:
     rows = [f"{i},name {i},{i * 3}" for i in range(500)]
     found = split(make_document("\n".join(["id,name,value", *rows])), "a.csv")
