@@ -228,3 +228,15 @@ async def test_title_line_names_the_documents(folder: Path) -> None:
     async with app.run_test(size=(100, 30)):
         await wait_until_ready(app)
         await until_async(lambda: "documents: reports" in title_text(app))
+
+
+async def test_folder_without_documents_makes_no_collection(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_screen(app, pilot)
+        await add(app, pilot, tmp_path / "empty")
+        await until_async(lambda: "was not added, because there are no documents" in shown(app, "#notice"))
+        assert DocumentLibrary(paths.documents_dir()).names() == []
+        await add(app, pilot, tmp_path / "empty")  # the failed update has ended
+        await until_async(lambda: "was not added" in shown(app, "#notice"))

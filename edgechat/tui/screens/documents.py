@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -33,12 +31,9 @@ if TYPE_CHECKING:
 
     from edgechat.config import Settings
     from edgechat.documents.collection import CollectionInfo
-    from edgechat.documents.indexing import IndexProgress, UpdateSummary
+    from edgechat.documents.indexing import IndexProgress
     from edgechat.documents.library import DocumentLibrary
-
-
-# Minimum interval between two progress messages; a collection can have 100,000 files.
-_PROGRESS_INTERVAL_S: Final = 0.1
+    from edgechat.tui.document_updates import UpdateResult
 
 
 class DocumentsScreen(Modal[None]):
@@ -82,11 +77,9 @@ class DocumentsScreen(Modal[None]):
 
     @dataclass
     class UpdateEnded(Message):
-        """The update of a collection has ended; `is_new` if its first documents were added."""
+        """The update of a collection has ended."""
 
-        name: str
-        summary: UpdateSummary
-        is_new: bool
+        result: UpdateResult
 
     def __init__(
         self, library: DocumentLibrary, settings: Settings, used_names: Sequence[str],
@@ -256,41 +249,19 @@ class DocumentsScreen(Modal[None]):
     @thread_worker(_show_error, group="update")
     def _run_update(self, name: str, path: Path | None) -> None:
         """Update a collection, or make one of `path` if `name` is empty."""
-        from edgechat.documents import embedding, indexing
-        from edgechat.documents.naming import choose_name
+        from edgechat.tui.document_updates import update_collection
 
         worker = get_current_worker()
-        posted_at, posted_phase = 0.0, ""
+        result = update_collection(
+            self._library, self._settings, name, path,
+            lambda name, progress: self.post_message(self.UpdateProgressed(name, progress)),
+            self._show_status_later,
+            lambda: worker.is_cancelled,
+        )  # fmt: skip
+        self.post_message(self.UpdateEnded(result))
 
-        def report(progress: IndexProgress) -> None:
-            nonlocal posted_at, posted_phase
-            is_last = progress.n_files_done == progress.n_files
-            if progress.phase != posted_phase or is_last or time.monotonic() - posted_at >= _PROGRESS_INTERVAL_S:
-                posted_at, posted_phase = time.monotonic(), progress.phase
-                self.post_message(self.UpdateProgressed(name, progress))
-
-        if not name and path is not None:
-            name = choose_name([path], self._library.list())
-        is_new = name not in self._library.names()
-
-        def show_status(text: str) -> None:
-            self.app.call_later(self._show_notice, f"{name}: {text}")
-
-        with contextlib.ExitStack() as stack:
-            library = self._library
-            collection = library.create(name) if is_new else library.open(name, rebuild_damaged=True)
-            stack.enter_context(collection)
-            embedder = embedding.open_embedder(self._settings, show_status)
-            if embedder is not None:
-                stack.callback(embedder.close)
-            summary = indexing.update(
-                collection,
-                add=[path] if path is not None else [],
-                embedder=embedder,
-                on_progress=report,
-                is_cancelled=lambda: worker.is_cancelled,
-            )
-        self.post_message(self.UpdateEnded(name, summary, is_new))
+    def _show_status_later(self, name: str, text: str) -> None:
+        self.app.call_later(self._show_notice, f"{name}: {text}")
 
     def on_documents_screen_update_progressed(self, message: UpdateProgressed) -> None:
         if self._updated_name:
@@ -301,12 +272,13 @@ class DocumentsScreen(Modal[None]):
 
     def on_documents_screen_update_ended(self, message: UpdateEnded) -> None:
         self._updated_name = ""
-        text = document_rows.describe_summary(message.name, message.summary)
-        if message.is_new and message.name not in self._used_names:
-            self._use_names([*self._used_names, message.name])
+        name, summary, is_new = message.result
+        text = document_rows.describe_summary(name, summary)
+        if is_new and summary.added and name not in self._used_names:
+            self._use_names([*self._used_names, name])
             text += " This conversation uses it."
         self._show_notice(text)
-        self._list_collections(message.name)
+        self._list_collections(name)
 
     # Removing and leaving
 
