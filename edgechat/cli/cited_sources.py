@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgechat.cli.progress import StderrStatus
 from edgechat.documents.passages import Passage, PassageSet
+from edgechat.documents.prompt_text import NOT_FOUND
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
@@ -19,6 +20,8 @@ def print_sources(session: Session, reply: Message, status: StderrStatus) -> Non
     if not any(sets):
         return
     citations = _find_citations(reply, sets)
+    if not citations and reply.text and NOT_FOUND not in reply.text:
+        status.note("The reply cites no passage.")
     for passage in _list_cited(citations):
         problems = _list_problems(citations, passage.number)
         status.note(f"[{passage.number}] {passage.place}" + (f" ({'; '.join(problems)})" if problems else ""))

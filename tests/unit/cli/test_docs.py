@@ -19,6 +19,7 @@ from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
+from edgechat.documents.prompt_text import NOT_FOUND
 from edgechat.errors import DocumentError
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
@@ -157,8 +158,9 @@ def test_cited_sources_of_a_reply(capsys: pytest.CaptureFixture[str]) -> None:
     question = new_user_message(None, "When?", (attachment,))
     text = "The Vasa sank in 1629 [1]. The Mary Rose in 1545 [2], or [7]."
     reply = msgspec.structs.replace(new_reply(question.id, "m"), text=text, finish_reason="stop")
-    plain = msgspec.structs.replace(new_reply(question.id, "m"), text="I do not know.", finish_reason="stop")
-    session._stored_conversation.append([question, reply, plain], {attachment.sha256: data})
+    plain = msgspec.structs.replace(new_reply(question.id, "m"), text="In 1628.", finish_reason="stop")
+    refusal = msgspec.structs.replace(plain, id="r", text=NOT_FOUND)
+    session._stored_conversation.append([question, reply, plain, refusal], {attachment.sha256: data})
 
     print_sources(session, reply, StderrStatus())
     assert capsys.readouterr().err == (
@@ -173,4 +175,6 @@ def test_cited_sources_of_a_reply(capsys: pytest.CaptureFixture[str]) -> None:
     assert fields["searched"]["query"] == "When?"
     assert fields["searched"]["n_documents"] == 2
     print_sources(session, plain, StderrStatus())
+    assert capsys.readouterr().err == "edgechat: The reply cites no passage.\n"
+    print_sources(session, refusal, StderrStatus())
     assert capsys.readouterr().err == ""
