@@ -143,7 +143,7 @@ class CitationFinder:
         terms = self._terms.get(number)
         if terms is None:
             passage = self._passages[number]
-            parts = (passage.document, passage.heading, passage.text)
+            parts = (passage.place, passage.heading, passage.text)
             terms = self._terms[number] = list_passage_terms("\n".join(parts))
         return terms
 

@@ -29,6 +29,10 @@ _EXPONENTS: Final = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _ADDRESS: Final = re.compile(r"https?://[^\s)>\]]+|\]\([^()\s]*\)")
 _UNIT: Final = re.compile(r" ?(?:%|\u2030|\u00b0[CF]?|\u20ac|\$)")
 _CAMEL_CASE: Final = re.compile(r"[^\W\d_][^\W_]*[a-z\d][A-Z]")
+_LABEL: Final = re.compile(r"\s*(?:\*\*|__)[^*_\n]{1,80}(?:\*\*|__)")
+# A number that counts parts of the reply, or names a passage: "(1)", "passage 3".
+_REFERENCE: Final = re.compile(r"\b(?:passages?|sources?|documents?|citations?|quelle)\s\Z", re.IGNORECASE)
+_MAX_REFERENCE_CHARS: Final = 12
 _MAX_NUMBER_CHARS: Final = 30
 _MAX_START_CHARS: Final = 40
 # Marks that may stand before the first word of a sentence or of a table cell, and characters before them.
@@ -92,9 +96,11 @@ def list_passage_terms(text: str) -> frozenset[str]:
 def find_claim_terms(sentence: str, *, checks_names: bool = True) -> Iterator[ClaimTerm]:
     """Yield the numbers and identifiers of a normalized sentence, and its names unless `checks_names` is False.
 
-    A name is a capitalised word that does not start the sentence.
+    A name is a capitalised word that does not start the sentence and is not in a label such as "**Total Cost**:".
     """
     text = _ADDRESS.sub(lambda match: " " * len(match[0]), sentence)
+    label = _LABEL.match(text)
+    label_end = label.end() if label is not None else 0
     end = 0
     for match in _TOKEN.finditer(text):
         start = match.start()
@@ -104,12 +110,15 @@ def find_claim_terms(sentence: str, *, checks_names: bool = True) -> Iterator[Cl
         number = spaced or _NUMBER.match(text, start, match.end())
         if number is not None:
             end = number.end()
+            if _is_ordinal(text, start, end):
+                continue
             keys = _list_number_keys(number[0].replace(" ", ""), text, end, is_claim=True)
             unit = _UNIT.match(text, end)
             yield ClaimTerm(start, text[start : unit.end() if unit is not None else end], frozenset(keys))
             continue
         for part in _PART.finditer(match[0]):
-            keys = _list_name_keys(part[0], text, start + part.start(), checks_names=checks_names)
+            is_checked = checks_names and start >= label_end
+            keys = _list_name_keys(part[0], text, start + part.start(), checks_names=is_checked)
             if keys:
                 yield ClaimTerm(start + part.start(), part[0], frozenset(keys))
 
@@ -118,6 +127,13 @@ def capitalizes_nouns(text: str) -> bool:
     """Return whether the language of the text seems to be German, in which a capital letter does not mark a name."""
     words = [word.casefold() for word in _PART.findall(text[:_MAX_LANGUAGE_CHARS])]
     return sum(word in _GERMAN_WORDS for word in words) > _MIN_GERMAN_SHARE * max(1, len(words))
+
+
+def _is_ordinal(text: str, start: int, end: int) -> bool:
+    """Return whether a number is a digit in parentheses, as in "(1) first", or follows a word such as "passage"."""
+    if end - start == 1 and text[max(0, start - 1) : end + 1] == f"({text[start]})":
+        return True
+    return _REFERENCE.search(text[max(0, start - _MAX_REFERENCE_CHARS) : start]) is not None
 
 
 def _list_name_keys(word: str, text: str, start: int, *, checks_names: bool) -> set[str]:

@@ -118,6 +118,9 @@ def test_numbers_without_a_passage_are_named() -> None:
         ("[1] The report says so.", "a report"),
         ("[1][2] The report says so.", "a report"),
         ("He said: The report is old [1].", "old"),
+        ("- **Total Cost**: it is high [1]", "high"),
+        ("It has (1) a roof and (2) a door [1].", "roof, door"),
+        ("It is old, as passage 3 says [1].", "old"),
         ("It is in File1 [1].", "named by its document: file1"),
         ("Der Umsatz der Firma stieg und die Kosten sind im Jahr gesunken [1].", "Umsaetze"),
     ],
@@ -137,6 +140,8 @@ def test_terms_of_the_passage_are_not_missing(claim: str, passage: str) -> None:
         ("It is the work of Niels Bohr [1].", "by Albert Einstein", ("Niels", "Bohr")),
         ("It calls write_file here [1].", "def read_file(path):", ("write_file",)),
         ("readFile is called [1].", "writeFile", ("readFile",)),
+        ("- **Total Cost**: 7 [1]", "8", ("7",)),
+        ("It is in Erika (42) [1].", "Erika", ("42",)),
         ("NASA is large [1].", "it is large", ("NASA",)),
         ("Der Umsatz der Firma stieg und die Kosten sind im Jahr um 5 % gesunken [1].", "Umsaetze", ("5 %",)),
         ("It is 5. It is 6 [1].", "5", ("6",)),
@@ -156,6 +161,12 @@ def test_missing_term_belongs_to_the_citation_after_it() -> None:
     first, second, third = _find("It is 42 here [1][2] and 43 there [3].", "a", "b", "c")
     assert (first.missing, second.missing, third.missing) == ((), ("42",), ("43",))
     assert second.problem == "not in the passage: 42"
+
+
+def test_place_of_a_passage_belongs_to_it() -> None:
+    passage = _passage(1, "old", page=12, last_page=13)
+    [citation] = find_citations("It is on page 12 and on page 13 of file1 [1].", [passage])
+    assert citation.missing == ()
 
 
 def test_found_terms_of_the_sentence_are_listed() -> None:
