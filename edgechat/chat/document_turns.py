@@ -21,7 +21,7 @@ from edgechat.models.loaded_model import LoadedModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgechat.chat.document_search import DocumentBudget, DocumentSearch
+    from edgechat.chat.document_search import DocumentBudget, DocumentSearch, MessagePassages
     from edgechat.documents.embedding import TextEmbedder
 
 
@@ -32,6 +32,8 @@ class DocumentTurns:
         self._model = model
         self._store = store
         self._search: DocumentSearch | None = None
+        self._prediction: tuple[object, MessagePassages | None] | None = None
+        """Result of the last `predict`, with all that it depends on."""
 
     @property
     def search(self) -> DocumentSearch:
@@ -118,9 +120,14 @@ class DocumentTurns:
         if not settings.docs:
             return (), {}
         with contextlib.suppress(DocumentError):  # the next message reports the error
-            budget = self._choose_budget(Message(id="", role="user"), Turn([]), settings)
-            found = self.search.find_whole(settings.docs, path, self._store.read_attachment, budget)
-            if found is not None:
+            infos = [self.search.library.describe(name) for name in settings.docs]
+            state = [(info.name, info.updated_at_ms, info.n_chunks, info.n_text_bytes) for info in infos]
+            key = (state, path[-1].id if path else "", self._model.builder, settings.system_prompt, settings.max_tokens)
+            if self._prediction is None or self._prediction[0] != key:
+                budget = self._choose_budget(Message(id="", role="user"), Turn([]), settings)
+                found = self.search.find_whole(settings.docs, path, self._store.read_attachment, budget)
+                self._prediction = key, found
+            if (found := self._prediction[1]) is not None:
                 return (found.attachment,), {found.attachment.sha256: found.content}
         return (), {}
 

@@ -391,14 +391,17 @@ class Session:
     def context_usage(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
         """Return the prompt length in tokens with `text` as the next message, and the number of omitted messages.
 
+        Whole documents of the conversation are counted; what a search will find is not known yet.
+
         Raises ContextOverflowError if the message does not fit; also AttachmentError, TemplateError and EngineError.
         """
         files = [file for file in files if not file.is_dir() and not self._is_long_document(file)]
         attachments, contents = load_attachments(files, self.model_path.stem)
         path = self.tree.path
-        if text or files:
-            path = [*path, Message(id="", role="user", text=text, attachments=attachments)]
-        prompt = self._create_prompt_builder().build(path, contents)
+        documents, document_contents = self.documents.predict(path, self.settings)
+        if text or files or (documents and not path):
+            path = [*path, Message(id="", role="user", text=text, attachments=(*attachments, *documents))]
+        prompt = self._create_prompt_builder().build(path, {**contents, **document_contents})
         return len(prompt.prompt.tokens), prompt.start
 
     def warm_cache(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from edgechat import paths
 from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.chat import message_passages
-from edgechat.chat.document_search import choose_budget
+from edgechat.chat.document_search import DocumentSearch, choose_budget
 from edgechat.chat.events import (
     DocumentSearchStarted,
     DocumentsSearched,
@@ -234,6 +234,22 @@ def test_collections_are_saved_with_the_conversation(tmp_path: Path, home: Path)
     _, searched = run(session.send("And the Mary Rose?"))
     assert not searched.is_new
     session.close()
+
+
+def test_context_usage_counts_whole_documents_before_the_first_message(
+    tmp_path: Path, session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_tokens, _ = session.context_usage("When did the Vasa sink?")
+    with monkeypatch.context() as patch:
+        patch.delattr(DocumentSearch, "find_whole")  # not read again, because the documents have not changed
+        assert session.context_usage("When did the Vasa sink?")[0] == n_tokens
+    add_collection(tmp_path, texts={"cutty.txt": "The Cutty Sark is in Greenwich. " * 20})
+    assert session.context_usage("When did the Vasa sink?")[0] > n_tokens + 100
+    _, searched = run(session.send("When did the Vasa sink?"))
+    assert searched.n_tokens < session.context_usage()[0]
+    session.override_settings(docs=())
+    list(session.send("Thanks"))
+    assert session.context_usage()[0] > searched.n_tokens  # documents of earlier messages remain
 
 
 def test_whole_documents_are_read_before_the_first_question(
