@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from edgechat.chat.document_search import DocumentBudget, DocumentSearch, MessagePassages
     from edgechat.documents.embedding import TextEmbedder
+
+# A question with at most this many words apart from stop words may be about the topic of the question before it.
+_MAX_FOLLOW_UP_TERMS: Final = 3
+_MAX_PREVIOUS_CHARS: Final = 500
 
 
 class DocumentTurns:
@@ -102,7 +106,7 @@ class DocumentTurns:
         message = turn.message
         if message is None:
             return turn
-        question = remove_mentions(message.text).strip() or message.text
+        question = self._make_query(message.text, path)
         found = yield from self.search.search(
             question, path, self._store.read_attachment, settings, self._choose_budget(message, turn, settings),
             allows_whole=allows_whole,
@@ -111,6 +115,22 @@ class DocumentTurns:
         return turn._replace(
             message=message, files={**turn.files, found.attachment.sha256: found.content}, searched=found.event
         )
+
+    def _make_query(self, text: str, path: Sequence[Message]) -> str:
+        """Return the query for a message: its text and, for a short question, the question before it.
+
+        A question such as "And how heavy is it?" names its topic in an earlier message only.
+        """
+        from edgechat.chat.message_passages import find_readable_passages
+        from edgechat.documents.keyword_search import find_terms
+
+        query = remove_mentions(text).strip() or text
+        previous = next((m for m in reversed(path) if m.role == "user"), None)
+        if previous is None or "?" not in query or len(find_terms(query)) > _MAX_FOLLOW_UP_TERMS:
+            return query
+        [passages] = find_readable_passages([previous], self._store.read_attachment)
+        previous_query = (passages.query if passages is not None else "") or remove_mentions(previous.text).strip()
+        return f"{previous_query[-_MAX_PREVIOUS_CHARS:]}\n{query}"
 
     def predict(self, path: Sequence[Message], settings: Settings) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
         """Return the whole documents that the message after `path` will have, as an attachment with its content.

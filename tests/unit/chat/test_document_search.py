@@ -108,7 +108,7 @@ def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSe
     assert first.n_tokens <= 2048 // 4 + 100
     assert format_notice(first).startswith("1 passage found in 40 documents (")
     assert "by keywords. Only keywords were searched, because no embedding model is installed." in format_notice(first)
-    _, second = run(session.send("And ship8?"))
+    _, second = run(session.send("Tell me what colour the large ship8 has."))
     assert [p.number for p in second.passages.passages] == [2]
     assert format_notice(second).endswith("by keywords.")  # the hint appears once
 
@@ -122,6 +122,22 @@ def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSe
 
 def _shorten_context(session: ScriptedSession, n_ctx: int) -> protocol.Loaded:
     return msgspec.structs.replace(session.model.builder._model_properties, n_ctx=n_ctx)
+
+
+def test_short_question_is_searched_with_the_question_before_it(tmp_path: Path, session: ScriptedSession) -> None:
+    fill(tmp_path)
+    session.override_settings(docs=("long",), max_tokens=50)
+    session.model.builder._model_properties = _shorten_context(session, 2048)
+    run(session.send("What colour is ship7?"))
+    _, second = run(session.send("And how large is it?"))
+    assert second.passages.query == "What colour is ship7?\nAnd how large is it?"
+    assert second.passages.passages[0].document == "7.txt"
+    _, third = run(session.send("Who built it?"))  # the topic is two questions away
+    assert third.passages.query.startswith("What colour is ship7?")
+    _, other = run(session.send("Which of the facts says that ship9 is not green?"))
+    assert other.passages.query == "Which of the facts says that ship9 is not green?"
+    _, thanks = run(session.send("Thank you."))
+    assert thanks.passages.query == "Thank you."
 
 
 class BrokenEmbedder(WordEmbedder):
