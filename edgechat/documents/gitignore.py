@@ -16,6 +16,7 @@ MAX_PATTERNS: Final = 10_000
 _MAX_PATTERN_CHARS: Final = 1000
 # Maximum number of `**` in a pattern. Each can match any number of folders, so more of them take too much time.
 _MAX_DOUBLE_STARS: Final = 4
+_ESCAPE: Final = re.compile(r"\\(.)")
 _POSIX_CLASSES: Final = {
     "alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f", "digit": "0-9",
     "graph": "!-~", "lower": "a-z", "print": " -~", "punct": "!-/:-@\\[-`{-~", "space": " \\t-\\r", "upper": "A-Z",
@@ -81,7 +82,7 @@ def _parse_line(line: str) -> _Rule | None:
     is_negated = line.startswith("!")
     pattern = line[is_negated:]
     is_for_folders = pattern.endswith("/")
-    pattern = pattern.removesuffix("/")
+    pattern = _ESCAPE.sub(lambda match: "/" if match[1] == "/" else match[0], pattern.removesuffix("/"))
     if not pattern:
         return None
     is_anchored = "/" in pattern
@@ -113,7 +114,7 @@ class _Translator:
         pending: list[str] | None = None  # text after a `*`, up to the next one
         while self._position < len(self._pattern):
             if double_star := self._read_double_star():
-                parts.append(self._close(pending, is_last=False))
+                parts.append(self._close(pending, is_last=True))  # a slash ends the component
                 pending = None
                 parts.append(double_star)
             elif self._pattern[self._position] == "*":
@@ -130,7 +131,7 @@ class _Translator:
         if pending is None:
             return ""
         text = "".join(pending)
-        if is_last or "/" in text:
+        if is_last or "/" in pending:  # a slash ends the component
             return f"[^/]*{text}"
         self._n_groups += 1
         return f"(?=(?P<g{self._n_groups}>[^/]*?{text}))(?P=g{self._n_groups})"
