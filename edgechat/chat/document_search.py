@@ -24,7 +24,7 @@ _REPLY_FRACTION: Final = 1 / 8
 # Tokens of the chat template around the messages of a prompt.
 _TEMPLATE_TOKENS: Final = 64
 # Whole documents fill at most this fraction of the context, so that a conversation of several turns fits, too.
-_MAX_WHOLE_FRACTION: Final = 3 / 4
+_MAX_WHOLE_FRACTION: Final = 5 / 6
 # Whole documents that are read for the first time should not delay the reply for longer than two minutes. Prefill is at
 # least about four times as fast as decoding; without a measured speed, the limit of tokens applies.
 _MAX_READING_S: Final = 120

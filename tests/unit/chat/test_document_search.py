@@ -285,10 +285,10 @@ def test_whole_documents_are_read_before_the_first_question(
 @pytest.mark.parametrize(
     ("n_ctx", "n_message", "max_tokens", "decode_tps", "whole", "retrieved", "reading"),
     [
-        (8192, 100, None, None, 6144, 2048, 16384),
+        (8192, 100, None, None, 6826, 2048, 16384),
         (8192, 3000, None, None, 8192 - 1024 - 3000 - 64, 2048, 16384),
-        (32768, 100, 256, 5.0, 24576, 3072, 4096),
-        (32768, 100, 256, 60.0, 24576, 3072, 28800),
+        (32768, 100, 256, 5.0, 27306, 3072, 4096),
+        (32768, 100, 256, 60.0, 27306, 3072, 28800),
         (512, 600, None, None, 0, 0, 16384),
     ],
 )
