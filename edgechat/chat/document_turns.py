@@ -122,11 +122,11 @@ class DocumentTurns:
         A question such as "And how heavy is it?" names its topic in an earlier message only.
         """
         from edgechat.chat.message_passages import find_readable_passages
-        from edgechat.documents.keyword_search import find_terms
+        from edgechat.documents.keyword_search import find_words
 
         query = remove_mentions(text).strip() or text
         previous = next((m for m in reversed(path) if m.role == "user"), None)
-        if previous is None or "?" not in query or len(find_terms(query)) > _MAX_FOLLOW_UP_TERMS:
+        if previous is None or "?" not in query or len(find_words(query)) > _MAX_FOLLOW_UP_TERMS:
             return query
         [passages] = find_readable_passages([previous], self._store.read_attachment)
         previous_query = (passages.query if passages is not None else "") or remove_mentions(previous.text).strip()

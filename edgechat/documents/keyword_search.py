@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,10 +16,15 @@ _DIGIT: Final = re.compile(r"\d")
 _SEPARATOR: Final = re.compile(r"[.\-]")
 # Endings of English words. Chunks with other forms of a word are found by its beginning.
 _ENDING: Final = re.compile(r"(?:ies|es|s|ing|ed|ly|er|y)$")
+_TOKEN: Final = re.compile(r"[^\W_]+")
 _MIN_PREFIX_CHARS: Final = 4
 _MAX_WORDS: Final = 64
-# SQLite reads all words with a beginning before it returns the first match.
-_MAX_PREFIXES: Final = 12
+# SQLite reads the matches of all words with a beginning before it returns the first one. So the search uses the
+# beginnings of few words, and only of words that are rare themselves.
+_MAX_PREFIXES: Final = 8
+_MAX_PREFIX_WORD_MATCHES: Final = 1500
+# Maximum number of words and beginnings in a search, the rarest.
+_MAX_TERMS: Final = 24
 # Maximum number of matches (pairs of a word and a chunk with it) from which scores are computed, at about a microsecond
 # each. Rare words decide the order; the words that most chunks contain add little to a score.
 _MAX_RANKED: Final = 6000
@@ -39,17 +45,15 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
 
     Higher scores are better. Equal scores are in the order of the ids. Raises DocumentError.
     """
-    terms = find_terms(query)
-    if not terms:
+    words = find_words(query)
+    if not words:
         return []
     with database.read() as db:
-        # Of words with too many matches, the longest are probably the rarest.
-        counted = sorted((_count_matches(db, term), -len(term), i, term) for i, term in enumerate(terms))
-        counted = [item for item in counted if item[0]]
+        counted = _count_terms(db, words)
         if not counted:
             return []
         chosen, n_ranked = [], 0
-        for count, _, _, term in counted:
+        for count, term in counted[:_MAX_TERMS]:
             n_ranked += count
             if n_ranked > _MAX_RANKED:
                 break
@@ -57,15 +61,34 @@ def search_keywords(database: CollectionDatabase, query: str, n_results: int) ->
         if chosen:
             rows = _rank(db, " OR ".join(chosen), "ORDER BY score, rowid LIMIT ?", n_results)
         else:
-            rows = _rank_common(db, [term for _, _, _, term in counted])
+            rows = _rank_common(db, [term for _, term in counted])
     return [(row[0], -row[1]) for row in sorted(rows, key=lambda row: (row[1], row[0]))[:n_results]]
+
+
+def _count_terms(db: sqlite3.Connection, words: Sequence[str]) -> list[tuple[int, str]]:
+    """Return the FTS5 terms for words, rarest first, with the numbers of matches: words, and beginnings of rare words.
+
+    A chunk with the same word as the query therefore has a better score than one with another form of it.
+    """
+    # Of words with too many matches, the longest are probably the rarest.
+    counted = sorted((_count_matches(db, f'"{word}"'), -len(word), i, word) for i, word in enumerate(words))
+    prefixes = dict.fromkeys(
+        prefix for count, _, _, word in counted if count <= _MAX_PREFIX_WORD_MATCHES and (prefix := _find_prefix(word))
+    )
+    terms = [(count, i, f'"{word}"') for i, (count, _, _, word) in enumerate(counted)]
+    for prefix in list(prefixes)[:_MAX_PREFIXES]:
+        term = f'"{prefix}"*'
+        terms.append((_count_matches(db, term), len(terms), term))
+    return [(count, term) for count, _, term in sorted(terms) if count]
 
 
 def find_coverage(database: CollectionDatabase, query: str, chunk_id: int) -> float:
     """Return the share of the words of a query of which a chunk has a form, from 0 to 1. Raises DocumentError."""
     words = find_words(query)
     with database.read() as db:
-        n_found = sum(_has_word(db, word, chunk_id) for word in words)
+        row = db.execute("SELECT name, heading, text FROM chunk_texts WHERE id = ?", (chunk_id,)).fetchone()
+    tokens = set(_split_tokens("\n".join(row or ())))
+    n_found = sum(_has_word(tokens, word) for word in words)
     return n_found / max(1, len(words))
 
 
@@ -81,28 +104,25 @@ def find_words(query: str) -> list[str]:
     return ([word for word in words if word not in _STOP_WORDS] or words)[:_MAX_WORDS]
 
 
-def find_terms(query: str) -> list[str]:
-    """Return the terms of FTS5 for a query: its words, then the beginnings of words, which match other forms of them.
-
-    A chunk with the same word as the query therefore has a better score than one with another form.
-    """
-    words = find_words(query)
-    prefixes = dict.fromkeys(prefix for word in words if (prefix := _find_prefix(word)))
-    return [f'"{word}"' for word in words] + [f'"{prefix}"*' for prefix in list(prefixes)[:_MAX_PREFIXES]]
+def _has_word(tokens: set[str], word: str) -> bool:
+    """Return whether all parts of a word, or another word with the same beginning, are among the tokens of a chunk."""
+    if all(part in tokens for part in _split_tokens(word)):
+        return True
+    prefix = "".join(_split_tokens(_find_prefix(word)))
+    return bool(prefix) and any(token.startswith(prefix) for token in tokens)
 
 
-def _has_word(db: sqlite3.Connection, word: str, chunk_id: int) -> bool:
-    prefix = _find_prefix(word)
-    terms = [f'"{word}"', f'"{prefix}"*'] if prefix else [f'"{word}"']
-    statement = "SELECT 1 FROM chunk_search WHERE chunk_search MATCH ? AND rowid = ?"
-    return any(db.execute(statement, (term, chunk_id)).fetchone() for term in terms)
+def _split_tokens(text: str) -> list[str]:
+    """Return the tokens of a text as the tokeniser of the index does: letters and digits without diacritics."""
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    return _TOKEN.findall("".join(char for char in decomposed if not unicodedata.combining(char)))
 
 
 def _find_prefix(word: str) -> str:
     """Return the beginning that a word has in common with its other forms; "" for short words and numbers."""
     if len(word) < _MIN_PREFIX_CHARS or not word.isalpha():
         return ""
-    stem = _ENDING.sub("", word) if word.isascii() else word
+    stem = _ENDING.sub("", word)
     return stem if len(stem) >= _MIN_PREFIX_CHARS else word
 
 

@@ -10,7 +10,7 @@ import pytest
 from edgechat.documents import keyword_search
 from edgechat.documents.collection import Collection
 from edgechat.documents.indexing import update
-from edgechat.documents.keyword_search import find_coverage, find_terms, search_keywords
+from edgechat.documents.keyword_search import find_coverage, find_words, search_keywords
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.search import fuse, search
 from edgechat.documents.vector_scan import load_library
@@ -65,18 +65,29 @@ def test_any_text_is_a_query(collection: Collection, query: str) -> None:
     find_texts(collection, query, embedder=WordEmbedder(n_embd=32))
 
 
-def test_query_terms() -> None:
-    assert find_terms("What is the e-mail address in v2.3?") == [
-        '"e"',
-        '"mail"',
-        '"address"',
-        '"v2.3"',
-        '"mail"*',
-        '"addres"*',
-    ]
-    assert find_terms("Who is who?") == ['"who"', '"is"']
-    assert find_terms('say "hello" hello') == ['"say"', '"hello"', '"hello"*']
-    assert find_terms("Brücke cities running")[3:] == ['"brücke"*', '"cities"*', '"runn"*']
+def test_query_words() -> None:
+    assert find_words("What is the e-mail address in v2.3?") == ["e", "mail", "address", "v2.3"]
+    assert find_words("Who is who?") == ["who", "is"]
+    assert find_words('say "hello" hello') == ["say", "hello"]
+
+
+@pytest.mark.parametrize(
+    ("query", "texts"),
+    [
+        ("harvesting", ["The harvest of apples starts in September."]),
+        ("grow", ["Apples and pears grow on trees."]),
+        ("growing", ["Apples and pears grow on trees."]),
+        ("flüsse", []),
+        ("edge", ["Run pip install edgechat==3.12.1 to install it."]),
+    ],
+)
+def test_other_forms_of_words_are_found(collection: Collection, query: str, texts: list[str]) -> None:
+    assert find_texts(collection, query) == texts
+
+
+def test_same_word_is_better_than_another_form(collection: Collection) -> None:
+    assert find_texts(collection, "ships")[0] == "The ship left the harbour in 1912."  # ships.txt
+    assert find_texts(collection, "apples")[0].startswith(("Apples", "The harvest"))
 
 
 def test_very_long_query(collection: Collection) -> None:
@@ -137,7 +148,14 @@ def test_similarity_counts_more_if_keywords_find_little_of_the_query() -> None:
 
 def test_coverage_is_the_share_of_the_words_in_a_chunk(collection: Collection) -> None:
     [(chunk_id, _)] = search_keywords(collection.database, "captain", 5)
-    for query, coverage in (("captains", 1), ("captain Smith", 1), ("captain of a boat", 0.5), ("", 0), ("boat", 0)):
+    for query, coverage in (
+        ("captains", 1),
+        ("captain Smith", 1),
+        ("captain of a boat", 0.5),
+        ("", 0),
+        ("boat", 0),
+        ("Édwards", 1),
+    ):
         assert find_coverage(collection.database, query, chunk_id) == coverage
 
 
