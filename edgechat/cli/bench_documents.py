@@ -42,10 +42,14 @@ _NO_MODEL: Final = "none"
 @count_option(
     "--prompt", "n_prompt", "Length of a document, in tokens, for times to the first token.", default=3000, metavar="N"
 )
+@click.option(
+    "--passages", "n_passages", type=IntRange(1), metavar="N",
+    help="Measure only the times of searches in N generated passages.",
+)  # fmt: skip
 @json_option
 def documents(
     *, model: str | None, embedder: str | None, reranker: str | None, folder: Path | None, n_documents: int,
-    n_questions: int, seed: int, n_answers: int, n_prompt: int, as_json: bool,
+    n_questions: int, seed: int, n_answers: int, n_prompt: int, n_passages: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure how well and how fast documents are searched.
 
@@ -64,6 +68,9 @@ def documents(
     from edgechat.documents.embedding import choose_embedding_model, choose_reranker
     from edgechat.errors import UsageError
 
+    if n_passages is not None:
+        _measure_scale(n_passages, seed, as_json=as_json)
+        return
     if model is not None and folder is not None:
         raise UsageError("The answers to questions about a folder are not known. Use --model without --folder.")
     workload = DocumentsWorkload(
@@ -75,6 +82,18 @@ def documents(
     report = run(workload, status.show)
     status.clear()
     echo_json(report) if as_json else click.echo(format_table(report))
+
+
+def _measure_scale(n_passages: int, seed: int, *, as_json: bool) -> None:
+    import tempfile
+
+    from edgechat.bench.documents_scale import format_scale, measure_search_times
+
+    status = StderrStatus(print_lines=False)
+    with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as root:
+        scale = measure_search_times(Path(root), n_passages, seed, status.show)
+    status.clear()
+    echo_json(scale) if as_json else click.echo(format_scale(scale))
 
 
 def _find_model(name: str | None, choose: Callable[[], InstalledModel | None]) -> Path | None:
