@@ -235,6 +235,24 @@ def test_documents_are_searched_if_the_context_cannot_grow(
     assert not passages.is_whole
 
 
+def test_long_conversation_drops_turns_but_not_the_whole_documents(tmp_path: Path, session: ScriptedSession) -> None:
+    add_collection(tmp_path, "big", {f"{i}.txt": f"Fact {i}: the ship{i} is red. " * 10 for i in range(20)})
+    session.override_settings(docs=("big",), max_tokens=50)
+    session.model.builder._model_properties = _shorten_context(session, 2560)
+    for i in range(30):
+        _, searched = run(
+            session.send(f"Question {i} about a ship of the fleet, and some more words to fill the context. " * 2)
+        )
+        assert searched.passages.is_whole
+        assert searched.passages.passages[0].number == 1
+    prompt = session._create_prompt_builder().build(session.tree.path[:-1])
+    assert prompt.start > 0
+    assert prompt.prompt.text.count("Fact 7: the ship7 is red.") == 10
+    assert "Question 0 " not in prompt.prompt.text
+    assert "Question 29" in prompt.prompt.text
+    assert prompt.n_document_tokens > 1500
+
+
 def test_collections_are_saved_with_the_conversation(tmp_path: Path, home: Path) -> None:
     add_collection(tmp_path)
     session = ScriptedSession(open_store(home / "h.db"), Settings(), Script(["Yes."]))
