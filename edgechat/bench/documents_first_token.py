@@ -18,7 +18,7 @@ from edgechat.bench.documents_report import FirstTokenTimes
 from edgechat.documents import indexing
 from edgechat.documents.library import DocumentLibrary
 from edgechat.engine.resident_client import PRIVATE_MODE
-from edgechat.errors import EngineError
+from edgechat.errors import EngineError, UsageError
 
 COLLECTION: Final = "whole"
 _MAX_TOKENS: Final = 8
@@ -45,7 +45,7 @@ def measure_first_tokens(
 ) -> FirstTokenTimes:
     """Ask about a document of about `n_tokens` tokens in new processes, whose files are in `home`.
 
-    Raises EngineError if a process fails.
+    Raises EngineError if a process fails, and UsageError if the document does not fit in the context.
     """
     document, env = home / "document.md", make_environment(home) | {"EDGECHAT_ENGINE": PRIVATE_MODE}
     write_document(document, n_tokens, seed)
@@ -69,5 +69,8 @@ def _ask(model: Path, question: str, env: Mapping[str, str]) -> tuple[float, int
     ask = subprocess.run(command, env=env, check=False, capture_output=True, stdin=subprocess.DEVNULL)
     if ask.returncode:
         raise EngineError(f"`edgechat ask` failed: {ask.stderr.decode(errors='replace')}")
-    stats = json.loads(ask.stdout)["stats"]
+    reply = json.loads(ask.stdout)
+    if not reply["searched"]["is_whole"]:
+        raise UsageError("The document was searched, because it does not fit in the context. Use a smaller --prompt.")
+    stats = reply["stats"]
     return float(stats["ttft_s"]), int(stats["prompt_tokens"])
