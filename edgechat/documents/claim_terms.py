@@ -16,6 +16,8 @@ _PART: Final = re.compile(r"\w+")
 _NUMBER: Final = re.compile(r"\d+(?:[.,'\u2019]\d+)*")
 # Number at the start of a token.
 _WHOLE_NUMBER: Final = re.compile(r"(?<!\w)(?<!\w[.,'\u2019])\d+(?:[.,'\u2019]\d+)*")
+# Number of which the value is known, unlike "1,2,3".
+_PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _DIGITS: Final = re.compile(r"\d+")
 _SPACED_THOUSANDS: Final = re.compile(r"(?<![\w.,])\d{1,3}(?: \d{3})+(?!\w)")
 _THOUSANDS: Final = re.compile(r"\d{1,3}(?:([.,'\u2019])\d{3})(?:\1\d{3})*")
@@ -171,7 +173,7 @@ def _list_number_keys(number: str, text: str, end: int, *, is_claim: bool = Fals
     magnitude = _MAGNITUDE.match(text, end)
     if magnitude is not None and magnitude.lastgroup is not None:
         scale = Decimal(10) ** _EXPONENTS[magnitude.lastgroup]
-        values |= {_format_decimal(Decimal(value) * scale) for value in values if value.count(".") <= 1}
+        values |= {_format_decimal(Decimal(value) * scale) for value in values if _PLAIN_NUMBER.fullmatch(value)}
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgechat.documents.citations import MAX_CITATIONS, Citation, CitationFinder, find_citations
@@ -200,6 +200,23 @@ def test_citations_are_in_order_and_are_brackets_of_the_text(text: str) -> None:
 @given(st.text(max_size=300))
 def test_sentence_copied_from_its_passage_has_no_missing_terms(text: str) -> None:
     assert _missing(f"{text} [1]", text) == ()
+
+
+_NUMBERS = st.text(alphabet="0123459.,'\u2019 mkbn\u0663[]", max_size=40) | st.text(max_size=40)
+
+
+@example("Depths 5 [1].", "Depths of 10,20,30 m")
+@example("1,2,3 million [1].", "3")
+@example("1'2'3 m and 5.5,5 m [1].", "5.5,5 m")
+@given(_NUMBERS, _NUMBERS)
+def test_any_text_has_claim_terms(claim: str, passage: str) -> None:
+    assert isinstance(_missing(f"{claim} [1].", passage), tuple)
+    assert isinstance(list_passage_terms(claim), frozenset)
+
+
+def test_lists_of_numbers_are_compared_as_they_are() -> None:
+    assert _missing("Depths of 10,20,30 m [1].", "depths: 10,20,30 m") == ()
+    assert _missing("Depths of 10,20,40 m [1].", "depths: 10,20,30 m") == ("10,20,40",)
 
 
 @given(st.integers(0, 10**12), st.sampled_from([",", "'", " ", "\N{NARROW NO-BREAK SPACE}", ""]))
