@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.documents.search_models import SearchModels
 from edgechat.errors import DocumentError, EngineError
+from edgechat.prefix.shared_prefix import make_folder_name
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
@@ -44,7 +46,7 @@ class DocumentBudget(NamedTuple):
     retrieved: int
     """Tokens of the passages that a search finds."""
     reading: int
-    """Tokens of whole documents that earlier messages do not have yet."""
+    """Tokens of whole documents that have not been read yet."""
 
 
 class MessagePassages(NamedTuple):
@@ -142,7 +144,7 @@ class DocumentSearch:
         whole_set = message_passages.choose_numbers(whole_set, earlier_sets)
         is_new = whole_set.passages not in [s.passages for s in earlier_sets if s is not None]
         n_tokens = self._count_tokens(prompt_text.format_whole(whole_set.passages))
-        if n_tokens > (min(budget.whole, budget.reading) if is_new else budget.whole):
+        if n_tokens > budget.whole or (is_new and n_tokens > budget.reading and not _is_cached(whole_set)):
             return None
         return _describe(whole_set, n_tokens, is_new=is_new)
 
@@ -174,6 +176,14 @@ class DocumentSearch:
             return ""
         self._is_hint_due = False
         return self.models.explain_keyword_search(infos)
+
+
+def _is_cached(passages: PassageSet) -> bool:
+    """Return whether the prompt cache on disk has tokens of these whole documents, of any model."""
+    folder_name = make_folder_name(message_passages.make_owner(passages))
+    with contextlib.suppress(OSError):
+        return any(paths.prefix_dir().glob(f"*/{folder_name}"))
+    return False
 
 
 def _describe(passages: PassageSet, n_tokens: int, *, is_new: bool = True, hint: str = "") -> MessagePassages:

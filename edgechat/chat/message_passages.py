@@ -12,6 +12,7 @@ from edgechat.chat.messages import Attachment, Message
 from edgechat.documents import prompt_text
 from edgechat.documents.passages import PASSAGES_MEDIA_TYPE, PassageSet, decode_passages, encode_passages
 from edgechat.errors import DocumentError, StoreError
+from edgechat.prefix.shared_prefix import make_pinned_owner
 
 PASSAGES_NAME: Final = "documents"
 """Name of the attachment with the passages of a message."""
@@ -72,6 +73,13 @@ def format_for_message(message: Message, passages: PassageSet | None) -> str:
     if passages is None:
         return prompt_text.MISSING_NOTE
     return "" if passages.is_whole else prompt_text.format_retrieved(passages.passages)
+
+
+def make_owner(passages: PassageSet) -> str:
+    """Return the owner of the cached tokens of whole documents: their collections, and a hash of their text."""
+    text = prompt_text.format_whole(passages.passages)
+    revision = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    return make_pinned_owner(passages.collections, revision)
 
 
 def list_texts(passages: PassageSet | None) -> list[str]:

@@ -30,6 +30,7 @@ from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, DocumentError, EngineError
+from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.store import open_ephemeral_store, open_store
 from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
@@ -251,6 +252,19 @@ def test_long_conversation_drops_turns_but_not_the_whole_documents(tmp_path: Pat
     assert "Question 0 " not in prompt.prompt.text
     assert "Question 29" in prompt.prompt.text
     assert prompt.n_document_tokens > 1500
+
+
+def test_documents_that_take_long_to_read_are_whole_only_if_cached(tmp_path: Path, session: ScriptedSession) -> None:
+    fill(tmp_path)
+    budget = choose_budget(32768, 100, None, 1.0)
+    search, read = session.documents.search, session.store.read_attachment
+    assert search.find_whole(["ships"], [], read, budget) is not None
+    assert search.find_whole(["long"], [], read, budget) is None
+    found = search.find_whole(["long"], [], read, budget._replace(reading=32768))
+    assert found is not None
+    owner = message_passages.make_owner(found.passages)
+    (paths.prefix_dir() / "identity" / make_folder_name(owner)).mkdir(parents=True)
+    assert search.find_whole(["long"], [], read, budget) == found
 
 
 def test_collections_are_saved_with_the_conversation(tmp_path: Path, home: Path) -> None:
