@@ -121,7 +121,7 @@ class DocumentSearch:
         found_set = self._find_passages(question, settings, budget, infos)
         earlier_sets = message_passages.find_readable_passages(path, read_attachment)
         numbered_set = message_passages.choose_numbers(found_set, earlier_sets)
-        n_tokens = self._count_tokens(prompt_text.format_retrieved(numbered_set.passages))
+        n_tokens = self._count_tokens(prompt_text.format_retrieved(numbered_set.passages, numbered_set.n_omitted))
         hint = "" if numbered_set.searched.embedding_model else self._take_hint(infos)
         return _describe(numbered_set, n_tokens, hint=hint)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgechat.chat.messages import Message
+from edgechat.documents.descriptions import describe_omitted
 from edgechat.documents.passages import PassageSet
 from edgechat.humanize import format_count, format_duration
 from edgechat.models.events import ModelLoadProgressed
@@ -87,8 +88,10 @@ class DocumentsSearched(msgspec.Struct, frozen=True, kw_only=True):
             return f"{noun} in the prompt ({format_count(self.n_tokens, 'token')})." if self.is_new else ""
         searched = passages.searched.describe()
         n_found = len(passages.passages)
-        text = f"{format_count(n_found, 'passage')} found in" if n_found else "Nothing found in"
-        return " ".join(filter(None, (f"{text} {searched}.", self.hint)))
+        text = f"{format_count(n_found, 'passage')} found in {searched}" if n_found else f"Nothing found in {searched}"
+        if not n_found and passages.n_omitted:
+            text = describe_omitted(passages)
+        return " ".join(filter(None, (f"{text}.", self.hint)))
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,7 +72,7 @@ def format_for_message(message: Message, passages: PassageSet | None) -> str:
         return ""
     if passages is None:
         return prompt_text.MISSING_NOTE
-    return "" if passages.is_whole else prompt_text.format_retrieved(passages.passages)
+    return "" if passages.is_whole else prompt_text.format_retrieved(passages.passages, passages.n_omitted)
 
 
 def make_owner(passages: PassageSet) -> str:

@@ -17,12 +17,20 @@ def describe_set(passages: PassageSet) -> str:
     n_documents = len({(p.collection, p.document) for p in passages.passages})
     if passages.is_whole:
         return f"{format_count(n_documents, 'document')}, read whole"
+    if not passages.passages and passages.n_omitted:
+        return describe_omitted(passages)
     if not passages.passages:
         return f"Nothing found in {passages.searched.describe()}"
     methods = "keywords and meaning" if passages.searched.embedding_model else "keywords"
     reranker = ", with a reranker" if passages.searched.reranker else ""
     counts = f"{format_count(len(passages.passages), 'passage')} of {format_count(n_documents, 'document')}"
     return f"{counts}, searched by {methods}{reranker}"
+
+
+def describe_omitted(passages: PassageSet) -> str:
+    """Describe a search whose results all did not fit, such as "4 passages found in 2 documents …, but none fits"."""
+    counts = format_count(passages.n_omitted, "passage")
+    return f"{counts} found in {passages.searched.describe()}, but none fits in the context beside the message"
 
 
 def describe_scores(scores: PassageScores) -> str:

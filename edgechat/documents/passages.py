@@ -92,6 +92,8 @@ class PassageSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     query: str = ""
     """Text that was searched; "" for whole documents."""
     searched: SearchedDocuments = SearchedDocuments()
+    n_omitted: int = 0
+    """Number of results of the search that were left out, because they did not fit in the context."""
     version: int = 1
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+import msgspec
+
+from edgechat.documents import prompt_text
 from edgechat.documents.collection import Collection
 from edgechat.documents.embedding import TextEmbedder, TextReranker
 from edgechat.documents.library import DocumentLibrary
@@ -17,6 +21,10 @@ from edgechat.documents.text import Chunk
 _MAX_RESULTS: Final = 48
 # Tokens of the number, the fence and the line breaks of a passage in the prompt, apart from its place and text.
 _PASSAGE_OVERHEAD_TOKENS: Final = 12
+# A result that does not fit is cut to at least this many characters; shorter text seldom answers anything.
+_MIN_CUT_CHARS: Final = 40
+# Number of the passage in the text whose tokens are counted: as many digits as numbers in a long conversation have.
+_COUNTED_NUMBER: Final = 999
 # A token stands for at most this many bytes of text on average, even of text with long runs of spaces. Larger
 # collections do not fit, and need not be tokenised.
 _MAX_BYTES_PER_TOKEN: Final = 16
@@ -38,16 +46,20 @@ def find_passages(
     """Return the best passages of the collections for a question that fit into `max_tokens`, best first.
 
     Chunks that follow each other in a document become one passage, with the rank of the best of them. The numbers of
-    the passages start at `first_number`. Raises DocumentError and the errors of the models.
+    the passages start at `first_number`. If the best result alone does not fit, it is cut. Raises DocumentError and the
+    errors of the models.
     """
     with _open_all(library, names) as collections:
-        found = search(collections, query, embedder=embedder, reranker=reranker, n_results=_MAX_RESULTS)
-        chosen = _choose(found, count_tokens, max_tokens)
+        results = search(collections, query, embedder=embedder, reranker=reranker, n_results=_MAX_RESULTS)
+        chosen = _choose(results, count_tokens, max_tokens)
         searched = _describe_searched(collections, embedder, reranker)
     passages = tuple(
         _make_passage(run, number) for number, run in enumerate(_merge_neighbours(chosen), start=first_number)
     )
-    return PassageSet(collections=tuple(names), passages=passages, query=query, searched=searched)
+    return PassageSet(
+        collections=tuple(names), passages=passages, query=query, searched=searched,
+        n_omitted=len(results) - len(chosen),
+    )  # fmt: skip
 
 
 def read_whole(
@@ -115,17 +127,55 @@ def _open_all(library: DocumentLibrary, names: Iterable[str]) -> Iterator[list[C
         yield [stack.enter_context(library.open(name)) for name in dict.fromkeys(names)]
 
 
-def _choose(found: Sequence[FoundChunk], count_tokens: Callable[[str], int], max_tokens: int) -> list[FoundChunk]:
-    """Return the results that fit into `max_tokens`, best first. A result that does not fit is skipped."""
+def _choose(results: Sequence[FoundChunk], count_tokens: Callable[[str], int], max_tokens: int) -> list[FoundChunk]:
+    """Return the results that fit into `max_tokens`, best first.
+
+    If the best one does not fit, it is cut, and the only one. Others that do not fit are skipped.
+    """
     chosen: list[FoundChunk] = []
     n_tokens = 0
-    for result in found:
+    for i, result in enumerate(results):
         passage = _make_passage([result], 1)
         n_passage = count_tokens(f"{passage.place}\n{passage.text}\n") + _PASSAGE_OVERHEAD_TOKENS
         if n_tokens + n_passage <= max_tokens:
             chosen.append(result)
             n_tokens += n_passage
+        elif i == 0 and (beginning := _cut(result, count_tokens, max_tokens)) is not None:
+            return [beginning]
     return chosen
+
+
+def _cut(result: FoundChunk, count_tokens: Callable[[str], int], max_tokens: int) -> FoundChunk | None:
+    """Return the beginning of a result that fits into `max_tokens` with the instructions; None if hardly any text fits.
+
+    The text ends with a line or a word, if one ends in the second half of what fits.
+    """
+    text = result.chunk.text
+
+    def fits(n_chars: int) -> bool:
+        passage = _make_passage([_replace_text(result, text[:n_chars])], _COUNTED_NUMBER)
+        return count_tokens(prompt_text.format_retrieved([passage])) <= max_tokens
+
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    if low < len(text):
+        ends = [text.rfind("\n", 0, low + 1), *(match.start() for match in re.finditer(r"\s", text[: low + 1]))]
+        line_end, word_end = ends[0], ends[-1]
+        low = next((end for end in (line_end, word_end) if 2 * end >= low), low)
+    text = text[:low].rstrip()
+    return _replace_text(result, text) if len(text) >= _MIN_CUT_CHARS else None
+
+
+def _replace_text(result: FoundChunk, text: str) -> FoundChunk:
+    """Return a result with the beginning `text` of its text, and the lines of that beginning."""
+    chunk = result.chunk
+    last_line = chunk.last_line if chunk.first_line is None else chunk.first_line + text.rstrip().count("\n")
+    return msgspec.structs.replace(result, chunk=msgspec.structs.replace(chunk, text=text, last_line=last_line))
 
 
 def _merge_neighbours(chosen: Sequence[FoundChunk]) -> list[list[FoundChunk]]:

@@ -121,6 +121,25 @@ def test_search_in_documents_that_do_not_fit(tmp_path: Path, session: ScriptedSe
     assert prompt.index("[1] 7.txt") < prompt.index("What colour") < prompt.index("[2] 8.txt")
 
 
+def test_result_in_a_short_context_is_cut_and_not_denied(tmp_path: Path, session: ScriptedSession) -> None:
+    fill(tmp_path)
+    session.override_settings(docs=("long",), max_tokens=50)
+    session.model.builder._model_properties = _shorten_context(session, 700)
+    _, searched = run(session.send("What colour is ship7?"))
+    [passage] = searched.passages.passages
+    assert passage.document == "7.txt"
+    assert format_notice(searched).startswith("1 passage found in 40 documents (")
+    assert searched.n_tokens <= 700 // 4
+    n_chars = 4 * (700 - 50 - 64 - 40)  # without the reply and the template, 40 tokens remain for the documents
+    _, omitted = run(session.send("What colour is ship7?".ljust(n_chars, ".")))
+    assert omitted.passages.passages == ()
+    notice = format_notice(omitted)
+    assert notice.startswith("1 passage found in 40 documents ("), notice
+    assert "by keywords, but none fits in the context beside the message." in notice
+    prompt = session._create_prompt_builder().build(session.tree.path[:-1]).prompt.text
+    assert "found nothing" not in prompt
+
+
 def _shorten_context(session: ScriptedSession, n_ctx: int) -> protocol.Loaded:
     return msgspec.structs.replace(session.model.builder._model_properties, n_ctx=n_ctx)
 

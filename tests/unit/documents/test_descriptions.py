@@ -24,6 +24,10 @@ FOUND = PassageSet(collections=("c",), passages=PASSAGES, query="q", searched=Se
         ({"is_whole": True}, "2 documents, read whole"),
         ({"passages": ()}, "Nothing found in 5 documents (0 passages) by keywords"),
         (
+            {"passages": (), "n_omitted": 2},
+            "2 passages found in 5 documents (0 passages) by keywords, but none fits in the context beside the message",
+        ),
+        (
             {"searched": SearchedDocuments(embedding_model="m", reranker="r")},
             "3 passages of 2 documents, searched by keywords and meaning, with a reranker",
         ),

@@ -43,6 +43,13 @@ def test_prompt_says_that_a_search_found_nothing() -> None:
     assert "found nothing" in format_retrieved([])
 
 
+def test_prompt_does_not_deny_results_that_do_not_fit() -> None:
+    text = format_retrieved([], n_omitted=1)
+    assert "no space" in text
+    assert "found nothing" not in text
+    assert NOT_FOUND not in text
+
+
 def test_same_passages_give_the_same_text() -> None:
     assert format_whole([FIRST, OTHER]) == format_whole([FIRST, OTHER])
 

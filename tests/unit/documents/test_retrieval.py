@@ -8,7 +8,8 @@ import pytest
 
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
-from edgechat.documents.passages import decode_passages, encode_passages
+from edgechat.documents.passages import Passage, PassageSet, decode_passages, encode_passages
+from edgechat.documents.prompt_text import format_retrieved
 from edgechat.documents.retrieval import find_passages, read_whole
 from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
@@ -58,6 +59,59 @@ def test_passages_fit_into_the_budget(library: DocumentLibrary) -> None:
     assert find(20) == ["The zebra0 sleeps."]
     assert find(40) == ["The zebra0 sleeps."] * 2
     assert len(find(1000)) == 6
+
+
+def find_in_file(folder: Path, text: str, query: str, max_tokens: int) -> PassageSet:
+    """Search a collection of one file with one chunk; a token is a word."""
+    (folder / "long.txt").write_text(text)
+    library = DocumentLibrary(folder / "documents")
+    with library.create("long") as collection:
+        update(collection, add=[folder / "long.txt"], reader=make_reader(TextExtractor()))
+    return find_passages(library, ["long"], query, count_tokens=count_words, max_tokens=max_tokens)
+
+
+def count_prompt(passage: Passage) -> int:
+    return count_words(format_retrieved([passage]))
+
+
+def test_result_longer_than_the_budget_is_cut_at_the_end_of_a_line(tmp_path: Path) -> None:
+    lines = [f"Line {n} about the zebra has eight words." for n in range(1, 101)]
+    found = find_in_file(tmp_path, "Title\n\n" + "\n".join(lines), "zebra", 200)
+    (passage,) = found.passages
+    n_lines = passage.text.count("\n") + 1
+    assert passage.text == "\n".join(lines[:n_lines])
+    assert 10 < n_lines < 25
+    assert (passage.first_line, passage.last_line) == (3, 2 + n_lines)
+    assert 200 - 8 <= count_prompt(passage) <= 200
+    assert found.n_omitted == 0
+
+
+def test_long_line_is_cut_at_the_end_of_a_word(tmp_path: Path) -> None:
+    words = [f"zebra{n}" for n in range(500)]
+    found = find_in_file(tmp_path, " ".join(words), "zebra3", 200)
+    (passage,) = found.passages
+    assert passage.text.split() == words[: len(passage.text.split())]
+    assert count_prompt(passage) == 200
+    assert (passage.first_line, passage.last_line) == (1, 1)
+
+
+def test_text_without_spaces_is_cut_after_any_character(tmp_path: Path) -> None:
+    text = "zebra-" * 300
+    (tmp_path / "long.txt").write_text(text)
+    library = DocumentLibrary(tmp_path / "documents")
+    with library.create("long") as collection:
+        update(collection, add=[tmp_path / "long.txt"], reader=make_reader(TextExtractor()))
+    found = find_passages(library, ["long"], "zebra", count_tokens=len, max_tokens=500)
+    (passage,) = found.passages
+    assert text.startswith(passage.text)
+    assert len(passage.text) >= 200
+
+
+def test_results_that_do_not_fit_at_all_are_counted(tmp_path: Path) -> None:
+    found = find_in_file(tmp_path, "The zebra sleeps. " * 100, "zebra", 10)
+    assert (found.passages, found.n_omitted) == ((), 1)
+    assert decode_passages(encode_passages(found)) == found
+    assert decode_passages(b'{"collections":["long"],"passages":[]}').n_omitted == 0
 
 
 def test_whole_collections_are_in_order_with_all_text(library: DocumentLibrary, tmp_path: Path) -> None:
