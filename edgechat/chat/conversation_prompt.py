@@ -17,7 +17,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.generation import ThinkingLimit
 from edgechat.errors import ContextOverflowError
 from edgechat.prefix.common_prefix import common_prefix_length
-from edgechat.prefix.shared_prefix import SharedPrefix
+from edgechat.prefix.shared_prefix import SharedPrefix, make_pinned_owner
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
 from edgechat.prompt.output_rules import make_output_grammar
 from edgechat.prompt.renderer import PromptMessage
@@ -44,13 +44,13 @@ class ConversationPrompt(NamedTuple):
     """Number of tokens at the beginning of the prompt that all conversations about the same whole documents share."""
     collections: tuple[str, ...] = ()
     """Names of the collections of these documents."""
-    document_owner: str = ""
-    """Owner of the cached tokens of these documents; "" without documents."""
 
     @property
     def shared_prefix(self) -> SharedPrefix | None:
         """The part of the prompt that is cached for all conversations about the whole documents; None without them."""
-        return SharedPrefix(self.document_owner, self.n_document_tokens) if self.n_document_tokens else None
+        if not self.n_document_tokens:
+            return None
+        return SharedPrefix(make_pinned_owner(self.collections), self.n_document_tokens)
 
 
 class ConversationPromptBuilder:
@@ -134,7 +134,6 @@ class ConversationPromptBuilder:
             self._make_thinking_limit(prompt, max_n_ctx),
             make_output_grammar(self._builder, prompt, self._options, output_rule) if output_rule else "",
             n_document_tokens, whole_set.collections if whole_set is not None else (),
-            message_passages.make_owner(whole_set) if whole_set is not None else "",
         )  # fmt: skip
 
     def _count_document_tokens(self, documents: str, tokens: Sequence[int], cancellation: Cancellation | None) -> int:

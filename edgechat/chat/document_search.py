@@ -14,7 +14,7 @@ from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.documents.search_models import SearchModels
 from edgechat.errors import DocumentError, EngineError
-from edgechat.prefix.shared_prefix import make_folder_name
+from edgechat.prefix.shared_prefix import make_folder_name, make_pinned_owner
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
@@ -179,10 +179,10 @@ class DocumentSearch:
 
 
 def _is_cached(passages: PassageSet) -> bool:
-    """Return whether the prompt cache on disk has tokens of these whole documents, of any model."""
-    folder_name = make_folder_name(message_passages.make_owner(passages))
+    """Return whether the prompt cache on disk has tokens of these collections, of any model."""
+    folder_name = make_folder_name(make_pinned_owner(passages.collections))
     with contextlib.suppress(OSError):
-        return any(paths.prefix_dir().glob(f"*/{folder_name}"))
+        return any(paths.prefix_dir().glob(f"*/{folder_name}/*"))
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -10,9 +11,8 @@ import msgspec
 
 from edgechat.chat.messages import Attachment, Message
 from edgechat.documents import prompt_text
-from edgechat.documents.passages import PASSAGES_MEDIA_TYPE, PassageSet, decode_passages, encode_passages
+from edgechat.documents.passages import PASSAGES_MEDIA_TYPE, Passage, PassageSet, decode_passages, encode_passages
 from edgechat.errors import DocumentError, StoreError
-from edgechat.prefix.shared_prefix import make_pinned_owner
 
 PASSAGES_NAME: Final = "documents"
 """Name of the attachment with the passages of a message."""
@@ -75,13 +75,6 @@ def format_for_message(message: Message, passages: PassageSet | None) -> str:
     return "" if passages.is_whole else prompt_text.format_retrieved(passages.passages, passages.n_omitted)
 
 
-def make_owner(passages: PassageSet) -> str:
-    """Return the owner of the cached tokens of whole documents: their collections, and a hash of their text."""
-    text = prompt_text.format_whole(passages.passages)
-    revision = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
-    return make_pinned_owner(passages.collections, revision)
-
-
 def list_texts(passages: PassageSet | None) -> list[str]:
     """Return the text of each document in a set of passages, in order."""
     texts: dict[tuple[str, str], list[str]] = {}
@@ -93,23 +86,23 @@ def list_texts(passages: PassageSet | None) -> list[str]:
 def choose_numbers(passages: PassageSet, path_sets: Sequence[PassageSet | None]) -> PassageSet:
     """Return the set with numbers that are unique among those of `path_sets`, the sets of the messages before it.
 
-    Whole documents that are the same as the last ones keep their numbers, so that the beginning of the prompt remains
-    the same.
+    Passages at the beginning of whole documents that are the same as in the last ones keep their numbers, so that the
+    beginning of the prompt remains the same.
     """
     previous = find_last_whole(path_sets)
+    numbers: list[int] = []
     if passages.is_whole and previous is not None:
-        numbers = [p.number for p in previous.passages]
-        if len(numbers) == len(passages.passages):
-            renumbered = _renumber(passages, numbers)
-            if renumbered.passages == previous.passages:
-                return renumbered
+        pairs = zip(passages.passages, previous.passages, strict=False)
+        same_pairs = itertools.takewhile(lambda pair: _replace_number(pair[0], pair[1].number) == pair[1], pairs)
+        numbers = [earlier.number for _, earlier in same_pairs]
     first_number = 1 + max((p.number for s in path_sets if s is not None for p in s.passages), default=0)
-    return _renumber(passages, range(first_number, first_number + len(passages.passages)))
+    numbers += range(first_number, first_number + len(passages.passages) - len(numbers))
+    renumbered = (_replace_number(p, number) for p, number in zip(passages.passages, numbers, strict=True))
+    return msgspec.structs.replace(passages, passages=tuple(renumbered))
 
 
-def _renumber(passages: PassageSet, numbers: Sequence[int]) -> PassageSet:
-    renumbered = tuple(msgspec.structs.replace(p, number=n) for p, n in zip(passages.passages, numbers, strict=True))
-    return msgspec.structs.replace(passages, passages=renumbered)
+def _replace_number(passage: Passage, number: int) -> Passage:
+    return msgspec.structs.replace(passage, number=number)
 
 
 def _try_to_read(message: Message, read_attachment: ReadAttachment) -> PassageSet | None:

@@ -16,12 +16,14 @@ from typing import Final, Protocol
 
 import msgspec
 
+from edgechat import paths
 from edgechat.documents.collection import Collection, DocumentRecord, make_valid_text
 from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.embedding_updates import embed_chunks
 from edgechat.documents.text import Chunk, ExtractedDocument
 from edgechat.errors import DocumentError, UnreadableFileError, format_reason
 from edgechat.humanize import format_count, shorten
+from edgechat.prefix.shared_prefix import clear_pinned
 
 # A transaction ends after this much text, this many documents or this time.
 _MAX_PENDING_BYTES: Final = 8 << 20
@@ -150,6 +152,8 @@ def update(
                 ),
                 is_cancelled,
             )  # fmt: skip
+        if files.summary.changed or files.summary.removed:
+            clear_pinned(paths.prefix_dir(), collection.name)
         is_complete = not is_cancelled()
         if is_complete:
             collection.finish_update()

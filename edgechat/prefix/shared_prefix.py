@@ -29,9 +29,12 @@ class SharedPrefix(msgspec.Struct, frozen=True):
     n_tokens: int
 
 
-def make_pinned_owner(names: Sequence[str], revision: str) -> str:
-    """Return the owner of the segments of documents: the names of their collections, and a hash of their text."""
-    return _PINNED_MARK + "\n".join([revision, *(name.replace("\n", " ") for name in names[:_MAX_NAMES])])
+def make_pinned_owner(names: Sequence[str]) -> str:
+    """Return the owner of the segments of documents, from the names of their collections in order.
+
+    The text of the documents may change: their first tokens that are still the same are restored.
+    """
+    return _PINNED_MARK + "\n".join(name.replace("\n", " ") for name in names[:_MAX_NAMES])
 
 
 def is_pinned_owner(owner: str) -> bool:
@@ -46,8 +49,7 @@ def make_folder_name(owner: str) -> str:
     """
     if not is_pinned_owner(owner):
         return _hash(owner, 12)
-    revision, *names = owner.removeprefix(_PINNED_MARK).split("\n")
-    return _FOLDER_PREFIX + "-".join([*(_hash(name, 6) for name in names), _hash(revision, 6)])
+    return _FOLDER_PREFIX + "-".join(_hash(name, 6) for name in owner.removeprefix(_PINNED_MARK).split("\n"))
 
 
 def is_pinned_file(path: Path) -> bool:
@@ -56,11 +58,31 @@ def is_pinned_file(path: Path) -> bool:
 
 
 def delete_pinned(root: Path, name: str) -> None:
-    """Delete the segment files of all pinned owners that have `name` among their names, for all models."""
+    """Delete the segment files of all pinned owners that have `name` among their names, for all models.
+
+    A running engine writes no more files for these owners.
+    """
+    for folder in _find_folders(root, name):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_pinned(root: Path, name: str) -> None:
+    """Delete the segment files like `delete_pinned`, but let running engines write new ones.
+
+    The files hold the text of documents that have been changed or removed since.
+    """
+    for folder in _find_folders(root, name):
+        for path in folder.glob("*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _find_folders(root: Path, name: str) -> list[Path]:
+    name_hash = _hash(name.replace("\n", " "), 6)
     with contextlib.suppress(OSError):
-        for folder in root.glob(f"*/{_FOLDER_PREFIX}*"):
-            if _hash(name.replace("\n", " "), 6) in folder.name.removeprefix(_FOLDER_PREFIX).split("-")[:-1]:
-                shutil.rmtree(folder, ignore_errors=True)
+        folders = root.glob(f"*/{_FOLDER_PREFIX}*")
+        return [f for f in folders if name_hash in f.name.removeprefix(_FOLDER_PREFIX).split("-")]
+    return []
 
 
 def _hash(text: str, n_bytes: int) -> str:

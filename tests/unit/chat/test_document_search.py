@@ -30,7 +30,7 @@ from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, DocumentError, EngineError
-from edgechat.prefix.shared_prefix import make_folder_name
+from edgechat.prefix.shared_prefix import make_folder_name, make_pinned_owner
 from edgechat.store import open_ephemeral_store, open_store
 from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
@@ -220,11 +220,11 @@ def test_edited_question_is_searched_again(tmp_path: Path, session: ScriptedSess
     assert "10 August" in "".join(p.text for p in passages.passages)
 
 
-def test_changed_documents_get_new_numbers(tmp_path: Path, session: ScriptedSession) -> None:
+def test_only_new_text_of_documents_gets_new_numbers(tmp_path: Path, session: ScriptedSession) -> None:
     run(session.send("When did the Vasa sink?"))
     add_collection(tmp_path, texts={"cutty.txt": "The Cutty Sark is in Greenwich."})
     _, changed = run(session.send("And where is the Cutty Sark?"))
-    assert [p.number for p in changed.passages.passages] == [4, 5, 6, 7]
+    assert [p.number for p in changed.passages.passages] == [1, 2, 3, 4]
     assert format_notice(changed).startswith("All 3 documents are in the prompt")
     prompt = session._create_prompt_builder().build(session.tree.path[:-1]).prompt.text
     assert prompt.count("The Vasa sank") == 1
@@ -281,8 +281,10 @@ def test_documents_that_take_long_to_read_are_whole_only_if_cached(tmp_path: Pat
     assert search.find_whole(["long"], [], read, budget) is None
     found = search.find_whole(["long"], [], read, budget._replace(reading=32768))
     assert found is not None
-    owner = message_passages.make_owner(found.passages)
-    (paths.prefix_dir() / "identity" / make_folder_name(owner)).mkdir(parents=True)
+    folder = paths.prefix_dir() / "identity" / make_folder_name(make_pinned_owner(["long"]))
+    folder.mkdir(parents=True)
+    assert search.find_whole(["long"], [], read, budget) is None
+    (folder / "0-100-aa.kv").touch()
     assert search.find_whole(["long"], [], read, budget) == found
 
 

@@ -141,7 +141,11 @@ def test_unchanged_whole_documents_keep_their_numbers() -> None:
     assert [p.number for p in saved.passages] == [2, 3]
     assert message_passages.choose_numbers(whole, [make_set("x"), saved]) == saved
     changed = message_passages.choose_numbers(make_set("a", "changed", is_whole=True), [make_set("x"), saved])
-    assert [p.number for p in changed.passages] == [4, 5]
+    assert [p.number for p in changed.passages] == [2, 4]
+    longer = message_passages.choose_numbers(make_set("a", "b", "c", is_whole=True), [make_set("x"), saved])
+    assert [p.number for p in longer.passages] == [2, 3, 4]
+    shorter = message_passages.choose_numbers(make_set("a", is_whole=True), [make_set("x"), saved])
+    assert [p.number for p in shorter.passages] == [2]
 
 
 def test_conversation_is_not_named_after_its_passages(files: Files) -> None:

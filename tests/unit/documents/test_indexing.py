@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgechat import paths
 from edgechat.documents.collection import Collection
 from edgechat.documents.indexing import IndexProgress, UpdateSummary, update
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import DocumentError
+from edgechat.prefix.shared_prefix import make_folder_name, make_pinned_owner
 from tests.unit.documents.collections import (
     TextExtractor,
     WordEmbedder,
@@ -301,3 +303,25 @@ def _abort_after(collection: Collection, n_statements: int) -> None:
             return self._connection.execute(statement, *values)  # type: ignore[arg-type]
 
     database._connection = Connection(database._connection)  # type: ignore[assignment]
+
+
+def test_cached_prompts_with_text_that_changed_are_deleted(collection: Collection, folder: Path) -> None:
+    """Files of the prefix cache contain the text of documents; a new document does not change that of others."""
+    segment_folder = paths.prefix_dir() / "weights" / make_folder_name(make_pinned_owner(["notes"]))
+    segment_folder.mkdir(parents=True)
+    segment_file = segment_folder / "0-100-aa.kv"
+
+    def update_keeps_file() -> bool:
+        segment_file.touch()
+        run(collection, folder)
+        return segment_file.exists()
+
+    write(folder / "a.txt", "text")
+    assert update_keeps_file()
+    assert update_keeps_file()
+    write(folder / "b.txt", "new")
+    assert update_keeps_file()
+    write(folder / "b.txt", "other text", age_s=30)
+    assert not update_keeps_file()
+    (folder / "a.txt").unlink()
+    assert not update_keeps_file()

@@ -29,7 +29,7 @@ N_CELLS = 400
 RAM_CAP_BYTES = 40_000
 tokens = st.lists(st.integers(1, 3), min_size=1, max_size=60)
 conversations = st.sampled_from(["", "a", "b"])
-DOCUMENTS = make_pinned_owner(["reports"], "1")
+DOCUMENTS = make_pinned_owner(["reports"])
 
 
 class PrefixMachine(RuleBasedStateMachine):

@@ -13,6 +13,7 @@ from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk_tier import delete_conversation
 from edgechat.prefix.shared_prefix import (
     SharedPrefix,
+    clear_pinned,
     delete_pinned,
     is_pinned_file,
     is_pinned_owner,
@@ -23,7 +24,7 @@ from tests.fake_memory import FakeMemory
 from tests.models import Kind
 from tests.unit.prefix.segment_files import TOKENS, make_disk, make_segment, write
 
-OWNER = make_pinned_owner(["reports"], "1")
+OWNER = make_pinned_owner(["reports"])
 N_SHARED = 60
 TEXTS = st.text(max_size=20)
 
@@ -108,7 +109,7 @@ def test_pinned_files_are_deleted_last(tmp_path: Path) -> None:
 
 def test_pinned_files_beyond_half_of_the_cap_are_like_others(tmp_path: Path) -> None:
     disk = make_disk(tmp_path, cap_bytes=7500)
-    owners = [make_pinned_owner([name], "1") for name in "abcd"]
+    owners = [make_pinned_owner([name]) for name in "abcd"]
     for number, owner in enumerate([*owners, "talk"]):
         segment = write(disk, make_segment(conversation=owner))
         assert segment.file is not None
@@ -119,9 +120,27 @@ def test_pinned_files_beyond_half_of_the_cap_are_like_others(tmp_path: Path) -> 
     }
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=30), TEXTS, TEXTS)
-def test_folder_names(names: list[str], revision: str, conversation: str) -> None:
-    owner = make_pinned_owner(names, revision)
+def test_segments_are_written_again_after_the_documents_changed(tmp_path: Path) -> None:
+    memory = FakeMemory("llama")
+    cache = PrefixCache(memory, disk=make_disk(tmp_path))
+    for number in range(2):
+        tokens = [token + number for token in TOKENS]
+        seq = cache.acquire(tokens, "talk", shared_prefix=SharedPrefix(OWNER, len(tokens))).seq
+        memory.decode(seq, tokens)
+        cache.commit(seq)
+        while cache.idle_step() or (cache.store.disk and cache.store.disk.is_busy):
+            pass
+        [path] = tmp_path.rglob("*.kv")
+        assert is_pinned_file(path)
+        clear_pinned(tmp_path, "other")
+        assert path.exists()
+        clear_pinned(tmp_path, "reports")
+        assert not path.exists()
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=30), TEXTS)
+def test_folder_names(names: list[str], conversation: str) -> None:
+    owner = make_pinned_owner(names)
     assert is_pinned_owner(owner)
     folder = make_folder_name(owner)
     assert len(folder) <= 255
@@ -129,4 +148,4 @@ def test_folder_names(names: list[str], revision: str, conversation: str) -> Non
     assert folder.isascii()
     assert not {"/", "\\", "."} & set(folder)
     assert folder != make_folder_name(conversation)
-    assert folder == make_folder_name(make_pinned_owner(names, revision))
+    assert folder == make_folder_name(make_pinned_owner(names))
