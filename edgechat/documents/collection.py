@@ -12,11 +12,9 @@ from typing import Final
 
 import msgspec
 
-from edgechat.documents.database import CollectionDatabase, set_meta
+from edgechat.documents.database import CollectionDatabase, lock_updates, set_meta
 from edgechat.documents.text import Chunk
 from edgechat.documents.vectors import VectorCache, delete_vectors
-from edgechat.errors import DocumentError
-from edgechat.files import FileLock
 
 _CHUNK_COLUMNS: Final = "text, heading, page, last_page, first_line, last_line"
 _PREFIXED_CHUNK_COLUMNS: Final = "c.text, c.heading, c.page, c.last_page, c.first_line, c.last_line"
@@ -108,20 +106,13 @@ class Collection:
 
     @contextlib.contextmanager
     def lock_for_update(self) -> Iterator[None]:
-        """Hold the lock of updates, so that two updates never run at the same time. Raises DocumentError."""
-        try:
-            lock = FileLock(self.path.with_name(self.path.name + ".lock"))
-        except OSError as error:
-            raise DocumentError(f"Cannot create the lock of {self.path}: {error.strerror}.") from error
-        try:
-            if not lock.try_acquire():
-                owner = lock.read_owner()
-                by = f" by process {owner}" if owner else ""
-                raise DocumentError(f"The collection {self.name} is being updated{by}. Wait for it, and try again.")
-            lock.write_owner()
+        """Hold the lock of updates, so that two updates never run at the same time.
+
+        Raises DocumentError if another update runs, or if the file was removed or replaced since it was opened.
+        """
+        with lock_updates(self.path):
+            self.database.check_identity()
             yield
-        finally:
-            lock.close()
 
     # Sources
 

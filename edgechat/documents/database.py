@@ -14,6 +14,7 @@ from typing import Final
 from edgechat import paths
 from edgechat.documents.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.files import FileLock
 from edgechat.humanize import format_size
 
 DAMAGE_SUFFIX: Final = ".damaged"
@@ -23,6 +24,7 @@ FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
 # Maximum time to wait for another process that writes. Its transactions take less than a second.
 _BUSY_TIMEOUT_S: Final = 30.0
 _MIN_SQLITE_VERSION: Final = (3, 37, 0)  # the first version with STRICT tables
+_SEARCH_MODULE: Final = "fts5"
 # Texts of SQLite's errors for damaged files. Python 3.10 has no error codes.
 _DAMAGE_TEXTS: Final = (
     "malformed", "not a database", "corrupt", "unsupported file format", "no such table", "no such column",
@@ -43,10 +45,12 @@ class CollectionDatabase:
             raise DocumentError(f"This Python has SQLite {sqlite3.sqlite_version}, but documents need 3.37 or newer.")
         self.path = path
         self._lock = threading.RLock()
+        self._identity = _read_identity(path)  # before the file is opened: a later replacement is noticed
         with translate_errors(path):
             self._connection = connect(path, "rwc" if is_new else "rw")
         try:
             with translate_errors(path):
+                _check_search_module(self._connection)
                 if is_new:
                     self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
                     self._connection.executescript(f"BEGIN;\n{SCHEMA}COMMIT;")
@@ -85,6 +89,13 @@ class CollectionDatabase:
                 self._roll_back()
                 raise
 
+    def check_identity(self) -> None:
+        """Raise DocumentError if the file was removed or replaced since it was opened."""
+        if self._identity != _read_identity(self.path):
+            raise DocumentError(
+                f"The collection {self.path.stem} was removed or replaced by another process meanwhile. Try again."
+            )
+
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors
             self._connection.execute("ROLLBACK")
@@ -103,6 +114,46 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def lock_updates(path: Path) -> Iterator[None]:
+    """Hold the lock of updates of the collection at `path`, which need not exist. Raises DocumentError."""
+    try:
+        lock = FileLock(path.with_name(path.name + ".lock"))
+    except OSError as error:
+        raise DocumentError(f"Cannot create the lock of {path}: {error.strerror}.") from error
+    try:
+        try:
+            is_free = lock.try_acquire()
+        except OSError as error:
+            raise DocumentError(f"Cannot lock {path}: {error.strerror}. Check the file system.") from error
+        if not is_free:
+            owner = lock.read_owner()
+            by = f" by process {owner}" if owner else ""
+            raise DocumentError(f"The collection {path.stem} is being updated{by}. Wait for it, and try again.")
+        lock.write_owner()
+        yield
+    finally:
+        lock.close()
+
+
+def _read_identity(path: Path) -> tuple[int, int] | None:
+    """Return the device and number of a file, which another file at the same path does not have."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _check_search_module(connection: sqlite3.Connection) -> None:
+    """Raise DocumentError if SQLite was built without the module of the keyword search."""
+    modules = {row[0] for row in connection.execute("PRAGMA module_list")}
+    if modules and _SEARCH_MODULE not in modules:
+        raise DocumentError(
+            f"The SQLite of this Python has no full-text search ({_SEARCH_MODULE}), which documents need. Install "
+            "edgechat with another Python, for example one from python.org or `uv python install`."
+        )
+
+
 def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
     """Store a value of the meta table."""
     db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
@@ -116,20 +167,26 @@ def get_meta(db: sqlite3.Connection, key: str) -> str:
 
 def check_owner(connection: sqlite3.Connection, path: Path) -> None:
     """Raise DocumentError unless the database is a collection of this version, and sqlite3.Error if it is damaged."""
-    application_id, version, n_tables = (
-        int(connection.execute(statement).fetchone()[0])
-        for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
-    if n_tables and application_id != APPLICATION_ID:
-        raise DocumentError(f"{path} is the database of another program. Move it to another folder.")
+    check_program(connection, path)
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise DocumentError(
             f"{path} was written by a newer edgechat (schema version {version}; this one supports {SCHEMA_VERSION}). "
-            "Update edgechat."
+            f"Update edgechat, or remove the collection with `edgechat docs remove {path.stem}`."
         )
     if version < SCHEMA_VERSION:
         reason = "it is incomplete" if not version else f"schema version {version} is no longer supported"
         raise make_damaged_error(path, reason)
+
+
+def check_program(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise DocumentError if the database belongs to another program, and sqlite3.Error if it is damaged."""
+    application_id, n_tables = (
+        int(connection.execute(statement).fetchone()[0])
+        for statement in ("PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+    )
+    if n_tables and application_id != APPLICATION_ID:
+        raise DocumentError(f"{path} is the database of another program. Move it to another folder.")
 
 
 def make_damaged_error(path: Path, reason: str) -> DamagedCollectionError:

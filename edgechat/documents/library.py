@@ -7,13 +7,22 @@ import os
 import re
 import sqlite3
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
-from edgechat.documents.database import DAMAGE_SUFFIX, FILE_SUFFIXES, connect, make_damaged_error
+from edgechat.documents.database import (
+    DAMAGE_SUFFIX,
+    FILE_SUFFIXES,
+    check_program,
+    connect,
+    lock_updates,
+    make_damaged_error,
+)
 from edgechat.documents.vectors import VectorCache
 from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.files import open_new_private
 
 _SUFFIX: Final = ".db"
 _NAME: Final = re.compile(r"[^\W_][\w.-]*(?: [\w.-]+)*")
@@ -67,18 +76,15 @@ class DocumentLibrary:
     def create(self, name: str) -> Collection:
         """Create an empty collection and open it. Raises DocumentError if the name is taken or invalid."""
         path = self.find_path(name)
-        if any(existing.casefold() == name.casefold() for existing in self.names()):
-            raise DocumentError(f"There is a collection {name} already. Choose another name.")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
-            raise DocumentError(f"Cannot create {path}: {error.strerror}.") from error
-        try:
-            return Collection(path, is_new=True, vector_cache=self._find_cache(name))
-        except DocumentError:  # for example because the disk is full
-            _delete_files(path)
-            raise
+            raise DocumentError(f"Cannot create {self.root}: {error.strerror}.") from error
+        with lock_updates(path):
+            if any(existing.casefold() == name.casefold() for existing in self.names()):
+                raise DocumentError(f"There is a collection {name} already. Choose another name.")
+            self._replace(path, ())
+        return self._open(path)
 
     def open(self, name: str, *, rebuild_damaged: bool = False) -> Collection:
         """Open a collection.
@@ -93,55 +99,64 @@ class DocumentLibrary:
             raise DocumentError(
                 f"There is no collection named {name} (collections: {names}). Add one with `edgechat docs add`."
             )
-        if rebuild_damaged and path.with_name(path.name + DAMAGE_SUFFIX).exists():
-            return self.rebuild(name)
-        try:
-            return Collection(path, vector_cache=self._find_cache(name))
-        except DamagedCollectionError:
-            if not rebuild_damaged:
-                raise
-        return self.rebuild(name)
-
-    def rebuild(self, name: str) -> Collection:
-        """Replace a damaged collection by an empty one with its sources, and open it. Raises DocumentError.
-
-        The damaged files are deleted if their list of sources can be read; otherwise nothing is changed.
-        """
-        path = self.find_path(name)
-        sources = _salvage_sources(path)
-        new_path = path.with_name(f".{path.name}.new")
-        _delete_files(new_path)
-        collection = Collection(new_path, is_new=True)
-        try:
-            collection.add_sources(sources)
-        except BaseException:
-            collection.close()
-            _delete_files(new_path)
-            raise
-        collection.close()
-        _delete_files(path, FILE_SUFFIXES[:-1])  # logs first, so that a new database never reads old logs
-        try:
-            new_path.replace(path)
-        except OSError as error:
-            raise DocumentError(f"Cannot replace {path}: {error.strerror}.") from error
-        _delete_files(new_path)
-        _delete_files(path, (DAMAGE_SUFFIX,))
-        self._vector_caches.pop(name, None)
-        return Collection(path, vector_cache=self._find_cache(name))
+        if not rebuild_damaged:
+            return self._open(path)
+        if (collection := self._open_undamaged(path)) is not None:
+            return collection
+        with lock_updates(path):
+            # Another process can have rebuilt the collection before this one acquired the lock.
+            if (collection := self._open_undamaged(path)) is not None:
+                return collection
+            self._replace(path, _salvage_sources(path))
+        return self._open(path)
 
     def remove(self, name: str) -> None:
-        """Delete a collection; the files of its sources stay. Raises DocumentError if it is being updated."""
+        """Delete a collection; the files of its sources stay.
+
+        The lock file stays, too, so that all processes use the same lock. Raises DocumentError if the collection is
+        being updated, or if the file belongs to another program.
+        """
         path = self.find_path(name)
         if not path.exists():
             self.open(name)  # raises the error with the names of the collections
-        with contextlib.suppress(DamagedCollectionError), self.open(name) as collection, collection.lock_for_update():
-            pass
-        _delete_files(path)
-        _delete_files(path, (".lock", DAMAGE_SUFFIX))
+        with lock_updates(path):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro")) as db:
+                check_program(db, path)
+            _delete_files(path)
+            _delete_files(path, (DAMAGE_SUFFIX,))
         self._vector_caches.pop(name, None)
 
-    def _find_cache(self, name: str) -> VectorCache:
-        return self._vector_caches.setdefault(name, VectorCache())
+    def _open(self, path: Path) -> Collection:
+        return Collection(path, vector_cache=self._vector_caches.setdefault(path.stem, VectorCache()))
+
+    def _open_undamaged(self, path: Path) -> Collection | None:
+        """Open a collection; return None if it is damaged or of an older version. Raises DocumentError."""
+        if path.with_name(path.name + DAMAGE_SUFFIX).exists():
+            return None
+        try:
+            return self._open(path)
+        except DamagedCollectionError:
+            return None
+
+    def _replace(self, path: Path, sources: Iterable[Path]) -> None:
+        """Write an empty collection with `sources` to `path`, while the caller holds its lock.
+
+        The database is complete before it gets its name, so that a kill leaves the old file or none.
+        """
+        new_path = path.with_suffix(".new")  # with the same stem, which is the name in error messages
+        _delete_files(new_path)
+        try:
+            open_new_private(new_path).close()
+            with Collection(new_path, is_new=True) as collection:
+                collection.add_sources(sources)
+            _delete_files(path, FILE_SUFFIXES[:-1])  # logs first, so that a new database never reads old logs
+            new_path.replace(path)
+        except OSError as error:
+            raise DocumentError(f"Cannot create {path}: {error.strerror}.") from error
+        finally:
+            _delete_files(new_path)
+        _delete_files(path, (DAMAGE_SUFFIX,))
+        self._vector_caches.pop(path.stem, None)
 
 
 def is_valid_name(name: str) -> bool:
@@ -155,9 +170,14 @@ def is_valid_name(name: str) -> bool:
 
 
 def _salvage_sources(path: Path) -> list[Path]:
-    """Return the sources in a damaged database. Raises DocumentError if they cannot be read."""
+    """Return the sources in a damaged database. Raises DocumentError if they cannot be read.
+
+    A database without tables, which a kill of an earlier version while it created a collection leaves, has no sources.
+    """
     try:
         with contextlib.closing(connect(path, "ro")) as db:
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                return []
             return [Path(os.fsdecode(row[0])) for row in db.execute("SELECT path FROM sources ORDER BY id")]
     except (sqlite3.Error, TypeError) as error:
         raise DocumentError(

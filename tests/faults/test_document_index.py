@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -43,6 +44,29 @@ with DocumentLibrary(Path(sys.argv[1])).open("notes") as collection:
         update(collection, embedder=WordEmbedder(), reader=make_reader(TextExtractor()))
     except DocumentError as error:
         print(error)
+"""
+# Creates a collection in one folder after the other, and kills each process five calls of
+# built-in functions later than the one before.
+KILLED_CREATOR = """
+import os, signal, sys
+from pathlib import Path
+from edgechat.documents.library import DocumentLibrary
+DocumentLibrary(Path(sys.argv[1], "complete")).create("notes").close()
+def create(n_calls):
+    def count_call(frame, event, argument):
+        nonlocal n_calls
+        n_calls -= event == "c_call"
+        if n_calls < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.setprofile(count_call)
+    DocumentLibrary(Path(sys.argv[1], f"{n_calls:04}")).create("notes").close()
+    os._exit(0)
+n_calls = 0
+while True:
+    child = os.fork() or create(n_calls)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    n_calls += 5
 """
 
 
@@ -153,20 +177,32 @@ def test_damaged_bytes_are_an_error_or_harmless(tmp_path: Path, seed: int) -> No
         data[start : start + numbers.randint(1, 64)] = numbers.randbytes(64)
     path.write_bytes(data[: numbers.choice([len(data), len(data) // 2])])
     library.list()
-    try:
-        with library.open("notes") as collection:
-            update(collection, embedder=embedder)
-            list(collection.iterate_chunks())
-    except DamagedCollectionError as error:
-        assert "docs update notes" in str(error)  # noqa: PT017
-    except DocumentError:
-        pass
+    with contextlib.suppress(DamagedCollectionError), library.open("notes") as collection:
+        update(collection, embedder=embedder)
+        list(collection.iterate_chunks())
     # Damage that the update did not meet would be found by a check of the whole file.
+    path.with_name("notes.db.damaged").touch()
     try:
-        with library.rebuild("notes") as collection:
-            update(collection, embedder=embedder)
-            sources = collection.sources()
-            if [source for _, source in sources] == [folder]:
-                assert read_contents(collection) == expected
+        rebuilt = library.open("notes", rebuild_damaged=True)
     except DocumentError as error:
-        assert "docs remove notes" in str(error) or "does not exist" in str(error)  # noqa: PT017
+        assert "docs remove notes" in str(error)  # noqa: PT017
+        library.remove("notes")
+        rebuilt = library.create("notes")
+        rebuilt.add_sources([folder])
+    with rebuilt as collection:
+        if [source for _, source in collection.sources()] == [folder]:
+            update(collection, embedder=embedder)
+            assert read_contents(collection) == expected
+
+
+def test_killed_creation_leaves_a_complete_collection_or_none(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_CREATOR, str(tmp_path / "roots")], check=True, cwd=ROOT)
+    roots = sorted((tmp_path / "roots").iterdir())
+    n_without = 0
+    for root in roots:
+        library = DocumentLibrary(root)
+        n_without += library.names() == []
+        with library.open("notes") if library.names() else library.create("notes") as collection:
+            update(collection, embedder=WordEmbedder())
+        assert sorted(path.name for path in root.iterdir()) == ["notes.db", "notes.db.lock"]
+    assert 0 < n_without < len(roots)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
 
 from edgechat.documents.collection import Collection
+from edgechat.documents.database import FILE_SUFFIXES, lock_updates
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import DamagedCollectionError, DocumentError
@@ -45,7 +49,7 @@ def test_collections_are_created_listed_and_removed(library: DocumentLibrary, fo
         library.create("ALPHA")
     library.remove("beta")
     assert library.names() == ["Alpha"]
-    assert sorted(path.name for path in library.root.iterdir()) == ["Alpha.db"]
+    assert sorted(path.name for path in library.root.iterdir() if path.suffix != ".lock") == ["Alpha.db"]
     assert len(list(folder.iterdir())) == 40
     with pytest.raises(DocumentError, match=r"no collection named beta \(collections: Alpha\)"):
         library.open("beta")
@@ -125,9 +129,104 @@ def test_files_of_newer_versions_and_other_programs_are_left_alone(library: Docu
     with pytest.raises(DocumentError, match=r"newer edgechat \(schema version 99.*Update edgechat"):
         library.open("notes", rebuild_damaged=True)
     assert path.read_bytes() == before
+    library.remove("notes")
+    assert library.names() == []
     other = library.root / "other.db"
     db = sqlite3.connect(other)
     db.execute("CREATE TABLE t (x)")
     db.close()
     with pytest.raises(DocumentError, match="another program"):
         library.open("other", rebuild_damaged=True)
+    with pytest.raises(DocumentError, match="another program"):
+        library.remove("other")
+    assert other.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes of files")
+def test_only_the_owner_can_read_new_and_rebuilt_collections(library: DocumentLibrary, folder: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        library.create("notes").close()
+        path = library.root / "notes.db"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.with_name("notes.db.damaged").touch()
+        with library.open("notes", rebuild_damaged=True) as collection:
+            fill(collection, folder)
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in library.root.glob("notes.db*")}
+    finally:
+        os.umask(mask)
+    assert {"notes.db", "notes.db-wal"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+
+
+def test_collection_is_rebuilt_only_once_by_two_processes(
+    library: DocumentLibrary, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with library.create("notes") as collection:
+        fill(collection, folder)
+    mark = library.root / "notes.db.damaged"
+    mark.touch()
+    other = DocumentLibrary(library.root)
+
+    def rebuild_first(path: Path) -> contextlib.AbstractContextManager[None]:
+        monkeypatch.undo()
+        with other.open("notes", rebuild_damaged=True) as rebuilt:
+            fill(rebuilt)
+        return lock_updates(path)
+
+    monkeypatch.setattr("edgechat.documents.library.lock_updates", rebuild_first)
+    with library.open("notes", rebuild_damaged=True) as collection:
+        assert len(collection.read_records()) == 40
+
+
+def test_collection_is_not_rebuilt_during_an_update(library: DocumentLibrary) -> None:
+    with library.create("notes") as collection, collection.lock_for_update():
+        (library.root / "notes.db.damaged").touch()
+        with pytest.raises(DocumentError, match="is being updated by process"):
+            DocumentLibrary(library.root).open("notes", rebuild_damaged=True)
+        with pytest.raises(DocumentError, match="is being updated by process"):
+            DocumentLibrary(library.root).remove("notes")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="open files cannot be deleted")
+def test_update_of_a_removed_or_replaced_collection_fails(library: DocumentLibrary, folder: Path) -> None:
+    with library.create("notes") as collection:
+        DocumentLibrary(library.root).remove("notes")
+        with pytest.raises(DocumentError, match=r"notes was removed or replaced .*Try again"):
+            fill(collection, folder)
+        DocumentLibrary(library.root).create("notes").close()
+        with pytest.raises(DocumentError, match=r"notes was removed or replaced .*Try again"):
+            fill(collection, folder)
+    assert library.describe("notes").n_documents == 0
+
+
+def test_nothing_updates_a_collection_while_it_is_removed(
+    library: DocumentLibrary, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.create("notes").close()
+
+    def delete(path: Path, suffixes: tuple[str, ...] = FILE_SUFFIXES) -> None:
+        collection = DocumentLibrary(library.root).open("notes")
+        with collection, pytest.raises(DocumentError, match="is being updated"):
+            fill(collection, folder)
+        monkeypatch.undo()
+
+    monkeypatch.setattr("edgechat.documents.library._delete_files", delete)
+    library.remove("notes")
+
+
+def test_file_of_a_killed_creation_becomes_an_empty_collection(library: DocumentLibrary, folder: Path) -> None:
+    library.root.mkdir(parents=True)
+    (library.root / "notes.db").touch()
+    with library.open("notes", rebuild_damaged=True) as collection:
+        fill(collection, folder)
+        assert len(collection.read_records()) == 40
+
+
+def test_sqlite_without_full_text_search_is_named(library: DocumentLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.create("notes").close()
+    monkeypatch.setattr("edgechat.documents.database._SEARCH_MODULE", "fts99")
+    for operation in (library.open, library.create):
+        with pytest.raises(DocumentError, match=r"no full-text search \(fts99\).*another Python"):
+            operation("notes" if operation == library.open else "new")
+    assert library.names() == ["notes"]
