@@ -1,8 +1,9 @@
 """Patterns of .gitignore files, as gitignore(5) describes them.
 
 Property tests compare the results with `git check-ignore`. Patterns become regular expressions without nested
-repetition: the text up to each `*` of a path component is matched once, as in `fnmatch.translate`, so that a hostile
-pattern cannot take exponential time.
+repetition: the text after each `*` of a path component, and the components after each `**`, are matched at the first
+place only, as in `fnmatch.translate`. So the time for a path is at most proportional to its length times the length of
+the pattern.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from typing import Final, NamedTuple
 MAX_PATTERNS: Final = 10_000
 """Maximum number of patterns of one file; further lines are ignored."""
 _MAX_PATTERN_CHARS: Final = 1000
-# Maximum number of `**` in a pattern. Each can match any number of folders, so more of them take too much time.
-_MAX_DOUBLE_STARS: Final = 4
+_FOLDERS: Final = "(?:.*/)?"
 _ESCAPE: Final = re.compile(r"\\(.)")
 _POSIX_CLASSES: Final = {
     "alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f", "digit": "0-9",
@@ -77,7 +77,7 @@ def _join(patterns: list[str]) -> re.Pattern[str] | None:
 def _parse_line(line: str) -> _Rule | None:
     """Return the rule of a line; None for a comment, an empty line or an invalid pattern."""
     line = _strip_trailing_spaces(line.removesuffix("\r"))
-    if not line or line.startswith("#") or len(line) > _MAX_PATTERN_CHARS or line.count("**") > _MAX_DOUBLE_STARS:
+    if not line or line.startswith("#") or len(line) > _MAX_PATTERN_CHARS:
         return None
     is_negated = line.startswith("!")
     pattern = line[is_negated:]
@@ -88,7 +88,7 @@ def _parse_line(line: str) -> _Rule | None:
     is_anchored = "/" in pattern
     try:
         expression = _Translator(pattern.removeprefix("/")).translate()
-        regex = re.compile(expression if is_anchored else f"(?:.*/)?{expression}", re.DOTALL)
+        regex = re.compile(expression if is_anchored else f"{_FOLDERS}{expression}", re.DOTALL)
     except (ValueError, re.error):
         return None
     return _Rule(regex, is_negated, is_for_folders)
@@ -110,13 +110,18 @@ class _Translator:
 
     def translate(self) -> str:
         """Return the expression. Raises ValueError for a pattern that matches nothing."""
-        parts: list[str] = []  # finished text, up to the last `*`
+        finished: list[str] = []  # expressions up to the last `**`
+        parts: list[str] = []  # text after it, up to the last `*`
         pending: list[str] | None = None  # text after a `*`, up to the next one
+        is_after_folders = False
         while self._position < len(self._pattern):
             if double_star := self._read_double_star():
-                parts.append(self._close(pending, is_last=True))  # a slash ends the component
-                pending = None
-                parts.append(double_star)
+                slash = double_star[: double_star[0] == "/"]
+                parts += [self._close(pending, is_last=True), slash]  # a slash ends the component
+                finished.append(self._find("".join(parts)) if is_after_folders else "".join(parts))
+                parts, pending = [], None
+                is_after_folders = double_star.endswith(_FOLDERS)
+                finished.append("" if is_after_folders else double_star.removeprefix("/"))
             elif self._pattern[self._position] == "*":
                 parts.append(self._close(pending, is_last=False))
                 pending = []
@@ -124,7 +129,16 @@ class _Translator:
                     self._position += 1
             else:
                 (parts if pending is None else pending).append(self._read_character())
-        return "".join(parts) + self._close(pending, is_last=True)
+        folders = _FOLDERS if is_after_folders else ""
+        return "".join((*finished, folders, *parts, self._close(pending, is_last=True)))
+
+    def _find(self, components: str) -> str:
+        """Return the expression for a `**` and the components up to the next one, at the first place in the path.
+
+        If the rest of the path does not match after this place, it does not match after a later one.
+        """
+        self._n_groups += 1
+        return f"(?=(?P<g{self._n_groups}>(?:.*?/)??{components}))(?P=g{self._n_groups})"
 
     def _close(self, pending: list[str] | None, *, is_last: bool) -> str:
         """Return the expression for a `*` and the text after it. Only the last `*` of a component may backtrack."""
@@ -141,7 +155,7 @@ class _Translator:
         rest, position = self._pattern[self._position :], self._position
         if position == 0 and rest.startswith("**/"):
             self._position += 3
-            return "(?:.*/)?"
+            return _FOLDERS
         if rest == "/**":
             self._position += 3
             return "/.+"
@@ -153,7 +167,7 @@ class _Translator:
                 self._position += 3
                 return "/.+"
             self._position += 1
-            return "/(?:.*/)?"
+            return f"/{_FOLDERS}"
         if position == 0 and rest == "**":
             self._position += 2
             return ".+"

@@ -55,6 +55,8 @@ def is_excluded(ignore_files: list[tuple[str, IgnoreFile]], path: str) -> bool:
 
 
 @example(["*/**/"], [], ["a/a"])
+@example(["a/**/b/**/a/b"], [], ["a/b/b/a/b", "a/a/a/b", "a/b/a/a/b"])
+@example(["a/**/b/**/b/**"], [], ["a/b/b/b", "a/b/b", "a/a/b/b"])
 @example(["a\\/**/a"], [], ["a/a"])
 @given(st.lists(LINES, max_size=5), st.lists(LINES, max_size=3), st.lists(PATHS, min_size=1, max_size=8))
 def test_patterns_ignore_what_git_ignores(
@@ -69,11 +71,32 @@ def test_patterns_ignore_what_git_ignores(
 
 
 @pytest.mark.parametrize(
-    "pattern", ["*a" * 400 + "b", "**/a" * 4 + "b", "?*" * 200 + "b", "[a-z]*" * 100 + "b", "*/" * 400 + "b"]
-)
+    "pattern",
+    [
+        "*a" * 400 + "b", "**/a" * 4 + "b", "?*" * 200 + "b", "[a-z]*" * 100 + "b", "*/" * 400 + "b", "a/**/" * 4 + "b",
+        "a/**/" * 150 + "b", "**/" + "a/*/**/" * 100 + "b", "a/**/" + "*/" * 300 + "b/**",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("path", ["a" * 255, "/".join("a" * 1000)])
 def test_hostile_pattern_is_matched_in_linear_time(pattern: str, path: str) -> None:
-    assert not IgnoreFile(pattern).match(path, is_folder=False)  # took exponential time with some patterns
+    assert not IgnoreFile(pattern).match(path, is_folder=False)  # took hours with some patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "is_matched"),
+    [
+        ("a/**/b/**/c/**/d/**/e/**/f", "a/x/b/b/c/d/y/y/e/f", True),
+        ("a/**/b/**/c/**/d/**/e/**/f", "a/x/b/b/d/c/y/y/e/f", False),
+        ("**/a/b/**/a/c", "x/a/a/b/a/b/a/c", True),
+        ("**/a/b/**/a/c", "x/a/a/b/c/a/b/c", False),
+        ("a/**/b/**", "a/b/x", True),
+        ("a/**/b/**", "a/x/b", False),
+    ],
+)
+def test_pattern_with_several_double_stars_matches_components_in_order(
+    pattern: str, path: str, is_matched: bool
+) -> None:
+    assert bool(IgnoreFile(pattern).match(path, is_folder=False)) == is_matched
 
 
 def names(folder: Path) -> list[str]:
