@@ -13,7 +13,7 @@ from typing import Final
 _PYTHON: Final = r"(?:async[ \t]+)?(?:def|class)[ \t]+(?P<name>\w+)"
 _SCRIPT: Final = (
     r"(?:export[ \t]+)?(?:default[ \t]+)?(?:declare[ \t]+)?(?:abstract[ \t]+)?(?:async[ \t]+)?"
-    r"(?:(?:function\b[ \t]*\*?|class|interface|enum|namespace|module)[ \t]+(?P<name>[\w$]+)"
+    r"(?:(?:function\b(?:[ \t]*\*)?|class|interface|enum|namespace|module)[ \t]+(?P<name>[\w$]+)"
     r"|type[ \t]+(?P<name2>[\w$]+)[ \t]*[=<]"
     r"|(?:const|let|var)[ \t]+(?P<name3>[\w$]+)[ \t]*=[ \t]*(?:async[ \t]*)?"
     r"(?:function\b|\([^()\n]*\)[ \t]*=>|[\w$]+[ \t]*=>)"
@@ -28,15 +28,18 @@ _RUST: Final = (
 _GO: Final = r"func[ \t]+(?:\([^()\n]*\)[ \t]*)?(?P<name>\w+)|type[ \t]+(?P<name2>\w+)"
 _WORDS: Final = (
     r"(?:public|private|protected|internal|static|final|abstract|virtual|override|sealed|partial|async|readonly|open"
-    r"|data|inline|suspend|fileprivate|mutating|case|implicit|native|synchronized|default|extern|constexpr|template[^\n]*>)"
+    r"|data|inline|suspend|fileprivate|mutating|case|implicit|native|synchronized|default|extern|constexpr)"
 )
-# Not a statement such as `return f(x) {`, and not a call that ends with a semicolon.
+_TEMPLATE: Final = r"(?:template[ \t]*<[^\n]{0,300}>[ \t]+)?"
+# Not a statement such as `return f(x) {`, and not a call that ends with a semicolon. A lookahead that reads the whole
+# line is before the repetition that would otherwise run it again for each character.
 _C_LIKE: Final = (
-    rf"(?:{_WORDS}[ \t]+){{0,8}}(?:(?:class|interface|enum(?:[ \t]+class)?|struct|union|namespace|record|trait|object"
-    r"|protocol|extension|fun|func|def)[ \t]+(?P<name>[\w.:<>]+)(?![^\n]*;[ \t]*$)"
+    rf"{_TEMPLATE}(?:{_WORDS}[ \t]+){{0,8}}(?=[A-Za-z_])"
+    r"(?:(?:class|interface|enum(?:[ \t]+class)?|struct|union|namespace|record|trait|object"
+    r"|protocol|extension|fun|func|def)[ \t]+(?![^\n]*;[ \t]*$)(?P<name>[\w.:<>]+)"
     r"|(?=[^\n(;={}]*\()(?!(?:return|else|if|for|while|switch|catch|throw|new|case|delete|using|goto|do)\b)"
-    r"(?=[A-Za-z_])(?:[\w:<>,.\[\]?]+[ \t*&]+){1,5}(?P<name2>[A-Za-z_~][\w:~]*)[ \t]*"
-    r"\([^;={}\n]{0,300}(?:\{[^\n]*|\)[^;={}\n]{0,300}|,[ \t]*)$)"
+    r"(?:[\w:<>,.\[\]?]+[ \t*&]+){1,5}(?P<name2>[A-Za-z_~][\w:~]*)[ \t]*"
+    r"\((?:[^;={}\n]{0,300}\{|(?=[^;={}\n]{0,600}$)(?:[^\n]{0,300}\)|[^\n]{0,300},[ \t]*$)))"
 )
 _RUBY: Final = r"(?:def|class|module)[ \t]+(?P<name>[\w.:?!=]+)"
 _PHP: Final = rf"(?:{_WORDS}[ \t]+){{0,8}}(?:function|class|interface|trait|enum|namespace)[ \t]+&?(?P<name>[\w\\]+)"

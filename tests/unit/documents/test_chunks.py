@@ -188,11 +188,41 @@ def test_definitions_of_languages_are_found(name: str, text: str, names: str) ->
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "unit", ["a*&", " ", "\t", "public ", "a::b<", "(", "a(", "template<", "#", "=", "-", "`", "\n\n"]
+    "unit", ["a*&", " ", "\t", "public ", "a::b<", "(", "a(", "template<", "template<a> ", "#", "=", "-", "`", "\n\n"]
 )
 def test_hostile_line_is_split_in_linear_time(name: str, unit: str) -> None:
     text = unit * (200_000 // len(unit)) + "(x"  # took hours with patterns that are quadratic or worse
     assert squeeze("".join(c.text for c in split(make_document(text), name))) == squeeze(text)
+
+
+@pytest.mark.parametrize("name", ["a.cpp", "a.php", "a.js", "a.rs", "a.sql"])
+@pytest.mark.parametrize(
+    ("start", "unit", "end"),
+    [
+        ("class ", "a", ";"),
+        ("public", " ", ";"),
+        ("function", " ", ";"),
+        ("template<", "> ", ";"),
+        ("int f(", ")", ";"),
+        ("create table", " ", ";"),
+    ],
+)
+def test_hostile_line_after_a_word_is_split_in_linear_time(name: str, start: str, unit: str, end: str) -> None:
+    text = f"{start}{unit * (600_000 // len(unit))}{end}"  # took many minutes with patterns that are quadratic
+    assert squeeze("".join(c.text for c in split(make_document(text), name))) == squeeze(text)
+
+
+def test_definitions_of_templates_are_found() -> None:
+    text = (
+        "template <typename T, class U = std::vector<T>> class Stack : public Base {\n"
+        "template<class T> static inline T max(const T& a, const T& b) {\n"
+        "template<> struct hash<Key> {\n"
+        "template<class T> class Forward;\n"
+        "void Stack<T>::push(T value,\n"
+        "int count(int a) const noexcept\n"
+    )
+    found = [name for _, name in code_structure.find_definitions(text, "cpp")]
+    assert found == ["Stack", "max", "hash<Key>", "count"]
 
 
 def test_table_is_split_at_rows_with_its_columns_as_heading() -> None:
