@@ -7,28 +7,34 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from edgechat.cli.confirmation import confirm_deletion
+from edgechat.cli.docs_output import (
+    describe_collection,
+    format_place,
+    make_result_object,
+    make_update_object,
+    print_collection,
+    print_problems,
+    print_update,
+)
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, complete_collection, json_option
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import load_settings
 from edgechat.errors import DocumentError, UsageError
-from edgechat.humanize import format_count, format_size, shorten
+from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
-    from edgechat.documents.collection import CollectionInfo, DocumentProblem
+    from edgechat.documents.collection import CollectionInfo
     from edgechat.documents.indexing import UpdateSummary
     from edgechat.documents.library import DocumentLibrary
-    from edgechat.documents.search import FoundChunk
     from edgechat.documents.search_models import SearchModels
 
-# Number of unreadable files that are listed; the others are counted.
-_MAX_SHOWN_PROBLEMS: Final = 10
 _MIN_SNIPPET_CHARS: Final = 40
 _INDENT: Final = "    "
 
@@ -78,10 +84,10 @@ def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, a
         summary, info = _update(library, name, models if with_embeddings else None, sources)
     if is_new and not info.n_documents:
         library.remove(name)
-        _show_problems(info.problems)
+        print_problems(info)
         reason = "none of the files could be read" if summary.failed else "there are no documents"
         raise DocumentError(f"The collection {name} was not made, because {reason} in {_join_paths(sources)}.")
-    _print_update(summary, info, as_json=as_json)
+    print_update(summary, info, as_json=as_json)
     if not as_json and is_new:
         echo_note(escape_controls(f'edgechat: Ask about it with: edgechat ask --docs {_quote(name)} "…"'))
 
@@ -97,14 +103,7 @@ def list_(*, as_json: bool) -> None:
     if not infos:
         echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` makes one.")
     for info in infos:
-        click.echo(escape_controls(f"{info.name:<24}  {_describe(info)}"))
-        for source in info.sources:
-            click.echo(escape_controls(f"{_INDENT}{source}"))
-        n_problems = len(info.problems)
-        if not info.n_documents and n_problems:
-            echo_note(escape_controls(f"edgechat: {info.name}: {info.problems[0].reason}"))
-        elif n_problems:
-            click.echo(f"{_INDENT}{format_count(n_problems, 'file')} could not be read (--json lists them)")
+        print_collection(info)
 
 
 @docs.command()
@@ -133,9 +132,9 @@ def update(name: str | None, *, with_embeddings: bool, as_json: bool) -> None:
                 echo_note(f"edgechat: {escape_controls(str(error))}")
                 continue
             if as_json:
-                results.append(_make_object(summary, info))
+                results.append(make_update_object(summary, info))
             else:
-                _print_update(summary, info)
+                print_update(summary, info)
     if as_json:
         echo_json(results[0] if name is not None else results)
     if errors:
@@ -159,7 +158,7 @@ def remove(names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
         if name not in library.names():
             library.open(name)  # raises the error with the names of the collections
     if not yes:
-        lines = "\n".join(f"  {escape_controls(name)}  {_describe(library.describe(name))}" for name in names)
+        lines = "\n".join(f"  {escape_controls(name)}  {describe_collection(library.describe(name))}" for name in names)
         confirm_deletion(f"{lines}\nRemove the index? The files stay.", err=True)
     for name in names:
         library.remove(name)
@@ -204,7 +203,7 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
             collections, query, embedder=embedder, reranker=models.open_reranker(settings), n_results=limit
         )
     if as_json:
-        echo_json({"query": query, "collections": searched_names, "results": [_make_result(r) for r in results]})
+        echo_json({"query": query, "collections": searched_names, "results": [make_result_object(r) for r in results]})
         return
     if not results:
         n_documents = sum(info.n_documents for info in infos)
@@ -213,7 +212,7 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
     for result in results:
         prefix = f"{result.collection}: " if len(searched_names) > 1 else ""
         heading = f" ({result.chunk.heading})" if result.chunk.heading else ""
-        click.echo(escape_controls(shorten(f"{prefix}{_format_place(result)}{heading}", n_columns)))
+        click.echo(escape_controls(shorten(f"{prefix}{format_place(result)}{heading}", n_columns)))
         snippet = shorten(" ".join(result.chunk.text.split()), max(_MIN_SNIPPET_CHARS, 2 * n_columns - 8))
         click.echo(escape_controls(f"{_INDENT}{snippet}"))
 
@@ -271,63 +270,6 @@ def _show_progress(name: str) -> Iterator[StderrStatus]:
         raise
     finally:
         status.clear()
-
-
-def _print_update(summary: UpdateSummary, info: CollectionInfo, *, as_json: bool = False) -> None:
-    _show_problems(info.problems)
-    if as_json:
-        echo_json(_make_object(summary, info))
-        return
-    counts = {
-        "added": summary.added, "changed": summary.changed, "removed": summary.removed,
-        "could not be read": summary.failed,
-    }  # fmt: skip
-    changes = ", ".join(f"{n:,} {text}" for text, n in counts.items() if n) or "no changes"
-    click.echo(escape_controls(f"{info.name}: {_describe(info)}; {changes}"))
-
-
-def _show_problems(problems: Sequence[DocumentProblem]) -> None:
-    """Print unreadable files with their reasons on standard error."""
-    for problem in problems[:_MAX_SHOWN_PROBLEMS]:
-        reason = " ".join(problem.reason.split())
-        echo_note(escape_controls(f"edgechat: {shorten(problem.path, 120)}: {shorten(reason, 300)}"))
-    n_more = len(problems) - _MAX_SHOWN_PROBLEMS
-    if n_more > 0:
-        echo_note(f"edgechat: {format_count(n_more, 'other file')} could not be read; --json lists them.")
-
-
-def _describe(info: CollectionInfo) -> str:
-    """Return the numbers of documents and passages, the size, and the search methods of a collection."""
-    method = f"keywords and {info.embedding_model}" if info.embedding_model else "keywords"
-    if info.embedding_model and info.n_embedded < info.n_chunks:
-        method += f" ({info.n_embedded:,} of {info.n_chunks:,} passages)"
-    return (
-        f"{format_count(info.n_documents, 'document')}, {format_count(info.n_chunks, 'passage')}, "
-        f"{format_size(info.n_bytes)}, {method}"
-    )
-
-
-def _make_object(summary: UpdateSummary, info: CollectionInfo) -> dict[str, Any]:
-    return {"name": info.name, "update": summary, "collection": info}
-
-
-def _make_result(result: FoundChunk) -> dict[str, Any]:
-    chunk = result.chunk
-    return {
-        "collection": result.collection, "document": result.document, "path": result.path, "heading": chunk.heading,
-        "page": chunk.page, "last_page": chunk.last_page, "first_line": chunk.first_line, "last_line": chunk.last_line,
-        "text": chunk.text, "scores": result.scores,
-    }  # fmt: skip
-
-
-def _format_place(result: FoundChunk) -> str:
-    from edgechat.documents.passages import Passage
-
-    chunk = result.chunk
-    return Passage(
-        number=1, collection=result.collection, document=result.document, text="", page=chunk.page,
-        last_page=chunk.last_page, first_line=chunk.first_line, last_line=chunk.last_line,
-    ).place  # fmt: skip
 
 
 def _join_paths(sources: Sequence[Path]) -> str:

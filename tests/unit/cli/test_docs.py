@@ -15,8 +15,10 @@ from edgechat.chat.message_passages import make_attachment
 from edgechat.chat.messages import new_reply, new_user_message
 from edgechat.cli.cited_sources import make_source_fields, print_sources
 from edgechat.cli.docs import docs
+from edgechat.cli.docs_output import print_problems
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
+from edgechat.documents.collection import CollectionInfo, DocumentProblem
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
 from edgechat.documents.prompt_text import NOT_FOUND
@@ -96,6 +98,34 @@ def test_only_some_unreadable_files_are_listed(ships: Path) -> None:
     _, err = invoke("add", str(ships))
     assert err.count(".pdf: ") == 10
     assert "21 other files could not be read; --json lists them." in err
+
+
+def test_files_that_were_read_only_in_part_are_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    message = (
+        "From: a@b.c\nSubject: s\nContent-Type: multipart/mixed; boundary=x\n\n"
+        "--x\nContent-Type: text/plain\n\nA ship.\n"
+        "--x\nContent-Type: application/pdf\nContent-Disposition: attachment; filename=a.pdf\n\nx\n--x--\n"
+    )
+    (folder / "first.eml").write_text(message)
+    out, err = invoke("add", str(folder))
+    assert out == "mails: 1 document, 1 passage, 195 B, keywords; 1 added\n"
+    assert "first.eml: Its attachments (1) were not read." in err
+    for i in range(30):
+        (folder / f"{i}.eml").write_text(message)
+    _, err = invoke("update", "mails")
+    assert err.count("Its attachments (1) were not read.") == 10
+    assert "21 other files could be read only in part; --json lists them." in err
+    assert "31 files could be read only in part (--json lists them)" in invoke("list")[0]
+
+
+def test_control_characters_in_problems_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = DocumentProblem("/a/\x1b[31m.eml", "Its\nattachments \x1b[0m were not read.")
+    print_problems(CollectionInfo(name="a", problems=(problem,), notices=(problem,)))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "\x1b" not in "".join(lines)
 
 
 def test_removal_asks_first(ships: Path) -> None:
