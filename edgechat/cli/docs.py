@@ -143,10 +143,14 @@ def update(name: str | None, *, with_embeddings: bool, as_json: bool) -> None:
 
 @docs.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_collection)
+@click.option(
+    "--source", "sources", multiple=True, metavar="PATH", type=FilePath(),
+    help="Remove only this folder or file from the collection; may be repeated.",
+)  # fmt: skip
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
-def remove(names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
-    """Remove collections; the files in their folders stay.
+def remove(names: tuple[str, ...], *, sources: tuple[Path, ...], yes: bool, as_json: bool) -> None:
+    """Remove collections, or a folder of one; the files stay.
 
     Conversations keep the passages that their messages have already.
     """
@@ -157,6 +161,14 @@ def remove(names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
     for name in names:
         if name not in library.names():
             library.open(name)  # raises the error with the names of the collections
+    if sources:
+        if len(names) > 1:
+            raise UsageError("--source removes folders from one collection. Give one NAME.")
+        info = _remove_sources(library, names[0], sources, needs_confirmation=not yes)
+        delete_pinned(paths.prefix_dir(), names[0])
+        if as_json:
+            echo_json({"name": names[0], "collection": info})
+        return
     if not yes:
         lines = "\n".join(f"  {escape_controls(name)}  {describe_collection(library.describe(name))}" for name in names)
         confirm_deletion(f"{lines}\nRemove the index? The files stay.", err=True)
@@ -215,6 +227,31 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
         click.echo(escape_controls(shorten(f"{prefix}{format_place(result)}{heading}", n_columns)))
         snippet = shorten(" ".join(result.chunk.text.split()), max(_MIN_SNIPPET_CHARS, 2 * n_columns - 8))
         click.echo(escape_controls(f"{_INDENT}{snippet}"))
+
+
+def _remove_sources(
+    library: DocumentLibrary, name: str, sources: Sequence[Path], *, needs_confirmation: bool
+) -> CollectionInfo:
+    """Remove folders and files from a collection; return its description. Raises DocumentError and DeclinedError."""
+    with library.open(name) as collection:
+        existing_paths = [path for _, path in collection.sources()]
+        removed_paths = [Path(os.path.abspath(source)) for source in sources]  # noqa: PTH100  (keeps symbolic links)
+        unknown_path = next((path for path in removed_paths if path not in existing_paths), None)
+        if unknown_path is not None:
+            raise DocumentError(
+                f"{unknown_path} was not added to the collection {name}. It has: {_join_paths(existing_paths)}."
+            )
+        if set(existing_paths) == set(removed_paths):
+            raise DocumentError(
+                f"The collection {name} has no other folder or file. To remove all of it: "
+                f"edgechat docs remove {_quote(name)}"
+            )
+        if needs_confirmation:
+            lines = "\n".join(f"  {escape_controls(str(path))}" for path in removed_paths)
+            confirm_deletion(f"{lines}\nRemove from the collection {name}? The files stay.", err=True)
+        for path in removed_paths:
+            collection.remove_source(path)
+        return collection.describe()
 
 
 def _open_library() -> DocumentLibrary:

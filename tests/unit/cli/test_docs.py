@@ -137,6 +137,29 @@ def test_removal_asks_first(ships: Path) -> None:
     assert DocumentLibrary(paths.documents_dir()).names() == []
 
 
+def test_source_added_by_mistake_is_removed(ships: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "boats"
+    other.mkdir()
+    (other / "a.txt").write_text("A boat.")
+    invoke("add", str(ships), str(other), "--name", "all")
+    assert "has: " in invoke("remove", "all", "--source", str(tmp_path), "-y", code=2)[1]
+    both = invoke("remove", "all", "--source", str(ships), "--source", str(other), "-y", code=2)[1]
+    assert both.endswith("To remove all of it: edgechat docs remove all")
+    result = CliRunner().invoke(docs, ["remove", "all", "--source", str(other)], input="n\n")
+    assert "Remove from the collection all? The files stay." in result.stderr
+    assert invoke("search", "boat", "--json")[0].count("a.txt") > 0
+    (other / "a.txt").unlink()
+    other.rmdir()  # a source that no longer exists can be removed, too
+    monkeypatch.chdir(tmp_path)
+    removed = json.loads(invoke("remove", "all", "--source", "boats/", "-y", "--json")[0])
+    assert removed["name"] == "all"
+    assert removed["collection"]["sources"] == [str(ships)]
+    assert removed["collection"]["n_documents"] == 2
+    assert json.loads(invoke("search", "boat", "--json")[0])["results"] == []
+    result = CliRunner().invoke(docs, ["remove", "all", "all", "--source", "x"])
+    assert "Give one NAME" in str(result.exception)
+
+
 def test_errors_are_one_line_with_exit_code_2(ships: Path, tmp_path: Path) -> None:
     assert "there is no such file or folder" in invoke("add", str(tmp_path / "nothing"), code=2)[1]
     empty = tmp_path / "empty"
