@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.documents.bigrams import separate_text
 from edgechat.documents.database import CollectionDatabase, lock_updates, set_meta
 from edgechat.documents.text import Chunk
 from edgechat.documents.vectors import VectorCache, delete_vectors
@@ -252,6 +253,7 @@ def _replace_document(db: sqlite3.Connection, record: DocumentRecord, chunks: Se
         f"ON CONFLICT (path) DO UPDATE SET {assignments} RETURNING id",
         list(values.values()),
     ).fetchone()
+    name = separate_text(make_valid_text(record.name))
     for ordinal, (chunk, (text, heading)) in enumerate(zip(chunks, texts, strict=True)):
         cursor = db.execute(
             f"INSERT INTO chunks (document_id, ordinal, {_CHUNK_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -259,7 +261,7 @@ def _replace_document(db: sqlite3.Connection, record: DocumentRecord, chunks: Se
         )
         db.execute(
             "INSERT INTO chunk_search (rowid, name, heading, text) VALUES (?, ?, ?, ?)",
-            (cursor.lastrowid, values["name"], heading, text),
+            (cursor.lastrowid, name, separate_text(heading), separate_text(text)),
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat import paths
+from edgechat.documents.bigrams import separate_text
 from edgechat.documents.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 from edgechat.errors import DamagedCollectionError, DocumentError
 from edgechat.files import FileLock
@@ -109,9 +110,12 @@ class CollectionDatabase:
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open a database file with the given mode of a URI: ro, rw or rwc. Raises sqlite3.Error."""
     location = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode={mode}"
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         location, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )  # fmt: skip
+    connection.create_function("separate_text", 1, separate_text, deterministic=True)
+    connection.execute("PRAGMA trusted_schema = ON")  # the default; without it, views cannot use the function
+    return connection
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
+from edgechat.documents.bigrams import is_single_letter, separate_query
 from edgechat.documents.database import CollectionDatabase
 
 # Words with their inner full stops and hyphens, as in "3.12" and "e-mail".
@@ -70,12 +71,17 @@ def _count_terms(db: sqlite3.Connection, words: Sequence[str]) -> list[tuple[int
 
     A chunk with the same word as the query therefore has a better score than one with another form of it.
     """
+    # A letter of a script without spaces begins bigrams, but not at a bounded cost: in a query of nothing else only.
+    if all(map(is_single_letter, words)):
+        words, mark = words[:_MAX_PREFIXES], "*"
+    else:
+        mark = ""
     # Of words with too many matches, the longest are probably the rarest.
-    counted = sorted((_count_matches(db, f'"{word}"'), -len(word), i, word) for i, word in enumerate(words))
+    counted = sorted((_count_matches(db, f'"{word}"{mark}'), -len(word), i, word) for i, word in enumerate(words))
     prefixes = dict.fromkeys(
         prefix for count, _, _, word in counted if count <= _MAX_PREFIX_WORD_MATCHES and (prefix := _find_prefix(word))
     )
-    terms = [(count, i, f'"{word}"') for i, (count, _, _, word) in enumerate(counted)]
+    terms = [(count, i, f'"{word}"{mark}') for i, (count, _, _, word) in enumerate(counted)]
     for prefix in list(prefixes)[:_MAX_PREFIXES]:
         term = f'"{prefix}"*'
         terms.append((_count_matches(db, term), len(terms), term))
@@ -95,10 +101,11 @@ def find_coverage(database: CollectionDatabase, query: str, chunk_id: int) -> fl
 def find_words(query: str) -> list[str]:
     """Return the words of a query in small letters, without duplicates and, if other words remain, stop words.
 
-    Numbers with full stops or hyphens are one word, of which the index must have the parts in this order.
+    Numbers with full stops or hyphens are one word, of which the index must have the parts in this order. The words of
+    text in scripts without spaces are its bigrams.
     """
     found: list[str] = []
-    for word in _WORD.findall(query.lower()):
+    for word in _WORD.findall(separate_query(query.lower())):
         found += [word] if _DIGIT.search(word) else _SEPARATOR.split(word)
     words = list(dict.fromkeys(found))
     return ([word for word in words if word not in _STOP_WORDS] or words)[:_MAX_WORDS]
@@ -108,7 +115,7 @@ def _has_word(tokens: set[str], word: str) -> bool:
     """Return whether all parts of a word, or another word with the same beginning, are among the tokens of a chunk."""
     if all(part in tokens for part in _split_tokens(word)):
         return True
-    prefix = "".join(_split_tokens(_find_prefix(word)))
+    prefix = "".join(_split_tokens(word if is_single_letter(word) else _find_prefix(word)))
     return bool(prefix) and any(token.startswith(prefix) for token in tokens)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 APPLICATION_ID: Final = 0x65646F63
 """SQLite application ID of a collection: "edoc"."""
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Number of the schema, and of what extraction and splitting do with the same file. A collection with an older number
 is rebuilt by its next update."""
 
@@ -53,10 +53,11 @@ CREATE TABLE vector_blocks (
 ) STRICT;
 """
 
-# The texts of the index are those of the view, so that SQLite stores them once.
+# The texts of the index are those of the view, so that SQLite stores them once. The function `separate_text` (of
+# `bigrams`) exists in connections of `database.connect` only.
 _SEARCH: Final = """
 CREATE VIEW chunk_texts AS
-    SELECT c.id AS id, d.name AS name, c.heading AS heading, c.text AS text
+    SELECT c.id AS id, separate_text(d.name) AS name, separate_text(c.heading) AS heading, separate_text(c.text) AS text
     FROM chunks c JOIN documents d ON d.id = c.document_id;
 CREATE VIRTUAL TABLE chunk_search USING fts5(
     name, heading, text, content='chunk_texts', content_rowid='id', tokenize='unicode61 remove_diacritics 2'
