@@ -132,7 +132,7 @@ def test_folder_without_models_is_added_and_says_so(run: Run, tmp_path: Path) ->
 def test_file_mention_in_a_question_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     _, error = run("ask", "-m", "", "compare @notes.txt with @other.txt for @alice")
-    assert "@notes.txt is sent as plain text. To attach the file, add --attach notes.txt." in error
+    assert "@notes.txt is sent as plain text. To attach it, add --attach notes.txt." in error
     assert "File not found: other.txt." in error
     assert "alice" not in error
 
