@@ -88,8 +88,9 @@ class DocumentBuilder:
             self.add_notice(f"Only the first {format_size(self.limits.max_text_bytes)} of the text were read.")
 
     def add_notice(self, sentence: str) -> None:
-        """Append a sentence about parts that could not be read."""
-        self._notices.append(sentence)
+        """Append a sentence about parts that could not be read, once."""
+        if sentence not in self._notices:
+            self._notices.append(sentence)
 
     def build(self) -> ExtractedDocument:
         """Return the document."""

@@ -16,6 +16,8 @@ from edgechat.errors import DocumentError
 from edgechat.humanize import format_size
 
 _HEADERS: Final = ("From", "To", "Cc", "Date")
+# Headers of which every message has at least one.
+_MESSAGE_HEADERS: Final = ("From", "Subject", "Date", "Received", "Message-ID", "To")
 _MAX_BYTES: Final = 128 << 20
 _MAX_PARTS: Final = 10_000
 _MAX_HEADER_CHARS: Final = 2000
@@ -27,23 +29,43 @@ def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
     if len(data) > _MAX_BYTES:
         raise DocumentError(f"it is larger than {format_size(_MAX_BYTES)}.")
     message = email.message_from_bytes(data, policy=email.policy.default)
-    if not isinstance(message, EmailMessage) or not (message.keys() and (message["From"] or message["Subject"])):
-        raise DocumentError("it has neither a sender nor a subject, so that it is not an e-mail message.")
+    if not isinstance(message, EmailMessage) or not _has_headers(message):
+        raise DocumentError(f"it has none of the headers of an e-mail message: {', '.join(_MESSAGE_HEADERS)}.")
     writer = BlockWriter(builder.limits.max_text_bytes)
     builder.title = _get_header(message, "Subject")
     writer.add(f"# {builder.title}" if builder.title else "")
-    for name in _HEADERS:
-        if value := _get_header(message, name):
-            writer.add(f"{name}: {value}", LINE)
-    writer.end_paragraph()
+    _write_headers(message, writer)
     bodies, attachments = _list_parts(message)
     for body in bodies:
-        writer.add(_read_body(body, builder))
+        if attached := _find_attached_message(body):
+            writer.add(f"## Attached message: {_get_header(attached, 'Subject') or 'without a subject'}")
+            _write_headers(attached, writer)
+        else:
+            writer.add(_read_body(body, builder))
     if attachments:
         names = (_describe_attachment(part) for part in attachments)
         writer.add(f"Attachments (not read): {', '.join(names)}")
         builder.add_notice(f"Its attachments ({len(attachments)}) were not read.")
     builder.add(writer.text)
+
+
+def _has_headers(message: EmailMessage) -> bool:
+    return any(name in message for name in _MESSAGE_HEADERS)
+
+
+def _find_attached_message(part: EmailMessage) -> EmailMessage | None:
+    """Return the message that a part of the type message/rfc822 consists of; None for other parts."""
+    if part.get_content_type() != "message/rfc822" or not part.is_multipart():
+        return None
+    attached = part.get_payload(0)
+    return attached if isinstance(attached, EmailMessage) and _has_headers(attached) else None
+
+
+def _write_headers(message: EmailMessage, writer: BlockWriter) -> None:
+    for name in _HEADERS:
+        if value := _get_header(message, name):
+            writer.add(f"{name}: {value}", LINE)
+    writer.end_paragraph()
 
 
 def _get_header(message: EmailMessage, name: str) -> str:
@@ -55,7 +77,10 @@ def _get_header(message: EmailMessage, name: str) -> str:
 
 
 def _list_parts(message: EmailMessage) -> tuple[list[EmailMessage], list[EmailMessage]]:
-    """Return the parts with the text of the message, and the attachments. Of alternatives, plain text is preferred."""
+    """Return the parts with the text of the message, and the attachments. Of alternatives, plain text is preferred.
+
+    Attached messages are followed by the parts with their text.
+    """
     bodies: list[EmailMessage] = []
     attachments: list[EmailMessage] = []
     pending = [message]
@@ -68,6 +93,9 @@ def _list_parts(message: EmailMessage) -> tuple[list[EmailMessage], list[EmailMe
         kind = part.get_content_type()
         if kind == "multipart/alternative":
             pending.extend(_choose_alternative(part))
+        elif attached := _find_attached_message(part):
+            bodies.append(part)
+            pending.append(attached)
         elif part.is_multipart() and kind != "message/rfc822":
             pending.extend(reversed([p for p in part.get_payload() if isinstance(p, EmailMessage)]))
         elif kind in {"text/plain", "text/html"} and part.get_content_disposition() != "attachment":
@@ -90,9 +118,13 @@ def _read_body(part: EmailMessage, builder: DocumentBuilder) -> str:
     try:
         text = normalize_newlines(data.decode(part.get_content_charset() or "utf-8"))
     except (LookupError, UnicodeError):
-        text = decode_html(data, builder)
+        try:
+            text = decode_html(data, builder)
+        except DocumentError as error:
+            builder.add_notice(f"One of its texts was not read. {error}")
+            return ""
     if part.get_content_type() == "text/html":
-        return convert_html(text, builder.limits.max_text_bytes)[0]
+        return convert_html(text, builder).text
     return text.strip()
 
 

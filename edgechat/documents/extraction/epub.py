@@ -42,7 +42,7 @@ def extract(package: ZipPackage, builder: DocumentBuilder) -> None:
             n_missing += 1
             continue
         data = package.read(chapter, builder.limits.max_text_bytes)
-        builder.add(convert_html(decode_html(data, builder), builder.limits.max_text_bytes)[0])
+        builder.add(convert_html(decode_html(data, builder), builder).text)
     if n_missing:
         builder.add_notice(f"{n_missing} of its {len(chapters)} chapters are missing in the file.")
     if not builder.has_text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html.parser
 import re
 from io import BufferedReader
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgechat.documents.extraction.blocks import LINE, PARAGRAPH, BlockWriter, format_row
 from edgechat.documents.extraction.builder import DocumentBuilder
@@ -33,7 +33,7 @@ def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
     """Add the text of the page as one section in Markdown."""
     max_bytes = builder.limits.max_text_bytes
     data = file.read(max_bytes + 1) or b""
-    text, builder.title = convert_html(decode_html(data[:max_bytes], builder), max_bytes)
+    text, builder.title = convert_html(decode_html(data[:max_bytes], builder), builder)
     builder.add(text)
     if len(data) > max_bytes:
         builder.cut_off()
@@ -51,14 +51,27 @@ def decode_html(data: bytes, builder: DocumentBuilder) -> str:
     return decode(data, builder)
 
 
-def convert_html(text: str, max_chars: int) -> tuple[str, str]:
-    """Return the text of a page in Markdown, up to about `max_chars` characters, and its title."""
+class HtmlText(NamedTuple):
+    """Text of a page in Markdown, and its title."""
+
+    text: str
+    title: str
+
+
+def convert_html(text: str, builder: DocumentBuilder) -> HtmlText:
+    """Return the text of a page, up to about the limit of the text.
+
+    A notice says if an element without text for readers, such as a script, has no end and hides the rest of the page.
+    """
+    max_chars = builder.limits.max_text_bytes
     converter = _Converter(max_chars, _HIDDEN)
     converter.convert(text)
-    if converter.is_hidden or not converter.writer.text:  # such as navigation without an end, or around all text
+    if converter.hidden_element or not converter.writer.text:  # such as navigation without an end, or around all text
         converter = _Converter(max_chars, _HIDDEN - {"nav", "noscript", "object", "svg"})
         converter.convert(text)
-    return converter.writer.text, converter.title
+    if converter.hidden_element:
+        builder.add_notice(f"The text after an element <{converter.hidden_element}> without an end was not read.")
+    return HtmlText(converter.writer.text, converter.title)
 
 
 class _StopConversion(Exception):  # noqa: N818  (not an error)
@@ -84,9 +97,9 @@ class _Converter(html.parser.HTMLParser):
         self._is_title = False
 
     @property
-    def is_hidden(self) -> bool:
-        """True if an element with hidden content has not ended."""
-        return bool(self._hidden)
+    def hidden_element(self) -> str:
+        """Name of an element with hidden content that has not ended; "" if there is none."""
+        return self._hidden[0] if self._hidden else ""
 
     def convert(self, text: str) -> None:
         """Convert a whole page."""

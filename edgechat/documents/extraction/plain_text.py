@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from io import BufferedReader
 from typing import Final
 
@@ -16,6 +17,12 @@ _BINARY: Final = bytes(code for code in (*range(0x20), 0x7F) if code not in _TEX
 _SAMPLE_BYTES: Final = 1 << 16
 # Share of control characters above which a file with null characters, or bytes that are not UTF-8, is not text.
 _MAX_CONTROL_SHARE: Final = 0.001
+_LETTERS: Final = re.compile(rb"[A-Za-z\x80-\xff]+")
+# In Western text, three letters with accents, quotation marks or dashes rarely follow each other; in other encodings
+# they are whole words.
+_FOREIGN_RUN: Final = re.compile(rb"[\x80-\xff]{3,}")
+_MIN_FOREIGN_BYTES: Final = 8
+_MAX_FOREIGN_SHARE: Final = 0.25
 
 
 def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
@@ -37,7 +44,8 @@ def read_text(file: BufferedReader, builder: DocumentBuilder) -> tuple[str, bool
 def decode(data: bytes, builder: DocumentBuilder, *, is_cut: bool = False) -> str:
     """Decode text in UTF-8, another encoding of Unicode, or Windows-1252 (with a notice). Newlines become line feeds.
 
-    With `is_cut`, the last character may be incomplete. Raises DocumentError for data that are not text.
+    With `is_cut`, the last character may be incomplete. Raises DocumentError for data that are not text, or text in
+    another encoding, such as GBK.
     """
     mark, encoding = find_byte_order_mark(data)
     encoding = encoding or find_unmarked_utf16(data[:_SAMPLE_BYTES]) or "utf-8"
@@ -71,8 +79,20 @@ def _decode_damaged(data: bytes, encoding: str, position: int, builder: Document
     if position > 0 and not valid[:_SAMPLE_BYTES].isascii() and _is_mostly_utf8(data, valid):
         builder.add_notice("Some characters are not valid UTF-8 and were replaced.")
         return data.decode("utf-8", "replace")
+    if _is_foreign(sample):
+        raise DocumentError(
+            "It is not UTF-8, but probably in an older encoding for another script, such as GBK, Shift-JIS or "
+            "Windows-1251. Save it as UTF-8."
+        )
     builder.add_notice("It is not UTF-8 text and was read as Windows-1252, so that letters with accents may be wrong.")
     return data.decode("cp1252", "replace")
+
+
+def _is_foreign(sample: bytes) -> bool:
+    """Return whether text that is not UTF-8 is not Windows-1252 either, judged by runs of different high bytes."""
+    n_letters = sum(map(len, _LETTERS.findall(sample)))
+    n_foreign = sum(len(run) for run in _FOREIGN_RUN.findall(sample) if len(set(run)) > 1)
+    return n_foreign >= _MIN_FOREIGN_BYTES and n_foreign > _MAX_FOREIGN_SHARE * n_letters
 
 
 def _is_mostly_utf8(data: bytes, valid: str) -> bool:

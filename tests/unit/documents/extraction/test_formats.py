@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import codecs
-import io
-import random
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from hypothesis import strategies as st
 from edgechat.documents.extraction import formats
 from edgechat.documents.extraction.builder import DocumentBuilder, ExtractionLimits
 from edgechat.documents.extraction.html_document import convert_html
-from edgechat.documents.text import ExtractedDocument, Section
+from edgechat.documents.text import ExtractedDocument
 from edgechat.errors import DocumentError
 from tests.document_files import (
     make_docx,
@@ -25,68 +22,7 @@ from tests.document_files import (
     paragraph,
     table,
 )
-
-
-def extract(data: bytes, name: str, limits: ExtractionLimits | None = None) -> ExtractedDocument:
-    builder = DocumentBuilder(limits or ExtractionLimits(), timeout_s=1000)
-    formats.extract(io.BufferedReader(io.BytesIO(data)), name, builder)
-    return builder.build()
-
-
-def extract_text(data: bytes, name: str) -> str:
-    document = extract(data, name)
-    return "\n".join(section.text for section in document.sections)
-
-
-def fail(data: bytes, name: str) -> str:
-    with pytest.raises(DocumentError) as caught:
-        extract(data, name)
-    return str(caught.value)
-
-
-def test_text_file_is_one_section_with_lines_of_the_file() -> None:
-    assert extract(b"one\r\ntwo\rthree\n", "a.txt").sections == (Section(text="one\ntwo\nthree\n", first_line=1),)
-
-
-@pytest.mark.parametrize(
-    ("data", "notice"),
-    [
-        ("Käse, ˇ".encode(), ""),
-        (codecs.BOM_UTF8 + "Käse, ˇ".encode(), ""),
-        (codecs.BOM_UTF16_LE + "Käse, ˇ".encode("utf-16-le"), ""),
-        (codecs.BOM_UTF32_BE + "Käse, ˇ".encode("utf-32-be"), ""),
-    ],
-)
-def test_encodings_of_unicode_are_read(data: bytes, notice: str) -> None:
-    document = extract(data, "a.md")
-    assert (document.sections[0].text, document.notice) == ("Käse, ˇ", notice)
-
-
-def test_utf_16_without_byte_order_mark_is_read() -> None:
-    assert extract("A longer text.\n".encode("utf-16-le"), "a.txt").sections[0].text == "A longer text.\n"
-
-
-def test_older_encoding_is_read_with_a_notice() -> None:
-    document = extract("Käse für 3 €".encode("cp1252"), "a.txt")
-    assert document.sections[0].text == "Käse für 3 €"
-    assert "Windows-1252" in document.notice
-
-
-def test_invalid_bytes_in_utf_8_are_replaced_with_a_notice() -> None:
-    document = extract("Käse Käse Käse Käse ".encode() + b"\xff", "a.txt")
-    assert document.sections[0].text == "Käse Käse Käse Käse \ufffd"
-    assert "not valid UTF-8" in document.notice
-
-
-@pytest.mark.parametrize("data", [b"a\0b", bytes(100), b"\xfd\x01\x02" * 9, random.Random(1).randbytes(5000)])
-def test_binary_file_is_refused(data: bytes) -> None:
-    assert fail(data, "a.txt")
-
-
-def test_single_null_characters_are_left_out_with_a_notice() -> None:
-    document = extract(b"text\0 " + b"word " * 500, "a.log")
-    assert document.sections[0].text.startswith("text word word")
-    assert document.notice == "Null characters (1) were left out."
+from tests.unit.documents.extraction.helpers import extract, extract_text, fail
 
 
 def test_known_formats_are_named() -> None:
@@ -101,20 +37,6 @@ def test_known_formats_are_named() -> None:
     )
     assert fail(b"", "a.docx") == "The file is empty."
     assert fail(make_zip({"a.txt": "text"}), "a.zip") == "it is a ZIP archive. Extract it first."
-
-
-def test_empty_text_file_has_a_notice() -> None:
-    assert extract(b"", "a.txt") == ExtractedDocument(sections=(), notice="The file has no text.")
-
-
-@given(st.integers(1, 300), st.sampled_from(["a", "é", "日", "🦉", "\n"]), st.sampled_from(["utf-8", "utf-16"]))
-def test_long_text_is_cut_off_at_the_limit_with_a_notice(n_chars: int, character: str, encoding: str) -> None:
-    text = character * n_chars
-    document = extract(text.encode(encoding), "a.txt", ExtractionLimits(max_text_bytes=300))
-    read = "".join(section.text for section in document.sections)
-    assert text.startswith(read)
-    assert len(read.encode()) <= 300
-    assert ("Only the first" in document.notice) == (read != text) or not text.strip()
 
 
 def test_html_becomes_markdown() -> None:
@@ -138,6 +60,20 @@ def test_html_with_navigation_without_end_has_text() -> None:
     assert extract_text(b"<html><nav>Menu<p>Content</html>", "a.html") == "Menu\n\nContent"
 
 
+@pytest.mark.parametrize("element", ["script", "style", "template"])
+def test_hidden_element_without_end_has_a_notice(element: str) -> None:
+    document = extract(f"<p>Before</p><{element}>var a = 1;<p>After".encode(), "a.html")
+    assert document.sections[0].text == "Before"
+    assert document.notice == f"The text after an element <{element}> without an end was not read."
+    assert not extract(f"<p>Before</p><{element}>var a = 1;</{element}><p>After".encode(), "a.html").notice
+
+
+def test_notice_of_several_chapters_is_given_once() -> None:
+    document = extract(make_epub({"a.xhtml": "<p>one<script>x", "b.xhtml": "<p>two<script>y"}), "a.epub")
+    assert [section.text for section in document.sections] == ["one", "two"]
+    assert document.notice == "The text after an element <script> without an end was not read."
+
+
 def test_html_uses_its_declared_encoding() -> None:
     assert extract_text('<meta charset="iso-8859-2"><p>ľúbiť'.encode("iso-8859-2"), "a.htm") == "ľúbiť"
     assert extract_text('<meta charset="nonsense"><p>é'.encode(), "a.htm") == "é"
@@ -151,7 +87,7 @@ def test_html_uses_its_declared_encoding() -> None:
     "<title>", "</title>", "word", "\0", " ", "\n", "```",
 ]), max_size=40))  # fmt: skip
 def test_any_html_is_converted(parts: list[str]) -> None:
-    text, _ = convert_html("".join(parts), 1000)
+    text, _ = convert_html("".join(parts), DocumentBuilder(ExtractionLimits(), timeout_s=1000))
     assert text.count("word") <= parts.count("word")
 
 
@@ -223,38 +159,6 @@ def test_scanned_pdf_is_refused() -> None:
         "it has no text: its 2 pages are pictures, as in a scan. Recognise the text first, for example with `ocrmypdf`."
     )
     assert fail(make_pdf([""]), "a.pdf") == "it has no text on its 1 page."
-
-
-def make_message() -> EmailMessage:
-    message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = (
-        "Ann <ann@example.org>",
-        "Bob <bob@example.org>",
-        "Größe der Kiste",
-    )
-    message["Date"] = "Mon, 02 Mar 2026 10:00:00 +0100"
-    message.set_content("Hello Bob,\n\n3 m².\n")
-    message.add_alternative("<p>Hello <b>Bob</b></p>", subtype="html")
-    message.add_attachment(b"%PDF", maintype="application", subtype="pdf", filename="plan.pdf")
-    return message
-
-
-def test_message_has_headers_plain_text_and_names_of_attachments() -> None:
-    document = extract(bytes(make_message()), "a.eml")
-    assert document.title == "Größe der Kiste"
-    assert document.sections[0].text == (
-        "# Größe der Kiste\n\nFrom: Ann <ann@example.org>\nTo: Bob <bob@example.org>\n"
-        "Date: Mon, 02 Mar 2026 10:00:00 +0100\n\n"
-        "Hello Bob,\n\n3 m².\n\nAttachments (not read): plan.pdf (application/pdf)"
-    )
-
-
-def test_message_without_plain_text_has_text_of_its_html() -> None:
-    message = EmailMessage()
-    message["Subject"] = "x"
-    message.set_content("<h2>Offer</h2><p>1 €", subtype="html")
-    assert extract_text(bytes(message), "a.eml") == "# x\n\n## Offer\n\n1 €"
-    assert "neither a sender nor a subject" in fail(b"just text", "a.eml")
 
 
 def extract_late(data: bytes, name: str, n_timely: int, monkeypatch: pytest.MonkeyPatch) -> ExtractedDocument:
