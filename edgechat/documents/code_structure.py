@@ -36,7 +36,7 @@ _TEMPLATE: Final = r"(?:template[ \t]*<[^\n]{0,300}>[ \t]+)?"
 _C_LIKE: Final = (
     rf"{_TEMPLATE}(?:{_WORDS}[ \t]+){{0,8}}(?=[A-Za-z_])"
     r"(?:(?:class|interface|enum(?:[ \t]+class)?|struct|union|namespace|record|trait|object"
-    r"|protocol|extension|fun|func|def)[ \t]+(?![^\n]*;[ \t]*$)(?P<name>[\w.:<>]+)"
+    r"|protocol|extension|fun|func|def)[ \t]+(?=[\w.:<>])(?![^\n]*;[ \t]*$)(?P<name>[\w.:<>]+)"
     r"|(?=[^\n(;={}]*\()(?!(?:return|else|if|for|while|switch|catch|throw|new|case|delete|using|goto|do)\b)"
     r"(?:[\w:<>,.\[\]?]+[ \t*&]+){1,5}(?P<name2>[A-Za-z_~][\w:~]*)[ \t]*"
     r"\((?:[^;={}\n]{0,300}\{|(?=[^;={}\n]{0,600}$)(?:[^\n]{0,300}\)|[^\n]{0,300},[ \t]*$)))"

@@ -200,6 +200,7 @@ def test_hostile_line_is_split_in_linear_time(name: str, unit: str) -> None:
     ("start", "unit", "end"),
     [
         ("class ", "a", ";"),
+        ("class ", " ", ";"),
         ("public", " ", ";"),
         ("function", " ", ";"),
         ("template<", "> ", ";"),
