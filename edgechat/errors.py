@@ -186,10 +186,12 @@ class DocumentError(EdgechatError):
 class UnreadableFileError(DocumentError):
     """Raised when the text of a file cannot be extracted. The message begins with the name of the file."""
 
-    def __init__(self, message: str, reason: str = "") -> None:
+    def __init__(self, message: str, reason: str = "", *, is_temporary: bool = False) -> None:
         super().__init__(message)
         self.reason = reason or message
         """Sentences that say why, without the name of the file."""
+        self.is_temporary = is_temporary
+        """True if the same file may be readable later, for example with more free memory."""
 
 
 class DamagedCollectionError(DocumentError):

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgechat.documents.bigrams import separate_text
-from edgechat.documents.database import CollectionDatabase, lock_updates, set_meta
+from edgechat.documents.database import CollectionDatabase, get_meta, lock_updates, set_meta
 from edgechat.documents.text import Chunk
 from edgechat.documents.vectors import VectorCache, delete_vectors
 
@@ -65,7 +65,8 @@ class DocumentRecord(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int
     """Modification time; 0 if the next update must compare the hash in any case."""
     hash: bytes = b""
-    """SHA-256 hash of the content from which the text was extracted; empty if there is a problem."""
+    """Hash of the content from which the text was extracted (`file_states.FileState`). With a problem, it is that of
+    the content that cannot be read; empty if the next update must try again."""
     problem: str = ""
     notice: str = ""
     title: str = ""
@@ -171,10 +172,16 @@ class Collection:
             for document_id in document_ids:
                 _delete_document(db, document_id)
 
-    def finish_update(self) -> None:
-        """Store the time of a complete update."""
+    def finish_update(self, extraction: str) -> None:
+        """Store the time of a complete update, and the versions of what extracted the text."""
         with self.database.write() as db:
             set_meta(db, "updated_at_ms", str(time.time_ns() // 1_000_000))
+            set_meta(db, "extraction", extraction)
+
+    def read_extraction(self) -> str:
+        """Return the versions of what extracted the text in the last complete update; "" before the first one."""
+        with self.database.read() as db:
+            return get_meta(db, "extraction")
 
     # Chunks
 

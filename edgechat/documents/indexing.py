@@ -7,10 +7,9 @@ kill at any time therefore loses at most the last seconds of work; the next upda
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -20,6 +19,8 @@ from edgechat import paths
 from edgechat.documents.collection import Collection, DocumentRecord, make_valid_text
 from edgechat.documents.embedding import TextEmbedder
 from edgechat.documents.embedding_updates import embed_chunks
+from edgechat.documents.file_states import FileState, describe_extraction, read_state
+from edgechat.documents.source_files import SourceFile, SourceFiles
 from edgechat.documents.text import Chunk, ExtractedDocument
 from edgechat.errors import DocumentError, UnreadableFileError, format_reason
 from edgechat.humanize import format_count, shorten
@@ -29,32 +30,8 @@ from edgechat.prefix.shared_prefix import clear_pinned
 _MAX_PENDING_BYTES: Final = 8 << 20
 _MAX_PENDING_DOCUMENTS: Final = 256
 _MAX_PENDING_S: Final = 1.0
-# A file that was modified less than this time before it was read may change again without a new modification time.
-# FAT has the coarsest times, of 2 seconds.
-_RECENT_NS: Final = 3_000_000_000
-_HASHED_BYTES: Final = 1 << 20
 _MAX_READS: Final = 3
 _MAX_SHOWN_NAME_CHARS: Final = 40
-
-
-class SourceFile(Protocol):
-    """File of a source, as `sources.find_files` yields it."""
-
-    @property
-    def path(self) -> Path:
-        """Absolute path."""
-
-    @property
-    def name(self) -> str:
-        """Path relative to the source."""
-
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def mtime_ns(self) -> int: ...
-    @property
-    def problem(self) -> str:
-        """Sentence that says why the file cannot be read; "" for a readable file."""
 
 
 class FileExtractor(Protocol):
@@ -156,7 +133,7 @@ def update(
             clear_pinned(paths.prefix_dir(), collection.name)
         is_complete = not is_cancelled()
         if is_complete:
-            collection.finish_update()
+            collection.finish_update(describe_extraction())
     return msgspec.structs.replace(
         files.summary, n_embedded=n_embedded, elapsed_s=time.monotonic() - started_at, is_cancelled=not is_complete
     )
@@ -178,6 +155,7 @@ class _FileUpdate:
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
         self._records = collection.read_records()
+        self._is_new_extraction = collection.read_extraction() != describe_extraction()
         self._pending: list[tuple[DocumentRecord, Sequence[Chunk]]] = []
         self._pending_times: list[DocumentRecord] = []
         self._pending_bytes = 0
@@ -186,24 +164,19 @@ class _FileUpdate:
         self._extractor: FileExtractor | None = None
 
     def run(self) -> None:
-        files, kept_sources = self._find_files()
-        if self._is_cancelled():
+        files = self._find_files()
+        if files is None:
             return
-        found_paths = {os.fsencode(file.path) for _, file in files}
-        removed = [
-            record.id for path, record in self._records.items()
-            if path not in found_paths and record.source_id not in kept_sources
-        ]  # fmt: skip
-        if removed:
-            self._collection.remove_documents(removed)
-            self._count(removed=len(removed))
-        n_bytes, n_bytes_done = sum(file.size_bytes for _, file in files), 0
+        n_files, n_bytes, n_bytes_done = len(files), files.n_bytes, 0
+        if removed := files.find_removed():
+            self._collection.remove_documents([record.id for record in removed])
+            self._count(removed=sum(not record.problem for record in removed))
         with self._stack:
-            for i, (source_id, file) in enumerate(files):
+            for i, (source_id, file) in enumerate(files.list_all()):
                 if self._is_cancelled():
                     break
                 self._on_progress(IndexProgress(
-                    phase="reading", n_files=len(files), n_files_done=i, n_bytes=n_bytes, n_bytes_done=n_bytes_done,
+                    phase="reading", n_files=n_files, n_files_done=i, n_bytes=n_bytes, n_bytes_done=n_bytes_done,
                     path=file.name,
                 ))  # fmt: skip
                 self._update_file(source_id, file)
@@ -216,91 +189,87 @@ class _FileUpdate:
                     self._flush()
             self._flush()
         self._on_progress(IndexProgress(
-            phase="reading", n_files=len(files), n_files_done=len(files), n_bytes=n_bytes, n_bytes_done=n_bytes_done
+            phase="reading", n_files=n_files, n_files_done=n_files, n_bytes=n_bytes, n_bytes_done=n_bytes_done
         ))  # fmt: skip
 
-    def _find_files(self) -> tuple[list[tuple[int, SourceFile]], set[int]]:
-        """Return all files with the ids of their sources, and the ids of sources that do not exist at the moment."""
-        files: dict[bytes, tuple[int, SourceFile]] = {}
-        kept_sources: set[int] = set()
-        n_bytes = 0
-        for source_id, source in self._collection.sources():
-            if not source.exists() and not source.parent.exists():
-                kept_sources.add(source_id)
-                self._warn(f"{source} cannot be found. Its documents stay in the collection as they were.")
-                continue
-            if not source.exists():
-                self._warn(f"{source} does not exist any more. Its documents were removed from the collection.")
-                continue
-            for file in self._reader.find_files(source):
-                if files.setdefault(os.fsencode(file.path), (source_id, file))[1] is file:
-                    n_bytes += file.size_bytes
-                if len(files) % 256 == 1:
-                    self._on_progress(IndexProgress(phase="finding", n_files=len(files), n_bytes=n_bytes))
-                    if self._is_cancelled():
-                        return list(files.values()), kept_sources
-        return list(files.values()), kept_sources
+    def _find_files(self) -> SourceFiles | None:
+        """Return the files of all sources; None after a cancellation."""
+        files = SourceFiles(self._collection.name, self._reader.find_files, self._records)
+        for _ in files.find(self._collection.sources()):
+            if len(files) % 256 == 1:
+                self._on_progress(IndexProgress(phase="finding", n_files=len(files), n_bytes=files.n_bytes))
+                if self._is_cancelled():
+                    return None
+        self.summary = msgspec.structs.replace(self.summary, warnings=tuple(files.warnings))
+        return None if self._is_cancelled() else files
 
     def _update_file(self, source_id: int, file: SourceFile) -> None:
         old = self._records.get(os.fsencode(file.path))
-        is_same_place = old is not None and old.source_id == source_id and old.name == make_valid_text(file.name)
         if file.problem:
             self._fail(source_id, file, file.problem)
             return
-        if old is not None and is_same_place and not old.problem:
-            if old.mtime_ns and (old.size_bytes, old.mtime_ns) == (file.size_bytes, file.mtime_ns):
-                self._count(unchanged=1)
-                return
-            with contextlib.suppress(OSError):  # an unreadable file fails below
-                state = _read_state(file.path)
-                if state.hash == old.hash:
-                    times = msgspec.structs.replace(old, size_bytes=state.size_bytes, mtime_ns=state.mtime_ns)
-                    self._pending_times.append(times)
-                    self._count(unchanged=1)
-                    return
-        try:
-            state, document = self._read_file(file.path)
-            chunks = self._reader.split(document, file.name)
-        except UnreadableFileError as error:
-            self._fail(source_id, file, error.reason)
+        # Of a file that could not be read before, the hash is only compared if the extraction has not changed.
+        is_known = (
+            old is not None and old.source_id == source_id and old.name == make_valid_text(file.name)
+            and bool(old.hash) and not (old.problem and self._is_new_extraction)
+        )  # fmt: skip
+        times = file.size_bytes, file.mtime_ns
+        if old is not None and is_known and old.mtime_ns and (old.size_bytes, old.mtime_ns) == times:
+            self._count_unchanged(old)
             return
+        state = None
+        try:
+            state = read_state(file.path, self._is_cancelled)
+            if old is not None and is_known and state.hash == old.hash:
+                self._pending_times.append(msgspec.structs.replace(
+                    old, size_bytes=state.size_bytes, mtime_ns=state.reliable_mtime_ns
+                ))  # fmt: skip
+                self._count_unchanged(old)
+                return
+            text_state, document = self._read_file(file.path, state)
+            chunks = self._reader.split(document, file.name)
         except DocumentError as error:
             if not self._is_cancelled():
-                self._fail(source_id, file, str(error))
+                is_final = isinstance(error, UnreadableFileError) and not error.is_temporary
+                reason = error.reason if isinstance(error, UnreadableFileError) else str(error)
+                self._fail(source_id, file, reason, state if is_final else None)
             return
         except OSError as error:
             self._fail(source_id, file, f"Cannot read the file: {format_reason(error)}.")
             return
         record = DocumentRecord(
-            source_id=source_id, path=os.fsencode(file.path), name=file.name, size_bytes=state.size_bytes,
-            mtime_ns=state.mtime_ns, hash=state.hash, notice=document.notice, title=document.title,
+            source_id=source_id, path=os.fsencode(file.path), name=file.name, size_bytes=text_state.size_bytes,
+            mtime_ns=text_state.reliable_mtime_ns, hash=text_state.hash, notice=document.notice, title=document.title,
         )  # fmt: skip
         self._add_pending(record, chunks)
         is_new = old is None or bool(old.problem)
         self._count(
-            added=int(is_new), changed=int(not is_new), n_chunks=len(chunks), n_bytes=state.size_bytes
+            added=int(is_new), changed=int(not is_new), n_chunks=len(chunks), n_bytes=text_state.size_bytes
         )  # fmt: skip
 
-    def _read_file(self, path: Path) -> tuple[_FileState, ExtractedDocument]:
+    def _read_file(self, path: Path, state: FileState) -> tuple[FileState, ExtractedDocument]:
         """Return the text of a file with the state of the file that has this text. Raises DocumentError and OSError."""
         if self._extractor is None:
             self._extractor = self._stack.enter_context(self._reader.open_extractor())
-        before = _read_state(path)
         for _ in range(_MAX_READS):
             document = self._extractor.extract(path, self._is_cancelled)
-            after = _read_state(path)
-            if before.hash == after.hash:
-                return after, document
-            before = after
+            if state.matches(path):
+                return state, document
+            state = read_state(path, self._is_cancelled)
         raise DocumentError("The file is being changed while it is read. Update the collection again later.")
 
-    def _fail(self, source_id: int, file: SourceFile, problem: str) -> None:
+    def _fail(self, source_id: int, file: SourceFile, problem: str, state: FileState | None = None) -> None:
+        """Store a file without text. With a state, the file is not read again until it changes."""
         record = DocumentRecord(
-            source_id=source_id, path=os.fsencode(file.path), name=file.name, size_bytes=file.size_bytes, mtime_ns=0,
-            problem=problem,
+            source_id=source_id, path=os.fsencode(file.path), name=file.name,
+            size_bytes=state.size_bytes if state else file.size_bytes,
+            mtime_ns=state.reliable_mtime_ns if state else 0, hash=state.hash if state else b"", problem=problem,
         )  # fmt: skip
         self._add_pending(record, ())
         self._count(failed=1)
+
+    def _count_unchanged(self, record: DocumentRecord) -> None:
+        self._count(failed=int(bool(record.problem)), unchanged=int(not record.problem))
 
     def _add_pending(self, record: DocumentRecord, chunks: Sequence[Chunk]) -> None:
         if not self._pending:
@@ -320,34 +289,6 @@ class _FileUpdate:
     def _count(self, **counts: int) -> None:
         totals = {name: getattr(self.summary, name) + count for name, count in counts.items()}
         self.summary = msgspec.structs.replace(self.summary, **totals)
-
-    def _warn(self, warning: str) -> None:
-        self.summary = msgspec.structs.replace(self.summary, warnings=(*self.summary.warnings, warning))
-
-
-class _FileState(msgspec.Struct, frozen=True):
-    """Content hash of a file, with the size and time by which the next update recognises the same content."""
-
-    hash: bytes
-    size_bytes: int
-    mtime_ns: int
-
-
-def _read_state(path: Path) -> _FileState:
-    """Read a file and return its state. Raises OSError."""
-    now_ns = time.time_ns()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        for data in _read_parts(file.fileno()):
-            digest.update(data)
-    is_recent = abs(now_ns - status.st_mtime_ns) < _RECENT_NS
-    return _FileState(digest.digest(), status.st_size, 0 if is_recent else status.st_mtime_ns)
-
-
-def _read_parts(descriptor: int) -> Iterator[bytes]:
-    while data := os.read(descriptor, _HASHED_BYTES):
-        yield data
 
 
 def _default_reader() -> FileReader:

@@ -66,12 +66,12 @@ class ExtractionProcess:
             timeout_s = self.limits.compute_timeout_s(os.stat(encoded_path).st_size)  # noqa: PTH116  (not a str)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            raise _make_error(name, reason or format_reason(error)) from error
+            raise _make_error(name, reason or format_reason(error), is_temporary=True) from error
         reply = self._exchange(ExtractionRequest(encoded_path, self.limits, timeout_s), is_cancelled)
         if reply.is_last:
             self.close()
         if reply.document is None:
-            raise _make_error(name, reply.error)
+            raise _make_error(name, reply.error, is_temporary=reply.is_temporary)
         return reply.document
 
     def _exchange(self, request: ExtractionRequest, is_cancelled: IsCancelled) -> ExtractionReply:
@@ -90,7 +90,7 @@ class ExtractionProcess:
             except queue.Empty:
                 pass
             if is_cancelled():
-                return ExtractionReply(error="reading it was cancelled", is_last=True)
+                return ExtractionReply(error="reading it was cancelled", is_last=True, is_temporary=True)
             if time.monotonic() > deadline:
                 limit = format_duration(request.timeout_s)
                 return ExtractionReply(error=f"reading it took more than {limit}. {_ADVICE}", is_last=True)
@@ -98,7 +98,8 @@ class ExtractionProcess:
                 limit = format_size(self.limits.memory_bytes)
                 return ExtractionReply(error=f"reading it needs more than {limit} of memory. {_ADVICE}", is_last=True)
         if body is None:
-            return ExtractionReply(error=_describe_exit(child), is_last=True)
+            error = _describe_exit(child)
+            return ExtractionReply(error=error, is_last=True, is_temporary=child.returncode == -process.KILL_SIGNAL)
         try:
             return msgspec.msgpack.decode(body, type=ExtractionReply)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -111,9 +112,11 @@ def extract_file(path: Path, limits: ExtractionLimits | None = None) -> Extracte
         return extraction.extract(path)
 
 
-def _make_error(name: str, reason: str) -> UnreadableFileError:
+def _make_error(name: str, reason: str, *, is_temporary: bool = False) -> UnreadableFileError:
     reason = reason if reason.endswith((".", "!", "?")) else f"{reason}."
-    return UnreadableFileError(f"{name} cannot be read: {reason}", reason[:1].upper() + reason[1:])
+    return UnreadableFileError(
+        f"{name} cannot be read: {reason}", reason[:1].upper() + reason[1:], is_temporary=is_temporary
+    )
 
 
 def _describe_exit(child: subprocess.Popen[bytes]) -> str:

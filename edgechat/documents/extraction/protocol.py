@@ -25,3 +25,5 @@ class ExtractionReply(msgspec.Struct, frozen=True):
     """Sentences that continue "NAME cannot be read: "."""
     is_last: bool = False
     """True if the process has used so much memory that it ends after this reply."""
+    is_temporary: bool = False
+    """True if the same file may be readable later."""

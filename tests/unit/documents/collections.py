@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgechat.documents.collection import Collection
-from edgechat.documents.indexing import FileReader
+from edgechat.documents.indexing import FileReader, UpdateSummary, update
 from edgechat.documents.text import Chunk, ExtractedDocument, Section
 from edgechat.errors import DocumentError
 
@@ -106,3 +107,15 @@ def read_contents(collection: Collection) -> dict[str, list[tuple[str, int | Non
     for stored in collection.iterate_chunks():
         contents.setdefault(stored.path, []).append((stored.chunk.text, stored.chunk.first_line))
     return contents
+
+
+def write(path: Path, text: str, *, age_s: float = 60) -> None:
+    """Write a file that was modified `age_s` ago, so that its time identifies its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    modified_ns = path.stat().st_mtime_ns - int(age_s * 1e9)
+    os.utime(path, ns=(modified_ns, modified_ns))
+
+
+def run(collection: Collection, *add: Path, extractor: TextExtractor | None = None, **options: object) -> UpdateSummary:
+    return update(collection, add=add, reader=make_reader(extractor or TextExtractor()), **options)  # type: ignore[arg-type]

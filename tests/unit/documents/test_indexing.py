@@ -15,16 +15,11 @@ from hypothesis import strategies as st
 
 from edgechat import paths
 from edgechat.documents.collection import Collection
-from edgechat.documents.indexing import IndexProgress, UpdateSummary, update
+from edgechat.documents.indexing import IndexProgress
 from edgechat.documents.library import DocumentLibrary
-from edgechat.errors import DocumentError
+from edgechat.errors import DocumentError, UnreadableFileError
 from edgechat.prefix.shared_prefix import make_folder_name, make_pinned_owner
-from tests.unit.documents.collections import (
-    TextExtractor,
-    WordEmbedder,
-    make_reader,
-    read_contents,
-)
+from tests.unit.documents.collections import TextExtractor, WordEmbedder, read_contents, run, write
 
 
 @pytest.fixture
@@ -43,18 +38,6 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "files"
     folder.mkdir()
     return folder
-
-
-def write(path: Path, text: str, *, age_s: float = 60) -> None:
-    """Write a file that was modified `age_s` ago, so that its time identifies its content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    modified_ns = path.stat().st_mtime_ns - int(age_s * 1e9)
-    os.utime(path, ns=(modified_ns, modified_ns))
-
-
-def run(collection: Collection, *add: Path, extractor: TextExtractor | None = None, **options: object) -> UpdateSummary:
-    return update(collection, add=add, reader=make_reader(extractor or TextExtractor()), **options)  # type: ignore[arg-type]
 
 
 def test_update_reads_only_new_and_changed_files(collection: Collection, folder: Path) -> None:
@@ -145,20 +128,54 @@ def test_file_in_two_sources_is_indexed_once(collection: Collection, folder: Pat
     assert not collection.remove_source(folder)
 
 
-def test_sources_that_do_not_exist(collection: Collection, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match="does not exist"):
-        run(collection, tmp_path / "missing")
-    assert collection.sources() == []
-    write(folder / "disk" / "notes" / "a.txt", "text")
-    run(collection, folder / "disk" / "notes")
-    (folder / "disk").rename(folder / "unmounted")
-    summary = run(collection)
-    assert (summary.removed, len(summary.warnings)) == (0, 1)
-    assert len(read_contents(collection)) == 1
-    (folder / "disk").mkdir()
-    summary = run(collection)
-    assert (summary.removed, len(summary.warnings)) == (1, 1)
-    assert read_contents(collection) == {}
+def test_unreadable_file_is_not_read_again_until_something_changes(
+    collection: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "scan.txt", "scan")
+    is_temporary = False
+
+    def refuse(path: Path) -> None:
+        raise UnreadableFileError("scan.txt cannot be read.", "It has no text.", is_temporary=is_temporary)
+
+    extractor = TextExtractor(refuse)
+    for _ in range(3):
+        assert run(collection, folder, extractor=extractor).failed == 1
+        assert [problem.reason for problem in collection.describe().problems] == ["It has no text."]
+        os.utime(folder / "scan.txt")  # the same content
+    assert len(extractor.paths) == 1
+    monkeypatch.setattr("edgechat.documents.file_states.__version__", "99")
+    assert run(collection, extractor=extractor).failed == 1
+    assert len(extractor.paths) == 2
+    is_temporary = True
+    for n_calls in (3, 4):
+        write(folder / "scan.txt", "another scan")
+        assert run(collection, extractor=extractor).failed == 1
+        assert len(extractor.paths) == n_calls
+    assert run(collection).added == 1
+
+
+def test_cancelled_extraction_keeps_the_old_text(collection: Collection, folder: Path) -> None:
+    write(folder / "a.txt", "text")
+    run(collection, folder)
+    write(folder / "a.txt", "changed", age_s=20)
+
+    def refuse(path: Path) -> None:
+        raise UnreadableFileError("Reading it was cancelled.")
+
+    extractor = TextExtractor(refuse)
+    summary = run(collection, extractor=extractor, is_cancelled=lambda: bool(extractor.paths))
+    assert (summary.failed, summary.is_cancelled) == (0, True)
+    assert list(read_contents(collection).values()) == [[("text", 1)]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes")
+def test_file_that_became_a_pipe_does_not_block(collection: Collection, folder: Path) -> None:
+    write(folder / "a.txt", "text")
+    run(collection, folder)
+    (folder / "a.txt").unlink()
+    os.mkfifo(folder / "a.txt")
+    assert run(collection).failed == 1
+    assert "not a regular file" in collection.describe().problems[0].reason
 
 
 def test_second_update_at_the_same_time_is_refused(library: DocumentLibrary, folder: Path) -> None:
@@ -250,6 +267,7 @@ class Killed(BaseException):
 FILES = st.dictionaries(
     st.sampled_from(["a.txt", "b.txt", "sub/c.txt", "sub/d.txt"]),
     st.sampled_from(["one", "one\n\ntwo", "unreadable", "three\n\nfour\n\nfive", ""]),
+    min_size=1,  # the documents of an empty folder stay
 )
 
 
