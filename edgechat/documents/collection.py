@@ -138,8 +138,8 @@ class Collection:
             row = db.execute("SELECT id FROM sources WHERE path = ?", (os.fsencode(path),)).fetchone()
             if row is None:
                 return False
-            for (document_id,) in db.execute("SELECT id FROM documents WHERE source_id = ?", row).fetchall():
-                _delete_document(db, document_id)
+            ids = [document[0] for document in db.execute("SELECT id FROM documents WHERE source_id = ?", row)]
+            _delete_documents(db, ids)
             db.execute("DELETE FROM sources WHERE id = ?", row)
         return True
 
@@ -155,8 +155,11 @@ class Collection:
     def replace_documents(self, documents: Iterable[tuple[DocumentRecord, Sequence[Chunk]]]) -> None:
         """Store documents with their chunks in one transaction, each in place of the document with the same path."""
         with self.database.write() as db:
-            for record, chunks in documents:
-                _replace_document(db, record, chunks)
+            pairs = list(documents)
+            old_ids = {record.path: _find_id(db, record.path) for record, _ in pairs}
+            delete_vectors(db, [document_id for document_id in old_ids.values() if document_id is not None])
+            for record, chunks in pairs:
+                _replace_document(db, record, chunks, old_ids[record.path])
 
     def set_file_times(self, records: Iterable[DocumentRecord]) -> None:
         """Store the sizes and times of files whose content has not changed."""
@@ -169,8 +172,7 @@ class Collection:
     def remove_documents(self, document_ids: Iterable[int]) -> None:
         """Remove documents with their chunks and vectors in one transaction."""
         with self.database.write() as db:
-            for document_id in document_ids:
-                _delete_document(db, document_id)
+            _delete_documents(db, list(document_ids))
 
     def finish_update(self, extraction: str) -> None:
         """Store the time of a complete update, and the versions of what extracted the text."""
@@ -241,14 +243,20 @@ def _select_chunks(db: sqlite3.Connection, condition: str, values: Sequence[int]
         )  # fmt: skip
 
 
-def _replace_document(db: sqlite3.Connection, record: DocumentRecord, chunks: Sequence[Chunk]) -> None:
-    """Store a document; it keeps its id, and so its place in the order, if one with the same path exists."""
-    row = db.execute("SELECT id FROM documents WHERE path = ?", (record.path,)).fetchone()
-    if row is not None:
-        _delete_chunks(db, row[0])
+def _find_id(db: sqlite3.Connection, path: bytes) -> int | None:
+    row = db.execute("SELECT id FROM documents WHERE path = ?", (path,)).fetchone()
+    return row[0] if row is not None else None
+
+
+def _replace_document(
+    db: sqlite3.Connection, record: DocumentRecord, chunks: Sequence[Chunk], old_id: int | None
+) -> None:
+    """Store a document; it keeps the id of the one with the same path, and so its place in the order."""
+    if old_id is not None:
+        _delete_chunks(db, old_id)
     texts = [(make_valid_text(chunk.text), make_valid_text(chunk.heading)) for chunk in chunks]
     values = {
-        **msgspec.structs.asdict(record), "id": row[0] if row else None,
+        **msgspec.structs.asdict(record), "id": old_id,
         "name": make_valid_text(record.name), "title": make_valid_text(record.title),
         "problem": make_valid_text(record.problem), "notice": make_valid_text(record.notice),
         "n_chunks": len(chunks), "n_text_bytes": sum(len(text.encode()) for text, _ in texts),
@@ -272,14 +280,15 @@ def _replace_document(db: sqlite3.Connection, record: DocumentRecord, chunks: Se
         )
 
 
-def _delete_document(db: sqlite3.Connection, document_id: int) -> None:
-    _delete_chunks(db, document_id)
-    db.execute("DELETE FROM documents WHERE id = ?", (document_id,))
+def _delete_documents(db: sqlite3.Connection, document_ids: Sequence[int]) -> None:
+    delete_vectors(db, document_ids)
+    for document_id in document_ids:
+        _delete_chunks(db, document_id)
+    db.executemany("DELETE FROM documents WHERE id = ?", [(document_id,) for document_id in document_ids])
 
 
 def _delete_chunks(db: sqlite3.Connection, document_id: int) -> None:
-    """Delete the chunks of a document from all tables."""
-    delete_vectors(db, document_id)
+    """Delete the chunks of a document, whose vectors were deleted before, from the chunks and their index."""
     # An FTS5 table with external content has to be told the texts that it loses.
     db.execute(
         "INSERT INTO chunk_search (chunk_search, rowid, name, heading, text) "

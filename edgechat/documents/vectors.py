@@ -7,6 +7,8 @@ vectors, because reading few large rows is many times faster than reading one ro
 
 from __future__ import annotations
 
+import math
+import secrets
 import sqlite3
 import threading
 from array import array
@@ -75,13 +77,16 @@ def select_model(db: sqlite3.Connection, model: VectorModel) -> None:
 def add_vectors(db: sqlite3.Connection, vectors: Sequence[tuple[int, Sequence[float]]]) -> None:
     """Store the embeddings of chunks, given as pairs of a chunk id and `n_embd` numbers.
 
-    Chunks that were removed meanwhile, or that have a vector, are left out. Raises DocumentError for a wrong length.
+    Chunks that were removed meanwhile, or that have a vector, are left out. Raises DocumentError for a wrong length,
+    and for values that are not finite.
     """
-    n_embd = read_model(db).n_embd
+    model = read_model(db)
+    n_embd = model.n_embd
     new = []
     for chunk_id, values in vectors:
         if len(values) != n_embd:
             raise DocumentError(f"The embedding has {len(values)} values instead of {n_embd}. Update the collection.")
+        _check_finite(values, model.name)
         if db.execute("SELECT 1 FROM chunks WHERE id = ? AND block IS NULL", (chunk_id,)).fetchone():
             new.append((chunk_id, *quantize(values)))
     while new:
@@ -105,19 +110,21 @@ def add_vectors(db: sqlite3.Connection, vectors: Sequence[tuple[int, Sequence[fl
     _change_revision(db)
 
 
-def delete_vectors(db: sqlite3.Connection, document_id: int) -> None:
-    """Delete the vectors of all chunks of a document, before the chunks are deleted."""
-    rows = db.execute(
-        "SELECT id, block FROM chunks WHERE document_id = ? AND block IS NOT NULL", (document_id,)
-    ).fetchall()
-    if not rows:
+def delete_vectors(db: sqlite3.Connection, document_ids: Sequence[int]) -> None:
+    """Delete the vectors of all chunks of documents, before the chunks are deleted. Each block is written once."""
+    removed_ids: dict[int, set[int]] = {}
+    for document_id in document_ids:
+        for chunk_id, block in db.execute(
+            "SELECT id, block FROM chunks WHERE document_id = ? AND block IS NOT NULL", (document_id,)
+        ):
+            removed_ids.setdefault(block, set()).add(chunk_id)
+    if not removed_ids:
         return
-    removed_ids = {row[0] for row in rows}
     n_embd = read_model(db).n_embd
-    for block in sorted({row[1] for row in rows}):
+    for block, block_ids in sorted(removed_ids.items()):
         _, id_bytes, factor_bytes, vectors = _read_block(db, block)
         ids, factors = array("q", id_bytes), array("f", factor_bytes)
-        kept = [i for i, chunk_id in enumerate(ids) if chunk_id not in removed_ids]
+        kept = [i for i, chunk_id in enumerate(ids) if chunk_id not in block_ids]
         if not kept:
             db.execute("DELETE FROM vector_blocks WHERE id = ?", (block,))
             continue
@@ -147,6 +154,7 @@ def search_vectors(
         model, revision = read_model(db), get_meta(db, "vector_revision")
         if model.n_embd != len(query):
             raise DocumentError(f"The query's embedding has {len(query)} values instead of {model.n_embd}.")
+        _check_finite(query, model.name)
         blocks: Iterable[ScannedBlock] | None = cache.get(revision)
         if blocks is None:
             size = db.execute("SELECT ifnull(sum(n_vectors), 0) FROM vector_blocks").fetchone()[0] * model.n_embd
@@ -184,5 +192,15 @@ def _read_blocks(db: sqlite3.Connection, n_embd: int) -> Iterator[ScannedBlock]:
         yield ScannedBlock(n_vectors, n_embd, ids, factors, vectors)
 
 
+def _check_finite(values: Sequence[float], model_name: str) -> None:
+    """Raise DocumentError if an embedding has infinite values or values that are no numbers."""
+    if not all(map(math.isfinite, values)):
+        raise DocumentError(
+            f"The embedding model {model_name} computed values that are not finite numbers. Its file may be damaged, "
+            "or its type of numbers too small for it: install another model or another quantisation of it."
+        )
+
+
 def _change_revision(db: sqlite3.Connection) -> None:
-    set_meta(db, "vector_revision", str(int(get_meta(db, "vector_revision") or 0) + 1))
+    # A random token, because a counter would be the same again in a collection that was removed and added.
+    set_meta(db, "vector_revision", secrets.token_hex(16))
