@@ -28,7 +28,7 @@ class UpdateResult(NamedTuple):
     name: str
     summary: UpdateSummary
     is_new: bool
-    """True if the update has made the collection."""
+    """True if the update has created the collection."""
 
 
 class ThrottledProgress:
@@ -41,7 +41,10 @@ class ThrottledProgress:
 
     def show(self, progress: IndexProgress) -> None:
         """Report the progress, unless the last report was a moment ago."""
-        is_end = progress.n_files_done == progress.n_files
+        done, total = progress.n_files_done, progress.n_files
+        if progress.phase == "embedding":
+            done, total = progress.n_chunks_done, progress.n_chunks
+        is_end = done == total
         if progress.phase != self._phase or is_end or time.monotonic() - self._reported_at >= _INTERVAL_S:
             self._reported_at, self._phase = time.monotonic(), progress.phase
             self._report(progress)
@@ -52,7 +55,7 @@ def update_collection(
     on_progress: Callable[[str, IndexProgress], object], on_status: Callable[[str, str], None],
     is_cancelled: Callable[[], bool],
 ) -> UpdateResult:  # fmt: skip
-    """Update the collection `name` with the new source `path`; if `name` is empty, make a collection of `path`.
+    """Update the collection `name` with the new source `path`; if `name` is empty, create a collection of `path`.
 
     `on_progress` and `on_status` receive the name of the collection first. Without an embedding model that can be
     loaded, no embeddings are computed. Raises DocumentError, also if a new collection would have no documents.

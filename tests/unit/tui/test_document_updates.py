@@ -20,8 +20,12 @@ def test_progress_is_reported_at_intervals_and_at_the_ends_of_phases(monkeypatch
     for number in range(1001):
         throttle.show(IndexProgress(phase="reading", n_files=1000, n_files_done=number))
         now[0] += 0.001
-    throttle.show(IndexProgress(phase="embedding", n_chunks=5))
+    for number in range(0, 1001, 10):
+        throttle.show(IndexProgress(phase="embedding", n_chunks=1000, n_chunks_done=number))
+        now[0] += 0.01
     n_read_files = [r.n_files_done for r in reports if r.phase == "reading"]
     assert (n_read_files[0], n_read_files[-1]) == (0, 1000)
-    assert 10 <= len(reports) <= 14
-    assert reports[-1].phase == "embedding"
+    assert 10 <= sum(r.phase == "reading" for r in reports) <= 14
+    n_embedded = [r.n_chunks_done for r in reports if r.phase == "embedding"]
+    assert (n_embedded[0], n_embedded[-1]) == (0, 1000)
+    assert 10 <= len(n_embedded) <= 14
