@@ -81,10 +81,12 @@ def parse_collections(argument: str, existing_names: Sequence[str]) -> tuple[str
         names = argument.split()
     unknown_name = next((name for name in names if name not in existing_names), None)
     if unknown_name is not None:
-        hint = f"There are: {', '.join(existing_names)}." if existing_names else "There are none yet."
+        hint = (
+            f"The collections are: {', '.join(existing_names)}." if existing_names else "There are no collections yet."
+        )
         raise UsageError(
             f"There is no collection of documents called {shorten(unknown_name, _MAX_SHOWN_CHARS)!r}. {hint} "
-            "@FOLDER/ in a message or `edgechat docs add` adds one."
+            "Add one with @FOLDER/ in a message or `edgechat docs add`."
         )
     return tuple(dict.fromkeys(names))
 

@@ -83,10 +83,12 @@ def check_names(library: DocumentLibrary, names: Iterable[str]) -> None:
     existing_names = library.names()
     missing_name = next((name for name in names if name not in existing_names), None)
     if missing_name is not None:
-        hint = f"There are: {', '.join(existing_names)}." if existing_names else "There are none yet."
+        hint = (
+            f"The collections are: {', '.join(existing_names)}." if existing_names else "There are no collections yet."
+        )
         raise DocumentError(
-            f"There is no collection of documents called {missing_name!r}. {hint} /docs NAME or --docs NAME chooses "
-            "others, /docs off none, and `edgechat docs add` adds one."
+            f"There is no collection of documents called {missing_name!r}. {hint} Choose others with "
+            "/docs NAME or --docs NAME, none with /docs off, or add one with `edgechat docs add`."
         )
 
 

@@ -35,7 +35,7 @@ def add_sources(
     *,
     can_create: bool = True,
 ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
-    """Make or update a collection for each of `sources`; return the names of the collections.
+    """Create or update a collection for each of `sources`; return the names of the collections.
 
     Embeddings are computed with the result of `open_embedder`, unless that would delay the reply for long. Without
     `can_create`, only existing collections are updated.

@@ -56,7 +56,7 @@ class DocumentTurns:
     def add_sources(
         self, sources: Sequence[Path], settings: Settings, is_cancelled: Callable[[], bool]
     ) -> Generator[events.SessionEvent, None, tuple[str, ...]]:
-        """Make or update a collection for each folder or document; return the names of the collections.
+        """Create or update a collection for each folder or document; return the names of the collections.
 
         Raises DocumentError, and RequestCancelledError if `is_cancelled` returns True.
         """

@@ -219,7 +219,7 @@ class Session:
             raise ContextOverflowError(cause) from error
 
     def _add_collections(self, attachments: Sequence[Path]) -> Generator[events.SessionEvent, None, list[Path]]:
-        """Make or update collections of folders and long documents; return the other files. Raises DocumentError."""
+        """Create or update collections of folders and long documents; return the other files. Raises DocumentError."""
         sources = [path for path in attachments if path.is_dir() or self._is_long_document(path)]
         if sources:
             try:

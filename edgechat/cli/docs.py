@@ -69,8 +69,8 @@ def docs() -> None:
 def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, as_json: bool) -> None:
     """Add folders or files to a collection.
 
-    Makes the collection if it does not exist. Hidden files, files that .gitignore excludes, and links that lead out of
-    a folder are left out. Files that cannot be read are listed with the reason; the others are added.
+    Creates the collection if it does not exist. Hidden files, files that .gitignore excludes, and links that lead out
+    of a folder are left out. Files that cannot be read are listed with the reason; the others are added.
     """
     from edgechat.documents.naming import choose_name
 
@@ -86,7 +86,7 @@ def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, a
         library.remove(name)
         print_problems(info)
         reason = "none of the files could be read" if summary.failed else "there are no documents"
-        raise DocumentError(f"The collection {name} was not made, because {reason} in {_join_paths(sources)}.")
+        raise DocumentError(f"The collection {name} was not created, because {reason} in {_join_paths(sources)}.")
     print_update(summary, info, as_json=as_json)
     if not as_json and is_new:
         echo_note(escape_controls(f'edgechat: Ask about it with: edgechat ask --docs {_quote(name)} "…"'))
@@ -101,7 +101,7 @@ def list_(*, as_json: bool) -> None:
         echo_json(infos)
         return
     if not infos:
-        echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` makes one.")
+        echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` creates one.")
     for info in infos:
         print_collection(info)
 
@@ -114,12 +114,12 @@ def update(name: str | None, *, with_embeddings: bool, as_json: bool) -> None:
     """Update one collection, or all of them.
 
     Reads new and changed files, removes those that no longer exist, and computes missing embeddings. An interrupted
-    update continues where it stopped. A damaged collection is made again from its folders.
+    update continues where it stopped. A damaged collection is rebuilt from its folders.
     """
     library = _open_library()
     names = [name] if name is not None else library.names()
     if not names and not as_json:
-        echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` makes one.")
+        echo_note("edgechat: No collections yet. `edgechat docs add FOLDER` creates one.")
     results, errors = [], []
     with _open_models() as models:
         for collection_name in names:
@@ -138,7 +138,10 @@ def update(name: str | None, *, with_embeddings: bool, as_json: bool) -> None:
     if as_json:
         echo_json(results[0] if name is not None else results)
     if errors:
-        raise DocumentError(f"{format_count(len(errors), 'collection')} could not be updated.")
+        raise DocumentError(
+            f"{format_count(len(errors), 'collection')} could not be updated. "
+            "The reasons are above; correct them and run `edgechat docs update` again."
+        )
 
 
 @docs.command()
@@ -205,7 +208,7 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
     library = _open_library()
     searched_names = list(dict.fromkeys(names)) or library.names()
     if not searched_names:
-        raise DocumentError("There are no collections yet. `edgechat docs add FOLDER` makes one.")
+        raise DocumentError("There are no collections yet. `edgechat docs add FOLDER` creates one.")
     with ExitStack() as stack:
         collections = [stack.enter_context(library.open(name)) for name in searched_names]
         infos = [collection.describe() for collection in collections]
@@ -275,7 +278,7 @@ def _open_models() -> Iterator[SearchModels]:
 def _update(
     library: DocumentLibrary, name: str, models: SearchModels | None, add: Sequence[Path] = ()
 ) -> tuple[UpdateSummary, CollectionInfo]:
-    """Update a collection with progress on standard error; make it if sources are added. Raises DocumentError.
+    """Update a collection with progress on standard error; create it if sources are added. Raises DocumentError.
 
     Computes embeddings if `models` is not None and has an embedding model.
     """

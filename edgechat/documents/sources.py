@@ -154,7 +154,7 @@ def _make_file(path: str, name: str, status: os.stat_result) -> FoundFile:
     if _UNPRINTABLE.search(name):
         return _make_problem(path, name, "Its name has control characters or is not valid UTF-8. Rename it.")
     if not stat.S_ISREG(status.st_mode):
-        return _make_problem(path, name, "It is not a regular file.")
+        return _make_problem(path, name, "It is not a regular file. Copy its content to an ordinary file to add it.")
     return FoundFile(path=Path(path), name=name, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 

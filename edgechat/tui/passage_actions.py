@@ -45,5 +45,5 @@ class PassageActions:
         above = messages[: messages.index(entry) + 1]
         question = next((e for e in reversed(above) if e.kind == "user"), None)
         if question is None or question.passage_set is None or not question.passage_set.passages:
-            raise UsageError("This message has no passages of documents")
+            raise UsageError("This message has no passages of documents. Choose documents with /docs, and ask again.")
         self.open_citation(question, ALL_PASSAGES)

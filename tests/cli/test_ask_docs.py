@@ -75,4 +75,4 @@ def test_attached_folder_is_searched_and_saved_with_the_conversation(cli: Cli, t
     assert cli("docs", "remove", "pumps", "--yes").returncode == 0
     failed = cli("ask", "-c", "And its colour?", *options)
     assert failed.returncode == 2
-    assert "There is no collection of documents called 'pumps'. There are none yet." in failed.stderr
+    assert "There is no collection of documents called 'pumps'. There are no collections yet." in failed.stderr

@@ -186,7 +186,10 @@ async def test_message_without_passages_says_so() -> None:
         await open_reply(app, pilot)
         await pilot.press("o")
         await until_async(lambda: problem_text(app))
-        assert problem_text(app) == "This message has no passages of documents"
+        assert (
+            problem_text(app)
+            == "This message has no passages of documents. Choose documents with /docs, and ask again."
+        )
 
 
 async def test_panel_is_beside_the_conversation_on_a_wide_screen() -> None:

@@ -77,7 +77,8 @@ def _choose_kind(file: BufferedReader, head: bytes, name: str) -> str:
         if not head:
             raise DocumentError("The file is empty.")
         raise DocumentError(
-            f"Its name ends in .{extension}, but it does not begin so: it is damaged or has another format."
+            f"Its name ends in .{extension}, but its content has another format or is damaged. Open it in the program "
+            "that made it, and save it again."
         )
     if expected_kind == "text" and head[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "text" if extension else "html"

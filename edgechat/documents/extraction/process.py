@@ -124,7 +124,7 @@ def _describe_exit(child: subprocess.Popen[bytes]) -> str:
     try:
         code = child.wait(_EXIT_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return "the process that reads it does not answer"
+        return f"the process that reads it did not end within {format_duration(_EXIT_TIMEOUT_S)}. Try again."
     if code == process.EXIT_VERSION_CHANGED:
         raise EngineDiedError(process.UPGRADED_MESSAGE)
     if code == -process.KILL_SIGNAL:

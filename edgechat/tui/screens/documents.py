@@ -248,7 +248,7 @@ class DocumentsScreen(Modal[None]):
 
     @thread_worker(_show_error, group="update")
     def _run_update(self, name: str, path: Path | None) -> None:
-        """Update a collection, or make one of `path` if `name` is empty."""
+        """Update a collection, or create one of `path` if `name` is empty."""
         from edgechat.tui.document_updates import update_collection
 
         worker = get_current_worker()

@@ -192,11 +192,13 @@ def test_failing_embedding_model_leaves_the_search_by_keywords(
 def test_missing_collection_is_an_error_before_the_turn(session: ScriptedSession) -> None:
     run(session.send("When did the Vasa sink?"))
     session.override_settings(docs=("boats",))
-    with pytest.raises(DocumentError, match=r"no collection of documents called 'boats'\. There are: ships\."):
+    with pytest.raises(
+        DocumentError, match=r"no collection of documents called 'boats'\. The collections are: ships\."
+    ):
         list(session.send("Hi"))
     assert len(session.tree.path) == 2
     DocumentLibrary(paths.documents_dir()).remove("ships")
-    with pytest.raises(DocumentError, match="There are none yet"):
+    with pytest.raises(DocumentError, match="There are no collections yet"):
         list(session.send("Hi"))
     [*_, finished] = session.regenerate()  # uses the saved passages
     assert isinstance(finished, TurnFinished)

@@ -192,7 +192,7 @@ def test_docs_command_shows_and_chooses_collections(session: ScriptedSession, sh
     assert not session.settings.docs
     assert docs(session, "ships").text == "Documents: ships"
     assert session.settings.docs == ("ships",)
-    with pytest.raises(UsageError, match=r"no collection of documents called 'boats'\. There are: ships\."):
+    with pytest.raises(UsageError, match=r"no collection of documents called 'boats'\. The collections are: ships\."):
         docs(session, "boats")
 
 
@@ -202,5 +202,5 @@ def test_names_of_collections_are_separated_by_commas_or_spaces() -> None:
     assert parse_collections("my notes", names) == ("my notes",)
     assert parse_collections("my notes, a", names) == ("my notes", "a")
     assert parse_collections("OFF", names) == ()
-    with pytest.raises(UsageError, match="There are none yet"):
+    with pytest.raises(UsageError, match="There are no collections yet"):
         parse_collections("a", [])

@@ -72,7 +72,7 @@ def test_folder_is_added_listed_updated_searched_and_removed(ships: Path) -> Non
     assert (out, err) == ("", "edgechat: Nothing found in 2 documents.\n")
 
     invoke("remove", "ships", "--yes")
-    assert invoke("list") == ("", "edgechat: No collections yet. `edgechat docs add FOLDER` makes one.\n")
+    assert invoke("list") == ("", "edgechat: No collections yet. `edgechat docs add FOLDER` creates one.\n")
     assert (ships / "vasa.txt").exists()
 
 
@@ -164,7 +164,9 @@ def test_errors_are_one_line_with_exit_code_2(ships: Path, tmp_path: Path) -> No
     assert "there is no such file or folder" in invoke("add", str(tmp_path / "nothing"), code=2)[1]
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "The collection empty was not made, because there are no documents" in invoke("add", str(empty), code=2)[1]
+    assert (
+        "The collection empty was not created, because there are no documents" in invoke("add", str(empty), code=2)[1]
+    )
     (empty / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
     assert "none of the files could be read" in invoke("add", str(empty), code=2)[1]
     assert DocumentLibrary(paths.documents_dir()).names() == []
@@ -183,7 +185,7 @@ def test_one_damaged_collection_does_not_keep_others_from_an_update(ships: Path,
     (paths.documents_dir() / "boats.db").write_bytes(b"damaged" * 1000)
     out, err = invoke("update", code=2)
     assert out.startswith("ships: 2 documents")
-    assert err.endswith("1 collection could not be updated.")
+    assert "1 collection could not be updated. The reasons are above" in err
     assert "Traceback" not in err
     assert "boats" in invoke("list")[0]
 

@@ -144,7 +144,9 @@ def test_walk_follows_no_links_and_opens_no_pipes(tmp_path: Path) -> None:
     assert [f.name for f in find_files(folder)] == ["a.txt", "sub/b.txt"]
     (tmp_path / "link").symlink_to(folder)
     assert names(tmp_path / "link") == ["a.txt", "sub/b.txt"]
-    assert [f.problem for f in find_files(folder / "pipe.txt")] == ["It is not a regular file."]
+    assert [f.problem for f in find_files(folder / "pipe.txt")] == [
+        "It is not a regular file. Copy its content to an ordinary file to add it."
+    ]
 
 
 @pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="needs names that are not Unicode")
