@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -235,3 +237,17 @@ def test_cited_sources_of_a_reply(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "edgechat: The reply cites no passage.\n"
     print_sources(session, refusal, StderrStatus())
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="names of files are always Unicode")
+def test_json_has_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/ships-\xff"
+    os.mkdir(folder)  # noqa: PTH102  (a name that is not UTF-8)
+    for name in (b"vasa.txt", b"mary-\xff.txt"):
+        Path(os.fsdecode(folder + b"/" + name)).write_text("It sank.\n")
+    out, _ = invoke("add", os.fsdecode(folder), "--name", "ships", "--json")
+    assert json.loads(out)["collection"]["sources"] == [f"{tmp_path}/ships-\ufffd"]
+    for arguments in (("list", "--json"), ("update", "--json")):
+        out, _ = invoke(*arguments)
+        assert "mary-\ufffd.txt" in out
+        assert json.loads(out)
