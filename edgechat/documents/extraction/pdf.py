@@ -34,21 +34,21 @@ def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
     Raises DocumentError if pypdf is not installed, or if the document has no text, is encrypted or has too many pages.
     """
     try:
-        import pypdf
-        from pypdf.errors import LimitReachedError, PyPdfError
+        import pypdf.errors
     except ImportError:
         raise DocumentError(MISSING_MESSAGE) from None
     logging.disable()  # pypdf logs each oddity of a damaged file
     try:
-        reader = pypdf.PdfReader(file)
-        _decrypt(reader)
+        reader = _open_reader(file)
         pages = _list_pages(reader, builder.limits.max_pages)
         builder.title = _read_title(reader)
-    except LimitReachedError as error:
+        _extract_pages(pages, builder)
+    except pypdf.errors.DependencyError:
+        raise DocumentError(_MISSING_AES_MESSAGE) from None
+    except pypdf.errors.LimitReachedError as error:
         raise DocumentError(f"it exceeds a limit: {' '.join(str(error).split())}") from error
-    except PyPdfError as error:
+    except pypdf.errors.PyPdfError as error:
         raise DocumentError(f"it is damaged or incomplete: {' '.join(str(error).split())}") from error
-    _extract_pages(pages, builder)
 
 
 def _read_title(reader: pypdf.PdfReader) -> str:
@@ -59,20 +59,18 @@ def _read_title(reader: pypdf.PdfReader) -> str:
         return ""
 
 
-def _decrypt(reader: pypdf.PdfReader) -> None:
-    """Decrypt a document that needs no password to be read. Raises DocumentError for all other encrypted documents."""
-    from pypdf.errors import DependencyError
+def _open_reader(file: BufferedReader) -> pypdf.PdfReader:
+    """Open a document, which may be encrypted if it needs no password to be read. Raises DocumentError otherwise."""
+    import pypdf
 
-    if not reader.is_encrypted:
-        return
     try:
-        is_open = bool(reader.decrypt(""))
-    except DependencyError:
-        raise DocumentError(_MISSING_AES_MESSAGE) from None
+        reader = pypdf.PdfReader(file)
+        is_open = not reader.is_encrypted or bool(reader.decrypt(""))
     except NotImplementedError:
         raise DocumentError("its encryption is not supported. Save a copy without a password.") from None
     if not is_open:
         raise DocumentError("it is encrypted with a password. Save a copy without a password.")
+    return reader
 
 
 def _list_pages(reader: pypdf.PdfReader, max_pages: int) -> Sequence[Any]:
@@ -121,14 +119,21 @@ def _extract_pages(pages: Sequence[Any], builder: DocumentBuilder) -> None:
 
 
 def _read_page(pages: Sequence[Any], number: int) -> tuple[str | None, bool]:
-    """Return the text of a page, and whether it has a picture; None if the page is damaged."""
+    """Return the text of a page, and whether it has a picture; None if the page is damaged.
+
+    Raises pypdf's DependencyError if the page is encrypted with AES and the package cryptography is not installed.
+    """
+    from pypdf.errors import DependencyError
+
     try:
         page = pages[number - 1]
         text = page.extract_text().strip()
         return text, not text and _has_picture(page)
     except (MemoryError, OSError):
         raise
-    except Exception:  # noqa: BLE001  (a damaged page can raise any exception in pypdf)
+    except Exception as error:
+        if isinstance(error, DependencyError) and "cryptography" in str(error):
+            raise  # any other exception can come from a damaged page
         return None, False
 
 
