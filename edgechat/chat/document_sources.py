@@ -129,16 +129,16 @@ class _Update:
 
     def _run_thread(self) -> None:
         try:
-            is_new = self._name not in self._library.names()
-            library, name = self._library, self._name
-            with library.create(name) if is_new else library.open(name, rebuild_damaged=True) as collection:
-                summary = indexing.update(
-                    collection, add=[self._source], on_progress=self._set_progress, is_cancelled=self._must_stop
-                )
-                self._add_embeddings(collection)
-                self._outcomes.put((summary, collection.describe()))
+            self._outcomes.put(self._library.update(self._name, self._update_collection, can_create=True))
         except BaseException as error:  # noqa: BLE001  (raised again in the thread that iterates)
             self._outcomes.put(error)
+
+    def _update_collection(self, collection: Collection) -> tuple[UpdateSummary, CollectionInfo]:
+        summary = indexing.update(
+            collection, add=[self._source], on_progress=self._set_progress, is_cancelled=self._must_stop
+        )
+        self._add_embeddings(collection)
+        return summary, collection.describe()
 
     def _add_embeddings(self, collection: Collection) -> None:
         """Compute the missing embeddings if they are few. Without them, the collection is searched by keywords."""

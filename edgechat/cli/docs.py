@@ -30,7 +30,7 @@ from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
-    from edgechat.documents.collection import CollectionInfo
+    from edgechat.documents.collection import Collection, CollectionInfo
     from edgechat.documents.indexing import UpdateSummary
     from edgechat.documents.library import DocumentLibrary
     from edgechat.documents.search_models import SearchModels
@@ -284,8 +284,7 @@ def _update(
     """
     from edgechat.documents import indexing
 
-    is_new = bool(add) and name not in library.names()
-    with library.create(name) if is_new else library.open(name, rebuild_damaged=True) as collection:
+    def run(collection: Collection) -> tuple[UpdateSummary, CollectionInfo]:
         with _show_progress(name) as status:
             embedder = models.open_embedder(load_settings(), status.show) if models is not None else None
             summary = indexing.update(
@@ -297,6 +296,8 @@ def _update(
         for warning in summary.warnings:
             echo_note(f"edgechat: {escape_controls(warning)}")
         return summary, collection.describe()
+
+    return library.update(name, run, can_create=bool(add))
 
 
 @contextmanager

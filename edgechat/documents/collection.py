@@ -14,6 +14,7 @@ import msgspec
 
 from edgechat.documents.bigrams import separate_text
 from edgechat.documents.database import CollectionDatabase, get_meta, lock_updates, set_meta
+from edgechat.documents.saved_sources import save_sources
 from edgechat.documents.text import Chunk
 from edgechat.documents.vectors import VectorCache, delete_vectors
 
@@ -50,6 +51,8 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[DocumentProblem, ...] = ()
     notices: tuple[DocumentProblem, ...] = ()
     """Documents of which parts could not be read, such as scanned pages."""
+    is_damaged: bool = False
+    """True if the collection must be rebuilt by an update; then the counts are 0, and the problems have the reason."""
 
 
 class DocumentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,14 +137,20 @@ class Collection:
 
         Files that are in another source, too, are added again by the next update.
         """
-        with self.lock_for_update(), self.database.write() as db:
-            row = db.execute("SELECT id FROM sources WHERE path = ?", (os.fsencode(path),)).fetchone()
-            if row is None:
-                return False
-            ids = [document[0] for document in db.execute("SELECT id FROM documents WHERE source_id = ?", row)]
-            _delete_documents(db, ids)
-            db.execute("DELETE FROM sources WHERE id = ?", row)
+        with self.lock_for_update():
+            with self.database.write() as db:
+                row = db.execute("SELECT id FROM sources WHERE path = ?", (os.fsencode(path),)).fetchone()
+                if row is None:
+                    return False
+                ids = [document[0] for document in db.execute("SELECT id FROM documents WHERE source_id = ?", row)]
+                _delete_documents(db, ids)
+                db.execute("DELETE FROM sources WHERE id = ?", row)
+            self.save_sources()
         return True
+
+    def save_sources(self) -> None:
+        """Write the list of the sources beside the database, for a rebuild, while the caller holds the lock."""
+        save_sources(self.path, (path for _, path in self.sources()))
 
     # Documents
 

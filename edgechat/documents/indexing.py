@@ -118,6 +118,7 @@ def update(
     with collection.lock_for_update():
         if add:
             collection.add_sources(Path(os.path.abspath(path)) for path in add)  # noqa: PTH100  (keeps symbolic links)
+        collection.save_sources()
         files = _FileUpdate(collection, reader or _default_reader(), on_progress, is_cancelled)
         files.run()
         n_embedded = 0

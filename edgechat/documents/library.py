@@ -7,9 +7,9 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
 from edgechat.documents.database import (
@@ -20,9 +20,12 @@ from edgechat.documents.database import (
     lock_updates,
     make_damaged_error,
 )
+from edgechat.documents.saved_sources import SOURCES_SUFFIXES, read_saved_sources, save_sources
 from edgechat.documents.vectors import VectorCache
 from edgechat.errors import DamagedCollectionError, DocumentError
 from edgechat.files import open_new_private
+
+_T = TypeVar("_T")
 
 _SUFFIX: Final = ".db"
 _NAME: Final = re.compile(r"[^\W_][\w.-]*(?: [\w.-]+)*")
@@ -57,12 +60,22 @@ class DocumentLibrary:
         return [self.describe(name) for name in self.names()]
 
     def describe(self, name: str) -> CollectionInfo:
-        """Return the description of a collection; its problems say why if it cannot be opened."""
+        """Return the description of a collection; its problems say why if it cannot be opened.
+
+        The sources of one that cannot be opened are those from which it would be rebuilt.
+        """
         try:
             with self.open(name) as collection:
                 return collection.describe()
         except DocumentError as error:
-            return CollectionInfo(name=name, problems=(DocumentProblem(str(self.find_path(name)), str(error)),))
+            path, is_damaged = self.find_path(name), isinstance(error, DamagedCollectionError)
+            sources = read_saved_sources(path) or []
+            with contextlib.suppress(DocumentError):
+                sources = _salvage_sources(path) if is_damaged else sources
+            return CollectionInfo(
+                name=name, sources=tuple(map(str, sources)), problems=(DocumentProblem(str(path), str(error)),),
+                is_damaged=is_damaged,
+            )  # fmt: skip
 
     def find_path(self, name: str) -> Path:
         """Return the path of a collection's database, which need not exist. Raises DocumentError for a bad name."""
@@ -110,6 +123,19 @@ class DocumentLibrary:
             self._replace(path, _salvage_sources(path))
         return self._open(path)
 
+    def update(self, name: str, run: Callable[[Collection], _T], *, can_create: bool = False) -> _T:
+        """Return the result of `run`, which updates the collection `name`.
+
+        With `can_create`, the collection is created if it does not exist. A damaged one is rebuilt first. If `run`
+        finds damage, the collection is rebuilt and `run` called again. Raises DocumentError and the errors of `run`.
+        """
+        is_new = can_create and name not in self.names()
+        collection = self.create(name) if is_new else self.open(name, rebuild_damaged=True)
+        with collection, contextlib.suppress(DamagedCollectionError):
+            return run(collection)
+        with self.open(name, rebuild_damaged=True) as collection:
+            return run(collection)
+
     def remove(self, name: str) -> None:
         """Delete a collection; the files of its sources stay.
 
@@ -123,7 +149,7 @@ class DocumentLibrary:
             with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro")) as db:
                 check_program(db, path)
             _delete_files(path)
-            _delete_files(path, (DAMAGE_SUFFIX,))
+            _delete_files(path, (DAMAGE_SUFFIX, *SOURCES_SUFFIXES))
         self._vector_caches.pop(name, None)
 
     def _open(self, path: Path) -> Collection:
@@ -138,7 +164,7 @@ class DocumentLibrary:
         except DamagedCollectionError:
             return None
 
-    def _replace(self, path: Path, sources: Iterable[Path]) -> None:
+    def _replace(self, path: Path, sources: Sequence[Path]) -> None:
         """Write an empty collection with `sources` to `path`, while the caller holds its lock.
 
         The database is complete before it gets its name, so that a kill leaves the old file or none.
@@ -155,6 +181,7 @@ class DocumentLibrary:
             raise DocumentError(f"Cannot create {path}: {error.strerror}.") from error
         finally:
             _delete_files(new_path)
+        save_sources(path, sources)
         _delete_files(path, (DAMAGE_SUFFIX,))
         self._vector_caches.pop(path.stem, None)
 
@@ -170,16 +197,21 @@ def is_valid_name(name: str) -> bool:
 
 
 def _salvage_sources(path: Path) -> list[Path]:
-    """Return the sources in a damaged database. Raises DocumentError if they cannot be read.
+    """Return the sources of a damaged collection: those in its database, or else those saved beside it.
 
     A database without tables, which a kill of an earlier version while it created a collection leaves, has no sources.
+    Raises DocumentError if they cannot be read from either.
     """
+    saved_sources = read_saved_sources(path)
     try:
         with contextlib.closing(connect(path, "ro")) as db:
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return []
-            return [Path(os.fsdecode(row[0])) for row in db.execute("SELECT path FROM sources ORDER BY id")]
+                return saved_sources or []
+            rows = db.execute("SELECT path FROM sources ORDER BY id").fetchall()
+            return [Path(os.fsdecode(row[0])) for row in rows] or saved_sources or []
     except (sqlite3.Error, TypeError) as error:
+        if saved_sources is not None:
+            return saved_sources
         raise DocumentError(
             f"The collection {path.stem} is damaged ({error}), and its list of folders cannot be read. Remove it with "
             f"`edgechat docs remove {path.stem}`, and add its folders again."

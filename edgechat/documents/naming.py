@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -16,17 +16,22 @@ _UNUSABLE: Final = re.compile(r"[^\w.-]+")
 _DEFAULT_NAME: Final = "documents"
 
 
-def choose_name(sources: Sequence[Path], infos: Iterable[CollectionInfo]) -> str:
+def choose_name(sources: Sequence[Path], infos: Sequence[CollectionInfo]) -> str:
     """Return the name for a collection of `sources`.
 
     This is the name of the collection among `infos` that has these sources already; otherwise an unused name, made from
-    that of the first folder or file.
+    that of the first folder or file. A damaged collection whose sources are unknown may have them, so its name is
+    returned, too, if it would be the first choice.
     """
     names = set()
     wanted_sources = {_normalize(source) for source in sources}
     for info in infos:
         names.add(info.name.casefold())
         if wanted_sources <= {_normalize(Path(source)) for source in info.sources}:
+            return info.name
+    candidate = next(_list_candidates(sources[0])).casefold()
+    for info in infos:
+        if info.is_damaged and not info.sources and info.name.casefold() == candidate:
             return info.name
     return next(name for name in _list_candidates(sources[0]) if name.casefold() not in names)
 

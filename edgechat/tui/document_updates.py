@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,6 +15,7 @@ from edgechat.humanize import format_count
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
+    from edgechat.documents.collection import Collection, DocumentProblem
     from edgechat.documents.indexing import IndexProgress, UpdateSummary
     from edgechat.documents.library import DocumentLibrary
 
@@ -67,10 +68,8 @@ def update_collection(
     if not name and path is not None:
         name = choose_name([path], library.list())
     is_new = name not in library.names()
-    with ExitStack() as stack:
-        collection = library.create(name) if is_new else library.open(name, rebuild_damaged=True)
-        stack.enter_context(collection)
-        models = stack.enter_context(closing(SearchModels()))
+
+    def run(collection: Collection) -> tuple[UpdateSummary, Sequence[DocumentProblem]]:
         summary = indexing.update(
             collection,
             add=[path] if path is not None else [],
@@ -78,7 +77,10 @@ def update_collection(
             on_progress=ThrottledProgress(lambda progress: on_progress(name, progress)).show,
             is_cancelled=is_cancelled,
         )
-        problems = collection.describe().problems
+        return summary, collection.describe().problems
+
+    with closing(SearchModels()) as models:
+        summary, problems = library.update(name, run, can_create=path is not None)
         if models.problem:
             warning = f"No embeddings were computed, because {models.problem}"
             summary = msgspec.structs.replace(summary, warnings=(*summary.warnings, warning))

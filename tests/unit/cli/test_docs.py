@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,11 +21,11 @@ from edgechat.cli.docs import docs
 from edgechat.cli.docs_output import print_problems
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
-from edgechat.documents.collection import CollectionInfo, DocumentProblem
+from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
 from edgechat.documents.prompt_text import NOT_FOUND
-from edgechat.errors import DocumentError
+from edgechat.errors import DamagedCollectionError, DocumentError
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
 
@@ -187,11 +188,39 @@ def test_one_damaged_collection_does_not_keep_others_from_an_update(ships: Path,
     invoke("add", str(other))
     invoke("add", str(ships))
     (paths.documents_dir() / "boats.db").write_bytes(b"damaged" * 1000)
+    (paths.documents_dir() / "boats.db.sources.json").unlink()
     out, err = invoke("update", code=2)
     assert out.startswith("ships: 2 documents")
+    assert "Remove it with `edgechat docs remove boats`" in err
     assert "1 collection could not be updated. The reasons are above" in err
     assert "Traceback" not in err
     assert "boats" in invoke("list")[0]
+
+
+def test_damaged_collection_is_rebuilt_by_an_update_or_by_adding_its_folder(ships: Path) -> None:
+    invoke("add", str(ships))
+    path = paths.documents_dir() / "ships.db"
+    for command in (["update", "ships"], ["add", str(ships)], ["update"]):
+        path.write_bytes(b"damaged" * 1000)
+        assert invoke("search", "Vasa", code=4)[1].endswith("to rebuild it from its files.")
+        assert invoke(*command)[0].startswith("ships: 2 documents")
+        assert DocumentLibrary(paths.documents_dir()).names() == ["ships"]
+
+
+def test_damage_that_an_update_finds_is_repaired_by_the_same_update(
+    ships: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invoke("add", str(ships))
+    (ships / "vasa.txt").write_text("The Vasa sank on 10 August 1628.\n")
+    replace_documents = Collection.replace_documents
+
+    def find_damage(*arguments: Any) -> None:
+        monkeypatch.setattr(Collection, "replace_documents", replace_documents)
+        (paths.documents_dir() / "ships.db.damaged").touch()
+        raise DamagedCollectionError("malformed")
+
+    monkeypatch.setattr(Collection, "replace_documents", find_damage)
+    assert invoke("update", "ships")[0].endswith("; 2 added, 1 could not be read\n")
 
 
 def test_ask_reports_an_unknown_collection_before_it_loads_a_model(cli: Cli) -> None:

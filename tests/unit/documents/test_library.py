@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from edgechat.documents.collection import Collection
 from edgechat.documents.database import FILE_SUFFIXES, lock_updates
 from edgechat.documents.indexing import update
+from edgechat.documents.keyword_search import search_keywords
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import DamagedCollectionError, DocumentError
 from tests.unit.documents.collections import TextExtractor, make_reader, read_contents
@@ -49,7 +52,8 @@ def test_collections_are_created_listed_and_removed(library: DocumentLibrary, fo
         library.create("ALPHA")
     library.remove("beta")
     assert library.names() == ["Alpha"]
-    assert sorted(path.name for path in library.root.iterdir() if path.suffix != ".lock") == ["Alpha.db"]
+    files = sorted(path.name for path in library.root.iterdir() if path.suffix != ".lock")
+    assert files == ["Alpha.db", "Alpha.db.sources.json"]
     assert len(list(folder.iterdir())) == 40
     with pytest.raises(DocumentError, match=r"no collection named beta \(collections: Alpha\)"):
         library.open("beta")
@@ -107,8 +111,59 @@ def test_old_schema_is_rebuilt_by_an_update(library: DocumentLibrary, folder: Pa
         assert collection.describe().n_documents == 0
 
 
+@pytest.mark.parametrize("page", [*range(1, 40, 3), None])
+def test_update_rebuilds_a_collection_whatever_is_damaged(
+    library: DocumentLibrary, folder: Path, page: int | None
+) -> None:
+    with library.create("notes") as collection:
+        fill(collection, folder)
+    path = library.root / "notes.db"
+    garbage = random.Random(page or 0).randbytes(path.stat().st_size)
+    with path.open("r+b") as file:
+        file.seek(0 if page is None else page * 4096)
+        file.write(garbage if page is None else garbage[: 6 * 4096])
+    (info,) = library.list()
+    assert info.sources == (str(folder),)
+    (folder / "0.txt").write_text("changed")
+    library.update("notes", fill)
+    with contextlib.suppress(DamagedCollectionError), library.open("notes") as collection:
+        search_keywords(collection.database, "text", 10)
+    library.update("notes", fill)
+    with library.open("notes") as collection:
+        assert collection.sources() == [(1, folder)]
+        assert len(collection.read_records()) == 40
+        assert len(search_keywords(collection.database, "changed", 10)) == 1
+
+
+def test_damaged_sources_come_from_the_last_update_or_removal(library: DocumentLibrary, folder: Path) -> None:
+    odd = folder / os.fsdecode(b"caf\xe9 %41") if os.name != "nt" and sys.platform != "darwin" else folder / "caf\xe9"
+    odd.mkdir()
+    with library.create("notes") as collection:
+        fill(collection, folder, odd)
+        fill(collection, folder / "1.txt")
+        collection.remove_source(folder)
+    (library.root / "notes.db").write_bytes(b"no database" * 1000)
+    with library.open("notes", rebuild_damaged=True) as collection:
+        assert [source for _, source in collection.sources()] == [odd, folder / "1.txt"]
+
+
+def test_collection_of_an_earlier_version_saves_its_sources_in_the_next_update(
+    library: DocumentLibrary, folder: Path
+) -> None:
+    with library.create("notes") as collection:
+        fill(collection, folder)
+        saved_path = library.root / "notes.db.sources.json"
+        saved_path.unlink()
+        fill(collection)
+        content = saved_path.read_bytes()
+        saved_path.write_bytes(b"damaged")
+        fill(collection)
+    assert saved_path.read_bytes() == content
+
+
 def test_collection_whose_sources_are_lost_can_only_be_removed(library: DocumentLibrary) -> None:
     library.create("notes").close()
+    (library.root / "notes.db.sources.json").unlink()
     (library.root / "notes.db").write_bytes(b"no database" * 1000)
     with pytest.raises(DamagedCollectionError, match="docs update"):
         library.open("notes")

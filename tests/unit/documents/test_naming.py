@@ -36,6 +36,14 @@ def test_folders_of_the_same_name_get_different_names(tmp_path: Path) -> None:
     assert choose_name([tmp_path / "project" / "docs"], infos) == "docs-3"
 
 
+def test_damaged_collection_that_may_have_the_folder_keeps_its_name(tmp_path: Path) -> None:
+    damaged = CollectionInfo(name="Notes", is_damaged=True)
+    assert choose_name([tmp_path / "notes"], [damaged]) == "Notes"
+    assert choose_name([tmp_path / "other"], [damaged]) == "other"
+    known = CollectionInfo(name="Notes", is_damaged=True, sources=("/elsewhere/notes",))
+    assert choose_name([tmp_path / "notes"], [known]) == f"{tmp_path.name}-notes"
+
+
 @pytest.mark.parametrize("name", ["/", "con", "...", "---", "日本語", "a" * 300, "NUL.txt"])
 def test_names_are_always_valid(name: str) -> None:
     chosen = choose_name([Path("/") / name], [])
