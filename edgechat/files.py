@@ -182,6 +182,13 @@ class FileLock:
 
     def close(self) -> None:
         """Release the lock and close the file."""
+        if sys.platform != "win32":
+            import fcntl
+
+            # Another thread that starts a process at this moment has a copy of the descriptor until the program is
+            # executed. The lock of an open file belongs to all copies, and would be held until then.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
 
 

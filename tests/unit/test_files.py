@@ -232,3 +232,13 @@ def test_only_one_holder_has_a_file_lock(tmp_path: Path) -> None:
     first.close()
     assert second.acquire(timeout_s=60)
     second.close()
+
+
+def test_closed_lock_is_free_while_a_new_process_has_a_copy_of_its_descriptor(tmp_path: Path) -> None:
+    first, second = FileLock(tmp_path / "x.lock"), FileLock(tmp_path / "x.lock")
+    assert first.try_acquire()
+    copy = os.dup(first._descriptor)
+    first.close()
+    assert second.try_acquire()
+    second.close()
+    os.close(copy)
