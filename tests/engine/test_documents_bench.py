@@ -28,12 +28,13 @@ def test_replies_about_documents_are_measured(
     assert first_tokens is not None
     assert answers.n_answerable + answers.n_absent == 3
     assert answers.n_retrieved > 0
-    assert 0 <= answers.n_correct <= answers.n_answerable
+    [last] = [text for text in progress if text.startswith("Answering: question 3 of 3, correct: ")]
+    n_correct_before = int(last.rpartition(" ")[2])
+    assert answers.n_correct - n_correct_before in {0, 1}
     assert answers.seconds_per_answer > 0
     assert 300 < first_tokens.n_prompt_tokens < 1500
     assert first_tokens.cold_s > 0
     assert len(first_tokens.warm_s) == 3
-    assert any(text.startswith("Answering: question 3 of 3") for text in progress)
 
 
 @pytest.mark.skipif(load_library() is None, reason="the native bundle has no vector search")
