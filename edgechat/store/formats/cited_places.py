@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from edgechat.chat.message_passages import find_readable_passages
 from edgechat.chat.messages import Message
 from edgechat.documents.citations import CitationFinder
 from edgechat.documents.descriptions import describe_set, list_cited_places, list_problems
-from edgechat.documents.passages import PassageSet, decode_passages
-from edgechat.errors import DocumentError, StoreError
 
 
 class PassageLines(NamedTuple):
@@ -28,7 +27,8 @@ def describe_passages(path: Sequence[Message], read_attachment: Callable[[str], 
 
     `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
     """
-    sets = {message.id: _read_set(message, read_attachment) for message in path}
+    message_sets = find_readable_passages(path, read_attachment)
+    sets = {message.id: passages for message, passages in zip(path, message_sets, strict=True)}
     finder = CitationFinder(p for passages in sets.values() if passages is not None for p in passages.passages)
     lines = {}
     for message in path:
@@ -38,13 +38,3 @@ def describe_passages(path: Sequence[Message], read_attachment: Callable[[str], 
         elif message.role == "assistant" and (citations := finder.find(message.text)):
             lines[message.id] = PassageLines("", list_cited_places(citations), list_problems(citations))
     return lines
-
-
-def _read_set(message: Message, read_attachment: Callable[[str], bytes]) -> PassageSet | None:
-    attachment = next((a for a in message.attachments if a.is_passages), None)
-    if attachment is None:
-        return None
-    try:
-        return decode_passages(read_attachment(attachment.sha256))
-    except (StoreError, DocumentError):
-        return None
