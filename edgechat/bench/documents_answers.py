@@ -69,7 +69,7 @@ def judge_reply(question: Question, reply: str, passages: Sequence[Passage]) -> 
         is_retrieved=bool(right),
         is_cited=bool(cited),
         is_cited_right=bool(cited & right),
-        n_suspicious=sum(bool(citation.missing) for citation in citations),
+        n_suspicious=sum(bool(citation.missing_terms) for citation in citations),
     )
 
 

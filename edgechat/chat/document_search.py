@@ -41,11 +41,11 @@ _MAX_RETRIEVED_TOKENS: Final = 3072
 class DocumentBudget(NamedTuple):
     """Maximum numbers of tokens of the documents in a prompt."""
 
-    whole: int
+    max_whole_tokens: int
     """Tokens of whole documents."""
-    retrieved: int
+    max_retrieved_tokens: int
     """Tokens of the passages that a search finds."""
-    reading: int
+    max_new_tokens: int
     """Tokens of whole documents that have not been read yet."""
 
 
@@ -138,7 +138,7 @@ class DocumentSearch:
         from edgechat.documents import retrieval
 
         whole_set = retrieval.read_whole(
-            self.library, names, count_tokens=self._count_tokens, max_tokens=budget.whole, first_number=1
+            self.library, names, count_tokens=self._count_tokens, max_tokens=budget.max_whole_tokens, first_number=1
         )
         if whole_set is None or not whole_set.passages:
             return None
@@ -146,7 +146,9 @@ class DocumentSearch:
         whole_set = message_passages.choose_numbers(whole_set, earlier_sets)
         is_new = whole_set.passages not in [s.passages for s in earlier_sets if s is not None]
         n_tokens = self._count_tokens(prompt_text.format_whole(whole_set.passages))
-        if n_tokens > budget.whole or (is_new and n_tokens > budget.reading and not _is_cached(whole_set)):
+        if n_tokens > budget.max_whole_tokens or (
+            is_new and n_tokens > budget.max_new_tokens and not _is_cached(whole_set)
+        ):
             return None
         return _describe(whole_set, n_tokens, is_new=is_new)
 
@@ -162,8 +164,8 @@ class DocumentSearch:
 
         def find(embedder: TextEmbedder | None, reranker: TextReranker | None) -> PassageSet:
             return retrieval.find_passages(
-                self.library, settings.docs, question, count_tokens=self._count_tokens, max_tokens=budget.retrieved,
-                first_number=1, embedder=embedder, reranker=reranker,
+                self.library, settings.docs, question, count_tokens=self._count_tokens,
+                max_tokens=budget.max_retrieved_tokens, first_number=1, embedder=embedder, reranker=reranker,
             )  # fmt: skip
 
         try:

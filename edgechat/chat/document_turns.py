@@ -75,7 +75,7 @@ class DocumentTurns:
         """Return whether a document of `n_tokens` tokens fits in the context as an attachment, with space for turns."""
         from edgechat.chat.document_search import choose_budget
 
-        return n_tokens <= choose_budget(self._model.builder.n_ctx, 0, None, None).whole
+        return n_tokens <= choose_budget(self._model.builder.n_ctx, 0, None, None).max_whole_tokens
 
     def run(
         self, turn: Turn, path: Sequence[Message], settings: Settings,
@@ -91,11 +91,11 @@ class DocumentTurns:
             return
         for allows_whole in (True, False):
             turn_with_passages = yield from self._add_passages(turn, path, settings, allows_whole=allows_whole)
-            searched = turn_with_passages.searched
+            search_event = turn_with_passages.search_event
             try:
                 yield from run_turn(turn_with_passages)
             except ContextOverflowError:
-                if searched is None or not searched.passages.is_whole:
+                if search_event is None or not search_event.passages.is_whole:
                     raise
             else:
                 return
@@ -113,7 +113,7 @@ class DocumentTurns:
         )  # fmt: skip
         message = msgspec.structs.replace(message, attachments=(*message.attachments, found.attachment))
         return turn._replace(
-            message=message, files={**turn.files, found.attachment.sha256: found.content}, searched=found.event
+            message=message, files={**turn.files, found.attachment.sha256: found.content}, search_event=found.event
         )
 
     def _make_query(self, text: str, path: Sequence[Message]) -> str:

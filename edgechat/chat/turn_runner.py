@@ -44,7 +44,7 @@ class Turn(NamedTuple):
     """New user message; None if the turn only generates replies."""
     files: Mapping[str, bytes] = MappingProxyType({})
     """Bytes of the message's attachments by SHA-256 hash."""
-    searched: events.DocumentsSearched | None = None
+    search_event: events.DocumentsSearched | None = None
     """Passages of documents that were found for the message; None if no documents were searched."""
     original_reply: Message | None = None
     """Previous state of the reply that the turn continues in place; None for new replies."""
@@ -142,8 +142,8 @@ class TurnRunner:
             self._is_running = True
             try:
                 yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
-                if turn.searched is not None:
-                    yield turn.searched
+                if turn.search_event is not None:
+                    yield turn.search_event
                 yield from self._generate(conversation, turn, settings)
             except (ContextOverflowError, GrammarError, TemplateError):
                 if turn.original_reply is not None:

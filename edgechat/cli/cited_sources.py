@@ -89,8 +89,8 @@ def _list_cited(citations: list[Citation]) -> list[Passage]:
 def _list_problems(citations: list[Citation], number: int) -> list[str]:
     """Return what the claims with a citation say that the cited passages do not contain, each once."""
     problems = [
-        f"not in the passage: {', '.join(c.missing)}"
+        f"not in the passage: {', '.join(c.missing_terms)}"
         for c in citations
-        if c.missing and number in [p.number for p in c.passages]
+        if c.missing_terms and number in [p.number for p in c.passages]
     ]
     return list(dict.fromkeys(problems))

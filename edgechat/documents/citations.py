@@ -60,9 +60,9 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
     numbers: tuple[int, ...]
     passages: tuple[Passage, ...]
     """Passages with these numbers; fewer than `numbers` if some passages do not exist."""
-    missing: tuple[str, ...] = ()
+    missing_terms: tuple[str, ...] = ()
     """Numbers and names of the citing sentence that no passage cited in it contains, as they are in the sentence."""
-    found: tuple[str, ...] = ()
+    found_terms: tuple[str, ...] = ()
     """The other numbers and names of the citing sentence."""
 
     @property
@@ -77,9 +77,9 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
         parts = []
         if unknown := self.unknown_numbers:
             parts.append(f"no such passage: {', '.join(map(str, unknown))}")
-        if self.missing:
+        if self.missing_terms:
             noun = "passage" if len(self.passages) == 1 else "passages"
-            parts.append(f"not in the {noun}: {', '.join(self.missing)}")
+            parts.append(f"not in the {noun}: {', '.join(self.missing_terms)}")
         return "; ".join(parts)
 
 
@@ -132,8 +132,8 @@ class CitationFinder:
                 end=mark.end,
                 numbers=mark.numbers,
                 passages=tuple(cited[n] for n in mark.numbers if n in cited),
-                missing=tuple(missing.get(i, ())),
-                found=tuple(found),
+                missing_terms=tuple(missing.get(i, ())),
+                found_terms=tuple(found),
             )
 
     def _has_term(self, term: ClaimTerm, numbers: Iterable[int]) -> bool:

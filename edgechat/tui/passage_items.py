@@ -29,7 +29,9 @@ def list_cited(citations: Sequence[Citation]) -> list[PassageItem]:
     items = []
     for index, citation in enumerate(citations):
         by_number = {passage.number: passage for passage in citation.passages}
-        items += [PassageItem(n, by_number.get(n), citation.problem, citation.found, index) for n in citation.numbers]
+        items += [
+            PassageItem(n, by_number.get(n), citation.problem, citation.found_terms, index) for n in citation.numbers
+        ]
     return items
 
 

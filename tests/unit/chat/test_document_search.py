@@ -281,7 +281,7 @@ def test_documents_that_take_long_to_read_are_whole_only_if_cached(tmp_path: Pat
     search, read = session.documents.search, session.store.read_attachment
     assert search.find_whole(["ships"], [], read, budget) is not None
     assert search.find_whole(["long"], [], read, budget) is None
-    found = search.find_whole(["long"], [], read, budget._replace(reading=32768))
+    found = search.find_whole(["long"], [], read, budget._replace(max_new_tokens=32768))
     assert found is not None
     folder = paths.prefix_dir() / "identity" / make_folder_name(make_pinned_owner(["long"]))
     folder.mkdir(parents=True)

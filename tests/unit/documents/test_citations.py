@@ -24,7 +24,7 @@ def _find(text: str, *texts: str) -> list[Citation]:
 
 
 def _missing(text: str, *texts: str) -> tuple[str, ...]:
-    return tuple(term for citation in _find(text, *texts) for term in citation.missing)
+    return tuple(term for citation in _find(text, *texts) for term in citation.missing_terms)
 
 
 @pytest.mark.parametrize(
@@ -159,20 +159,20 @@ def test_terms_that_the_passage_does_not_contain_are_missing(
 
 def test_missing_term_belongs_to_the_citation_after_it() -> None:
     first, second, third = _find("It is 42 here [1][2] and 43 there [3].", "a", "b", "c")
-    assert (first.missing, second.missing, third.missing) == ((), ("42",), ("43",))
+    assert (first.missing_terms, second.missing_terms, third.missing_terms) == ((), ("42",), ("43",))
     assert second.problem == "not in the passage: 42"
 
 
 def test_place_of_a_passage_belongs_to_it() -> None:
     passage = _passage(1, "old", page=12, last_page=13)
     [citation] = find_citations("It is on page 12 and on page 13 of file1 [1].", [passage])
-    assert citation.missing == ()
+    assert citation.missing_terms == ()
 
 
 def test_found_terms_of_the_sentence_are_listed() -> None:
     first, second = _find("Revenue of Nordlicht rose from 5 [1] to 8 [2].", "5 for Nordlicht", "7")
-    assert first.found == second.found == ("Nordlicht", "5")
-    assert second.missing == ("8",)
+    assert first.found_terms == second.found_terms == ("Nordlicht", "5")
+    assert second.missing_terms == ("8",)
 
 
 def test_term_may_be_in_any_passage_of_the_sentence() -> None:
@@ -181,7 +181,7 @@ def test_term_may_be_in_any_passage_of_the_sentence() -> None:
 
 def test_term_after_the_last_citation_belongs_to_it() -> None:
     [citation] = _find("According to [1, 2], it is 42.", "a", "b")
-    assert citation.missing == ("42",)
+    assert citation.missing_terms == ("42",)
     assert citation.problem == "not in the passages: 42"
 
 
