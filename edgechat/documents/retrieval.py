@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -199,7 +200,7 @@ def _merge_neighbours(chosen: Sequence[FoundChunk]) -> list[list[FoundChunk]]:
 def _make_passage(group: Sequence[FoundChunk], number: int) -> Passage:
     """Join consecutive chunks to a passage with the scores of the best one."""
     chunks, first = [found.chunk for found in group], group[0]
-    best = min(group, key=lambda found: (-(found.scores.relevance or 0), -(found.scores.fused or 0)))
+    best = max(group, key=_get_rank)
     return Passage(
         number=number, collection=first.collection, document=first.document, path=first.path,
         text="\n".join(chunk.text.strip("\n") for chunk in chunks), heading=chunks[0].heading,
@@ -207,6 +208,12 @@ def _make_passage(group: Sequence[FoundChunk], number: int) -> Passage:
         first_line=_first(chunk.first_line for chunk in chunks), last_line=_last(chunks, "line"),
         scores=best.scores,
     )  # fmt: skip
+
+
+def _get_rank(result: FoundChunk) -> tuple[float, float]:
+    """Return the relevance and the fused score; chunks that were not reranked come after all others."""
+    relevance = result.scores.relevance
+    return -math.inf if relevance is None else relevance, result.scores.fused or 0
 
 
 def _first(numbers: Iterable[int | None]) -> int | None:

@@ -8,9 +8,11 @@ import pytest
 
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
-from edgechat.documents.passages import Passage, PassageSet, decode_passages, encode_passages
+from edgechat.documents.passages import Passage, PassageScores, PassageSet, decode_passages, encode_passages
 from edgechat.documents.prompt_text import format_retrieved
-from edgechat.documents.retrieval import find_passages, read_whole
+from edgechat.documents.retrieval import _make_passage, find_passages, read_whole
+from edgechat.documents.search import FoundChunk
+from edgechat.documents.text import Chunk
 from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
 
@@ -157,3 +159,17 @@ def test_empty_collection(library: DocumentLibrary) -> None:
     whole = read_whole(library, ["empty"], count_tokens=count_words, max_tokens=100)
     assert whole is not None
     assert whole.passages == ()
+
+
+def test_passage_has_the_scores_of_its_best_reranked_chunk() -> None:
+    group = [
+        FoundChunk(
+            chunk=Chunk(text=f"text {i}"), collection="notes", document="a.txt", path="/a.txt", scores=scores,
+            document_id=1, ordinal=i,
+        )
+        for i, scores in enumerate([
+            PassageScores(fused=0.9), PassageScores(fused=0.1, relevance=-1.5), PassageScores(fused=0.2, relevance=-3.0)
+        ])
+    ]  # fmt: skip
+    passage = _make_passage(group, 1)
+    assert passage.scores == PassageScores(fused=0.1, relevance=-1.5)
