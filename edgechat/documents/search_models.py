@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from edgechat.documents.collection import CollectionInfo
+from edgechat.documents.vector_scan import load_library
 from edgechat.errors import EdgechatError
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ NO_MODEL_HINT: Final = (
     "no embedding model is installed. `edgechat models search embedding` finds one, and `edgechat docs update` uses it"
 )
 """Clause that says why a search is by keywords only."""
+_NO_LIBRARY_REASON: Final = (
+    "the native library libedgechat-vectors, which searches embeddings, is missing or cannot be loaded. Reinstall "
+    "edgechat"
+)
 
 
 class SearchModels:
@@ -39,6 +44,9 @@ class SearchModels:
             from edgechat.documents import embedding
 
             self._opened.add("embedder")
+            if load_library() is None and embedding.choose_embedding_model() is not None:
+                self.problem = _NO_LIBRARY_REASON
+                return None
             try:
                 self._embedder = embedding.open_embedder(settings, on_status)
             except EdgechatError as error:
@@ -75,6 +83,8 @@ class SearchModels:
             reason = self.problem.rstrip(".")
         elif (entry := embedding.choose_embedding_model()) is None:
             reason = NO_MODEL_HINT
+        elif load_library() is None:
+            reason = _NO_LIBRARY_REASON
         else:
             names = ", ".join(info.name for info in infos)
             reason = f"{names} has no embeddings of {entry.name} yet. `edgechat docs update` computes them"
