@@ -19,15 +19,24 @@ from tests.unit.documents.collections import WordEmbedder, read_contents
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills by signal, and resource limits")
 ROOT = Path(__file__).parents[2]
 WORDS = [f"word{i}" for i in range(500)]
-# Updates the collection and prints a line with each report of progress.
+# Updates the collection, prints a line with each report of progress, and waits after a number of lines, or at the end.
 UPDATER = """
-import sys
+import signal, sys
 from pathlib import Path
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
 from tests.unit.documents.collections import WordEmbedder
+n_lines = int(sys.argv[2])
+def print_phase(progress):
+    global n_lines
+    print(progress.phase, flush=True)
+    n_lines -= 1
+    if not n_lines:
+        signal.pause()
 with DocumentLibrary(Path(sys.argv[1])).open("notes") as collection:
-    update(collection, embedder=WordEmbedder(), on_progress=lambda progress: print(progress.phase, flush=True))
+    update(collection, embedder=WordEmbedder(), on_progress=print_phase)
+print("complete", flush=True)
+signal.pause()
 """
 # Updates the collection while no file can grow beyond a limit, as on a full disk, then prints the error.
 LIMITED_UPDATER = """
@@ -87,30 +96,35 @@ def make_collection(tmp_path: Path, n_files: int, numbers: random.Random) -> tup
 
 
 def kill_updates(tmp_path: Path, n_files: int, n_kills: int, seed: int) -> None:
-    """Kill updates at random times while files change, then check that the index equals a new one."""
+    """Kill updates at random reports of progress while files change, then check that the index equals a new one."""
     numbers = random.Random(seed)
     library, folder = make_collection(tmp_path, n_files, numbers)
-    n_interrupted = 0
+    phases: list[str] = []
     for _ in range(n_kills):
         for number in numbers.sample(range(n_files), n_files // 20):
             write_file(folder, number, numbers)
         file = folder / f"sub{numbers.randrange(7)}" / f"{numbers.randrange(n_files)}.txt"
         file.unlink(missing_ok=True)
+        n_lines = numbers.randint(1, n_files + n_files // 4)
         process = subprocess.Popen(
-            [sys.executable, "-c", UPDATER, str(library.root)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+            [sys.executable, "-c", UPDATER, str(library.root), str(n_lines)],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
         assert process.stdout is not None
-        for _ in range(numbers.randint(1, n_files)):
-            if not process.stdout.readline():
+        for _ in range(n_lines):
+            phase = process.stdout.readline().strip()
+            assert phase
+            if phase == "complete":
                 break
-        n_interrupted += process.poll() is None
+        phases.append(phase)
         process.kill()
         process.communicate()
         with library.open("notes") as collection:
             for path, chunks in read_contents(collection).items():
                 if os.path.exists(path):  # noqa: PTH110
                     assert chunks
-    assert n_interrupted > n_kills // 2
+    assert {"reading", "embedding"} <= set(phases)
+    assert phases.count("complete") <= n_kills // 2
     with library.open("notes") as collection, library.create("new") as new:
         embedder = WordEmbedder()
         update(collection, embedder=embedder)
