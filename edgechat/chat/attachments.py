@@ -85,7 +85,7 @@ def _extract_text(path: Path, mtime_ns: int, size_bytes: int) -> bytes:  # noqa:
     try:
         document = extract_file(path)
     except DocumentError as error:
-        raise AttachmentError(f"Cannot attach {error}") from error
+        raise AttachmentError(str(error)) from error  # begins with the name of the file
     return prompt_text.format_document(document).encode("utf-8", "replace")
 
 

@@ -180,7 +180,7 @@ def test_document_that_does_not_fit_is_searched(
 def test_damaged_document_is_one_clear_error(tmp_path: Path) -> None:
     file = tmp_path / "broken.pdf"
     file.write_bytes(b"%PDF-1.4 broken")
-    with pytest.raises(AttachmentError, match=r"Cannot attach broken\.pdf"):
+    with pytest.raises(AttachmentError, match=r"^broken\.pdf cannot be read: it is damaged"):
         load_attachments([file], "model")
 
 
