@@ -152,6 +152,14 @@ def escape_controls(text: str) -> str:
     return escaper.feed(text) + escaper.finish()
 
 
+def escape_line(text: str) -> str:
+    """Escape a complete text that must stay on one line, such as the name of a file; see `TextEscaper`.
+
+    Newlines and tabs become their Unicode pictures (U+240A, U+2409), as other controls do.
+    """
+    return escape_controls(text.translate({ord("\n"): "\u240a", ord("\t"): "\u2409"}))
+
+
 def escape_input(text: str) -> str:
     """Escape control characters in text that is pasted, or loaded from a file, into the input for messages."""
     escaper = TextEscaper(is_input=True)

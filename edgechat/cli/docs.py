@@ -27,7 +27,7 @@ from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import load_settings
 from edgechat.errors import DocumentError, UsageError
 from edgechat.humanize import format_count, shorten
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, escape_line
 
 if TYPE_CHECKING:
     from edgechat.documents.collection import Collection, CollectionInfo
@@ -250,7 +250,7 @@ def _remove_sources(
                 f"edgechat docs remove {_quote(name)}"
             )
         if needs_confirmation:
-            lines = "\n".join(f"  {escape_controls(str(path))}" for path in removed_paths)
+            lines = "\n".join(f"  {escape_line(str(path))}" for path in removed_paths)
             confirm_deletion(f"{lines}\nRemove from the collection {name}? The files stay.", err=True)
         for path in removed_paths:
             collection.remove_source(path)
@@ -294,7 +294,7 @@ def _update(
         if models is not None and models.problem:
             echo_note(f"edgechat: No embeddings were computed, because {escape_controls(models.problem)}")
         for warning in summary.warnings:
-            echo_note(f"edgechat: {escape_controls(warning)}")
+            echo_note(f"edgechat: {escape_line(warning)}")
         return summary, collection.describe()
 
     return library.update(name, run, can_create=bool(add))

@@ -9,7 +9,7 @@ import click
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import echo_note
 from edgechat.humanize import format_count, format_size, shorten
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, escape_line
 
 if TYPE_CHECKING:
     from edgechat.documents.collection import CollectionInfo
@@ -26,7 +26,7 @@ def print_collection(info: CollectionInfo) -> None:
     """Print the description of a collection, its sources, and the numbers of files with problems."""
     click.echo(escape_controls(f"{info.name:<24}  {describe_collection(info)}"))
     for source in info.sources:
-        click.echo(escape_controls(f"{_INDENT}{source}"))
+        click.echo(escape_line(f"{_INDENT}{source}"))
     if not info.n_documents and info.problems:
         echo_note(escape_controls(f"edgechat: {info.name}: {info.problems[0].reason}"))
     elif info.problems:
@@ -53,7 +53,7 @@ def print_problems(info: CollectionInfo) -> None:
     for problems, description in ((info.problems, "could not be read"), (info.notices, _PARTLY_READ)):
         for problem in problems[:_MAX_SHOWN_PROBLEMS]:
             reason = " ".join(problem.reason.split())
-            echo_note(escape_controls(f"edgechat: {shorten(problem.path, 120)}: {shorten(reason, 300)}"))
+            echo_note(escape_line(f"edgechat: {shorten(problem.path, 120)}: {shorten(reason, 300)}"))
         n_more = len(problems) - _MAX_SHOWN_PROBLEMS
         if n_more > 0:
             echo_note(f"edgechat: {format_count(n_more, 'other file')} {description}; --json lists them.")

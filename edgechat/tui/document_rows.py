@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from edgechat.humanize import format_count, format_size
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, escape_line
 from edgechat.tui.dates import format_date_and_time
 from edgechat.tui.row_text import cut_to_columns
 
@@ -53,10 +53,10 @@ def describe_collection(info: CollectionInfo, today: dt.date) -> str:
         if problems:
             verb = noun if len(problems) == 1 or noun.startswith("could") else "were read in part"
             lines += ["", f"{format_count(len(problems), 'file')} {verb}:"]
-            lines += [f"  {problem.path}: {problem.reason}" for problem in problems[:_MAX_PROBLEMS]]
+            lines += [f"  {problem.path}: {' '.join(problem.reason.split())}" for problem in problems[:_MAX_PROBLEMS]]
         if len(problems) > _MAX_PROBLEMS:
             lines.append(f"  and {len(problems) - _MAX_PROBLEMS} more")
-    return "\n".join(escape_controls(" ".join(line.split()) if line[:2] != "  " else line) for line in lines)
+    return "\n".join(map(escape_line, lines))
 
 
 def describe_progress(name: str, progress: IndexProgress) -> str:

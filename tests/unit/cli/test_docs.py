@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ from edgechat.documents.passages import Passage, PassageScores, PassageSet, Sear
 from edgechat.documents.prompt_text import NOT_FOUND
 from edgechat.errors import DamagedCollectionError, DocumentError
 from edgechat.store import open_ephemeral_store
+from edgechat.tui.document_rows import describe_collection as describe_in_screen
 from tests.conftest import Cli
 
 
@@ -280,3 +282,18 @@ def test_json_has_names_that_are_not_utf8(tmp_path: Path) -> None:
         out, _ = invoke(*arguments)
         assert "mary-\ufffd.txt" in out
         assert json.loads(out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files cannot have newlines")
+def test_file_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "ships\nand boats"
+    folder.mkdir()
+    (folder / "vasa.txt").write_text("It sank.\n")
+    (folder / "mary\nedgechat: all is well.txt").write_text("It sank.\n")
+    _, err = invoke("add", str(folder), "--name", "ships")
+    assert "mary\u240aedgechat: all is well.txt: Its name has control characters" in err
+    assert f"    {tmp_path}/ships\u240aand boats\n" in invoke("list")[0]
+    [info] = DocumentLibrary(paths.documents_dir()).list()
+    lines = describe_in_screen(info, dt.datetime.now(dt.timezone.utc).date()).split("\n")
+    assert f"From {tmp_path}/ships\u240aand boats" in lines
+    assert any("mary\u240aedgechat: all is well.txt: Its name has" in line for line in lines)
