@@ -199,6 +199,11 @@ class DamagedCollectionError(DocumentError):
 
     exit_code = 4
 
+    def __init__(self, message: str, collection: str = "") -> None:
+        super().__init__(message)
+        self.collection = collection
+        """Name of the collection."""
+
 
 class ImportRefusedError(EdgechatError):
     """Raised when a file has no conversations in a supported format; nothing was imported."""

@@ -197,11 +197,9 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
     """Search the documents for QUERY, without asking a model.
 
     Searches by keywords and, if an embedding model is installed, by meaning. If nothing matches, prints a note on
-    standard error; the exit code is 0.
+    standard error; the exit code is 0. Without --docs, collections that cannot be used are left out with a note.
     """
-    from contextlib import ExitStack
-
-    from edgechat.documents.search import search as search_collections
+    from edgechat.cli.docs_search import search_collections
 
     if not query.strip():
         raise UsageError("The query is empty. Give at least one word.")
@@ -209,16 +207,14 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
     searched_names = list(dict.fromkeys(names)) or library.names()
     if not searched_names:
         raise DocumentError("There are no collections yet. `edgechat docs add FOLDER` creates one.")
-    with ExitStack() as stack:
-        collections = [stack.enter_context(library.open(name)) for name in searched_names]
-        infos = [collection.describe() for collection in collections]
-        models, settings = stack.enter_context(_open_models()), load_settings()
-        embedder = models.open_embedder(settings) if any(info.n_embedded for info in infos) else None
-        results = search_collections(
-            collections, query, embedder=embedder, reranker=models.open_reranker(settings), n_results=limit
-        )
+    with _open_models() as models:
+        infos, results = search_collections(
+            library, searched_names, query, models, load_settings(), limit,
+            skips_unusable=not names and len(searched_names) > 1,
+        )  # fmt: skip
     if as_json:
-        echo_json({"query": query, "collections": searched_names, "results": [make_result_object(r) for r in results]})
+        used_names = [info.name for info in infos]
+        echo_json({"query": query, "collections": used_names, "results": [make_result_object(r) for r in results]})
         return
     if not results:
         n_documents = sum(info.n_documents for info in infos)

@@ -197,7 +197,8 @@ def make_damaged_error(path: Path, reason: str) -> DamagedCollectionError:
     """Return the error for a damaged collection, with the advice to rebuild it."""
     return DamagedCollectionError(
         f"The collection {path.stem} cannot be used ({reason}). Run `edgechat docs update {path.stem}` to rebuild it "
-        "from its files."
+        "from its files.",
+        path.stem,
     )
 
 

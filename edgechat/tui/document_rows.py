@@ -82,6 +82,8 @@ def describe_summary(name: str, summary: UpdateSummary) -> str:
 
 
 def _describe_size(info: CollectionInfo) -> str:
+    if info.is_damaged:
+        return "needs an update"
     parts = [format_count(info.n_documents, "document"), format_count(info.n_chunks, "passage")]
     parts.append(format_size(info.n_bytes))
     if info.problems:

@@ -182,7 +182,7 @@ async def test_damaged_collection_is_listed_with_its_reason(folder: Path) -> Non
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await open_screen(app, pilot)
-        assert option_texts(app)[0].endswith("1 problem")
+        assert option_texts(app)[0].endswith("needs an update")
         assert "damaged" in shown(app, "#details")
 
 
@@ -211,6 +211,24 @@ async def test_documents_snapshots(size: tuple[int, int], monkeypatch: pytest.Mo
         await pilot.pause()
         assert "2 files could not be read" in screen_text(app)
         compare(app, f"documents-{size[0]}x{size[1]}")
+
+
+async def test_damaged_collection_is_used_only_after_an_update(folder: Path) -> None:
+    add_collection("reports", folder)
+    (paths.documents_dir() / "reports.db").write_bytes(b"damaged" * 1000)
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_screen(app, pilot)
+        assert option_texts(app) == ["☐ reports  needs an update"]
+        assert f"From {folder}" in shown(app, "#details")
+        assert "The collection reports cannot be used" in shown(app, "#details")
+        await pilot.press("enter")
+        await until_async(lambda: shown(app, "#notice") == "reports cannot be used before an update. Press u.")
+        assert session(app).settings.docs == ()
+        await pilot.press("u")
+        await until_async(lambda: "up to date" in shown(app, "#notice") and "2 documents" in option_texts(app)[0])
+        await pilot.press("enter")
+        await until_async(lambda: session(app).settings.docs == ("reports",))
 
 
 def add_collection(name: str, folder: Path) -> None:

@@ -188,6 +188,10 @@ class DocumentsScreen(Modal[None]):
         info = self._highlighted
         if info is None:
             return
+        if info.is_damaged and info.name not in self._used_names:
+            update_key = self.key_label("documents.update")
+            self._show_notice(f"{info.name} cannot be used before an update. Press {update_key}.", is_error=True)
+            return
         names = [name for name in self._used_names if name != info.name]
         self._use_names(names if info.name in self._used_names else [*names, info.name])
         is_used = info.name in self._used_names

@@ -23,6 +23,8 @@ from edgechat.cli.docs_output import print_problems
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
 from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
+from edgechat.documents.database import CollectionDatabase
+from edgechat.documents.keyword_search import search_keywords
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
 from edgechat.documents.prompt_text import NOT_FOUND
@@ -207,6 +209,34 @@ def test_damaged_collection_is_rebuilt_by_an_update_or_by_adding_its_folder(ship
         assert invoke("search", "Vasa", code=4)[1].endswith("to rebuild it from its files.")
         assert invoke(*command)[0].startswith("ships: 2 documents")
         assert DocumentLibrary(paths.documents_dir()).names() == ["ships"]
+
+
+def test_search_in_all_collections_leaves_out_damaged_ones(
+    ships: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boats").mkdir()
+    (tmp_path / "boats" / "a.txt").write_text("A boat like the Vasa.")
+    invoke("add", str(ships))
+    invoke("add", str(tmp_path / "boats"))
+    with monkeypatch.context() as context:
+        context.setattr("edgechat.documents.search.search_keywords", find_damage_in_ships)
+        out, err = invoke("search", "Vasa", "--json")
+        assert json.loads(out)["collections"] == ["boats"]
+        assert err == "edgechat: ships is damaged.\n"
+        assert "ships is damaged" in invoke("search", "Vasa", "--docs", "ships", "--docs", "boats", code=4)[1]
+    (paths.documents_dir() / "ships.db").write_bytes(b"damaged" * 1000)
+    out, err = invoke("search", "Vasa", "--json")
+    assert [result["document"] for result in json.loads(out)["results"]] == ["a.txt"]
+    assert err.startswith("edgechat: The collection ships cannot be used")
+    assert invoke("search", "Vasa", "--docs", "ships", "--docs", "boats", code=4)[0] == ""
+    (paths.documents_dir() / "boats.db").write_bytes(b"damaged" * 1000)
+    assert "None of 2 collections can be searched." in invoke("search", "Vasa", code=2)[1]
+
+
+def find_damage_in_ships(database: CollectionDatabase, query: str, n_results: int) -> list[tuple[int, float]]:
+    if database.path.stem == "ships":
+        raise DamagedCollectionError("ships is damaged.", "ships")
+    return search_keywords(database, query, n_results)
 
 
 def test_damage_that_an_update_finds_is_repaired_by_the_same_update(
