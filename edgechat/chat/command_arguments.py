@@ -6,16 +6,14 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from edgechat.documents.descriptions import describe_unknown_collection
 from edgechat.errors import UsageError
-from edgechat.humanize import format_count, shorten
+from edgechat.humanize import format_count
 
 if TYPE_CHECKING:
     from edgechat.prompt.agreement.picker import PickMethod
-
-
-_MAX_SHOWN_CHARS: Final = 60
 
 
 def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> tuple[str, str]:
@@ -81,11 +79,8 @@ def parse_collections(argument: str, existing_names: Sequence[str]) -> tuple[str
         names = argument.split()
     unknown_name = next((name for name in names if name not in existing_names), None)
     if unknown_name is not None:
-        hint = (
-            f"The collections are: {', '.join(existing_names)}." if existing_names else "There are no collections yet."
-        )
         raise UsageError(
-            f"There is no collection of documents called {shorten(unknown_name, _MAX_SHOWN_CHARS)!r}. {hint} "
+            f"{describe_unknown_collection(unknown_name, existing_names)} "
             "Add one with @FOLDER/ in a message or `edgechat docs add`."
         )
     return tuple(dict.fromkeys(names))

@@ -10,6 +10,7 @@ from edgechat import paths
 from edgechat.chat import events, message_passages
 from edgechat.chat.messages import Attachment, Message
 from edgechat.documents import prompt_text
+from edgechat.documents.descriptions import describe_unknown_collection
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import PassageSet
 from edgechat.documents.search_models import SearchModels
@@ -83,11 +84,8 @@ def check_names(library: DocumentLibrary, names: Iterable[str]) -> None:
     existing_names = library.names()
     missing_name = next((name for name in names if name not in existing_names), None)
     if missing_name is not None:
-        hint = (
-            f"The collections are: {', '.join(existing_names)}." if existing_names else "There are no collections yet."
-        )
         raise DocumentError(
-            f"There is no collection of documents called {missing_name!r}. {hint} Choose others with "
+            f"{describe_unknown_collection(missing_name, existing_names)} Choose others with "
             "/docs NAME or --docs NAME, none with /docs off, or add one with `edgechat docs add`."
         )
 

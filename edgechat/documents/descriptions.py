@@ -1,15 +1,17 @@
-"""Descriptions of passages for the user: what was searched or read, why a passage was found, and the cited places."""
+"""Descriptions of passages and collections for the user: what was searched or read, and which places are cited."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from edgechat.humanize import format_count
+from edgechat.humanize import format_count, shorten
 
 if TYPE_CHECKING:
     from edgechat.documents.citations import Citation
     from edgechat.documents.passages import Passage, PassageScores, PassageSet
+
+_MAX_NAME_CHARS: Final = 60
 
 
 def describe_set(passages: PassageSet) -> str:
@@ -31,6 +33,14 @@ def describe_omitted(passages: PassageSet) -> str:
     """Describe a search whose results all did not fit, such as "4 passages found in 2 documents …, but none fits"."""
     counts = format_count(passages.n_omitted, "passage")
     return f"{counts} found in {passages.searched.describe()}, but none fits in the context beside the message"
+
+
+def describe_unknown_collection(name: str, existing_names: Sequence[str]) -> str:
+    """Return sentences that there is no collection `name`, and which ones there are."""
+    collections = "There are no collections yet."
+    if existing_names:
+        collections = f"The collections are: {', '.join(existing_names)}."
+    return f"There is no collection of documents called {shorten(name, _MAX_NAME_CHARS)!r}. {collections}"
 
 
 def describe_scores(scores: PassageScores) -> str:
