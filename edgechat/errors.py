@@ -205,6 +205,15 @@ class DamagedCollectionError(DocumentError):
         """Name of the collection."""
 
 
+class FullDiskError(DocumentError):
+    """Raised when a collection cannot be written because the disk is full."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} What was indexed before is unchanged. {advice}")
+        self.reason = reason
+        """Sentence without the advice."""
+
+
 class ImportRefusedError(EdgechatError):
     """Raised when a file has no conversations in a supported format; nothing was imported."""
 

@@ -14,7 +14,7 @@ from typing import Final
 from edgechat import paths
 from edgechat.documents.bigrams import separate_text
 from edgechat.documents.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
-from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.errors import DamagedCollectionError, DocumentError, FullDiskError
 from edgechat.files import FileLock
 from edgechat.humanize import format_size
 
@@ -224,9 +224,9 @@ def _make_error(error: sqlite3.Error, path: Path) -> DocumentError:
         with contextlib.suppress(OSError):
             free = f"{format_size(paths.free_bytes(path.parent))} free"
         state = f"is full ({free})" if "full" in reason else f"reported an error ({reason}, {free}); it may be full"
-        return DocumentError(
-            f"The disk that contains {path} {state}. What was indexed before is unchanged. Free some space, then run "
-            f"`edgechat docs update {path.stem}`."
+        return FullDiskError(
+            f"The disk that contains {path} {state}.",
+            f"Free some space, then run `edgechat docs update {path.stem}`.",
         )
     if "locked" in reason or "busy" in reason:
         return DocumentError(

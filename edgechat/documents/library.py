@@ -22,7 +22,7 @@ from edgechat.documents.database import (
 )
 from edgechat.documents.saved_sources import SOURCES_SUFFIXES, read_saved_sources, save_sources
 from edgechat.documents.vectors import VectorCache
-from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.errors import DamagedCollectionError, DocumentError, FullDiskError
 from edgechat.files import open_new_private
 
 _T = TypeVar("_T")
@@ -128,10 +128,11 @@ class DocumentLibrary:
 
         With `can_create`, the collection is created if it does not exist. A damaged one is rebuilt first. If `run`
         finds damage, the collection is rebuilt and `run` called again. Raises DocumentError and the errors of `run`.
+        A new collection without documents is removed if the disk is full.
         """
-        is_new = can_create and name not in self.names()
-        collection = self.create(name) if is_new else self.open(name, rebuild_damaged=True)
-        with collection, contextlib.suppress(DamagedCollectionError):
+        if can_create and name not in self.names():
+            return self._fill_new(name, run)
+        with self.open(name, rebuild_damaged=True) as collection, contextlib.suppress(DamagedCollectionError):
             return run(collection)
         with self.open(name, rebuild_damaged=True) as collection:
             return run(collection)
@@ -151,6 +152,20 @@ class DocumentLibrary:
             _delete_files(path)
             _delete_files(path, (DAMAGE_SUFFIX, *SOURCES_SUFFIXES))
         self._vector_caches.pop(name, None)
+
+    def _fill_new(self, name: str, run: Callable[[Collection], _T]) -> _T:
+        try:
+            with self.create(name) as collection:
+                return run(collection)
+        except FullDiskError as error:
+            if self.find_path(name).exists():
+                if self.describe(name).n_documents:
+                    raise
+                self.remove(name)
+            raise DocumentError(
+                f"{error.reason} The collection {name} was not created. Free some space, then add its folder again "
+                "with `edgechat docs add`."
+            ) from error
 
     def _open(self, path: Path) -> Collection:
         return Collection(path, vector_cache=self._vector_caches.setdefault(path.stem, VectorCache()))

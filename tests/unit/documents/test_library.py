@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.documents.collection import Collection
-from edgechat.documents.database import FILE_SUFFIXES, lock_updates
+from edgechat.documents.database import FILE_SUFFIXES, lock_updates, translate_errors
 from edgechat.documents.indexing import update
 from edgechat.documents.keyword_search import search_keywords
 from edgechat.documents.library import DocumentLibrary
@@ -133,6 +133,33 @@ def test_update_rebuilds_a_collection_whatever_is_damaged(
         assert collection.sources() == [(1, folder)]
         assert len(collection.read_records()) == 40
         assert len(search_keywords(collection.database, "changed", 10)) == 1
+
+
+@pytest.mark.parametrize("moment", ["create", "update"])
+def test_new_collection_is_added_again_after_the_disk_was_full(
+    library: DocumentLibrary, folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(collection: Collection, *arguments: object) -> None:
+        with translate_errors(collection.path):
+            raise sqlite3.OperationalError("database or disk is full")
+
+    def run(collection: Collection) -> None:
+        fill(collection, folder)
+
+    with monkeypatch.context() as context:
+        context.setattr(Collection, "add_sources" if moment == "create" else "replace_documents", fail)
+        with pytest.raises(DocumentError, match=r"is full \(.*notes was not created\. .*with `edgechat docs add`"):
+            library.update("notes", run, can_create=True)
+        assert library.names() == []
+    library.update("notes", run, can_create=True)
+    with monkeypatch.context() as context:
+        context.setattr(Collection, "finish_update", fail)
+        (folder / "new.txt").write_text("new")
+        with pytest.raises(DocumentError, match=r"is full .*docs update notes"):
+            library.update("notes", run, can_create=True)
+        with pytest.raises(DocumentError, match=r"is full .*docs update other"):
+            library.update("other", run, can_create=True)
+    assert library.names() == ["notes", "other"]
 
 
 def test_damaged_sources_come_from_the_last_update_or_removal(library: DocumentLibrary, folder: Path) -> None:
