@@ -78,6 +78,7 @@ def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, a
     missing_source = next((source for source in sources if not os.path.exists(source)), None)  # noqa: PTH110
     if missing_source is not None:
         raise DocumentError(f"Cannot add {missing_source}: there is no such file or folder.")
+    is_chosen = name is None
     name = name if name is not None else choose_name(sources, library.list())
     is_new = name not in library.names()
     with _open_models() as models:
@@ -87,6 +88,11 @@ def add(sources: tuple[Path, ...], *, name: str | None, with_embeddings: bool, a
         print_problems(info)
         reason = "none of the files could be read" if summary.failed else "there are no documents"
         raise DocumentError(f"The collection {name} was not created, because {reason} in {_join_paths(sources)}.")
+    if is_chosen and not is_new:
+        verb = "is" if len(sources) == 1 else "are"
+        echo_note(escape_controls(
+            f"edgechat: {_join_paths(sources)} {verb} in the collection {name} already. For another one: --name NAME"
+        ))  # fmt: skip
     print_update(summary, info, as_json=as_json)
     if not as_json and is_new:
         echo_note(escape_controls(f'edgechat: Ask about it with: edgechat ask --docs {_quote(name)} "…"'))

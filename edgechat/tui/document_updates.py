@@ -65,6 +65,7 @@ def update_collection(
     from edgechat.documents.naming import choose_name
     from edgechat.documents.search_models import SearchModels
 
+    must_choose = not name and path is not None
     if not name and path is not None:
         name = choose_name([path], library.list())
     is_new = name not in library.names()
@@ -84,6 +85,9 @@ def update_collection(
         if models.problem:
             warning = f"No embeddings were computed, because {models.problem}"
             summary = msgspec.structs.replace(summary, warnings=(*summary.warnings, warning))
+    if must_choose and not is_new:
+        warning = f"{path} is in this collection already."
+        summary = msgspec.structs.replace(summary, warnings=(*summary.warnings, warning))
     if is_new and not summary.added and not summary.is_cancelled:
         library.remove(name)
         reason = f" {problems[0].path}: {problems[0].reason}" if problems else ""

@@ -211,6 +211,15 @@ def test_damaged_collection_is_rebuilt_by_an_update_or_by_adding_its_folder(ship
         assert DocumentLibrary(paths.documents_dir()).names() == ["ships"]
 
 
+def test_adding_a_folder_again_names_its_collection(ships: Path) -> None:
+    invoke("add", str(ships), "--name", "old ships")
+    out, err = invoke("add", str(ships))
+    assert out.startswith("old ships: ")
+    assert f"edgechat: {ships} is in the collection old ships already." in err
+    assert "already" not in invoke("add", str(ships), "--name", "old ships")[1]
+    assert "already" not in invoke("add", str(ships), "--name", "ships")[1]
+
+
 def test_search_in_all_collections_leaves_out_damaged_ones(
     ships: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
