@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgechat.documents.library import DocumentLibrary
     from edgechat.documents.search_models import SearchModels
 
-_MIN_SNIPPET_CHARS: Final = 40
+_MIN_EXCERPT_CHARS: Final = 40
 _INDENT: Final = "    "
 
 
@@ -206,6 +206,7 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
     standard error; the exit code is 0. Without --docs, collections that cannot be used are left out with a note.
     """
     from edgechat.cli.docs_search import search_collections
+    from edgechat.documents.excerpts import make_excerpt
 
     if not query.strip():
         raise UsageError("The query is empty. Give at least one word.")
@@ -230,8 +231,8 @@ def search(query: str, *, names: tuple[str, ...], limit: int, as_json: bool) -> 
         prefix = f"{result.collection}: " if len(searched_names) > 1 else ""
         heading = f" ({result.chunk.heading})" if result.chunk.heading else ""
         click.echo(escape_controls(shorten(f"{prefix}{format_place(result)}{heading}", n_columns)))
-        snippet = shorten(" ".join(result.chunk.text.split()), max(_MIN_SNIPPET_CHARS, 2 * n_columns - 8))
-        click.echo(escape_controls(f"{_INDENT}{snippet}"))
+        excerpt = make_excerpt(result.chunk.text, query, max(_MIN_EXCERPT_CHARS, 2 * n_columns - 8))
+        click.echo(escape_controls(f"{_INDENT}{excerpt}"))
 
 
 def _remove_sources(

@@ -79,7 +79,7 @@ def _count_terms(db: sqlite3.Connection, words: Sequence[str]) -> list[tuple[int
     # Of words with too many matches, the longest are probably the rarest.
     counted = sorted((_count_matches(db, f'"{word}"{mark}'), -len(word), i, word) for i, word in enumerate(words))
     prefixes = dict.fromkeys(
-        prefix for count, _, _, word in counted if count <= _MAX_PREFIX_WORD_MATCHES and (prefix := _find_prefix(word))
+        prefix for count, _, _, word in counted if count <= _MAX_PREFIX_WORD_MATCHES and (prefix := find_prefix(word))
     )
     terms = [(count, i, f'"{word}"{mark}') for i, (count, _, _, word) in enumerate(counted)]
     for prefix in list(prefixes)[:_MAX_PREFIXES]:
@@ -115,7 +115,7 @@ def _has_word(tokens: set[str], word: str) -> bool:
     """Return whether all parts of a word, or another word with the same beginning, are among the tokens of a chunk."""
     if all(part in tokens for part in _split_tokens(word)):
         return True
-    prefix = "".join(_split_tokens(word if is_single_letter(word) else _find_prefix(word)))
+    prefix = "".join(_split_tokens(word if is_single_letter(word) else find_prefix(word)))
     return bool(prefix) and any(token.startswith(prefix) for token in tokens)
 
 
@@ -125,7 +125,7 @@ def _split_tokens(text: str) -> list[str]:
     return _TOKEN.findall("".join(char for char in decomposed if not unicodedata.combining(char)))
 
 
-def _find_prefix(word: str) -> str:
+def find_prefix(word: str) -> str:
     """Return the beginning that a word has in common with its other forms; "" for short words and numbers."""
     if len(word) < _MIN_PREFIX_CHARS or not word.isalpha():
         return ""

@@ -336,3 +336,10 @@ def test_file_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:
     lines = describe_in_screen(info, dt.datetime.now(dt.timezone.utc).date()).split("\n")
     assert f"From {tmp_path}/ships\u240aand boats" in lines
     assert any("mary\u240aedgechat: all is well.txt: Its name has" in line for line in lines)
+
+
+def test_search_shows_the_text_around_the_match(ships: Path) -> None:
+    (ships / "long.txt").write_text(f"{'Water and wind. ' * 15}The Batavia ran aground. {'Sand and stone. ' * 15}")
+    invoke("add", str(ships))
+    _, excerpt = invoke("search", "batavia")[0].splitlines()
+    assert "The Batavia ran aground." in excerpt
