@@ -15,7 +15,7 @@ from edgechat.documents.collection import Collection
 from edgechat.documents.embedding import TextEmbedder, TextReranker
 from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, SearchedDocuments
-from edgechat.documents.search import FoundChunk, can_use_embeddings, search
+from edgechat.documents.search import FoundChunk, can_use_embeddings, leave_out_weak, search
 from edgechat.documents.text import Chunk
 
 # Number of results of a search, of which as many are used as fit into the budget.
@@ -51,7 +51,9 @@ def find_passages(
     errors of the models.
     """
     with _open_all(library, names) as collections:
-        results = search(collections, query, embedder=embedder, reranker=reranker, n_results=_MAX_RESULTS)
+        results = leave_out_weak(
+            search(collections, query, embedder=embedder, reranker=reranker, n_results=_MAX_RESULTS)
+        )
         chosen = _choose(results, count_tokens, max_tokens)
         searched = _describe_searched(collections, embedder, reranker)
     passages = tuple(

@@ -24,6 +24,10 @@ _FUSION_K: Final = 10
 # 0.93.
 _MAX_SIMILARITY_WEIGHT: Final = 2.0
 _MIN_SIMILARITY_WEIGHT: Final = 0.05
+# Results of a hybrid search with less than this share of the best fused score are left out of prompts. For questions of
+# `edgechat bench documents` (640 in generated documents, 800 in real ones), recall at 5, 10 and 20 results is the same
+# with 0 and 0.3, while the mean number of results falls from 48 to 25. With 0.4, recall at 20 falls by up to 0.005.
+_MIN_FUSED_SHARE: Final = 0.3
 _MIN_CANDIDATES: Final = 100
 _RERANKED: Final = 30
 
@@ -91,6 +95,20 @@ def search(
             scores[key] = msgspec.structs.replace(scores[key], relevance=relevance)
         keys = sorted(top, key=lambda key: (-(scores[key].relevance or 0), top.index(key))) + keys[_RERANKED:]
     return [_make_result(collections[key[0]].name, chunks[key], scores[key]) for key in keys[:n_results]]
+
+
+def leave_out_weak(results: Sequence[FoundChunk]) -> list[FoundChunk]:
+    """Return the results of a search without those far below the best fused score.
+
+    Similarity always finds something: without this, one passage with a rare word of the query brings dozens of others.
+    All results of a search by keywords only, or with a reranker, are returned.
+    """
+    if any(result.scores.relevance is not None for result in results) or not any(
+        result.scores.similarity_rank for result in results
+    ):
+        return list(results)
+    min_score = _MIN_FUSED_SHARE * max(result.scores.fused or 0 for result in results)
+    return [result for result in results if (result.scores.fused or 0) >= min_score]
 
 
 def _find_coverage(

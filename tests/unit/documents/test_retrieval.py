@@ -11,8 +11,9 @@ from edgechat.documents.library import DocumentLibrary
 from edgechat.documents.passages import Passage, PassageScores, PassageSet, decode_passages, encode_passages
 from edgechat.documents.prompt_text import format_retrieved
 from edgechat.documents.retrieval import _make_passage, find_passages, read_whole
-from edgechat.documents.search import FoundChunk
+from edgechat.documents.search import FoundChunk, search
 from edgechat.documents.text import Chunk
+from edgechat.documents.vector_scan import load_library
 from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader
 
 
@@ -151,6 +152,24 @@ def test_document_added_later_comes_last(library: DocumentLibrary, tmp_path: Pat
     assert after is not None
     assert after.passages[:8] == before.passages[:8]
     assert [passage.text for passage in after.passages[8:]] == ["A changed document.", "A new document."]
+
+
+@pytest.mark.skipif(load_library() is None, reason="the native bundle has no vector search")
+def test_passages_that_are_only_somewhat_similar_are_left_out(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"Part {i} of the pump is made of steel." + " Its number is QX7." * (i == 9))
+    library, embedder = DocumentLibrary(tmp_path / "documents"), WordEmbedder()
+    with library.create("parts") as collection:
+        paths = [tmp_path / f"{i}.txt" for i in range(30)]
+        update(collection, add=paths, reader=make_reader(TextExtractor()), embedder=embedder)
+        assert len(search([collection], "QX7", embedder=embedder, n_results=48)) == 30
+
+    def find(query: str) -> list[str]:
+        found = find_passages(library, ["parts"], query, count_tokens=count_words, max_tokens=10_000, embedder=embedder)
+        return [passage.document for passage in found.passages]
+
+    assert find("QX7") == ["9.txt"]
+    assert len(find("pump")) > 5
 
 
 def test_empty_collection(library: DocumentLibrary) -> None:
