@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
 from edgechat.documents import indexing
@@ -151,6 +151,22 @@ async def test_collection_is_removed_on_the_second_press(folder: Path) -> None:
         assert DocumentLibrary(paths.documents_dir()).names() == []
         await until_async(lambda: session(app).settings.docs == ())
         assert count_files(folder) == 3  # the files stay
+
+
+async def test_removal_highlights_the_collection_in_its_place(folder: Path) -> None:
+    for name in ("a", "b", "c"):
+        add_collection(name, folder)
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await open_screen(app, pilot)
+        options = app.screen.query_one(OptionList)
+        await pilot.press("down", "d", "d")
+        await until_async(lambda: len(option_texts(app)) == 2)
+        assert " c " in option_texts(app)[options.highlighted or 0]
+        await pilot.press("d", "d")  # the last one
+        await until_async(lambda: len(option_texts(app)) == 1)
+        assert options.highlighted == 0
+        assert DocumentLibrary(paths.documents_dir()).names() == ["a"]
 
 
 async def test_missing_path_is_named_and_escape_closes_the_input() -> None:

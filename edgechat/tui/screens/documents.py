@@ -153,13 +153,15 @@ class DocumentsScreen(Modal[None]):
         self._fill_list(name)
 
     def _fill_list(self, name: str) -> None:
-        """Show the collections, and highlight the one called `name`, or else the first one."""
+        """Show the collections, and highlight the one called `name`; if it was removed, the one in its place."""
         options, ascii_only = self.query_one(EntryList), self.app.has_class("ascii")
+        old_index = options.highlighted or 0
         options.clear_options()
         rows = document_rows.format_rows(self._infos, self._used_names, ascii_only=ascii_only)
         options.add_options([Option(row) for row in rows])
         names = [info.name for info in self._infos]
-        options.highlighted = names.index(name) if name in names else 0 if names else None
+        index = names.index(name) if name in names else min(old_index, len(names) - 1)
+        options.highlighted = index if names else None
         if not self._path_input.display:
             options.focus()
         self._show_details()
