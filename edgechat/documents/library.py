@@ -90,7 +90,7 @@ class DocumentLibrary:
         """Create an empty collection and open it. Raises DocumentError if the name is taken or invalid."""
         path = self.find_path(name)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DocumentError(f"Cannot create {self.root}: {error.strerror}.") from error
         with lock_updates(path):

@@ -231,6 +231,7 @@ def test_only_the_owner_can_read_new_and_rebuilt_collections(library: DocumentLi
         library.create("notes").close()
         path = library.root / "notes.db"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(library.root.stat().st_mode) == 0o700
         path.with_name("notes.db.damaged").touch()
         with library.open("notes", rebuild_damaged=True) as collection:
             fill(collection, folder)
