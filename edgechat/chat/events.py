@@ -84,7 +84,8 @@ class DocumentsSearched(msgspec.Struct, frozen=True, kw_only=True):
         passages = self.passages
         if passages.is_whole:
             n_documents = len({(p.collection, p.document) for p in passages.passages})
-            noun = "The document is" if n_documents == 1 else f"All {n_documents} documents are"
+            nouns = {1: "The document is", 2: "Both documents are"}
+            noun = nouns.get(n_documents, f"All {n_documents:,} documents are")
             return f"{noun} in the prompt ({format_count(self.n_tokens, 'token')})." if self.is_new else ""
         searched = passages.searched.describe()
         n_found = len(passages.passages)

@@ -43,7 +43,7 @@ def describe_collection(info: CollectionInfo, today: dt.date) -> str:
     lines = [f"From {source}" for source in info.sources]
     if info.n_chunks:
         is_embedded = info.n_embedded and info.embedding_model
-        n_embedded = f"{info.n_embedded} of {info.n_chunks} passages with {info.embedding_model}"
+        n_embedded = f"{info.n_embedded:,} of {format_count(info.n_chunks, 'passage')} with {info.embedding_model}"
         lines.append(f"Searched by keywords and meaning ({n_embedded})" if is_embedded else "Searched by keywords")
     if info.updated_at_ms:
         lines.append(f"Updated: {format_date_and_time(info.updated_at_ms, today)}")
@@ -55,17 +55,17 @@ def describe_collection(info: CollectionInfo, today: dt.date) -> str:
             lines += ["", f"{format_count(len(problems), 'file')} {verb}:"]
             lines += [f"  {problem.path}: {' '.join(problem.reason.split())}" for problem in problems[:_MAX_PROBLEMS]]
         if len(problems) > _MAX_PROBLEMS:
-            lines.append(f"  and {len(problems) - _MAX_PROBLEMS} more")
+            lines.append(f"  and {len(problems) - _MAX_PROBLEMS:,} more")
     return "\n".join(map(escape_line, lines))
 
 
 def describe_progress(name: str, progress: IndexProgress) -> str:
     """Return a line with the progress of an update."""
     if progress.phase == "finding":
-        return f"{name}: finding files, {progress.n_files} so far"
+        return f"{name}: finding files, {progress.n_files:,} so far"
     if progress.phase == "embedding":
-        return f"{name}: embeddings, {progress.n_chunks_done} of {progress.n_chunks} passages"
-    counts = f"{progress.n_files_done} of {format_count(progress.n_files, 'file')}"
+        return f"{name}: embeddings, {progress.n_chunks_done:,} of {format_count(progress.n_chunks, 'passage')}"
+    counts = f"{progress.n_files_done:,} of {format_count(progress.n_files, 'file')}"
     path = f", {_to_line(progress.path)}" if progress.path else ""
     return f"{name}: reading, {counts} ({format_size(progress.n_bytes_done)} of {format_size(progress.n_bytes)}){path}"
 
@@ -76,7 +76,7 @@ def describe_summary(name: str, summary: UpdateSummary) -> str:
         "added": summary.added, "changed": summary.changed, "removed": summary.removed,
         "could not be read": summary.failed,
     }  # fmt: skip
-    changes = ", ".join(f"{count} {text}" for text, count in counts.items() if count) or "no changes"
+    changes = ", ".join(f"{count:,} {text}" for text, count in counts.items() if count) or "no changes"
     state = "cancelled; the next update continues" if summary.is_cancelled else f"up to date: {changes}"
     return " ".join([f"{name}: {state}.", *summary.warnings])
 

@@ -32,7 +32,7 @@ def test_question_about_whole_documents(cli: Cli, manuals: str) -> None:
     result = cli("ask", question, *options)
     assert result.returncode == 0, result.stderr
     assert "4711" in result.stdout
-    assert "All 2 documents are in the prompt" in result.stderr
+    assert "Both documents are in the prompt" in result.stderr
     again = json.loads(cli("ask", question, *options, "--json").stdout)
     assert again["text"] == result.stdout.rstrip("\n")
     assert again["stats"]["cached_tokens"] > 0  # a new conversation in a new process, with the same documents

@@ -89,7 +89,7 @@ def test_documents_that_fit_are_saved_whole_with_the_message(session: ScriptedSe
     assert format_progress(seen[0]) == "Searching 2 documents"
     assert searched.passages.is_whole
     assert [p.number for p in searched.passages.passages] == [1, 2, 3]
-    assert format_notice(searched) == f"All 2 documents are in the prompt ({searched.n_tokens} tokens)."
+    assert format_notice(searched) == f"Both documents are in the prompt ({searched.n_tokens} tokens)."
     question = session.tree.path[0]
     assert saved_sets(session) == [searched.passages, None]
     assert session.conversation.title == "When did the Vasa sink?"
