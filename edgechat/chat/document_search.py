@@ -86,7 +86,7 @@ def check_names(library: DocumentLibrary, names: Iterable[str]) -> None:
     if missing_name is not None:
         raise DocumentError(
             f"{describe_unknown_collection(missing_name, existing_names)} Choose others with "
-            "/docs NAME or --docs NAME, none with /docs off, or add one with `edgechat docs add`."
+            "--docs NAME, or with /docs NAME in the chat (none: /docs off), or add one with `edgechat docs add`."
         )
 
 

@@ -20,6 +20,7 @@ from edgechat.documents.database import (
     lock_updates,
     make_damaged_error,
 )
+from edgechat.documents.descriptions import describe_unknown_collection
 from edgechat.documents.saved_sources import SOURCES_SUFFIXES, read_saved_sources, save_sources
 from edgechat.documents.vectors import VectorCache
 from edgechat.errors import DamagedCollectionError, DocumentError, FullDiskError
@@ -108,10 +109,8 @@ class DocumentLibrary:
         """
         path = self.find_path(name)
         if not path.exists():
-            names = ", ".join(self.names()) or "none"
-            raise DocumentError(
-                f"There is no collection named {name} (collections: {names}). Add one with `edgechat docs add`."
-            )
+            description = describe_unknown_collection(name, self.names())
+            raise DocumentError(f"{description} Add one with `edgechat docs add`.")
         if not rebuild_damaged:
             return self._open(path)
         if (collection := self._open_undamaged(path)) is not None:

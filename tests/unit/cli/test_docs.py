@@ -181,7 +181,7 @@ def test_errors_are_one_line_with_exit_code_2(ships: Path, tmp_path: Path) -> No
     assert DocumentLibrary(paths.documents_dir()).names() == []
     assert "not a name of a collection" in invoke("add", str(ships), "--name", "a/b", code=2)[1]
     for command in (["update", "boats"], ["remove", "boats", "-y"], ["search", "x", "--docs", "boats"]):
-        assert "no collection named boats" in invoke(*command, code=2)[1]
+        assert "no collection of documents called 'boats'" in invoke(*command, code=2)[1]
     assert "There are no collections yet" in invoke("search", "x", code=2)[1]
 
 

@@ -55,9 +55,9 @@ def test_collections_are_created_listed_and_removed(library: DocumentLibrary, fo
     files = sorted(path.name for path in library.root.iterdir() if path.suffix != ".lock")
     assert files == ["Alpha.db", "Alpha.db.sources.json"]
     assert len(list(folder.iterdir())) == 40
-    with pytest.raises(DocumentError, match=r"no collection named beta \(collections: Alpha\)"):
+    with pytest.raises(DocumentError, match=r"no collection of documents called 'beta'\. The collections are: Alpha\."):
         library.open("beta")
-    with pytest.raises(DocumentError, match="no collection named beta"):
+    with pytest.raises(DocumentError, match="no collection of documents called 'beta'"):
         library.remove("beta")
 
 
