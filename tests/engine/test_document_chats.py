@@ -1,4 +1,4 @@
-"""Conversations about documents with the starter model: cached and cold replies are equal, prefixes are shared."""
+"""Conversations about documents: cached and cold replies are equal, and conversations share prefixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgechat.store import open_ephemeral_store
 from tests.engine.chats import OpenChat
 from tests.models import Kind, write_tiny
 
-# Without drafts, whose batches round differently: the starter model is not certain of each token.
+# Without drafts, whose batches round differently.
 GREEDY = Settings(temperature=0.0, max_tokens=16, n_ctx=4096, docs=("facts",), titles=False, speculation=False)
 COLD = msgspec.structs.replace(GREEDY, strict=True)
 
@@ -43,18 +43,26 @@ def ask_all(chat: OpenChat, questions: list[str]) -> list[Message]:
         chat.session.close()
 
 
-@pytest.mark.parametrize("n_ctx", [4096, 768])
-def test_cached_replies_about_documents_equal_cold_ones(
-    open_chat: Callable[..., OpenChat], facts: Path, n_ctx: int
-) -> None:
-    """With 4,096 tokens, the documents are read whole; with 768, they are searched."""
-    questions = ["What battery has lamp3?", "And lamp7?", "Where was lamp5 made?"]
-    cached = ask_all(open_chat(msgspec.structs.replace(GREEDY, n_ctx=n_ctx)), questions)
-    cold = ask_all(open_chat(msgspec.structs.replace(COLD, n_ctx=n_ctx)), questions)
-    assert [r.text for r in cached] == [r.text for r in cold]
-    stats = cached[1].stats
+@pytest.mark.parametrize(
+    ("kind", "n_ctx"), [("llama", 8192), ("llama", 1024), ("sliding", 8192), ("mamba", 8192), ("hybrid", 8192)]
+)
+def test_cached_replies_about_documents_equal_cold_ones(tmp_path: Path, facts: Path, kind: Kind, n_ctx: int) -> None:
+    """With 8,192 tokens, the documents are read whole; with 1,024, they are searched.
+
+    The models are random, because their 32-bit weights give no near ties. Between two tokens that are nearly as
+    probable, of which the starter model has many, the number of tokens in a batch decides.
+    """
+    model = write_tiny(tmp_path / "model.gguf", kind, n_ctx=n_ctx)
+
+    def ask(settings: Settings) -> list[Message]:
+        chat = OpenChat(model, open_ephemeral_store(), msgspec.structs.replace(settings, n_ctx=n_ctx))
+        return ask_all(chat, ["What battery has lamp3?", "And lamp7?", "Where was lamp5 made?"])
+
+    cached = ask(GREEDY)
+    assert [m.text for m in cached] == [m.text for m in ask(COLD)]
+    stats = cached[2].stats
     assert stats is not None
-    assert stats.cached_tokens > stats.prompt_tokens / 4
+    assert stats.cached_tokens > (stats.prompt_tokens / 2 if n_ctx == 8192 else 0)
 
 
 def test_other_conversation_starts_from_the_cached_documents(open_chat: Callable[..., OpenChat], facts: Path) -> None:
@@ -72,14 +80,3 @@ def test_opening_a_conversation_reads_the_documents(open_chat: Callable[..., Ope
     [reply] = ask_all(chat, ["What battery has lamp3?"])
     assert reply.stats is not None
     assert reply.stats.cached_tokens > 0.9 * reply.stats.prompt_tokens
-
-
-@pytest.mark.parametrize("kind", ["sliding", "mamba", "hybrid"])
-def test_models_whose_memory_cannot_be_truncated(tmp_path: Path, facts: Path, kind: Kind) -> None:
-    model = write_tiny(tmp_path / "model.gguf", kind, n_ctx=8192)
-
-    def ask(settings: Settings) -> list[str]:
-        chat = OpenChat(model, open_ephemeral_store(), msgspec.structs.replace(settings, n_ctx=8192))
-        return [m.text for m in ask_all(chat, ["What battery has lamp3?", "And lamp7?"])]
-
-    assert ask(GREEDY) == ask(COLD)
