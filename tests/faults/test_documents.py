@@ -22,6 +22,7 @@ from edgechat.documents.extraction.process import ExtractionProcess, extract_fil
 from edgechat.documents.sources import find_files
 from edgechat.documents.text import ExtractedDocument
 from edgechat.errors import DocumentError
+from edgechat.hardware.memory import read_peak_rss_bytes
 from tests.document_files import (
     join_pdf,
     make_docx,
@@ -355,6 +356,16 @@ def test_one_process_reads_many_files(tmp_path: Path) -> None:
     assert first is not None
     assert first[0].poll() is not None
     assert extract_file(tmp_path / "1.txt").sections[0].text == "text"
+
+
+def test_memory_of_the_parent_process_does_not_count(tmp_path: Path) -> None:
+    """A child process starts with the peak memory of its parent in `ru_maxrss`."""
+    ballast = bytearray(400 << 20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    del ballast
+    with ExtractionProcess(ExtractionLimits(memory_bytes=2 * read_peak_rss_bytes() - (8 << 20))) as extraction:
+        check_next_file(extraction, tmp_path)
+        assert extraction._child is not None
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from edgechat.documents.extraction.protocol import ExtractionReply, ExtractionRe
 from edgechat.documents.text import ExtractedDocument
 from edgechat.engine.pipe import make_frame, open_inherited_channel
 from edgechat.errors import DocumentError, format_reason
+from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.humanize import format_size, shorten
 
 _MAX_REASON_CHARS: Final = 300
@@ -144,9 +145,4 @@ def describe_memory(limits: ExtractionLimits) -> str:
 
 def _uses_much_memory(limits: ExtractionLimits) -> bool:
     """Return whether the process has used most of its memory, so that fragments of it may be lost for other files."""
-    if sys.platform == "win32":
-        return False
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > limits.memory_bytes // 2
+    return read_peak_rss_bytes() > limits.memory_bytes // 2
