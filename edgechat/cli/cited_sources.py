@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgechat.cli.progress import StderrStatus
 from edgechat.documents.passages import Passage, PassageSet
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.documents.citations import Citation
 
+# Number of passages that are named if a reply cites none.
+_MAX_SHOWN_PASSAGES: Final = 3
+
 
 def print_sources(session: Session, reply: Message, status: StderrStatus) -> None:
     """Print a line for each passage that a reply cites, such as "[2] report.pdf, page 3"."""
@@ -21,7 +24,7 @@ def print_sources(session: Session, reply: Message, status: StderrStatus) -> Non
         return
     citations = _find_citations(reply, sets)
     if not citations and reply.text and NOT_FOUND not in reply.text:
-        status.note("The reply cites no passage.")
+        status.note(f"The reply cites no passage.{_describe_best(_find_own_set(sets))}")
     for passage in _list_cited(citations):
         problems = _list_problems(citations, passage.number)
         status.note(f"[{passage.number}] {passage.place}" + (f" ({'; '.join(problems)})" if problems else ""))
@@ -38,7 +41,7 @@ def make_source_fields(session: Session, reply: Message) -> dict[str, Any]:
     sets = _read_sets(session, reply)
     if not any(sets):
         return {}
-    own_set = next((s for s in reversed(sets) if s is not None), None)
+    own_set = _find_own_set(sets)
     citations = _find_citations(reply, sets)
     return {
         "passages": own_set.passages if own_set is not None else (),
@@ -51,6 +54,19 @@ def make_source_fields(session: Session, reply: Message) -> dict[str, Any]:
         ],
         "searched": _make_searched(own_set),
     }  # fmt: skip
+
+
+def _find_own_set(sets: list[PassageSet | None]) -> PassageSet | None:
+    """Return the last set of passages, that of the message that the reply answers."""
+    return next((s for s in reversed(sets) if s is not None), None)
+
+
+def _describe_best(passages: PassageSet | None) -> str:
+    """Return a sentence with the places of the best passages that a search found; "" for whole documents."""
+    if passages is None or passages.is_whole or not passages.passages:
+        return ""
+    places = [f"[{p.number}] {p.place}" for p in passages.passages[:_MAX_SHOWN_PASSAGES]]
+    return f" The best passages in the prompt: {'; '.join(places)}."
 
 
 def _make_searched(passages: PassageSet | None) -> dict[str, Any]:

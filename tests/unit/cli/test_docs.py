@@ -304,7 +304,10 @@ def test_cited_sources_of_a_reply(capsys: pytest.CaptureFixture[str]) -> None:
     assert fields["searched"]["query"] == "When?"
     assert fields["searched"]["n_documents"] == 2
     print_sources(session, plain, StderrStatus())
-    assert capsys.readouterr().err == "edgechat: The reply cites no passage.\n"
+    assert capsys.readouterr().err == (
+        "edgechat: The reply cites no passage. The best passages in the prompt: [1] vasa.pdf, page 3; [2] mary.md, "
+        "lines 1-4.\n"
+    )
     print_sources(session, refusal, StderrStatus())
     assert capsys.readouterr().err == ""
 
