@@ -208,10 +208,10 @@ class DamagedCollectionError(DocumentError):
 class FullDiskError(DocumentError):
     """Raised when a collection cannot be written because the disk is full."""
 
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason} What was indexed before is unchanged. {advice}")
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
         self.reason = reason
-        """Sentence without the advice."""
+        """First sentence of the message, without the advice; "" if unknown."""
 
 
 class ImportRefusedError(EdgechatError):

@@ -224,10 +224,9 @@ def _make_error(error: sqlite3.Error, path: Path) -> DocumentError:
         with contextlib.suppress(OSError):
             free = f"{format_size(paths.free_bytes(path.parent))} free"
         state = f"is full ({free})" if "full" in reason else f"reported an error ({reason}, {free}); it may be full"
-        return FullDiskError(
-            f"The disk that contains {path} {state}.",
-            f"Free some space, then run `edgechat docs update {path.stem}`.",
-        )
+        sentence = f"The disk that contains {path} {state}."
+        advice = f"Free some space, then run `edgechat docs update {path.stem}`."
+        return FullDiskError(f"{sentence} What was indexed before is unchanged. {advice}", sentence)
     if "locked" in reason or "busy" in reason:
         return DocumentError(
             f"Another program has been writing to {path} for over {_BUSY_TIMEOUT_S:g} s. Wait for it, and try again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -28,13 +29,19 @@ class SlowEmbedder:
     def clear_abort(self) -> None:
         self.is_aborted.clear()
 
-    def embed(self, tokens: list[int]) -> list[float]:
+    def check_length(self, tokens: list[int]) -> None:
+        pass
+
+    def split_batches(self, texts: list[list[int]]) -> Iterator[list[list[int]]]:
+        return ([tokens] for tokens in texts)
+
+    def embed(self, texts: list[list[int]]) -> list[list[float]]:
         self.is_computing.set()
-        if tokens != [0]:
+        if texts != [[0]]:
             assert self.is_aborted.wait(20)
         if self.is_aborted.is_set():
             raise RequestCancelledError("aborted")
-        return [1.0]
+        return [[1.0]]
 
 
 class FakeModel:
