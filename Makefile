@@ -47,7 +47,7 @@ test-fast: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto --fast -m "not long" tests/unit
 
 test-long: setup-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 fuzz: setup-dev
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -n auto -m "not long" $$(grep -rl "import given\|@given" tests/unit)

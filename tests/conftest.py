@@ -36,12 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Apply the option `--fast`, and name the group of each test for `--dist loadgroup`."""
-    for item in items:
-        # The tests of packages share what they build; other files run in any worker.
-        parts = item.path.relative_to(ROOT).parts
-        group = "packaging" if "packaging" in parts else "/".join(parts)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Apply the option `--fast`."""
     if not config.getoption("--fast"):
         return
     n_cases: Counter[str] = Counter()
