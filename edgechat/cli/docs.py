@@ -163,9 +163,6 @@ def remove(names: tuple[str, ...], *, sources: tuple[Path, ...], yes: bool, as_j
 
     Conversations keep the passages that their messages have already.
     """
-    from edgechat import paths
-    from edgechat.prefix.shared_prefix import delete_pinned
-
     library = _open_library()
     for name in names:
         if name not in library.names():
@@ -174,7 +171,6 @@ def remove(names: tuple[str, ...], *, sources: tuple[Path, ...], yes: bool, as_j
         if len(names) > 1:
             raise UsageError("--source removes folders from one collection. Give one NAME.")
         info = _remove_sources(library, names[0], sources, needs_confirmation=not yes)
-        delete_pinned(paths.prefix_dir(), names[0])
         if as_json:
             echo_json({"name": names[0], "collection": info})
         return
@@ -183,7 +179,6 @@ def remove(names: tuple[str, ...], *, sources: tuple[Path, ...], yes: bool, as_j
         confirm_deletion(f"{lines}\nRemove the index? The files stay.", err=True)
     for name in names:
         library.remove(name)
-        delete_pinned(paths.prefix_dir(), name)
     if as_json:
         echo_json(names)
 

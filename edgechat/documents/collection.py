@@ -12,11 +12,13 @@ from typing import Final
 
 import msgspec
 
+from edgechat import paths
 from edgechat.documents.bigrams import separate_text
 from edgechat.documents.database import CollectionDatabase, get_meta, lock_updates, set_meta
 from edgechat.documents.saved_sources import save_sources
 from edgechat.documents.text import Chunk
 from edgechat.documents.vectors import VectorCache, delete_vectors
+from edgechat.prefix.shared_prefix import clear_pinned
 
 _CHUNK_COLUMNS: Final = "text, heading, page, last_page, first_line, last_line"
 _PREFIXED_CHUNK_COLUMNS: Final = "c.text, c.heading, c.page, c.last_page, c.first_line, c.last_line"
@@ -133,9 +135,9 @@ class Collection:
             db.executemany("INSERT OR IGNORE INTO sources (path) VALUES (?)", [(os.fsencode(path),) for path in paths])
 
     def remove_source(self, path: Path) -> bool:
-        """Remove a source with its documents; return False if `path` is not a source. Raises DocumentError.
+        """Remove a source with its documents and the cached prompts; return False if `path` is not a source.
 
-        Files that are in another source, too, are added again by the next update.
+        Raises DocumentError. Files that are in another source, too, are added again by the next update.
         """
         with self.lock_for_update():
             with self.database.write() as db:
@@ -146,6 +148,7 @@ class Collection:
                 _delete_documents(db, ids)
                 db.execute("DELETE FROM sources WHERE id = ?", row)
             self.save_sources()
+        clear_pinned(paths.prefix_dir(), self.name)
         return True
 
     def save_sources(self) -> None:

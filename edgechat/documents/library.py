@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+from edgechat import paths
 from edgechat.documents.collection import Collection, CollectionInfo, DocumentProblem
 from edgechat.documents.database import (
     DAMAGE_SUFFIX,
@@ -25,6 +26,7 @@ from edgechat.documents.saved_sources import SOURCES_SUFFIXES, read_saved_source
 from edgechat.documents.vectors import VectorCache
 from edgechat.errors import DamagedCollectionError, DocumentError, FullDiskError
 from edgechat.files import open_new_private
+from edgechat.prefix.shared_prefix import delete_pinned
 
 _T = TypeVar("_T")
 
@@ -137,7 +139,7 @@ class DocumentLibrary:
             return run(collection)
 
     def remove(self, name: str) -> None:
-        """Delete a collection; the files of its sources stay.
+        """Delete a collection and the cached prompts of its documents; the files of its sources stay.
 
         The lock file stays, too, so that all processes use the same lock. Raises DocumentError if the collection is
         being updated, or if the file belongs to another program.
@@ -150,6 +152,7 @@ class DocumentLibrary:
                 check_program(db, path)
             _delete_files(path)
             _delete_files(path, (DAMAGE_SUFFIX, *SOURCES_SUFFIXES))
+        delete_pinned(paths.prefix_dir(), name)
         self._vector_caches.pop(name, None)
 
     def _fill_new(self, name: str, run: Callable[[Collection], _T]) -> _T:

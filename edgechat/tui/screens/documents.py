@@ -303,11 +303,7 @@ class DocumentsScreen(Modal[None]):
 
     @thread_worker(_show_error, group="remove")
     def _remove(self, name: str) -> None:
-        from edgechat import paths
-        from edgechat.prefix.shared_prefix import delete_pinned
-
         self._library.remove(name)
-        delete_pinned(paths.prefix_dir(), name)
         self.app.call_from_thread(self._show_notice, f"The collection {name} was removed. Its files are unchanged.")
         self.post_message(self.CollectionsListed(self._library.list(), ""))
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from edgechat import paths
 from edgechat.documents.collection import Collection
 from edgechat.documents.database import FILE_SUFFIXES, lock_updates, translate_errors
 from edgechat.documents.indexing import update
 from edgechat.documents.keyword_search import search_keywords
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import DamagedCollectionError, DocumentError
+from edgechat.prefix.shared_prefix import make_folder_name, make_pinned_owner
 from tests.unit.documents.collections import TextExtractor, make_reader, read_contents
 
 
@@ -59,6 +61,28 @@ def test_collections_are_created_listed_and_removed(library: DocumentLibrary, fo
         library.open("beta")
     with pytest.raises(DocumentError, match="no collection of documents called 'beta'"):
         library.remove("beta")
+
+
+def test_cached_prompts_with_removed_text_are_deleted(library: DocumentLibrary, folder: Path) -> None:
+    def write_segment_file(name: str) -> Path:
+        segment_folder = paths.prefix_dir() / "weights" / make_folder_name(make_pinned_owner([name]))
+        segment_folder.mkdir(parents=True, exist_ok=True)
+        (segment_folder / "0-100-aa.kv").touch()
+        return segment_folder / "0-100-aa.kv"
+
+    (folder / "sub").mkdir()
+    with library.create("beta") as collection:
+        fill(collection, folder, folder / "sub")
+        segment_file, other_file = write_segment_file("beta"), write_segment_file("alpha")
+        assert not collection.remove_source(folder / "other")
+        assert segment_file.exists()
+        assert collection.remove_source(folder / "sub")
+        assert not segment_file.exists()
+        assert segment_file.parent.exists()  # a running engine writes only to a folder that it has not lost
+    write_segment_file("beta")
+    library.remove("beta")
+    assert not segment_file.parent.exists()
+    assert other_file.exists()
 
 
 @pytest.mark.parametrize(
