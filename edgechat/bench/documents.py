@@ -20,7 +20,7 @@ import msgspec
 from edgechat import paths
 from edgechat.bench.child_programs import open_temporary_home
 from edgechat.bench.documents_answers import measure_answers
-from edgechat.bench.documents_corpus import Corpus, Question, make_corpus
+from edgechat.bench.documents_corpus import GeneratedCorpus, Question, make_corpus
 from edgechat.bench.documents_first_token import measure_first_tokens
 from edgechat.bench.documents_folder import SourceChunk, make_folder_questions
 from edgechat.bench.documents_metrics import CUTOFFS, MethodScores, Rank, find_rank, summarize_method
@@ -158,7 +158,7 @@ def measure(
 
 
 def _measure_search(
-    workload: DocumentsWorkload, collection: Collection, folder: Path, corpus: Corpus | None,
+    workload: DocumentsWorkload, collection: Collection, folder: Path, corpus: GeneratedCorpus | None,
     embedder: TextEmbedder | None, reranker: TextReranker | None, memory: MemoryMonitor, on_progress: ProgressCallback,
 ) -> DocumentsReport:  # fmt: skip
     index = _index(collection, folder, memory, on_progress)
@@ -204,7 +204,9 @@ def _describe_progress(progress: indexing.IndexProgress) -> str:
     return f"Reading files: {format_size(progress.n_bytes_done)} of {format_size(progress.n_bytes)}"
 
 
-def make_questions(collection: Collection, corpus: Corpus | None, workload: DocumentsWorkload) -> list[SearchQuestion]:
+def make_questions(
+    collection: Collection, corpus: GeneratedCorpus | None, workload: DocumentsWorkload
+) -> list[SearchQuestion]:
     """Return the questions that have an answer, with the chunks that contain it.
 
     Without a corpus, questions are made from the chunks of the collection. Raises UsageError if that is impossible.

@@ -52,7 +52,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.document)
 
 
-class Corpus(msgspec.Struct, frozen=True):
+class GeneratedCorpus(msgspec.Struct, frozen=True):
     """Documents and questions about them."""
 
     documents: dict[str, str]
@@ -115,7 +115,7 @@ class _Templates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: _Tables
 
 
-def make_corpus(*, n_documents: int, n_questions: int, seed: int) -> Corpus:
+def make_corpus(*, n_documents: int, n_questions: int, seed: int) -> GeneratedCorpus:
     """Make a corpus. The same numbers always make the same corpus. Raises UsageError for other sizes."""
     if not MIN_DOCUMENTS <= n_documents <= MAX_DOCUMENTS:
         raise UsageError(f"{n_documents} documents: use {MIN_DOCUMENTS} to {MAX_DOCUMENTS}.")
@@ -142,7 +142,7 @@ class _CorpusMaker:
         self._answerable: dict[tuple[Source, Wording], list[Question]] = {}
         self._absent: list[Question] = []
 
-    def make(self, n_documents: int, n_questions: int) -> Corpus:
+    def make(self, n_documents: int, n_questions: int) -> GeneratedCorpus:
         components = self._templates.code.components
         n_modules = min(len(components), n_documents // 6)
         n_tables = n_documents // 6
@@ -156,7 +156,7 @@ class _CorpusMaker:
             self._add_module(component)
         for i, place in enumerate(self._rng.sample(places, n_tables)):
             self._add_contacts(place) if i % 2 else self._add_stock(place)
-        return Corpus(self._documents, self._choose_questions(n_questions))
+        return GeneratedCorpus(self._documents, self._choose_questions(n_questions))
 
     def _choose_questions(self, count: int) -> list[Question]:
         """Return questions without an answer, and equally many of each other kind, as far as there are enough."""
