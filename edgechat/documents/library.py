@@ -214,7 +214,7 @@ def is_valid_name(name: str) -> bool:
 
 
 def _salvage_sources(path: Path) -> list[Path]:
-    """Return the sources of a damaged collection: those in its database, or else those saved beside it.
+    """Return the sources of a damaged collection: those in its database, or else those in the file of saved sources.
 
     A database without tables, which a kill of an earlier version while it created a collection leaves, has no sources.
     Raises DocumentError if they cannot be read from either.

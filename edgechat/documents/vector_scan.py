@@ -92,9 +92,9 @@ def load_library() -> VectorLibrary | None:
 def find_nearest(
     library: VectorLibrary, blocks: Iterable[ScannedBlock], query: Sequence[float], n_results: int
 ) -> list[tuple[int, float]]:
-    """Return the ids of the vectors with the largest dot products with `query`, best first, with these products.
+    """Return the `n_results` vectors whose dot product with `query` is largest, as pairs of ID and product.
 
-    Equal products are in the order of the ids.
+    The largest product is first. Equal products are in the order of the ids.
     """
     largest = max(map(abs, query), default=0.0)
     if not largest or n_results < 1 or len(query) > MAX_DIMS:

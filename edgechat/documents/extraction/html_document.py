@@ -102,7 +102,7 @@ class _Converter(html.parser.HTMLParser):
         return self._hidden[0] if self._hidden else ""
 
     def convert(self, text: str) -> None:
-        """Convert a whole page."""
+        """Parse a complete HTML page and write its text."""
         try:
             self.feed(text)
             self.close()
