@@ -6,7 +6,6 @@ import codecs
 import errno
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -153,6 +152,7 @@ def _read_text(attachment: Attachment, read_attachment: Callable[[str], bytes]) 
 
 
 def _wrap_in_code_fence(name: str, text: str) -> str:
-    longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest_run + 1)
+    from edgechat.documents.prompt_text import make_fence
+
+    fence = make_fence([text])
     return f"{name}:\n{fence}\n{text.rstrip()}\n{fence}"

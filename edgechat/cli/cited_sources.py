@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from edgechat.cli.progress import StderrStatus
-from edgechat.documents.passages import Passage, PassageSet
+from edgechat.documents.descriptions import list_cited_passages
+from edgechat.documents.passages import PassageSet
 from edgechat.documents.prompt_text import NOT_FOUND
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def print_sources(session: Session, reply: Message, status: StderrStatus) -> Non
     citations = _find_citations(reply, sets)
     if not citations and reply.text and NOT_FOUND not in reply.text:
         status.note(f"The reply cites no passage.{_describe_best(_find_own_set(sets))}")
-    for passage in _list_cited(citations):
+    for passage in list_cited_passages(citations):
         problems = _list_problems(citations, passage.number)
         status.note(f"[{passage.number}] {passage.place}" + (f" ({'; '.join(problems)})" if problems else ""))
     unknown_numbers = sorted({number for citation in citations for number in citation.unknown_numbers})
@@ -50,7 +51,7 @@ def make_source_fields(session: Session, reply: Message) -> dict[str, Any]:
                 "number": passage.number, "place": passage.place, "document": passage.document, "path": passage.path,
                 "problems": _list_problems(citations, passage.number),
             }
-            for passage in _list_cited(citations)
+            for passage in list_cited_passages(citations)
         ],
         "searched": _make_searched(own_set),
     }  # fmt: skip
@@ -94,12 +95,6 @@ def _find_citations(reply: Message, sets: list[PassageSet | None]) -> list[Citat
     from edgechat.documents.citations import find_citations
 
     return find_citations(reply.text, [p for s in sets if s is not None for p in s.passages])
-
-
-def _list_cited(citations: list[Citation]) -> list[Passage]:
-    """Return the cited passages in the order of their numbers, each once."""
-    passages = {p.number: p for citation in citations for p in citation.passages}
-    return [passages[number] for number in sorted(passages)]
 
 
 def _list_problems(citations: list[Citation], number: int) -> list[str]:

@@ -40,12 +40,7 @@ def print_update(summary: UpdateSummary, info: CollectionInfo, *, as_json: bool 
     if as_json:
         echo_json(make_update_object(summary, info))
         return
-    counts = {
-        "added": summary.added, "changed": summary.changed, "removed": summary.removed,
-        "could not be read": summary.failed,
-    }  # fmt: skip
-    changes = ", ".join(f"{n:,} {text}" for text, n in counts.items() if n) or "no changes"
-    click.echo(escape_controls(f"{info.name}: {describe_collection(info)}; {changes}"))
+    click.echo(escape_controls(f"{info.name}: {describe_collection(info)}; {summary.describe_changes()}"))
 
 
 def print_problems(info: CollectionInfo) -> None:

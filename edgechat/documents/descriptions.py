@@ -59,8 +59,13 @@ def describe_scores(scores: PassageScores) -> str:
 
 def list_cited_places(citations: Iterable[Citation]) -> list[str]:
     """Return a line such as "[3] report.pdf, page 2" for each cited passage, in the order of the numbers."""
+    return [format_place(passage) for passage in list_cited_passages(citations)]
+
+
+def list_cited_passages(citations: Iterable[Citation]) -> list[Passage]:
+    """Return the cited passages in the order of their numbers, each once."""
     passages = {passage.number: passage for citation in citations for passage in citation.passages}
-    return [format_place(passages[number]) for number in sorted(passages)]
+    return [passages[number] for number in sorted(passages)]
 
 
 def format_place(passage: Passage) -> str:

@@ -96,6 +96,13 @@ class UpdateSummary(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     """Sentences for the user, for example about sources that do not exist."""
 
+    def describe_changes(self) -> str:
+        """Return the numbers of files by what changed, such as "3 added, 1 could not be read"; or "no changes"."""
+        counts = {
+            "added": self.added, "changed": self.changed, "removed": self.removed, "could not be read": self.failed,
+        }  # fmt: skip
+        return ", ".join(f"{n:,} {text}" for text, n in counts.items() if n) or "no changes"
+
 
 def update(
     collection: Collection,

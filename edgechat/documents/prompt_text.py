@@ -8,7 +8,7 @@ another one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from edgechat.documents.passages import Passage
@@ -93,9 +93,14 @@ def _format_line(text: str, n_chars: int) -> str:
     return shorten(" ".join(text.replace("`", "'").split()), n_chars)
 
 
+def make_fence(texts: Iterable[str]) -> str:
+    """Return more backticks than any of `texts` has in a row, at least three."""
+    longest_run = max((len(run) for text in texts for run in re.findall("`+", text)), default=0)
+    return "`" * max(3, longest_run + 1)
+
+
 def _join(passages: Sequence[Passage], headers: Sequence[str]) -> str:
     texts = [p.text.strip("\n") for p in passages]
-    longest_run = max((len(run) for text in texts for run in re.findall("`+", text)), default=0)
-    delimiter = "`" * max(3, longest_run + 1)
+    delimiter = make_fence(texts)
     blocks = [f"{delimiter}{header}\n{text}\n" for header, text in zip(headers, texts, strict=True)]
     return "".join(blocks) + delimiter

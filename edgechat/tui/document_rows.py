@@ -72,12 +72,8 @@ def describe_progress(name: str, progress: IndexProgress) -> str:
 
 def describe_summary(name: str, summary: UpdateSummary) -> str:
     """Return a line with the result of an update."""
-    counts = {
-        "added": summary.added, "changed": summary.changed, "removed": summary.removed,
-        "could not be read": summary.failed,
-    }  # fmt: skip
-    changes = ", ".join(f"{count:,} {text}" for text, count in counts.items() if count) or "no changes"
-    state = "cancelled; the next update continues" if summary.is_cancelled else f"up to date: {changes}"
+    changes = f"up to date: {summary.describe_changes()}"
+    state = "cancelled; the next update continues" if summary.is_cancelled else changes
     return " ".join([f"{name}: {state}.", *summary.warnings])
 
 
