@@ -18,6 +18,9 @@ _STOP_SHARE: Final = 0.7
 _MAX_TITLE_CHARS: Final = 500
 _LONE_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
+SPLIT_ADVICE: Final = "Split it into smaller files, or save its text as a text file."
+"""Next step for a file that exceeds a limit."""
+
 
 class ExtractionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the extraction of one file."""
@@ -37,6 +40,10 @@ class ExtractionLimits(msgspec.Struct, frozen=True, kw_only=True):
     def compute_timeout_s(self, size_bytes: int) -> float:
         """Return the time limit in seconds for a file of `size_bytes`."""
         return min(self.timeout_s + self.timeout_s_per_byte * size_bytes, self.max_timeout_s)
+
+    def describe_memory(self) -> str:
+        """Return the reason why a file cannot be read whose extraction needs more than `memory_bytes`."""
+        return f"reading it needs more than {format_size(self.memory_bytes)} of memory. {SPLIT_ADVICE}"
 
 
 class DocumentBuilder:

@@ -16,18 +16,17 @@ from typing import Final
 import msgspec
 
 from edgechat import process
-from edgechat.documents.extraction.builder import ExtractionLimits
+from edgechat.documents.extraction.builder import SPLIT_ADVICE, ExtractionLimits
 from edgechat.documents.extraction.protocol import ExtractionReply, ExtractionRequest
 from edgechat.documents.text import ExtractedDocument
 from edgechat.engine.pipe import Channel, kill_child, make_frame, spawn_child, start_exchange
 from edgechat.errors import EngineDiedError, UnreadableFileError, format_reason
 from edgechat.hardware.memory import read_rss_bytes
-from edgechat.humanize import format_duration, format_size
+from edgechat.humanize import format_duration
 
 _POLL_INTERVAL_S: Final = 0.1
 # Time for which a child that has closed its pipe may take to exit.
 _EXIT_TIMEOUT_S: Final = 5.0
-_ADVICE: Final = "Split it into smaller files, or save its text as a text file."
 _LIMITS_ADDRESS_SPACE: Final = sys.platform not in {"win32", "darwin"}
 
 IsCancelled = Callable[[], bool]
@@ -93,10 +92,9 @@ class ExtractionProcess:
                 return ExtractionReply(error="reading it was cancelled", is_last=True, is_temporary=True)
             if time.monotonic() > deadline:
                 limit = format_duration(request.timeout_s)
-                return ExtractionReply(error=f"reading it took more than {limit}. {_ADVICE}", is_last=True)
+                return ExtractionReply(error=f"reading it took more than {limit}. {SPLIT_ADVICE}", is_last=True)
             if not _LIMITS_ADDRESS_SPACE and read_rss_bytes(child.pid) > self.limits.memory_bytes:
-                limit = format_size(self.limits.memory_bytes)
-                return ExtractionReply(error=f"reading it needs more than {limit} of memory. {_ADVICE}", is_last=True)
+                return ExtractionReply(error=self.limits.describe_memory(), is_last=True)
         if body is None:
             error = _describe_exit(child)
             return ExtractionReply(error=error, is_last=True, is_temporary=child.returncode == -process.KILL_SIGNAL)
@@ -128,7 +126,7 @@ def _describe_exit(child: subprocess.Popen[bytes]) -> str:
     if code == process.EXIT_VERSION_CHANGED:
         raise EngineDiedError(process.UPGRADED_MESSAGE)
     if code == -process.KILL_SIGNAL:
-        return f"the system ended the process that reads it, probably because memory is short. {_ADVICE}"
+        return f"the system ended the process that reads it, probably because memory is short. {SPLIT_ADVICE}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
     return f"the process that reads it failed ({name}). The file is probably damaged."
 

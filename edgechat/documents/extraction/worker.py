@@ -26,7 +26,7 @@ from edgechat.documents.text import ExtractedDocument
 from edgechat.engine.pipe import make_frame, open_inherited_channel
 from edgechat.errors import DocumentError, format_reason
 from edgechat.hardware.memory import read_peak_rss_bytes
-from edgechat.humanize import format_size, shorten
+from edgechat.humanize import shorten
 
 _MAX_REASON_CHARS: Final = 300
 _DAMAGED: Final = "it is damaged or incomplete"
@@ -134,13 +134,7 @@ def extract_unchanged(path: Path, limits: ExtractionLimits, timeout_s: float) ->
 
 
 def _make_memory_reply(limits: ExtractionLimits) -> ExtractionReply:
-    return ExtractionReply(error=describe_memory(limits), is_last=True)
-
-
-def describe_memory(limits: ExtractionLimits) -> str:
-    """Describe the failure of an extraction that needs too much memory."""
-    size = format_size(limits.memory_bytes)
-    return f"reading it needs more than {size} of memory. Split it into smaller files, or save its text as a text file."
+    return ExtractionReply(error=limits.describe_memory(), is_last=True)
 
 
 def _uses_much_memory(limits: ExtractionLimits) -> bool:
