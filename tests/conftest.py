@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import locale
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +30,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 os.environ["EDGECHAT_ENGINE"] = "private"
 # Cases of a parametrized test that `--fast` keeps.
 _MAX_FAST_CASES = 2
+# Variables that pytest changes, and that edgechat sets once for its process when it loads a library.
+_CHANGED_BY_FIRST_USE = {
+    "PYTEST_CURRENT_TEST", "LLAMA_CPP_LIB_PATH", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+}  # fmt: skip
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -63,7 +72,37 @@ def warm_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+def unchanged_process() -> Iterator[None]:
+    """Check that a test leaves its process as it was, so that the tests after it do not depend on their order."""
+    before = _read_process_state()
+    yield
+    assert _read_process_state() == before, "the test changed its process for the tests after it"
+
+
+def _read_process_state() -> dict[str, object]:
+    state: dict[str, object] = {
+        "disabled log level": logging.root.manager.disable,
+        "log level": logging.root.level,
+        "current directory": os.getcwd(),  # noqa: PTH109
+        "garbage collection": (gc.isenabled(), gc.get_threshold()),
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "signals": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "environment": {k: v for k, v in os.environ.items() if k not in _CHANGED_BY_FIRST_USE},
+    }
+    if sys.platform != "win32":
+        import resource
+
+        state["niceness"] = os.nice(0)
+        state["limits"] = [resource.getrlimit(getattr(resource, n)) for n in dir(resource) if n.startswith("RLIMIT_")]
+    return state
+
+
+@pytest.fixture(autouse=True)
+def home(
+    unchanged_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
     """Set EDGECHAT_HOME to a new directory for the settings, data and cache of this test."""
     directory = tmp_path / "home"
     for name in [n for n in os.environ if n.startswith("EDGECHAT_")]:

@@ -37,7 +37,7 @@ def extract(file: BufferedReader, builder: DocumentBuilder) -> None:
         import pypdf.errors
     except ImportError:
         raise DocumentError(MISSING_MESSAGE) from None
-    logging.disable()  # pypdf logs each oddity of a damaged file
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)  # it logs each oddity of a damaged file
     try:
         reader = _open_reader(file)
         pages = _list_pages(reader, builder.limits.max_pages)
