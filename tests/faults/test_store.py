@@ -122,7 +122,7 @@ def test_writer_killed_two_hundred_times_loses_no_acknowledged_message() -> None
 
     def read() -> None:
         store = open_store()
-        while not stop.is_set():
+        while not stop.wait(0.02):
             for summary in store.list_conversations():
                 ids = {None, *(m.id for m in store.messages(summary.conversation.id))}
                 if any(m.parent_id not in ids for m in store.messages(summary.conversation.id) if m.id in ids):
