@@ -31,9 +31,12 @@ ROOT = Path(__file__).parents[2]
 def remove_notes(stderr: str) -> str:
     """Return the lines of `stderr` without those that do not report a problem of the store.
 
-    The self-test of a backend is announced only if it takes more than a second.
+    The self-test of a backend and the load of a model are announced only if they take more than a second.
     """
-    notes = ("edgechat: The reply was cut after 3 tokens, the limit of --max-tokens.", "edgechat: Testing the backend ")
+    notes = (
+        "edgechat: The reply was cut after 3 tokens, the limit of --max-tokens.",
+        "edgechat: Testing the backend ", "edgechat: Loading the model",
+    )  # fmt: skip
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(notes))
 
 
