@@ -132,11 +132,12 @@ def locate(
     # its build tree is reused.
     tree = cache_dir() / "tree" / identity(inputs)
     inputs["options"] = {"variants": variants, "cuda": cuda, "metal": metal, "peers": peers}
-    inputs["sources"] = {
-        p.relative_to(NATIVE).as_posix(): digest(p) for p in sorted((NATIVE / "src").rglob("*")) if p.is_file()
-    }
-    if peers:
+    if peers:  # llama.cpp's own tools contain nothing of libedgechat
         inputs["peers"] = digest(NATIVE / "peers.cmake")
+    else:
+        inputs["sources"] = {
+            p.relative_to(NATIVE).as_posix(): digest(p) for p in sorted((NATIVE / "src").rglob("*")) if p.is_file()
+        }
     return cache_dir() / ("peers" if peers else "bundle") / identity(inputs), tree, inputs
 
 

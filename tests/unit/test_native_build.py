@@ -122,6 +122,22 @@ def test_all_lists_of_modules_share_a_build_tree(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("native_modules")
+@pytest.mark.usefixtures("native_modules")
+def test_tools_of_llama_cpp_are_not_built_again_for_a_change_of_libedgechat(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import build
+
+    shutil.copytree(ROOT / "native", tmp_path / "native")
+    monkeypatch.setattr(build, "NATIVE", tmp_path / "native")
+    bundle, tools = (build.locate(variants="x64", peers=peers)[0] for peers in (False, True))
+    (tmp_path / "native" / "src" / "edgechat.h").write_text("// another version")
+    assert build.locate(variants="x64")[0] != bundle
+    assert build.locate(variants="x64", peers=True)[0] == tools
+    (tmp_path / "native" / "peers.cmake").write_text("# another version")
+    assert build.locate(variants="x64", peers=True)[0] != tools
+
+
 def test_progress_of_a_build() -> None:
     import progress
 
