@@ -150,6 +150,15 @@ def starter() -> Path:
     return starter_model()
 
 
+def remove_notes(stderr: str) -> str:
+    """Return the lines of the standard error of `edgechat ask` without those that report no problem.
+
+    The self-test of a backend and the load of a model are announced only if they take seconds, on a busy machine.
+    """
+    notes = ("edgechat: The reply was cut after ", "edgechat: Testing the backend ", "edgechat: Loading the model")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(notes))
+
+
 def edgechat_command(*arguments: str) -> list[str]:
     """Return the command line that runs the installed program with `arguments`."""
     return [str(Path(sys.executable).parent / "edgechat"), *arguments]
@@ -160,7 +169,7 @@ def cli() -> Cli:
     """Return a function that runs `edgechat` without a terminal; keyword arguments go to subprocess.run."""
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-        defaults: dict[str, object] = {"capture_output": True, "text": True, "timeout": 120}
+        defaults: dict[str, object] = {"capture_output": True, "text": True, "timeout": 300}
         if "input" not in options:
             defaults["stdin"] = subprocess.DEVNULL
         return subprocess.run(  # type: ignore[call-overload,no-any-return]

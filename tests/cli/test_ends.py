@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.store import open_store
+from tests.conftest import remove_notes
 from tests.terminal import Terminal, terminal
 from tests.waiting import until
 
@@ -97,7 +98,7 @@ def test_signal_while_the_terminal_does_not_read_ends_ask() -> None:
         until(lambda: t.n_unread_bytes() > 3000)
         shown = last_number(t.text())
         t.child.send_signal(signal.SIGTERM)
-        assert t.wait(20) == 128 + signal.SIGTERM
+        assert t.wait(60) == 128 + signal.SIGTERM
     assert last_number(f"{saved_texts()[1]} ") >= shown
 
 
@@ -132,9 +133,9 @@ def test_closed_pipe_ends_ask_with_141_and_saves_the_reply(options: list[str]) -
         if not options:
             assert process.stdout.readline() == b"first\n"
         process.stdout.close()
-        assert process.wait(30) == 141
+        assert process.wait(60) == 141
         assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert remove_notes(process.stderr.read().decode()) == ""
     assert saved_texts()[1].startswith("first\n word")
 
 
@@ -144,7 +145,7 @@ def test_reply_that_a_signal_stops_is_printed_as_json() -> None:
     ) as process:  # fmt: skip
         until(lambda: Path(os.environ["EDGECHAT_HOME"], "data", "history.db").exists() and _saved_length() > 100)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert json.loads(output)["finish_reason"] == "cancelled"
     assert json.loads(output)["text"] == saved_texts()[1]
@@ -170,4 +171,4 @@ def test_ignored_hangup_signal_does_not_end_ask() -> None:
         assert process.stdout.readline() == b"first\n"
         process.send_signal(signal.SIGHUP)
         assert process.stdout.read().count(b"word") == 200
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

@@ -17,7 +17,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError, ModelCrashError
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
-from tests.conftest import Cli
+from tests.conftest import Cli, remove_notes
 from tests.engine.conftest import load_request
 from tests.gguf_file import ARRAY, F32, STRING, U32, RawGguf
 from tests.models import write_parrot, write_tiny
@@ -126,7 +126,7 @@ def test_failed_assertion_is_an_error_of_the_model_file(
     started_at = time.monotonic()
     with pytest.raises(ModelCrashError) as caught:
         generate(client, bad)
-    assert time.monotonic() - started_at < 10  # no debugger was attached
+    assert time.monotonic() - started_at < 30  # no debugger was attached
     assert str(caught.value).startswith(f"{bad} cannot be used: llama.cpp stopped with '")
     assert assertion in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -163,4 +163,4 @@ def test_repeated_token_is_refused_by_ask_with_code_3(tmp_path: Path, cli: Cli, 
     result = cli("ask", "-m", str(bad), "Hi")
     assert result.returncode == 3
     assert f"edgechat: {bad} has the token" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    assert len(remove_notes(result.stderr).splitlines()) == 1

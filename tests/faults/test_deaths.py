@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import edgechat_command
+from tests.conftest import edgechat_command, remove_notes
 from tests.models import write_tiny_llama
 from tests.waiting import until
 
@@ -51,7 +51,7 @@ def test_killed_engine_ends_ask_with_code_4_and_names_the_signal() -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     engine.kill()
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 4
     assert b"SIGKILL" in err
     assert b"Traceback" not in err
@@ -64,14 +64,14 @@ def test_engine_exits_when_its_client_is_killed(kill: signal.Signals) -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     process.send_signal(kill)
-    process.communicate(timeout=10)
-    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=1)
+    process.communicate(timeout=60)
+    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=5)
 
 
 def test_ctrl_c_exits_with_code_130_and_a_complete_line() -> None:
     process = start()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out.endswith(b"\n")
     assert b"Traceback" not in err
@@ -82,8 +82,8 @@ def test_closed_output_pipe_exits_with_code_141_and_no_message() -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=20) == 141
-    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+    assert remove_notes(process.stderr.read().decode()) == ""
     process.stderr.close()
 
 
@@ -112,7 +112,7 @@ def test_output_of_libraries_goes_to_the_log_and_not_into_the_protocol(tmp_path:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     result = subprocess.run(
         edgechat_command("ask", "Hi", "--temperature", "0", "--max-tokens", "8"),
-        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60,
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert "NOISE" not in result.stdout + result.stderr
     assert "NOISE" in (home / "cache" / "engine.log").read_text()
@@ -129,7 +129,7 @@ def run_on_terminal(*arguments: str) -> bytes:
             output += os.read(main, 65536)
         except OSError:  # the child closed its end
             break
-    child.wait(timeout=30)
+    child.wait(timeout=60)
     os.close(main)
     return output
 
@@ -150,7 +150,7 @@ def test_crashed_engine_shows_its_last_log_lines() -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     engine.send_signal(signal.SIGSEGV)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 4
     assert b"SIGSEGV" in err
     assert b"last log lines" in err

@@ -21,23 +21,11 @@ from edgechat import paths
 from edgechat.chat.messages import Conversation, Message
 from edgechat.store import open_store, recovery
 from edgechat.store.sqlite import SqliteStore
-from tests.conftest import Cli, edgechat_command
+from tests.conftest import Cli, edgechat_command, remove_notes
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 ROOT = Path(__file__).parents[2]
-
-
-def remove_notes(stderr: str) -> str:
-    """Return the lines of `stderr` without those that do not report a problem of the store.
-
-    The self-test of a backend and the load of a model are announced only if they take more than a second.
-    """
-    notes = (
-        "edgechat: The reply was cut after 3 tokens, the limit of --max-tokens.",
-        "edgechat: Testing the backend ", "edgechat: Loading the model",
-    )  # fmt: skip
-    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(notes))
 
 
 QUESTION = "Tell me a very long story about the sea."
@@ -156,7 +144,10 @@ def test_writer_killed_two_hundred_times_loses_no_acknowledged_message() -> None
 
 def test_kill_loses_at_most_two_seconds_of_a_slow_reply() -> None:
     writer = start("slow", 1000, 0.25)  # four chunks per second, far fewer than 64 tokens in two seconds
-    time.sleep(4.5)
+    store = open_store()
+    until(lambda: "slow" in store.conversation_ids() and any(m.text for m in store.messages("slow")))
+    store.close()
+    time.sleep(2.5)
     killed_at = time.time()
     writer.kill()
     report = read_report(writer)
