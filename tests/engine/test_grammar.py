@@ -152,7 +152,7 @@ def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient
     assert isinstance(outcomes[0], protocol.RequestFinished)
     assert outcomes[0].finish_reason == "cancelled"
     generate(engine, grammars=[NUMBERS], max_tokens=1)  # waits for no earlier compilation
-    assert time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at < 60
 
 
 def test_automaton_that_grows_while_decoding_is_limited(native: Bindings, starter: Path) -> None:
@@ -162,14 +162,14 @@ def test_automaton_that_grows_while_decoding_is_limited(native: Bindings, starte
     rng = np.random.default_rng(0)
 
     def accept_random_token() -> float:
-        """Accept an allowed token that does not end the text; return how long the grammar took in seconds."""
+        """Accept an allowed token that does not end the text; return the CPU time of the grammar in seconds."""
         logits = rng.random(model.n_vocab, dtype=np.float32)
-        started_at = time.perf_counter()
+        started_at = time.process_time()
         with grammar.mask_disallowed(logits):
             logits[[t for t in range(model.n_vocab) if model.is_eog(t)]] = -np.inf
             token = int(logits.argmax())
         grammar.accept(token)
-        return time.perf_counter() - started_at
+        return time.process_time() - started_at
 
     steps: list[float] = []
     with pytest.raises(GrammarError, match=r"exceeds a limit of llguidance\..*too many states: 50000"):

@@ -34,7 +34,7 @@ def test_many_short_messages_are_tokenised_in_linear_time(engine: EngineClient) 
 
     (n_short, short_s), (n_long, long_s) = measure(10_000), measure(40_000)
     assert n_long == 4 * n_short
-    assert long_s < 8 * max(0.1, short_s)  # llama.cpp alone takes over 100 s on two cores, and 16 times as long
+    assert long_s < 12 * max(0.1, short_s)  # llama.cpp alone takes over 100 s on two cores, and 16 times as long
 
 
 def test_text_with_too_many_tokens_is_refused_before_its_end(engine: EngineClient) -> None:

@@ -156,7 +156,7 @@ def test_step_costs_are_measured_in_idle_time(start: Start) -> None:
     engine = start()
     engine.ask(max_tokens=4, speculate=False)
     sizes: set[int] = set()
-    for _ in range(10):
+    for _ in range(60):  # a busy machine disturbs most measurements
         time.sleep(1.5)  # a request interrupts the measurement
         sizes = set(engine.client.stats().step_costs)
         if sizes == set(STEP_SIZES):

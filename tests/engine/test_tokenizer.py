@@ -171,7 +171,8 @@ def test_time_grows_linearly_with_special_tokens(native: Bindings, tmp_path: Pat
 
     measure(1000)
     short_s = measure(25_000)
-    assert measure(100_000) < 8 * max(0.05, short_s)  # llama.cpp alone takes minutes, and 16 times as long
+    # llama.cpp alone takes minutes, and 16 times as long. Another program on the same core can delay one of two runs.
+    assert min(measure(100_000) for _ in range(2)) < 8 * max(0.05, short_s)
 
 
 def test_guarded_control_tokens_are_plain_text(native: Bindings, tmp_path: Path) -> None:

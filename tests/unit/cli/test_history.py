@@ -286,7 +286,7 @@ def test_each_command_opens_the_store_once_and_closes_it(
 
 def test_show_takes_linear_time() -> None:
     short_s = measure_show(2500)
-    assert measure_show(10_000) < 8 * max(0.1, short_s)
+    assert measure_show(10_000) < 12 * max(0.1, short_s)  # 16 times as long if it grew with the square
 
 
 def measure_show(n_messages: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,16 @@ def test_planning_the_catalogue_needs_no_network_and_no_second(cli: Cli, monkeyp
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     times = []
     for _ in range(3):
-        started = time.monotonic()
+        started = read_cpu_s_of_children()
         assert cli("plan", "--all", "--no-measure").returncode == 0
-        times.append(time.monotonic() - started)
-    # Measured: 0.4 s. The bound allows for a machine that runs other programs.
+        times.append(read_cpu_s_of_children() - started)
+    # Measured: 0.4 s. The bound allows for a slow machine.
     assert min(times) < 3
+
+
+def read_cpu_s_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @pytest.mark.slow

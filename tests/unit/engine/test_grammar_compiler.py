@@ -43,7 +43,9 @@ def checker() -> Iterator[GrammarChecker]:
         {"type": "number", "allOf": [{"multipleOf": n} for n in (9973, 9967, 9949, 9941)]},
     ],
 )
-def test_schema_that_takes_too_long_or_too_much_memory_is_refused(checker: GrammarChecker, value: object) -> None:
+def test_schema_that_takes_too_long_or_too_much_memory_is_refused(
+    checker: GrammarChecker, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checker.check(schema({}))
     started_at = time.process_time()
     with pytest.raises(GrammarError, match=r"takes more than (2 s of CPU time|64 MiB of memory)\. Simplify") as caught:
@@ -51,10 +53,10 @@ def test_schema_that_takes_too_long_or_too_much_memory_is_refused(checker: Gramm
     assert "\n" not in str(caught.value)
     assert time.process_time() - started_at < MAX_CPU_S  # the work is in the child process
     checker.check(schema({"type": "string"}))  # in a new process
-    started_at = time.monotonic()
+    checker.stop()
+    monkeypatch.setattr(grammar_compiler, "spawn_child", lambda *_: pytest.fail("the result is not remembered"))
     with pytest.raises(GrammarError, match="takes more than"):
         checker.check(schema(value))
-    assert time.monotonic() - started_at < 0.1  # the result is remembered
 
 
 def test_memory_limit_is_reported_with_its_number(checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +114,13 @@ def test_cancelled_compilation_ends_at_once_and_the_next_one_runs() -> None:
 
     compiler = GrammarCompiler(compile_checked)
     try:
-        assert compiler.submit([schema({})], ()).result(20).grammar is result
+        assert compiler.submit([schema({})], ()).result(60).grammar is result
         endless, waiting, simple = (compiler.submit([g], ()) for g in (schema(ENDLESS), schema(True), schema({})))
         until(endless.running)
-        started_at = time.monotonic()
         compiler.cancel(waiting)
         compiler.cancel(endless)
-        assert simple.result(20).grammar is result
-        assert time.monotonic() - started_at < MAX_CPU_S
+        assert simple.result(60).grammar is result
+        assert not isinstance(endless.exception(0), GrammarError)  # it did not reach its limit
         assert waiting.cancelled()
         assert compiled == [schema({}), schema({})]
     finally:
@@ -131,10 +132,10 @@ def test_first_grammar_that_compiles_is_used() -> None:
     compiler = GrammarCompiler(lambda _grammar, _text_tokens: result)
     try:
         weaker = schema({"type": "object"})
-        compiled = compiler.submit([schema({"not": {}}), weaker, schema({})], ()).result(20)
+        compiled = compiler.submit([schema({"not": {}}), weaker, schema({})], ()).result(60)
         assert compiled == (weaker, result)
         with pytest.raises(GrammarError, match="not"):  # the error of the first one
-            compiler.submit([schema({"not": {}}), "start: nothing"], ()).result(20)
+            compiler.submit([schema({"not": {}}), "start: nothing"], ()).result(60)
     finally:
         compiler.close()
 

@@ -60,12 +60,15 @@ def _is_constant(events: list[Event]) -> bool:
     return len(events) == n_events
 
 
-def test_process_without_progress_ends_itself(exit_codes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_process_without_progress_ends_itself(
+    exit_codes: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heartbeat, "MAX_OTHER_TICKS", 100)  # a busy machine can stop this thread for 20 ticks
     events: list[Event] = []
     thread = HeartbeatThread(events.append)
     thread.start()
     thread.add_request()
-    while len(events) < 100:
+    while len(events) < 300:
         thread.record_progress()
     assert not exit_codes
     until(lambda: exit_codes)
