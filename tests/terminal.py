@@ -104,7 +104,7 @@ class Terminal:
         self._resize(columns, rows)
         os.kill(self.child.pid, signal.SIGWINCH)
 
-    def until(self, condition: str | Callable[[], object], timeout_s: float = 60) -> None:
+    def until(self, condition: str | Callable[[], object], timeout_s: float = 120) -> None:
         """Wait until a text is on the screen, or until a condition holds."""
         holds = (lambda: condition in self.text()) if isinstance(condition, str) else condition
         what = f"{condition!r} is on the screen" if isinstance(condition, str) else source(condition)
@@ -124,7 +124,7 @@ class Terminal:
 
         until(is_stable, 60, lambda: f"{text!r} stays on the screen; the screen:\n{self.text()}")
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Wait for the end of the program and return its exit code."""
         return self.child.wait(seconds)
 

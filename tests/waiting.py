@@ -14,7 +14,7 @@ Description = str | Callable[[], str]
 
 
 def until(
-    condition: Callable[[], object], timeout_s: float = 20, description: Description = "", *, interval_s: float = 0.01
+    condition: Callable[[], object], timeout_s: float = 60, description: Description = "", *, interval_s: float = 0.01
 ) -> None:
     """Call `condition` every `interval_s` until it is true; fail the test after `timeout_s` and name the condition."""
     deadline = time.monotonic() + timeout_s
@@ -25,7 +25,7 @@ def until(
 
 
 async def until_async(
-    condition: Callable[[], object], timeout_s: float = 30, description: Description = "", *, interval_s: float = 0.01
+    condition: Callable[[], object], timeout_s: float = 60, description: Description = "", *, interval_s: float = 0.01
 ) -> None:
     """Wait for `condition` as `until` does, but let the event loop run between two calls."""
     deadline = time.monotonic() + timeout_s

@@ -95,7 +95,7 @@ def test_faulty_modules_are_skipped_and_their_verdicts_are_cached(
 
     started_at = time.monotonic()
     module, verdict = probe.choose_module(bundle)
-    assert time.monotonic() - started_at < 15
+    assert time.monotonic() - started_at < probe.TOTAL_TIMEOUT_S
     assert module.name not in [f"cpu-{n}" for n in names]
     assert verdict.is_usable
     assert good.exists()

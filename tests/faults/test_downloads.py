@@ -161,7 +161,7 @@ def test_very_slow_connection_is_given_up(store: LocalHub, tmp_path: Path) -> No
             request_for(store, tmp_path / "m.gguf"),
             retry_policy=RetryPolicy(max_tries=1, first_pause_s=0.01, read_timeout_s=0.4),
         )
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # the whole file would take hours
 
 
 def test_silent_connection_times_out(store: LocalHub, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_killed_download_of_a_split_model_resumes_and_the_model_works(
         assert not any(p.read_bytes() != store.content("own/tiny", p.name) for p in paths.models_dir().rglob("*.gguf"))
     store.faults.bytes_per_s = 0
     child = _pull(store, home, "own/tiny", "--name", "tiny")
-    out, error = child.communicate(timeout=60)
+    out, error = child.communicate(timeout=120)
     assert child.returncode == 0, error
     assert b"Installed as tiny" in out
     assert store.sent_bytes <= sum(sizes) + 2 * (1 << 16) + sum(sizes) / 10
@@ -321,6 +321,6 @@ def test_two_processes_download_a_file_once(store: LocalHub, tmp_path: Path, hom
     store.faults.bytes_per_s = model.stat().st_size
     children = [_pull(store, home, "own/tiny") for _ in range(2)]
     for child in children:
-        _, error = child.communicate(timeout=60)
+        _, error = child.communicate(timeout=120)
         assert child.returncode == 0, error
     assert store.sent_bytes == model.stat().st_size

@@ -166,5 +166,5 @@ def test_offline_mode_and_unreachable_hub_fail_fast(cli: Cli, monkeypatch: pytes
     started = time.monotonic()
     result = cli("models", "search", "x")
     assert result.returncode == 6
-    assert time.monotonic() - started < 3 + 3
+    assert time.monotonic() - started < 3 + 20  # Linux gives up after more than two minutes
     assert cli("models", "list").returncode == 0

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from edgechat.engine.hang_detector import STOPPED_TICKS
+from edgechat.engine.hang_detector import CANCELLED_TICKS, STOPPED_TICKS
 from tests.conftest import Cli, edgechat_command
 from tests.faults.test_deaths import engine_of, start
 from tests.waiting import until
@@ -30,8 +30,8 @@ def test_ask_ends_with_an_error_and_keeps_the_text(cli: Cli) -> None:
     process = start()
     suspend_engine_of(process)
     started_at = time.monotonic()
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - started_at < STOPPED_TICKS + 5
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - started_at < STOPPED_TICKS + 25
     assert process.returncode == 4
     assert err.decode().splitlines()[-1] == (
         f"edgechat: The engine process was killed, because it was suspended for {STOPPED_TICKS} s. "
@@ -41,15 +41,15 @@ def test_ask_ends_with_an_error_and_keeps_the_text(cli: Cli) -> None:
     assert out.decode().strip()[:40] in cli("history", "export", "--all").stdout
 
 
-@pytest.mark.parametrize(("n_signals", "max_s"), [(1, 12.0), (2, 3.0)])
-def test_ctrl_c_ends_ask(n_signals: int, max_s: float) -> None:
+@pytest.mark.parametrize(("n_signals", "max_s"), [(1, CANCELLED_TICKS + 20), (2, CANCELLED_TICKS - 2)])
+def test_ctrl_c_ends_ask(n_signals: int, max_s: int) -> None:
     process = start()
     suspend_engine_of(process)
     started_at = time.monotonic()
     for _ in range(n_signals):
         process.send_signal(signal.SIGINT)
         threading.Event().wait(0.4)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert time.monotonic() - started_at < max_s
     assert process.returncode == 130
     assert out.endswith(b"\n")
@@ -79,7 +79,7 @@ class PlainChat:
         self.process.stdin.flush()
 
     def wait(self) -> int:
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         self._reader.join()
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
@@ -113,5 +113,5 @@ def test_second_ctrl_c_ends_the_plain_chat() -> None:
         chat.process.send_signal(signal.SIGINT)
         threading.Event().wait(0.4)
     assert chat.wait() == 130
-    assert time.monotonic() - started_at < 3
+    assert time.monotonic() - started_at < CANCELLED_TICKS - 2
     assert b"Traceback" not in chat.output

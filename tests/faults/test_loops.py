@@ -63,7 +63,7 @@ def test_clients_killed_at_any_moment_leave_no_engine() -> None:
         client.kill()
         client.wait()
         if engine is not None:
-            until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=1)  # noqa: B023
+            until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=5)  # noqa: B023
 
 
 def test_chat_process_uses_less_than_80_mb() -> None:
@@ -78,7 +78,7 @@ def test_chat_process_uses_less_than_80_mb() -> None:
     time.sleep(4)
     used = psutil.Process(child.pid).memory_info().rss
     os.write(main, b"\x11")
-    assert child.wait(timeout=20) == 0
+    assert child.wait(timeout=60) == 0
     reader.join(timeout=5)
     os.close(main)
     assert used < 80 << 20

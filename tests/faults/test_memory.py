@@ -291,7 +291,7 @@ def test_second_program_plans_with_the_memory_left_by_the_first(
     assert instance.model_path == str(starter)
     assert f"process {instance.pid}" in current_machine(Settings()).other_instances_text
     second = limit.run(*edgechat_command("ask", "-m", str(other), "hi"))
-    first.communicate(timeout=30)
+    first.communicate(timeout=120)
     if limit.group is not None:
         assert second.returncode == 5, second.stderr
         assert f"process {instance.pid}" in second.stderr

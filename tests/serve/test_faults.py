@@ -135,7 +135,7 @@ def test_expensive_schema_neither_blocks_nor_kills_the_engine(server: ServerProc
     status, answer = server.chat(
         {"messages": "Hi", "response_format": form, "max_tokens": 12, "temperature": 1, "seed": 1}
     )
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert status in {200, 400}, answer
     assert server.engine_pid == pid
     assert server.chat({"messages": "Hi", "max_tokens": 1})[0] == 200
@@ -219,7 +219,7 @@ def test_idle_connections_and_a_slow_reader_do_not_delay_others(server: ServerPr
             stack.enter_context(server.connect())
         started = time.monotonic()
         assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
     until(lambda: is_idle(server))
 
 
@@ -235,7 +235,7 @@ def test_first_ctrl_c_drains_requests_and_the_second_one_cancels_them(start: Sta
     assert events[-1] == "[DONE]"
     # The reply is complete, unless a busy machine needs longer than the drain time.
     assert events[-2]["usage"]["completion_tokens"] == 24 or time.monotonic() - interrupted_at >= DRAIN_TIMEOUT_S
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
     assert "to finish" in "".join(server.errors)
 
     server = start("-m", "starter", "--ctx", "2048")
@@ -248,7 +248,7 @@ def test_first_ctrl_c_drains_requests_and_the_second_one_cancels_them(start: Sta
     assert events[-1] == "[DONE]"
     assert events[-2]["choices"][0]["finish_reason"] == "length"
     assert time.monotonic() - interrupted_at < DRAIN_TIMEOUT_S - 2  # not because of the drain time
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
     watchdog.cancel()
     assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
 

@@ -56,7 +56,7 @@ def test_requests_are_answered_beside_a_thousand_slow_connections(start: Start) 
         started_at = time.monotonic()
         for _ in range(5):
             assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
-        assert time.monotonic() - started_at < 20
+        assert time.monotonic() - started_at < 60
 
 
 def test_large_bodies_together_take_bounded_memory(start: Start) -> None:
@@ -72,7 +72,7 @@ def test_large_bodies_together_take_bounded_memory(start: Start) -> None:
             connection = stack.enter_context(server.connect())
             connection.setblocking(False)
             selector.register(connection, selectors.EVENT_READ | selectors.EVENT_WRITE, [0])
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 300
         is_honest_client_served = False
         while selector.get_map() and time.monotonic() < deadline:
             for key, events in selector.select(1):
@@ -146,7 +146,7 @@ def test_end_of_a_busy_server_leaves_no_traceback(start: Start) -> None:
         server.interrupt()
         until(lambda: "to finish" in "".join(server.errors))
         server.interrupt()
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
     server._reader.join(10)
     assert "Traceback" not in "".join(server.errors)
     assert "CancelledError" not in "".join(server.errors)

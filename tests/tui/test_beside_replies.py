@@ -133,7 +133,7 @@ async def test_an_action_beside_a_reply_takes_less_than_0_3_s(name: str) -> None
         cpu_s, wait_s = [], []
         cpu_started_at, started_at = time.process_time(), time.monotonic()
         async for is_done in ACTIONS[name](app, pilot):
-            await until_async(is_done, timeout_s=5, interval_s=0.002)
+            await until_async(is_done, interval_s=0.002)
             cpu_s.append(time.process_time() - cpu_started_at)
             wait_s.append(time.monotonic() - started_at)
             assert app.pane.is_generating

@@ -123,7 +123,6 @@ async def walk_terminal_ui(steps: list[Step], monkeypatch: pytest.MonkeyPatch) -
             expected = (sorted(expected_texts), expected_state)
             await until_async(
                 lambda: (sorted(texts), state(session(app))) == expected and not app.pane.is_busy,  # noqa: B023
-                timeout_s=5,
                 description=lambda: f"{line}: {(sorted(texts), state(session(app)))} is not {expected}",  # noqa: B023
             )
             texts.clear()

@@ -19,7 +19,7 @@ def make_disk(root: Path, cap_bytes: int = 1 << 20, identity: str = "it") -> Dis
 
 
 def wait_for_writes(disk: DiskTier) -> None:
-    until(lambda: not disk.is_busy, 5, interval_s=0.001)
+    until(lambda: not disk.is_busy, interval_s=0.001)
 
 
 def make_segment(

@@ -149,7 +149,7 @@ def test_control_tokens_are_guarded_in_linear_time() -> None:
         started_at = time.monotonic()
         [fields], guard = guard_messages([PromptMessage("user", text)], control_tokens)
         assert fields["content"].replace(guard, "") == text if guard else fields["content"] == text
-        assert time.monotonic() - started_at < 5  # a flat alternation takes minutes
+        assert time.monotonic() - started_at < 30  # a flat alternation takes minutes
 
 
 def test_cancelled_render_is_interrupted() -> None:

@@ -88,7 +88,7 @@ def test_time_hardly_depends_on_the_number_of_tokens(text: str) -> None:
     list(splitter.split("<"))
     started_at = time.monotonic()
     assert list(splitter.split(text)) == [text] if "7" not in text else [7] * 100_000
-    assert time.monotonic() - started_at < 5  # a flat alternation takes minutes
+    assert time.monotonic() - started_at < 30  # a flat alternation takes minutes
 
 
 def test_many_nested_tokens() -> None:
