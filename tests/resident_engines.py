@@ -11,6 +11,11 @@ from edgechat.engine.local_socket import locate_socket_dir
 from edgechat.engine.resident_files import list_records
 
 TIMEOUT_S = 60
+# In its reply each token is far ahead of the next, so that neither drafts nor other requests change it.
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nCount from 1 to 20.<|im_end|>\n<|im_start|>assistant\n"
+)
 
 
 def end_engines() -> None:

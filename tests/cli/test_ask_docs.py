@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,11 @@ def test_question_about_whole_documents(cli: Cli, manuals: str) -> None:
     assert "4711" in result.stdout
     assert "Both documents are in the prompt" in result.stderr
     again = json.loads(cli("ask", question, *options, "--json").stdout)
-    assert again["text"] == result.stdout.rstrip("\n")
+    assert "4711" in again["text"]  # the other words can differ: two of them can be nearly as probable
     assert again["stats"]["cached_tokens"] > 0  # a new conversation in a new process, with the same documents
     assert [p["document"] for p in again["passages"]] == ["lamp.md", "pump.md"]
     assert again["searched"]["is_whole"]
-    assert ("The reply cites no passage." in result.stderr) == (not again["cited"])
+    assert ("The reply cites no passage." in result.stderr) == (re.search(r"\[\d", result.stdout) is None)
 
 
 def test_cited_passages_are_named_and_checked(cli: Cli, manuals: str, tmp_path: Path) -> None:

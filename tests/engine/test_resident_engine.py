@@ -25,10 +25,12 @@ from edgechat.engine.local_socket import socket_dir
 from edgechat.engine.resident_files import ResidentFiles, list_records
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.models.loaded_model import LoadedModel
-from tests.resident_engines import TIMEOUT_S, read_status, wait_until
+from tests.resident_engines import PROMPT, TIMEOUT_S, read_status, wait_until
 
 SETTINGS = Settings(temperature=0.0, keep_alive=30, n_ctx=2048)
 Open = Callable[..., LoadedModel]
+# Each of the first 12 tokens of the reply is at least 0.5 (log probability) ahead of the next.
+OTHER_PROMPT = PROMPT.replace("Count from 1 to 20.", "What is gravity?")
 
 CLIENT = """
 import sys
@@ -40,7 +42,7 @@ from edgechat.models.loaded_model import LoadedModel
 model = LoadedModel("ask")
 model.open(Path(sys.argv[1]), Settings(keep_alive=30, n_ctx=2048))
 request = protocol.Generate(
-    id=model.engine.next_id(), text="Count from 1.", max_tokens=int(sys.argv[2]), ignore_eog=True, sampling=GREEDY
+    id=model.engine.next_id(), text=sys.argv[3], max_tokens=int(sys.argv[2]), ignore_eog=True, sampling=GREEDY
 )
 for event in model.engine.generate(request):
     if isinstance(event, protocol.TokensGenerated):
@@ -65,11 +67,11 @@ def open_model(starter: Path, resident: None) -> Iterator[Open]:
 
 
 def start_client(starter: Path, max_tokens: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CLIENT, str(starter), str(max_tokens)]
+    command = [sys.executable, "-c", CLIENT, str(starter), str(max_tokens), PROMPT]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def ask(model: LoadedModel, text: str = "What is gravity?", max_tokens: int = 12) -> str:
+def ask(model: LoadedModel, text: str = PROMPT, max_tokens: int = 12) -> str:
     return "".join(generate(model.engine, text, max_tokens))
 
 
@@ -90,15 +92,15 @@ def test_clients_share_one_process_and_get_their_own_replies(open_model: Open) -
     assert first.plan == second.plan
     assert second.model_properties is not None
     assert second.model_properties.load_s == 0.0
-    expected = [ask(first, "What is gravity?"), ask(first, "Name a river.")]
+    expected = [ask(first, PROMPT), ask(first, OTHER_PROMPT)]
     replies: dict[int, str] = {}
 
     def run(index: int, model: LoadedModel, text: str) -> None:
         replies[index] = ask(model, text)
 
     threads = [
-        threading.Thread(target=run, args=(0, first, "What is gravity?")),
-        threading.Thread(target=run, args=(1, second, "Name a river.")),
+        threading.Thread(target=run, args=(0, first, PROMPT)),
+        threading.Thread(target=run, args=(1, second, OTHER_PROMPT)),
     ]
     for thread in threads:
         thread.start()
@@ -139,7 +141,7 @@ def test_only_the_requests_of_a_killed_client_are_cancelled(open_model: Open, st
     assert other.stdout is not None
     assert other.stdout.read(5)  # it generates
     pieces = []
-    for piece in generate(model.engine, "What is gravity?", 40):
+    for piece in generate(model.engine, PROMPT, 40):
         pieces.append(piece)
         if len(pieces) == 3:
             other.kill()

@@ -21,11 +21,12 @@ from edgechat.errors import (
 from edgechat.store import open_ephemeral_store
 from tests.engine.chats import SHORT_GREEDY, OpenChat
 from tests.models import write_parrot, write_tiny_llama
+from tests.serve.client import CERTAIN_PROMPT
 
 
 def test_turns_alternatives_and_branches(open_chat: Callable[..., OpenChat]) -> None:
     chat = open_chat()
-    first = chat.run(chat.session.send("Name a colour."))
+    first = chat.run(chat.session.send(CERTAIN_PROMPT))
     assert first.finish_reason in ("stop", "length")
     assert first.stats is not None
     assert first.n_tokens == first.stats.completion_tokens
@@ -45,7 +46,7 @@ def test_turns_alternatives_and_branches(open_chat: Callable[..., OpenChat]) -> 
     assert chat.texts()[0] == "Name an animal."
     assert len(chat.session.tree.alternatives(question.id)) == 2
     chat.session.branch_from(first.id)
-    assert chat.texts()[0] == "Name a colour."
+    assert chat.texts()[0] == CERTAIN_PROMPT
     chat.run(chat.session.send("Why that?"))
     assert len(chat.session.tree.alternatives(chat.session.tree.path[2].id)) == 2
     chat.check()
@@ -86,14 +87,14 @@ def test_continued_reply_equals_one_long_reply(
     open_chat: Callable[..., OpenChat],
 ) -> None:
     chat = open_chat()
-    first = chat.run(chat.session.send("Tell me about the sea."))
+    first = chat.run(chat.session.send(CERTAIN_PROMPT))
     assert first.finish_reason == "length"
     continued = chat.run(chat.session.continue_reply())
     assert continued.id == first.id
     assert continued.text.startswith(first.text)
     assert len(continued.text) > len(first.text)
     whole = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=24)).session
-    *_, last = whole.send("Tell me about the sea.")
+    *_, last = whole.send(CERTAIN_PROMPT)
     assert isinstance(last, events.TurnFinished)
     assert last.reply.text == continued.text
     # A reply with later messages is continued in a copy.

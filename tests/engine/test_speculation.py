@@ -25,6 +25,7 @@ from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.speculation.step_costs import STEP_SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
+from tests.serve.client import CERTAIN_PROMPT
 from tests.waiting import until
 
 PROMPT = [1, *range(20, 120)]
@@ -264,12 +265,13 @@ def test_speculation_can_be_disabled(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert ask_cli(cli, LIST)["stats"]["n_drafted"] > 0
     plain = ask_cli(cli, "--no-speculation", LIST)
     assert plain["stats"]["n_drafted"] == 0
+    certain = ask_cli(cli, CERTAIN_PROMPT)
     monkeypatch.setenv("EDGECHAT_STRICT", "true")
     conversation = plain["conversation_id"]
     strict = [ask_cli(cli, "--conversation", conversation, "Again.") for _ in range(2)]
     assert all(a["stats"]["n_drafted"] == a["stats"]["cached_tokens"] == 0 for a in strict)
-    first = [ask_cli(cli, "--ephemeral", LIST)["text"] for _ in range(2)]
-    assert first[0] == first[1] == plain["text"]
+    strict_texts = [ask_cli(cli, "--ephemeral", CERTAIN_PROMPT)["text"] for _ in range(2)]
+    assert strict_texts[0] == strict_texts[1] == certain["text"]
 
 
 def test_attached_file_is_saved_for_drafts(cli: Cli, tmp_path: Path) -> None:

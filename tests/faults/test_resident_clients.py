@@ -17,17 +17,12 @@ from edgechat.engine import protocol
 from edgechat.engine.resident_files import list_records
 from edgechat.hardware.memory import read_tree_pss_bytes
 from edgechat.models.loaded_model import LoadedModel
-from tests.resident_engines import TIMEOUT_S, read_status, wait_until
+from tests.resident_engines import PROMPT, TIMEOUT_S, read_status, wait_until
 
 pytestmark = pytest.mark.slow
 
 N_CLIENTS = 10
 DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "20"))
-# In its reply each token is far ahead of the next, so that neither drafts nor other requests change it.
-PROMPT = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    "<|im_start|>user\nCount from 1 to 20.<|im_end|>\n<|im_start|>assistant\n"
-)
 N_TOKENS = 24
 
 CLIENT = """
