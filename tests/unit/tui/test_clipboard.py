@@ -64,7 +64,8 @@ def test_program_that_is_not_installed_is_not_used() -> None:
     assert list_programs({"DISPLAY": ":0", "TMUX": "x"}, lambda _name: None) == []
 
 
-def test_program_gets_the_text_and_its_failure_is_noticed(tmp_path: Path) -> None:
+def test_program_gets_the_text_and_its_failure_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clipboard, "_TIMEOUT_S", 60.0)  # the start of Python takes seconds on a busy machine
     file = tmp_path / "text"
     code = f"import sys; open({str(file)!r}, 'wb').write(sys.stdin.buffer.read())"
     assert run_program(ClipboardProgram((sys.executable, "-c", code), "here"), "späß")
