@@ -38,6 +38,21 @@ _CHANGED_BY_FIRST_USE = {
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_configure() -> None:
+    """Raise the limit of open files, which an HTTP server raises for its process, so that it is the same in all tests.
+
+    One of the tests opens more than a thousand connections.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    max_files = 4096 if hard_limit == resource.RLIM_INFINITY else min(4096, hard_limit)
+    if soft_limit != resource.RLIM_INFINITY and soft_limit < max_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, hard_limit))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast", action="store_true", help="leave out slow tests, and all but two cases of each parametrized test"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -13,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 from openai import OpenAI
 
 from tests.serve.client import ServerProcess, user
@@ -39,12 +37,6 @@ def child_pids(server: ServerProcess, name: bytes) -> list[int]:
     tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
     children = [int(child) for task in tasks for child in task.read_text().split()]
     return [pid for pid in children if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-@pytest.fixture(autouse=True)
-def many_files() -> None:
-    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft_limit, min(4096, hard_limit)), hard_limit))
 
 
 def test_requests_are_answered_beside_a_thousand_slow_connections(start: Start) -> None:
