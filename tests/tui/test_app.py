@@ -110,7 +110,7 @@ async def test_idle_screen_uses_no_cpu_time(starter: Path) -> None:
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("Ready"))
         await pilot.pause(0.2)
-        cpu_s = []
+        cpu_s: list[float] = []
         while len(cpu_s) < 5 and min(cpu_s, default=1.0) >= 0.1:  # on a slow machine, work of the start can be left
             before = sum(os.times()[:2])
             await asyncio.sleep(2.0)
