@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from edgechat.catalogue.library import starter_model
+from edgechat.serve.connections import raise_connection_limit
 
 ROOT = Path(__file__).resolve().parent.parent
 # Without the limit of 200 ms for each example, which a busy machine exceeds without a fault. By default each run has
@@ -43,14 +44,7 @@ def pytest_configure() -> None:
 
     One of the tests opens more than a thousand connections.
     """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    max_files = 4096 if hard_limit == resource.RLIM_INFINITY else min(4096, hard_limit)
-    if soft_limit != resource.RLIM_INFINITY and soft_limit < max_files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, hard_limit))
+    raise_connection_limit()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
