@@ -58,7 +58,7 @@ def make_source_fields(session: Session, reply: Message) -> dict[str, Any]:
 
 
 def _find_own_set(sets: list[PassageSet | None]) -> PassageSet | None:
-    """Return the last set of passages, that of the message that the reply answers."""
+    """Return the passages of the message that the reply answers, the last of `sets`; None if no message has any."""
     return next((s for s in reversed(sets) if s is not None), None)
 
 

@@ -57,7 +57,7 @@ def _find_best_span(text: str, query: str, max_chars: int) -> tuple[int, int]:
 
 
 def _make_patterns(query: str) -> list[re.Pattern[str]]:
-    """Return a pattern for each word of a query that finds it and its other forms."""
+    """Return one pattern for each word of `query`; it finds the word and its other forms, such as the plural."""
     patterns = []
     for word in find_words(query):
         beginning = "" if not word.isascii() else r"(?<!\w)"  # the index has pairs of letters of some scripts

@@ -42,7 +42,7 @@ class ExtractionLimits(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.timeout_s + self.timeout_s_per_byte * size_bytes, self.max_timeout_s)
 
     def describe_memory(self) -> str:
-        """Return the reason why a file cannot be read whose extraction needs more than `memory_bytes`."""
+        """Return the text that says why a file is not read: its extraction needs more than `memory_bytes`."""
         return f"reading it needs more than {format_size(self.memory_bytes)} of memory. {SPLIT_ADVICE}"
 
 

@@ -102,7 +102,7 @@ class _Converter(html.parser.HTMLParser):
         return self._hidden[0] if self._hidden else ""
 
     def convert(self, text: str) -> None:
-        """Parse a complete HTML page and write its text."""
+        """Parse a complete HTML page, and add its text to `writer`, up to the limit."""
         try:
             self.feed(text)
             self.close()
