@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,19 @@ async def until_async(
         if time.monotonic() > deadline:
             _fail(condition, timeout_s, description)
         await asyncio.sleep(interval_s)
+
+
+def delete_tree(directory: Path) -> None:
+    """Delete a directory in which another process may create files meanwhile.
+
+    `shutil.rmtree` fails if a file appears after it has listed the directory.
+    """
+
+    def is_deleted() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    until(is_deleted, description=f"{directory} is deleted")
 
 
 def _fail(condition: Callable[[], object], timeout_s: float, description: Description) -> None:

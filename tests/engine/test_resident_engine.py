@@ -26,6 +26,7 @@ from edgechat.engine.resident_files import ResidentFiles, list_records
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.models.loaded_model import LoadedModel
 from tests.resident_engines import PROMPT, TIMEOUT_S, read_status, wait_until
+from tests.waiting import delete_tree
 
 SETTINGS = Settings(temperature=0.0, keep_alive=30, n_ctx=2048)
 Open = Callable[..., LoadedModel]
@@ -421,4 +422,4 @@ def test_another_user_sees_and_reaches_nothing(open_model: Open, monkeypatch: py
         for running in list_records():
             resident_client.stop_engine(running)
     finally:
-        shutil.rmtree(home)
+        delete_tree(home)  # the engine that was stopped may still write its log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import stat
 import time
 from array import array
@@ -26,7 +25,7 @@ from edgechat.speculation.step_costs import STEP_SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
 from tests.serve.client import CERTAIN_PROMPT
-from tests.waiting import until
+from tests.waiting import delete_tree, until
 
 PROMPT = [1, *range(20, 120)]
 Start = Callable[..., "Engine"]
@@ -243,7 +242,7 @@ def test_damaged_files_are_ignored(start: Start, damage: str) -> None:
     engine = start()
     assert engine.ask()[0][:20] == expected[:20]
     engine.client.close()
-    shutil.rmtree(paths.prefix_dir())
+    delete_tree(paths.prefix_dir())
 
 
 # With the command line

@@ -25,7 +25,7 @@ from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
 from tests.models import write_tiny
-from tests.waiting import until
+from tests.waiting import delete_tree, until
 
 PROMPT = [1, *range(20, 300)]
 
@@ -140,7 +140,7 @@ def test_engine_survives_deletion_of_the_cache_directory(start: Callable[..., En
     engine = start()
     reply, _ = engine.ask()
     until(files)
-    shutil.rmtree(paths.prefix_dir())
+    delete_tree(paths.prefix_dir())  # the engine may save a prefix meanwhile
     assert engine.ask()[0] == reply
     for number in range(3):
         engine.ask([*PROMPT, 50 + number], conversation=f"another{number}")

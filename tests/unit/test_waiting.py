@@ -1,10 +1,13 @@
-"""Tests that a failed wait names its condition."""
+"""Tests of waiting: a failed wait names its condition, and a directory in use is deleted."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from tests.waiting import until, until_async
+from tests.waiting import delete_tree, until, until_async
 
 
 def test_until_returns_once_the_condition_holds() -> None:
@@ -32,3 +35,21 @@ async def test_failed_async_wait_shows_the_description() -> None:
         await until_async(lambda: False, 0, "the engine is idle")
     with pytest.raises(pytest.fail.Exception, match="2 requests are running"):
         await until_async(lambda: False, 0, lambda: f"{1 + 1} requests are running")
+
+
+def test_directory_in_which_files_appear_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "cache"
+    (directory / "segments").mkdir(parents=True)
+    n_late_files = 3
+    remove_directory = os.rmdir
+
+    def add_a_file_first(path: str | Path, *, dir_fd: int | None = None) -> None:
+        nonlocal n_late_files
+        if str(path) == str(directory) and n_late_files:
+            n_late_files -= 1
+            (directory / f"late{n_late_files}").touch()
+        remove_directory(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", add_a_file_first)
+    delete_tree(directory)
+    assert (directory.exists(), n_late_files) == (False, 0)
