@@ -11,7 +11,7 @@ WITH_PROGRESS := $(BIN)/python native/progress.py
 VARIANTS ?= host
 TEST_VARIANTS := $(if $(filter host,$(VARIANTS)),dev,$(VARIANTS))
 
-.PHONY: help chat serve test test-fast test-long fuzz check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
+.PHONY: help chat serve test test-fast test-long test-exhaustive fuzz check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
 help:
 	@echo "make chat         set up, then chat with the best installed model, at first the starter model"
@@ -19,6 +19,7 @@ help:
 	@echo "make test         set up, then run the tests (under 30 minutes)"
 	@echo "make test-fast    set up, then run lint, types and most unit tests (2 minutes on two cores)"
 	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations, API clients"
+	@echo "make test-exhaustive  set up, then run the long tests with all their inputs and repetitions (hours)"
 	@echo "make fuzz         set up, then run the property tests with new random examples (15 minutes)"
 	@echo "make check        set up, then run lint, types, import contracts, generated docs"
 	@echo "make peers        build llama.cpp's own llama-bench, -cli, -server and -quantize"
@@ -47,7 +48,10 @@ test-fast: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto --fast -m "not long" tests/unit
 
 test-long: setup-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not exhaustive"
+
+test-exhaustive: setup-dev
+	@EDGECHAT_FUZZ_SHARE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 fuzz: setup-dev
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -n auto -m "not long" $$(grep -rl "import given\|@given" tests/unit)

@@ -1,13 +1,18 @@
-"""Number of inputs of the fuzz tests, which `make test-long` runs with a twentieth of their inputs."""
+"""Numbers of inputs and repetitions of long tests: `make test-long` shortens them, `make test-exhaustive` does not."""
 
 from __future__ import annotations
 
 import os
 
 SHARE = float(os.environ.get("EDGECHAT_FUZZ_SHARE", "0.05"))
-"""Share of the inputs to try. CONTRIBUTING.md says when to run all of them."""
+"""Share of the inputs of the fuzz tests to try; at 1, `make test-exhaustive`, long tests are not shortened either."""
 
 
 def scale(count: int) -> int:
     """Return the number of inputs to try of `count`."""
     return max(1, round(count * SHARE))
+
+
+def shorten(full: int, usual: int) -> int:
+    """Return how often a long test repeats its action: `usual` times, or `full` times if no test is shortened."""
+    return full if SHARE >= 1 else usual
