@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgechat.errors import StoreError
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.conftest import Cli
+from tests.step_count import takes_linear_time
 
 
 @pytest.fixture
@@ -285,25 +286,25 @@ def test_each_command_opens_the_store_once_and_closes_it(
 
 
 def test_show_takes_linear_time() -> None:
-    short_s = measure_show(2500)
-    assert measure_show(10_000) < 12 * max(0.1, short_s)  # 16 times as long if it grew with the square
+    assert takes_linear_time(prepare_show)
 
 
-def measure_show(n_messages: int) -> float:
-    """Return the CPU time in seconds that `show` takes for a conversation in one line."""
-    ids = [f"{n_messages}-{i}" for i in range(n_messages)]
+def prepare_show(n_messages: int) -> Callable[[], object]:
+    """Save a conversation in one line, and return a function that shows it."""
+    ids = [new_id() for _ in range(n_messages)]
     messages = [
         Message(id=id_, parent_id=parent_id, role="user") for id_, parent_id in zip(ids, [None, *ids], strict=False)
     ]
-    conversation = Conversation(id=f"talk-{n_messages}")
+    conversation = Conversation(id=new_id())
     store = open_store()
     store.append(conversation, messages)
     store.close()
-    started_at = time.process_time()
-    result = CliRunner().invoke(history, ["show", conversation.id])
-    assert result.exit_code == 0
-    assert result.output.count("## ") == n_messages
-    return time.process_time() - started_at
+
+    def show() -> None:
+        result = CliRunner().invoke(history, ["show", conversation.id])
+        assert (result.exit_code, result.output.count("## ")) == (0, n_messages)
+
+    return show
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
 from edgechat.errors import GrammarError
+from edgechat.prompt import json_schemas
 from edgechat.prompt.json_schemas import make_json_rule
 from tests.grammars import allows
 
@@ -30,25 +30,12 @@ def test_min_properties_is_refused_unless_the_properties_are_required() -> None:
 
 
 @pytest.mark.parametrize("container", ["items", "properties", "enum", "required"])
-def test_large_schema_is_refused_without_a_walk_through_it(container: str) -> None:
+def test_large_schema_is_refused_without_a_walk_through_it(container: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {str(i): {} for i in range(300_000)} if container == "properties" else [{}] * 300_000
-    started_at = time.thread_time()
+    for walk in ("_find_unsupported_keywords", "_drop_implied_keywords"):
+        monkeypatch.setattr(json_schemas, walk, lambda *_arguments: pytest.fail("walks through the schema"))
     with pytest.raises(GrammarError, match="bytes of JSON schema; the limit is 262144"):
         make_json_rule({container: values}, "response_format")
-    assert time.thread_time() - started_at < 0.2  # a walk takes over 0.4 s
-
-
-def test_long_keys_do_not_multiply_the_time() -> None:
-    def measure(key: str) -> float:
-        schema: dict[str, Any] = {"properties": {key: {"anyOf": [{}] * 30_000}}}
-        durations_s = []
-        for _ in range(5):
-            started_at = time.thread_time()
-            make_json_rule(schema, "response_format")
-            durations_s.append(time.thread_time() - started_at)
-        return min(durations_s)
-
-    assert measure("k" * 150_000) < 2 * measure("k")  # 3.4 times as long with a copy of the key for every item
 
 
 def test_path_of_an_unsupported_keyword_is_complete() -> None:
