@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
+HANG_S: Final = 120
+"""Seconds after which code that usually takes less than a second hangs, also on a busy or emulated machine."""
+
 
 @contextlib.contextmanager
-def ends_within(seconds: int) -> Iterator[None]:
+def ends_within(seconds: int = HANG_S) -> Iterator[None]:
     """Fail the test if the `with` block takes longer. Only on the main thread of POSIX systems; else no limit."""
     if not hasattr(signal, "SIGALRM"):
         yield

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgechat import signals
+from tests.time_limit import HANG_S
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
@@ -64,5 +65,5 @@ def test_watcher_is_called_while_the_main_thread_waits() -> None:
     ):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGQUIT)
-        assert both.wait(10)
+        assert both.wait(HANG_S)
     assert sorted(numbers) == sorted([signal.SIGTERM, signal.SIGQUIT])

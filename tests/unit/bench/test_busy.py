@@ -60,7 +60,7 @@ import time
 from edgechat.bench.busy import run_busy_processes
 with run_busy_processes(1) as children:
     print(children[0].pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

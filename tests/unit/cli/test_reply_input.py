@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from edgechat.cli.reply_input import ReplyInput
+from tests.time_limit import HANG_S
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="terminals of Unix")
@@ -21,7 +22,7 @@ def test_now_is_handled_during_the_reply_and_other_lines_afterwards() -> None:
     with reply_input.watch():
         os.write(terminal, b"next question\n")
         os.write(terminal, b"/now\n")
-        assert now.wait(20)
+        assert now.wait(HANG_S)
         until(lambda: reply_input.lines)
     assert reply_input.lines == ["next question"]
     assert not reply_input.is_at_end

@@ -38,7 +38,7 @@ def run(shell: str, lines: list[str], environment: dict[str, str], folder: Path)
     arguments = ["--rcfile", str(settings)] if shell == "bash" else []
     result = subprocess.run(
         [shell, *arguments, "-i"], input="\n".join([*lines, ""]), env=environment, capture_output=True, text=True,
-        timeout=60, check=False,
+        check=False,
     )  # fmt: skip
     return [line[line.index("ARGS ") :] for line in result.stdout.splitlines() if "ARGS " in line]
 

@@ -12,6 +12,7 @@ from edgechat.engine import embedding_model, protocol
 from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.server import EngineServer
 from edgechat.errors import RequestCancelledError
+from tests.time_limit import HANG_S
 
 
 class SlowEmbedder:
@@ -38,7 +39,7 @@ class SlowEmbedder:
     def embed(self, texts: list[list[int]]) -> list[list[float]]:
         self.is_computing.set()
         if texts != [[0]]:
-            assert self.is_aborted.wait(20)
+            assert self.is_aborted.wait(HANG_S)
         if self.is_aborted.is_set():
             raise RequestCancelledError("aborted")
         return [[1.0]]
@@ -69,7 +70,7 @@ def test_cancelled_request_ends_during_a_computation(server: EngineServer, *, ha
     server._begin_request(2)
 
     def cancel() -> None:
-        assert embedder.is_computing.wait(20)
+        assert embedder.is_computing.wait(HANG_S)
         server._cancel(7)  # another request
         assert not embedder.is_aborted.is_set()
         server._cancel(2)

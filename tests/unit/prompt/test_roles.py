@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import fold_system_prompt, merge_consecutive, order_roles
+from tests.time_limit import ends_within
 
 
 def test_consecutive_messages_of_a_role_become_one() -> None:
@@ -35,10 +34,9 @@ def test_only_the_requested_roles_are_merged() -> None:
 
 
 def test_merging_takes_linear_time() -> None:
-    started_at = time.monotonic()
-    [merged] = merge_consecutive([PromptMessage("user", "x" * 100) for _ in range(100_000)])
+    with ends_within():  # joining one message after the other takes minutes
+        [merged] = merge_consecutive([PromptMessage("user", "x" * 100) for _ in range(100_000)])
     assert len(merged.content) == 100_000 * 102 - 2
-    assert time.monotonic() - started_at < 5  # joining one message after the other takes minutes
 
 
 def test_system_prompt_is_folded_into_the_first_user_message() -> None:

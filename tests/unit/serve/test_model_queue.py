@@ -21,6 +21,7 @@ from edgechat.serve.event_stream import EventStream
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.schemas import ChatRequest
+from tests.time_limit import HANG_S
 from tests.unit.serve.examples import chat_request
 
 
@@ -78,10 +79,10 @@ async def test_cancelled_task_cancels_its_prompt() -> None:
     def build(cancellation: Cancellation) -> None:
         with cancellation.call_on_cancel(was_cancelled.set):
             started.set()
-            was_cancelled.wait(20)
+            was_cancelled.wait(HANG_S)
 
     task = asyncio.ensure_future(queue._run(build))
-    assert await asyncio.to_thread(started.wait, 20)
+    assert await asyncio.to_thread(started.wait, HANG_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

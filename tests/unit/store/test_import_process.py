@@ -8,7 +8,6 @@ import json
 import os
 import sqlite3
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +108,7 @@ def test_import_in_a_process_returns_the_same_data(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImportRefusedError, match=r"Cannot read .*pipe: not a regular file"), ends_within(30):
+    with pytest.raises(ImportRefusedError, match=r"Cannot read .*pipe: not a regular file"), ends_within():
         import_process.read_file(tmp_path / "pipe")
 
 
@@ -134,15 +133,13 @@ def test_file_is_read_only_to_the_size_that_its_limits_are_for(
 def test_slow_import_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"{}")
-    code = "import time; time.sleep(60)"
+    code = "import time; time.sleep(600)"
     monkeypatch.setattr(process, "make_command_line", lambda *arguments: [sys.executable, "-c", code])
     monkeypatch.setattr(import_process, "_MIN_TIMEOUT_S", 0.5)
-    started = time.monotonic()
     waited: list[float] = []
-    with pytest.raises(ImportRefusedError, match="took more than"):
+    with pytest.raises(ImportRefusedError, match="took more than"), ends_within():
         import_process.read_file(file, waited.append)
     assert waited
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("code", ["import os; os._exit(3)", "print('noise')", "import os; os.abort()"])

@@ -144,7 +144,7 @@ def test_any_text_is_accepted(text: str) -> None:
 )  # fmt: skip
 def test_huge_texts_take_linear_time(unit: str) -> None:
     """Quadratic time would take hours here."""
-    with ends_within(60):
+    with ends_within():
         extract_answer(unit * (5_000_000 // len(unit)))
         extract_answer(unit * (19_000 // len(unit)))
 
