@@ -18,6 +18,7 @@ from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.reply_formats import PromptOptions
 from tests.llama_cpp import read_templates
+from tests.unit.prompt.test_renderer import ENDLESS
 
 MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
 
@@ -41,9 +42,8 @@ def test_endless_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(renderer_module, "TIMEOUT_S", 0.5)
     renderer = CountingRenderer()
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateError, match="took more than"):
-        make_builder(renderer, endless).build(MESSAGES, PromptOptions(think=True))
+        make_builder(renderer, ENDLESS).build(MESSAGES, PromptOptions(think=True))
     assert n_attempts == 1
     renderer.close()
 

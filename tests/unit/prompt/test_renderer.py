@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,20 +17,22 @@ from edgechat.errors import EngineDiedError, RequestCancelledError, TemplateErro
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.reasoning import detect_reasoning_format
 from edgechat.prompt.render_protocol import ChatLibraryRequest, RenderRequest
-from edgechat.prompt.renderer import TIMEOUT_S, PromptMessage, Renderer, guard_messages
+from edgechat.prompt.renderer import PromptMessage, Renderer, guard_messages
+from tests.time_limit import ends_within
 from tests.waiting import until
 
 CONTROL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 FRAGMENTS = st.sampled_from([*CONTROL_TOKENS, "<", "|", ">", "im_end", "a", "b", "x", " ", "\ufdd0"])
 
 
 def test_endless_template_is_stopped_and_the_next_one_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer_module, "TIMEOUT_S", 1.0)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     messages = [PromptMessage("user", "Hi")]
     renderer = Renderer()
-    with pytest.raises(TemplateError, match="took more than 1 s"):
-        renderer.render(endless, messages, bos="", eos="", control_tokens=[])
+    with monkeypatch.context() as context:
+        context.setattr(renderer_module, "TIMEOUT_S", 0.5)
+        with pytest.raises(TemplateError, match=r"took more than 0\.5 s"):
+            renderer.render(ENDLESS, messages, bos="", eos="", control_tokens=[])
     assert renderer.render("ok", messages, bos="", eos="", control_tokens=[]).text == "ok"  # in a new child process
     renderer.close()
 
@@ -92,14 +95,17 @@ def test_killed_render_process_gives_the_request_a_second_try(renderer: Renderer
         renderer._child.kill()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot stop a process")
 def test_render_process_killed_during_a_request_gives_it_a_second_try(renderer: Renderer) -> None:
-    slow_template = "{% for a in range(2000) %}{% for b in range(500) %}{% endfor %}{% endfor %}ok"
     renderer.start()
-    assert renderer._child is not None
-    killer = threading.Timer(0.1, renderer._child.kill)
+    child = renderer._child
+    assert child is not None
+    child.send_signal(signal.SIGSTOP)  # the request waits until the process is killed
+    killer = threading.Timer(0.1, child.kill)
     killer.start()
-    assert render(renderer, slow_template) == "ok"
+    assert render(renderer, "ok") == "ok"
     killer.join()
+    assert renderer._child is not child
 
 
 def test_template_is_to_blame_for_two_dead_render_processes(
@@ -146,21 +152,17 @@ def test_message_that_needs_too_much_memory_is_reported(renderer: Renderer, n_me
 def test_control_tokens_are_guarded_in_linear_time() -> None:
     control_tokens = [f"<unused{i}>" for i in range(6000)]
     for text in ("<" * 1_000_000, "<unused" * 100_000, "<unused7>" * 100_000):
-        started_at = time.monotonic()
-        [fields], guard = guard_messages([PromptMessage("user", text)], control_tokens)
+        with ends_within():  # a flat alternation takes minutes
+            [fields], guard = guard_messages([PromptMessage("user", text)], control_tokens)
         assert fields["content"].replace(guard, "") == text if guard else fields["content"] == text
-        assert time.monotonic() - started_at < 30  # a flat alternation takes minutes
 
 
 def test_cancelled_render_is_interrupted() -> None:
     renderer, cancellation = Renderer(), Cancellation()
-    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     timer = threading.Timer(0.2, cancellation.cancel)
     timer.start()
-    started_at = time.monotonic()
-    with pytest.raises(RequestCancelledError):
-        renderer.render(template, [], bos="", eos="", control_tokens=(), cancellation=cancellation)
-    assert time.monotonic() - started_at < TIMEOUT_S
+    with pytest.raises(RequestCancelledError):  # after the time limit, it would be a TemplateError
+        renderer.render(ENDLESS, [], bos="", eos="", control_tokens=(), cancellation=cancellation)
     assert renderer.render("a", [], bos="", eos="", control_tokens=()).text == "a"
     renderer.close()
 
