@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -47,7 +48,7 @@ def small_budget() -> BodyBudget:
 
 
 async def settle(budget: BodyBudget, n_free: int) -> None:
-    await until_async(lambda: budget.n_free == n_free, 5, lambda: f"{budget.n_free} bytes are free, not {n_free}")
+    await until_async(lambda: budget.n_free == n_free, description=lambda: f"{budget.n_free} bytes are free")
 
 
 async def test_memory_is_counted_until_the_body_is_used(small_budget: BodyBudget) -> None:
@@ -192,9 +193,11 @@ async def test_slow_broken_and_large_bodies_are_refused(
 
 
 async def test_rest_of_a_body_is_discarded_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_DISCARD_TIMEOUT_S", 0.05)
     messages: asyncio.Queue[Any] = asyncio.Queue()
-    await bodies.discard_body(messages.get)  # the client sends nothing
+    with monkeypatch.context() as context:
+        context.setattr(bodies, "_DISCARD_TIMEOUT_S", 0.05)
+        await bodies.discard_body(messages.get)  # the client sends nothing
+    monkeypatch.setattr(bodies, "_DISCARD_TIMEOUT_S", 600.0)
     for _ in range(100):
         messages.put_nowait({"type": "http.request", "body": b" " * MIB, "more_body": True})
     await bodies.discard_body(messages.get)
@@ -210,20 +213,31 @@ async def test_memory_of_large_bodies_returns_to_the_system_once_for_all(
     small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     returns: list[int] = []
-    monkeypatch.setattr(bodies, "_MEMORY_RETURN_DELAY_S", 0.05)
+    scheduled: list[Callable[[], None]] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def schedule(delay_s: float, callback: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if callback != small_budget._return_freed_memory:
+            return call_later(delay_s, callback, *arguments, **options)
+        assert delay_s == bodies._MEMORY_RETURN_DELAY_S
+        return scheduled.append(callback)
+
+    monkeypatch.setattr(loop, "call_later", schedule)
     monkeypatch.setattr(bodies, "return_freed_memory", lambda: returns.append(1))
     for n_bytes in (MIB, MIB, 1000):
         client = Client(small_budget)
         client.send(n_bytes + UNCOUNTED_BYTES, is_last=True)
         client.can_end.set()
         assert await client.task == "ok"
-    await until_async(lambda: returns, 5)
+    assert len(scheduled) == 1
+    scheduled[0]()
+    await until_async(lambda: returns)
     client = Client(small_budget)
     client.send(1000, is_last=True)
     client.can_end.set()
     assert await client.task == "ok"
-    assert not small_budget._is_memory_return_scheduled
-    assert returns == [1]
+    assert (len(scheduled), returns) == (1, [1])
 
 
 def test_freed_memory_can_be_returned_on_every_system() -> None:
