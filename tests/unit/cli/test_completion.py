@@ -41,6 +41,14 @@ def test_commands_and_options_are_completed(line: str, completions: set[str]) ->
     assert {line.partition(",")[2] for line in result.stdout.split()} == completions
 
 
+@pytest.fixture(autouse=True)
+def no_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the models that other programs of the user have installed."""
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def complete(line: str) -> list[str]:
     environment = os.environ | {
         "_EDGECHAT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -98,18 +99,28 @@ def test_interrupt_ends_the_program_only_by_its_own_decision(tmp_path: Path) -> 
         signal.signal(signal.SIGINT, handler)
 
 
-def test_program_is_ended_if_the_launch_is_ended(tmp_path: Path) -> None:
+def test_program_is_ended_if_the_launch_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class EndedError(Exception):
         pass
 
     def end(number: int, frame: object) -> None:
         raise EndedError
 
+    wait = subprocess.Popen.wait
+
+    def wait_and_tell(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        (tmp_path / "waits").touch()
+        return wait(process, timeout)
+
     previous = signal.signal(signal.SIGUSR1, end)
     try:
+        # The signal must not interrupt the start of the program.
+        monkeypatch.setattr(subprocess.Popen, "wait", wait_and_tell)
         body = (
             "import os, signal, time\n"
             f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+            f"while not os.path.exists({str(tmp_path / 'waits')!r}):\n"
+            "    time.sleep(0.01)\n"
             "os.kill(os.getppid(), signal.SIGUSR1)\n"
             "signal.pause()"
         )

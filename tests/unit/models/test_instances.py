@@ -6,16 +6,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgechat import paths
 from edgechat.config import Settings
-from edgechat.models import instances
+from edgechat.hardware.free_memory import FreeMemory
+from edgechat.models import instances, resources
 from edgechat.models.resources import current_machine
 
+if TYPE_CHECKING:
+    import pytest
 
-def test_mapped_pages_of_another_engine_are_not_available(starter: Path) -> None:
+
+def test_mapped_pages_of_another_engine_are_not_available(starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FreeMemory(total_bytes=64 << 30, available_bytes=32 << 30)  # that of the machine changes meanwhile
+    monkeypatch.setattr(resources, "read_memory", lambda: memory)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
         before = current_machine(Settings()).available_bytes

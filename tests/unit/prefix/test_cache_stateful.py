@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +22,8 @@ from edgechat.prefix.disk_tier import DiskTier, delete_conversation
 from edgechat.prefix.shared_prefix import SharedPrefix, delete_pinned, make_pinned_owner
 from tests.fake_memory import CellsFullError, FakeMemory, check_cache
 from tests.models import KINDS, Kind
-from tests.waiting import until
+from tests.time_limit import HANG_S
+from tests.waiting import delete_tree, until
 
 N_CELLS = 400
 RAM_CAP_BYTES = 40_000
@@ -102,7 +102,7 @@ class PrefixMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.cache.finish(5)
+        self.cache.finish(HANG_S)
         self._start()
 
     @rule()
@@ -147,7 +147,7 @@ class PrefixMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "folder"):
             self._wait()
-            shutil.rmtree(self.folder)
+            delete_tree(self.folder)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import random
 import shutil
 import sqlite3
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message, new_id
 from edgechat.errors import DamagedDatabaseError, StoreError
-from edgechat.store import open_store, recovery, salvage
+from edgechat.store import database, open_store, recovery, salvage
 from edgechat.store.sqlite import SqliteStore
 from tests.unit.store.examples import fill, texts
 
@@ -64,7 +65,7 @@ def test_readable_messages_of_a_damaged_database_are_recovered(path: Path) -> No
     conversation = fill(store, 400, size=2000)
     store.close()
     size = path.stat().st_size
-    damage(path, os.urandom(40_000), size // 2)
+    damage(path, random.Random(0).randbytes(40_000), size // 2)
     original = path.read_bytes()
     assert not recovery.is_intact(path)
     store = recovery.recover(path)
@@ -197,7 +198,7 @@ def test_killed_recovery_is_finished_at_the_next_start(path: Path) -> None:
 
 def test_lost_attachment_does_not_lose_its_message(path: Path) -> None:
     store = open_store(path)
-    conversation_id = attach(store, os.urandom(30_000))
+    conversation_id = attach(store, random.Random(0).randbytes(30_000))
     root = store.database.connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'attachments'").fetchone()
     size = store.database.connection.execute("PRAGMA page_size").fetchone()
     store.close()
@@ -376,16 +377,17 @@ def test_lock_that_another_process_holds_is_not_to_be_deleted(path: Path, monkey
     assert damaged_copies(path) == []
 
 
-@pytest.mark.slow
-def test_database_that_cannot_be_opened_is_not_called_damaged(path: Path) -> None:
+def test_database_that_cannot_be_opened_is_not_called_damaged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(path)
     fill(store, 1)
     store.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other_process:
         other_process.execute("PRAGMA locking_mode = EXCLUSIVE")
         other_process.execute("DELETE FROM attachments")  # takes the lock, and creates the log
-        with pytest.raises(StoreError, match="Another program has been writing"):
-            recovery.is_intact(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "BUSY_TIMEOUT_S", 0.1)
+            with pytest.raises(StoreError, match="Another program has been writing"):
+                recovery.is_intact(path)
     assert recovery.is_intact(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -226,7 +226,7 @@ def test_intact_log_and_incomplete_transactions_are_no_damage(path: Path) -> Non
     for n_lost_bytes in (1, 100, PAGE_BYTES):
         log.write_bytes(content[:-n_lost_bytes])  # as if the process was killed while it wrote the last frame
         assert find_log_damage(copy, connect) is None
-    log.write_bytes(content + os.urandom(3 * PAGE_BYTES))
+    log.write_bytes(content + random.Random(0).randbytes(3 * PAGE_BYTES))
     assert find_log_damage(copy, connect) is None
     store.close()
     copy = path.with_name("later.db")

@@ -12,7 +12,7 @@ from edgechat.chat.store import SearchHit
 from edgechat.tui.dates import format_date_and_time, format_short_date
 from edgechat.tui.search_rows import format_hit, format_preview, list_hit_options
 
-TODAY = dt.datetime.now().astimezone().replace(hour=12, minute=5, second=0, microsecond=0)
+TODAY = dt.datetime(2026, 1, 15, 12, 5).astimezone()
 
 
 def ms_ago(days: float) -> int:

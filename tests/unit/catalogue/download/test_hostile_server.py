@@ -16,9 +16,10 @@ from edgechat.catalogue.download.file_download import download_file
 from edgechat.catalogue.download.request import DownloadRequest, RetryPolicy
 from edgechat.errors import DownloadError, HubError
 from tests.hub import FakeRepo, LocalHub, local_hub
+from tests.time_limit import HANG_S
 
 BODY = bytes(range(256)) * 40
-QUICK = RetryPolicy(max_tries=2, first_pause_s=0.01, read_timeout_s=0.4)
+QUICK = RetryPolicy(max_tries=2, first_pause_s=0.01)
 
 Answer = Callable[[socket.socket], None]
 
@@ -32,9 +33,10 @@ def raw_server(answer: Answer) -> Iterator[str]:
 
     def serve_one(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(5)
-            while b"\r\n\r\n" not in connection.recv(65536):
-                pass
+            connection.settimeout(HANG_S)
+            head = b""
+            while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
+                head += data
             answer(connection)
 
     def serve() -> None:
@@ -93,10 +95,9 @@ def send_forever(data: bytes) -> Answer:
     ],
 )
 def test_headers_have_a_limit_in_time_and_size(answer: Answer, message: str) -> None:
-    started = time.monotonic()
+    read_timeout_s = 0.4 if "timed out" in message else HANG_S  # on a busy machine, nothing arrives for a while
     with raw_server(answer) as url, pytest.raises(HubError, match=message) as error:
-        http.get(url, read_timeout_s=0.4)
-    assert time.monotonic() - started < 20
+        http.get(url, read_timeout_s=read_timeout_s)
     assert len(str(error.value)) < 300
 
 
@@ -110,14 +111,14 @@ def test_headers_have_a_limit_in_time_and_size(answer: Answer, message: str) -> 
 def test_redirect_to_something_else_than_http_is_refused(location: str) -> None:
     head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
     with raw_server(send(head)) as url, pytest.raises(HubError):
-        http.get(url, read_timeout_s=1)
+        http.get(url)
 
 
 @pytest.mark.parametrize("value", ["\xb2", "-1", "1e9", "9" * 5000, "Wed, 21 Oct 2065 07:28:00 GMT", ""])
 def test_invalid_retry_after_is_ignored(value: str) -> None:
     head = f"HTTP/1.1 503 Busy\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
     with raw_server(send(head)) as url, pytest.raises(http.HttpStatusError) as error:
-        http.get(url, read_timeout_s=1)
+        http.get(url)
     assert error.value.retry_after_s is None
 
 
