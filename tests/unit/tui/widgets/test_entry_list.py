@@ -12,6 +12,7 @@ from textual.widgets.option_list import Option
 from edgechat.tui import themes
 from edgechat.tui.render.contrast import choose_list_colours, compute_contrast
 from edgechat.tui.widgets.entry_list import EntryList
+from tests.waiting import until_async
 
 THEMES = {name: theme for name, theme in BUILTIN_THEMES.items() if not theme.ansi}
 
@@ -39,9 +40,13 @@ async def test_highlighted_row_is_visible_after_every_key(keys: list[str]) -> No
         options = app.query_one(EntryList)
         await pilot.press(*keys)
         await pilot.pause()
-        assert options.highlighted is not None
-        first = round(options.scroll_y)
-        assert first <= options.highlighted < first + options.scrollable_content_region.height
+
+        def is_visible() -> bool:
+            first = round(options.scroll_y)
+            end = first + options.scrollable_content_region.height
+            return options.highlighted is not None and first <= options.highlighted < end
+
+        await until_async(is_visible)
 
 
 @pytest.mark.parametrize("system", [ColorSystem.TRUECOLOR, ColorSystem.EIGHT_BIT], ids=["truecolor", "256"])

@@ -17,6 +17,7 @@ from tests.waiting import until_async
 
 if TYPE_CHECKING:
     from textual.geometry import Region
+    from textual.pilot import Pilot
 
 LONG = (
     "Some words that fill more than a line of the screen, so that they are wrapped.\n\n"
@@ -31,6 +32,7 @@ class TranscriptApp(App[None]):
         super().__init__()
         self.entries = entries
         self.highlight_requests: list[CodeLayout] = []
+        self.are_entries_shown = False
 
     def on_transcript_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
         assert isinstance(message.block, CodeLayout)
@@ -45,12 +47,21 @@ class TranscriptApp(App[None]):
 
     def on_mount(self) -> None:
         self.animation_level = "none"
-        self.call_after_refresh(lambda: self.transcript.set_entries(self.entries))
+        self.call_after_refresh(self._show_entries)
+
+    def _show_entries(self) -> None:
+        self.transcript.set_entries(self.entries)
+        self.are_entries_shown = True
 
 
 def visible_rows(app: TranscriptApp) -> list[str]:
     transcript = app.transcript
     return [transcript.render_line(y).text.rstrip() for y in range(transcript.scrollable_content_region.height)]
+
+
+async def wait_for_entries(app: TranscriptApp, pilot: Pilot[None]) -> None:
+    await until_async(lambda: app.are_entries_shown)
+    await pilot.pause()
 
 
 def n_rendered_blocks(app: TranscriptApp) -> int:
@@ -65,7 +76,7 @@ async def test_scrolling_through_estimated_rows_never_jumps() -> None:
     ]
     app = TranscriptApp(entries)
     async with app.run_test(size=(50, 20)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         transcript = app.transcript
         before = visible_rows(app)
         assert "- b" in "".join(before) or before
@@ -88,7 +99,7 @@ async def test_scrolling_through_estimated_rows_never_jumps() -> None:
 async def test_only_blocks_near_the_screen_are_rendered() -> None:
     app = TranscriptApp([make_entry(LONG) for _ in range(2000)])
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         assert 0 < n_rendered_blocks(app) < 60
         assert app.transcript.follows_end
         app.transcript.action_top()
@@ -103,7 +114,7 @@ async def test_nothing_is_painted_while_the_end_is_not_visible() -> None:
     last = make_entry("")
     app = TranscriptApp([*(make_entry(LONG) for _ in range(10)), last])
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         last.start_streaming()
         transcript = app.transcript
         transcript.action_page(-1)
@@ -133,7 +144,7 @@ async def test_rows_above_the_painted_region_are_unchanged(text: str) -> None:
     last = make_entry("")
     app = TranscriptApp([make_entry("before"), last])
     async with app.run_test(size=(60, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         last.start_streaming()
         transcript = app.transcript
         tops: list[int] = []
@@ -156,7 +167,7 @@ async def test_scrolling_down_reveals_text_that_arrived_meanwhile() -> None:
     last = make_entry("")
     app = TranscriptApp([*(make_entry(LONG) for _ in range(10)), last])
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         last.start_streaming()
         transcript = app.transcript
         transcript.scroll_rows(-3)
@@ -174,7 +185,7 @@ async def test_hostile_texts_are_shown_at_any_size_without_control_characters() 
         + [TranscriptEntry("note", HOSTILE_TEXTS[0])]
     )
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         for size in ((80, 24), (10, 5), (200, 60), (40, 12), (1, 1), (80, 24)):
             await pilot.resize_terminal(*size)
             app.transcript.action_top()
@@ -189,10 +200,11 @@ async def test_hostile_texts_are_shown_at_any_size_without_control_characters() 
 async def test_resize_keeps_the_message_at_the_top() -> None:
     app = TranscriptApp([make_entry(f"message {i} {LONG}") for i in range(200)])
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         app.transcript.scroll_to(y=600, animate=False)
         top = next(row for row in visible_rows(app) if "message" in row).split("message")[1].split()[0]
         await pilot.resize_terminal(41, 24)
+        await until_async(lambda: app.transcript.size.width == 41)
         await pilot.pause()
         numbers = [int(row.split("message")[1].split()[0]) for row in visible_rows(app) if "message" in row]
         assert min(abs(int(top) - n) for n in numbers) <= 1
@@ -201,7 +213,7 @@ async def test_resize_keeps_the_message_at_the_top() -> None:
 async def test_selected_text_excludes_the_bar_and_the_caption() -> None:
     app = TranscriptApp([make_entry("one two"), make_entry("```\ncode()\n```")])
     async with app.run_test(size=(40, 10)) as pilot:
-        await pilot.pause()
+        await wait_for_entries(app, pilot)
         await pilot.mouse_down("#transcript", offset=(0, 1))
         await pilot.hover("#transcript", offset=(30, 4))
         await pilot.mouse_up("#transcript", offset=(30, 4))
