@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,8 +18,10 @@ from typing import Any
 
 import pytest
 
+from edgechat.files import FileLock
 from tests.conftest import ROOT
 
+_COMPILE_TIMEOUT_S = 3600
 _DUMP = """
 static void dump_case(const common_chat_templates * templates, const peg_test_case & test) {
     json messages = json::array();
@@ -79,11 +82,14 @@ def read_chat_cases() -> list[dict[str, Any]]:
         if compiler is None:
             pytest.skip("llama.cpp's chat cases need a C++ compiler")
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            temporary = Path(scratch) / "cases.jsonl"
-            temporary.write_text(_print_cases(compiler, Path(scratch)), encoding="utf-8")
-            shutil.copyfile(temporary, cache.with_suffix(".new"))
-            cache.with_suffix(".new").replace(cache)
+        # The processes of pytest-xdist need the cases at the same time, and one of them compiles.
+        with contextlib.closing(FileLock(cache.with_suffix(".lock"))) as lock:
+            assert lock.acquire(_COMPILE_TIMEOUT_S)
+            if not cache.exists():
+                with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
+                    temporary = Path(scratch) / "cases.jsonl"
+                    temporary.write_text(_print_cases(compiler, Path(scratch)), encoding="utf-8")
+                    temporary.replace(cache)
     return [json.loads(line) for line in cache.read_text(encoding="utf-8").splitlines()]
 
 

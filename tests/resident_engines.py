@@ -10,7 +10,7 @@ from edgechat.engine import protocol, resident_client
 from edgechat.engine.local_socket import locate_socket_dir
 from edgechat.engine.resident_files import list_records
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 # In its reply each token is far ahead of the next, so that neither drafts nor other requests change it.
 PROMPT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

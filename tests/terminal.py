@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import select
 import signal
 import struct
@@ -21,6 +22,9 @@ from tests.waiting import source, until
 
 SLOW_LINE_S = 0.05
 """Interval at which a terminal on a slow line reads."""
+_UNSUPPORTED = re.compile(rb"\x1b\[(?:>1u|<u|\?2026\$p)")
+# A read can end in the middle of an escape sequence.
+_UNSUPPORTED_START = re.compile(rb"\x1b(?:\[(?:>1?|<|\?(?:2(?:0(?:2(?:6\$?)?)?)?)?)?)?\Z")
 
 
 class Terminal:
@@ -42,6 +46,8 @@ class Terminal:
         self.screen: Any = pyte.Screen(*size)
         self._stream: Any = pyte.ByteStream(self.screen)
         self.output = b""
+        self._sequence_start = b""
+        """Start of an escape sequence whose end has not been read yet."""
         self.started_at = time.monotonic()
         # The program must react to SIGHUP, even if pytest was started with SIGHUP ignored.
         sighup_handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -78,8 +84,14 @@ class Terminal:
                 return
             with self._lock:
                 self.output += data
-                # pyte does not support these escape sequences, which do not change the screen.
-                self._stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b"").replace(b"\x1b[?2026$p", b""))
+                self._stream.feed(self._remove_unsupported(data))
+
+    def _remove_unsupported(self, data: bytes) -> bytes:
+        """Remove the escape sequences that pyte does not support, which do not change the screen."""
+        data = _UNSUPPORTED.sub(b"", self._sequence_start + data)
+        start = _UNSUPPORTED_START.search(data)
+        self._sequence_start = start[0] if start else b""
+        return data.removesuffix(self._sequence_start)
 
     def _n_readable(self) -> int:
         """Return the number of bytes to read at once; on a slow line, wait for as long as the line needs for them."""
@@ -124,7 +136,7 @@ class Terminal:
 
         until(is_stable, 60, lambda: f"{text!r} stays on the screen; the screen:\n{self.text()}")
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Wait for the end of the program and return its exit code."""
         return self.child.wait(seconds)
 
@@ -156,7 +168,7 @@ class Terminal:
         self._ended = True
         self.reads.set()
         os.close(self._slave)
-        self._reader.join(2)
+        self._reader.join()  # it would read another file that gets the number of the terminal
         if self._master >= 0:
             os.close(self._master)
 
