@@ -77,7 +77,9 @@ def write_tiny_llama(
     return path
 
 
-def write_parrot(path: Path, reply: str, *, is_endless: bool = False, template: str = TEMPLATE) -> Path:
+def write_parrot(
+    path: Path, reply: str, *, is_endless: bool = False, template: str = TEMPLATE, n_ctx: int = 2048
+) -> Path:
     """Write a llama model that answers every prompt with `reply`, whose characters must all differ.
 
     If `is_endless`, the model repeats the reply without end. Prompts must end with <|assistant|> or a newline.
@@ -85,7 +87,7 @@ def write_parrot(path: Path, reply: str, *, is_endless: bool = False, template: 
     The embedding of each token is a unit vector, which the layers do not change and which the output matrix maps to
     the next token. So rounding differences between machines cannot change the reply.
     """
-    with open_writer(path, "llama", 2048) as writer:
+    with open_writer(path, "llama", n_ctx) as writer:
         _add_heads(writer)
         n_vocab = add_vocabulary(writer)
         writer.add_chat_template(template)

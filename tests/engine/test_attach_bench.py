@@ -10,15 +10,16 @@ import pytest
 
 from edgechat.bench import attach
 from edgechat.engine.resident_files import list_records
+from tests.models import write_parrot
 
 
 @pytest.mark.slow
 def test_benchmark_measures_shared_and_private_engines(
-    warm: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGECHAT_ENGINE", "private")  # as `edgechat bench` does
     progress: list[str] = []
-    report = attach.run(starter, 1, progress.append)
+    report = attach.run(write_parrot(tmp_path / "parrot.gguf", "Hi"), 1, progress.append)
     lists = (
         report.running_first_byte_s, report.shared_first_byte_s, report.private_first_byte_s,
         report.chat_first_token_s, report.ask_first_token_s, report.ask_process_first_token_s,
