@@ -6,9 +6,8 @@ import contextlib
 import functools
 import json
 import threading
-import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jsonschema
 import numpy as np
@@ -25,9 +24,13 @@ from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
 from edgechat.runtime.triggered_grammar import TriggeredGrammar, convert_tool_grammar, start_tool_grammar
 from tests.fuzzing import scale
 from tests.models import write_tiny_llama
+from tests.resident_engines import PROMPT as CERTAIN_PROMPT
 from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
 from tests.vocabularies import open_vocabulary, vocabulary_parameters
 from tests.waiting import until
+
+if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
 N_WALKS = 180
@@ -52,7 +55,6 @@ def test_every_reply_matches_the_grammar(engine: EngineClient) -> None:
         numbers = json.loads(text)
         assert len(numbers) <= 4
         assert all(0 <= n <= 99 for n in numbers)
-    assert generate(engine, grammars=[NUMBERS])[0][0] == texts[0]
 
 
 def test_logprobs_ignore_the_grammar(engine: EngineClient) -> None:
@@ -87,32 +89,23 @@ def test_character_that_the_vocabulary_cannot_write_is_named(engine: EngineClien
     assert generate(engine, grammars=[f"start: %json {choice}"])[0] == {0: '"a"'}
 
 
-def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
-    generate(engine, grammars=[NUMBERS], max_tokens=1)  # builds the tokenizer of the grammars once
+def test_large_grammar_is_compiled_or_refused(engine: EngineClient) -> None:
     names = {f"property_{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i % 50 + 1}}}$"} for i in range(4000)}
     grammar = "start: %json " + json.dumps({"type": "object", "properties": names})
     assert MAX_GRAMMAR_CHARS // 2 < len(grammar) < MAX_GRAMMAR_CHARS
-    started_at = time.monotonic()
     with pytest.raises(GrammarError) as caught:  # the limit is 2,000 alternatives
         generate(engine, grammars=[grammar], max_tokens=4)
     assert len(str(caught.value)) < 500
     generate(
         engine, grammars=["start: %json " + json.dumps({"enum": [f"value {i}" for i in range(15_000)]})], max_tokens=4
     )
-    assert time.monotonic() - started_at < 60  # seconds of CPU time, also on a machine that is busy
 
 
 @pytest.mark.parametrize("value", [ENDLESS, REFERENCES])
 def test_endless_or_crashing_schema_ends_only_its_request(engine: EngineClient, value: object) -> None:
-    pid, finished_at = engine.pid, 0.0
+    pid = engine.pid
     reply: list[protocol.RequestFinished] = []
-
-    def generate_other() -> None:
-        nonlocal finished_at
-        reply.append(generate(engine, ignore_eog=True)[1])
-        finished_at = time.monotonic()
-
-    thread = threading.Thread(target=generate_other)
+    thread = threading.Thread(target=lambda: reply.append(generate(engine, ignore_eog=True)[1]))
     thread.start()
     with pytest.raises(GrammarError, match="too complex"):
         generate(engine, grammars=[f"start: %json {json.dumps(value)}"])
@@ -147,12 +140,10 @@ def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient
     outcomes: list[protocol.AnyEvent | EdgechatError] = []
     engine.submit(request, outcomes.append)
     engine.cancel(request.id)
-    started_at = time.monotonic()
     until(lambda: outcomes)
     assert isinstance(outcomes[0], protocol.RequestFinished)
     assert outcomes[0].finish_reason == "cancelled"
-    generate(engine, grammars=[NUMBERS], max_tokens=1)  # waits for no earlier compilation
-    assert time.monotonic() - started_at < 60
+    generate(engine, grammars=[NUMBERS], max_tokens=1)
 
 
 def test_automaton_that_grows_while_decoding_is_limited(native: Bindings, starter: Path) -> None:
@@ -160,28 +151,28 @@ def test_automaton_that_grows_while_decoding_is_limited(native: Bindings, starte
     schema = {"type": "string", "pattern": "^(.*a.{20}.*b.{30}c)+$"}
     grammar = compile_grammar(model, "start: %json " + json.dumps(schema))
     rng = np.random.default_rng(0)
+    eog_tokens = [t for t in range(model.n_vocab) if model.is_eog(t)]
 
-    def accept_random_token() -> float:
-        """Accept an allowed token that does not end the text; return the CPU time of the grammar in seconds."""
+    def accept_random_token() -> int:
+        """Accept and return an allowed token that does not end the text."""
         logits = rng.random(model.n_vocab, dtype=np.float32)
-        started_at = time.process_time()
         with grammar.mask_disallowed(logits):
-            logits[[t for t in range(model.n_vocab) if model.is_eog(t)]] = -np.inf
+            logits[eog_tokens] = -np.inf
             token = int(logits.argmax())
         grammar.accept(token)
-        return time.process_time() - started_at
+        return token
 
-    steps: list[float] = []
+    tokens: list[int] = []
     with pytest.raises(GrammarError, match=r"exceeds a limit of llguidance\..*too many states: 50000"):
-        steps.extend(accept_random_token() for _ in range(5000))
-    assert len(steps) > 20
-    assert max(steps) < 2
+        tokens.extend(accept_random_token() for _ in range(5000))
+    assert len(tokens) > 20
 
 
 def test_reply_ends_before_a_stop_string(engine: EngineClient) -> None:
-    whole = generate(engine, sampling=Sampling(temperature=0))[0][0]
+    options = {"text": CERTAIN_PROMPT, "max_tokens": 20, "sampling": GREEDY}
+    whole = generate(engine, **options)[0][0]
     for stop in (whole[10:14], whole[5:6], whole[-3:]):
-        text, final = generate(engine, sampling=Sampling(temperature=0), stop=["absent", stop])
+        text, final = generate(engine, **options, stop=["absent", stop])
         assert text.get(0, "") == whole[: whole.index(stop)]
         assert final.finish_reason == "stop"
 
@@ -232,11 +223,28 @@ SCHEMAS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", vocabulary_parameters())
+# One vocabulary of each kind; each of the others is of the kind of one of these.
+SMALL_VOCABULARIES = ("ggml-vocab-llama-spm", "ggml-vocab-gpt-2", "ggml-vocab-falcon", "no vocabulary")
+LARGE_VOCABULARIES = ("ggml-vocab-qwen2", "ggml-vocab-gemma-4")
+
+
+def mark_vocabularies() -> list[ParameterSet]:
+    """Return the vocabularies of text models as test parameters, the large ones and similar ones as long tests."""
+    parameters = []
+    for parameter in vocabulary_parameters():
+        marks = [*parameter.marks]
+        if parameter.id not in SMALL_VOCABULARIES:
+            marks.append(pytest.mark.long)
+        if parameter.id not in SMALL_VOCABULARIES + LARGE_VOCABULARIES:
+            marks.append(pytest.mark.exhaustive)
+        if "bert" not in str(parameter.id):  # a vocabulary of embedding models, which generate no text
+            parameters.append(pytest.param(*parameter.values, id=parameter.id, marks=marks))
+    return parameters
+
+
+@pytest.mark.parametrize("path", mark_vocabularies())
 def test_random_walks_through_grammars_give_valid_json(native: Bindings, path: Path) -> None:
     model = cast("Model", _VocabularyModel(native, path))
-    if "bert" in path.name:
-        pytest.skip("a vocabulary of embedding models, which generate no text")
     rng = np.random.default_rng(0)
     noise = rng.random(model.n_vocab, dtype=np.float32)
     for schema in SCHEMAS:
