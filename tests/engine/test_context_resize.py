@@ -54,6 +54,16 @@ def generate(context: Context, n_tokens: int, on_full: Callable[[], None], seq: 
     return tokens
 
 
+def assert_same_logits(context: Context, other: Context, tokens: list[int]) -> None:
+    """Decode `tokens` and compare the logits after each. Those of unrelated texts differ by more than 5."""
+    for token in tokens:
+        results = []
+        for c in (context, other):
+            decode(c, [token])
+            results.append(c.logits().copy())
+        np.testing.assert_allclose(results[0], results[1], atol=1)
+
+
 def make_tokens(n_tokens: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(10, 300, n_tokens)]
 
@@ -202,13 +212,11 @@ def test_free_cells_of_a_grown_context_take_no_memory(native: Bindings, starter:
     rss_bytes = read_rss_bytes(os.getpid())
     context.resize(8192)  # 180 MB, of which 4.4 MB are in use
     assert read_rss_bytes(os.getpid()) - rss_bytes < 60 << 20
-    for c in (context, fixed):
-        decode(c, [50])
-    assert generate(context, 20, lambda: None) == generate(fixed, 20, lambda: None)
+    assert_same_logits(context, fixed, [50, 51, 52])
     for c in (context, fixed):
         c.clear()
         decode(c, list(range(300, 400)))
-    assert generate(context, 20, lambda: None) == generate(fixed, 20, lambda: None)
+    assert_same_logits(context, fixed, [50, 51, 52])
 
 
 def test_sliding_window_survives_many_resizes(native: Bindings, tmp_path: Path) -> None:

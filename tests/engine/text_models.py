@@ -106,6 +106,15 @@ class SteppedModel:
                 return i
         return None
 
+    def logprobs(self, request_id: int) -> list[float]:
+        """Return the logprobs of the generated tokens of a request with `n_logprobs`."""
+        return [
+            item.logprob
+            for event in self.events
+            if isinstance(event, protocol.TokensGenerated) and event.id == request_id
+            for item in event.logprobs
+        ]
+
     def final(self, request_id: int) -> Any:
         """Return the final event of a request."""
         [event] = [e for e in self.events if e.id == request_id and isinstance(e, protocol.FINAL_EVENTS)]
