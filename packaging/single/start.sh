@@ -41,6 +41,6 @@ payload | gzip -dc | tar -xf - -C "$new" || fail "Unpacking into $home failed."
     fail "The program unpacked into $home does not start. Is $home mounted noexec, or glibc older than @GLIBC@? EDGECHAT_SINGLE_DIR sets another directory."
 # If another process finished first, this moves into its directory instead.
 mv "$new" "$here" 2> /dev/null || :
-rm -rf "${here:?}/${new##*/}"
+rm -rf "${here:?}/${new##*/}" "$new"
 [ -x "$here/edgechat" ] || fail "$here has unexpected content. Delete it and start again."
 exec "$here/edgechat" "$@"
