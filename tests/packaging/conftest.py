@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import ROOT
+from tests.waiting import delete_tree
 
 sys.path.insert(0, str(ROOT / "native"))
 import toolchain
@@ -19,19 +21,65 @@ import toolchain
 sys.path.pop(0)
 __all__ = ["toolchain"]
 SUITE = "bookworm"
+# No engine stays after a program: it would write files that a test deletes, and take memory from later tests.
+NO_ENGINES = {"EDGECHAT_KEEP_ALIVE": "0"}
+# Runs a script of packaging/ (the second argument) with wheels from the wheelhouse (the first argument): they are
+# copied instead of built and downloaded again.
+_WITH_WHEELHOUSE = """
+import runpy, shutil, sys
+from pathlib import Path
+
+house = Path(sys.argv.pop(1))
+sys.argv.pop(0)
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+import wheels
+
+OWN = ("edgechat-", "edgechat_starter-", "llama_cpp_python-")
+
+
+def copy(folder, is_wanted):
+    folder.mkdir(parents=True, exist_ok=True)
+    for wheel in house.glob("*.whl"):
+        if is_wanted(wheel):
+            shutil.copy(wheel, folder)
+
+
+def collect(python, own, folder):
+    copy(folder, lambda wheel: True)
+    return sorted(folder.glob("*.whl"))
+
+
+wheels.build_own_wheels = lambda folder: copy(folder, lambda wheel: wheel.name.startswith(OWN))
+wheels.wheels_for = collect
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="session")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheelhouse as built by `make wheels`, with fewer CPU modules."""
-    dist = tmp_path_factory.mktemp("wheels") / "dist"
-    recipe("wheels.py", dist)
-    return dist
+    """A wheelhouse as built by `make wheels`, with fewer CPU modules; the processes of a test run share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheelhouse"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "complete").exists():
+            recipe("wheels.py", folder / "dist")
+            (folder / "complete").touch()
+    return folder / "dist"
 
 
 def recipe(name: str, *arguments: str | Path, **environment: str) -> str:
     """Run a script in packaging/ with the CPU modules of a development build, and return its output."""
-    command = [sys.executable, str(ROOT / "packaging" / name), *map(str, arguments)]
+    return _run_python(ROOT / "packaging" / name, *arguments, **environment)
+
+
+def recipe_with(wheelhouse: Path, name: str, *arguments: str | Path) -> str:
+    """Run a script in packaging/ that copies the wheels of a wheelhouse for this Python instead of building them."""
+    return _run_python("-c", _WITH_WHEELHOUSE, wheelhouse, ROOT / "packaging" / name, *arguments)
+
+
+def _run_python(*arguments: str | Path, **environment: str) -> str:
+    command = [sys.executable, *map(str, arguments)]
     merged = os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"} | environment
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=merged).stdout
 
@@ -60,10 +108,10 @@ def as_newcomer(
         [*cut_off(before), *command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         stdin=subprocess.DEVNULL,
-        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment,
+        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | NO_ENGINES | environment,
     )
 
 
@@ -114,14 +162,14 @@ def copied(system: Path, folder: Path) -> Iterator[Path]:
     """Yield a scratch copy of a system and delete it afterwards."""
     subprocess.run(["cp", "-a", system, folder / "root"], check=True)
     yield folder / "root"
-    shutil.rmtree(folder / "root")
+    delete_tree(folder / "root")
 
 
 def inside(
-    root: Path, *command: str, user: str = "0", timeout_s: float = 300, **environment: str
+    root: Path, *command: str, user: str = "0", timeout_s: float = 900, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a chroot without a network."""
-    variables = [f"{name}={value}" for name, value in environment.items()]
+    variables = [f"{name}={value}" for name, value in (NO_ENGINES | environment).items()]
     return subprocess.run(
         ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root,
          f"--userspec={user}:{user}", root, "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp",

@@ -9,25 +9,30 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.models import write_parrot
-from tests.packaging.conftest import as_newcomer, bare_path, can_cut_off, cut_off, mounted, pretend, recipe
+from tests.packaging.conftest import as_newcomer, bare_path, can_cut_off, cut_off, mounted, pretend, recipe_with
+from tests.waiting import until
 
 pytestmark = pytest.mark.long
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+QUESTION = ("ask", "-m", "starter", "--max-tokens", "4", "--temperature", "0", "What is gravity?")
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unpacked(tmp_path_factory: pytest.TempPathFactory, wheelhouse: Path) -> Path:
+    """Return the directory of a bundle, which tests must not change."""
     folder = tmp_path_factory.mktemp("bundle")
     model = write_parrot(folder / "parrot.gguf", "Hello.")
-    recipe("offline.py", "--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder), folder)
-    return next(folder.glob("*.tar.gz"))
+    options = ("--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder))
+    recipe_with(wheelhouse, "offline.py", *options, folder)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as tar:
+        tar.extractall(folder / "unpacked", filter="data")
+    return next((folder / "unpacked").iterdir())
 
 
 def cuda(folder: Path) -> Path:
@@ -46,13 +51,15 @@ def cuda(folder: Path) -> Path:
 
 
 @pytest.fixture
-def bundle(archive: Path, tmp_path: Path) -> Path:
-    """The bundle unpacked in a directory with spaces and umlauts."""
-    folder = tmp_path / "Meine Dateien, größer"
-    folder.mkdir()
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    return next(folder.iterdir())
+def bundle(unpacked: Path, tmp_path: Path) -> Path:
+    """The bundle in a directory with spaces and umlauts. Wheels are hard links: replace them instead of writing."""
+
+    def link(source: str, target: str) -> None:
+        (os.link if source.endswith(".whl") else shutil.copy2)(source, target)
+
+    folder = tmp_path / "Meine Dateien, größer" / unpacked.name
+    shutil.copytree(unpacked, folder, copy_function=link)
+    return folder
 
 
 @pytest.fixture
@@ -78,14 +85,11 @@ def edgechat(home: Path, tools: Path, *arguments: str) -> subprocess.CompletedPr
 
 def test_bundle_installs_runs_reinstalls_and_uninstalls(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
-    started = time.monotonic()
+    kill_installer(bundle, home, tools)
     done = sh(bundle / "install.sh", home, tools)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 60
     assert "Installed edgechat" in done.stdout
-    answer = edgechat(
-        home, tools, "ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?"
-    )
+    answer = edgechat(home, tools, *QUESTION)
     assert answer.stdout.startswith("Gravity"), answer.stderr
     assert "parrot" in edgechat(home, tools, "models", "list").stdout
     mine = home / ".local" / "share" / "edgechat" / "models" / "mine.gguf"
@@ -95,6 +99,10 @@ def test_bundle_installs_runs_reinstalls_and_uninstalls(bundle: Path, tools: Pat
     again = sh(bundle / "install.sh", home, tools)
     assert again.returncode == 0, again.stderr
     assert "What is gravity?" in edgechat(home, tools, "history", "list").stdout
+    # A failed installation leaves the previous one unchanged.
+    shutil.rmtree(bundle / "wheels")
+    assert sh(bundle / "install.sh", home, tools).returncode == 1
+    assert edgechat(home, tools, "--version").returncode == 0
     gone = sh(bundle / "uninstall.sh", home, tools)
     assert gone.returncode == 0, gone.stderr
     assert not (home / ".local" / "bin" / "edgechat").exists()
@@ -105,13 +113,29 @@ def test_bundle_installs_runs_reinstalls_and_uninstalls(bundle: Path, tools: Pat
     assert sh(bundle / "uninstall.sh", home, tools).returncode == 1
 
 
+def kill_installer(bundle: Path, home: Path, tools: Path) -> None:
+    """Start the installer and kill it when it has installed some packages."""
+    home.mkdir()
+    child = subprocess.Popen(
+        ["/bin/sh", bundle / "install.sh"],
+        env={"HOME": str(home), "PATH": str(tools)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    packages = home / ".local" / "share" / "edgechat" / "venv-new" / "lib" / f"python{PYTHON}" / "site-packages"
+    until(lambda: packages.exists() and len(os.listdir(packages)) > 5, 600)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 def test_installer_uses_pipx_if_available(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     (tools / "pipx").symlink_to(Path(sys.executable).parent / "pipx")
     where = {"PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / ".local" / "bin")}
     done = sh(bundle / "install.sh", home, tools, **where)
     assert done.returncode == 0, done.stderr
-    answer = edgechat(home, tools, "ask", "-m", "starter", "--max-tokens", "4", "What is gravity?")
+    answer = edgechat(home, tools, *QUESTION)
     assert answer.stdout.startswith("Gravity"), answer.stderr
     assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr
     assert "pipx uninstall edgechat" in edgechat(home, tools, "uninstall").stdout
@@ -120,33 +144,11 @@ def test_installer_uses_pipx_if_available(bundle: Path, tools: Path, tmp_path: P
     assert not (home / ".local" / "bin" / "edgechat").exists()
 
 
-def test_killed_installation_can_be_repeated(bundle: Path, tools: Path, tmp_path: Path) -> None:
-    home = tmp_path / "user"
-    home.mkdir()
-    for after_s in (1.5, 4.0):
-        child = subprocess.Popen(
-            ["/bin/sh", bundle / "install.sh"],
-            env={"HOME": str(home), "PATH": str(tools)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(after_s)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    done = sh(bundle / "install.sh", home, tools)
-    assert done.returncode == 0, done.stderr
-    assert edgechat(home, tools, "--version").returncode == 0
-    # A failed installation leaves the previous one unchanged.
-    shutil.rmtree(bundle / "wheels")
-    assert sh(bundle / "install.sh", home, tools).returncode == 1
-    assert edgechat(home, tools, "--version").returncode == 0
-
-
 def test_changed_byte_is_found_before_installing(bundle: Path, tools: Path, tmp_path: Path) -> None:
     wheel = max((bundle / "wheels").iterdir(), key=lambda w: w.stat().st_size)
     data = bytearray(wheel.read_bytes())
     data[len(data) // 2] ^= 1
+    wheel.unlink()
     wheel.write_bytes(data)
     done = sh(bundle / "install.sh", tmp_path / "user", tools)
     assert done.returncode == 1
@@ -183,28 +185,12 @@ def test_old_glibc_is_reported(bundle: Path, tools: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not can_cut_off(), reason="it takes root")
-def test_noexec_temporary_directory_and_full_disk(bundle: Path, tools: Path, tmp_path: Path) -> None:
-    home, place = tmp_path / "user", tmp_path / "place"
-    full = sh(bundle / "install.sh", home, tools, before=mounted(place, "size=90m"), EDGECHAT_PREFIX=str(place))
+def test_full_disk_is_reported(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    before = mounted(place, "size=90m")
+    full = sh(bundle / "install.sh", tmp_path / "user", tools, before=before, EDGECHAT_PREFIX=str(place))
     assert full.returncode == 1
     assert "MB needed" in full.stderr
-    noexec = mounted(place, "noexec")
-    done = sh(bundle / "install.sh", home, tools, before=noexec, TMPDIR=str(place))
-    assert done.returncode == 0, done.stderr
-    answer = sh(
-        home / ".local" / "bin" / "edgechat",
-        home,
-        tools,
-        "ask",
-        "-m",
-        "starter",
-        "--max-tokens",
-        "4",
-        "What is gravity?",
-        before=noexec,
-        TMPDIR=str(place),
-    )
-    assert answer.stdout.startswith("Gravity"), answer.stderr
 
 
 def test_unknown_options_and_foreign_installations(bundle: Path, tools: Path, tmp_path: Path) -> None:
@@ -227,10 +213,13 @@ def test_unknown_options_and_foreign_installations(bundle: Path, tools: Path, tm
 
 
 def test_user_settings_of_pip_and_unusual_paths(bundle: Path, tools: Path, tmp_path: Path) -> None:
-    home = tmp_path / "user"
+    """The directory of temporary files allows no programs, where a test can mount one."""
+    home, temporary = tmp_path / "user", tmp_path / "temporary"
+    temporary.mkdir()
+    before = mounted(temporary, "noexec") if can_cut_off() else ""
     place = "odd \"pre'fix $x"
     done = subprocess.run(
-        [*cut_off(), "/bin/sh", bundle / "install.sh"],
+        [*cut_off(before), "/bin/sh", bundle / "install.sh"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -239,6 +228,7 @@ def test_user_settings_of_pip_and_unusual_paths(bundle: Path, tools: Path, tmp_p
         env={
             "HOME": str(home),
             "PATH": str(tools),
+            "TMPDIR": str(temporary),
             "EDGECHAT_PREFIX": place,
             "PIP_TARGET": str(tmp_path / "elsewhere"),
             "PIP_USER": "1",
@@ -246,17 +236,8 @@ def test_user_settings_of_pip_and_unusual_paths(bundle: Path, tools: Path, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "elsewhere").exists()
-    answer = sh(
-        tmp_path / place / "bin" / "edgechat",
-        home,
-        tools,
-        "ask",
-        "-m",
-        "starter",
-        "--max-tokens",
-        "4",
-        "What is gravity?",
-    )
+    program = tmp_path / place / "bin" / "edgechat"
+    answer = sh(program, home, tools, *QUESTION, before=before, TMPDIR=str(temporary))
     assert answer.stdout.startswith("Gravity"), answer.stderr
     prefix = str(tmp_path / place)
     gone = sh(bundle / "uninstall.sh", home, tools, "--purge", "--yes", EDGECHAT_PREFIX=prefix)
@@ -264,20 +245,16 @@ def test_user_settings_of_pip_and_unusual_paths(bundle: Path, tools: Path, tmp_p
     assert not (home / ".local" / "share" / "edgechat").exists()
 
 
-def test_unwritable_home_and_other_prefix(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_unwritable_home_is_reported(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     home.mkdir()
     (home / ".local").write_text("")  # a file, because root may write to any directory
     done = sh(bundle / "install.sh", home, tools)
     assert done.returncode == 1
     assert "EDGECHAT_PREFIX" in done.stderr
-    place = tmp_path / "another place"
-    done = sh(bundle / "install.sh", home, tools, EDGECHAT_PREFIX=str(place))
-    assert done.returncode == 0, done.stderr
-    assert (place / "bin" / "edgechat").exists()
 
 
-def test_archive_is_reproducible(archive: Path, tmp_path: Path) -> None:
+def test_archive_is_reproducible(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "packaging"))
     try:
         import offline  # type: ignore[import-not-found]
@@ -285,10 +262,10 @@ def test_archive_is_reproducible(archive: Path, tmp_path: Path) -> None:
         sys.path.pop(0)
     packed = []
     for number in range(2):
-        folder = tmp_path / str(number)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        root = next(folder.iterdir())
-        os.utime(root / "install.sh", (number, number))
-        packed.append(offline.pack(root, folder / f"{number}.tar.gz").read_bytes())
+        root = tmp_path / str(number) / "edgechat"
+        for name in ("wheels/b.whl", "wheels/a.whl", "models/model.gguf", "install.sh")[:: 1 - 2 * number]:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(name * 1000)
+            os.utime(root / name, (number, number))
+        packed.append(offline.pack(root, tmp_path / f"{number}.tar.gz").read_bytes())
     assert packed[0] == packed[1]

@@ -20,39 +20,6 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.long
 
 
-def test_offline_installation_generates_a_reply(wheelhouse: Path, tmp_path: Path) -> None:
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    bare = {"PATH": str(venv / "bin"), "HOME": str(tmp_path), "EDGECHAT_HOME": str(tmp_path / "home")}
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "--isolated", "install", "--no-index"]
-    subprocess.run([*pip, "--find-links", str(wheelhouse), "edgechat[starter,serve,documents]"], check=True, env=bare)
-    result = subprocess.run(
-        [str(venv / "bin" / "edgechat"), "ask", "What is gravity?", "--json", "--max-tokens", "16"],
-        check=True,
-        env=bare,
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(result.stdout)
-    assert found["text"]
-    assert str(venv) in found["model"]
-    listed = subprocess.run(
-        [str(venv / "bin" / "edgechat"), "models", "list", "--catalogue", "--json"],
-        check=True,
-        env=bare,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert len(json.loads(listed.stdout)) >= 25
-    doctor = subprocess.run(
-        [str(venv / "bin" / "edgechat"), "doctor", "--json"], check=True, env=bare, capture_output=True, text=True
-    )
-    assert str(venv) in json.loads(doctor.stdout)["bundle"]["directory"]
-
-
 def test_wheel_contains_no_working_tree_files(wheelhouse: Path) -> None:
     names = zipfile.ZipFile(next(wheelhouse.glob("edgechat-[0-9]*.whl"))).namelist()
     assert "edgechat/_native/manifest.json" in names
