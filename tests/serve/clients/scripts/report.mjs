@@ -22,7 +22,7 @@ export async function readMetrics() {
 }
 
 async function waitUntilIdle() {
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 120_000;
   for (;;) {
     const metrics = await readMetrics();
     if (metrics.running + metrics.waiting === 0 || Date.now() > deadline) return metrics;

@@ -44,8 +44,8 @@ def read_metrics():
 
 
 def wait_until_idle():
-    """Wait until the server has no requests, for 20 seconds at most, and return its metrics."""
-    deadline = time.monotonic() + 20
+    """Wait until the server has no requests, for two minutes at most, and return its metrics."""
+    deadline = time.monotonic() + 120
     while (metrics := read_metrics())["running"] + metrics["waiting"] and time.monotonic() < deadline:
         time.sleep(0.02)
     return metrics
