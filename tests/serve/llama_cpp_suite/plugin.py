@@ -3,7 +3,8 @@
 It runs in the directory `tools/server/tests` of llama.cpp's source. The starter takes the place of the tiny chat
 models, and tiny random models that of the models for embeddings, reranking and infilling. Where a test expects words of
 its own model, any text will do. Tests with the same options share a server, one after the other. Tests in the list
-`not_applicable.toml` are left out, unless SUITE_RUNS_ALL is set.
+`not_applicable.toml` are left out, unless SUITE_RUNS_ALL is set. SUITE_MAX_CASES is the number of cases of each
+parametrized test to run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 sys.modules.setdefault("wget", types.ModuleType("wget"))
 # Servers that stay open for later tests with the same options.
 _MAX_SERVERS = 4
+_REQUEST_TIMEOUT_S = 900
 # Tests that expect the same text again. In edgechat, only the setting `strict` guarantees that.
 _STRICT_TESTS = ("test_consistent_result_", "test_completion_stream_vs_non_stream")
 
@@ -100,6 +103,14 @@ class Suite:
         if not os.environ.get("SUITE_RUNS_ALL"):
             config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self._reasons])
             items[:] = [item for item in items if item.nodeid not in self._reasons]
+        n_cases: Counter[str] = Counter()
+        kept_items: list[pytest.Item] = []
+        for item in items:
+            function = item.nodeid.partition("[")[0]
+            n_cases[function] += 1
+            if n_cases[function] <= int(os.environ["SUITE_MAX_CASES"]):
+                kept_items.append(item)
+        items[:] = kept_items
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._servers.is_strict = item.name.startswith(_STRICT_TESTS)
@@ -129,7 +140,12 @@ def pytest_configure(config: pytest.Config) -> None:
     def stop(options: Any) -> None:
         utils.server_instances.discard(options)
 
-    replacements: dict[str, Callable[..., None]] = {"start": start, "stop": stop}
+    def make_request(options: Any, *arguments: Any, **fields: Any) -> Any:
+        # A limit only ends a test that hangs: a busy machine needs longer than llama.cpp's limits.
+        return request(options, *arguments, **fields | {"timeout": _REQUEST_TIMEOUT_S})
+
+    request = utils.ServerProcess.make_request
+    replacements: dict[str, Callable[..., Any]] = {"start": start, "stop": stop, "make_request": make_request}
     for name, replacement in replacements.items():
         setattr(utils.ServerProcess, name, replacement)
 
