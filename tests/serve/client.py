@@ -95,7 +95,7 @@ class ServerProcess:
 
     def connect(self) -> socket.socket:
         """Open a TCP connection."""
-        return socket.create_connection((self.host, self.port), timeout=30)
+        return socket.create_connection((self.host, self.port), timeout=120)
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
