@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
+from tests.fuzzing import shorten
 from tests.models import THINKING_TEMPLATE, write_tiny_llama
 from tests.serve.client import CERTAIN_PROMPT, ServerProcess
 from tests.serve.conftest import Start
@@ -30,8 +31,8 @@ WEATHER: Any = {
 
 
 class Person(pydantic.BaseModel):
-    name: str
-    age: int
+    name: str = pydantic.Field(max_length=12)
+    age: int = pydantic.Field(ge=0, le=99)
 
 
 def make_client(server: ServerProcess, api_key: str = "none") -> OpenAI:
@@ -49,23 +50,31 @@ def make_options(text: Any = CERTAIN_PROMPT, **options: Any) -> Any:
 
 
 def test_response_with_usage(client: OpenAI) -> None:
-    response = client.responses.create(**make_options(instructions="Reply with numbers only.", metadata={"a": "b"}))
+    response = client.responses.create(**make_options(metadata={"a": "b"}))
     assert (response.object, response.model, response.status) == ("response", "starter", "incomplete")
     assert response.id.startswith("resp_")
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
     assert response.output_text
-    assert (response.instructions, response.metadata) == ("Reply with numbers only.", {"a": "b"})
+    assert response.metadata == {"a": "b"}
     assert response.usage is not None
     assert response.usage.output_tokens == 24
-    repeated = client.responses.create(**make_options(instructions="Reply with numbers only."))
+    repeated = client.responses.create(**make_options())
     assert repeated.output_text == response.output_text
     assert repeated.usage is not None
     assert repeated.usage.input_tokens_details.cached_tokens == response.usage.input_tokens - 1
-    counted = client.responses.input_tokens.count(
-        model="starter", input=CERTAIN_PROMPT, instructions="Reply with numbers only."
-    )
-    assert counted.input_tokens == response.usage.input_tokens
+
+
+def test_instructions_are_part_of_the_prompt(client: OpenAI) -> None:
+    instructions = "Reply with numbers only."
+    response = client.responses.create(**make_options(instructions=instructions, max_output_tokens=2))
+    assert response.instructions == instructions
+    assert response.usage is not None
+    counts = [
+        client.responses.input_tokens.count(model="starter", input=CERTAIN_PROMPT, instructions=text).input_tokens
+        for text in (None, instructions)
+    ]
+    assert response.usage.input_tokens == counts[1] != counts[0]
 
 
 def test_stream_has_the_same_text_as_a_complete_response(client: OpenAI) -> None:
@@ -136,7 +145,9 @@ def test_structured_output_also_with_tools(client: OpenAI) -> None:
     has_call = response.output[0].type == "function_call"
     assert has_call or isinstance(response.output_parsed, Person)
     response = client.responses.create(**options, text={"format": {"type": "json_object"}})
-    assert isinstance(json.loads(response.output_text), dict)
+    assert response.output_text.lstrip().startswith("{")
+    if response.status == "completed":
+        assert isinstance(json.loads(response.output_text), dict)
 
 
 def test_custom_tool(client: OpenAI) -> None:
@@ -211,8 +222,14 @@ def test_reasoning_is_an_item_and_can_be_continued(start: Start, tmp_path: Path)
         assert response.usage is not None
         assert response.usage.output_tokens_details.reasoning_tokens > 0
         with client.responses.stream(**options) as stream:
-            deltas = [event.delta for event in stream if event.type == "response.reasoning_text.delta"]
-        assert "".join(deltas) == reasoning.content[0].text
+            events = list(stream)
+        deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+        last = events[-1]
+        assert last.type in {"response.completed", "response.incomplete"}
+        streamed = last.response.output[0]
+        assert streamed.type == "reasoning"
+        assert streamed.content is not None
+        assert "".join(deltas) == streamed.content[0].text != ""
         client.responses.create(**make_options(
             [{"role": "user", "content": "Hi"}, *[item.to_dict() for item in response.output],
              {"role": "user", "content": "Go on."}], model="", max_output_tokens=4,
@@ -336,7 +353,7 @@ def test_two_clients_with_many_random_requests_see_only_their_own_texts(start: S
         ids.append(first["id"])
 
     @settings(
-        max_examples=2000, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=shorten(2000, 200), deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
     )  # fmt: skip
     @given(body=BODIES, name=MARKS, counts_tokens=st.booleans(), continues=st.booleans())
     def send(body: Any, name: str, *, counts_tokens: bool, continues: bool) -> None:
