@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzzing import shorten
 from tests.models import write_tiny_bert, write_tiny_llama
 from tests.serve import test_anthropic, test_infill, test_ollama, test_rerank, test_text_api
 from tests.serve.client import ServerProcess
-from tests.serve.conftest import Start
 
 pytestmark = pytest.mark.long
 
 SECRET = "zanzibar-quokka-7731"
 """Text in the prompts of another client, which no response to a random request may contain."""
-N_REQUESTS = 2000
-N_MIXED_REQUESTS = 150  # the models compute in turn, so a request takes longer
+OPTIONS = ("--ctx", "1024", "--max-tokens", "8")
+N_REQUESTS = shorten(2000, 250)
+N_MIXED_REQUESTS = shorten(150, 40)  # the models compute in turn, so a request takes longer
 JSON, vary, TEXTS = test_anthropic.JSON, test_anthropic.vary, test_anthropic.TEXTS
 CALLS = st.lists(st.fixed_dictionaries({"function": st.fixed_dictionaries({
     "name": vary(st.just("get_weather")), "arguments": vary(TEXTS | st.just("{}")),
@@ -67,21 +68,33 @@ TEXT_BODY = add_valid(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def starter_server(server_home: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(server_home, "-m", "starter", *OPTIONS)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def several_models_server(server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Start a server that also has a tiny model for infilling and a tiny reranker."""
+    directory = tmp_path_factory.mktemp("models")
+    coder = write_tiny_llama(directory / "coder.gguf", can_infill=True)
+    reranker = write_tiny_bert(directory / "reranker.gguf", is_reranker=True)
+    server = ServerProcess(server_home, "-m", "starter", "-m", str(coder), "-m", str(reranker), *OPTIONS)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def server(start: Start) -> Iterator[ServerProcess]:
-    with send_secret_to(start("-m", "starter", "--ctx", "1024", "--max-tokens", "8")) as server:
+def server(starter_server: ServerProcess) -> Iterator[ServerProcess]:
+    with send_secret_to(starter_server) as server:
         yield server
 
 
 @pytest.fixture
-def mixed_server(start: Start, tmp_path: Path) -> Iterator[ServerProcess]:
-    """Start a server that also has a tiny model for infilling and a tiny reranker."""
-    models = (
-        "starter", write_tiny_llama(tmp_path / "coder.gguf", can_infill=True),
-        write_tiny_bert(tmp_path / "reranker.gguf", is_reranker=True),
-    )  # fmt: skip
-    options = [option for model in models for option in ("-m", str(model))]
-    with send_secret_to(start(*options, "--ctx", "1024", "--max-tokens", "8")) as server:
+def mixed_server(several_models_server: ServerProcess) -> Iterator[ServerProcess]:
+    with send_secret_to(several_models_server) as server:
         yield server
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzzing import shorten
 from tests.serve.client import ServerProcess
 
 NAMES = st.sampled_from(["a", "b", "name", "größe", "with space", 'quo"te', "x-guidance", "$ref"])
@@ -118,7 +119,7 @@ def is_supported(schema: dict[str, Any]) -> bool:
 
 
 @settings(
-    max_examples=30, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck)
+    max_examples=20, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck)
 )
 @given(schema=SCHEMAS, unsupported=UNSUPPORTED_KEYWORDS, seed=st.integers(0, 1000))
 def test_finished_reply_matches_a_random_schema(
@@ -130,21 +131,23 @@ def test_finished_reply_matches_a_random_schema(
 @pytest.mark.long
 def test_finished_replies_match_two_hundred_random_schemas(server: ServerProcess) -> None:
     finished = []
+    n_schemas = shorten(200, 60)
 
     @settings(
-        max_examples=200, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck)
-    )
+        max_examples=n_schemas, deadline=None, phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
     @given(schema=SCHEMAS, unsupported=UNSUPPORTED_KEYWORDS, seed=st.integers(0, 1000))
     def run(schema: dict[str, Any], unsupported: str | None, seed: int) -> None:
         finished.append(check(server, schema, unsupported, seed))
 
     run()
-    assert sum(finished) > 50  # enough replies for the test to mean something
+    assert sum(finished) > n_schemas // 8  # enough replies for the test to mean something
 
 
 def test_number_is_never_nan(server: ServerProcess) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "number"}}}
-    for seed in range(5):
+    for seed in range(3):
         _, answer = server.chat(
             {"messages": "A number.", "response_format": form, "max_tokens": 20, "temperature": 2, "seed": seed}
         )
