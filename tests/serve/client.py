@@ -9,12 +9,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgechat.serve import bodies
 from tests.conftest import edgechat_command
 
 # In the starter model's reply each token is at least 0.9 (log probability) ahead of the next: neither a draft nor
@@ -22,14 +22,29 @@ from tests.conftest import edgechat_command
 CERTAIN_PROMPT = "Count from 1 to 20."
 
 
+# Constants of the server's shutdown and of its search for engines that hang.
+DRAIN_TIMEOUT_S = "edgechat.serve.server.DRAIN_TIMEOUT_S"
+CANCEL_TIMEOUT_S = "edgechat.serve.server._CANCEL_TIMEOUT_S"
+FLUSH_TIMEOUT_S = "edgechat.serve.server._FLUSH_TIMEOUT_S"
+STOPPED_TICKS = "edgechat.engine.hang_detector.STOPPED_TICKS"
+CANCELLED_TICKS = "edgechat.engine.hang_detector.CANCELLED_TICKS"
+NEVER = 3600
+"""Number of seconds that a test cannot reach: a server that ends before them does not end because of this limit."""
+
+
 class ServerProcess:
     """`edgechat serve` on a free port, and requests to it."""
 
-    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, home: Path, *arguments: str, constants: Mapping[str, float] | None = None, **environment: str
+    ) -> None:
+        """Start the server; `constants` are other values of constants, by module and name, in its process."""
         self.errors: list[str] = []
+        command = edgechat_command("serve", "--port", "0", "--json", *arguments)
+        if constants:
+            command = [sys.executable, "-c", _make_start_code(constants), *command[1:]]
         self.process = subprocess.Popen(
-            edgechat_command("serve", "--port", "0", "--json", *arguments), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
             env=os.environ | {"EDGECHAT_HOME": str(home)} | environment,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read_errors, daemon=True)
@@ -49,8 +64,8 @@ class ServerProcess:
     def engine_pid(self) -> int:
         """Process ID of the engine."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [child for task in tasks for child in task.read_text().split()]
-        pids = [c for c in children if b"_engine" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        children = [child for task in tasks for child in _read_if_present(task).split()]
+        pids = [c for c in children if b"_engine" in _read_if_present(Path(f"/proc/{c.decode()}/cmdline"))]
         return int(pids[0])
 
     def _open_connection(self) -> http.client.HTTPConnection:
@@ -100,12 +115,16 @@ class ServerProcess:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
+    def has_printed(self, text: str) -> bool:
+        """Return whether the server has printed `text` on standard error."""
+        return text in "".join(self.errors)
+
     def close(self) -> int:
         """End the server and return its exit code."""
         if self.process.poll() is None:
             self.interrupt()
             try:
-                self.process.wait(timeout=bodies.BODY_TIMEOUT_S)
+                self.process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -114,6 +133,20 @@ class ServerProcess:
             if stream is not None:
                 stream.close()
         return self.process.returncode
+
+
+def _make_start_code(constants: Mapping[str, float]) -> str:
+    """Return the code of a process that changes constants and runs edgechat with the rest of its arguments."""
+    lines = [f"import {name.rpartition('.')[0]}; {name} = {value!r}" for name, value in constants.items()]
+    return "\n".join([*lines, "from edgechat.cli.main import main", "main()"])
+
+
+def _read_if_present(path: Path) -> bytes:
+    """Return the content of a file in /proc; nothing if its thread or process has ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def user(text: str) -> list[dict[str, str]]:

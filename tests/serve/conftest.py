@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,10 @@ def server(server_home: Path) -> Iterator[ServerProcess]:
 def start(home: Path) -> Iterator[Start]:
     servers: list[ServerProcess] = []
 
-    def start_server(*arguments: str, **environment: str) -> ServerProcess:
-        servers.append(ServerProcess(home, *arguments, **environment))
+    def start_server(
+        *arguments: str, constants: Mapping[str, float] | None = None, **environment: str
+    ) -> ServerProcess:
+        servers.append(ServerProcess(home, *arguments, constants=constants, **environment))
         return servers[-1]
 
     yield start_server
