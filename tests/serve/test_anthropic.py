@@ -13,7 +13,6 @@ from anthropic import Anthropic
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from tests.models import THINKING_TEMPLATE, write_tiny_llama
 from tests.serve.client import CERTAIN_PROMPT, ServerProcess, user
 from tests.serve.conftest import Start
 from tests.waiting import until
@@ -125,9 +124,8 @@ def test_errors_have_the_types_of_the_api(client: Anthropic, server: ServerProce
     assert [model.id for model in client.models.list()] == ["starter"]
 
 
-def test_thinking_is_limited_and_can_be_off(start: Start, tmp_path: Path) -> None:
-    model = write_tiny_llama(tmp_path / "thinker.gguf", template=THINKING_TEMPLATE, seed=3)
-    with make_client(start("-m", str(model), "--ctx", "256")) as client:
+def test_thinking_is_limited_and_can_be_off(thinking_server: ServerProcess) -> None:
+    with make_client(thinking_server) as client:
         options = make_options("Hi", model="", max_tokens=60, thinking={"type": "enabled", "budget_tokens": 8})
         message = client.messages.create(**options)
         thinking = message.content[0]
@@ -142,8 +140,8 @@ def test_thinking_is_limited_and_can_be_off(start: Start, tmp_path: Path) -> Non
             assert "thinking" not in [block.type for block in client.messages.create(**options).content]
 
 
-def test_api_key_is_sent_as_the_client_does(start: Start) -> None:
-    server = start("-m", "starter", "--ctx", "512", EDGECHAT_API_KEY="s3cret")
+def test_api_key_is_sent_as_the_client_does(start: Start, tiny_model: Path) -> None:
+    server = start("-m", str(tiny_model), EDGECHAT_API_KEY="s3cret")
     with make_client(server, "wrong") as client, pytest.raises(anthropic.AuthenticationError) as wrong:
         client.messages.create(**make_options())
     assert wrong.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
@@ -158,7 +156,7 @@ def test_closed_stream_ends_the_request(client: Anthropic, server: ServerProcess
 
     with client.messages.stream(**make_options("Write a long story.", max_tokens=1500)) as stream:
         next(iter(stream.text_stream))
-        assert count_running() == 1
+        until(lambda: count_running() == 1)
     until(lambda: count_running() == 0)
 
 
@@ -194,7 +192,7 @@ TOOLS = st.fixed_dictionaries({"name": vary(st.sampled_from(["f", "g"]))}, optio
 BODIES = st.fixed_dictionaries(
     {"max_tokens": vary(st.just(2)), "messages": vary(st.lists(MESSAGES, min_size=1, max_size=3))},
     optional={
-        "model": vary(st.just("starter")), "system": CONTENT, "tools": vary(st.lists(TOOLS, max_size=2)),
+        "model": vary(st.just("tiny")), "system": CONTENT, "tools": vary(st.lists(TOOLS, max_size=2)),
         "tool_choice": vary(st.fixed_dictionaries(
             {"type": st.sampled_from(["auto", "any", "tool", "none"])}, optional={"name": vary(st.just("f"))}
         )),
@@ -215,9 +213,9 @@ BODIES = st.fixed_dictionaries(
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(body=BODIES, counts_tokens=st.booleans())
-def test_random_bodies_cause_no_server_error(server: ServerProcess, body: Any, *, counts_tokens: bool) -> None:
+def test_random_bodies_cause_no_server_error(tiny_server: ServerProcess, body: Any, *, counts_tokens: bool) -> None:
     path = "/v1/messages/count_tokens" if counts_tokens else "/v1/messages"
-    status, answer, _ = server.request(path, body)
+    status, answer, _ = tiny_server.request(path, body)
     event(f"status {status}")
     assert status in {200, 400, 404}, answer
     if status != 200:

@@ -26,51 +26,45 @@ NODE = Path(__file__).parent / "node"
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, server_home: Path) -> Iterator[ServerProcess]:
-    model = write_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert.gguf")
-    server = ServerProcess(server_home, "-m", "starter", "-m", str(model))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def client(both: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=both.url, api_key="none", max_retries=0) as client:
+def client(embedding_server: ServerProcess) -> Iterator[OpenAI]:
+    with OpenAI(base_url=embedding_server.url, api_key="none", max_retries=0) as client:
         yield client
 
 
-def embed(both: ServerProcess, body: dict[str, Any]) -> list[list[float]]:
-    status, answer, _ = both.request("/v1/embeddings", {"model": "tiny-bert"} | body)
+def embed(embedding_server: ServerProcess, body: dict[str, Any]) -> list[list[float]]:
+    status, answer, _ = embedding_server.request("/v1/embeddings", {"model": "tiny-bert"} | body)
     assert status == 200, answer
     return [item["embedding"] for item in answer["data"]]
 
 
-def test_embeddings_are_normalised_and_independent_of_the_batch(client: OpenAI, both: ServerProcess) -> None:
+def test_embeddings_are_normalised_and_independent_of_the_batch(
+    client: OpenAI, embedding_server: ServerProcess
+) -> None:
     answer = client.embeddings.create(model="tiny-bert", input=["hello world", "hello", "hello world"])
     first, other, same = (item.embedding for item in answer.data)
-    assert first == pytest.approx(same, abs=1e-4)
+    assert first == pytest.approx(same, abs=1e-3)
     assert max(abs(a - b) for a, b in zip(first, other, strict=True)) > 0.01
     assert math.isclose(math.fsum(x * x for x in first), 1.0, abs_tol=1e-5)
     assert [item.index for item in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 4 + 3 + 4  # with [CLS] and [SEP]
-    (single,) = embed(both, {"input": "hello world"})
-    assert single == pytest.approx(first, abs=1e-4)
-    (encoded,) = embed(both, {"input": "hello world", "encoding_format": "base64"})
-    assert array("f", base64.b64decode(encoded)).tolist() == pytest.approx(first, abs=1e-4)  # type: ignore[arg-type]
+    (single,) = embed(embedding_server, {"input": "hello world"})
+    assert single == pytest.approx(first, abs=1e-3)
+    (encoded,) = embed(embedding_server, {"input": "hello world", "encoding_format": "base64"})
+    assert array("f", base64.b64decode(encoded)).tolist() == pytest.approx(first, abs=1e-3)  # type: ignore[arg-type]
 
 
-def test_truncated_embeddings_are_normalised(both: ServerProcess) -> None:
-    (whole,) = embed(both, {"input": "the world"})
-    (truncated,) = embed(both, {"input": "the world", "dimensions": 8})
+def test_truncated_embeddings_are_normalised(embedding_server: ServerProcess) -> None:
+    (whole,) = embed(embedding_server, {"input": "the world"})
+    (truncated,) = embed(embedding_server, {"input": "the world", "dimensions": 8})
     assert len(truncated) == 8
     assert math.isclose(math.fsum(x * x for x in truncated), 1.0, abs_tol=1e-5)
     assert truncated[0] / truncated[1] == pytest.approx(whole[0] / whole[1], rel=1e-4)
 
 
-def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
-    text, tokens = embed(both, {"input": "hello"}), embed(both, {"input": [2, 57, 3]})
+def test_token_ids_are_embedded_unchanged(embedding_server: ServerProcess) -> None:
+    text, tokens = embed(embedding_server, {"input": "hello"}), embed(embedding_server, {"input": [2, 57, 3]})
     assert text[0] == pytest.approx(tokens[0], abs=1e-6)
-    assert len(embed(both, {"input": [[2, 57, 3], [2, 58, 3]]})) == 2
+    assert len(embed(embedding_server, {"input": [[2, 57, 3], [2, 58, 3]]})) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,17 +78,17 @@ def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
         ({"input": "a", "encoding_format": "hex"}, "hex"),
     ],
 )  # fmt: skip
-def test_invalid_request_is_reported(both: ServerProcess, body: dict[str, Any], message: str) -> None:
-    status, answer, _ = both.request("/v1/embeddings", {"model": "tiny-bert"} | body)
+def test_invalid_request_is_reported(embedding_server: ServerProcess, body: dict[str, Any], message: str) -> None:
+    status, answer, _ = embedding_server.request("/v1/embeddings", {"model": "tiny-bert"} | body)
     assert status == 400, answer
     assert message in answer["error"]["message"]
 
 
-def test_concurrent_requests_to_both_models_succeed(both: ServerProcess) -> None:
+def test_concurrent_requests_to_both_models_succeed(embedding_server: ServerProcess) -> None:
     statuses: list[int] = []
 
     def send(model: str, path: str, body: dict[str, Any]) -> None:
-        statuses.extend(both.request(path, body | {"model": model})[0] for _ in range(3))
+        statuses.extend(embedding_server.request(path, body | {"model": model})[0] for _ in range(3))
 
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
     threads = [
@@ -116,18 +110,17 @@ def test_embedding_model_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path)
     done = cli("ask", "-m", str(model), "hello")
     assert done.returncode == 3
     assert "is an embedding model and cannot chat" in done.stderr
-    assert cli("plan", str(model)).returncode == 0
+    assert cli("plan", str(model), "--no-measure").returncode == 0
 
 
 @pytest.mark.skipif(
     not (NODE / "node_modules").exists() or not shutil.which("node"),
     reason="needs Node.js and the packages of tests/serve/node",
 )
-def test_official_javascript_client(both: ServerProcess) -> None:
+def test_official_javascript_client(embedding_server: ServerProcess) -> None:
     done = subprocess.run(
-        ["node", NODE / "client.mjs", both.url, "none", "tiny-bert"], capture_output=True, text=True, timeout=600,
-        check=False,
-        env=os.environ,
+        ["node", NODE / "client.mjs", embedding_server.url, "none", "tiny-bert"], capture_output=True, text=True,
+        timeout=600, check=False, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

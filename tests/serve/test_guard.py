@@ -7,14 +7,22 @@ import socket
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
+from edgechat.cli import root
+from edgechat.errors import EdgechatError, UsageError
 from edgechat.serve import bodies
 from tests.conftest import Cli, edgechat_command
 from tests.serve.client import ServerProcess, user
 from tests.serve.conftest import Start
 
 SECRET = "xyzzy-plugh-4711"
+
+
+def run(*arguments: str) -> None:
+    """Run a command that fails in this process."""
+    root.edgechat.main(list(arguments), standalone_mode=False)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +61,9 @@ def test_web_page_of_the_server_is_accepted(server: ServerProcess) -> None:
     assert server.request("/v1/models", headers=headers)[0] == 200
 
 
-def test_api_key_and_allowed_origin(start: Start, home: Path) -> None:
+def test_api_key_and_allowed_origin(start: Start, tiny_model: Path) -> None:
     origin = "https://chat.example"
-    server = start("-m", "starter", "--ctx", "512", "--allow-origin", origin, EDGECHAT_API_KEY="s3cret")
+    server = start("-m", str(tiny_model), "--allow-origin", origin, EDGECHAT_API_KEY="s3cret")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s3cre"}, {"X-Api-Key": "x"}):
         status, answer, response = server.request("/v1/models", headers=headers)
         assert status == 401
@@ -77,9 +85,11 @@ def test_public_host_needs_a_key(cli: Cli) -> None:
     assert done.returncode == 2
     assert "set a key" in done.stderr
     for key in ("", " ", "schlüssel"):
-        assert cli("serve", "--api-key", key).returncode == 2
+        with pytest.raises(UsageError, match="An API key must consist of"):
+            run("serve", "--api-key", key)
     for origin in ("*", "https://chat.example/", "chat.example"):
-        assert cli("serve", "--allow-origin", origin).returncode == 2
+        with pytest.raises(UsageError, match="is not an origin"):
+            run("serve", "--allow-origin", origin)
 
 
 def test_unusable_address_is_reported_before_a_model_is_loaded(cli: Cli) -> None:
@@ -89,9 +99,12 @@ def test_unusable_address_is_reported_before_a_model_is_loaded(cli: Cli) -> None
         done = cli("serve", "-m", "starter", "--port", str(listener.getsockname()[1]))
     assert done.returncode == 2
     assert "Cannot listen on 127.0.0.1" in done.stderr
-    assert cli("serve", "--host", "no.such.host.invalid", "--api-key", "x").returncode == 2
-    assert cli("serve", "--port", "99999").returncode == 2
-    assert cli("serve", "-m", "no-such-model").returncode != 0
+    with pytest.raises(UsageError, match=r"Cannot listen on no\.such\.host\.invalid"):
+        run("serve", "--host", "no.such.host.invalid", "--api-key", "x")
+    with pytest.raises((UsageError, click.UsageError)):
+        run("serve", "--port", "99999")
+    with pytest.raises(EdgechatError, match="no-such-model"):
+        run("serve", "--port", "0", "-m", "no-such-model")
 
 
 def test_missing_packages_are_reported_with_the_install_command(tmp_path: Path) -> None:
@@ -105,6 +118,11 @@ def test_missing_packages_are_reported_with_the_install_command(tmp_path: Path) 
     assert "edgechat[serve]" in done.stderr
 
 
+def send_repeatedly(connection: socket.socket, data: bytes, n_times: int) -> None:
+    for _ in range(n_times):
+        connection.sendall(data)
+
+
 def test_large_body_is_refused(server: ServerProcess) -> None:
     status, answer, _ = server.request("/v1/chat/completions", b" " * (bodies.MAX_BODY_BYTES + 1))
     assert status == 413
@@ -114,14 +132,14 @@ def test_large_body_is_refused(server: ServerProcess) -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-        with pytest.raises((ConnectionError, TimeoutError)):  # the server responds and stops reading
-            connection.sendall(chunk * 100)
+        with pytest.raises(ConnectionError):  # the server responds and stops reading
+            send_repeatedly(connection, chunk, 1000)
     assert server.request("/health")[0] == 200
 
 
 @pytest.mark.parametrize("log_requests", [False, True])
-def test_request_text_is_in_no_file_and_no_log(start: Start, home: Path, log_requests: bool) -> None:
-    server = start("-m", "starter", "--ctx", "512", *(["--log-requests"] if log_requests else []))
+def test_request_text_is_in_no_file_and_no_log(start: Start, home: Path, tiny_model: Path, log_requests: bool) -> None:
+    server = start("-m", str(tiny_model), *(["--log-requests"] if log_requests else []))
     body = {"messages": user(f"The password is {SECRET}."), "max_tokens": 8, "user": SECRET}
     assert server.chat(body)[0] == 200
     assert server.request(f"/{SECRET}")[0] == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +15,18 @@ SHORT = {"messages": user("Hi"), "max_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def both(server_home: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def both(server_home: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Return a server with one chat model and one embedding model, each with an alias."""
     model = write_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert.gguf")
     aliases = ("--alias", "gpt-4o", "--alias", "tiny-bert=ada")
-    server = ServerProcess(server_home, "-m", "starter", "-m", str(model), "--ctx", "512", *aliases)
+    server = ServerProcess(server_home, "-m", str(tiny_model), "-m", str(model), *aliases)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def strict(server_home: Any) -> Iterator[ServerProcess]:
-    server = ServerProcess(server_home, "-m", "starter", "--ctx", "512", "--strict-models", "--alias", "small")
+def strict(server_home: Any, tiny_model: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(server_home, "-m", str(tiny_model), "--strict-models", "--alias", "small")
     yield server
     server.close()
 
@@ -42,7 +43,7 @@ def strict(server_home: Any) -> Iterator[ServerProcess]:
 def test_response_has_the_alias_or_the_real_name(
     both: ServerProcess, path: str, body: dict[str, Any], field: str
 ) -> None:
-    for name, response_name in (("gpt-4o", "gpt-4o"), ("claude-9", "starter"), ("starter", "starter")):
+    for name, response_name in (("gpt-4o", "gpt-4o"), ("claude-9", "tiny"), ("tiny", "tiny")):
         status, answer, _ = both.request(path, body | {"model": name})
         assert status == 200, answer
         assert answer[field] == response_name
@@ -56,7 +57,7 @@ def test_embeddings_need_no_known_name(both: ServerProcess) -> None:
 
 
 def test_all_lists_have_the_aliases(both: ServerProcess) -> None:
-    names = ["starter", "tiny-bert", "gpt-4o", "ada"]
+    names = ["tiny", "tiny-bert", "gpt-4o", "ada"]
     listed = both.request("/v1/models")[1]["data"]
     assert [(model["id"], model["root"]) for model in listed] == list(zip(names, names[:2] * 2, strict=True))
     headers = {"anthropic-version": "2023-06-01"}
@@ -80,6 +81,6 @@ def test_strict_models_refuse_other_names_and_list_theirs(strict: ServerProcess)
         status, answer, _ = strict.request(path, body | {"model": "gpt-9"})
         assert status == 404
         error = answer["error"]
-        assert "starter, small" in (error if isinstance(error, str) else error["message"])
+        assert "tiny, small" in (error if isinstance(error, str) else error["message"])
     assert strict.request("/v1/chat/completions", SHORT | {"model": "small"})[1]["model"] == "small"
     assert strict.request("/api/chat", SHORT | {"model": "SMALL:latest", "stream": False})[0] == 200

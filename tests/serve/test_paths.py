@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -69,8 +70,8 @@ def test_wrong_method_is_405_for_all_spellings(server: ServerProcess) -> None:
     assert server.request("/v1/models", {})[0] == 405
 
 
-def test_other_spellings_need_the_key_and_are_counted(start: Start) -> None:
-    server = start("-m", "starter", "--ctx", "256", "--api-key", "secret")
+def test_other_spellings_need_the_key_and_are_counted(start: Start, tiny_model: Path) -> None:
+    server = start("-m", str(tiny_model), "--api-key", "secret")
     assert server.request("/health")[0] == server.request("/v1/health/")[0] == 200
     assert server.request("/models")[0] == 401
     headers = {"Authorization": "Bearer secret"}

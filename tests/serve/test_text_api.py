@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat import __version__
-from tests.models import write_tiny_bert, write_tiny_llama
 from tests.serve.client import ServerProcess, user
 
 TEXT = "What is 媽 and 🤗?"
-
-
-@pytest.fixture(scope="module")
-def tiny(server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Return a server with a tiny chat model, whose vocabulary has a start token, and a tiny embedding model."""
-    folder = tmp_path_factory.mktemp("model")
-    models = (write_tiny_llama(folder / "tiny.gguf"), write_tiny_bert(folder / "tiny-bert.gguf"))
-    server = ServerProcess(server_home, *(part for model in models for part in ("-m", str(model))))
-    yield server
-    server.close()
 
 
 def post(server: ServerProcess, path: str, **body: Any) -> Any:
@@ -33,8 +20,8 @@ def post(server: ServerProcess, path: str, **body: Any) -> Any:
     return answer
 
 
-def test_text_is_restored_from_its_tokens(server: ServerProcess, tiny: ServerProcess) -> None:
-    for each in (server, tiny):
+def test_text_is_restored_from_its_tokens(server: ServerProcess, tiny_server: ServerProcess) -> None:
+    for each in (server, tiny_server):
         answer = post(each, "/tokenize", content=TEXT)
         assert answer["count"] == len(answer["tokens"]) > 5
         restored = post(each, "/detokenize", tokens=answer["tokens"])
@@ -45,15 +32,15 @@ def test_text_is_restored_from_its_tokens(server: ServerProcess, tiny: ServerPro
     assert post(server, "/detokenize", tokens=tokens * 2)["content"] == "a " * 8000
 
 
-def test_start_token_and_control_tokens_are_optional(tiny: ServerProcess) -> None:
-    assert post(tiny, "/tokenize", content="a", add_special=True)["tokens"][0] == 1
-    assert 1 not in post(tiny, "/tokenize", content="a")["tokens"]
-    (control,) = post(tiny, "/tokenize", content="<|user|>")["tokens"]
-    plain = post(tiny, "/tokenize", content="<|user|>", parse_special=False)["tokens"]
+def test_start_token_and_control_tokens_are_optional(tiny_server: ServerProcess) -> None:
+    assert post(tiny_server, "/tokenize", content="a", add_special=True)["tokens"][0] == 1
+    assert 1 not in post(tiny_server, "/tokenize", content="a")["tokens"]
+    (control,) = post(tiny_server, "/tokenize", content="<|user|>")["tokens"]
+    plain = post(tiny_server, "/tokenize", content="<|user|>", parse_special=False)["tokens"]
     assert control not in plain
     assert len(plain) > 1
-    assert post(tiny, "/detokenize", tokens=[control])["content"] == "<|user|>"
-    mixed = post(tiny, "/tokenize", content=["<|user|>", 300, "a"], add_special=True)["tokens"]
+    assert post(tiny_server, "/detokenize", tokens=[control])["content"] == "<|user|>"
+    mixed = post(tiny_server, "/tokenize", content=["<|user|>", 300, "a"], add_special=True)["tokens"]
     assert mixed[:3] == [1, control, 300]
 
 
@@ -65,11 +52,11 @@ def test_pieces_are_texts_or_bytes(server: ServerProcess) -> None:
     assert any(isinstance(token["piece"], list) for token in tokens)
 
 
-def test_forms_of_vllm(server: ServerProcess, tiny: ServerProcess) -> None:
+def test_forms_of_vllm(server: ServerProcess, tiny_server: ServerProcess) -> None:
     answer = post(server, "/tokenize", model="starter", prompt="Hello", return_token_strs=True)
     assert (answer["token_strs"], answer["max_model_len"]) == (["Hello"], 2048)
-    assert post(tiny, "/tokenize", prompt="a")["tokens"][0] == 1
-    assert post(tiny, "/tokenize", prompt="a", add_special_tokens=False)["tokens"][0] != 1
+    assert post(tiny_server, "/tokenize", prompt="a")["tokens"][0] == 1
+    assert post(tiny_server, "/tokenize", prompt="a", add_special_tokens=False)["tokens"][0] != 1
     count = post(server, "/tokenize", messages=user("Hi"))["count"]
     reply = post(server, "/v1/chat/completions", messages=user("Hi"), max_tokens=1)
     assert count == reply["usage"]["prompt_tokens"]
@@ -89,17 +76,17 @@ def test_rendered_prompt_has_the_tokens_of_the_chat(server: ServerProcess) -> No
     assert post(server, "/apply-template", messages=conversation)["prompt"].endswith("assistant\nHello")
 
 
-def test_embedding_model_tokenises_with_its_own_vocabulary(tiny: ServerProcess) -> None:
-    answer = post(tiny, "/tokenize", model="tiny-bert", content="hello world", add_special=True)
+def test_embedding_model_tokenises_with_its_own_vocabulary(tiny_server: ServerProcess) -> None:
+    answer = post(tiny_server, "/tokenize", model="tiny-bert", content="hello world", add_special=True)
     assert answer["tokens"] == [2, 57, 58, 3]
-    assert post(tiny, "/tokenize", model="tiny-bert", content="hello world")["tokens"] == [57, 58]
-    assert post(tiny, "/detokenize", model="tiny-bert", tokens=[57, 58])["content"].split() == ["hello", "world"]
-    status, answer, _ = tiny.request("/apply-template", {"model": "tiny-bert", "messages": user("Hi")})
+    assert post(tiny_server, "/tokenize", model="tiny-bert", content="hello world")["tokens"] == [57, 58]
+    assert post(tiny_server, "/detokenize", model="tiny-bert", tokens=[57, 58])["content"].split() == ["hello", "world"]
+    status, answer, _ = tiny_server.request("/apply-template", {"model": "tiny-bert", "messages": user("Hi")})
     assert (status, "embedding model" in answer["error"]["message"]) == (400, True)
-    assert tiny.request("/tokenize", {"model": "tiny-bert", "messages": user("Hi")})[0] == 400
+    assert tiny_server.request("/tokenize", {"model": "tiny-bert", "messages": user("Hi")})[0] == 400
 
 
-def test_properties_have_no_path(server: ServerProcess, tiny: ServerProcess) -> None:
+def test_properties_have_no_path(server: ServerProcess, tiny_server: ServerProcess) -> None:
     status, properties, _ = server.request("/props")
     assert status == 200
     assert properties["default_generation_settings"]["n_ctx"] == 2048
@@ -109,7 +96,7 @@ def test_properties_have_no_path(server: ServerProcess, tiny: ServerProcess) -> 
     assert "/" not in properties["model_path"]
     assert "<|im_start|>" in properties["chat_template"]
     assert properties["build_info"] == f"edgechat-{__version__}"
-    assert tiny.request("/props?model=tiny-bert")[1]["model_path"] == "tiny-bert.gguf"
+    assert tiny_server.request("/props?model=tiny-bert")[1]["model_path"] == "tiny-bert.gguf"
     assert server.request("/version")[1] == {"version": __version__}
     status, answer, _ = server.request("/slots")
     assert (status, "no slots" in answer["error"]["message"]) == (501, True)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
-from tests.models import THINKING_TEMPLATE, write_tiny_llama
 from tests.serve.client import ServerProcess, user
 
 N_END_TAG = len("\n</think>\n\n")
 """Maximum number of tokens that end the reasoning: the vocabulary has no token for the tag."""
-
-
-@pytest.fixture(scope="module")
-def thinking_server(server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    model = write_tiny_llama(tmp_path_factory.mktemp("models") / "thinker.gguf", template=THINKING_TEMPLATE, seed=3)
-    server = ServerProcess(server_home, "-m", str(model), "--ctx", "256")
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
