@@ -8,23 +8,26 @@ import os
 import signal
 import socket
 import threading
-import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgechat.serve.errors import RETRY_AFTER_S
-from edgechat.serve.server import DRAIN_TIMEOUT_S
-from tests.serve.client import ServerProcess, user
+from tests.serve.client import (
+    CANCEL_TIMEOUT_S,
+    DRAIN_TIMEOUT_S,
+    FLUSH_TIMEOUT_S,
+    NEVER,
+    STOPPED_TICKS,
+    ServerProcess,
+    user,
+)
 from tests.serve.conftest import Start
 from tests.waiting import until
 
-LONG = {
-    "messages": user("Tell a long story."),
-    "max_tokens": 1500,
-    "temperature": 0,
-    "logit_bias": {"2": -100, "0": -100},
-}
+# The reply ends neither early nor because it repeats itself: on two cores, the engine generates it for 15 s.
+LONG = {"messages": user("Tell a long story."), "max_tokens": 1500, "temperature": 0, "ignore_eos": True}
 
 
 def gauge(server: ServerProcess, name: str) -> float:
@@ -88,15 +91,15 @@ def test_invalid_request_is_reported(server: ServerProcess, body: Any, message: 
         ({"type": "integer", "minimum": 5, "maximum": 4}, ""), ({"oneOf": [{}, {"type": "string"}]}, "oneOf"),
     ],
 )  # fmt: skip
-def test_unsupported_schema_keyword_is_named(server: ServerProcess, schema: Any, message: str) -> None:
+def test_unsupported_schema_keyword_is_named(tiny_server: ServerProcess, schema: Any, message: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    status, answer = server.chat({"messages": "Hi", "response_format": form, "max_tokens": 5})
+    status, answer = tiny_server.chat({"messages": "Hi", "response_format": form, "max_tokens": 5})
     assert status == 400, answer
     assert message in answer["error"]["message"]
     if isinstance(schema, dict):  # a tool with this schema refuses nothing, unless it is strict
         parameters = {"type": "object", "properties": {"a": schema}}
         tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-        status, answer = server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
+        status, answer = tiny_server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
         assert status == 200, answer
 
 
@@ -131,11 +134,9 @@ EXPENSIVE_SCHEMAS: list[dict[str, Any]] = [
 def test_expensive_schema_neither_blocks_nor_kills_the_engine(server: ServerProcess, number: int) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": EXPENSIVE_SCHEMAS[number]}}
     pid = server.engine_pid
-    started = time.monotonic()
     status, answer = server.chat(
         {"messages": "Hi", "response_format": form, "max_tokens": 12, "temperature": 1, "seed": 1}
     )
-    assert time.monotonic() - started < 60
     assert status in {200, 400}, answer
     assert server.engine_pid == pid
     assert server.chat({"messages": "Hi", "max_tokens": 1})[0] == 200
@@ -144,7 +145,7 @@ def test_expensive_schema_neither_blocks_nor_kills_the_engine(server: ServerProc
 def test_disconnect_cancels_the_request(server: ServerProcess) -> None:
     stream = server.stream(LONG)
     next(stream)
-    assert gauge(server, "running") == 1
+    until(lambda: gauge(server, "running") == 1)
     stream.close()  # type: ignore[attr-defined]
     until(lambda: is_idle(server))
     body = json.dumps(LONG).encode()
@@ -183,10 +184,13 @@ def test_killed_engine_ends_a_stream_with_an_error_and_is_restarted(start: Start
         thread.join()
     assert statuses == [200] * 4
     # Without a stream, the error is the HTTP status.
-    killer = threading.Timer(1.0, lambda: os.kill(server.engine_pid, signal.SIGKILL))
-    killer.start()
-    status, answer = server.chat(dict(LONG))
-    assert (status, answer["error"]["code"]) == (500, "engine_died")
+    answers: list[tuple[int, Any]] = []
+    thread = threading.Thread(target=lambda: answers.append(server.chat(dict(LONG))))
+    thread.start()
+    until(lambda: gauge(server, "running") == 1)
+    os.kill(server.engine_pid, signal.SIGKILL)
+    thread.join()
+    assert (answers[0][0], answers[0][1]["error"]["code"]) == (500, "engine_died")
     assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
 
 
@@ -217,45 +221,43 @@ def test_idle_connections_and_a_slow_reader_do_not_delay_others(server: ServerPr
         stack.callback(slow.close)
         for _ in range(500):
             stack.enter_context(server.connect())
-        started = time.monotonic()
         assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
-        assert time.monotonic() - started < 60
     until(lambda: is_idle(server))
 
 
-def test_first_ctrl_c_drains_requests_and_the_second_one_cancels_them(start: Start) -> None:
-    server = start("-m", "starter", "--ctx", "2048")
-    events, interrupted_at, watchdog = [], 0.0, threading.Timer(100, server.process.kill)
-    watchdog.start()
-    for event in server.stream(LONG | {"max_tokens": 24, "stream_options": {"include_usage": True}}):
-        events.append(event)
-        if len(events) == 1:
-            server.interrupt()
-            interrupted_at = time.monotonic()
+def test_first_ctrl_c_drains_requests(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "2048", constants={DRAIN_TIMEOUT_S: NEVER, STOPPED_TICKS: NEVER})
+    stream = server.stream(LONG | {"max_tokens": 100, "stream_options": {"include_usage": True}})
+    next(stream)
+    engine_pid = server.engine_pid
+    os.kill(engine_pid, signal.SIGSTOP)  # the reply does not end before the server has received the signal
+    server.interrupt()
+    until(lambda: server.has_printed("to finish"))
+    os.kill(engine_pid, signal.SIGCONT)
+    events = list(stream)
     assert events[-1] == "[DONE]"
-    # The reply is complete, unless a busy machine needs longer than the drain time.
-    assert events[-2]["usage"]["completion_tokens"] == 24 or time.monotonic() - interrupted_at >= DRAIN_TIMEOUT_S
-    assert server.process.wait(60) == 0
-    assert "to finish" in "".join(server.errors)
+    assert events[-2]["usage"]["completion_tokens"] == 100
+    assert server.process.wait(120) == 0
 
-    server = start("-m", "starter", "--ctx", "2048")
-    events = []
-    for event in server.stream(LONG):
-        events.append(event)
-        if len(events) in {2, 6}:
-            server.interrupt()
-            interrupted_at = time.monotonic()
+
+def test_second_ctrl_c_cancels_requests(start: Start) -> None:
+    constants = dict.fromkeys((DRAIN_TIMEOUT_S, CANCEL_TIMEOUT_S, FLUSH_TIMEOUT_S), NEVER)
+    server = start("-m", "starter", "--ctx", "2048", constants=constants)
+    stream = server.stream(LONG | {"stream_options": {"include_usage": True}})
+    next(stream)
+    server.interrupt()
+    until(lambda: server.has_printed("to finish"))
+    server.interrupt()
+    events = list(stream)
     assert events[-1] == "[DONE]"
-    assert events[-2]["choices"][0]["finish_reason"] == "length"
-    assert time.monotonic() - interrupted_at < DRAIN_TIMEOUT_S - 2  # not because of the drain time
-    assert server.process.wait(60) == 0
-    watchdog.cancel()
-    assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
+    assert events[-2]["usage"]["completion_tokens"] < 1500
+    assert events[-3]["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(120) == 0
 
 
 def test_strict_mode_repeats_the_text_of_a_seed(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "1024", EDGECHAT_STRICT="true")
-    body = {"messages": "Tell me about rivers.", "max_tokens": 40, "temperature": 1.2, "seed": 7}
+    body = {"messages": "Tell me about rivers.", "max_tokens": 24, "temperature": 1.2, "seed": 7}
     texts: list[str] = []
 
     def generate(**options: Any) -> None:
@@ -273,7 +275,12 @@ def test_strict_mode_repeats_the_text_of_a_seed(start: Start) -> None:
     assert len(set(texts)) == 2
 
 
-def test_prefix_cache_serves_other_clients_edits_and_restarts(start: Start) -> None:
+def find_saved_length(home: Path) -> int:
+    """Return how many tokens of the longest conversation the prefix cache has saved on disk."""
+    return max((int(path.name.split("-")[1]) for path in home.rglob("*.kv")), default=0)
+
+
+def test_prefix_cache_serves_other_clients_edits_and_restarts(start: Start, home: Path) -> None:
     server = start("-m", "starter", "--ctx", "2048")
     system = {"role": "system", "content": "You are a helpful and very careful assistant. " * 20}
     turn = [system, *user("What is the capital of France?")]
@@ -283,9 +290,9 @@ def test_prefix_cache_serves_other_clients_edits_and_restarts(start: Start) -> N
     _, second = server.chat({"messages": following, "max_tokens": 8, "temperature": 0})
     n_first = first["usage"]["prompt_tokens"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= n_first
+    until(lambda: find_saved_length(home) >= n_first)
     _, edited = server.chat({"messages": [system, *user("Who was Napoleon?")], "max_tokens": 8, "temperature": 0})
     assert edited["usage"]["prompt_tokens_details"]["cached_tokens"] > n_first - 20
-    time.sleep(1.5)
     assert server.close() == 0
     restarted = start("-m", "starter", "--ctx", "2048")
     _, reopened = restarted.chat({"messages": following, "max_tokens": 8, "temperature": 0})
