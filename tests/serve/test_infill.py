@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.development_model import require_model
 from tests.models import write_tiny_llama
+from tests.resident_engines import PROMPT
 from tests.serve.client import ServerProcess
 
 GAP = {"input_prefix": "def f(", "input_suffix": ")", "n_predict": 4}
@@ -92,7 +93,7 @@ def test_all_forms_give_the_same_prompt(coder: ServerProcess) -> None:
 
 
 def test_completion_has_the_form_of_llama_server(server: ServerProcess) -> None:
-    body = {"prompt": "One, two, three,", "n_predict": 5, "temperature": 0}
+    body = {"prompt": PROMPT, "n_predict": 5, "temperature": 0}
     answer = post(server, "/completion", body)
     text = post(server, "/v1/completions", {"prompt": body["prompt"], "max_tokens": 5, "temperature": 0})
     assert answer["content"] == text["choices"][0]["text"]

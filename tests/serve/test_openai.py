@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.resident_engines import PROMPT
 from tests.serve.client import CERTAIN_PROMPT, ServerProcess, user
 
 WEATHER: Any = {
@@ -18,7 +19,9 @@ WEATHER: Any = {
         "name": "get_weather", "description": "The weather in a city",
         "parameters": {
             "type": "object", "additionalProperties": False, "required": ["city", "unit"],
-            "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+            "properties": {
+                "city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}
+            },
         },
     },
 }  # fmt: skip
@@ -86,6 +89,19 @@ def test_alternatives_stop_strings_logprobs_biases_and_penalties(client: OpenAI)
     assert penalised != chat(client, max_tokens=60).choices[0].message.content
 
 
+def test_arguments_of_a_tool_call_are_sent_as_they_grow(client: OpenAI) -> None:
+    parameters = {
+        "type": "object", "properties": {"digits": {"type": "string", "pattern": "^[0-9]{100}$"}},
+        "required": ["digits"], "additionalProperties": False,
+    }  # fmt: skip
+    tool: Any = {"type": "function", "function": {"name": "count", "parameters": parameters}}
+    options: Any = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200}
+    chunks = list(chat(client, "Count.", stream=True, **options))
+    deltas = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
+    assert len(deltas) > 1
+    assert len(json.loads("".join(call.function.arguments or "" for call in deltas))["digits"]) == 100
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_required_tool_call_matches_its_schema(client: OpenAI, stream: bool) -> None:
     options = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 200, "parallel_tool_calls": False}
@@ -93,7 +109,6 @@ def test_required_tool_call_matches_its_schema(client: OpenAI, stream: bool) -> 
     if stream:
         chunks = list(response)
         deltas = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
-        assert len(deltas) > 1  # the arguments are sent as they grow
         assert {call.index for call in deltas} == {0}
         name, text = deltas[0].function.name, "".join(call.function.arguments or "" for call in deltas)
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
@@ -139,11 +154,11 @@ def test_reply_matches_a_json_schema(client: OpenAI, stream: bool) -> None:
 
 
 def test_parse_into_a_pydantic_model(client: OpenAI) -> None:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, Field
 
     class Point(BaseModel):
-        x: int
-        y: int
+        x: int = Field(ge=0, le=99)
+        y: int = Field(ge=0, le=99)
 
     answer = client.chat.completions.parse(
         model="starter",
@@ -164,7 +179,7 @@ def test_json_object_format(client: OpenAI) -> None:
 def test_completions_of_texts_and_tokens(client: OpenAI) -> None:
     texts = client.completions.create(
         model="starter", prompt=["The capital of France is", "One, two, three,"], max_tokens=4, temperature=0,
-        echo=True, logprobs=1
+        echo=True, logprobs=1, extra_body={"ignore_eos": True},
     )  # fmt: skip
     assert [c.index for c in texts.choices] == [0, 1]
     assert texts.choices[0].text.startswith("The capital of France is")
@@ -172,10 +187,8 @@ def test_completions_of_texts_and_tokens(client: OpenAI) -> None:
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 5 + 4
     assert logprobs.text_offset[5] == len("The capital of France is")
     assert logprobs.token_logprobs[0] is None
-    whole = client.completions.create(model="starter", prompt="One, two, three,", max_tokens=8, temperature=0)
-    stream = client.completions.create(
-        model="starter", prompt="One, two, three,", max_tokens=8, temperature=0, stream=True
-    )
+    whole = client.completions.create(model="starter", prompt=PROMPT, max_tokens=8, temperature=0)
+    stream = client.completions.create(model="starter", prompt=PROMPT, max_tokens=8, temperature=0, stream=True)
     assert "".join(c.choices[0].text for c in stream if c.choices) == whole.choices[0].text
     tokens = client.completions.create(model="starter", prompt=[[504, 3575], [504]], max_tokens=2, n=2)
     assert len(tokens.choices) == 4
