@@ -229,9 +229,11 @@ class TextModel(EngineModel):
         self._speed_recorder.save()
         if self._disk is not None:
             self._disk.resume()
+        # Read before `idle_step` of the cache, which does nothing while the disk is busy: the write may end meanwhile.
+        is_disk_busy = self._disk is not None and self._disk.is_busy
         if self._cache.idle_step():
             return 0.0
-        if self._disk is not None and self._disk.is_busy:
+        if is_disk_busy:
             return _DISK_BUSY_DELAY_S
         if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0

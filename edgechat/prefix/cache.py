@@ -349,7 +349,8 @@ class PrefixCache:
             return
         disk.resume()
         deadline = time.monotonic() + timeout_s
-        while (self.idle_step() or disk.is_busy) and time.monotonic() < deadline:
+        # First `is_busy`: a write that ends after `idle_step` has waited for it must not end the loop.
+        while (disk.is_busy or self.idle_step()) and time.monotonic() < deadline:
             time.sleep(0.001)
         disk.finish(max(0.0, deadline - time.monotonic()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from edgechat.engine.computing_mark import ComputingMark
@@ -62,3 +63,18 @@ def test_idle_work_waits_for_other_engines_for_two_minutes(monkeypatch: pytest.M
     now_s += 121
     assert model.idle_step(lambda _: None) == 0.0
     assert model._cache.n_steps == 2
+
+
+def test_idle_work_continues_after_a_write_that_ends_between_two_checks() -> None:
+    disk = SimpleNamespace(is_busy=True, resume=lambda: None)
+
+    def find_disk_busy() -> bool:
+        disk.is_busy = False
+        return False
+
+    model = cast("Any", object.__new__(TextModel))
+    model._speed_recorder = SpeedRecorder(make_manual_plan("m.gguf", n_threads=1, n_ctx=512), "cpu-x64")
+    model._mark, model._sizer, model._disk = FakeMark(), FakeSizer(), disk
+    model._mark.is_other_computing = False
+    model._cache, model._draft_manager, model._idle_since = SimpleNamespace(idle_step=find_disk_busy), None, None
+    assert model.idle_step(lambda _: None) == 0.02

@@ -8,7 +8,7 @@ import pytest
 
 from edgechat.errors import EngineError
 from edgechat.prefix.cache import PrefixCache
-from edgechat.prefix.disk_tier import delete_conversation
+from edgechat.prefix.disk_tier import DiskTier, delete_conversation
 from tests.fake_memory import FakeMemory
 from tests.models import Kind
 from tests.unit.prefix.segment_files import TOKENS, make_disk, wait_for_writes
@@ -28,6 +28,19 @@ def test_prefix_is_restored_only_if_that_is_faster_than_prefill(tmp_path: Path) 
     assert restored_tokens(50) == 0  # nothing is saved yet
     assert restored_tokens(50) == 99
     assert restored_tokens(1e9) == 0
+
+
+def test_finish_saves_all_tokens_if_a_write_ends_between_two_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = FakeMemory("llama")
+    cache = PrefixCache(memory, ram_cap_bytes=0, disk=make_disk(tmp_path))
+    memory.decode(cache.acquire(TOKENS, "talk").seq, TOKENS)
+    cache.commit(0)
+    answers = iter([True])
+    monkeypatch.setattr(DiskTier, "is_busy", property(lambda _disk: next(answers, False)))
+    cache.finish(60)
+    assert len(list(tmp_path.glob("*/*/*.kv"))) == 1
 
 
 @pytest.mark.parametrize("obstacle", ["unwritable directory", "cap too small", "deleted conversation"])
