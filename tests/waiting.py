@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 Description = str | Callable[[], str]
@@ -48,6 +49,14 @@ def delete_tree(directory: Path) -> None:
         return not directory.exists()
 
     until(is_deleted, description=f"{directory} is deleted")
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, whether or not its parent has read its exit code."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _fail(condition: Callable[[], object], timeout_s: float, description: Description) -> None:
