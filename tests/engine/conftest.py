@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,26 +24,32 @@ def load_request(client: EngineClient, path: Path, n_ctx: int = 2048) -> protoco
 
 
 @pytest.fixture(scope="module")
-def engine(starter: Path, warm_verdicts: Path) -> Iterator[EngineClient]:
-    before = os.environ.get("EDGECHAT_HOME")
-    os.environ["EDGECHAT_HOME"] = str(warm_verdicts.parent.parent)
-    client = EngineClient()
-    try:
-        client.load(load_request(client, starter))
-        yield client
-    finally:
-        client.close()
-        if before is None:
-            del os.environ["EDGECHAT_HOME"]
-        else:
-            os.environ["EDGECHAT_HOME"] = before
+def empty_engine(warm_verdicts: Path) -> Iterator[EngineClient]:
+    """Start an engine without a model for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+        client = EngineClient()
+        try:
+            client.start()
+            yield client
+        finally:
+            client.close()
 
 
-@pytest.fixture
-def native() -> Bindings:
+@pytest.fixture(scope="module")
+def engine(starter: Path, empty_engine: EngineClient) -> EngineClient:
+    """Load the starter model for all tests of a file."""
+    empty_engine.load(load_request(empty_engine, starter))
+    return empty_engine
+
+
+@pytest.fixture(scope="session")
+def native(warm_verdicts: Path) -> Bindings:
     """llama.cpp loaded into the test process, for tests of the wrappers."""
-    bundle = find_bundle()
-    return load(bundle, probe.choose_module(bundle)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
+        bundle = find_bundle()
+        return load(bundle, probe.choose_module(bundle)[0])
 
 
 @pytest.fixture

@@ -12,15 +12,16 @@ from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context
 from edgechat.runtime.memory_report import describe_memory_layout
 from edgechat.runtime.model import Model
-from tests.engine.test_prefix_cache import CachedContext, Logits, random_tokens
+from tests.engine.test_prefix_cache import CachedContext, Logits, distance, random_tokens
+from tests.layered_models import write_wide_llama
 from tests.models import open_context, write_tiny_llama
 
 N_CTX = 512
 
 
-@pytest.fixture
-def model(native: Bindings, starter: Path) -> Model:
-    return Model(native, starter)
+@pytest.fixture(scope="module")
+def model(native: Bindings, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(native, write_wide_llama(tmp_path_factory.mktemp("wide") / "wide.gguf", n_layer=4))
 
 
 def decode_rest(context: Context, tokens: list[int]) -> Logits:
@@ -31,22 +32,35 @@ def decode_rest(context: Context, tokens: list[int]) -> Logits:
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_restored_segment_equals_the_computed_one(model: Model, kv_type: KvType) -> None:
     tokens = random_tokens(230)
-    computed = open_context(model, n_ctx=N_CTX, n_threads=2, kv_type=kv_type)
+    computed = open_context(model, n_ctx=N_CTX, n_threads=1, kv_type=kv_type)
     computed.decode(tokens[:200])
     data = computed.save(0, 0, 200)
     expected = decode_rest(computed, tokens[200:])
-    restored = open_context(model, n_ctx=N_CTX, n_threads=2, kv_type=kv_type)
+    restored = open_context(model, n_ctx=N_CTX, n_threads=1, kv_type=kv_type)
     assert restored.restore(0, 0, tokens[:200], data)
     assert bytes(restored.save(0, 0, 200)) == bytes(data)
     assert np.array_equal(decode_rest(restored, tokens[200:]), expected)
 
 
+def test_quantised_keys_and_values_change_the_logits_little(model: Model) -> None:
+    tokens = random_tokens(230)
+    logits = []
+    for kv_type in KV_TYPES:
+        context = open_context(model, n_ctx=N_CTX, n_threads=1, kv_type=kv_type)
+        logits.append(decode_rest(context, tokens))
+        context.close()
+    distances = [distance(other, logits[0]) for other in logits]
+    assert distances[0] == 0
+    assert 0 < distances[1] < 0.02  # q8_0
+    assert max(distances) < 0.3
+
+
 @pytest.mark.parametrize("kv_type", KV_TYPES[1:])
 def test_segment_of_another_type_is_refused(model: Model, kv_type: KvType) -> None:
     tokens = random_tokens(40)
-    source = open_context(model, n_ctx=N_CTX, n_threads=2)
+    source = open_context(model, n_ctx=N_CTX, n_threads=1)
     source.decode(tokens)
-    target = open_context(model, n_ctx=N_CTX, n_threads=2, kv_type=kv_type)
+    target = open_context(model, n_ctx=N_CTX, n_threads=1, kv_type=kv_type)
     assert not target.restore(0, 0, tokens, source.save(0, 0, 40))
     assert list(target.tokens()) == []
 
@@ -85,7 +99,7 @@ def test_yarn_changes_keys_beyond_the_first_position_and_not_the_training_length
     n_ctx_train = model.n_ctx_train
     logits = []
     for factor in (1.0, 2.0, 4.0, 1.0):
-        context = open_context(model, n_ctx=N_CTX, n_threads=2, yarn_factor=factor)
+        context = open_context(model, n_ctx=N_CTX, n_threads=1, yarn_factor=factor)
         context.decode(tokens)
         logits.append(context.logits().copy())
         context.close()
@@ -98,7 +112,7 @@ def test_yarn_changes_keys_beyond_the_first_position_and_not_the_training_length
 def test_yarn_context_restores_its_own_segments(native: Bindings, tmp_path: Path) -> None:
     model = Model(native, write_tiny_llama(tmp_path / "tiny.gguf"))
     tokens = random_tokens(400)
-    contexts = [open_context(model, n_ctx=N_CTX, n_threads=2, yarn_factor=2.0) for _ in range(2)]
+    contexts = [open_context(model, n_ctx=N_CTX, n_threads=1, yarn_factor=2.0) for _ in range(2)]
     contexts[0].decode(tokens[:380])
     assert contexts[1].restore(0, 0, tokens[:380], contexts[0].save(0, 0, 380))
     expected, restored = (decode_rest(context, tokens[380:]) for context in contexts)

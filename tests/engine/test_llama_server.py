@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,32 +42,28 @@ def server(engine: EngineClient, starter: Path, tmp_path_factory: pytest.TempPat
     build = subprocess.run(
         [sys.executable, str(ROOT / "native" / "build.py"), "peers"], check=True, capture_output=True, text=True
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     backend = engine.model_properties.backend if engine.model_properties else ""
     module = next(m.path for m in find_bundle().modules if m.name == backend)
-    child = subprocess.Popen(
-        [f"{build.stdout.strip()}/bin/llama-server", "-m", str(starter), "-t", "2", "-c", "2048", "-b", "512",
-         "-ub", "512", "--host", "127.0.0.1", "--port", str(port), "--parallel", "1", "--offline"],
-        env=os.environ | {"GGML_BACKEND_PATH": module}, cwd=tmp_path_factory.mktemp("empty"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
+    folder = tmp_path_factory.mktemp("llama-server")
+    log = folder / "log.txt"
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            [f"{build.stdout.strip()}/bin/llama-server", "-m", str(starter), "-t", "2", "-c", "2048", "-b", "512",
+             "-ub", "512", "--host", "127.0.0.1", "--port", "0", "--parallel", "1", "--offline"],
+            env=os.environ | {"GGML_BACKEND_PATH": module}, cwd=folder, stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def find_address() -> str | None:
+        assert child.poll() is None, log.read_text()
+        match = re.search(r"listening on (http://127\.0\.0\.1:\d+)\n", log.read_text(errors="replace"))
+        return match[1] if match else None
+
     try:
-        until(lambda: is_ready(address), 60, "llama-server is ready", interval_s=0.1)
-        yield address
+        until(find_address, 300, "llama-server is ready")  # it writes its address when the model is loaded
+        yield find_address() or ""
     finally:
         child.kill()
         child.wait()
-
-
-def is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError):
-        return False
 
 
 def complete(address: str, tokens: list[int], n_predict: int, **options: Any) -> dict[str, Any]:
@@ -79,7 +74,7 @@ def complete(address: str, tokens: list[int], n_predict: int, **options: Any) ->
     request = urllib.request.Request(
         f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         completion: dict[str, Any] = json.load(answer)
     return completion
 

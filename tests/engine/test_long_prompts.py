@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from edgechat.engine import protocol
@@ -17,45 +15,41 @@ from edgechat.errors import ContextOverflowError, EdgechatError, RequestCancelle
 from tests.engine.conftest import load_request
 from tests.models import write_tiny_llama
 
-MANY_MESSAGES = "<|im_start|>user\nx<|im_end|>\n" * 40_000
+MESSAGE = "<|im_start|>user\nx<|im_end|>\n"
 LONG_TEXT = "Gravity pulls everything towards the ground. " * 200_000
 
 
-def test_many_short_messages_are_tokenised_in_linear_time(engine: EngineClient) -> None:
-    assert engine.pid is not None
-    process = psutil.Process(engine.pid)
-
-    def measure(n_messages: int) -> tuple[int, float]:
-        """Return the number of tokens, and the CPU time of the engine in seconds."""
-        before = process.cpu_times()
-        n_tokens = len(engine.tokenize(MANY_MESSAGES[: len(MANY_MESSAGES) // 40_000 * n_messages]))
-        after = process.cpu_times()
-        return n_tokens, after.user + after.system - before.user - before.system
-
-    (n_short, short_s), (n_long, long_s) = measure(10_000), measure(40_000)
-    assert n_long == 4 * n_short
-    assert long_s < 12 * max(0.1, short_s)  # llama.cpp alone takes over 100 s on two cores, and 16 times as long
+def submit(engine: EngineClient, request: protocol.Request) -> queue.SimpleQueue[protocol.AnyEvent | EdgechatError]:
+    """Submit a request, and return the queue of its outcomes."""
+    outcomes: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+    engine.submit(request, outcomes.put)
+    return outcomes
 
 
-def test_text_with_too_many_tokens_is_refused_before_its_end(engine: EngineClient) -> None:
-    started_at = time.monotonic()
+def test_many_short_messages_have_the_tokens_of_each(engine: EngineClient) -> None:
+    """llama.cpp alone takes over 100 s on two cores; `test_tokenizer` checks that the time is linear."""
+    assert len(engine.tokenize(MESSAGE * 40_000)) == 40_000 * len(engine.tokenize(MESSAGE))
+
+
+def test_text_with_too_many_tokens_is_refused(engine: EngineClient) -> None:
     with pytest.raises(ContextOverflowError, match="more than 1,000 tokens, but the context holds 2,048"):
         engine.tokenize(LONG_TEXT, max_tokens=1000)
     with pytest.raises(ContextOverflowError, match="more than 2,048 tokens, but the context holds 2,048"):
         list(engine.generate(protocol.Generate(id=engine.next_id(), text=LONG_TEXT)))
-    assert time.monotonic() - started_at < 5
 
 
 def test_other_requests_are_served_while_a_text_is_tokenised(engine: EngineClient) -> None:
-    outcomes: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
-    slow = protocol.Tokenize(id=engine.next_id(), text=LONG_TEXT)
-    engine.submit(slow, outcomes.put)
-    assert engine.tokenize("Hi")
-    *_, last = engine.generate(protocol.Generate(id=engine.next_id(), text="Hi", max_tokens=4))
-    assert isinstance(last, protocol.RequestFinished)
-    assert outcomes.empty()
+    slow = protocol.Tokenize(id=engine.next_id(), text=LONG_TEXT * 3)
+    slow_outcomes = submit(engine, slow)
+    # Sent at once, so that the engine has only a few steps to do before they end, however busy the machine is.
+    tokenized = submit(engine, protocol.Tokenize(id=engine.next_id(), text="Hi"))
+    generated = submit(engine, protocol.Generate(id=engine.next_id(), text="Hi", max_tokens=4))
+    assert isinstance(tokenized.get(), protocol.Tokenized)
+    while not isinstance(event := generated.get(), protocol.RequestFinished):
+        assert isinstance(event, protocol.AnyEvent)
+    assert slow_outcomes.empty()
     engine.cancel(slow.id)
-    assert isinstance(outcomes.get(timeout=60), RequestCancelledError)
+    assert isinstance(slow_outcomes.get(), RequestCancelledError)
 
 
 def test_request_that_is_cancelled_before_its_text_is_tokenised_ends_as_usual(engine: EngineClient) -> None:
@@ -71,21 +65,21 @@ def test_cancellation_interrupts_the_tokenisation(engine: EngineClient) -> None:
     cancellation = Cancellation()
     timer = threading.Timer(0.1, cancellation.cancel)
     timer.start()
-    started_at = time.monotonic()
     with pytest.raises(RequestCancelledError):
         engine.tokenize(LONG_TEXT * 3, cancellation=cancellation)
-    assert time.monotonic() - started_at < 5
+    timer.join()
 
 
-@pytest.mark.parametrize("pre_tokenizer", ["gpt-4o", "tekken", "deepseek-v3", "minicpm5"])
-def test_long_runs_do_not_end_the_engine(tmp_path: Path, pre_tokenizer: str) -> None:
-    path = write_tiny_llama(tmp_path / "tiny.gguf", pre_tokenizer=pre_tokenizer)
+def test_long_runs_do_not_end_the_engine(tmp_path: Path) -> None:
     client = EngineClient()
     try:
-        client.load(load_request(client, path, n_ctx=256))
+        client.start()
         pid = client.pid
-        for text in ("ACGT" * 10_000, "Z" * 131_072, "\n" * 60_000):
-            assert len(client.tokenize(text)) >= len(text) // 4
+        for pre_tokenizer in ("gpt-4o", "tekken", "deepseek-v3", "minicpm5"):
+            path = write_tiny_llama(tmp_path / f"{pre_tokenizer}.gguf", pre_tokenizer=pre_tokenizer)
+            client.load(load_request(client, path, n_ctx=256))
+            for text in ("ACGT" * 10_000, "Z" * 131_072, "\n" * 60_000):
+                assert len(client.tokenize(text)) >= len(text) // 4
         assert client.pid == pid
     finally:
         client.close()

@@ -246,7 +246,7 @@ def top_gap_at_difference(model: Model, prompt: list[int], a: list[int], b: list
     if same == min(len(a), len(b)):
         assert len(a) == len(b)
         return math.inf
-    context = open_context(model, n_ctx=1024, n_threads=2)
+    context = open_context(model, n_ctx=1024, n_threads=1)
     for token in [*prompt, *a[:same]]:
         context.decode([token])
     logits = np.array(model.bindings.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
@@ -268,7 +268,7 @@ def test_real_models_generate_the_same_except_for_ties(
     noise = 0.03 if kind == "starter" else 0.01
 
     def context() -> Context:
-        return open_context(model, n_ctx=512, n_threads=2, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7)
+        return open_context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7)
 
     plain_context, drafting = context(), context()
     plain = generate(plain_context, request, prompt)
@@ -295,7 +295,7 @@ def test_starter_model_generates_the_same_with_its_own_drafts(native: Bindings, 
     text = "Repeat this list: red, green, blue, red, green, blue, red, green, blue, red, green,"
     prompt = model.tokenize(text, add_special=True, parse_special=False)
     request = Generate(id=1, max_tokens=120, sampling=Sampling(temperature=0.0), ignore_eog=True)
-    plain_context, context = (open_context(model, n_ctx=512, n_threads=2) for _ in range(2))
+    plain_context, context = (open_context(model, n_ctx=512, n_threads=1) for _ in range(2))
     plain = generate(plain_context, request, prompt)
     index = SuffixIndex(native.edgechat, 512)
     drafted = generate(

@@ -32,41 +32,37 @@ def generate(engine: EngineClient) -> list[int]:
     return [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
 
 
-def run(path: Path, options: LoadOptions, unused_ranges: tuple[FileRange, ...]) -> tuple[list[int], int]:
-    """Return the tokens of a reply, and the bytes of the mapped file in memory after it."""
-    engine = EngineClient()
-    try:
-        plan = make_manual_plan(
-            str(path), n_threads=2, n_ctx=options.n_ctx, n_seqs=options.n_seqs, use_extra_bufts=options.use_extra_bufts
-        )
-        engine.load(protocol.Load(id=engine.next_id(), plan=plan, unused_ranges=unused_ranges))
-        return generate(engine), count_resident_bytes(path, engine.pid or 0)
-    finally:
-        engine.close()
+def run(
+    engine: EngineClient, path: Path, options: LoadOptions, unused_ranges: tuple[FileRange, ...]
+) -> tuple[list[int], int]:
+    """Load a model; return the tokens of a reply, and the bytes of the mapped file in memory after it."""
+    plan = make_manual_plan(
+        str(path), n_threads=1, n_ctx=options.n_ctx, n_seqs=options.n_seqs, use_extra_bufts=options.use_extra_bufts
+    )
+    engine.load(protocol.Load(id=engine.next_id(), plan=plan, unused_ranges=unused_ranges))
+    return generate(engine), count_resident_bytes(path, engine.pid or 0)
 
 
 @pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M"])
-def test_only_the_used_weights_stay_in_memory(starter: Path, tmp_path: Path, quant: str) -> None:
+def test_only_the_used_weights_stay_in_memory(
+    empty_engine: EngineClient, starter: Path, tmp_path: Path, quant: str
+) -> None:
     (path,) = write_quants(starter, tmp_path, (quant,))
     profile = ModelProfile.from_header(read_header(path))
     options = LoadOptions(n_ctx=512, n_seqs=2)
-    engine = EngineClient()
-    try:
-        probe = protocol.ProbeMemory(id=engine.next_id(), model_path=str(path), options=options)
-        sizes = convert_reported_buffers(profile, options, engine.probe_memory(probe).memory)
-    finally:
-        engine.close()
+    probe = protocol.ProbeMemory(id=empty_engine.next_id(), model_path=str(path), options=options)
+    sizes = convert_reported_buffers(profile, options, empty_engine.probe_memory(probe).memory)
     assert sizes.weights + sizes.file_cache == profile.tensor_bytes
-    before, before_bytes = run(path, options, ())
-    after, after_bytes = run(path, options, list_unused_ranges(profile, options))
+    before, before_bytes = run(empty_engine, path, options, ())
+    after, after_bytes = run(empty_engine, path, options, list_unused_ranges(profile, options))
     assert before == after
     assert before_bytes >= profile.tensor_bytes - MIB
     # Rows of the token embedding return with their neighbours.
     assert after_bytes <= sizes.weights + before_bytes // 8
 
 
-def test_ranges_that_are_needed_only_cost_time(starter: Path) -> None:
+def test_ranges_that_are_needed_only_cost_time(empty_engine: EngineClient, starter: Path) -> None:
     """A wrong range is read again: no weights get lost."""
     options = LoadOptions(n_ctx=512, n_seqs=2, use_extra_bufts=False)
     whole_file = (FileRange(0, 0, starter.stat().st_size),)
-    assert run(starter, options, whole_file)[0] == run(starter, options, ())[0]
+    assert run(empty_engine, starter, options, whole_file)[0] == run(empty_engine, starter, options, ())[0]

@@ -72,7 +72,8 @@ def test_rule_that_cannot_be_enforced_leaves_no_message(tmp_path: Path) -> None:
 def test_ask_prints_json_that_matches_the_file(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text("\ufeff" + json.dumps(SCHEMA), encoding="utf-8")
-    arguments = ("ask", "-m", "starter", "--schema", str(file), "--no-stdin", "Are there 7 small apples?")
+    model = write_tiny_llama(tmp_path / "tiny.gguf")
+    arguments = ("ask", "-m", str(model), "--schema", str(file), "--no-stdin", "Are there 7 small apples?")
     result = cli(*arguments)
     assert result.returncode == 0, result.stderr
     check_reply(result.stdout)

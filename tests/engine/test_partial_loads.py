@@ -23,6 +23,11 @@ TOKENS = [1, *range(260, 290)]
 MIB = 1 << 20
 
 
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gemma4(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
+
+
 def read_profile(path: Path) -> ModelProfile:
     return ModelProfile.from_header(read_header(path))
 
@@ -70,18 +75,17 @@ def test_model_without_prediction_layers_counts_all(native: Bindings, tmp_path: 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
 @pytest.mark.parametrize("use_mmap", [True, False])
 def test_embeddings_for_each_layer_are_read_by_row(
-    native: Bindings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_mmap: bool
+    native: Bindings, gemma: Path, monkeypatch: pytest.MonkeyPatch, use_mmap: bool
 ) -> None:
-    path = write_tiny_gemma4(tmp_path / "gemma.gguf")
-    profile = read_profile(path)
+    profile = read_profile(gemma)
     table_bytes = next(t.size_bytes for t in profile.tensors if t.name == "per_layer_token_embd.weight")
     assert table_bytes > 20 * MIB > profile.tensor_bytes - table_bytes
     options = LoadOptions(n_ctx=256, n_seqs=1, use_mmap=use_mmap)
     replies, mapped_bytes = [], []
     for mode in (native.llama.LLAMA_LAZY_MODE_ON, native.llama.LLAMA_LAZY_MODE_OFF):
         monkeypatch.setattr(native.llama, "LLAMA_LAZY_MODE_ON", mode)
-        model = Model(native, path, options)
-        mapped_bytes.append(count_resident_bytes(path))
+        model = Model(native, gemma, options)
+        mapped_bytes.append(count_resident_bytes(gemma))
         replies.append(generate(model))
         model.close()
     assert replies[0] == replies[1]
@@ -92,14 +96,13 @@ def test_embeddings_for_each_layer_are_read_by_row(
 
 
 @pytest.mark.parametrize("use_mmap", [True, False])
-def test_embeddings_for_each_layer_are_not_counted(native: Bindings, tmp_path: Path, use_mmap: bool) -> None:
-    path = write_tiny_gemma4(tmp_path / "gemma.gguf")
-    profile = read_profile(path)
+def test_embeddings_for_each_layer_are_not_counted(native: Bindings, gemma: Path, use_mmap: bool) -> None:
+    profile = read_profile(gemma)
     table_bytes = next(t.size_bytes for t in profile.tensors if t.name == "per_layer_token_embd.weight")
     options = LoadOptions(n_ctx=256, n_seqs=1, use_mmap=use_mmap)
     estimator = MemoryEstimator()
     try:
-        exact = convert_reported_buffers(profile, options, estimator.estimate(native, path, options))
+        exact = convert_reported_buffers(profile, options, estimator.estimate(native, gemma, options))
     finally:
         estimator.close()
     formula = estimate_buffers(profile, options)

@@ -34,7 +34,7 @@ class CachedContext:
         self, model: Model, folder: Path | None = None, *, n_seqs: int = 4, n_ctx: int = N_CTX, kv_type: KvType = "f16"
     ) -> None:
         self.context = open_context(
-            model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs, kv_type=kv_type
+            model, n_ctx=n_ctx, n_threads=1, n_batch=128, n_ubatch=128, n_seqs=n_seqs, kv_type=kv_type
         )
         self.disk = DiskTier(folder, 1 << 30, lambda pause: "identity") if folder is not None else None
         if self.disk is not None:
@@ -79,10 +79,12 @@ class CachedContext:
         return cached, logits
 
     def save_all(self) -> None:
-        until(lambda: not (self.cache.idle_step() or (self.disk is not None and self.disk.is_busy)), interval_s=0.001)
+        # First `is_busy`, because `idle_step` saves nothing while the disk is busy.
+        until(lambda: not ((self.disk is not None and self.disk.is_busy) or self.cache.idle_step()), interval_s=0.001)
 
     def close(self) -> None:
-        self.cache.finish(10)
+        self.save_all()
+        self.cache.finish(60)
         self.context.close()
 
 
@@ -116,11 +118,13 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(10, 340, n)]
 
 
-@pytest.fixture(params=[*KINDS, "starter"])
-def model(request: pytest.FixtureRequest, native: Bindings, starter: Path, tmp_path: Path) -> Model:
+@pytest.fixture(scope="module", params=[*KINDS, "starter"])
+def model(
+    request: pytest.FixtureRequest, native: Bindings, starter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Model:
     if request.param == "starter":
         return Model(native, starter)
-    return Model(native, write_tiny(tmp_path / "tiny.gguf", request.param))
+    return Model(native, write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", request.param))
 
 
 def test_batch_noise_is_smaller_than_the_effect_of_wrong_tokens(model: Model) -> None:
@@ -263,7 +267,7 @@ def test_sequence_cannot_rewind_into_a_gap_before_a_restored_window(native: Bind
     """The restored window starts later than the existing tokens end, so the cells in between are missing."""
     model = Model(native, write_tiny(tmp_path / "sliding.gguf", "sliding"))
     tokens = random_tokens(300)
-    context = open_context(model, n_ctx=N_CTX, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=3)
+    context = open_context(model, n_ctx=N_CTX, n_threads=1, n_batch=128, n_ubatch=128, n_seqs=3)
     for start in range(0, 300, 100):
         context.decode(tokens[start : start + 100])
     data = context.save(0, 1, 300)
@@ -286,7 +290,7 @@ def test_sequence_cannot_rewind_into_a_gap_before_a_restored_window(native: Bind
 
 def test_padding_tokens_leave_nothing_behind(native: Bindings, starter: Path) -> None:
     model = Model(native, starter)
-    context = open_context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    context = open_context(model, n_ctx=1024, n_threads=1, n_seqs=1)
     prompt, rest = random_tokens(900), random_tokens(58, 1)
     for start in range(0, 900, 450):
         context.decode(prompt[start : start + 450])
@@ -298,7 +302,7 @@ def test_padding_tokens_leave_nothing_behind(native: Bindings, starter: Path) ->
     context.decode(random_tokens(60, 2))  # 1018 of 1024 cells: no padding fits
     assert len(context.tokens()) == 1018
     context.close()
-    plain = open_context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    plain = open_context(model, n_ctx=1024, n_threads=1, n_seqs=1)
     for start in range(0, 900, 450):
         plain.decode(prompt[start : start + 450])
     plain.decode(rest[:29])
