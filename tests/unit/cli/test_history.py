@@ -116,7 +116,8 @@ def test_import_names_bad_files_and_continues(
     result = cli("history", "import", str(empty), str(folder), str(good), str(tmp_path / "missing"))
     assert result.returncode == 2
     assert "good.json: 3 conversations and 9 messages added" in result.stdout
-    assert result.stderr.splitlines() == [
+    # On a busy machine, an import that takes ten seconds reports its progress.
+    assert [line for line in result.stderr.splitlines() if not line.startswith("Reading ")] == [
         f"edgechat: Cannot import {empty}: the file is empty.",
         f"edgechat: Cannot import {folder}: it is a folder. Import the files in it.",
         f"edgechat: Cannot read {tmp_path / 'missing'}: No such file or directory.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
     running.write_text(
         json.dumps({"pid": pid, "started_s": read_process_start_time(pid), "model_path": "m.gguf", "total_bytes": 1})
     )
-    done = cli("uninstall", "--purge", "--yes")
+    done = cli("uninstall", "--purge", "--yes", stdin=subprocess.DEVNULL)  # in another process than the running one
     assert done.returncode == 2
     assert str(pid) in done.stderr
     assert (used / "data" / "history.db").exists()
