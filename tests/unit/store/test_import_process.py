@@ -49,6 +49,12 @@ def database(*statements: str) -> bytes:
             return file.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def long_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the reader of a small file more time on a busy machine."""
+    monkeypatch.setattr(import_process, "_MIN_TIMEOUT_S", 600.0)
+
+
 RESPONSES = "CREATE TABLE responses (id, model, prompt, system, response, conversation_id, datetime_utc)"
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
