@@ -168,10 +168,10 @@ def test_replies_outlive_the_sliding_window_that_they_share(open_model: Open, ki
     growing, fixed = open_model(kind, growth=GROWTH), open_model(kind)
     prompt = make_tokens(450)
     for model in (growing, fixed):
-        request_id = model.start(prompt, n_sequences=n_sequences, max_tokens=300)
+        request_id = model.start(prompt, n_sequences=n_sequences, max_tokens=150)
         model.finish()
         replies = [model.tokens(request_id, i) for i in range(n_sequences)]
-        assert [len(reply) for reply in replies] == [300] * n_sequences
+        assert [len(reply) for reply in replies] == [150] * n_sequences
         assert all(model.find_difference(prompt, reply) is None for reply in replies)
     assert growing.lengths[-1] in {1024, 2048}
 
