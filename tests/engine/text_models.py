@@ -87,15 +87,17 @@ class SteppedModel:
             for token in event.tokens
         ]
 
-    def find_difference(self, prompt: list[int], tokens: list[int]) -> int | None:
+    def find_difference(self, prompt: list[int], tokens: list[int], **fields: Any) -> int | None:
         """Return the index of the first of `tokens` that this model does not generate after `prompt`; None without one.
 
         Each token is compared after all tokens before it. It counts as generated if the difference between its logprob
-        and that of the likeliest token is a rounding difference.
+        and that of the likeliest token is a rounding difference. `fields` are further fields of the request.
         """
         if not tokens:
             return None
-        request_id = self.start(prompt, max_tokens=len(tokens), forced_tokens=tokens, n_logprobs=1, ephemeral=True)
+        request_id = self.start(
+            prompt, max_tokens=len(tokens), forced_tokens=tokens, n_logprobs=1, ephemeral=True, **fields
+        )
         self.finish()
         events = [e for e in self.events if isinstance(e, protocol.TokensGenerated) and e.id == request_id]
         logprobs = [item for event in events for item in event.logprobs]
