@@ -287,10 +287,6 @@ class PendingRequest:
         elif isinstance(event, EdgechatError | protocol.RequestFinished):
             self._outcome.put(event)
 
-    @property
-    def is_running(self) -> bool:
-        return self._outcome.empty()
-
     def result(self) -> protocol.RequestFinished:
         event = self._outcome.get(timeout=100)
         assert isinstance(event, protocol.RequestFinished), event
@@ -307,27 +303,28 @@ def submit(engine: EngineClient, seed: int, **options: Any) -> PendingRequest:
 
 
 def test_parallel_requests_share_decode_steps(engine: EngineClient) -> None:
-    together = [submit(engine, seed, max_tokens=120) for seed in range(2)]
-    assert all(pending.has_started.wait(100) for pending in together)
-    assert all(pending.is_running for pending in together)  # the second one did not wait for the first
-    for pending in together:
-        result = pending.result()
-        assert result.finish_reason == "length"
-        assert len(pending.tokens[0]) == result.stats.completion_tokens == 120
+    first = submit(engine, 0, max_tokens=1900)
+    assert first.has_started.wait(100)
+    second = submit(engine, 1, max_tokens=40)
+    result = second.result()
+    assert result.finish_reason == "length"
+    assert len(second.tokens[0]) == result.stats.completion_tokens == 40
+    engine.cancel(first.id)
+    assert first.result().finish_reason == "cancelled"  # the second one did not wait for the first
 
 
 def test_cancelling_one_request_leaves_the_others_running(engine: EngineClient) -> None:
-    finishing, cancelled = submit(engine, 5, max_tokens=60), submit(engine, 6, max_tokens=1500)
+    finishing, cancelled = submit(engine, 5, max_tokens=30), submit(engine, 6, max_tokens=1500)
     assert cancelled.has_started.wait(100)
     engine.cancel(cancelled.id)
     assert cancelled.result().finish_reason == "cancelled"
     assert finishing.result().finish_reason == "length"
-    assert len(finishing.tokens[0]) == 60
+    assert len(finishing.tokens[0]) == 30
 
 
 def test_shared_prompt_prefix_is_prefilled_once(engine: EngineClient) -> None:
     shared = [7 + i % 900 for i in range(600)]
-    first, second = (submit(engine, seed, tokens=[*shared, 400 + seed, 500], max_tokens=40) for seed in (1, 2))
+    first, second = (submit(engine, seed, tokens=[*shared, 400 + seed, 500], max_tokens=4) for seed in (1, 2))
     assert first.result().stats.cached_tokens < 50
     assert second.result().stats.cached_tokens >= len(shared)
 
@@ -341,16 +338,15 @@ def test_running_and_waiting_requests_can_all_be_cancelled(engine: EngineClient)
 
 
 def test_tokenize_and_stats_do_not_wait_for_a_running_generation(engine: EngineClient) -> None:
-    pending = submit(engine, 3, max_tokens=1000)
+    pending = submit(engine, 3, max_tokens=1900)
     assert pending.has_started.wait(100)
     assert engine.tokenize("Hello there")
     assert engine.stats().context_tokens >= 0
-    assert pending.is_running
     engine.cancel(pending.id)
-    pending.result()
+    assert pending.result().finish_reason == "cancelled"  # it had not ended
 
 
 def test_requests_that_exceed_the_context_together_are_all_completed(engine: EngineClient) -> None:
-    """A context of 2,048 cells, and 6 requests that need 900 tokens each."""
-    requests = [submit(engine, seed, n_prompt=700, max_tokens=200) for seed in range(6)]
-    assert [pending.result().stats.completion_tokens for pending in requests] == [200] * 6
+    """A context of 2,048 cells, and 3 requests that need 730 tokens each."""
+    requests = [submit(engine, seed, n_prompt=650, max_tokens=80) for seed in range(3)]
+    assert [pending.result().stats.completion_tokens for pending in requests] == [80] * 3

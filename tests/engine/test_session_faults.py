@@ -44,7 +44,7 @@ def test_stopped_reply_is_kept_and_can_be_continued(open_chat: Callable[..., Ope
 def test_killed_engine_leaves_an_interrupted_reply_and_restarts(
     open_chat: Callable[..., OpenChat],
 ) -> None:
-    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=400))
+    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=1500))
     reply = chat.session.send("Tell me a very long story.")
     next(e for e in reply if isinstance(e, events.ReplyTextGenerated))
     assert chat.session.model.engine.pid is not None
@@ -92,7 +92,7 @@ def test_two_sessions_of_one_conversation_keep_both_branches(open_chat: Callable
 
 
 def test_reply_claimed_by_another_process_is_kept_as_an_alternative(open_chat: Callable[..., OpenChat]) -> None:
-    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=300))
+    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=40))
     other = open_store()
     claimed = False
     for event in chat.session.send("Tell me a very long story."):
@@ -112,7 +112,7 @@ def test_reply_claimed_by_another_process_is_kept_as_an_alternative(open_chat: C
 
 
 def test_closing_the_session_saves_the_partial_reply(open_chat: Callable[..., OpenChat]) -> None:
-    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=400))
+    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=1500))
     texts: list[str] = []
     has_started = threading.Event()
 
@@ -124,9 +124,9 @@ def test_closing_the_session_saves_the_partial_reply(open_chat: Callable[..., Op
 
     thread = threading.Thread(target=consume)
     thread.start()
-    assert has_started.wait(20)
+    assert has_started.wait(60)
     chat.session.close()
-    thread.join(timeout=10)
+    thread.join()
     store = open_store()
     reply = store.messages(chat.session.conversation.id)[1]
     assert reply.text == "".join(texts)  # not only the text of the last checkpoint
@@ -144,8 +144,19 @@ def test_stop_after_the_end_of_a_reply_does_not_stop_the_next_one(open_chat: Cal
     assert chat.run(chat.session.send("And again.")).finish_reason == "cancelled"  # stopped before it started
 
 
-def test_temporarily_full_disk_loses_no_text(open_chat: Callable[..., OpenChat]) -> None:
-    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=200))
+def test_temporarily_full_disk_loses_no_text(
+    open_chat: Callable[..., OpenChat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_written = threading.Event()
+    write = recorder.ReplyRecorder._write
+
+    def write_and_report(self: recorder.ReplyRecorder) -> None:
+        write(self)
+        has_written.set()
+
+    monkeypatch.setattr(recorder, "CHECKPOINT_TOKENS", 1)
+    monkeypatch.setattr(recorder.ReplyRecorder, "_write", write_and_report)
+    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=30))
     store = chat.session.store
     assert isinstance(store, SqliteStore)
     notices = []
@@ -155,6 +166,8 @@ def test_temporarily_full_disk_loses_no_text(open_chat: Callable[..., OpenChat])
             store.database.connection.execute("PRAGMA query_only = ON")  # every write fails from here on
         if isinstance(event, events.ReplySaveFailed):
             notices.append(event.reason)
+        if isinstance(event, events.ReplyTextGenerated):
+            assert has_written.wait(60)
         n_after += bool(notices) and isinstance(event, events.ReplyTextGenerated)
         last = event
     assert isinstance(last, events.TurnFinished)

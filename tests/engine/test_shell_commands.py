@@ -12,7 +12,10 @@ from tests.conftest import Cli
 
 
 @pytest.mark.slow
-def test_do_without_a_terminal_runs_nothing_and_saves_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_do_without_a_terminal_runs_nothing_and_saves_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECHAT_STRICT", "true")  # so that both processes write the same command
     arguments = ("do", "-m", "starter", "remove all files in the folder")
     (tmp_path / "file").touch()
     result = cli(*arguments, cwd=tmp_path)
