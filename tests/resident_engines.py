@@ -37,8 +37,10 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 def read_status() -> protocol.EngineStatus:
-    """Return the status of the only engine."""
+    """Return the status of the only engine, which a busy machine can delay."""
     [record] = list_records()
-    status = resident_client.read_status(record)
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := resident_client.read_status(record)) is None and time.monotonic() < deadline:
+        assert record.is_running
     assert status is not None
     return status
