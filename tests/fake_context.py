@@ -28,6 +28,7 @@ class FakeModel:
         self.end_logit = end_logit
         self.control_tokens: dict[str, int] = {}
         self.n_ctx_train = 0
+        self._logits: dict[object, list[float]] = {}
 
     def is_eog(self, token: int) -> bool:
         return token == END
@@ -40,10 +41,14 @@ class FakeModel:
 
     def logits(self, tokens: Sequence[int]) -> list[float]:
         """Compute logits from the last three tokens and `depth // 40`, so that texts often repeat themselves."""
-        rng = random.Random(f"{tokens[-3:]} {len(tokens) // 40}")
-        return [
-            rng.gauss(0, self.flatness) + (self.end_logit if token == END else 0.0) for token in range(self.n_vocab)
-        ]
+        seed = f"{tokens[-3:]} {len(tokens) // 40}"
+        key = seed, self.flatness, self.end_logit
+        if key not in self._logits:
+            rng = random.Random(seed)
+            self._logits[key] = [
+                rng.gauss(0, self.flatness) + (self.end_logit if token == END else 0.0) for token in range(self.n_vocab)
+            ]
+        return self._logits[key]
 
 
 class FakeContext:
@@ -157,7 +162,9 @@ class FakeSampler(Sampler):
 
     def _sample_logits(self, row: list[float]) -> int:  # type: ignore[override]
         llama = self._llama
-        data = (llama.llama_token_data * len(row))(*[llama.llama_token_data(i, x, 0.0) for i, x in enumerate(row)])
+        candidates = np.zeros(len(row), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        candidates["id"], candidates["logit"] = np.arange(len(row)), row
+        data = candidates.ctypes.data_as(ctypes.POINTER(llama.llama_token_data))
         array = llama.llama_token_data_array(data, len(row), -1, False)
         llama.llama_sampler_apply(self.pointer, ctypes.byref(array))
         token = int(array.data[array.selected].id)
