@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -22,8 +23,10 @@ from edgechat.prompt.reasoning import (
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thoughts import KNOWN_TAGS
+from tests.fuzzing import shorten
 from tests.llama_cpp import read_templates
 
+T = TypeVar("T")
 # Shapes of conversations: s(ystem), u(ser), a(ssistant); a reply at the end is continued.
 SHAPES = (
     "u", "su", "uau", "suau", "uasu", "suasu", "us", "uas", "au", "sau", "uaau", "uu", "s", "ssu", "ua", "sua", "a",
@@ -114,6 +117,15 @@ def test_reasoning_can_be_switched_off_where_the_template_supports_it(
         assert on != off, name
 
 
+def select(items: Sequence[T], number: int) -> Sequence[T]:
+    """Return what to try with the template of a number: a quarter of `items`, so that four templates have all.
+
+    If no test is shortened, each template has all.
+    """
+    step = shorten(1, 4)
+    return items[number % step :: step]
+
+
 class TextEngine:
     """Stands for an engine: keeps the text of the last prompt."""
 
@@ -164,6 +176,7 @@ def make_messages(shape: str) -> list[PromptMessage]:
     return messages
 
 
+@functools.cache  # each builder first finds out what its template does
 def make_builder(template: str, renderer: Renderer) -> tuple[PromptBuilder, TextEngine]:
     engine = TextEngine()
     properties = Loaded(
@@ -198,9 +211,9 @@ def check_texts(name: str, template: str, renderer: Renderer, messages: list[Pro
     assert all(is_rendered) if name not in WITHOUT_CALLS else not any(is_rendered), (name, messages, text)
 
 
-def test_every_template_takes_every_shape_of_conversation_with_all_its_texts(renderer: Renderer) -> None:
-    for name, template in read_templates().items():
-        for shape in SHAPES:
+def test_templates_take_every_shape_of_conversation_with_all_its_texts(renderer: Renderer) -> None:
+    for number, (name, template) in enumerate(read_templates().items()):
+        for shape in select(SHAPES, number):
             messages = [PromptMessage(ROLES[letter], f"text {i} of {letter}") for i, letter in enumerate(shape)]
             try:
                 text = build(template, renderer, messages)
@@ -215,8 +228,8 @@ def test_no_template_leaves_out_a_short_or_repeated_text(renderer: Renderer) -> 
         "suas": ["You are a bot. Answer in English.", "Hi", "Hello.", "Answer in English."], "uaau": ["a"] * 4,
         "ssu": ["system", "system", "Hi"],
     }  # fmt: skip
-    for name, template in read_templates().items():
-        for shape, texts in contents.items():
+    for number, (name, template) in enumerate(read_templates().items()):
+        for shape, texts in select(list(contents.items()), number):
             messages = [PromptMessage(ROLES[letter], text) for letter, text in zip(shape, texts, strict=True)]
             prompt = build(template, renderer, messages)
             for i, message in enumerate(messages):
@@ -237,17 +250,17 @@ def test_reply_with_reasoning_in_its_content_is_accepted(renderer: Renderer, tag
 
 
 def test_reply_that_mentions_tags_of_the_template_keeps_its_text(renderer: Renderer) -> None:
-    for name, template in read_templates().items():
+    for number, (name, template) in enumerate(read_templates().items()):
         tags = [*find_searched_tags(template), *(tag for pair in KNOWN_TAGS for tag in pair)]
-        for tag in dict.fromkeys(tags):
+        for tag in select(list(dict.fromkeys(tags)), number):
             reply = f"They close it with {tag} there."
             text = build(template, renderer, [*QUESTION, PromptMessage("assistant", reply), LATER[-1]])
             assert reply in text, (name, tag)
 
 
-def test_every_template_with_tools_takes_every_shape_of_calls_and_results(renderer: Renderer) -> None:
-    for name, template in read_native_templates(renderer).items():
-        for shape in TOOL_SHAPES:
+def test_templates_with_tools_take_every_shape_of_calls_and_results(renderer: Renderer) -> None:
+    for number, (name, template) in enumerate(read_native_templates(renderer).items()):
+        for shape in select(TOOL_SHAPES, number):
             check_texts(name, template, renderer, make_messages(shape))
 
 
