@@ -1,4 +1,4 @@
-"""The reasoning benchmark with the starter model."""
+"""The reasoning benchmark with tiny models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import pytest
 
 from edgechat.bench.reasoning import ReasoningWorkload, parse_method, run
 from edgechat.errors import UsageError
-from tests.models import write_tiny_llama
+from tests.models import write_parrot, write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a model whose replies are complete after a few tokens."""
+    return write_parrot(tmp_path_factory.mktemp("models") / "parrot.gguf", "1A")
 
 
 @pytest.mark.slow
-def test_all_methods_answer_the_same_tasks(starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_methods_answer_the_same_tasks(parrot: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
     methods = [parse_method(name) for name in ("single", "agree3", "likely2", "judge2")]
     seen: list[str] = []
     report = run(
-        ReasoningWorkload(model=starter, methods=methods, n_tasks=2, temperature=0.7, max_tokens=24), seen.append
+        ReasoningWorkload(model=parrot, methods=methods, n_tasks=2, temperature=0.7, max_tokens=24), seen.append
     )
     assert report.n_tasks == 2
     assert {name: len(correct) for name, correct in report.correct.items()} == {method.name: 2 for method in methods}
@@ -30,22 +36,20 @@ def test_all_methods_answer_the_same_tasks(starter: Path, warm_verdicts: Path, m
 
 
 @pytest.mark.slow
-def test_parallel_tasks_stay_in_order(starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_tasks_stay_in_order(parrot: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
     methods = [parse_method(name) for name in ("single", "agree3")]
-    workload = ReasoningWorkload(model=starter, methods=methods, n_tasks=6, temperature=0.7, max_tokens=4, n_parallel=3)
+    workload = ReasoningWorkload(model=parrot, methods=methods, n_tasks=6, temperature=0.7, max_tokens=4, n_parallel=3)
     report = run(workload)
     assert report.n_tasks == 6
     assert list(report.methods[0].accuracy_by_kind) == ["arithmetic", "choice", "json"]  # the order of the tasks
 
 
 @pytest.mark.slow
-def test_model_without_reasoning_is_refused(
-    starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_without_reasoning_is_refused(parrot: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
     workload = ReasoningWorkload(
-        model=starter, methods=[parse_method("think64")], n_tasks=1, temperature=0.7, max_tokens=4
+        model=parrot, methods=[parse_method("think64")], n_tasks=1, temperature=0.7, max_tokens=4
     )
     with pytest.raises(UsageError, match="does not reason"):
         run(workload)
@@ -69,11 +73,11 @@ def test_reasoning_is_limited(tmp_path: Path, warm_verdicts: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_no_task_starts_after_the_time_limit(
-    starter: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
+    parrot: Path, warm_verdicts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
     workload = ReasoningWorkload(
-        model=starter, methods=[parse_method("single")], n_tasks=5, temperature=0.7, max_tokens=4
+        model=parrot, methods=[parse_method("single")], n_tasks=5, temperature=0.7, max_tokens=4
     )
     report = run(workload, time_limit_s=0.0)
     assert report.n_tasks == 0

@@ -11,7 +11,7 @@ from edgechat.config import Settings
 from edgechat.prompt.agreement.picker import PickMethod
 from tests.engine.chats import OpenChat
 
-SETTINGS = Settings(temperature=0.8, max_tokens=40, n_ctx=2048, seed=1)
+SETTINGS = Settings(temperature=0.8, max_tokens=24, n_ctx=2048, seed=1)
 QUESTION = "Say hello in one short sentence."
 
 
@@ -41,7 +41,7 @@ def test_picked_reply_is_stored_with_its_alternatives(open_chat: Callable[..., O
 
 @pytest.mark.slow
 def test_rounds_read_the_prompt_once(open_chat: Callable[..., OpenChat]) -> None:
-    chat = open_chat(SETTINGS)
+    chat = open_chat(Settings(temperature=0.8, max_tokens=4, n_ctx=2048, seed=1))
     question = "List the months. " * 20
     *_, finished = chat.session.send(question, n_replies=10, pick="likely")
     assert isinstance(finished, (events.TurnFinished, events.TurnInterrupted))
