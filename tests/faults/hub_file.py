@@ -13,7 +13,7 @@ from edgechat.catalogue.download.request import DownloadRequest, RetryPolicy
 from edgechat.errors import HubError
 from tests.hub import Faults, LocalHub
 
-QUICK = RetryPolicy(max_tries=3, first_pause_s=0.01, read_timeout_s=0.5, growth_interval_s=0.2)
+QUICK = RetryPolicy(max_tries=3, first_pause_s=0.01, growth_interval_s=0.05)
 BODY = random.Random(1).randbytes(3_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 NAME = "own/repo"
