@@ -1,14 +1,17 @@
 """The command line with scripted replies: `python -m tests.cli.scripted_command ask ...`.
 
-Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words),
-and MODEL (the setting, default: scripted).
+Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words), MODEL (the setting, default:
+scripted), and GATE (path of a file that replies wait for after 20 tokens; default: they do not wait).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from edgechat.bench.scripted_session import Script, ScriptedEngine, ScriptedSession
 from edgechat.chat.session import Session
@@ -21,9 +24,19 @@ from edgechat.store import open_store
 LONG_REPLY = " ".join(f"word{number}" for number in range(5000))
 
 
+def _open_gate(script: Script, gate: Path) -> None:
+    while not gate.exists():
+        time.sleep(0.01)
+    script.may_continue.set()
+
+
 def prepare_session(**options: object) -> tuple[Callable[[], Session], list[str]]:
     """Replace the function of the same name in `edgechat.cli.session_factory`."""
     script = Script([os.environ.get("REPLY", LONG_REPLY)], float(os.environ.get("TOKEN_INTERVAL_S", "0.01")))
+    if gate := os.environ.get("GATE"):
+        script.pause_after_tokens = 20
+        script.may_continue.clear()
+        threading.Thread(target=_open_gate, args=(script, Path(gate)), daemon=True).start()
 
     def make_session() -> Session:
         store = open_store()
