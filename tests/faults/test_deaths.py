@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -30,17 +32,32 @@ LONG = [
 
 
 def engine_of(parent: int) -> psutil.Process | None:
-    for child in psutil.Process(parent).children():
-        if "_engine" in child.cmdline():
-            return child
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(parent).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # another child that has ended
+                if "_engine" in child.cmdline():
+                    return child
     return None
 
 
-def start() -> subprocess.Popen[bytes]:
-    """Start `edgechat ask` with a long reply and wait for its first bytes."""
+def wait_for_end(process: psutil.Process) -> None:
+    """Wait until a process that is not a child of this one has ended."""
+
+    def has_ended() -> bool:
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    until(has_ended)
+
+
+def start(program: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start `edgechat ask` with a long reply and wait for its first bytes; `program` is used instead of `edgechat`."""
     process = subprocess.Popen(
-        edgechat_command(*LONG), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [*(program or edgechat_command()), *LONG], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.read(20)
     return process
@@ -51,7 +68,7 @@ def test_killed_engine_ends_ask_with_code_4_and_names_the_signal() -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     engine.kill()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 4
     assert b"SIGKILL" in err
     assert b"Traceback" not in err
@@ -64,14 +81,14 @@ def test_engine_exits_when_its_client_is_killed(kill: signal.Signals) -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     process.send_signal(kill)
-    process.communicate(timeout=60)
-    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=5)
+    process.communicate(timeout=120)
+    wait_for_end(engine)
 
 
 def test_ctrl_c_exits_with_code_130_and_a_complete_line() -> None:
     process = start()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert out.endswith(b"\n")
     assert b"Traceback" not in err
@@ -82,7 +99,7 @@ def test_closed_output_pipe_exits_with_code_141_and_no_message() -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=120) == 141
     assert remove_notes(process.stderr.read().decode()) == ""
     process.stderr.close()
 
@@ -129,7 +146,7 @@ def run_on_terminal(*arguments: str) -> bytes:
             output += os.read(main, 65536)
         except OSError:  # the child closed its end
             break
-    child.wait(timeout=60)
+    child.wait(timeout=120)
     os.close(main)
     return output
 
@@ -150,7 +167,7 @@ def test_crashed_engine_shows_its_last_log_lines() -> None:
     engine = engine_of(process.pid)
     assert engine is not None
     engine.send_signal(signal.SIGSEGV)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 4
     assert b"SIGSEGV" in err
     assert b"last log lines" in err
