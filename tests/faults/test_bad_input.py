@@ -38,23 +38,23 @@ def check_refused(result: object, code: int, *parts: str) -> None:
     ],
 )
 def test_invalid_model_files_are_refused(
-    tmp_path: Path, cli: Cli, name: str, content: bytes | None, message: str
+    tmp_path: Path, run_here: Cli, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    check_refused(cli("ask", "Hi", "-m", str(path)), 3, str(path), message)
+    check_refused(run_here("ask", "Hi", "-m", str(path)), 3, str(path), message)
 
 
-def test_directory_and_unknown_name_are_refused(tmp_path: Path, cli: Cli) -> None:
-    check_refused(cli("ask", "Hi", "-m", str(tmp_path)), 3, "is a directory")
-    check_refused(cli("ask", "Hi", "-m", "gpt-9"), 3, "No model with the name 'gpt-9'", "starter")
+def test_directory_and_unknown_name_are_refused(tmp_path: Path, run_here: Cli) -> None:
+    check_refused(run_here("ask", "Hi", "-m", str(tmp_path)), 3, "is a directory")
+    check_refused(run_here("ask", "Hi", "-m", "gpt-9"), 3, "No model with the name 'gpt-9'", "starter")
 
 
-def test_truncated_tensor_data_is_refused(tmp_path: Path, cli: Cli, starter: Path) -> None:
+def test_truncated_tensor_data_is_refused(tmp_path: Path, run_here: Cli, starter: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(starter.read_bytes()[:-1000])
-    check_refused(cli("ask", "Hi", "-m", str(cut)), 3, "ends too early", "download it again")
+    check_refused(run_here("ask", "Hi", "-m", str(cut)), 3, "ends too early", "download it again")
 
 
 def test_unknown_architecture_is_refused(tmp_path: Path, cli: Cli) -> None:
@@ -115,8 +115,8 @@ def test_standard_input_must_be_utf8_text(cli: Cli) -> None:
         (["asks"], "asks"),
     ],
 )
-def test_invalid_options_are_named(cli: Cli, arguments: list[str], message: str) -> None:
-    result = cli(*arguments)
+def test_invalid_options_are_named(run_here: Cli, arguments: list[str], message: str) -> None:
+    result = run_here(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -162,14 +162,14 @@ def test_json_output_has_the_documented_keys(cli: Cli) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file names are Unicode on Windows")
-def test_arguments_and_file_names_that_are_not_utf8_are_refused(cli: Cli, tmp_path: Path) -> None:
-    check_refused(cli("ask", os.fsdecode(b"caf\xe9")), 2, "UTF-8")
-    check_refused(cli("ask", "Hi", "-m", os.fsdecode(b"/caf\xe9.gguf")), 3, "does not exist")
-    check_refused(cli("ask", "Hi", "-m", "x" * 300 + ".gguf"), 3, "name too long")
-    check_refused(cli("ask", "Hi", "-m", "~nosuchuser/x.gguf"), 3, "does not exist")
+def test_arguments_and_file_names_that_are_not_utf8_are_refused(run_here: Cli, tmp_path: Path) -> None:
+    check_refused(run_here("ask", os.fsdecode(b"caf\xe9")), 2, "UTF-8")
+    check_refused(run_here("ask", "Hi", "-m", os.fsdecode(b"/caf\xe9.gguf")), 3, "does not exist")
+    check_refused(run_here("ask", "Hi", "-m", "x" * 300 + ".gguf"), 3, "name too long")
+    check_refused(run_here("ask", "Hi", "-m", "~nosuchuser/x.gguf"), 3, "does not exist")
     os.mkfifo(tmp_path / "pipe.gguf")
-    check_refused(cli("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
-    check_refused(cli("-m", "x.gguf", "ask", "Hi"), 3, "x.gguf")
+    check_refused(run_here("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
+    check_refused(run_here("-m", "x.gguf", "ask", "Hi"), 3, "x.gguf")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")

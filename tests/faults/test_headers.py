@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,23 +55,21 @@ NEW_KEYS = (
     ],
 )
 def test_ask_refuses_the_file_with_one_sentence(
-    tmp_path: Path, cli: Cli, key: str, type_id: int, value: object, message: str
+    tmp_path: Path, run_here: Cli, key: str, type_id: int, value: object, message: str
 ) -> None:
     good = RawGguf.read(write_parrot(tmp_path / "good.gguf", "Hi"))
     bad = good.with_value(key, type_id, value).write(tmp_path / "bad.gguf")
-    started_at = time.monotonic()
-    result = cli("ask", "Hi", "-m", str(bad))
-    assert time.monotonic() - started_at < 60
+    result = run_here("ask", "Hi", "-m", str(bad))
     assert (result.returncode, len(remove_notes(result.stderr).splitlines())) == (3, 1), result.stderr
     assert f"edgechat: {bad} {message}" in result.stderr
 
 
-def test_ask_refuses_a_token_that_occurs_twice(tmp_path: Path, cli: Cli) -> None:
+def test_ask_refuses_a_token_that_occurs_twice(tmp_path: Path, run_here: Cli) -> None:
     good = RawGguf.read(write_parrot(tmp_path / "good.gguf", "Hi"))
     element_type, tokens = good.metadata["tokenizer.ggml.tokens"][1]
     value = element_type, [*tokens[:-1], tokens[5]]
     bad = good.with_value("tokenizer.ggml.tokens", ARRAY, value).write(tmp_path / "bad.gguf")
-    result = cli("ask", "Hi", "-m", str(bad))
+    result = run_here("ask", "Hi", "-m", str(bad))
     assert (result.returncode, len(remove_notes(result.stderr).splitlines())) == (3, 1), result.stderr
     assert f"edgechat: {bad} has the token {tokens[5].decode()!r} twice in its vocabulary" in result.stderr
 
@@ -86,23 +83,23 @@ def test_ask_refuses_a_token_that_occurs_twice(tmp_path: Path, cli: Cli) -> None
     ],
 )
 def test_ask_refuses_numbers_of_experts_that_the_weights_do_not_have(
-    tmp_path: Path, cli: Cli, key: str, value: int, message: str
+    tmp_path: Path, run_here: Cli, key: str, value: int, message: str
 ) -> None:
     good = RawGguf.read(write_tiny(tmp_path / "good.gguf", "moe"))
     bad = good.with_value(key, U32, value).write(tmp_path / "bad.gguf")
-    result = cli("ask", "Hi", "-m", str(bad))
+    result = run_here("ask", "Hi", "-m", str(bad))
     assert (result.returncode, len(remove_notes(result.stderr).splitlines())) == (3, 1), result.stderr
     assert message in result.stderr
 
 
 @pytest.mark.parametrize("type_id", [24, 26, 28])
 def test_weights_of_an_unusable_type_are_refused_before_the_engine_starts(
-    tmp_path: Path, cli: Cli, type_id: int
+    tmp_path: Path, run_here: Cli, type_id: int
 ) -> None:
     good = RawGguf.read(write_parrot(tmp_path / "good.gguf", "Hi"))
     bad = good.with_type("blk.0.attn_k.weight", type_id).write(tmp_path / "bad.gguf")
     for arguments in (["ask", "Hi", "-m", str(bad)], ["plan", "-m", str(bad)]):
-        result = cli(*arguments)
+        result = run_here(*arguments)
         assert result.returncode == 3
         assert f"has the weights 'blk.0.attn_k.weight' of type {TENSOR_TYPES[type_id].name}" in result.stderr
     assert not paths.log_file().exists() or "attn_k" not in paths.log_file().read_text()
