@@ -77,21 +77,30 @@ def test_ctrl_c_ends_ask(n_signals: int, cancelled_ticks: int) -> None:
 
 
 class PlainChat:
-    """`edgechat --plain` with pipes, and its output so far."""
+    """`edgechat --plain` with pipes, and its output so far.
+
+    Its errors are separate: they include the progress of a slow load, which is no reply.
+    """
 
     def __init__(self, program: Sequence[str]) -> None:
         self.process = subprocess.Popen(
             [*program, "--plain", "--temperature", "0", "--max-tokens", "2000"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        self.output = b""
+        self.output = bytearray()
+        self.errors = bytearray()
         assert self.process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
-        self._reader.start()
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._read, args=(self.process.stdout, self.output)),
+            threading.Thread(target=self._read, args=(self.process.stderr, self.errors)),
+        ]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self, stream: IO[bytes]) -> None:
+    def _read(self, stream: IO[bytes], output: bytearray) -> None:
         while data := os.read(stream.fileno(), 4096):
-            self.output += data
+            output += data
 
     def send(self, text: str) -> None:
         assert self.process.stdin is not None
@@ -100,8 +109,9 @@ class PlainChat:
 
     def wait(self) -> int:
         code = self.process.wait(120)
-        self._reader.join()
-        for stream in (self.process.stdin, self.process.stdout):
+        for reader in self._readers:
+            reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
         return code
@@ -112,13 +122,13 @@ def test_plain_chat_reports_the_error_and_answers_the_next_message() -> None:
     chat.send("Tell me a very long story about the sea.")
     until(lambda: len(chat.output) > 200)
     suspend_engine_of(chat.process)
-    until(lambda: b"was suspended for" in chat.output)
+    until(lambda: b"was suspended for" in chat.errors)
     n_bytes = len(chat.output)
     chat.send("Tell me a very long story about the sky.")
     until(lambda: len(chat.output) > n_bytes + 200)
     assert chat.process.stdin is not None
     chat.process.send_signal(signal.SIGINT)
-    until(lambda: b"Stopped" in chat.output)
+    until(lambda: b"Stopped" in chat.output + chat.errors)
     chat.send("/quit")
     assert chat.wait() == 4  # the code of the error
 
@@ -129,7 +139,7 @@ def test_second_ctrl_c_ends_the_plain_chat() -> None:
     until(lambda: len(chat.output) > 200)
     suspend_engine_of(chat.process)
     chat.process.send_signal(signal.SIGINT)
-    until(lambda: b"CANCELLED" in chat.output)
+    until(lambda: b"CANCELLED" in chat.errors)
     chat.process.send_signal(signal.SIGINT)
     assert chat.wait() == 130
-    assert b"Traceback" not in chat.output
+    assert b"Traceback" not in chat.errors
