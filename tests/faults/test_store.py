@@ -238,7 +238,7 @@ def test_chat_works_with_unwritable_data_folder_and_reports_it(cli: Cli, home: P
 
 
 def test_damaged_history_does_not_prevent_a_chat(cli: Cli, home: Path) -> None:
-    cli("ask", "Hi", "--max-tokens", "3")
+    open_store().close()
     file = home / "data" / "history.db"
     file.write_bytes(b"garbage" * 1000)
     result = cli("ask", "Hi", "--max-tokens", "3")
