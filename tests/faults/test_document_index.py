@@ -14,7 +14,7 @@ import pytest
 from edgechat.documents.indexing import update
 from edgechat.documents.library import DocumentLibrary
 from edgechat.errors import DamagedCollectionError, DocumentError
-from tests.unit.documents.collections import WordEmbedder, read_contents
+from tests.unit.documents.collections import TextExtractor, WordEmbedder, make_reader, read_contents
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills by signal, and resource limits")
 ROOT = Path(__file__).parents[2]
@@ -140,6 +140,7 @@ def test_killed_updates_lose_and_double_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.exhaustive
 def test_updates_killed_twenty_times_lose_and_double_nothing(tmp_path: Path) -> None:
     kill_updates(tmp_path, 400, 20, seed=2)
 
@@ -158,11 +159,11 @@ def test_full_disk_is_one_clear_line_and_the_index_stays_consistent(tmp_path: Pa
     with library.open("notes") as collection, library.create("new") as new:
         partial = read_contents(collection)
         embedder = WordEmbedder()
-        update(new, add=[folder], embedder=embedder)
+        update(new, add=[folder], embedder=embedder, reader=make_reader(TextExtractor()))
         complete = read_contents(new)
         assert len(partial) < len(complete)
         assert all(complete[path] == chunks for path, chunks in partial.items())
-        update(collection, embedder=embedder)
+        update(collection, embedder=embedder, reader=make_reader(TextExtractor()))
         assert read_contents(collection) == complete
 
 
@@ -172,7 +173,7 @@ def test_full_error_of_sqlite_is_one_clear_message(tmp_path: Path) -> None:
         with collection.database.read() as db:
             db.execute("PRAGMA max_page_count = 60")
         with pytest.raises(DocumentError, match=r"The disk that contains .* is full .*docs update notes"):
-            update(collection)
+            update(collection, reader=make_reader(TextExtractor()))
         read_contents(collection)
 
 
@@ -182,7 +183,7 @@ def test_damaged_bytes_are_an_error_or_harmless(tmp_path: Path, seed: int) -> No
     library, folder = make_collection(tmp_path, 20, numbers)
     embedder = WordEmbedder()
     with library.open("notes") as collection:
-        update(collection, embedder=embedder)
+        update(collection, embedder=embedder, reader=make_reader(TextExtractor()))
         expected = read_contents(collection)
     path = library.root / "notes.db"
     data = bytearray(path.read_bytes())
@@ -192,13 +193,13 @@ def test_damaged_bytes_are_an_error_or_harmless(tmp_path: Path, seed: int) -> No
     path.write_bytes(data[: numbers.choice([len(data), len(data) // 2])])
     library.list()
     with contextlib.suppress(DamagedCollectionError), library.open("notes") as collection:
-        update(collection, embedder=embedder)
+        update(collection, embedder=embedder, reader=make_reader(TextExtractor()))
         list(collection.iterate_chunks())
     # Damage that the update did not meet would be found by a check of the whole file.
     path.with_name("notes.db.damaged").touch()
     with library.open("notes", rebuild_damaged=True) as collection:
         assert [source for _, source in collection.sources()] == [folder]
-        update(collection, embedder=embedder)
+        update(collection, embedder=embedder, reader=make_reader(TextExtractor()))
         assert read_contents(collection) == expected
 
 
