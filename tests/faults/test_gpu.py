@@ -23,6 +23,7 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
 from tests.faults.test_backends import copy_bundle, headers
+from tests.serve.client import CERTAIN_PROMPT
 
 __all__ = ["headers"]  # fixture
 
@@ -40,6 +41,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, headers: Path, warm_verdict
     manifest["files"].append("libggml-vulkan.so")
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
+
+
+@pytest.fixture(scope="module")
+def gpu_verdicts(tmp_path_factory: pytest.TempPathFactory, bundle: Path, warm_verdicts: Path) -> Path:
+    """Return the path of a verdict file with the self-test of the scripted GPU."""
+    home = tmp_path_factory.mktemp("verdicts")
+    (home / "cache").mkdir()
+    shutil.copy(warm_verdicts, home / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECHAT_HOME", str(home))
+        patch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
+        [(_, verdict)] = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
+    assert verdict.is_usable
+    return home / "cache" / warm_verdicts.name
 
 
 def build_gpu(headers: Path, libraries: Path, target: Path) -> None:
@@ -96,10 +111,14 @@ def test_one_of_two_gpu_packages_is_used_and_mismatched_ones_are_reported(site_p
 
 
 @pytest.fixture
-def open_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> OpenSession:
+def open_session(
+    bundle: Path, gpu_verdicts: Path, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> OpenSession:
     """Open a session on a machine with the scripted GPU, configured by environment variables."""
 
     def start(settings: Settings | None = None, **environment: object) -> Session:
+        if not {"GPU_WRONG", "GPU_GONE"}.intersection(environment):
+            shutil.copy(gpu_verdicts, home / "cache")
         monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
@@ -113,7 +132,7 @@ def open_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
     return start
 
 
-def reply(session: Session, text: str = "What is gravity?") -> str:
+def reply(session: Session, text: str = CERTAIN_PROMPT) -> str:
     *_, last = session.send(text)
     return last.reply.text  # type: ignore[union-attr]
 
