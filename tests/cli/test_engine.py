@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("resident")
 
@@ -19,13 +20,23 @@ def read_engines(cli: Cli) -> list[dict[str, Any]]:
     return engines
 
 
+def read_idle_engine(cli: Cli) -> dict[str, Any]:
+    """Return the status of the only engine when it has noticed that its client has ended."""
+    engines: list[dict[str, Any]] = []
+
+    def is_idle() -> bool:
+        engines[:] = read_engines(cli)
+        return [(engine["state"], engine["clients"]) for engine in engines] == [("idle", [])]
+
+    until(is_idle, description=lambda: f"the engine is idle: {engines}")
+    return engines[0]
+
+
 def test_engine_stays_after_ask_and_can_be_stopped(cli: Cli) -> None:
     assert read_engines(cli) == []
     assert cli("engine", "status").stdout == "No engine is running.\n"
     assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "8").returncode == 0
-    [engine] = read_engines(cli)
-    assert engine["state"] == "idle"
-    assert engine["clients"] == []
+    engine = read_idle_engine(cli)
     assert engine["keep_alive_s"] == 300
     assert engine["memory_bytes"] > 50_000_000
     assert engine["decode_tps"] > 0
@@ -77,7 +88,4 @@ def test_keep_alive_of_zero_ends_the_engine_with_the_program(cli: Cli, home: Any
     (home / "config").mkdir(exist_ok=True)
     (home / "config" / "config.toml").write_text("keep_alive = 0\n")
     assert cli("ask", "-m", "starter", "Hi", "--max-tokens", "3").returncode == 0
-    for _ in range(100):
-        if not read_engines(cli):
-            return
-    pytest.fail("the engine is still running")
+    until(lambda: not read_engines(cli))

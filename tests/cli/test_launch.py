@@ -145,13 +145,13 @@ def test_interrupt_reaches_the_agent_and_not_the_server(
     [server] = find_servers(home)
     assert os.getpgid(server) != process.pid
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does for Ctrl-C
-    assert process.wait(60) == 130
+    assert process.wait(120) == 130
     assert find_servers(home) == []
     assert list((home.parent / "tmp").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the processes from /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_server_ends_when_the_launch_is_killed(
     launch: Callable[..., subprocess.Popen[str]], make_agent: MakeAgent, home: Path, number: signal.Signals
 ) -> None:
@@ -159,7 +159,7 @@ def test_server_ends_when_the_launch_is_killed(
     process = launch("aider", "-m", "starter", "--", "wait")
     assert len(find_servers(home)) == 1
     process.send_signal(number)
-    code = process.wait(60)
+    code = process.wait(120)
     assert code == (-9 if number == signal.SIGKILL else 128 + number)
     until(lambda: not find_servers(home))
     if number != signal.SIGKILL:
@@ -184,19 +184,17 @@ def test_running_server_is_used_and_stays(
         server.close()
 
 
-@pytest.mark.parametrize("name", ["aider", "claude"])
-def test_running_server_without_a_key_gets_one_that_it_ignores(
-    cli: Cli, make_agent: MakeAgent, home: Path, name: str
-) -> None:
-    make_agent(name)
+def test_running_server_without_a_key_gets_one_that_it_ignores(cli: Cli, make_agent: MakeAgent, home: Path) -> None:
     server = ServerProcess(home, "-m", "starter")
     try:
-        result = cli("launch", name, "--server", server.url, "--force")
+        for name in ("aider", "claude"):
+            make_agent(name)
+            result = cli("launch", name, "--server", server.url, "--force")
+            assert result.returncode == 0, result.stderr
+            output = json.loads(result.stdout)
+            assert (output["key"], output["reply"]["model"]) == ("none", "starter")
     finally:
         server.close()
-    assert result.returncode == 0, result.stderr
-    output = json.loads(result.stdout)
-    assert (output["key"], output["reply"]["model"]) == ("none", "starter")
 
 
 def test_print_shows_the_settings_of_all_agents_and_starts_nothing(cli: Cli, home: Path) -> None:
@@ -238,7 +236,7 @@ def test_server_stops_at_the_end_of_its_standard_input(home: Path) -> None:
         assert urllib.request.urlopen(url).status == 200
         process.stdin.write("input is ignored")
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()
