@@ -1,4 +1,4 @@
-"""Random schemas with extreme values: compiling and enforcing each of them takes limited time and memory."""
+"""Random schemas with extreme values: compiling and enforcing each of them ends, and takes limited memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.hostile_schemas import Schema, make_schema
 
 N_SCHEMAS = scale(2000)
 N_STEPS = 12
-MAX_CPU_S = 5.0
+MAX_CPU_S = 60.0
+"""Much more than a busy machine needs; without the limits of the check, a schema can take hours."""
 MAX_BYTES = 300 << 20
 
 
@@ -65,9 +66,7 @@ def enforce(model: Model, checker: GrammarChecker, schema: Schema, seed: int) ->
 
 
 @pytest.mark.long
-def test_no_schema_takes_over_five_seconds_or_300_mib(
-    native: Bindings, starter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_schema_takes_a_minute_or_300_mib(native: Bindings, starter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, checker, meter = Model(native, starter), GrammarChecker(), Meter(monkeypatch)
     enforce(model, checker, {}, 0)  # creates the tokeniser
     n_enforced = 0
