@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from edgechat.config import GREEDY, Settings
-from edgechat.engine import protocol
+from edgechat.engine import protocol, resident_client
 from edgechat.engine.resident_files import list_records
-from edgechat.hardware.memory import read_tree_pss_bytes
+from edgechat.hardware.memory import read_private_bytes
 from edgechat.models.loaded_model import LoadedModel
-from tests.resident_engines import PROMPT, TIMEOUT_S, read_status, wait_until
+from tests.resident_engines import PROMPT, TIMEOUT_S, wait_until
 
 pytestmark = pytest.mark.slow
 
 N_CLIENTS = 10
-DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "20"))
+DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "6"))
 N_TOKENS = 24
 
 CLIENT = """
@@ -55,7 +55,9 @@ while True:
                     model.engine.cancel(request.id)
             if isinstance(event, protocol.RequestFinished):
                 assert event.stats.completion_tokens == n_tokens, (event, n_tokens)
-                assert event.finish_reason == ("cancelled" if kind == "cancel" else "length"), event
+                # On a busy machine, all tokens can be generated before the engine receives the cancellation.
+                is_complete = kind != "cancel" or n_tokens == 500
+                assert event.finish_reason == ("length" if is_complete else "cancelled"), event
         print(kind, text.replace(chr(10), " ") if kind == "certain" else "", flush=True)
     model.close()
 """
@@ -75,6 +77,12 @@ class ClientProcess:
         self._process.send_signal(signal_number)
         self._process.wait(TIMEOUT_S)
         return [line for line in self._output.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def count_clients() -> int:
+    """Return the number of clients of all engines; -1 while one of them does not answer."""
+    statuses = [resident_client.read_status(record) for record in list_records()]
+    return -1 if None in statuses else sum(len(status.clients) for status in statuses if status is not None)
 
 
 def ask(model: LoadedModel, n_sequences: int = 1) -> str:
@@ -106,13 +114,13 @@ def test_clients_that_end_at_random_lose_no_word_of_the_others(starter: Path, tm
     ask(model, n_sequences)
     pid = model.engine.pid
     assert pid is not None
-    bytes_at_start = read_tree_pss_bytes(pid)
+    bytes_at_start = read_private_bytes(pid)
     clients = [ClientProcess(starter, seed, tmp_path / f"{seed}.txt") for seed in range(N_CLIENTS)]
     lines: list[str] = []
     n_ended = 0
     try:
         ended_at = time.monotonic() + DURATION_S
-        while time.monotonic() < ended_at:
+        while time.monotonic() < ended_at or not any(line.startswith("certain") for line in lines):
             assert ask(model).replace("\n", " ") == expected
             index = rng.randrange(N_CLIENTS)
             lines += clients[index].end(rng.choice([signal.SIGKILL, signal.SIGTERM]))
@@ -125,9 +133,10 @@ def test_clients_that_end_at_random_lose_no_word_of_the_others(starter: Path, tm
     assert {line.partition(" ")[0].strip() for line in lines} <= {"certain", "random", "cancel"}, lines
     texts = {line.partition(" ")[2].rstrip("\n") for line in lines if line.startswith("certain")}
     assert texts == {expected}
-    assert wait_until(lambda: len(read_status().clients) == 1)
+    assert wait_until(lambda: count_clients() == 1)
     assert model.engine.pid == pid
     assert ask(model, n_sequences).replace("\n", " ") == expected  # no sequence was lost
-    assert read_tree_pss_bytes(pid) <= 1.05 * bytes_at_start + (8 << 20)
+    # Memory that it shares with other processes, such as the weights, does not count: they come and go.
+    assert read_private_bytes(pid) <= bytes_at_start + (24 << 20)
     model.close()
     assert wait_until(lambda: not list(list_records()))
