@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgechat import paths
@@ -21,9 +22,12 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import GenerationStats
+from edgechat.engine.server import IDLE_DELAY_S
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
+from tests.faults.test_deaths import wait_for_end
+from tests.fuzzing import shorten
 from tests.models import write_tiny
 from tests.waiting import delete_tree, until
 
@@ -83,13 +87,19 @@ def files() -> list[Path]:
     return sorted(paths.prefix_dir().rglob("*.kv"))
 
 
+def read_tokens(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        return read_header(file).tokens
+
+
 def save_conversation(start: Callable[..., Engine]) -> list[int]:
     """Cache a conversation with an engine that exits; return its reply."""
     engine = start()
     reply, stats = engine.ask()
     assert stats.cached_tokens == 0
+    # A busy machine may not save all tokens when the engine ends, for which it has little time.
+    until(lambda: any(len(read_tokens(path)) >= len(PROMPT) - 1 for path in files()))
     engine.close()
-    assert files()
     return reply
 
 
@@ -100,25 +110,39 @@ def test_prefix_is_restored_from_disk_after_an_engine_restart(start: Callable[..
     assert stats.cached_disk_tokens == stats.cached_tokens == len(PROMPT) - 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit flipped", "emptied", "later version", "data zeroed"])
-def test_damaged_file_is_a_cache_miss(start: Callable[..., Engine], damage: str) -> None:
-    reply = save_conversation(start)
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        del data[len(data) // 2 :]
+    elif kind == "bit flipped":
+        data[-100] ^= 4
+    elif kind == "emptied":
+        data.clear()
+    elif kind == "later version":
+        data[15] = 2
+    else:
+        data[:] = data[:200] + bytes(len(data) - 200)
+    path.write_bytes(data)
+
+
+def test_damaged_file_is_a_cache_miss(start: Callable[..., Engine]) -> None:
+    kinds = ["cut", "bit flipped", "emptied", "later version", "data zeroed"]
+    prompts = [[300 + i, *PROMPT[1:]] for i in range(len(kinds))]  # with different first tokens, and so no common file
+    engine = start(n_ctx=2048)
+    replies = [engine.ask(prompt, kind)[0] for prompt, kind in zip(prompts, kinds, strict=True)]
+    until(lambda: len({read_tokens(path)[0] for path in files()}) == len(kinds))
+    engine.close()
+    names: dict[str, list[str]] = {kind: [] for kind in kinds}
     for path in files():
-        data = bytearray(path.read_bytes())
-        if damage == "cut":
-            del data[len(data) // 2 :]
-        elif damage == "bit flipped":
-            data[-100] ^= 4
-        elif damage == "emptied":
-            data.clear()
-        elif damage == "later version":
-            data[15] = 2
-        else:
-            data[:] = data[:200] + bytes(len(data) - 200)
-        path.write_bytes(data)
-    second_reply, stats = start().ask()
-    assert (second_reply, stats.cached_tokens < len(PROMPT) - 1) == (reply, True)
-    assert "Deleted the invalid cached prefix" in paths.log_file().read_text()
+        kind = kinds[read_tokens(path)[0] - 300]
+        names[kind].append(path.name)
+        damage(path, kind)
+    engine = start(n_ctx=2048)
+    for prompt, kind, reply in zip(prompts, kinds, replies, strict=True):
+        second_reply, stats = engine.ask(prompt, kind)
+        assert (second_reply, stats.cached_tokens < len(prompt) - 1) == (reply, True), kind
+        log = paths.log_file().read_text()
+        assert any(f"Deleted the invalid cached prefix {name};" in log for name in names[kind]), kind
 
 
 def test_prefix_of_other_weights_is_not_used_but_of_a_copy_is(start: Callable[..., Engine], tmp_path: Path) -> None:
@@ -153,8 +177,9 @@ def test_engine_works_with_an_unwritable_cache_directory(start: Callable[..., En
     paths.prefix_dir().write_text("a file in the place of the directory")
     engine = start()
     reply, _ = engine.ask()
-    time.sleep(0.5)
     assert engine.ask()[0] == reply
+    engine.close()  # saves the prefix
+    assert start().ask()[0] == reply
 
 
 def test_two_engines_on_one_conversation_give_equal_replies(start: Callable[..., Engine]) -> None:
@@ -163,11 +188,11 @@ def test_two_engines_on_one_conversation_give_equal_replies(start: Callable[...,
 
     def converse(number: int, engine: Engine) -> None:
         tokens = list(PROMPT)
-        for turn in range(6):
+        for turn in range(4):
             reply, _ = engine.ask(tokens)
             replies[number].append(reply)
             tokens += [*reply, 30 + turn]
-            time.sleep(0.3)
+            time.sleep(IDLE_DELAY_S)  # usually, the engine saves the prefix meanwhile
 
     threads = [threading.Thread(target=converse, args=pair) for pair in enumerate((first, second))]
     for thread in threads:
@@ -180,8 +205,7 @@ def test_two_engines_on_one_conversation_give_equal_replies(start: Callable[...,
 def test_requests_without_conversation_or_cache_directory_write_no_file(start: Callable[..., Engine]) -> None:
     engine = start()
     engine.ask(conversation="")
-    time.sleep(0.5)
-    engine.close()
+    engine.close()  # saves the prefixes of conversations
     assert files() == []
     start(prefix_dir="").ask()
     assert files() == []
@@ -228,18 +252,19 @@ while True:
 def test_engines_killed_while_saving_leave_only_valid_prefixes_under_the_cap(model: Path) -> None:
     cap_bytes = 400_000
     draw = random.Random(1)
-    for number in range(100):
+    for number in range(shorten(100, 12)):
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED_CHILD, str(model), str(cap_bytes), str(number)], stdout=subprocess.PIPE,
             text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert child.stdout is not None
-        engine_pid = int(child.stdout.readline())
+        killed_engine = psutil.Process(int(child.stdout.readline()))
         time.sleep(0.3 + draw.random() * 0.5)
-        os.kill(engine_pid, 9)
+        killed_engine.kill()
         child.kill()
         child.wait()
         child.stdout.close()
+        wait_for_end(killed_engine)
         assert sum(p.stat().st_size for p in paths.prefix_dir().rglob("*") if p.is_file()) <= cap_bytes + 10_000
     engine, uncached = Engine(model), Engine(model, prefix_dir="")
     n_cached = 0
