@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from edgechat.config import Settings
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.entries import MessageEntry
-from tests.waiting import until_async
+from tests.tui.drawing import until_async, wait_until_drawn
 
 _open_apps: list[ChatApp] = []
 
@@ -66,6 +68,18 @@ async def wait_until_ready(app: ChatApp) -> None:
             not app.pane.is_busy and app.worker.session is not None and app.worker.session.model_properties is not None
         )
     )
+
+
+async def wait_for_jobs(app: ChatApp) -> None:
+    """Wait until the session worker has done all jobs that were requested so far, and their results are drawn."""
+    worker = app.worker
+    for _ in range(2):  # the end of a job can request another one
+        await wait_until_drawn()
+        barrier = threading.Barrier(2)
+        jobs = [thread.submit(int) for thread in (worker._turn_thread, worker._side_thread, worker._unsent_thread)]
+        jobs += [worker._idle_threads.submit(barrier.wait) for _ in range(2)]  # one for each of the two threads
+        await asyncio.gather(*map(asyncio.wrap_future, jobs))
+    await wait_until_drawn()
 
 
 async def ask(app: ChatApp, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgechat.bench.scripted_session import Script
+from edgechat.tui.screens import chat as chat_screen
 from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.terminal import terminal
 from tests.tui.app_driver import (
@@ -19,13 +20,15 @@ from tests.tui.app_driver import (
     problem_text,
     session,
     shown_texts,
+    wait_for_jobs,
     wait_until_ready,
 )
-from tests.waiting import until_async
+from tests.tui.drawing import until_async
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
+pytestmark = pytest.mark.usefixtures("independent_of_load")
 LONG = "\n\n".join(f"paragraph {n}" for n in range(60))
 
 
@@ -113,8 +116,11 @@ async def test_retry_and_continue_ask_once() -> None:
         await until_async(lambda: len(session(app).tree) == n_messages + 1 and not app.pane.is_busy)
 
 
-async def test_second_escape_after_a_stop_does_nothing() -> None:
-    app = make_scripted_app(script=Script([LONG], token_interval_s=0.01))
+async def test_second_escape_after_a_stop_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_screen, "_DOUBLE_PRESS_S", 1000.0)
+    script = Script([LONG])
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
         app.pane.prompt.load("Question")
@@ -122,6 +128,7 @@ async def test_second_escape_after_a_stop_does_nothing() -> None:
         await until_async(lambda: any(shown_texts(app, "assistant")))
         await press(pilot, "escape", "escape", *"explain")
         assert app.pane.prompt.text == "explain"
+        script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
         assert app.pane.composer.edited_id is None
 
@@ -171,9 +178,8 @@ async def test_cleared_paste_is_restored_by_undo() -> None:
         assert app.pane.prompt.full_text == text
 
 
-@pytest.mark.parametrize(
-    ("keys", "text", "column"),
-    [
+async def test_readline_keys() -> None:
+    cases: list[tuple[list[str], str, int]] = [
         (["ctrl+a"], "one two three", 0),
         (["ctrl+a", "ctrl+e"], "one two three", 13),
         (["alt+b"], "one two three", 8),
@@ -185,16 +191,15 @@ async def test_cleared_paste_is_restored_by_undo() -> None:
         (["alt+b", "ctrl+u"], "three", 0),
         (["ctrl+u", "ctrl+underscore"], "one two three", 13),
         (["ctrl+u", "ctrl+underscore", "alt+z"], "", 0),
-    ],
-)
-async def test_readline_keys(keys: list[str], text: str, column: int) -> None:
+    ]
     app = make_scripted_app("A reply.")
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
-        app.pane.prompt.load("one two three")
-        await press(pilot, *keys)
-        assert app.pane.prompt.text == text
-        assert app.pane.prompt.cursor_location == (0, column)
+        for keys, text, column in cases:
+            app.pane.prompt.load("one two three")
+            await press(pilot, "ctrl+e", *keys)  # Ctrl+E, because two deletions in a row are yanked as one text
+            assert app.pane.prompt.text == text, keys
+            assert app.pane.prompt.cursor_location == (0, column), keys
 
 
 @pytest.mark.parametrize("key", ["f6", "f7", "ctrl+w", "ctrl+home", "ctrl+k"])
@@ -248,6 +253,7 @@ def test_ctrl_z_returns_to_the_shell_and_fg_resumes(tmp_path: Path, starter_prog
         t.type("echo in the $((1+1))nd shell\r")
         t.until("in the 2nd shell")
         t.type("fg\r")
+        t.until(lambda: t.output.count(b"\x1b[?1049h") == 2)
         t.until("half a draft")
         t.type(" goes on")
         t.until("half a draft goes on")
@@ -300,19 +306,20 @@ async def test_home_and_end_scroll_to_the_ends_when_the_cursor_cannot_go_further
         assert prompt.text == "draft"
 
 
-@pytest.mark.parametrize(
-    "line", ["/frob", "/Frobnicate the text", "/quit now", "/ne", "/?x", "/", "/xyzzy\nsecond line"]
-)
-async def test_unknown_command_is_never_sent(line: str) -> None:
+async def test_unknown_command_is_never_sent() -> None:
     app = make_scripted_app("A reply.")
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until_ready(app)
-        app.pane.prompt.load(line)
-        app.pane.prompt.action_send()
-        await until_async(lambda: problem_text(app) and app.pane.prompt.text == line)
-        assert "command" in footer_text(app) or "takes no argument" in footer_text(app)
-        assert shown_texts(app, "error") == []  # the footer shows a mistake
-        assert not app.is_leaving
-        await press(pilot, "ctrl+c")
+        for line in ("/frob", "/Frobnicate the text", "/quit now", "/ne", "/?x", "/", "/xyzzy\nsecond line"):
+            app.pane.remove_notes()
+            app.pane.prompt.load(line)
+            app.pane.prompt.action_send()
+            await wait_for_jobs(app)
+            assert problem_text(app), line
+            assert app.pane.prompt.text == line
+            assert "command" in footer_text(app) or "takes no argument" in footer_text(app)
+            assert shown_texts(app, "error") == []  # the footer shows a mistake
+            assert not app.is_leaving
+            await press(pilot, "ctrl+c")
         await ask(app, "Question")
         assert [message.text for message in session(app).tree.path] == ["Question", "A reply."]

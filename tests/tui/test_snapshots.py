@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
@@ -31,9 +31,18 @@ from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
 from edgechat.tui.widgets import sidebar
-from tests.tui.app_driver import ask, make_scripted_app, save_conversation, screen_text, session, wait_until_ready
-from tests.waiting import until_async
+from tests.tui.app_driver import (
+    ask,
+    make_scripted_app,
+    save_conversation,
+    screen_text,
+    session,
+    wait_for_jobs,
+    wait_until_ready,
+)
+from tests.tui.drawing import until_async
 
+pytestmark = pytest.mark.usefixtures("independent_of_load")
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 VERSIONS = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
 REPLY = """Here is a function:
@@ -91,11 +100,11 @@ def fix_dates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_rows, "format_date_and_time", lambda at_ms, today: "Today 14:05")
 
 
-async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
+async def chat(app: ChatApp, _pilot: Pilot[int]) -> None:
     await wait_until_ready(app)
     await ask(app, "Write a function that adds.\nKeep it short.")
     app.pane.prompt.cursor_blink = False
-    await pilot.pause()
+    await wait_for_jobs(app)  # the context is measured after the reply
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 20)])
@@ -159,7 +168,8 @@ async def conversations(app: ChatApp, pilot: Pilot[int]) -> None:
 
 async def search(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
-    await pilot.press("ctrl+f", *"boats")
+    await pilot.press("ctrl+f")
+    app.screen.query_one(Input).insert_text_at_cursor("boats")  # at once, so that there is one search
     await until_async(lambda: app.screen.query("OptionList").first().option_count)  # type: ignore[attr-defined]
     await pilot.press("down")
 
