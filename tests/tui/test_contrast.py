@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +22,8 @@ from edgechat.tui.readable_text import ReadableText
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, MIN_TEXT_CONTRAST, compute_rgb_contrast
 from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.tui.app_driver import ask, is_open, make_scripted_app, screen_text, session, wait_until_ready
+from tests.tui.drawing import until_async
 from tests.tui.model_lists import set_machine
-from tests.waiting import until_async
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -39,17 +39,19 @@ REPLY = (
 THEMES = [name for name, theme in BUILTIN_THEMES.items() if not theme.ansi]
 
 
-def drawn_styles(app: ChatApp) -> Iterator[tuple[str, Style]]:
-    """Yield all texts on the screen that have letters or digits, with their styles as they are drawn."""
-    for strip in app.screen._compositor.render_strips():
-        for segment in strip:
-            if segment.style is not None and any(map(str.isalnum, segment.text)):
-                yield segment.text, segment.style
+def drawn_styles(app: ChatApp) -> dict[Style, str]:
+    """Return the styles in which letters and digits are drawn on the screen, each with one of its texts."""
+    return {
+        segment.style: segment.text
+        for strip in app.screen._compositor.render_strips()
+        for segment in strip
+        if segment.style is not None and any(map(str.isalnum, segment.text))
+    }
 
 
 def unreadable_texts(app: ChatApp, system: ColorSystem) -> list[str]:
     problems = []
-    for text, style in drawn_styles(app):
+    for style, text in drawn_styles(app).items():
         colour, area = style.color, style.bgcolor
         if colour is None or area is None or colour.type != ColorType.TRUECOLOR or area.type != ColorType.TRUECOLOR:
             problems.append(f"{text!r} has no colours: {style}")

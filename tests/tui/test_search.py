@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from textual.theme import BUILTIN_THEMES
 from textual.widgets.option_list import Option
 
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
-from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
 from tests.tui.app_driver import (
     is_open,
     make_scripted_app,
@@ -96,24 +94,6 @@ async def test_marked_word_far_below_the_start_of_its_message_is_visible() -> No
         await search(app, pilot, "hidden", 2)
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "user") == ["nothing"] and marked_texts(app) == ["hidden"])
-
-
-async def test_rows_of_the_search_are_readable_in_every_theme() -> None:
-    app = make_scripted_app(store=make_store())
-    app.console._color_system = COLOUR_SYSTEMS["truecolor"]
-    async with app.run_test(size=(100, 30)) as pilot:
-        await search(app, pilot, "zebra", 7)
-        for name, theme in BUILTIN_THEMES.items():
-            if theme.ansi:
-                continue
-            app.theme = name
-            await pilot.pause()
-            for option_row in option_list(app).render_lines(option_list(app).size.region):
-                for text, style, _ in option_row:
-                    if text.strip(" ▁▂▃▄▅▆▇█") and style is not None and style.color and style.bgcolor:
-                        colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
-                        contrast = compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"])
-                        assert contrast >= 4.5, (name, text, colours)
 
 
 async def test_highlight_of_an_earlier_longer_list_is_ignored() -> None:

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from rich.cells import cell_len
-from textual.theme import BUILTIN_THEMES
 from textual.widgets import Input
 
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
-from edgechat.tui.render.contrast import COLOUR_SYSTEMS, compute_contrast
 from tests.tui.app_driver import (
     ask,
     make_scripted_app,
@@ -154,24 +152,6 @@ async def test_letters_go_to_the_filter_and_enter_opens_the_highlighted_conversa
         assert app.screen.query_one("#filter", Input).value == "tr"
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "user") == ["about Trees 0", "about Trees 1"])
-
-
-async def test_list_is_readable_in_every_theme() -> None:
-    app = make_scripted_app(store=make_store())
-    app.console._color_system = COLOUR_SYSTEMS["truecolor"]
-    async with app.run_test(size=(100, 30)) as pilot:
-        await open_list(app, pilot)
-        for name, theme in BUILTIN_THEMES.items():
-            if theme.ansi:
-                continue
-            app.theme = name
-            await pilot.pause()
-            options = option_list(app, "#conversations")
-            for row in options.render_lines(options.size.region):
-                for text, style, _ in row:
-                    if text.strip(" ▁▂▃▄▅▆▇█") and style is not None and style.color and style.bgcolor:
-                        colours = (style.color.get_truecolor().hex, style.bgcolor.get_truecolor().hex)
-                        assert compute_contrast(*colours, COLOUR_SYSTEMS["truecolor"]) >= 4.5, (name, text, colours)
 
 
 async def test_list_covers_a_part_of_the_conversation_on_a_narrow_screen_while_it_has_the_focus() -> None:
