@@ -122,6 +122,7 @@ async def test_backspace_at_the_start_removes_the_last_attachment() -> None:
         await wait_until_ready(app)
         for name in ("notes.md", "big.txt"):
             app.actions.run("attach", name)
+        await until_async(lambda: "notes.md" in bar_text(app) and "big.txt" in bar_text(app))
         await pilot.press("a", "b", "home", "backspace")
         await until_async(lambda: "big.txt" not in bar_text(app) and "notes.md" in bar_text(app))
         assert app.pane.prompt.text == "ab"
@@ -212,7 +213,8 @@ async def test_refused_click_on_a_queued_message_does_not_hold_the_queue() -> No
 
 
 async def test_escape_stops_and_brings_queued_messages_back_one_by_one() -> None:
-    script = Script(["A long reply " * 50, "Two.", "Three."], token_interval_s=0.01)
+    script = Script(["A long reply " * 50, "Two.", "Three."], pause_after_tokens=3)
+    script.may_continue.clear()
     app = make_scripted_app(script=script)
     async with app.run_test(size=(80, 30)) as pilot:
         await wait_until_ready(app)
@@ -220,6 +222,7 @@ async def test_escape_stops_and_brings_queued_messages_back_one_by_one() -> None
             app.pane.submit(text)
         await until_async(lambda: "and 2 more" in screen_text(app) and "A long" in screen_text(app))
         await pilot.press("escape")
+        script.may_continue.set()
         await until_async(lambda: app.pane.prompt.text == "second" and not app.pane.is_busy)
         assert "held 1/3  third" in screen_text(app)
         assert len(session(app).tree) == 2

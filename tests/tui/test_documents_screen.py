@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,8 +83,9 @@ async def test_enter_changes_whether_the_conversation_uses_a_collection(folder: 
         await open_screen(app, pilot)
         assert option_texts(app)[0].startswith("☐ reports")
         await pilot.press("enter")
-        await until_async(lambda: session(app).settings.docs == ("reports",))
-        assert option_texts(app)[0].startswith("☑ reports")
+        await until_async(
+            lambda: session(app).settings.docs == ("reports",) and option_texts(app)[0].startswith("☑ reports")
+        )
         await pilot.press("enter")
         await until_async(lambda: session(app).settings.docs == ())
 
@@ -122,7 +124,7 @@ async def test_escape_cancels_the_update_and_then_closes_the_screen(
     def update_until_cancelled(*_arguments: object, **options: object) -> indexing.UpdateSummary:
         options["on_progress"](indexing.IndexProgress(phase="reading", n_files=5, n_files_done=2))  # type: ignore[operator]
         while not options["is_cancelled"]():  # type: ignore[operator]
-            pass
+            time.sleep(0.01)
         return indexing.UpdateSummary(is_cancelled=True)
 
     monkeypatch.setattr(indexing, "update", update_until_cancelled)

