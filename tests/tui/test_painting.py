@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import time
 
 import pytest
 
@@ -18,7 +18,7 @@ PARAGRAPHS = (
     "- a second point\n\n"
 ) * 200
 CODE = "```python\n" + "".join(f"def function_{n}(a: int) -> int:\n    return a * {n}\n\n" for n in range(900))
-MEASURED_S = 8.0
+N_MEASURED_TOKENS = 80
 
 
 def start_reply(t: Terminal, n_fast_rows: int = 0) -> None:
@@ -29,30 +29,41 @@ def start_reply(t: Terminal, n_fast_rows: int = 0) -> None:
         t.until(lambda: "▌ Question" not in t.text())
 
 
-@pytest.mark.parametrize("reply", [PARAGRAPHS, CODE], ids=["prose", "code"])
-@pytest.mark.parametrize(("size", "max_kb_per_s"), [((100, 30), 6), ((200, 60), 10)], ids=["100x30", "200x60"])
-def test_streaming_reply_costs_few_bytes(reply: str, size: tuple[int, int], max_kb_per_s: float) -> None:
-    """Measured before only changed cells were written: 30 kB/s of prose at 100x30, 129 kB/s at 200x60."""
+def count_tokens(t: Terminal) -> int:
+    """Return the number of tokens that the status line shows, of the question and of the reply so far."""
+    counts = re.findall(r"(\d+)/32768", t.text())
+    return int(counts[-1]) if counts else 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "size", "max_bytes"),
+    [(PARAGRAPHS, (100, 30), 300), (CODE, (200, 60), 500)],
+    ids=["prose at 100x30", "code at 200x60"],
+)
+def test_streaming_reply_costs_few_bytes(reply: str, size: tuple[int, int], max_bytes: float) -> None:
+    """Check the number of bytes for each token of the reply.
+
+    Measured before only changed cells were written: 1,500 bytes of prose at 100x30, 6,450 at 200x60.
+    """
     with terminal(*PROGRAM, reply, "2000", size=size) as t:
         start_reply(t, n_fast_rows=size[1])
-        n_before, started_at = len(t.output), time.monotonic()
-        t.until(lambda: time.monotonic() - started_at > MEASURED_S)
-        rate = (len(t.output) - n_before) / (time.monotonic() - started_at)
-        assert 100 < rate < 1000 * max_kb_per_s
+        n_bytes, n_tokens = len(t.output), count_tokens(t)
+        t.until(lambda: count_tokens(t) >= n_tokens + N_MEASURED_TOKENS)
+        bytes_per_token = (len(t.output) - n_bytes) / (count_tokens(t) - n_tokens)
+        assert 3 < bytes_per_token < max_bytes
 
 
-@pytest.mark.parametrize(("bytes_per_s", "key_s", "escape_s"), [(12_000, 5.0, 5.0), (2_000, 10.0, 10.0)])
-def test_keys_are_shown_soon_on_a_slow_line(bytes_per_s: int, key_s: float, escape_s: float) -> None:
-    """Measured: 0.1 s. Before, a key was shown after more than 15 s at 12 kB/s, and never at 2 kB/s."""
+@pytest.mark.parametrize(("bytes_per_s", "max_bytes"), [(12_000, 60_000), (2_000, 20_000)])
+def test_keys_are_shown_soon_on_a_slow_line(bytes_per_s: int, max_bytes: int) -> None:
+    """Check how much the terminal reads before it shows a key; the time depends on the load of the machine, too.
+
+    Measured: 0.1 s. Before, a key was shown after more than 15 s at 12 kB/s, and never at 2 kB/s.
+    """
     with terminal(*PROGRAM, PARAGRAPHS, "500", size=(100, 30)) as t:
         t.bytes_per_s = bytes_per_s
         start_reply(t)
-        for letter in "ЖЩФ":
-            pressed_at = time.monotonic()
-            t.type(letter)
-            t.until(letter)
-            assert time.monotonic() - pressed_at < key_s
-        pressed_at = time.monotonic()
-        t.type("\x1b")
-        t.until("(Stopped; ")
-        assert time.monotonic() - pressed_at < escape_s
+        for key, shown in [*zip("ЖЩФ", "ЖЩФ", strict=True), ("\x1b", "(Stopped; ")]:
+            n_bytes = len(t.output)
+            t.type(key)
+            t.until(shown)
+            assert len(t.output) - n_bytes < max_bytes
