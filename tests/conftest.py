@@ -41,11 +41,17 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure() -> None:
-    """Raise the limit of open files, which an HTTP server raises for its process, so that it is the same in all tests.
+    """Make the process of the tests the same however it was started.
 
-    One of the tests opens more than a thousand connections.
+    Raises the limit of open files, which an HTTP server raises for its process: one of the tests opens more than a
+    thousand connections. Programs that are started in the background or by `nohup` ignore signals, and so would all
+    children of the tests.
     """
     raise_connection_limit()
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
