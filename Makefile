@@ -11,6 +11,10 @@ WITH_PROGRESS := $(BIN)/python native/progress.py
 VARIANTS ?= host
 TEST_VARIANTS := $(if $(filter host,$(VARIANTS)),dev,$(VARIANTS))
 
+# Two processes that run whole files, in the order of their names: xdist would run files with few tests last, which are
+# the slowest ones, and end with one process alone.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help chat serve test test-fast test-long test-exhaustive fuzz check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
 help:
@@ -42,16 +46,16 @@ serve: setup
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto -m "not long" tests/unit
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --ignore tests/unit
+	@$(BIN)/python -m pytest $(BY_FILE) -m "not long" --ignore tests/unit
 
 test-fast: setup-dev check
 	@$(BIN)/python -m pytest -q -n auto --fast -m "not long" tests/unit
 
 test-long: setup-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "long and not exhaustive"
+	@$(BIN)/python -m pytest $(BY_FILE) -m "long and not exhaustive"
 
 test-exhaustive: setup-dev
-	@EDGECHAT_FUZZ_SHARE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	@EDGECHAT_FUZZ_SHARE=1 $(BIN)/python -m pytest $(BY_FILE) -m long
 
 fuzz: setup-dev
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -n auto -m "not long" $$(grep -rl "import given\|@given" tests/unit)

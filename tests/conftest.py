@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Without limits of time, which a busy machine exceeds without a fault. By default each run has the same examples, so
 # that a failure belongs to the change under test; `make fuzz` tries new ones.
 _NO_TIME_LIMITS = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.register_profile("same", _NO_TIME_LIMITS, derandomize=True)
+hypothesis.settings.register_profile("same", _NO_TIME_LIMITS, max_examples=50, derandomize=True)
 hypothesis.settings.register_profile("fuzz", _NO_TIME_LIMITS, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # Each test starts its own engine, which ends with the test; the fixture `resident` deletes the variable. It is set here
