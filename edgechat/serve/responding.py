@@ -79,3 +79,7 @@ async def cancel_on_disconnect(request: Request, task: asyncio.Future[Any]) -> A
         watcher.cancel()
         if not task.done():
             await cancel_task(task)
+        elif not task.cancelled():
+            # asyncio logs the exception of a task unless something retrieves it. The shutdown of the server can cancel
+            # this coroutine when the task has just failed.
+            task.exception()
