@@ -22,7 +22,7 @@ from tests.resident_engines import PROMPT, TIMEOUT_S, wait_until
 pytestmark = pytest.mark.slow
 
 N_CLIENTS = 10
-DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "6"))
+DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "4"))
 N_TOKENS = 24
 
 CLIENT = """

@@ -38,5 +38,7 @@ def test_generated_requests_cause_no_server_error(start: Start, tmp_path: Path) 
 def test_many_generated_requests_cause_no_server_error(start: Start, tmp_path: Path, kind: str) -> None:
     model = "starter" if kind == "chat" else str(write_tiny_bert(tmp_path / "tiny-bert.gguf"))
     server = start("-m", model, "--ctx", "128", "--max-tokens", "4")
-    run(server.url, tmp_path, "--max-examples", str(shorten(40, 8)))
+    # Most requests that the coverage phase generates have the same answer from both kinds of models.
+    phases = "coverage,fuzzing" if kind == "chat" or shorten(1, 0) else "fuzzing"
+    run(server.url, tmp_path, "--max-examples", str(shorten(40, 5)), phases=phases)
     assert "Internal error" not in "".join(server.errors)
