@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import Cli
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.exhaustive
 def test_speed_is_measured_again_on_request(cli: Cli) -> None:
     assert json.loads(cli("doctor", "--json").stdout)["speed"] is None
     assert "speed          not measured yet; measure it with --measure" in cli("doctor").stdout

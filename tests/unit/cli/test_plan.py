@@ -26,14 +26,14 @@ def rows(cli: Cli, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]
 def test_installed_and_remote_model_have_the_same_memory(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, starter: Path
 ) -> None:
-    output = json.loads(cli("plan", "--json", "--budget", "2GB").stdout)
+    output = json.loads(cli("plan", "--json", "--no-measure", "--budget", "2GB").stdout)
     [row] = [row for row in output["models"] if row["name"] == "starter"]
     assert output["available_bytes"] == 2 * 10**9
     assert (row["fits"], row["quant"], row["is_here"], row["trades"]) == (True, "Q4_1", True, [])
     with local_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.repos["own/repo"] = FakeRepo({"m-Q4_1.gguf": starter})
-        remote = json.loads(cli("plan", "own/repo", "--json", "--budget", "2GB").stdout)["models"][0]
+        remote = json.loads(cli("plan", "own/repo", "--json", "--no-measure", "--budget", "2GB").stdout)["models"][0]
         assert remote["memory"] == row["memory"]
         assert remote["is_here"] is False
         assert hub.sent_bytes < 4 << 20
@@ -41,9 +41,9 @@ def test_installed_and_remote_model_have_the_same_memory(
 
 @pytest.mark.slow
 def test_small_budget_names_the_least_memory(cli: Cli) -> None:
-    small = json.loads(cli("plan", "starter", "--json", "--budget", "100MB").stdout)["models"][0]
+    small = json.loads(cli("plan", "starter", "--json", "--no-measure", "--budget", "100MB").stdout)["models"][0]
     assert (small["fits"], "at least" in small["verdict"]) == (False, True)
-    assert "fits" in cli("plan", "starter", "--ctx", "2048").stdout
+    assert "fits" in cli("plan", "starter", "--no-measure", "--ctx", "2048").stdout
 
 
 def test_invalid_budget_and_unknown_model_are_errors(cli: Cli) -> None:
