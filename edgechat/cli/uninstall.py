@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,13 @@ _DATA_FILE_PATTERNS: Final = {
     "models": ("models", "library.json*"),
     "cache": ("prefix", "running", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
 }
+
+
+# Time for the engine of a program that has just been closed to save its prefixes and end.
+_ENGINE_END_TIMEOUT_S: Final = 10.0
+_POLL_INTERVAL_S: Final = 0.05
+# Wait after which a message tells the user what the command waits for.
+_SILENT_WAIT_S: Final = 1.0
 
 
 class DataItem(NamedTuple):
@@ -62,8 +70,7 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
                 "Nothing was deleted, because confirmation needs a terminal. Add --yes to delete without confirmation."
             )
         confirm_deletion("Delete everything listed above permanently?", err=as_json)
-    _stop_idle_engines()
-    _refuse_while_running()
+    _wait_until_engines_end()
     own_directories = {paths.config_dir(), paths.data_dir(), paths.cache_dir()}
     for item in items:
         _delete_path(item.path, own_directories)
@@ -129,15 +136,30 @@ def _stop_idle_engines() -> None:
             pass
 
 
-def _refuse_while_running() -> None:
+def _wait_until_engines_end() -> None:
+    """Stop idle engines and wait for those that are about to end.
+
+    Raises UsageError if an engine still runs after `_ENGINE_END_TIMEOUT_S`.
+    """
     from edgechat.models import instances
 
-    running_instances = instances.other_instances()
-    if running_instances:
-        raise UsageError(
-            f"Nothing was deleted: edgechat is running (process {running_instances[0].pid} has a model loaded). "
-            "Close it first."
-        )
+    started_at = time.monotonic()
+    is_announced = False
+    while True:
+        _stop_idle_engines()
+        running_instances = instances.other_instances()
+        if not running_instances:
+            return
+        pid = running_instances[0].pid
+        waited_s = time.monotonic() - started_at
+        if waited_s >= _ENGINE_END_TIMEOUT_S:
+            raise UsageError(
+                f"Nothing was deleted: edgechat is running (process {pid} has a model loaded). Close it first."
+            )
+        if waited_s >= _SILENT_WAIT_S and not is_announced:
+            click.echo(f"Waiting for edgechat (process {pid}) to end …", err=True)
+            is_announced = True
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _delete_path(path: Path, own_directories: Collection[Path]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from click.testing import CliRunner
 
 from edgechat.cli.uninstall import find_data_items, uninstall
 from edgechat.engine.local_socket import socket_dir
-from edgechat.hardware.memory import read_process_start_time
+from edgechat.errors import UsageError
+from edgechat.models import instances
 from tests.conftest import Cli
 
 
@@ -67,19 +70,36 @@ def test_purge_deletes_exactly_the_listed_data(used: Path, cli: Cli) -> None:
     assert "no edgechat data" in cli("uninstall").stdout
 
 
-def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
-    import os
+@pytest.fixture
+def engine(used: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Return a process that is recorded as an engine with a model and ends when its input is closed."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    instances.register(process.pid, "m.gguf", 1)
+    yield process
+    process.kill()
+    process.communicate()
 
-    running = used / "cache" / "running" / "1.json"
-    running.parent.mkdir()
-    pid = os.getpid()
-    running.write_text(
-        json.dumps({"pid": pid, "started_s": read_process_start_time(pid), "model_path": "m.gguf", "total_bytes": 1})
-    )
-    done = cli("uninstall", "--purge", "--yes", stdin=subprocess.DEVNULL)  # in another process than the running one
-    assert done.returncode == 2
-    assert str(pid) in done.stderr
+
+def test_purge_refuses_while_edgechat_runs(
+    engine: subprocess.Popen[bytes], used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgechat.cli.uninstall._ENGINE_END_TIMEOUT_S", 0.0)
+    with pytest.raises(UsageError, match=f"process {engine.pid}"):
+        CliRunner().invoke(uninstall, ["--purge", "--yes"], catch_exceptions=False)
     assert (used / "data" / "history.db").exists()
+
+
+def test_purge_waits_for_an_engine_that_is_about_to_end(
+    engine: subprocess.Popen[bytes], used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of a closed program saves its prefixes before it ends."""
+    monkeypatch.setattr("edgechat.cli.uninstall._ENGINE_END_TIMEOUT_S", 600.0)
+    monkeypatch.setattr("edgechat.cli.uninstall._SILENT_WAIT_S", 0.0)
+    monkeypatch.setattr("time.sleep", lambda _: engine.communicate())
+    result = CliRunner().invoke(uninstall, ["--purge", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert f"Waiting for edgechat (process {engine.pid})" in result.output
+    assert not (used / "data" / "history.db").exists()
 
 
 def test_listing_creates_no_files(home: Path) -> None:
