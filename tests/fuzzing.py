@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 SHARE = float(os.environ.get("EDGECHAT_FUZZ_SHARE", "0.05"))
-"""Share of the inputs of the fuzz tests to try; at 1, `make test-exhaustive`, long tests are not shortened either."""
+"""Share of the inputs of the fuzz tests to try."""
+IS_EXHAUSTIVE = SHARE >= 1
+"""True in `make test-exhaustive`, which does not shorten long tests either."""
 
 
 def scale(count: int) -> int:
@@ -15,4 +17,4 @@ def scale(count: int) -> int:
 
 def shorten(full: int, usual: int) -> int:
     """Return how often a long test repeats its action: `usual` times, or `full` times if no test is shortened."""
-    return full if SHARE >= 1 else usual
+    return full if IS_EXHAUSTIVE else usual

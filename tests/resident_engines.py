@@ -9,6 +9,7 @@ from collections.abc import Callable
 from edgechat.engine import protocol, resident_client
 from edgechat.engine.local_socket import locate_socket_dir
 from edgechat.engine.resident_files import list_records
+from tests.waiting import until
 
 TIMEOUT_S = 120
 # In its reply each token is far ahead of the next, so that neither drafts nor other requests change it.
@@ -29,11 +30,9 @@ def end_engines() -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Wait until `condition` is true; return False if that takes a minute."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+    """Wait until `condition` is true, and return True; fail the test after `TIMEOUT_S`."""
+    until(condition, TIMEOUT_S)
+    return True
 
 
 def read_status() -> protocol.EngineStatus:

@@ -49,14 +49,11 @@ class Terminal:
         self._sequence_start = b""
         """Start of an escape sequence whose end has not been read yet."""
         self.started_at = time.monotonic()
-        # The program must react to SIGHUP, even if pytest was started with SIGHUP ignored.
-        sighup_handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
             preexec_fn=_take_terminal if is_controlling else None,  # noqa: PLW1509  (no thread of a test holds a lock)
         )  # fmt: skip
-        signal.signal(signal.SIGHUP, sighup_handler)
         self._lock = threading.Lock()
         self._ended = False
         self.reads = threading.Event()

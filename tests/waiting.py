@@ -54,7 +54,7 @@ def delete_tree(directory: Path) -> None:
 def has_ended(process: psutil.Process) -> bool:
     """Return whether a process has ended, whether or not its parent has read its exit code."""
     try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -15,10 +14,11 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import ThinkingLimit
 from tests.development_model import require_model
 from tests.engine.conftest import load_request
+from tests.fuzzing import shorten
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
-N_RUNS = int(os.environ.get("EDGECHAT_THINKING_RUNS", "8"))
+N_RUNS = shorten(200, 8)
 LIMIT = ThinkingLimit(
     start_tags=("<think>",), end_tags=("</think>",), text_before_end="\n", text_after_end="\n\n", is_open=True
 )

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import edgechat_command, remove_notes
 from tests.models import write_tiny_llama
-from tests.waiting import until
+from tests.waiting import has_ended, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 LONG = [
@@ -42,14 +42,7 @@ def engine_of(parent: int) -> psutil.Process | None:
 
 def wait_for_end(process: psutil.Process) -> None:
     """Wait until a process that is not a child of this one has ended."""
-
-    def has_ended() -> bool:
-        try:
-            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    until(has_ended)
+    until(lambda: has_ended(process))
 
 
 def start(program: Sequence[str] = ()) -> subprocess.Popen[bytes]:

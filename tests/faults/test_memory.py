@@ -21,7 +21,7 @@ from edgechat.config import Settings
 from edgechat.models import instances
 from edgechat.models.resources import current_machine
 from tests.conftest import Cli, edgechat_command
-from tests.fuzzing import SHARE
+from tests.fuzzing import IS_EXHAUSTIVE
 
 MIB = 1 << 20
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -135,7 +135,7 @@ def quantize(starter: Path, warm_verdicts: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("limit_mib", [300, *([600] if SHARE >= 1 else []), 1000, *([2000] if SHARE >= 1 else [])])
+@pytest.mark.parametrize("limit_mib", [300, 600, 1000, 2000] if IS_EXHAUSTIVE else [300, 1000])
 def test_a_model_replies_within_any_limit(
     limited: Callable[[int], MemoryLimit], quantize: Callable[[str], Path], limit_mib: int
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -17,12 +16,13 @@ from edgechat.engine import protocol, resident_client
 from edgechat.engine.resident_files import list_records
 from edgechat.hardware.memory import read_private_bytes
 from edgechat.models.loaded_model import LoadedModel
+from tests.fuzzing import shorten
 from tests.resident_engines import PROMPT, TIMEOUT_S, wait_until
 
 pytestmark = pytest.mark.slow
 
 N_CLIENTS = 10
-DURATION_S = float(os.environ.get("EDGECHAT_CLIENTS_S", "4"))
+DURATION_S = shorten(20, 4)
 N_TOKENS = 24
 
 CLIENT = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.serve.openapi import build_openapi_document
-from tests.fuzzing import shorten
+from tests.fuzzing import IS_EXHAUSTIVE, shorten
 from tests.models import write_tiny_bert
 from tests.serve.conftest import Start
 
@@ -39,6 +39,6 @@ def test_many_generated_requests_cause_no_server_error(start: Start, tmp_path: P
     model = "starter" if kind == "chat" else str(write_tiny_bert(tmp_path / "tiny-bert.gguf"))
     server = start("-m", model, "--ctx", "128", "--max-tokens", "4")
     # Most requests that the coverage phase generates have the same answer from both kinds of models.
-    phases = "coverage,fuzzing" if kind == "chat" or shorten(1, 0) else "fuzzing"
+    phases = "coverage,fuzzing" if kind == "chat" or IS_EXHAUSTIVE else "fuzzing"
     run(server.url, tmp_path, "--max-examples", str(shorten(40, 5)), phases=phases)
     assert "Internal error" not in "".join(server.errors)

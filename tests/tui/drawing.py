@@ -29,7 +29,8 @@ TYPE_AHEAD_INTERVAL_S = 0.002
 async def wait_until_drawn(_min_s: float = 0.0, _max_s: float = 0.0) -> None:
     """Wait until the running application has handled all events and drawn its screens.
 
-    It does not wait for threads and for timers, except for the timer that hands over keys to a screen that opens.
+    It does not wait for threads and for timers, except for the timer that hands over keys to a screen that opens. The
+    parameters are those of Textual's `wait_for_idle`, which it replaces; they have no effect.
     """
     app = active_app.get(None)
     deadline = time.monotonic() + MAX_S

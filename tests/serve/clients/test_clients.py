@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import jsonschema
 import msgspec
 import pytest
 
-from tests.models import write_tiny_bert
 from tests.serve.client import ServerProcess
 from tests.serve.clients.environments import node_environment, python_environment
 
@@ -139,16 +138,7 @@ ALL_FEATURES = [(client, feature) for client in CLIENTS for feature in client.fe
 
 
 @pytest.fixture(scope="module")
-def both(server_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Return a server with the starter and a tiny embedding model."""
-    model = write_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert.gguf")
-    server = ServerProcess(server_home, "-m", "starter", "-m", str(model), "--ctx", "2048")
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def run(both: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Client], Results]:
+def run(embedding_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Client], Results]:
     """Return a function that runs the script of a client once and returns its results."""
     all_results: dict[str, Results] = {}
 
@@ -156,7 +146,7 @@ def run(both: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Callab
         if client.script not in all_results:
             # An environment that cannot be installed is tried once; then all tests of the client are skipped.
             all_results[client.script] = {}
-            all_results[client.script] = _run(client, both, tmp_path_factory.mktemp("scripts"))
+            all_results[client.script] = _run(client, embedding_server, tmp_path_factory.mktemp("scripts"))
         return all_results[client.script]
 
     return run_once

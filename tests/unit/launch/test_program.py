@@ -90,13 +90,8 @@ def test_interrupt_ends_the_program_only_by_its_own_decision(tmp_path: Path) -> 
         "os.kill(os.getppid(), signal.SIGINT)\n"
         "sys.exit(3)"
     )
-    # A shell starts background jobs, which the tests can be, with SIGINT ignored.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert run_program(make_program(tmp_path / "agent", body), AgentSettings(), tmp_path, []) == 3
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    assert run_program(make_program(tmp_path / "agent", body), AgentSettings(), tmp_path, []) == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_program_is_ended_if_the_launch_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
