@@ -122,7 +122,7 @@ class ConversationFrame(Vertical):
 
     # Title, footer and notices
 
-    def on_completion_popup_toggled(self) -> None:
+    def on_completing_editor_completions_toggled(self) -> None:
         self.footer.redraw()
 
     def on_resize(self) -> None:

@@ -18,6 +18,7 @@ from edgechat.config import Settings
 from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.entries import MessageEntry
+from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.tui.drawing import until_async, wait_until_drawn
 
 _open_apps: list[ChatApp] = []
@@ -137,6 +138,13 @@ def saved_texts(app: ChatApp) -> list[str]:
         path.insert(0, by_id[message_id].text)
         message_id = by_id[message_id].parent_id
     return path
+
+
+async def wait_for_completions(app: ChatApp) -> OptionList:
+    """Wait until the completions of the text before the cursor are shown, and return their list."""
+    prompt = app.pane.prompt
+    await until_async(lambda: prompt.shows_completions and prompt._completion_text == prompt._text_before_cursor)
+    return app.pane.query_one(CompletionPopup)
 
 
 def screen_text(app: ChatApp) -> str:

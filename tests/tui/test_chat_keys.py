@@ -11,7 +11,6 @@ import pytest
 
 from edgechat.bench.scripted_session import Script
 from edgechat.tui.screens import chat as chat_screen
-from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.terminal import terminal
 from tests.tui.app_driver import (
     ask,
@@ -20,6 +19,7 @@ from tests.tui.app_driver import (
     problem_text,
     session,
     shown_texts,
+    wait_for_completions,
     wait_for_jobs,
     wait_until_ready,
 )
@@ -143,7 +143,7 @@ async def test_escape_stops_a_reply_at_once_after_it_closed_the_completions() ->
         await press(pilot, "enter")
         await until_async(lambda: any(shown_texts(app, "assistant")))
         await press(pilot, "/")
-        await until_async(lambda: any(popup.display for popup in app.screen.query(CompletionPopup)))
+        await wait_for_completions(app)
         await press(pilot, "escape")
         assert app.pane.is_generating
         await press(pilot, "escape")

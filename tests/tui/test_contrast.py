@@ -23,9 +23,16 @@ from edgechat.tui import themes
 from edgechat.tui.app import ChatApp
 from edgechat.tui.readable_text import ReadableText
 from edgechat.tui.render.contrast import COLOUR_SYSTEMS, MIN_TEXT_CONTRAST, compute_rgb_contrast
-from edgechat.tui.widgets.completion_popup import CompletionPopup
 from tests.fuzzing import shorten
-from tests.tui.app_driver import ask, is_open, make_scripted_app, screen_text, session, wait_until_ready
+from tests.tui.app_driver import (
+    ask,
+    is_open,
+    make_scripted_app,
+    screen_text,
+    session,
+    wait_for_completions,
+    wait_until_ready,
+)
 from tests.tui.drawing import until_async
 from tests.tui.model_lists import set_machine
 
@@ -161,7 +168,7 @@ async def test_all_scrollbars_are_one_cell_wide(theme: str) -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("/")
-        await until_async(lambda: app.pane.query_one(CompletionPopup).display)
+        await wait_for_completions(app)
         assert not wide_scrollbars(app)
         await pilot.press("escape", "ctrl+u", "ctrl+b")
         await until_async(lambda: app.chat.query("Sidebar OptionList"))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from textual import events as textual_events
-from textual.widgets import OptionList
 
 from edgechat.store import open_ephemeral_store
 from tests.tui.app_driver import (
@@ -18,8 +17,10 @@ from tests.tui.app_driver import (
     screen_text,
     session,
     shown_texts,
+    wait_for_completions,
     wait_until_ready,
 )  # fmt: skip
+from tests.tui.drawing import wait_until_drawn
 from tests.waiting import until_async
 
 
@@ -54,14 +55,11 @@ async def test_commands_and_file_names_are_completed(tmp_path: Path, monkeypatch
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press(*"/ren")
-        await until_async(
-            lambda: app.pane.query("CompletionPopup").first().display if app.pane.query("CompletionPopup") else False
-        )
-        popup = app.pane.query_one("CompletionPopup", OptionList)
+        popup = await wait_for_completions(app)
         await pilot.press("tab")
         assert app.pane.prompt.text == "/rename "
         await pilot.press("ctrl+u", *"Read @no")
-        await until_async(lambda: popup.display)
+        await wait_for_completions(app)
         await pilot.press("enter")
         assert app.pane.prompt.text == "Read @notes.txt "
         await pilot.press("enter")
@@ -70,7 +68,7 @@ async def test_commands_and_file_names_are_completed(tmp_path: Path, monkeypatch
         assert session(app).store.read_attachment(attached.sha256) == b"Remember the milk."
         await until_async(lambda: "[notes.txt, 18 bytes]" in screen_text(app))
         await pilot.press("/")
-        await until_async(lambda: popup.display)
+        await wait_for_completions(app)
         await pilot.press("escape")
         assert not popup.display
 
@@ -128,3 +126,20 @@ async def test_pasted_line_separators_become_newlines_and_invisible_letters_stay
         assert prompt.text == "a\nb\nc\nd \u2066x\u2069 \u0645\u06cc\u200c\u062e\N{SYMBOL FOR ESCAPE}[2J"
         prompt.load(prompt.text)
         assert prompt.text == "a\nb\nc\nd \u2066x\u2069 \u0645\u06cc\u200c\u062e\N{SYMBOL FOR ESCAPE}[2J"
+
+
+async def test_footer_names_the_keys_of_completions_that_reopened_before_a_frame() -> None:
+    """A key that arrives before the completions of the previous key closes the list until there are new ones."""
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("/")
+        await wait_for_completions(app)
+        assert "Tab accept" in screen_text(app)
+        prompt = app.pane.prompt
+        with app.batch_update():
+            prompt._completion_text = ""  # as if the text had changed
+            await pilot.press("r")
+            await wait_for_completions(app)
+        await wait_until_drawn()
+        assert "Tab accept" in screen_text(app)

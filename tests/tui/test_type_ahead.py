@@ -7,8 +7,15 @@ from textual import events
 from textual.widgets import Input
 
 from edgechat.tui.app import ChatApp
-from edgechat.tui.widgets.completion_popup import CompletionPopup
-from tests.tui.app_driver import ask, is_open, make_scripted_app, option_texts, session, wait_until_ready
+from tests.tui.app_driver import (
+    ask,
+    is_open,
+    make_scripted_app,
+    option_texts,
+    session,
+    wait_for_completions,
+    wait_until_ready,
+)
 from tests.waiting import until_async
 
 _NAMES = {" ": "space", "/": "slash"}
@@ -49,7 +56,7 @@ async def test_slash_opens_the_completions(focus: str) -> None:
         await ask(app, "Question")
         app.screen.query_one(f"#{focus}").focus()
         await pilot.press("/", *"per")
-        await until_async(lambda: app.screen.query(CompletionPopup) and app.screen.query_one(CompletionPopup).display)
+        await wait_for_completions(app)
         assert option_texts(app, "CompletionPopup")[0].startswith("/persona")
 
 

@@ -33,6 +33,9 @@ class CompletingEditor(LineEditor):
             self.text_before = text_before
             self.completions = completions
 
+    class CompletionsToggled(Message):
+        """The list of completions was opened or closed."""
+
     def __init__(self, **options: Any) -> None:
         """`options` are passed to Textual's `TextArea`."""
         super().__init__(**options)
@@ -67,8 +70,8 @@ class CompletingEditor(LineEditor):
         text_before = self._text_before_cursor
         if self.has_focus and completion.can_complete(text_before):
             self._find_completions(text_before)
-        elif self._popup is not None:
-            self._popup.display = False
+        else:
+            self._open_list(is_open=False)
 
     def _show_completion_error(self, text: str) -> None:
         self.app.notify(f"Cannot complete this text: {text}", severity="error")
@@ -93,13 +96,20 @@ class CompletingEditor(LineEditor):
         popup = self._popup
         if popup is None:
             self._popup = popup = CompletionPopup(self.accept_completion)
+            popup.display = False
             self.screen.mount(popup, before=self)
         popup.clear_options()
         width = max((len(c.label) for c in completions), default=0)
         popup.add_options([make_completion_option(c, width) for c in completions])
-        popup.display = bool(completions)
+        self._open_list(is_open=bool(completions))
         if completions:
             popup.highlighted = 0
+
+    def _open_list(self, *, is_open: bool) -> None:
+        # Textual's events Show and Hide do not tell of a list that is closed and opened again between two frames.
+        if self._popup is not None and self._popup.display != is_open:
+            self._popup.display = is_open
+            self.post_message(self.CompletionsToggled())
 
     def handle_completion_key(self, key: str) -> bool:
         """Handle a key for the list of completions; return False if it is closed or has no action for the key."""
@@ -107,14 +117,14 @@ class CompletingEditor(LineEditor):
         if popup is None or not popup.display:
             return False
         if self._completion_text != self._text_before_cursor:  # the worker thread will deliver newer completions
-            popup.display = False
+            self._open_list(is_open=False)
             return False
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
         elif key == "tab" or (key == "enter" and not self._is_complete(popup)):
             self.accept_completion()
         elif key == "escape":
-            popup.display = False
+            self._open_list(is_open=False)
             self.popup_closed_at = time.monotonic()
         else:
             return False
@@ -138,5 +148,5 @@ class CompletingEditor(LineEditor):
         row, column = self.cursor_location
         self.replace_and_move(completion.text, (row, column - completion.n_chars), (row, column))
         if not completion.text.endswith("/"):
-            popup.display = False
+            self._open_list(is_open=False)
         self.focus()

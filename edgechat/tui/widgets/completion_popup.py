@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.text import Text
-from textual.message import Message
 from textual.widgets.option_list import Option
 
 from edgechat.tui.widgets.entry_list import EntryList
@@ -25,19 +24,10 @@ class CompletionPopup(EntryList, can_focus=False):
     CompletionPopup { display: none; height: auto; max-height: 8; }
     """
 
-    class Toggled(Message):
-        """The list was shown or hidden."""
-
     def __init__(self, on_accept: Callable[[], None]) -> None:
         """`on_accept` is called after a click has highlighted a completion."""
         super().__init__(markup=False)
         self._on_accept = on_accept
-
-    def on_show(self) -> None:
-        self.post_message(self.Toggled())
-
-    def on_hide(self) -> None:
-        self.post_message(self.Toggled())
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         message.stop()
