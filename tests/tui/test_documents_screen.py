@@ -228,7 +228,7 @@ async def test_documents_snapshots(size: tuple[int, int], monkeypatch: pytest.Mo
         await pilot.press("down")
         await pilot.pause()
         assert "2 files could not be read" in screen_text(app)
-        compare(app, f"documents-{size[0]}x{size[1]}")
+        await compare(app, f"documents-{size[0]}x{size[1]}")
 
 
 async def test_damaged_collection_is_used_only_after_an_update(folder: Path) -> None:

@@ -6,10 +6,12 @@ versions only its text is compared.
 
 from __future__ import annotations
 
+import asyncio
 import html
 import importlib.metadata
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -37,13 +39,15 @@ from tests.tui.app_driver import (
     save_conversation,
     screen_text,
     session,
+    wait_for_completions,
     wait_for_jobs,
     wait_until_ready,
 )
-from tests.tui.drawing import until_async
+from tests.tui.drawing import until_async, wait_until_drawn
 
 pytestmark = pytest.mark.usefixtures("independent_of_load")
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+SETTLE_S = 20.0
 VERSIONS = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
 REPLY = """Here is a function:
 
@@ -73,18 +77,30 @@ def truecolor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def compare(app: ChatApp, name: str) -> None:
-    """Compare the screen with a snapshot file, or write the file."""
-    svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="edgechat"))
+async def compare(app: ChatApp, name: str) -> None:
+    """Wait until the screen equals a snapshot file; fail if it does not within `SETTLE_S`. Or write the file.
+
+    Threads and timers can change the screen after all events are handled.
+    """
     file = SNAPSHOTS / f"{name}.svg"
     if os.environ.get("UPDATE_SNAPSHOTS"):
+        await asyncio.sleep(1)
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"{svg}\n<!-- {VERSIONS} -->\n", encoding="utf-8")
-    expected = file.read_text(encoding="utf-8")
-    if VERSIONS in expected:
-        assert f"{svg}\n<!-- {VERSIONS} -->\n" == expected
-    else:
-        assert svg_texts(svg) == svg_texts(expected)
+        file.write_text(f"{draw(app)}\n<!-- {VERSIONS} -->\n", encoding="utf-8")
+    expected, _, versions = file.read_text(encoding="utf-8").partition("\n<!-- ")
+    read: Callable[[str], object] = str if versions == f"{VERSIONS} -->\n" else svg_texts
+    deadline = time.monotonic() + SETTLE_S
+    while read(draw(app)) != read(expected) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+        await wait_until_drawn()
+    svg = draw(app)
+    assert svg_texts(svg) == svg_texts(expected)
+    assert read(svg) == read(expected)
+
+
+def draw(app: ChatApp) -> str:
+    """Return a screenshot that is the same for the same screen."""
+    return re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="edgechat"))
 
 
 def svg_texts(svg: str) -> list[str]:
@@ -113,7 +129,7 @@ async def test_chat(size: tuple[int, int], theme: str) -> None:
     app = make_scripted_app(REPLY, theme=theme, problems=["config.toml: top_k: must be a whole number"])
     async with app.run_test(size=size) as pilot:
         await chat(app, pilot)
-        compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
+        await compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
 
 
 async def test_chat_in_ascii() -> None:
@@ -123,7 +139,7 @@ async def test_chat_in_ascii() -> None:
         await pilot.press("escape")
         text = "".join(svg_texts(app.export_screenshot()))
         assert text.replace("\xa0", " ").isascii()
-        compare(app, "chat-ascii")
+        await compare(app, "chat-ascii")
 
 
 async def statistics(app: ChatApp, pilot: Pilot[int]) -> None:
@@ -177,7 +193,7 @@ async def search(app: ChatApp, pilot: Pilot[int]) -> None:
 async def completion(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("/", "r", "e")
-    await until_async(lambda: app.pane.query("CompletionPopup") and app.pane.query_one("CompletionPopup").display)
+    await wait_for_completions(app)
 
 
 async def prompt_history(app: ChatApp, pilot: Pilot[int]) -> None:
@@ -230,7 +246,7 @@ async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -
     async with app.run_test(size=(40, 20)) as pilot:
         await conversations(app, pilot)
         await pilot.pause()
-        compare(app, "conversations-40x20")
+        await compare(app, "conversations-40x20")
 
 
 @pytest.mark.parametrize("name", SCREENS)
@@ -252,7 +268,7 @@ async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for field in app.screen.query("Input"):
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()
-        compare(app, name)
+        await compare(app, name)
 
 
 MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, rates=DeviceRates(read_bytes_per_s=10e9))
@@ -279,4 +295,4 @@ async def test_screen_with_facts_about_the_machine(name: str, monkeypatch: pytes
         for field in app.screen.query("Input"):
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()
-        compare(app, name)
+        await compare(app, name)
