@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import shutil
 import time
@@ -30,9 +31,17 @@ def until(
 async def until_async(
     condition: Callable[[], object], timeout_s: float = 60, description: Description = "", *, interval_s: float = 0.01
 ) -> None:
-    """Wait for `condition` as `until` does, but let the event loop run between two calls."""
+    """Wait for `condition` as `until` does, but let the event loop run between two calls.
+
+    The condition may query a widget of the chat that is not mounted yet; then it counts as false.
+    """
+    from textual.css.query import NoMatches
+
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while True:
+        with contextlib.suppress(NoMatches):
+            if condition():
+                return
         if time.monotonic() > deadline:
             _fail(condition, timeout_s, description)
         await asyncio.sleep(interval_s)

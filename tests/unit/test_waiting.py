@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from textual.css.query import NoMatches
 
 from tests.waiting import delete_tree, until, until_async
 
@@ -53,3 +54,15 @@ def test_directory_in_which_files_appear_is_deleted(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "rmdir", add_a_file_first)
     delete_tree(directory)
     assert (directory.exists(), n_late_files) == (False, 0)
+
+
+async def test_widget_that_is_not_mounted_yet_counts_as_false() -> None:
+    results = iter([NoMatches("no widget"), True])
+
+    def condition() -> object:
+        if isinstance(result := next(results), NoMatches):
+            raise result
+        return result
+
+    await until_async(condition)
+    assert next(results, None) is None
