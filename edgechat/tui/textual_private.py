@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console, RenderableType
+    from textual.dom import DOMNode
     from textual.driver import Driver
     from textual.geometry import Size
     from textual.screen import Screen
@@ -49,6 +50,11 @@ def register_alt_enter() -> None:
 def update_scrollbars(widget: Widget, virtual_size: Size) -> None:
     """Update the scrollbars of a widget to the size of its content, without a layout of the screen."""
     widget._scroll_update(virtual_size)  # noqa: SLF001
+
+
+def is_being_removed(node: DOMNode) -> bool:
+    """Return whether a screen or widget is closing; then it mounts no more widgets."""
+    return node._pruning  # noqa: SLF001
 
 
 def set_clipboard(app: App[ReturnType], text: str) -> None:

@@ -12,6 +12,7 @@ from textual.worker import get_current_worker
 
 from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, UsageError
 from edgechat.humanize import shorten
+from edgechat.tui import textual_private
 
 Node = TypeVar("Node", bound=DOMNode)
 
@@ -47,7 +48,8 @@ def thread_worker(
                 text, worker = format_error(error), get_current_worker()
 
                 def show() -> None:
-                    if node.is_attached and not worker.is_cancelled:
+                    is_open = node.is_attached and not textual_private.is_being_removed(node)
+                    if is_open and not worker.is_cancelled:
                         show_error(node, text)
 
                 node.app.call_later(show)

@@ -267,7 +267,7 @@ class DocumentsScreen(Modal[None]):
         self.post_message(self.UpdateEnded(result))
 
     def _show_status_later(self, name: str, text: str) -> None:
-        self.app.call_later(self._show_notice, f"{name}: {text}")
+        self.call_later(self._show_notice, f"{name}: {text}")
 
     def on_documents_screen_update_progressed(self, message: UpdateProgressed) -> None:
         if self._updated_name:

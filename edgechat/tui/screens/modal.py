@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from textual.await_complete import AwaitComplete
+from textual.css.query import NoMatches
 from textual.dom import DOMNode
 from textual.screen import ModalScreen
 
-from edgechat.tui import keys
+from edgechat.tui import keys, textual_private
 from edgechat.tui.key_names import format_key
+
+if TYPE_CHECKING:
+    from textual.message import Message
 
 T = TypeVar("T")
 
@@ -35,3 +39,10 @@ class Modal(ModalScreen[T], Generic[T]):
     def dismiss(self, result: T | None = None) -> AwaitComplete:
         """Close the screen, and pass `result` to the callback of `push_screen`."""
         return super().dismiss(result) if self.is_current else AwaitComplete()
+
+    async def _dispatch_message(self, message: Message) -> None:
+        try:
+            await super()._dispatch_message(message)
+        except NoMatches:  # a screen that is closed while it opens does not get all its widgets
+            if not textual_private.is_being_removed(self):
+                raise

@@ -13,6 +13,7 @@ from textual._xterm_parser import XTermParser
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
 from textual.geometry import Region, Size
+from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -26,7 +27,8 @@ from edgechat.tui.terminal_parser import ConsoleParser
     [
         (App(), "_driver"), (App(), "_clipboard"), (App(), "_exception"), (App, "_fatal_error"),
         (App, "_handle_exception"), (App, "_display"), (App(), "_batch_count"), (App(), "_running"),
-        (App(), "_closed"), (Widget, "_scroll_update"), (XTermParser(), "_timeout_time"),
+        (App(), "_closed"), (Widget, "_scroll_update"), (Widget(), "_pruning"),
+        (Screen, "_dispatch_message"), (XTermParser(), "_timeout_time"),
         (LinuxDriver, "_run_input_thread"), (LinuxDriver, "_disable_mouse_support"),
         (LinuxDriver, "_sigtstp_application"), (LinuxDriver, "_sigcont_application"),
     ],
