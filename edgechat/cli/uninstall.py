@@ -13,6 +13,7 @@ import click
 
 from edgechat.cli.confirmation import confirm_deletion
 from edgechat.cli.json_output import echo_json
+from edgechat.cli.progress import echo_note
 from edgechat.errors import LocalSocketError, UsageError
 
 # File patterns of edgechat's data by kind. Other files in the same directories may belong to other programs.
@@ -23,8 +24,6 @@ _DATA_FILE_PATTERNS: Final = {
     "models": ("models", "library.json*"),
     "cache": ("prefix", "running", "*.json", "*.json.lock", "engine.log*", "crash.log", "copied.txt"),
 }
-
-
 # Time for the engine of a program that has just been closed to save its prefixes and end.
 _ENGINE_END_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.05
@@ -137,9 +136,9 @@ def _stop_idle_engines() -> None:
 
 
 def _wait_until_engines_end() -> None:
-    """Stop idle engines and wait for those that are about to end.
+    """Stop idle engines, and wait until no engine process has a model loaded.
 
-    Raises UsageError if an engine still runs after `_ENGINE_END_TIMEOUT_S`.
+    Raises UsageError if one still has after `_ENGINE_END_TIMEOUT_S`: another program uses it.
     """
     from edgechat.models import instances
 
@@ -157,7 +156,7 @@ def _wait_until_engines_end() -> None:
                 f"Nothing was deleted: edgechat is running (process {pid} has a model loaded). Close it first."
             )
         if waited_s >= _SILENT_WAIT_S and not is_announced:
-            click.echo(f"Waiting for edgechat (process {pid}) to end …", err=True)
+            echo_note(f"Waiting for edgechat (process {pid}) to end ...")
             is_announced = True
         time.sleep(_POLL_INTERVAL_S)
 
