@@ -53,7 +53,7 @@ def update_scrollbars(widget: Widget, virtual_size: Size) -> None:
 
 
 def is_being_removed(node: DOMNode) -> bool:
-    """Return whether a screen or widget is closing; then it mounts no more widgets."""
+    """Return whether Textual is removing a screen or widget, which then cannot mount any more widgets."""
     return node._pruning  # noqa: SLF001
 
 

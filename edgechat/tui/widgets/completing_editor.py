@@ -71,7 +71,7 @@ class CompletingEditor(LineEditor):
         if self.has_focus and completion.can_complete(text_before):
             self._find_completions(text_before)
         else:
-            self._open_list(is_open=False)
+            self._set_list_open(is_open=False)
 
     def _show_completion_error(self, text: str) -> None:
         self.app.notify(f"Cannot complete this text: {text}", severity="error")
@@ -96,16 +96,15 @@ class CompletingEditor(LineEditor):
         popup = self._popup
         if popup is None:
             self._popup = popup = CompletionPopup(self.accept_completion)
-            popup.display = False
             self.screen.mount(popup, before=self)
         popup.clear_options()
         width = max((len(c.label) for c in completions), default=0)
         popup.add_options([make_completion_option(c, width) for c in completions])
-        self._open_list(is_open=bool(completions))
+        self._set_list_open(is_open=bool(completions))
         if completions:
             popup.highlighted = 0
 
-    def _open_list(self, *, is_open: bool) -> None:
+    def _set_list_open(self, *, is_open: bool) -> None:
         # Textual's events Show and Hide do not tell of a list that is closed and opened again between two frames.
         if self._popup is not None and self._popup.display != is_open:
             self._popup.display = is_open
@@ -117,14 +116,14 @@ class CompletingEditor(LineEditor):
         if popup is None or not popup.display:
             return False
         if self._completion_text != self._text_before_cursor:  # the worker thread will deliver newer completions
-            self._open_list(is_open=False)
+            self._set_list_open(is_open=False)
             return False
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
         elif key == "tab" or (key == "enter" and not self._is_complete(popup)):
             self.accept_completion()
         elif key == "escape":
-            self._open_list(is_open=False)
+            self._set_list_open(is_open=False)
             self.popup_closed_at = time.monotonic()
         else:
             return False
@@ -148,5 +147,5 @@ class CompletingEditor(LineEditor):
         row, column = self.cursor_location
         self.replace_and_move(completion.text, (row, column - completion.n_chars), (row, column))
         if not completion.text.endswith("/"):
-            self._open_list(is_open=False)
+            self._set_list_open(is_open=False)
         self.focus()

@@ -21,12 +21,13 @@ class CompletionPopup(EntryList, can_focus=False):
     """List of completions. It never takes the focus: the prompt keeps the focus and moves the highlight."""
 
     DEFAULT_CSS = """
-    CompletionPopup { display: none; height: auto; max-height: 8; }
+    CompletionPopup { height: auto; max-height: 8; }
     """
 
     def __init__(self, on_accept: Callable[[], None]) -> None:
-        """`on_accept` is called after a click has highlighted a completion."""
+        """Create a hidden list. `on_accept` is called after a click has highlighted a completion."""
         super().__init__(markup=False)
+        self.display = False
         self._on_accept = on_accept
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
