@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat.planner.context_growth import ContextGrowth
+from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.memory import LoadOptions, MemoryEstimate
 
 N_BATCH: Final = 512
@@ -36,6 +37,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     speculation: bool
     draft_tokens: int
     """Capacity of the draft corpus (texts of other conversations), in tokens."""
+    drafter: DrafterPlan | None = None
+    """Model drafter; None if only the text is searched for drafts."""
     estimate: MemoryEstimate
     """Memory with a context of `options.n_ctx` tokens."""
     growth: ContextGrowth | None = None

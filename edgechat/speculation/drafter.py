@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from edgechat.prefix.common_prefix import common_prefix_length
@@ -82,3 +82,40 @@ class LiveDrafter:
         """Propose at most `max_tokens` tokens that follow the longest earlier match of the end of the current text."""
         tokens, match_length, _ = self._index.draft(max_tokens)
         return Draft(tokens, match_length, FROM_CONTEXT)
+
+
+class DraftRequest(NamedTuple):
+    """Request for a draft of one sequence."""
+
+    next_token: int
+    """The last sampled token, which the sequence does not contain yet; the draft follows it."""
+    max_tokens: int
+    min_probability: float = 0.0
+    """The draft ends before the first token to which the model gives a lower probability."""
+
+
+class ModelDraft(NamedTuple):
+    """Draft tokens of a model, each with the probability that the model gives it."""
+
+    tokens: list[int]
+    probabilities: list[float]
+
+
+class ModelDrafter(Protocol):
+    """Interface of drafters that compute tokens with a model. `edgechat.runtime.model_drafter` implements it."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens in a draft."""
+
+    def count_pending(self, seq: int) -> int:
+        """Return how many tokens of sequence `seq` the model must compute before it can draft."""
+
+    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
+        """Draft for several sequences at once, by sequence; a sequence without a draft is missing in the result."""
+
+    def sleep(self) -> None:
+        """Free the memory of the drafter until the next `wake`."""
+
+    def wake(self) -> bool:
+        """Allocate the memory again; return False if that fails."""

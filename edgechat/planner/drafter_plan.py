@@ -1,0 +1,44 @@
+"""Plan of a model drafter: the model or the prediction heads that propose draft tokens, and their memory."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+DrafterKind = Literal["draft-model", "mtp", "eagle3", "assistant"]
+
+# Cells of a drafter's context for each sequence. A drafter sees only the last tokens of a long text, so that its memory
+# does not grow with the context of the model and it starts at once after a long prompt.
+DRAFTER_CELLS: Final = 512
+# Maximum number of tokens in a draft of a model.
+MAX_MODEL_DRAFT_TOKENS: Final = 7
+# Maximum number of sequences for which a model drafts at once; with more sequences, steps have no drafts.
+MAX_DRAFTED_SEQS: Final = 4
+
+
+class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Options for loading a model drafter beside its target, the model that verifies the drafts, and its memory."""
+
+    kind: DrafterKind
+    """`mtp`: prediction heads in the target's own file; `eagle3` and `assistant`: heads in a file of their own."""
+    model_path: str = ""
+    """Path of the draft model or of the heads; empty for `mtp`."""
+    n_cells: int = DRAFTER_CELLS
+    """Cells of the drafter's context for each sequence."""
+    n_seqs: int = 1
+    n_rs_seq: int = 0
+    """Earlier recurrent states of each sequence that the drafter's context stores, so that drafts can be removed."""
+    max_tokens: int = MAX_MODEL_DRAFT_TOKENS
+    """Maximum number of tokens in a draft."""
+    weights: int = 0
+    """Estimated memory of the weights, in bytes."""
+    kv_cache: int = 0
+    """Estimated memory of the context, in bytes."""
+    compute: int = 0
+    """Estimated memory of compute buffers and outputs, in bytes."""
+
+    @property
+    def total(self) -> int:
+        """Estimated memory of the drafter, in bytes."""
+        return self.weights + self.kv_cache + self.compute
