@@ -93,6 +93,13 @@ class PromptCacheUse(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
 
+class DraftCounts(msgspec.Struct, frozen=True):
+    """Numbers of drafted tokens from one source, and of those that were accepted."""
+
+    n_drafted: int
+    n_accepted: int
+
+
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts and timings of one request."""
 
@@ -118,6 +125,8 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Mean number of tokens generated per step with a draft, including the sampled token; 1.0 without drafts."""
     speculation_gain: float = 1.0
     """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
+    drafts_by_source: dict[str, DraftCounts] | msgspec.UnsetType = msgspec.UNSET
+    """Drafted tokens by source, one of `edgechat.speculation.drafter.SOURCE_NAMES`; unset without drafts."""
     mean_logprob: float | msgspec.UnsetType = msgspec.UNSET
     """Mean natural logprob of the tokens of a reply that was generated to pick one of several replies."""
     pick: str | msgspec.UnsetType = msgspec.UNSET

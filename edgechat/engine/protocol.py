@@ -13,6 +13,7 @@ import msgspec
 from edgechat.config import Sampling
 from edgechat.engine.generation import CacheMiss, GenerationStats, PromptCacheUse, ThinkingLimit, TokenLogprobs
 from edgechat.hardware.gpu import Gpu
+from edgechat.planner.drafter_plan import DrafterKind
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.mapped_file import FileRange
 from edgechat.planner.memory import LoadOptions
@@ -294,6 +295,10 @@ class Loaded(Event, frozen=True):
     """Tokens for infilling; None if the vocabulary has none."""
     max_draft: int = 0
     """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
+    drafter: DrafterKind | None = None
+    """Kind of the open model drafter; None if only texts are searched for drafts."""
+    drafter_error: str = ""
+    """Why the planned model drafter could not be opened, one sentence; the model works without it."""
 
 
 class MemoryProbed(Event, frozen=True):
@@ -458,6 +463,10 @@ class EngineStats(Event, frozen=True):
     """Bytes by ggml buffer type, split into model, context and compute."""
     step_costs: dict[int, float] = {}
     """Measured cost of a decode step at the current depth, by its number of tokens; a step of one token costs 1."""
+    draft_costs: dict[int, float] = {}
+    """Measured cost of a draft of the model drafter, by its number of tokens, relative to a step of one token."""
+    is_drafter_asleep: bool = False
+    """True if the memory of the model drafter was freed, because its drafts did not pay."""
     current_n_ctx: int = 0
     """Length that the context has now, in tokens."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgechat.engine.generation import GenerationStats, TokenLogprobs
+from edgechat.engine.generation import DraftCounts, GenerationStats, TokenLogprobs
 from edgechat.engine.overflow import make_prompt_overflow_error
 from edgechat.engine.protocol import (
     FinishReason,
@@ -24,6 +24,7 @@ from edgechat.engine.sequence import OutputSequence, compute_logprobs
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
+from edgechat.speculation.drafter import SOURCE_NAMES
 from edgechat.speculation.speculator import SpeculationStats, Speculator
 
 if TYPE_CHECKING:
@@ -409,8 +410,14 @@ class ActiveRequest:
             n_accepted=draft_stats.n_accepted,
             mean_acceptance_length=draft_stats.mean_acceptance_length,
             speculation_gain=draft_stats.gain,
+            drafts_by_source=_count_drafts_by_source(draft_stats) or msgspec.UNSET,
             is_disturbed=self._disturbed_s > _MAX_DISTURBED_FRACTION * self._measured_s or msgspec.UNSET,
         )
+
+
+def _count_drafts_by_source(stats: SpeculationStats) -> dict[str, DraftCounts]:
+    counts = zip(SOURCE_NAMES, stats.drafted_by_source, stats.accepted_by_source, strict=True)
+    return {name: DraftCounts(n_drafted, n_accepted) for name, n_drafted, n_accepted in counts if n_drafted}
 
 
 def create_cancelled_event(request_id: int) -> RequestFinished:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.speculation.drafter import N_SOURCES
+from edgechat.speculation.drafter import N_TEXT_SOURCES
 
 # Lower bounds of the match-length buckets, in tokens.
 BUCKET_STARTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -46,7 +46,7 @@ class Acceptance:
     """
 
     def __init__(self, counts: list[list[AcceptanceCounts]] | None = None) -> None:
-        """Start with saved `counts` (`N_SOURCES` lists with one entry per bucket), or with no observations."""
+        """Start with saved `counts` (`N_TEXT_SOURCES` lists with one entry per bucket), or with no observations."""
         self.counts = counts or _create_empty_counts()
         """Counts over all replies, by source and bucket."""
         self._reply_counts = _create_empty_counts()
@@ -63,7 +63,7 @@ class Acceptance:
     def start_reply(self) -> None:
         """Reset the counts of the current reply."""
         self._reply_counts = _create_empty_counts()
-        for source in range(N_SOURCES):
+        for source in range(N_TEXT_SOURCES):
             for bucket in range(len(BUCKET_STARTS)):
                 self._update(source, bucket)
 
@@ -88,7 +88,7 @@ class Acceptance:
 
 
 def _create_empty_counts() -> list[list[AcceptanceCounts]]:
-    return [[AcceptanceCounts() for _ in BUCKET_STARTS] for _ in range(N_SOURCES)]
+    return [[AcceptanceCounts() for _ in BUCKET_STARTS] for _ in range(N_TEXT_SOURCES)]
 
 
 def find_bucket(match_length: int) -> int:

@@ -10,16 +10,20 @@ from edgechat.prefix.common_prefix import common_prefix_length
 # Sources of drafts. The acceptance rates are measured separately for each source.
 FROM_CONTEXT: Final = 0
 FROM_CORPUS: Final = 1
-N_SOURCES: Final = 2
+FROM_MODEL: Final = 2
+N_TEXT_SOURCES: Final = 2
+SOURCE_NAMES: Final = ("context", "corpus", "model")
 
 
 class Draft(NamedTuple):
-    """Draft tokens with their source and the length of the match before them."""
+    """Draft tokens with their source, and either the length of the match before them or their probabilities."""
 
     tokens: list[int]
     match_length: int
     """Number of tokens at the end of the current text that also precede the draft in the searched text."""
     source: int
+    model_probabilities: list[float] = []
+    """Probability that the model drafter gives each token; empty for a draft from a text."""
 
 
 NO_DRAFT: Final = Draft([], 0, FROM_CONTEXT)
@@ -92,6 +96,9 @@ class DraftRequest(NamedTuple):
     max_tokens: int
     min_probability: float = 0.0
     """The draft ends before the first token to which the model gives a lower probability."""
+    max_pending: int | None = None
+    """Maximum number of tokens that the model may compute before it drafts. If more tokens are pending, the model
+    computes only the last ones, as if the text began there. None for no limit."""
 
 
 class ModelDraft(NamedTuple):

@@ -12,7 +12,7 @@ import msgspec
 from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
-from edgechat.speculation.drafter import N_SOURCES
+from edgechat.speculation.drafter import N_TEXT_SOURCES
 from edgechat.speculation.step_costs import (
     DEPTH_LIMITS,
     MAX_RATIO_PER_TOKEN,
@@ -84,7 +84,7 @@ def _is_valid(content: _ProfileFile) -> bool:
     counts = [c for table in tables for source in table for c in source]
     return (
         content.version == _FILE_VERSION
-        and all(len(t) == N_SOURCES and all(len(source) == len(BUCKET_STARTS) for source in t) for t in tables)
+        and all(len(t) == N_TEXT_SOURCES and all(len(source) == len(BUCKET_STARTS) for source in t) for t in tables)
         and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.n_accepted, c.n_rejected))
         and len(content.ratios) == len(DEPTH_LIMITS) + 1
         and all(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH, DraftController
-from edgechat.speculation.drafter import NO_DRAFT, Draft, Drafter
+from edgechat.speculation.drafter import NO_DRAFT, SOURCE_NAMES, Draft, Drafter
 
 
 class SpeculationStats(msgspec.Struct, kw_only=True):
@@ -19,6 +19,9 @@ class SpeculationStats(msgspec.Struct, kw_only=True):
     """Number of drafted tokens."""
     n_accepted: int = 0
     """Number of drafted tokens that were accepted."""
+    drafted_by_source: list[int] = msgspec.field(default_factory=lambda: [0] * len(SOURCE_NAMES))
+    """Number of drafted tokens from each source."""
+    accepted_by_source: list[int] = msgspec.field(default_factory=lambda: [0] * len(SOURCE_NAMES))
     step_s: float = 0.0
     """Total time of the decode steps, in seconds."""
     n_tokens: int = 0
@@ -102,6 +105,8 @@ class Speculator:
         stats.n_drafts += n_drafted > 0
         stats.n_drafted += n_drafted
         stats.n_accepted += n_accepted
+        stats.drafted_by_source[self._draft.source] += n_drafted
+        stats.accepted_by_source[self._draft.source] += n_accepted
         stats.step_s += elapsed_s
         stats.n_tokens += 1 + n_accepted
         stats.baseline_s += (1 + n_accepted) * costs.single_step_s(depth)

@@ -18,6 +18,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import drafting, protocol
 from edgechat.engine.client import EngineClient
+from edgechat.engine.generation import DraftCounts
 from edgechat.engine.server import IDLE_DELAY_S
 from edgechat.hardware.contention import Timing
 from edgechat.planner.load_plan import make_manual_plan
@@ -94,10 +95,12 @@ def test_repetitive_text_is_drafted(open_model: Open) -> None:
     assert stats.n_drafted >= stats.n_accepted > 10
     assert stats.mean_acceptance_length == pytest.approx(1 + stats.n_accepted / stats.n_drafts)
     assert stats.speculation_gain > 0
+    assert stats.drafts_by_source == {"context": DraftCounts(stats.n_drafted, stats.n_accepted)}
     assert final.context_tokens == len(PROMPT) + len(forced) - 1
     plain, final = ask(model, speculate=False, forced_tokens=forced, max_tokens=len(forced))
     assert plain == output
     assert (final.stats.n_drafts, final.stats.n_drafted, final.stats.speculation_gain) == (0, 0, 1.0)
+    assert final.stats.drafts_by_source is msgspec.UNSET
     assert final.context_tokens == len(PROMPT) + len(forced) - 1
 
 
