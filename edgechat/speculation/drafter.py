@@ -22,7 +22,7 @@ class Draft(NamedTuple):
     match_length: int
     """Number of tokens at the end of the current text that also precede the draft in the searched text."""
     source: int
-    model_probabilities: list[float] = []
+    model_probabilities: Sequence[float] = ()
     """Probability that the model drafter gives each token; empty for a draft from a text."""
 
 
