@@ -123,14 +123,20 @@ def open_writer(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUF
     writer.close()
 
 
-def add_vocabulary(writer: gguf.GGUFWriter) -> int:
-    """Add a SentencePiece vocabulary: unknown, BOS, EOS, byte tokens, some words, control tokens. Return its size."""
+def list_vocabulary() -> list[tuple[str, gguf.TokenType]]:
+    """Return the tokens of a SentencePiece vocabulary: unknown, BOS, EOS, byte tokens, some words, control tokens."""
     kinds = gguf.TokenType
     tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
     tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
     words = [chr(c) for c in range(33, 127)] + ["▁", "▁a", "▁the", "he", "th", "in", "er", "an"]
     tokens += [(word, kinds.NORMAL) for word in words]
     tokens += [(text, kinds.CONTROL) for text in CONTROL]
+    return tokens
+
+
+def add_vocabulary(writer: gguf.GGUFWriter) -> int:
+    """Add the vocabulary of `list_vocabulary` to a model file. Return its size."""
+    tokens = list_vocabulary()
     writer.add_tokenizer_model("llama")
     writer.add_token_list([text for text, _ in tokens])
     writer.add_token_scores([-float(i) for i in range(len(tokens))])
