@@ -47,7 +47,7 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_usable(self) -> bool:
-        """True if the model can be loaded: its header is valid, and it is neither a projector nor an adapter."""
+        """True if the model can be loaded: its header is valid, and it is no projector, adapter or file of heads."""
         return not self.facts.problem and self.facts.kind == "model"
 
 

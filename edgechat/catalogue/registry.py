@@ -78,7 +78,7 @@ class _FactsFile(msgspec.Struct, kw_only=True):
 
 
 # The cache is valid for one release, because another release may read different facts from the same header.
-_VERSION: Final = f"2 {__version__}"
+_VERSION: Final = f"3 {__version__}"
 
 
 def _records_file() -> JsonFile[ModelRecords]:

@@ -14,6 +14,7 @@ from edgechat.terminal import escape_controls
 if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repository
     from edgechat.modelfile.header import ModelHeader
+    from edgechat.modelfile.heads import DraftingHeads
 
 # Labels of the properties whose JSON names would not be clear labels.
 _LABELS: Final = {
@@ -21,7 +22,7 @@ _LABELS: Final = {
     "window": "sliding window", "embedding": "embedding size", "feed_forward": "feed-forward size",
     "kv_numbers_per_token": "KV elements per token", "vocabulary": "vocabulary size", "context": "context length",
     "experts_used": "experts per token", "kv_heads": "KV heads", "rope_freq_base": "RoPE base frequency",
-    "rope_scaling": "RoPE scaling",
+    "rope_scaling": "RoPE scaling", "drafting_heads": "heads for drafts",
 }  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def _print_remote(repo: Repository, header: ModelHeader, *, as_json: bool) -> No
 
 def read_header_facts(header: ModelHeader) -> dict[str, Any]:
     """Return the properties of a model file from its header, in display order and without empty values."""
+    from edgechat.modelfile.heads import read_heads
     from edgechat.modelfile.layers import read_layers
 
     model_layers, type_bytes = read_layers(header), dict[str, int]()
@@ -74,6 +76,7 @@ def read_header_facts(header: ModelHeader) -> dict[str, Any]:
         type_bytes[tensor.type] = type_bytes.get(tensor.type, 0) + tensor.size_bytes
     cache_kinds = dict.fromkeys(layer.cache_kind for layer in model_layers.layers)
     kv_layer = next((layer for layer in model_layers.layers if layer.kv_width), None)
+    heads = read_heads(header)
     facts: dict[str, Any] = {
         "file": header.path, "files": header.n_parts, "size_bytes": header.file_bytes, "kind": header.kind,
         "name": header.name, "architecture": header.architecture, "quant": header.quant, "weights": header.n_params,
@@ -87,9 +90,29 @@ def read_header_facts(header: ModelHeader) -> dict[str, Any]:
         "vocabulary": model_layers.n_vocab, "tokenizer": model_layers.tokenizer, "context": model_layers.n_ctx_train,
         "rope_freq_base": model_layers.rope_freq_base, "rope_scaling": model_layers.rope_scaling,
         "chat_template": header.chat_template is not None, "licence": header.metadata.get("general.license", ""),
+        "drafting_heads": _describe_heads(heads) if heads is not None else {},
         "tensor_types": type_bytes, "tensors": len(header.tensors),
     }  # fmt: skip
     return {name: value for name, value in facts.items() if value not in (0, 0.0, "", {})}
+
+
+def _describe_heads(heads: DraftingHeads) -> dict[str, Any]:
+    """Return the properties of drafting heads by JSON name, without empty values."""
+    properties = {
+        "kind": heads.kind, "name": heads.label, "layers": heads.n_layers, "size_bytes": heads.size_bytes,
+        "usable": not heads.problem, "problem": heads.problem, "target_embedding": heads.target_n_embd,
+        "target_layers": list(heads.target_layers),
+    }  # fmt: skip
+    return {name: value for name, value in properties.items() if value not in (0, "", []) or name == "usable"}
+
+
+def _format_heads(heads: dict[str, Any]) -> str:
+    """Format the result of `_describe_heads` for the user: `MTP heads in 1 layer, 12.6 MB`."""
+    n_layers = heads.get("layers", 0)
+    text = f"{heads['name']}: {n_layers} layer{'' if n_layers == 1 else 's'}, {format_size(heads['size_bytes'])}"
+    if heads["kind"] in {"eagle3", "assistant"}:
+        text += f", for models with an embedding size of {heads.get('target_embedding', 0):,}"
+    return f"{text}; the file {heads['problem']}" if heads.get("problem") else text
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | None = None) -> None:
@@ -122,9 +145,9 @@ def _format_value(name: str, value: Any) -> str:
     if name == "tensor_types":
         return ", ".join(f"{kind} {format_size(n)}" for kind, n in sorted(value.items(), key=lambda item: -item[1]))
     if isinstance(value, dict):
-        return ", ".join(
+        return _format_heads(value) if name == "drafting_heads" else ", ".join(
             f"{number} {kind}" if name == "memory" else f"{kind} {number}" for kind, number in value.items()
-        )
+        )  # fmt: skip
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, bool):

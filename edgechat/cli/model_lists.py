@@ -23,7 +23,7 @@ _MAX_SHOWN_SKIPPED: Final = 20
 
 
 def print_installed(*, all_kinds: bool, as_json: bool) -> None:
-    """Print the installed models. With `all_kinds`, include adapters and projectors. Raises CatalogueError."""
+    """Print the installed models. With `all_kinds`, include adapters, heads and projectors. Raises CatalogueError."""
     from edgechat.catalogue import library
 
     skipped_paths: list[SkippedPath] = []

@@ -36,7 +36,9 @@ def models() -> None:
 
 @models.command("list")
 @click.option("--catalogue", is_flag=True, help="List the models of the catalogue instead of installed models.")
-@click.option("--all", "all_kinds", is_flag=True, help="Include adapters, and projectors for images or audio.")
+@click.option(
+    "--all", "all_kinds", is_flag=True, help="Include adapters, drafting heads, and projectors for images or audio."
+)
 @json_option
 def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
     """List installed models, including those of other programs."""

@@ -57,7 +57,7 @@ def check_header(header: ModelHeader) -> None:
 
     Headers of projectors and adapters are not checked, because they are not loaded as models.
     """
-    if header.kind == "model":
+    if header.kind in {"model", "heads"}:
         for problem in (
             _check_layers(header), _check_experts(header), _check_numbers(header), _check_rope(header),
             _check_added_tokens(header), _check_tensors(header),

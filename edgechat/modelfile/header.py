@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
+
+# Architectures of files that contain only heads, which draft tokens for a model in another file.
+_HEADS_ARCHITECTURES: Final = ("dflash", "eagle3", "gemma4-assistant")
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -76,11 +79,25 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def kind(self) -> str:
-        """Kind of file: `model`, `projector` (mmproj: encoder for images or sound) or `adapter` (LoRA)."""
+        """Kind of file: `model`, `projector` (mmproj: encoder for images or sound), `adapter` (LoRA) or `heads`.
+
+        `heads` draft tokens for a model in another file.
+        """
         kind = self.metadata.get("general.type")
         if self.architecture == "clip" or kind == "mmproj":
             return "projector"
-        return "adapter" if kind == "adapter" else "model"
+        if kind == "adapter":
+            return "adapter"
+        return "heads" if self.architecture in _HEADS_ARCHITECTURES or self._has_only_prediction_layers else "model"
+
+    @cached_property
+    def _has_only_prediction_layers(self) -> bool:
+        """True if the file has the prediction layers (MTP) of a model, but none of its other layers."""
+        n_other_layers = self.n_layers - self.hparam("nextn_predict_layers")
+        if not 0 < n_other_layers < self.n_layers:
+            return False
+        layers = {t.layer_index for t in self.tensors} - {None}
+        return bool(layers) and min(i for i in layers if i is not None) >= n_other_layers
 
     @property
     def quant(self) -> str:

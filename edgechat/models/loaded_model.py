@@ -74,6 +74,11 @@ class LoadedModel:
         if header.is_embedding and not allow_embedding:
             kind = "a reranker" if header.is_reranker else "an embedding model"
             raise ModelFileError(f"{path.name} is {kind} and cannot chat. Serve it with `edgechat serve -m`.")
+        if header.kind == "heads":
+            raise ModelFileError(
+                f"{path.name} contains only heads that draft tokens for another model. Load that model, and use this "
+                "file with --draft-model."
+            )
         check_header(header)
         self._settings = settings
         prepare_unload(self.engine, self.plan)

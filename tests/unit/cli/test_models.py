@@ -18,6 +18,7 @@ from edgechat.cli.model_lists import print_catalogue
 from edgechat.models import resources, selection
 from tests.conftest import Cli, edgechat_command
 from tests.hub import FakeRepo, Faults, LocalHub, local_hub
+from tests.layered_models import write_tiny_glm4
 from tests.models import split_tiny, write_tiny_llama
 from tests.unit.planner.profiles import WITHOUT_AMX
 
@@ -210,3 +211,14 @@ def test_catalogue_fits_a_terminal_and_is_complete_in_a_pipe(
     assert "apache-2.0" in output or width == 80
     assert ("strengths" in output.splitlines()[0]) == (width is None or "in a wider terminal" not in output)
     assert ("edgechat models info NAME" in output) == ("strengths" not in output.splitlines()[0])
+
+
+def test_info_names_the_heads_of_a_file(cli: Cli, tmp_path: Path) -> None:
+    model = write_tiny_glm4(tmp_path / "glm4.gguf")
+    heads = json.loads(cli("models", "info", str(model), "--json").stdout)["drafting_heads"]
+    assert (heads["kind"], heads["layers"], heads["usable"]) == ("mtp", 1, False)
+    assert "cannot compute" in heads["problem"]
+    [line] = [line for line in cli("models", "info", str(model)).stdout.splitlines() if line.startswith("heads for")]
+    assert "MTP heads: 1 layer" in line
+    plain = write_tiny_llama(tmp_path / "plain.gguf")
+    assert "drafting_heads" not in json.loads(cli("models", "info", str(plain), "--json").stdout)
