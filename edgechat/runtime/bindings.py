@@ -143,6 +143,37 @@ class MemoryEntry(ctypes.Structure):
     )
 
 
+class DraftLayout(ctypes.Structure):
+    """Structure edgechat_draft_layout of native/src/edgechat.h: widths and order of a drafter's batches."""
+
+    _fields_ = (
+        ("n_vocab", ctypes.c_int32),
+        ("n_row", ctypes.c_int32),
+        ("n_heads", ctypes.c_int32),
+        ("has_fixed_position", ctypes.c_int32),
+        ("has_separate_outputs", ctypes.c_int32),
+    )
+
+
+class SequenceDraft(ctypes.Structure):
+    """Structure edgechat_draft of native/src/edgechat.h: the pending tokens and the draft of one sequence."""
+
+    _fields_ = (
+        ("seq", ctypes.c_int32),
+        ("chain_seq", ctypes.c_int32),
+        ("position", ctypes.c_int32),
+        ("n_pending", ctypes.c_int32),
+        ("pending", ctypes.POINTER(ctypes.c_int32)),
+        ("rows", ctypes.POINTER(ctypes.c_float)),
+        ("max_tokens", ctypes.c_int32),
+        ("min_probability", ctypes.c_float),
+        ("ends_at_eog", ctypes.c_int32),
+        ("tokens", ctypes.POINTER(ctypes.c_int32)),
+        ("probabilities", ctypes.POINTER(ctypes.c_float)),
+        ("n_tokens", ctypes.c_int32),
+    )
+
+
 def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
     """Load libedgechat without llama.cpp, which is enough for suffix indices, and declare its C functions.
 
@@ -150,7 +181,7 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
     """
     library = _open_library(bundle.library_path("edgechat"))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    int32, int32s = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)
+    int32, int32s, floats = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_float)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edgechat_abort_flag_new": (pointer, []),
         "edgechat_abort_flag_free": (None, [pointer]),
@@ -158,7 +189,7 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_threadpool_new": (pointer, [integer]),
         "edgechat_threadpool_attach": (None, [pointer, pointer]),
         "edgechat_threadpool_free": (None, [pointer]),
-        "edgechat_argmax": (int32, [ctypes.POINTER(ctypes.c_float), int32]),
+        "edgechat_argmax": (int32, [floats, int32]),
         "edgechat_suffix_index_new": (pointer, [int32]),
         "edgechat_suffix_index_free": (None, [pointer]),
         "edgechat_suffix_index_size": (int32, [pointer]),
@@ -166,12 +197,22 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_suffix_index_append": (int32, [pointer, int32s, int32]),
         "edgechat_suffix_index_truncate": (None, [pointer, int32]),
         "edgechat_suffix_index_draft": (int32, [pointer, int32s, int32, int32s, int32, int32s, int32s]),
+        "edgechat_draft_tokens": (
+            int32,
+            [pointer, ctypes.POINTER(DraftLayout), ctypes.POINTER(SequenceDraft), int32],
+        ),
+        "edgechat_keep_rows": (None, [pointer, int32s, int32]),
+        "edgechat_copy_rows": (int32, [pointer, int32s, int32, int32s, int32, floats]),
+        "edgechat_encode_rows": (int32, [pointer, floats, int32, int32, int32, floats]),
+        "edgechat_target_layers": (int32, [pointer, int32s, int32]),
         "edgechat_devices": (integer, [ctypes.POINTER(Device), integer]),
         "edgechat_place": (None, [pointer, integer, integer]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }
     for name, (result_type, argument_types) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:  # a development build from before that function
+            continue
         function.restype, function.argtypes = result_type, argument_types
     if not hasattr(library, "edgechat_set_lazy_clear"):  # a development build from before that function
         library.edgechat_set_lazy_clear = lambda is_lazy: None  # type: ignore[attr-defined]

@@ -99,6 +99,8 @@ class DraftRequest(NamedTuple):
     max_pending: int | None = None
     """Maximum number of tokens that the model may compute before it drafts. If more tokens are pending, the model
     computes only the last ones, as if the text began there. None for no limit."""
+    ends_at_eog: bool = True
+    """True if the draft ends before an end-of-generation token."""
 
 
 class ModelDraft(NamedTuple):
@@ -106,6 +108,18 @@ class ModelDraft(NamedTuple):
 
     tokens: list[int]
     probabilities: list[float]
+
+
+class DraftedTokens(Protocol):
+    """Interface of the drafts of a model drafter, such as `ModelDraft`."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The draft tokens."""
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The probability that the model gives each token."""
 
 
 class ModelDrafter(Protocol):
@@ -118,7 +132,7 @@ class ModelDrafter(Protocol):
     def count_pending(self, seq: int) -> int:
         """Return how many tokens of sequence `seq` the model must compute before it can draft."""
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
+    def draft(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, DraftedTokens]:
         """Draft for several sequences at once, by sequence; a sequence without a draft is missing in the result."""
 
     def sleep(self) -> None:

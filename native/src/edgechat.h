@@ -67,6 +67,60 @@ EDGECHAT_API int32_t edgechat_suffix_index_draft(
     const edgechat_suffix_index * index, const int32_t * context, int32_t count, int32_t * draft, int32_t max_draft,
     int32_t * match_length, int32_t * position);
 
+// Drafts of a model or of prediction heads. A context has one user at a time.
+
+// Widths and order of a drafter's batches.
+typedef struct edgechat_draft_layout {
+    int32_t n_vocab;               // only tokens below this number are drafted
+    int32_t n_row;                 // floats of the hidden row that comes with each token; 0 for a draft model
+    int32_t n_heads;               // prediction heads that follow each other; 1 if one head predicts all tokens
+    int32_t has_fixed_position;    // 1: all draft tokens have the position of the token before them
+    int32_t has_separate_outputs;  // 1: the graph has no selection of outputs, so that a batch has all or none
+} edgechat_draft_layout;
+
+// One sequence of edgechat_draft_tokens.
+typedef struct edgechat_draft {
+    int32_t         seq;
+    int32_t         chain_seq;        // sequence that gets the draft tokens; if not `seq`, it becomes a copy of it
+    int32_t         position;         // of the first pending token
+    int32_t         n_pending;        // at least 1
+    const int32_t * pending;          // tokens to compute; the draft follows the last one
+    const float *   rows;             // [n_pending][n_row]; null for a draft model
+    int32_t         max_tokens;
+    float           min_probability;  // the draft ends before a token with a lower probability
+    int32_t         ends_at_eog;      // 1: the draft ends before an end-of-generation token
+    int32_t *       tokens;           // result: up to `max_tokens` tokens
+    float *         probabilities;    // result: the drafter's probabilities, from the softmax of the 10 largest logits
+    int32_t         n_tokens;         // result
+} edgechat_draft;
+
+// Computes the pending tokens of all sequences in common batches, then extends each by its most likely tokens.
+// The draft tokens stay in the memory of `chain_seq`, except the last one. Returns 0, or the code of llama_decode (1:
+// no free cells, 2: aborted, negative: failed); then the sequences contain any part of these tokens.
+EDGECHAT_API int32_t edgechat_draft_tokens(
+    struct llama_context * context, const edgechat_draft_layout * layout, edgechat_draft * drafts, int32_t count);
+
+// Makes a context keep the hidden rows of its outputs: inputs of `n_layers` layers, or with 0 layers the row for
+// prediction heads. llama.cpp aborts the process if its graph of the architecture has no such rows.
+EDGECHAT_API void edgechat_keep_rows(struct llama_context * context, const int32_t * layers, int32_t n_layers);
+
+// Copies the hidden rows of outputs of the last batch, by index in the batch; the rows of several layers are joined.
+// Returns 0, or -1 if a row is missing.
+EDGECHAT_API int32_t edgechat_copy_rows(
+    struct llama_context * context, const int32_t * layers, int32_t n_layers, const int32_t * indexes, int32_t count,
+    float * rows);
+
+// Converts `count` joined rows of `n_features` floats with the encoder of an EAGLE-3 model, at most `max_rows` at once.
+// Returns 0, or the code of llama_encode.
+EDGECHAT_API int32_t edgechat_encode_rows(
+    struct llama_context * context, const float * features, int32_t n_features, int32_t count, int32_t max_rows,
+    float * rows);
+
+struct llama_model;
+
+// Writes up to `capacity` indexes of the target's layers that an EAGLE-3 model reads; returns their number.
+EDGECHAT_API int32_t edgechat_target_layers(const struct llama_model * model, int32_t * layers, int32_t capacity);
+
 // Memory of a model and a context in one buffer type, in bytes.
 typedef struct edgechat_memory_entry {
     char     buffer_type[64];
