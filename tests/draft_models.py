@@ -36,21 +36,24 @@ CHAIN_LOGIT: Final = 16.0
 def make_llama(seed: int = 0, *, n_layer: int = N_LAYER, vocabulary: Vocabulary | None = None) -> TinyFile:
     """Return a llama model, as a target or as a draft model."""
     vocabulary = vocabulary or Vocabulary()
-    shapes = _end_shapes(len(vocabulary.tokens))
+    shapes = end_shapes(len(vocabulary.tokens))
     for block in range(n_layer):
-        shapes |= _prefix(block, _attention(HEAD * N_HEAD) | _feed_forward("ffn_norm"))
-    return TinyFile("llama", _metadata(n_layer), draw_tensors(shapes, seed), vocabulary)
+        shapes |= name_block(block, attention_shapes(HEAD * N_HEAD) | feed_forward_shapes("ffn_norm"))
+    return TinyFile("llama", make_metadata(n_layer), draw_tensors(shapes, seed), vocabulary)
 
 
 def make_qwen35(seed: int = 0, *, n_layer: int = 4, n_heads: int = 1) -> TinyFile:
     """Return a hybrid model (every second layer is recurrent) with `n_heads` prediction heads; 0 or 1 are valid."""
-    metadata = _hybrid_metadata(n_layer, n_heads)
-    shapes = _end_shapes(len(Vocabulary().tokens))
+    metadata = make_metadata(n_layer + n_heads) | make_ssm_metadata()
+    if n_heads:
+        metadata["nextn_predict_layers"] = n_heads
+    shapes = end_shapes(len(Vocabulary().tokens))
     for block in range(n_layer):
-        attention = _gated_attention() if block % 2 else _delta_net()
-        shapes |= _prefix(block, attention | _feed_forward("post_attention_norm"))
+        attention = gated_attention_shapes() if block % 2 else delta_net_shapes()
+        shapes |= name_block(block, attention | feed_forward_shapes("post_attention_norm"))
     for block in range(n_layer, n_layer + n_heads):
-        shapes |= _prefix(block, _gated_attention() | _feed_forward("post_attention_norm") | nextn_shapes())
+        head = gated_attention_shapes() | feed_forward_shapes("post_attention_norm") | nextn_shapes()
+        shapes |= name_block(block, head)
     return TinyFile("qwen35", metadata, draw_tensors(shapes, seed))
 
 
@@ -62,8 +65,8 @@ def make_eagle3(seed: int = 0, *, layers: tuple[int, ...] = (1, 2, 3), n_embd_ta
         "attn_k.weight": (N_EMBD // 2, 2 * N_EMBD), "attn_v.weight": (N_EMBD // 2, 2 * N_EMBD),
         "attn_output.weight": (N_EMBD, N_EMBD),
     }  # fmt: skip
-    shapes |= _prefix(0, attention | _feed_forward("ffn_norm"))
-    metadata = _metadata(1) | {"target_layers": list(layers), "target_hidden_size": n_embd_target}
+    shapes |= name_block(0, attention | feed_forward_shapes("ffn_norm"))
+    metadata = make_metadata(1) | {"target_layers": list(layers), "target_hidden_size": n_embd_target}
     return TinyFile("eagle3", metadata, draw_tensors(shapes, seed))
 
 
@@ -75,7 +78,8 @@ def nextn_shapes() -> Shapes:
     }  # fmt: skip
 
 
-def _metadata(n_layer: int) -> dict[str, Any]:
+def make_metadata(n_layer: int) -> dict[str, Any]:
+    """Return the metadata that all of these models have, by key without the architecture."""
     return {
         "context_length": N_CTX, "embedding_length": N_EMBD, "block_count": n_layer, "feed_forward_length": N_FF,
         "attention.head_count": N_HEAD, "attention.head_count_kv": N_HEAD // 2,
@@ -83,37 +87,42 @@ def _metadata(n_layer: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _hybrid_metadata(n_layer: int, n_heads: int) -> dict[str, Any]:
-    metadata = _metadata(n_layer + n_heads) | {
+def make_ssm_metadata() -> dict[str, Any]:
+    """Return the metadata of a model whose every second layer is a gated delta net."""
+    return {
         "attention.key_length": HEAD, "attention.value_length": HEAD, "full_attention_interval": 2,
         "rope.dimension_sections": [HEAD // 8] * 4, "ssm.conv_kernel": CONV, "ssm.inner_size": SSM_INNER,
         "ssm.state_size": SSM_STATE, "ssm.time_step_rank": SSM_HEADS, "ssm.group_count": SSM_GROUPS,
     }  # fmt: skip
-    return metadata | ({"nextn_predict_layers": n_heads} if n_heads else {})
 
 
-def _end_shapes(n_vocab: int) -> Shapes:
+def end_shapes(n_vocab: int) -> Shapes:
+    """Return the shapes of the embeddings, the last norm and the output matrix."""
     return {
         "token_embd.weight": (n_vocab, N_EMBD), "output.weight": (n_vocab, N_EMBD), "output_norm.weight": (N_EMBD,)
     }  # fmt: skip
 
 
-def _prefix(block: int, shapes: Shapes) -> Shapes:
+def name_block(block: int, shapes: Shapes) -> Shapes:
+    """Return the shapes of the layer `block`."""
     return {f"blk.{block}.{name}": shape for name, shape in shapes.items()}
 
 
-def _attention(width: int) -> Shapes:
+def attention_shapes(query_width: int, kv_width: int = N_EMBD // 2) -> Shapes:
+    """Return the shapes of an attention layer and the norm before it."""
     return {
-        "attn_norm.weight": (N_EMBD,), "attn_q.weight": (width, N_EMBD), "attn_k.weight": (N_EMBD // 2, N_EMBD),
-        "attn_v.weight": (N_EMBD // 2, N_EMBD), "attn_output.weight": (N_EMBD, N_EMBD),
+        "attn_norm.weight": (N_EMBD,), "attn_q.weight": (query_width, N_EMBD), "attn_k.weight": (kv_width, N_EMBD),
+        "attn_v.weight": (kv_width, N_EMBD), "attn_output.weight": (N_EMBD, N_EMBD),
     }  # fmt: skip
 
 
-def _gated_attention() -> Shapes:
-    return _attention(2 * N_EMBD) | {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
+def gated_attention_shapes() -> Shapes:
+    """Return the shapes of an attention layer whose output a part of the query gates."""
+    return attention_shapes(2 * N_EMBD) | {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
 
 
-def _delta_net() -> Shapes:
+def delta_net_shapes() -> Shapes:
+    """Return the shapes of a gated delta net, which is a recurrent layer."""
     return {
         "attn_norm.weight": (N_EMBD,), "attn_qkv.weight": (CONV_WIDTH, N_EMBD), "attn_gate.weight": (SSM_INNER, N_EMBD),
         "ssm_conv1d.weight": (CONV_WIDTH, CONV), "ssm_dt.bias": (SSM_HEADS,), "ssm_a": (SSM_HEADS,),
@@ -122,10 +131,11 @@ def _delta_net() -> Shapes:
     }  # fmt: skip
 
 
-def _feed_forward(norm: str) -> Shapes:
-    return {
-        f"{norm}.weight": (N_EMBD,), "ffn_gate.weight": (N_FF, N_EMBD), "ffn_up.weight": (N_FF, N_EMBD),
-        "ffn_down.weight": (N_EMBD, N_FF),
+def feed_forward_shapes(norm: str = "") -> Shapes:
+    """Return the shapes of a feed-forward layer, with the norm before it if it has a name."""
+    shapes: Shapes = {f"{norm}.weight": (N_EMBD,)} if norm else {}
+    return shapes | {
+        "ffn_gate.weight": (N_FF, N_EMBD), "ffn_up.weight": (N_FF, N_EMBD), "ffn_down.weight": (N_EMBD, N_FF)
     }  # fmt: skip
 
 
@@ -193,8 +203,9 @@ def copy_truth_to_eagle3(file: TinyFile) -> TinyFile:
 
 def _silence(file: TinyFile) -> None:
     """Let the layers change nothing: the row of a token stays its embedding."""
+    last = ("attn_output.weight", "ffn_down.weight", "ssm_out.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight")
     for name, values in file.tensors.items():
-        if name.endswith(("attn_output.weight", "ffn_down.weight", "ssm_out.weight")):
+        if name.endswith(last):
             file.tensors[name] = np.zeros_like(values)
 
 

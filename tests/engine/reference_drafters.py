@@ -97,13 +97,20 @@ class LlamaContext:
         status = function(self.pointer, batch)
         assert status == 0, status
 
-    def argmax(self, row: int = -1) -> int:
+    def read_logits(self, row: int = -1) -> np.ndarray:
         pointer = self.llama.llama_get_logits_ith(self.pointer, row)
-        return int(np.argmax(np.ctypeslib.as_array(pointer, (self.n_vocab,))))
+        return np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
+
+    def argmax(self, row: int = -1) -> int:
+        return int(np.argmax(self.read_logits(row)))
+
+    def can_truncate(self, start: int) -> bool:
+        """Remove the tokens from position `start`, and return True if that is possible."""
+        memory = self.llama.llama_get_memory(self.pointer)
+        return bool(self.llama.llama_memory_seq_rm(memory, 0, start, -1))
 
     def truncate(self, start: int) -> None:
-        memory = self.llama.llama_get_memory(self.pointer)
-        assert self.llama.llama_memory_seq_rm(memory, 0, start, -1)
+        assert self.can_truncate(start)
 
 
 class ReferenceRun:
@@ -160,20 +167,21 @@ class ReferenceRun:
         text, output = list(prompt), [self.target.argmax()]
         while len(output) < n_tokens:
             token = output[-1]
-            draft = self._draft(text, token, rows) if self.drafter else []
+            draft = self.draft(text, token, rows) if self.drafter else []
             self.target.compute([token, *draft], len(text), all_outputs=True)
             choices = [self.target.argmax(i) for i in range(len(draft) + 1)]
             n = next((i for i, (a, b) in enumerate(zip(draft, choices, strict=False)) if a != b), len(draft))
-            rows = self._read_rows(1 + len(draft), rows, n + 1)
+            rows = self._read_rows(1 + len(draft), n + 1)
             text += [token, *draft[:n]]
             output += choices[: n + 1]
-            self.target.truncate(len(text))
+            if n < len(draft):
+                self.target.truncate(len(text))
             self.n_steps, self.n_drafted, self.n_accepted = (
                 self.n_steps + 1, self.n_drafted + len(draft), self.n_accepted + n
             )  # fmt: skip
         return output[:n_tokens]
 
-    def _read_rows(self, n_batch: int, before: np.ndarray | None = None, n_kept: int | None = None) -> np.ndarray:
+    def _read_rows(self, n_batch: int, n_kept: int | None = None) -> np.ndarray:
         """Return hidden rows of the last batch of the target: all of its outputs, or the first `n_kept` of them."""
         if self.kind in (None, "draft-model"):
             return np.zeros((1, 1))
@@ -182,13 +190,16 @@ class ReferenceRun:
             parts = [as_rows(get_layer(pointer, layer), n_batch, self.n_embd) for layer in self.layers]
             rows = np.concatenate(parts, axis=1)
         else:
-            n_outputs = n_batch if n_kept is not None else 1
-            get = self.ext.nextn.llama_get_embeddings_nextn_ith
-            indices = range(n_outputs) if n_kept is not None else [-1]
-            rows = np.concatenate([as_rows(get(self.target.pointer, i), 1, self.n_embd) for i in indices])
+            indices = range(n_batch) if n_kept is not None else [-1]
+            rows = np.concatenate([self.read_target_row(i) for i in indices])
         return rows if n_kept is None else rows[:n_kept]
 
-    def _draft(self, text: list[int], token: int, rows: np.ndarray) -> list[int]:
+    def read_target_row(self, i: int) -> np.ndarray:
+        """Return the hidden row of the token `i` of the last batch, which must be an output."""
+        return as_rows(self.ext.nextn.llama_get_embeddings_nextn_ith(self.target.pointer, i), 1, self.n_embd)
+
+    def draft(self, text: list[int], token: int, rows: np.ndarray) -> list[int]:
+        """Return the draft after `token`, which follows `text`. The last of `rows` is that of the end of `text`."""
         assert self.drafter is not None
         if self.kind == "draft-model":
             return self._draft_with_model(text, token)
@@ -249,3 +260,11 @@ def read_target_layers(llama: Any, model: Any) -> list[int]:
             function.restype, function.argtypes = ctypes.POINTER(ctypes.c_int32), [ctypes.c_void_p]
             return list(function(model)[:3])
     raise AssertionError("no symbol of llama_model_target_layer_ids")
+
+
+def measure_gap(native: Bindings, path: Path, tokens: list[int]) -> float:
+    """Return the difference of the two largest logits after `tokens`, as a share of the range of the logits."""
+    with ReferenceRun(native, path) as reference:
+        reference.target.compute(tokens, 0)
+        logits = np.sort(reference.target.read_logits())
+    return float((logits[-1] - logits[-2]) / (logits[-1] - logits[0]))
