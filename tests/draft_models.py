@@ -157,12 +157,17 @@ def turn_into_chain(file: TinyFile, logit: float = CHAIN_LOGIT) -> TinyFile:
     embeddings = _embed_cycle()
     places = {token: i for i, token in enumerate(CYCLE)}
     table = np.stack([embeddings[places.get(token, token % len(CYCLE))] for token in range(file.n_vocab)])
-    output = np.zeros_like(table)
-    # The last norm makes a row of length 8 from an embedding, whose length is 1.
-    output[CYCLE] = np.roll(embeddings, 1, axis=0) * (logit / N_EMBD**0.5)
-    _silence(file)
-    file.tensors |= {"token_embd.weight": table, "output.weight": output}
+    silence_layers(file)
+    file.tensors |= {"token_embd.weight": table, "output.weight": embed_chain_output(file.n_vocab, logit)}
     return file
+
+
+def embed_chain_output(n_vocab: int, logit: float = CHAIN_LOGIT) -> np.ndarray[Any, Any]:
+    """Return the output matrix of a chain: it maps the row of a token to a large `logit` of the next token."""
+    output = np.zeros((n_vocab, N_EMBD), dtype=np.float32)
+    # The last norm makes a row of length 8 from an embedding, whose length is 1.
+    output[CYCLE] = np.roll(_embed_cycle(), 1, axis=0) * (logit / N_EMBD**0.5)
+    return output
 
 
 def copy_truth_to_heads(file: TinyFile) -> TinyFile:
@@ -171,7 +176,7 @@ def copy_truth_to_heads(file: TinyFile) -> TinyFile:
     A head ignores the token and rotates the hidden row of the token before it, so drafts are right only after the rows
     of the target.
     """
-    joint = np.concatenate([np.zeros((N_EMBD, N_EMBD)), _rotate_cycle()], axis=1).astype(np.float32)
+    joint = np.concatenate([np.zeros((N_EMBD, N_EMBD)), rotate_cycle()], axis=1).astype(np.float32)
     for name in file.tensors:
         if name.endswith("nextn.eh_proj.weight"):
             file.tensors[name] = joint
@@ -184,7 +189,7 @@ def copy_truth_to_eagle3(file: TinyFile) -> TinyFile:
     It reads only the second of the three layers. The feed-forward layer computes the difference between the next row
     and this row: the embeddings of a chain have a constant component, which switches its gate to a linear function.
     """
-    _silence(file)
+    silence_layers(file)
     n_inputs = file.tensors["fc.weight"].shape[1] // 3
     select = np.zeros((N_EMBD, 3 * n_inputs))
     select[:, n_inputs : n_inputs + N_EMBD] = np.eye(N_EMBD)
@@ -194,14 +199,14 @@ def copy_truth_to_eagle3(file: TinyFile) -> TinyFile:
     # silu(x) - silu(-x) = x, for a row that the norm has scaled by 8, times the constant component of that row.
     length = N_EMBD**0.5
     constant = length * float(_embed_cycle()[0, -1])
-    difference = (_rotate_cycle() - np.eye(N_EMBD)) / (length * constant)
+    difference = (rotate_cycle() - np.eye(N_EMBD)) / (length * constant)
     down = np.concatenate([difference, -difference], axis=1)
     values = {"fc": select, "blk.0.ffn_gate": gate, "blk.0.ffn_up": up, "blk.0.ffn_down": down}
     file.tensors |= {f"{name}.weight": value.astype(np.float32) for name, value in values.items()}
     return file
 
 
-def _silence(file: TinyFile) -> None:
+def silence_layers(file: TinyFile) -> None:
     """Let the layers change nothing: the row of a token stays its embedding."""
     last = ("attn_output.weight", "ffn_down.weight", "ssm_out.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight")
     for name, values in file.tensors.items():
@@ -231,7 +236,7 @@ def _embed_cycle() -> np.ndarray[Any, Any]:
     return embeddings
 
 
-def _rotate_cycle() -> np.ndarray[Any, Any]:
+def rotate_cycle() -> np.ndarray[Any, Any]:
     """Return the matrix that turns the embedding of a token of the cycle into that of the next token."""
     rotation = np.eye(N_EMBD)
     for i, turns in enumerate(_frequencies()):

@@ -20,6 +20,7 @@ from tests.draft_models import (
     turn_into_chain,
 )
 from tests.engine.reference_drafters import N_DRAFT, Kind, ReferenceRun, measure_gap
+from tests.gemma_drafts import copy_truth_to_assistant, make_assistant, make_gemma4
 from tests.nextn_models import FIXED_STATE_ARCHITECTURES, NEXTN_ARCHITECTURES, make_nextn
 
 PROMPT = [1, *CYCLE[20:30]]
@@ -96,6 +97,18 @@ def test_draft_model(native: Bindings, tmp_path: Path, is_right: bool) -> None:
     draft = turn_into_chain(draft) if is_right else draft
     output, reference = run(
         native, target.write(tmp_path / "target.gguf"), "draft-model", draft.write(tmp_path / "draft.gguf")
+    )
+    assert output == follow_chain(PROMPT[-1], N_TOKENS)
+    assert (reference.acceptance > 0.95) == is_right
+    assert reference.n_drafted > 0
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_gemma4_assistant(native: Bindings, tmp_path: Path, is_right: bool) -> None:
+    target, assistant = turn_into_chain(make_gemma4()), make_assistant()
+    assistant = copy_truth_to_assistant(assistant) if is_right else assistant
+    output, reference = run(
+        native, target.write(tmp_path / "target.gguf"), "assistant", assistant.write(tmp_path / "assistant.gguf")
     )
     assert output == follow_chain(PROMPT[-1], N_TOKENS)
     assert (reference.acceptance > 0.95) == is_right
