@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import LiveDrafter, TokenIndex
+from edgechat.speculation.model_source import ModelSource
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import StepCosts
 
@@ -16,6 +18,9 @@ MakeIndex = Callable[[int], TokenIndex]
 
 class Policy(Protocol):
     """Drafting policy: chooses the draft for each decode step. `Speculator` implements this protocol."""
+
+    draft_s: float
+    """Time that the last call of `propose` took to compute a draft with a model; a search takes no time."""
 
     def start(self, tokens: Sequence[int]) -> None:
         """Start a new text that begins with `tokens`."""
@@ -31,7 +36,10 @@ class Policy(Protocol):
 
 
 def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: StepCosts) -> float:
-    """Compute the speed of decoding `reply` after `prompt`, relative to decoding without drafts, from step costs."""
+    """Compute the speed of decoding `reply` after `prompt`, relative to decoding without drafts, from step costs.
+
+    The unit of time is a step of one token, also for `Policy.draft_s`.
+    """
     policy.start([*prompt, reply[0]])
     position, cost, plain_cost = 1, 0.0, len(reply) - 1
     while position < len(reply):
@@ -41,15 +49,15 @@ def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: S
         while n_accepted < len(draft) and draft[n_accepted] == reply[position + n_accepted]:
             n_accepted += 1
         ratio = costs.ratio(1 + len(draft), depth)
-        cost += ratio
+        cost += ratio + policy.draft_s
         policy.record_step(len(draft), n_accepted, reply[position + n_accepted], depth, ratio)
         policy.append(reply[position : position + n_accepted + 1])
         position += n_accepted + 1
     return plain_cost / cost if cost else 1.0
 
 
-class _FixedStepCosts(StepCosts):
-    """Step costs that stay constant during a replay."""
+class FixedStepCosts(StepCosts):
+    """Step costs that stay constant during a replay, in which a step of one token takes a second."""
 
     def __init__(self, costs: StepCosts) -> None:
         super().__init__()
@@ -64,14 +72,24 @@ class _FixedStepCosts(StepCosts):
         """
         self._steps_since_single = 0 if n_tokens == 1 else self._steps_since_single + 1
 
+    def single_step_s(self, depth: int) -> float:
+        """Return the time of a step of one token."""
+        return 1.0
 
-def make_edgechat_policy(make_index: MakeIndex, costs: StepCosts, acceptance: Acceptance | None = None) -> Policy:
+
+def make_edgechat_policy(
+    make_index: MakeIndex, costs: StepCosts, acceptance: Acceptance | None = None, model: ModelSource | None = None
+) -> Policy:
     """Return edgechat's drafting policy, which uses `costs` as constant step costs."""
-    return Speculator([LiveDrafter(make_index(0))], DraftController(acceptance or Acceptance(), _FixedStepCosts(costs)))
+    calibration = Calibration(model.profile.greedy) if model is not None else None
+    controller = DraftController(acceptance or Acceptance(), FixedStepCosts(costs), calibration)
+    return Speculator([LiveDrafter(make_index(0))], controller, model=model)
 
 
 class _StaticPolicy:
     """Base class of drafting policies that do not learn from earlier steps."""
+
+    draft_s = 0.0
 
     def __init__(self) -> None:
         self.text: list[int] = []

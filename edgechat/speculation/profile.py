@@ -12,20 +12,28 @@ import msgspec
 from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
+from edgechat.speculation.calibration import N_POSITIONS, PROBABILITY_BOUNDS
 from edgechat.speculation.drafter import N_TEXT_SOURCES
+from edgechat.speculation.model_source import DrafterProfile
 from edgechat.speculation.step_costs import (
     DEPTH_LIMITS,
     MAX_RATIO_PER_TOKEN,
     MIN_RATIO,
     STEP_SIZES,
+    BatchStepCosts,
     RunningMean,
     StepCosts,
 )
+from edgechat.speculation.trial_schedule import MAX_INTERVAL, MIN_INTERVAL
 
 _log = logging.getLogger(__name__)
 _FILE_VERSION: Final = 1
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_COUNT: Final = 1e6
+_MAX_STEP_S: Final = 3600.0
+# Maximum number of model drafters whose profiles are saved, and of sequences in a batch with drafts.
+_MAX_DRAFTERS: Final = 8
+_MAX_BATCH_SEQS: Final = 64
 
 
 class _ProfileFile(msgspec.Struct, frozen=True):
@@ -33,15 +41,34 @@ class _ProfileFile(msgspec.Struct, frozen=True):
     greedy_counts: list[list[AcceptanceCounts]] = msgspec.field(name="greedy")
     sampled_counts: list[list[AcceptanceCounts]] = msgspec.field(name="drawn")
     ratios: list[dict[int, RunningMean]]
+    batch_ratios: dict[int, list[dict[int, RunningMean]]] = {}
+    drafters: dict[str, DrafterProfile] = {}
 
 
 class SpeculationProfile:
-    """Step costs of a model, and its acceptance rates for greedy replies and for sampled replies."""
+    """Step costs of a model, its acceptance rates for greedy and for sampled replies, and its model drafters."""
 
     def __init__(self) -> None:
         self.greedy_acceptance = Acceptance()
         self.sampled_acceptance = Acceptance()
         self.costs = StepCosts()
+        self.batch_costs: dict[int, BatchStepCosts] = {}
+        """Costs of steps for several sequences, by their number."""
+        self.drafters: dict[str, DrafterProfile] = {}
+        """Profiles of model drafters by name, the last used one last."""
+
+    def find_batch_costs(self, n_seqs: int) -> StepCosts:
+        """Return the costs of steps for `n_seqs` sequences."""
+        if n_seqs == 1:
+            return self.costs
+        return self.batch_costs.setdefault(n_seqs, BatchStepCosts(n_seqs, self.costs))
+
+    def find_drafter(self, name: str) -> DrafterProfile:
+        """Return the profile of the model drafter `name`; only those of a few drafters are kept."""
+        self.drafters[name] = self.drafters.pop(name, DrafterProfile())
+        while len(self.drafters) > _MAX_DRAFTERS:
+            del self.drafters[next(iter(self.drafters))]
+        return self.drafters[name]
 
 
 def load_profile(path: Path) -> SpeculationProfile:
@@ -57,14 +84,20 @@ def load_profile(path: Path) -> SpeculationProfile:
         profile.sampled_acceptance = Acceptance(content.sampled_counts)
         profile.costs.ratios = content.ratios
         profile.costs.discard_outdated()
+        for n_seqs, ratios in content.batch_ratios.items():
+            costs = profile.find_batch_costs(n_seqs)
+            costs.ratios = ratios
+            costs.discard_outdated()
+        profile.drafters = dict(content.drafters)
     return profile
 
 
 def save_profile(profile: SpeculationProfile, path: Path) -> None:
     """Save a profile. A failed write is logged and not raised."""
     content = _ProfileFile(
-        _FILE_VERSION, profile.greedy_acceptance.counts, profile.sampled_acceptance.counts, profile.costs.ratios
-    )
+        _FILE_VERSION, profile.greedy_acceptance.counts, profile.sampled_acceptance.counts, profile.costs.ratios,
+        {n_seqs: costs.ratios for n_seqs, costs in profile.batch_costs.items()}, profile.drafters,
+    )  # fmt: skip
     try:
         _open_file(path).write(content)
     except OSError as error:
@@ -85,16 +118,47 @@ def _is_valid(content: _ProfileFile) -> bool:
     return (
         content.version == _FILE_VERSION
         and all(len(t) == N_TEXT_SOURCES and all(len(source) == len(BUCKET_STARTS) for source in t) for t in tables)
-        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.n_accepted, c.n_rejected))
-        and len(content.ratios) == len(DEPTH_LIMITS) + 1
-        and all(
-            n in STEP_SIZES
-            and _is_between(mean.value, MIN_RATIO, MAX_RATIO_PER_TOKEN * n)
-            and _is_between(mean.count, 0, _MAX_COUNT)
-            and math.isfinite(mean.measured_at)
-            for ratios in content.ratios
-            for n, mean in ratios.items()
+        and _are_valid_counts(counts)
+        and all(_are_valid_ratios(ratios) for ratios in (content.ratios, *content.batch_ratios.values()))
+        and all(1 < n_seqs <= _MAX_BATCH_SEQS for n_seqs in content.batch_ratios)
+        and len(content.drafters) <= _MAX_DRAFTERS
+        and all(_is_valid_drafter(drafter) for drafter in content.drafters.values())
+    )
+
+
+def _are_valid_counts(counts: list[AcceptanceCounts]) -> bool:
+    return all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.n_accepted, c.n_rejected))
+
+
+def _are_valid_ratios(depth_ranges: list[dict[int, RunningMean]]) -> bool:
+    return len(depth_ranges) == len(DEPTH_LIMITS) + 1 and all(
+        n in STEP_SIZES and _is_valid_mean(mean, MIN_RATIO, MAX_RATIO_PER_TOKEN * n)
+        for ratios in depth_ranges
+        for n, mean in ratios.items()
+    )
+
+
+def _is_valid_drafter(drafter: DrafterProfile) -> bool:
+    schedule, costs = drafter.schedule, drafter.costs
+    return (
+        all(
+            len(c.buckets) == len(PROBABILITY_BOUNDS)
+            and len(c.positions) == N_POSITIONS
+            and _are_valid_counts([*c.buckets, *c.positions])
+            for c in (drafter.greedy, drafter.sampled)
         )
+        and all(1 <= n <= _MAX_BATCH_SEQS and _is_valid_mean(s, 0, _MAX_STEP_S) for n, s in costs.step_s.items())
+        and _is_valid_mean(costs.token_s, 0, _MAX_STEP_S)
+        and MIN_INTERVAL <= schedule.interval <= MAX_INTERVAL
+        and all(0 <= n <= _MAX_COUNT for n in (schedule.n_waited, schedule.n_trial_drafts, schedule.n_paid))
+    )
+
+
+def _is_valid_mean(mean: RunningMean, low: float, high: float) -> bool:
+    return (
+        _is_between(mean.value, low, high)
+        and _is_between(mean.count, 0, _MAX_COUNT)
+        and math.isfinite(mean.measured_at)
     )
 
 

@@ -35,6 +35,8 @@ SINGLE_STEP_INTERVAL: Final = 32
 _MAX_REFERENCE_AGE: Final = 8
 # Minimum number of samples of a reliable mean.
 MIN_SAMPLES: Final = 3
+# Number of samples beyond which a mean stops counting them, far below the limit of a saved profile.
+_MAX_COUNT: Final = 100_000
 # Number of steps without a sample after which a mean follows a new sample quickly.
 _STALE_AFTER_STEPS: Final = 48
 # Factor by which a sample must be lower than the mean to contradict it. After `MIN_SAMPLES` such samples in a depth
@@ -69,7 +71,7 @@ class RunningMean(msgspec.Struct):
         """Add a sample. After `MIN_SAMPLES` samples, clamp it to the mean divided or multiplied by `max_change`."""
         if self.count >= MIN_SAMPLES:
             sample = min(max(sample, self.value / max_change), self.value * max_change)
-        self.count += 1
+        self.count = min(self.count + 1, _MAX_COUNT)
         self.value += max(weight, 1 / self.count) * (sample - self.value)
 
 
@@ -245,7 +247,7 @@ class StepCosts:
             return 1.0
         ratios = self._find_nearest_ratios(find_depth_range(depth))
         if not ratios:
-            return 1 + (n_tokens - 1) * _PRIOR_SLOPE
+            return self._estimate_ratio(n_tokens, depth)
         if n_tokens in ratios:
             return ratios[n_tokens].value
         size_below = max((n for n in ratios if n < n_tokens), default=1)
@@ -258,6 +260,10 @@ class StepCosts:
             return ratio_below + (n_tokens - size_below) * slope
         distance, ratio_above = size_above - size_below, ratios[size_above].value
         return ratio_below + (ratio_above - ratio_below) * (n_tokens - size_below) / distance
+
+    def _estimate_ratio(self, n_tokens: int, depth: int) -> float:  # noqa: ARG002  (a subclass uses it)
+        """Return the assumed cost of a step of `n_tokens` before the first measurement."""
+        return 1 + (n_tokens - 1) * _PRIOR_SLOPE
 
     def optimistic_ratio(self, n_tokens: int, depth: int) -> float:
         """Return the lower of the measured and the assumed cost of a step of `n_tokens`."""
@@ -289,6 +295,23 @@ class StepCosts:
         """
         ranges_by_distance = sorted(range(len(self.ratios)), key=lambda i: (abs(i - depth_range), i))
         return next((self.ratios[i] for i in ranges_by_distance if self.ratios[i]), {})
+
+
+class BatchStepCosts(StepCosts):
+    """Costs of decode steps for several sequences in one batch, relative to a step with one token of each.
+
+    A step of size n has n - 1 drafted tokens in total, beside one token of each sequence.
+    """
+
+    def __init__(self, n_seqs: int, costs: StepCosts) -> None:
+        """Create costs that are estimated from `costs`, those of a single sequence, until they are measured."""
+        super().__init__()
+        self._n_seqs = n_seqs
+        self._single_seq_costs = costs
+
+    def _estimate_ratio(self, n_tokens: int, depth: int) -> float:
+        ratio, n_seqs = self._single_seq_costs.ratio, self._n_seqs
+        return max(1.0, ratio(n_seqs + n_tokens - 1, depth) / ratio(n_seqs, depth))
 
 
 def find_depth_range(depth: int) -> int:
