@@ -18,7 +18,9 @@ from edgechat.humanize import shorten
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
-"""Value of the setting `model` that chooses the best installed model."""
+"""Value of the setting `model` that chooses the best installed model, and of `draft_model` that chooses a drafter."""
+OFF: Final = "off"
+"""Value of the setting `draft_model` for no model drafter."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     stop_repetition: End reasoning, or a reply, that repeats the same passage over and over.
     prefix_cache: Save the KV cache of conversations on disk, so that their prompts need not be processed again.
     speculation: Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change.
+    draft_model: Model or heads that draft tokens for speculative decoding: a name or file; `auto`: heads of the model
+        itself, installed heads, or a small installed model of its family; `off`: only the text is searched for drafts.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
     titles: Let the model write titles for new conversations while it is idle.
     theme: Colour theme (`/theme` lists all); `auto`: dark or light like the terminal; `ansi-dark`: terminal colours.
@@ -124,6 +128,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     stop_repetition: bool = True
     prefix_cache: bool = True
     speculation: bool = True
+    draft_model: str = AUTO
     strict: bool = False
     titles: bool = True
 
@@ -260,6 +265,8 @@ def check(name: str, value: object) -> str:
         is_valid = bool(parse_size(parsed_value)) if is_size else not is_number or low <= parsed_value <= high
         if name == "thinking" and parsed_value is not None:
             is_valid = _THINKING_PATTERN.fullmatch(str(parsed_value)) is not None
+        if name == "draft_model":
+            is_valid = bool(str(parsed_value).strip())
     is_fraction = isinstance(value, float) and float not in (types[name], *get_args(types[name]))
     shown_value = repr(value) if is_fraction else _format_invalid_value(value)
     return "" if is_valid else f"must be {describe_valid_values(name)}, not {shown_value}"
@@ -274,6 +281,8 @@ def describe_valid_values(name: str) -> str:
             "on, off, low, medium, high, auto, a number of tokens up to 9,999,999 such as 500, or a time in seconds "
             "such as 30s"
         )
+    if name == "draft_model":
+        return "auto, off, or the name or file of a model"
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from edgechat import paths
@@ -12,11 +12,11 @@ from edgechat.catalogue.library import STARTER, InstalledModel, is_path_like, sc
 from edgechat.errors import ModelFileError, UsageError
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, kinds: Container[str] = ("model",)) -> Path:
     """Return the model file for a path, an alias, a display name, a catalogue id or `owner/repo[:QUANT]`.
 
-    Raises ModelFileError if no installed model or more than one matches. Raises CatalogueError if library.json is
-    damaged, and UsageError if `name` is empty.
+    `kinds` are the kinds of files to find (`ModelHeader.kind`). Raises ModelFileError if no installed model or several
+    match. Raises CatalogueError if library.json is damaged, and UsageError if `name` is empty.
     """
     check_name(name)
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
@@ -29,7 +29,7 @@ def find_model(name: str) -> Path:
     managed_file = paths.models_dir() / f"{name}.gguf"
     if "/" not in name and managed_file.is_file():  # avoids scanning all locations
         return managed_file
-    return find_installed_model(name, scan()).path
+    return find_installed_model(name, scan(), kinds).path
 
 
 def check_name(name: str) -> None:
@@ -38,7 +38,9 @@ def check_name(name: str) -> None:
         raise UsageError("The name of the model is empty. `edgechat models list` shows all names.")
 
 
-def find_installed_model(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
+def find_installed_model(
+    name: str, models: Iterable[InstalledModel], kinds: Container[str] = ("model",)
+) -> InstalledModel:
     """Find the model with this name, alias, path or reference. Raises ModelFileError if none or several match.
 
     Raises UsageError if `name` is empty, and CatalogueError if it has a quant that the catalogue does not list.
@@ -46,7 +48,7 @@ def find_installed_model(name: str, models: Iterable[InstalledModel]) -> Install
     check_name(name)
     from edgechat.catalogue import curated, hub
 
-    models = [model for model in models if model.facts.kind == "model"]
+    models = [model for model in models if model.facts.kind in kinds]
     lower_name = name.lower()
     for model in models:
         if lower_name in {model.name.lower(), model.name.lower().removesuffix(":latest")} or name in model.aliases:

@@ -38,6 +38,12 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
     return [name for name in names if name.lower().startswith(incomplete.lower())]
 
 
+def complete_draft_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the values of `--draft-model` that start with `incomplete`: auto, off, and the names of models."""
+    values = [value for value in ("auto", "off") if value.startswith(incomplete.lower())]
+    return [*values, *complete_model(context, parameter, incomplete)]
+
+
 def complete_conversation(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
@@ -178,6 +184,12 @@ _GENERATION_OPTIONS = (
         "--speculation/--no-speculation",
         default=None,
         help="Turn speculative decoding on or off; this does not change replies.",
+    ),
+    click.option(
+        "--draft-model",
+        metavar="NAME",
+        shell_complete=complete_draft_model,
+        help="Model or heads that draft tokens for speculative decoding; auto (default), or off for none.",
     ),
 )
 _CONVERSATION_OPTIONS = (

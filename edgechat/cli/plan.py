@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import FilePath, FloatRange, IntRange, complete_model
+from edgechat.cli.options import FilePath, FloatRange, IntRange, complete_draft_model, complete_model
 from edgechat.cli.progress import StderrStatus
 from edgechat.decode_errors import describe_decode_error
 from edgechat.humanize import format_size
@@ -64,6 +64,12 @@ _MAX_EXACT_MODELS: Final = 8
     type=FloatRange(),
     metavar="T",
     help="Minimum decode speed in tokens per second; 0 for no minimum.",
+)
+@click.option(
+    "--draft-model",
+    metavar="NAME",
+    shell_complete=complete_draft_model,
+    help="Model or heads that draft tokens for speculative decoding; auto (default), or off for none.",
 )
 @click.option("--explain", is_flag=True, help="Show the memory use and plan of the chosen model, with reasons.")
 @click.option(
@@ -128,6 +134,7 @@ def _evaluate_candidates(
     machine_file: Path | None,
     n_ctx: int | None,
     min_speed: float | None,
+    draft_model: str | None,
     measure: bool,
     measures_quants: bool,
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
@@ -135,12 +142,14 @@ def _evaluate_candidates(
     from edgechat import config
     from edgechat.cli.session_factory import load_settings, settings_from_flags
     from edgechat.models import selection
+    from edgechat.models.draft_models import add_drafters, find_draft_file
     from edgechat.models.resources import save_gpus
     from edgechat.planner.machine import speeds_from_profile
     from edgechat.planner.picks import choose_evaluation
 
     settings_from_flags(budget=budget)
-    settings = config.with_overrides(load_settings(), settings_from_flags(n_ctx=n_ctx, min_speed=min_speed))
+    flags = settings_from_flags(n_ctx=n_ctx, min_speed=min_speed, draft_model=draft_model)
+    settings = config.with_overrides(load_settings(), flags)
     if machine_file is None and settings.gpu and _has_gpu_modules():
         save_gpus(engine.list_devices(benchmark=False).gpus)
     profile = _read_profile(machine_file) if machine_file is not None else None
@@ -152,6 +161,9 @@ def _evaluate_candidates(
             candidates = _measure_quants(engine, candidates, scratch_dir, status)
     else:
         candidates = selection.list_installed_candidates()
+    if settings.draft_model not in {config.AUTO, config.OFF}:
+        find_draft_file(settings.draft_model)  # raises an error for an unknown name
+    candidates = add_drafters(candidates, settings)
     if with_catalogue:
         candidates += selection.list_catalogue_candidates()
     if profile is None:
@@ -374,5 +386,6 @@ def _print_explanation(row: PlanRow) -> None:
     if row.memory.file_cache:
         click.echo(f"  {FILE_CACHE_LABEL:<32}{format_size(row.memory.file_cache):>10}")
     for field, reason in row.reasons.items():
-        value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
-        _echo_wrapped("  ", f"{field}{value}: {reason}", columns)
+        value = row.plan.get(field) if row.plan is not None else None
+        is_shown = value is not None and not isinstance(value, dict)
+        _echo_wrapped("  ", f"{field}{f' = {value}' if is_shown else ''}: {reason}", columns)

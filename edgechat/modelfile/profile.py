@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
+from edgechat.modelfile.heads import DraftingHeads, read_heads
 from edgechat.modelfile.layers import ModelLayers, read_layers
 from edgechat.modelfile.rope import supports_yarn
 
@@ -33,6 +34,8 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
     tensors: tuple[Tensor, ...]
     tensor_bytes: int
     n_params: int
+    heads: DraftingHeads | None = None
+    """Heads that draft tokens, in the file of the model; None without."""
     data_offsets: tuple[int, ...] = ()
     """Offset of the data section in each file of the model, in bytes."""
 
@@ -47,8 +50,8 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
             has_costly_sequences=header.has_recurrent_state or header.hparam("attention.sliding_window") > 0,
             state_width=_compute_state_width(header), inner_size=header.hparam("ssm.inner_size"),
             expert_n_ff=header.hparam("expert_feed_forward_length", n_ff) if dimensions.n_experts else 0,
-            tensors=header.tensors, tensor_bytes=header.tensor_bytes, n_params=header.n_params,
-            data_offsets=(header.data_offset, *header.later_data_offsets),
+            heads=read_heads(header), tensors=header.tensors, tensor_bytes=header.tensor_bytes,
+            n_params=header.n_params, data_offsets=(header.data_offset, *header.later_data_offsets),
         )  # fmt: skip
 
     def with_tensors(self, path: str, tensors: tuple[Tensor, ...], quant: str = "") -> ModelProfile:

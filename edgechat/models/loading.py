@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,11 @@ from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
+from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
+from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.mapped_file import FileRange, list_unused_ranges
@@ -62,7 +65,8 @@ def load_model(
     bundle = find_bundle()
     gpus, warnings = _find_gpus(engine, settings, bundle, on_event)
     warnings += bundle.warnings
-    machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory)
+    drafter = choose_drafter(profile, settings)
+    machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
     model_properties = None
     for attempt in range(_MAX_RETRIES):
         try:
@@ -84,17 +88,17 @@ def load_model(
 
 def _plan_in_free_memory(
     engine: EngineClient, profile: ModelProfile, settings: Settings, gpus: Sequence[Gpu] | None,
-    free_memory: Callable[[], bool],
+    free_memory: Callable[[], bool], drafter: DrafterChoice,
 ) -> tuple[Machine, LoadPlan]:  # fmt: skip
     """Return the resources of the machine and a plan; call `free_memory` until the plan needs no concessions.
 
-    Memory that the user's budget forbids to use is not freed. Raises PlanError.
+    The plan includes `drafter` if there is room. Memory that the user's budget forbids to use is not freed. Raises
+    PlanError.
     """
-    speculation = settings.speculation and not settings.strict
     while True:
         machine = current_machine(settings, profile.path, engine.pid, gpus)
         try:
-            load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=speculation)
+            load_plan = _make_plan(engine, profile, machine, settings, drafter)
         except PlanError:
             if machine.is_budget_set or not free_memory():
                 raise
@@ -113,7 +117,8 @@ def reload_model(
     EdgechatError.
     """
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
-    _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory)
+    drafter = choose_drafter(profile, settings)
+    _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
     model_properties = _load(engine, profile, load_plan, lambda event: None)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties
@@ -150,14 +155,16 @@ def _find_gpus(
 
 
 def _make_plan(
-    engine: EngineClient, profile: ModelProfile, machine: Machine, n_ctx: int | None, *, speculation: bool
+    engine: EngineClient, profile: ModelProfile, machine: Machine, settings: Settings, drafter: DrafterChoice
 ) -> LoadPlan:
     """Make a plan with buffer sizes from formulas if memory is ample, otherwise with exact sizes from llama.cpp."""
-    extra_bytes, longest_n_ctx = observed_memory.extra_bytes(profile.path), context_limits.read_limit(profile.path)
+    make_plan = partial(
+        plan, profile, machine, n_ctx=settings.n_ctx, speculation=settings.speculation and not settings.strict,
+        extra_bytes=observed_memory.extra_bytes(profile.path), longest_n_ctx=context_limits.read_limit(profile.path),
+        drafter=drafter,
+    )  # fmt: skip
     try:
-        rough_plan = plan(
-            profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx
-        )
+        rough_plan = make_plan()
     except PlanError:
         if profile.tensor_bytes > machine.available_bytes:
             raise
@@ -168,17 +175,19 @@ def _make_plan(
         )
         if rough_plan.estimate.total <= _EXACT_SIZES_FRACTION * machine.available_bytes and not fills_gpu:
             return rough_plan
-    return plan(
-        profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx,
-        estimator=make_exact_estimator(engine, profile),
-    )  # fmt: skip
+    return make_plan(estimator=make_exact_estimator(engine, profile))
 
 
-def list_ranges_to_remove(profile: ModelProfile, options: LoadOptions) -> tuple[FileRange, ...]:
+def list_ranges_to_remove(
+    profile: ModelProfile, options: LoadOptions, *, loads_heads: bool = False
+) -> tuple[FileRange, ...]:
     """Return the ranges of the mapped model files that a loaded model does not need in memory.
 
-    The saved kernel benchmark shows which tensor types the backend repacks; without one, `REPACKED_TYPES` is used.
+    `loads_heads` is True if the prediction layers (MTP) of the model are loaded, too. The saved kernel benchmark shows
+    which tensor types the backend repacks; without one, `REPACKED_TYPES` is used.
     """
+    if loads_heads:
+        profile = msgspec.structs.replace(profile, n_skipped_layers=0)
     speeds = load_measured_speeds()
     return list_unused_ranges(profile, options, speeds.repacked_types if speeds is not None else REPACKED_TYPES)
 
@@ -189,7 +198,9 @@ def _load(engine: EngineClient, profile: ModelProfile, load_plan: LoadPlan, on_e
         prefix_dir = ""
     request = protocol.Load(
         id=engine.next_id(), plan=load_plan, prefix_dir=prefix_dir,
-        unused_ranges=list_ranges_to_remove(profile, load_plan.options),
+        unused_ranges=list_ranges_to_remove(
+            profile, load_plan.options, loads_heads=load_plan.drafter is not None and load_plan.drafter.kind == "mtp"
+        ),
     )  # fmt: skip
     try:
         return engine.load(request, lambda event: _forward_progress(event, on_event))

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat import paths
-from edgechat.config import Settings, parse_size
+from edgechat.config import AUTO, OFF, Settings, parse_size
 from edgechat.engine import protocol, resident_client
 from edgechat.engine.client import EngineClient
 from edgechat.engine.resident_client import ShareRequest
-from edgechat.errors import LocalSocketError, PlanError
+from edgechat.errors import EdgechatError, LocalSocketError, PlanError
 from edgechat.modelfile.content_hash import read_stamp
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
@@ -31,7 +31,13 @@ def make_share_request(header: ModelHeader, settings: Settings, client_name: str
         return None
     stamps = [f"{os.path.realpath(file)} {read_stamp(file)}" for file in list_model_files(Path(header.path))]
     options = (settings.gpu, settings.n_threads, settings.prefix_cache, settings.speculation, settings.strict)
-    parts = [*stamps, repr(options), str(paths.prefix_dir()), *_describe_surroundings()]
+    parts = [
+        *stamps,
+        repr(options),
+        _describe_draft_model(settings.draft_model),
+        str(paths.prefix_dir()),
+        *_describe_surroundings(),
+    ]
     return ShareRequest(
         client=protocol.ClientInfo(client_name, os.getpid()),
         keep_alive_s=settings.keep_alive,
@@ -40,6 +46,19 @@ def make_share_request(header: ModelHeader, settings: Settings, client_name: str
         n_ctx=settings.n_ctx,
         budget_bytes=parse_size(settings.budget) if settings.budget else None,
     )
+
+
+def _describe_draft_model(name: str) -> str:
+    """Return the setting `draft_model`, with the path and the version of a file that it names."""
+    if name in {AUTO, OFF}:
+        return name
+    from edgechat.models.draft_models import find_draft_file
+
+    try:
+        path = find_draft_file(name)
+    except EdgechatError:  # loading the model reports the error
+        return name
+    return f"{os.path.realpath(path)} {read_stamp(path)}"
 
 
 def _describe_surroundings() -> list[str]:

@@ -89,7 +89,7 @@ def plan_growth(
         )
         total_bytes = estimate(
             profile, resized_options, resized_buffers, extra_bytes=memory.observed_excess,
-            is_unified=memory.is_unified, draft_tokens=draft_tokens,
+            is_unified=memory.is_unified, draft_tokens=draft_tokens, drafter_bytes=memory.drafter,
         ).total  # fmt: skip
         return total_bytes, sizes.kv_cache + (sizes.gpu if memory.is_unified else 0)
 

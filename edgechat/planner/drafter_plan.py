@@ -11,6 +11,9 @@ DrafterKind = Literal["draft-model", "mtp", "eagle3", "assistant"]
 # Cells of a drafter's context for each sequence. A drafter sees only the last tokens of a long text, so that its memory
 # does not grow with the context of the model and it starts at once after a long prompt.
 DRAFTER_CELLS: Final = 512
+# Maximum number of tokens that a drafter computes at once. Its compute buffers grow with it, and at most half of its
+# cells are computed before a draft.
+DRAFTER_UBATCH: Final = 128
 # Maximum number of tokens in a draft of a model.
 MAX_MODEL_DRAFT_TOKENS: Final = 7
 # Maximum number of sequences for which a model drafts at once; with more sequences, steps have no drafts.
@@ -26,6 +29,8 @@ class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the draft model or of the heads; empty for `mtp`."""
     n_cells: int = DRAFTER_CELLS
     """Cells of the drafter's context for each sequence."""
+    n_ubatch: int = DRAFTER_UBATCH
+    """Maximum number of tokens that the drafter computes at once (the batch and the micro-batch of its context)."""
     n_seqs: int = 1
     n_rs_seq: int = 0
     """Earlier recurrent states of each sequence that the drafter's context stores, so that drafts can be removed."""

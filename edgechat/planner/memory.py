@@ -96,6 +96,8 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of the vocabulary and of the compute graphs."""
     speculation: int = 0
     """Memory of state copies, which allow drafts to be rolled back, and of suffix indices."""
+    drafter: int = 0
+    """Memory of the model drafter: its weights, context and compute buffers."""
     process: int = CLIENT_BYTES + ENGINE_BYTES
     """Memory of the client and engine processes without a model."""
     observed_excess: int = msgspec.field(default=0, name="learned")
@@ -124,19 +126,20 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
         """
         return (
             self.weights + self.repacked_weights + self.kv_cache + self.compute + self.output + self.vocabulary
-            + self.speculation + self.process + self.observed_excess + self.loading
+            + self.speculation + self.drafter + self.process + self.observed_excess + self.loading
             + (self.gpu if self.is_unified else 0)
         )  # fmt: skip
 
 
 def estimate(
     profile: ModelProfile, options: LoadOptions, buffers: BufferSizes | None = None, *, extra_bytes: int = 0,
-    is_unified: bool = False, draft_tokens: int = 0,
+    is_unified: bool = False, draft_tokens: int = 0, drafter_bytes: int = 0,
 ) -> MemoryEstimate:  # fmt: skip
     """Estimate the memory of a model loaded with `options`.
 
     `buffers` defaults to the result of `estimate_buffers`. `extra_bytes` is the observed additional memory,
-    `is_unified` is True if the GPU shares the machine's memory, and `draft_tokens` is the capacity of the draft corpus.
+    `is_unified` is True if the GPU shares the machine's memory, `draft_tokens` is the capacity of the draft corpus, and
+    `drafter_bytes` is the memory of the model drafter.
     """
     sizes = buffers or estimate_buffers(profile, options)
     n_seqs = n_seqs_with_scratch(options)
@@ -149,13 +152,19 @@ def estimate(
     later_bytes = sizes.repacked_weights + sizes.kv_cache + sizes.compute + output_bytes
     return MemoryEstimate(
         weights=sizes.weights, repacked_weights=sizes.repacked_weights, kv_cache=sizes.kv_cache, compute=sizes.compute,
-        output=output_bytes, vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
+        output=output_bytes, vocabulary=compute_vocabulary_bytes(profile),
         speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
+        drafter=drafter_bytes,
         observed_excess=extra_bytes,
         loading=max(0, mapped_bytes + profile.n_vocab * _LOADING_TOKEN_BYTES - later_bytes) if sizes.file_cache else 0,
         file_cache=sizes.file_cache,
         gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
     )  # fmt: skip
+
+
+def compute_vocabulary_bytes(profile: ModelProfile) -> int:
+    """Return the memory of the vocabulary and of the compute graphs of a model, in bytes."""
+    return profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES
 
 
 def estimate_buffers(

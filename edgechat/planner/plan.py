@@ -13,6 +13,7 @@ from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
 from edgechat.planner.context_growth import plan_growth
+from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, add_drafter
 from edgechat.planner.kv_memory import compute_states_bytes
 from edgechat.planner.load_plan import (
     MAX_PREFIX_DISK_BYTES,
@@ -42,6 +43,8 @@ _N_RS_SEQ_CHOICES: Final = (7, 3, 1)
 # plan.
 _RETRY_FRACTION: Final = 0.8
 
+_NO_MEMORY_DRAFTER: Final = DrafterChoice(reason="memory ran out with the model drafter")
+
 Estimator = Callable[[LoadOptions], BufferSizes]
 """Function that returns the buffer sizes of a model for the load options in its argument."""
 
@@ -49,12 +52,13 @@ Estimator = Callable[[LoadOptions], BufferSizes]
 def plan(
     profile: ModelProfile, machine: Machine, *, n_ctx: int | None = None, speculation: bool = True,
     estimator: Estimator | None = None, extra_bytes: int = 0, longest_n_ctx: int | None = None,
+    drafter: DrafterChoice = NO_DRAFTER,
 ) -> LoadPlan:  # fmt: skip
     """Return the load plan of a model on a machine.
 
-    Until the model fits, the plan makes these concessions in order: a KV cache in smaller types, a shorter context
-    (unless `n_ctx` sets its length), smaller micro-batches, and a still shorter context. The plan leaves
-    `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
+    Until the model fits, the plan makes these concessions in order: no `drafter`, a KV cache in smaller types, a
+    shorter context (unless `n_ctx` sets its length), smaller micro-batches, and a still shorter context. The plan
+    leaves `machine.reserved_bytes` to other programs if the model fits into the rest, and otherwise uses all memory.
     `estimator` defaults to `estimate_buffers`; `extra_bytes` is the observed additional memory of the model. Raises
     PlanError, with the required and the available memory, if no variant fits.
 
@@ -65,7 +69,7 @@ def plan(
         with contextlib.suppress(PlanError):  # the model does not fit, according to exact sizes
             return plan(
                 profile, machine.leave_reserve(), n_ctx=n_ctx, speculation=speculation, estimator=estimator,
-                extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx,
+                extra_bytes=extra_bytes, longest_n_ctx=longest_n_ctx, drafter=drafter,
             )  # fmt: skip
     longest_n_ctx = min(profile.n_ctx_train, longest_n_ctx or profile.n_ctx_train)
     smallest_estimate: MemoryEstimate | None = None
@@ -74,7 +78,7 @@ def plan(
         memory = estimate(profile, variant.options, buffers, extra_bytes=extra_bytes, is_unified=machine.gpu_is_unified)
         if _fits(memory, variant.options, machine):
             return _make_load_plan(
-                profile, machine, variant, memory, buffers, speculation=speculation, n_ctx=n_ctx,
+                profile, machine, variant, memory, buffers, drafter=drafter if speculation else None, n_ctx=n_ctx,
                 longest_n_ctx=longest_n_ctx if n_ctx is None else None,
             )  # fmt: skip
         if smallest_estimate is None or memory.total < smallest_estimate.total:
@@ -101,8 +105,9 @@ def make_smaller_plan(
 ) -> LoadPlan | None:
     """Return a plan with at most 80 % of the memory of `failed_plan`, which ran out of memory; None if none fits.
 
-    The context of the plan does not grow. Without a GPU, the weights are read instead of mapped, because a limited
-    address space (`ulimit -v`) may not have room for both the file and the copies of its weights.
+    The context of the plan does not grow, and it has no model drafter. Without a GPU, the weights are read instead of
+    mapped, because a limited address space (`ulimit -v`) may not have room for both the file and the copies of its
+    weights.
     """
     failed_estimate, growth = failed_plan.estimate, failed_plan.growth
     failed_bytes = growth.compute_bytes(growth.initial_n_ctx) if growth is not None else failed_estimate.total
@@ -110,11 +115,13 @@ def make_smaller_plan(
         buffers = estimate_buffers(profile, variant.options)
         memory = estimate(profile, variant.options, buffers, is_unified=machine.gpu_is_unified)
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
-        if is_same or not _fits(memory, variant.options, machine):
+        if (is_same and failed_plan.drafter is None) or not _fits(memory, variant.options, machine):
             continue
+        drafter = NO_DRAFTER if failed_plan.drafter is None else _NO_MEMORY_DRAFTER
         smaller_plan = _make_load_plan(
-            profile, machine, variant, memory, buffers, speculation=failed_plan.speculation, n_ctx=n_ctx
-        )
+            profile, machine, variant, memory, buffers, drafter=drafter if failed_plan.speculation else None,
+            n_ctx=n_ctx,
+        )  # fmt: skip
         memory = smaller_plan.estimate  # includes the memory of speculation, as does the estimate of the failed plan
         if memory.total <= _RETRY_FRACTION * failed_bytes or (
             failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
@@ -139,24 +146,29 @@ def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> boo
 
 def _make_load_plan(
     profile: ModelProfile, machine: Machine, variant: LoadVariant, memory: MemoryEstimate,
-    buffers: BufferSizes, *, speculation: bool, n_ctx: int | None, longest_n_ctx: int | None = None,
+    buffers: BufferSizes, *, drafter: DrafterChoice | None, n_ctx: int | None, longest_n_ctx: int | None = None,
 ) -> LoadPlan:  # fmt: skip
     """Return the plan for a variant that fits, and divide the free memory.
 
-    Speculation gets a part of the free memory, then the prefix cache; the context can grow into the rest. Without
-    `longest_n_ctx`, the context does not grow. With layers on a discrete GPU, it does not grow either, because the
-    engine cannot read how much memory of the GPU is free.
+    Speculation gets a part of the free memory, then the drafter and the prefix cache; the context can grow into the
+    rest. Without speculation, `drafter` is None. Without `longest_n_ctx`, the context does not grow. With layers on a
+    discrete GPU, it does not grow either, because the engine cannot read how much memory of the GPU is free.
     """
-    options, draft_tokens = variant.options, 0
-    if speculation:
-        free_bytes = machine.available_bytes - memory.total
-        if options.n_gpu_layers and not machine.gpu_is_unified:  # state copies are stored on the GPU
-            free_bytes = min(free_bytes, machine.gpu_free_bytes - memory.gpu)
-        options, draft_tokens = _add_speculation(profile, options, free_bytes // SPECULATION_DIVISOR)
-        memory = estimate(
-            profile, options, buffers, extra_bytes=memory.observed_excess, is_unified=machine.gpu_is_unified,
+    options, draft_tokens, added = variant.options, 0, AddedDrafter(None, "")
+    if drafter is not None:
+        options, draft_tokens = _add_speculation(
+            profile, options, _count_free_bytes(machine, memory, options) // SPECULATION_DIVISOR
+        )
+        estimate_again = partial(
+            estimate, profile, options, buffers, extra_bytes=memory.observed_excess, is_unified=machine.gpu_is_unified,
             draft_tokens=draft_tokens,
         )  # fmt: skip
+        memory = estimate_again()
+        added = add_drafter(
+            drafter, profile, options, _count_free_bytes(machine, memory, options),
+            has_concessions=bool(variant.concessions),
+        )  # fmt: skip
+        memory = estimate_again(drafter_bytes=added.plan.total) if added.plan is not None else memory
     free_bytes = max(0, machine.available_bytes - memory.total)
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
@@ -169,10 +181,19 @@ def _make_load_plan(
         adapts_n_threads=machine.adapts_n_threads and not options.n_gpu_layers,
         prefix_ram_bytes=prefix_ram_bytes,
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
-        speculation=speculation, draft_tokens=draft_tokens, estimate=memory, concessions=variant.concessions,
-        growth=growth,
+        speculation=drafter is not None, draft_tokens=draft_tokens, drafter=added.plan, estimate=memory,
+        concessions=(*([added.concession] if added.concession else []), *variant.concessions), growth=growth,
     )  # fmt: skip
-    return msgspec.structs.replace(load_plan, reasons=explain.explain_plan(profile, machine, load_plan, n_ctx))
+    reasons = explain.explain_plan(profile, machine, load_plan, n_ctx)
+    return msgspec.structs.replace(load_plan, reasons=reasons | ({"drafter": added.reason} if added.reason else {}))
+
+
+def _count_free_bytes(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> int:
+    """Return the memory that a plan leaves; with layers on a GPU of its own, in the fuller of both memories."""
+    free_bytes = machine.available_bytes - memory.total
+    if options.n_gpu_layers and not machine.gpu_is_unified:  # state copies and heads are stored on the GPU
+        free_bytes = min(free_bytes, machine.gpu_free_bytes - memory.gpu)
+    return free_bytes
 
 
 def _add_speculation(profile: ModelProfile, options: LoadOptions, budget_bytes: int) -> tuple[LoadOptions, int]:

@@ -10,6 +10,7 @@ import msgspec
 from edgechat.errors import PlanError
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs, list_offered_kv_types
 from edgechat.planner.machine import Machine
@@ -50,6 +51,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """True if the file size is estimated from the number of weights."""
     extra_bytes: int = 0
     """Additional memory that earlier loads needed on this machine, compared with the estimate, in bytes."""
+    drafter: DrafterChoice = NO_DRAFTER
+    """Model drafter that a load would add if there is room, or the reason why there is none."""
     observed_speed: ObservedSpeed = ObservedSpeed()
     """Speeds of recent replies on this machine."""
     measured_divergence: float | None = None
@@ -111,7 +114,10 @@ def evaluate(
     if estimator is None and speeds is not None:
         estimator = _make_formula_estimator(profile, speeds.repacked_types)
     try:
-        load_plan = plan(profile, machine, n_ctx=n_ctx, estimator=estimator, extra_bytes=candidate.extra_bytes)
+        load_plan = plan(
+            profile, machine, n_ctx=n_ctx, estimator=estimator, extra_bytes=candidate.extra_bytes,
+            drafter=candidate.drafter,
+        )  # fmt: skip
     except PlanError:
         return _make_too_large_evaluation(candidate, n_ctx)
     options = load_plan.options

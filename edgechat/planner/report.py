@@ -25,6 +25,7 @@ MEMORY_PARTS: Final = (
     ("output", "c", "logits"),
     ("vocabulary", "p", "vocabulary and graphs"),
     ("speculation", "s", "speculation"),
+    ("drafter", "d", "model drafter"),
     ("process", "p", "processes"),
     ("observed_excess", "p", "excess measured in earlier loads"),
     ("loading", "#", "mapped file while loading"),
@@ -34,7 +35,7 @@ FILE_CACHE_LABEL: Final = "reclaimable page cache"
 """Label of `MemoryEstimate.file_cache`, which is not part of the total."""
 BAR_LABELS: Final = {
     "#": "weights", "+": "repacked weights", "k": "KV cache", "c": "compute buffers", "s": "speculation",
-    "p": "processes",
+    "d": "model drafter", "p": "processes",
 }  # fmt: skip
 """Label of each character in a memory bar."""
 
@@ -149,6 +150,7 @@ def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:
         "n_threads": plan.n_threads, "n_threads_batch": plan.n_threads_batch, "n_batch": plan.n_batch,
         "prefix_ram_bytes": plan.prefix_ram_bytes, "prefix_disk_bytes": plan.prefix_disk_bytes,
         "draft_tokens": plan.draft_tokens, "max_n_ctx": plan.max_n_ctx,
+        "drafter": msgspec.structs.asdict(plan.drafter) if plan.drafter is not None else None,
     }  # fmt: skip
 
 

@@ -29,7 +29,8 @@ MARK_WIDTH: Final = 2
 _SLOW_TPS: Final = 9.5
 # Labels of the characters in a memory bar, shorter than those of the planner, so that they fit into one row.
 _BAR_LABELS: Final = {
-    "#": "weights", "+": "copied weights", "k": "KV cache", "c": "compute", "s": "speculation", "p": "processes"
+    "#": "weights", "+": "copied weights", "k": "KV cache", "c": "compute", "s": "speculation", "d": "model drafter",
+    "p": "processes",
 }  # fmt: skip
 
 
@@ -106,12 +107,12 @@ def plan_models(settings: Settings, installed: Sequence[InstalledModel]) -> tupl
 
     Returns the models and the available memory in bytes.
     """
-    from edgechat.models import selection
+    from edgechat.models import draft_models, selection
     from edgechat.models.resources import current_machine
     from edgechat.planner.picks import choose_evaluation, choose_picks
     from edgechat.planner.report import make_plan_rows
 
-    candidates = selection.list_installed_candidates(installed)
+    candidates = draft_models.add_drafters(selection.list_installed_candidates(installed), settings, installed)
     installed_evaluations = selection.evaluate_all(candidates, settings)
     evaluations = installed_evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), settings)
     choice, picks = choose_evaluation(installed_evaluations), choose_picks(evaluations, defaults_only=True)

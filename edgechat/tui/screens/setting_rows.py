@@ -33,7 +33,7 @@ GROUPS: Final = (
             "model": "Model", "min_speed": "Minimum speed", "n_ctx": "Context length", "budget": "Memory budget",
             "n_threads": "Compute threads",
             "keep_alive": "Keep model loaded (s)", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
-            "speculation": "Speculative decoding", "strict": "Reproducible replies",
+            "speculation": "Speculative decoding", "draft_model": "Draft model", "strict": "Reproducible replies",
         },
     ),
     SettingGroup(

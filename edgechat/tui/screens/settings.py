@@ -32,7 +32,7 @@ _SCOPE: Final = "Defaults of all conversations; /set NAME VALUE changes only the
 # ID of the option in the list of models that lets the user type a name.
 _OTHER_MODEL: Final = ""
 # Settings that are used when a model is loaded.
-_LOAD_SETTINGS: Final = ("model", "n_ctx", "budget", "n_threads", "gpu")
+_LOAD_SETTINGS: Final = ("model", "n_ctx", "budget", "n_threads", "gpu", "draft_model")
 
 
 class SettingsScreen(FilterListScreen[None]):

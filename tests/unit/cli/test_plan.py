@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Cli
+from tests.draft_models import make_llama, make_qwen35
 from tests.hub import FakeRepo, local_hub
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -167,3 +168,25 @@ def test_catalogue_model_is_planned_by_name_without_the_network(cli: Cli, monkey
     assert {"BF16", "Q8_0", "Q4_K_M", "Q4_0"} <= quants
     unknown = cli("plan", "qwen3.5-4b:q9_9")
     assert (unknown.returncode, "does not list the quant 'q9_9'" in unknown.stderr) == (2, True)
+
+
+def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
+    target, draft = make_llama().write(tmp_path / "target.gguf"), make_llama(seed=1).write(tmp_path / "draft.gguf")
+    hybrid = make_qwen35().write(tmp_path / "hybrid.gguf")
+    _, [row] = rows(cli, str(target), "--draft-model", str(draft), "--budget", "2GB")
+    assert row["plan"]["drafter"]["kind"] == "draft-model"
+    assert row["plan"]["drafter"]["model_path"] == str(draft)
+    assert row["memory"]["drafter"] > draft.stat().st_size
+    assert "chosen by the user" in row["reasons"]["drafter"]
+    _, [row] = rows(cli, str(target), "--draft-model", "off", "--budget", "2GB")
+    assert (row["plan"]["drafter"], row["memory"]["drafter"]) == (None, 0)
+    assert row["reasons"]["drafter"] == "turned off by the user"
+    _, [row] = rows(cli, str(hybrid), "--budget", "2GB")
+    assert row["plan"]["drafter"]["kind"] == "mtp"
+    text = cli("plan", str(hybrid), "--budget", "2GB", "--no-measure", "--explain").stdout
+    assert "model drafter" in text
+    assert "drafter: the MTP heads, in the file of the model" in " ".join(text.split())
+    _, [row] = rows(cli, str(hybrid), "--draft-model", str(target), "--budget", "2GB")
+    assert row["plan"]["drafter"]["kind"] == "draft-model", "the user's choice replaces the heads"
+    unknown = cli("plan", str(target), "--draft-model", "no-such-model", "--no-measure")
+    assert (unknown.returncode, "no-such-model" in unknown.stderr) == (3, True)

@@ -1,0 +1,227 @@
+"""Choice of the model drafter for a model: heads in its own file, heads in another file, or a small model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat import paths
+from edgechat.catalogue import curated, library, resolve
+from edgechat.catalogue.library import InstalledModel
+from edgechat.config import AUTO, OFF, Settings
+from edgechat.errors import CatalogueError, EdgechatError, ModelFileError
+from edgechat.files import JsonFile
+from edgechat.humanize import format_size
+from edgechat.modelfile.checks import check_header
+from edgechat.modelfile.content_hash import read_stamp
+from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.heads import find_misfit, read_heads
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
+from edgechat.modelfile.split import read_header
+from edgechat.planner.drafter_choice import DrafterChoice
+from edgechat.planner.drafter_plan import DrafterKind
+from edgechat.planner.ranking import Candidate
+
+MIN_SIZE_RATIO: Final = 3
+"""How many times smaller than its target a draft model must be to be chosen automatically, in bytes per token."""
+# Targets with fewer bytes are not searched for draft models: the smallest model of the catalogue has 98 MB.
+_MIN_TARGET_BYTES: Final = 250_000_000
+# Maximum number of installed models whose vocabulary is compared with that of the target.
+_MAX_COMPARED_MODELS: Final = 4
+_FILE_KINDS: Final = ("model", "heads")
+_MAX_FILE_BYTES: Final = 1 << 20
+_MAX_COMPARISONS: Final = 1000
+
+
+def choose_drafter(
+    target: ModelProfile, settings: Settings, installed_models: Iterable[InstalledModel] | None = None
+) -> DrafterChoice:
+    """Return the drafter for the model `target`, or the reason why there is none.
+
+    `installed_models` defaults to the result of `library.scan`, which is called only if needed. Raises ModelFileError
+    if the model or heads that the user named do not exist or do not fit.
+    """
+    if target.is_embedding:
+        return DrafterChoice(reason="an embedding model generates no text")
+    if settings.strict or not settings.speculation:
+        return DrafterChoice(reason="speculative decoding is off")
+    if settings.draft_model == OFF:
+        return DrafterChoice(reason="turned off by the user")
+    if settings.draft_model != AUTO:
+        return _choose_named_drafter(target, settings.draft_model)
+    return _choose_drafter_automatically(target, installed_models)
+
+
+def add_drafters(
+    candidates: Sequence[Candidate], settings: Settings, installed_models: Iterable[InstalledModel] | None = None
+) -> list[Candidate]:
+    """Return candidates with the drafters that a load would choose, or the reasons why they have none."""
+    added = []
+    models = list(installed_models) if installed_models is not None else None
+    for candidate in candidates:
+        is_file = os.path.exists(candidate.profile.path)  # noqa: PTH110  (Path.exists raises OSError for long names)
+        if not is_file and candidate.profile.heads is None:
+            added.append(candidate)
+            continue
+        try:
+            drafter = choose_drafter(candidate.profile, settings, models)
+        except EdgechatError as error:
+            drafter = DrafterChoice(reason=str(error))
+        added.append(msgspec.structs.replace(candidate, drafter=drafter))
+    return added
+
+
+def find_draft_file(name: str) -> Path:
+    """Return the absolute path of the draft model or heads with this name. Raises EdgechatError."""
+    return resolve.find_model(name, _FILE_KINDS).absolute()
+
+
+def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
+    path = find_draft_file(name)
+    header = read_header(path)
+    check_header(header)
+    label, model = library.find_display_name(path), Path(target.path).name
+    problem = _find_problem(header, target)
+    if problem:
+        raise ModelFileError(
+            f"{label} cannot draft for {model}: it {problem}. Choose another model with --draft-model, "
+            "or --draft-model auto or off."
+        )
+    return DrafterChoice(
+        kind=_find_kind(header), name=label, profile=ModelProfile.from_header(header), is_required=True,
+        reason="chosen by the user",
+    )  # fmt: skip
+
+
+def _find_problem(header: ModelHeader, target: ModelProfile) -> str:
+    """Return why a draft model or heads do not fit a target, as a predicate; "" if they do."""
+    heads = read_heads(header)
+    if header.kind == "heads" and heads is not None:
+        return find_misfit(heads, read_header(Path(target.path)))
+    if header.kind != "model":
+        return f"is no model, but of the kind {header.kind!r}"
+    if header.is_embedding:
+        return "is an embedding model, which generates no text"
+    return find_vocabulary_difference(read_header(Path(target.path)), header)
+
+
+def _find_kind(header: ModelHeader) -> DrafterKind:
+    return {"eagle3": "eagle3", "gemma4-assistant": "assistant"}.get(header.architecture, "draft-model")  # type: ignore[return-value]
+
+
+def _choose_drafter_automatically(
+    target: ModelProfile, installed_models: Iterable[InstalledModel] | None
+) -> DrafterChoice:
+    if target.heads is not None and not target.heads.problem:
+        reason = "in the file of the model"
+        return DrafterChoice(kind="mtp", name="the MTP heads", profile=target, reason=reason)
+    note = f"; its file {target.heads.problem}" if target.heads is not None else ""
+    target_bytes = _count_bytes_per_token(target)
+    if target_bytes < _MIN_TARGET_BYTES:
+        return DrafterChoice(reason=f"the model is too small to have a draft model{note}")
+    try:
+        models = list(library.scan() if installed_models is None else installed_models)
+    except CatalogueError:  # the list of models is damaged, which other commands report
+        models = []
+    return (
+        _find_heads(target, models)
+        or _find_draft_model(target, target_bytes, models)
+        or DrafterChoice(
+            reason="no installed heads or models fit: a draft model must be of the same family, have the same "
+            f"vocabulary, and be at least {MIN_SIZE_RATIO} times smaller{note}"
+        )
+    )
+
+
+def _find_heads(target: ModelProfile, models: Iterable[InstalledModel]) -> DrafterChoice | None:
+    """Return an installed file of heads that fits the target and names its vocabulary; None if there is none."""
+    candidates = [m for m in models if m.facts.kind == "heads" and not m.facts.problem]
+    if not candidates:
+        return None
+    target_header = read_header(Path(target.path))
+    for model in sorted(candidates, key=lambda m: m.facts.size_bytes):
+        try:
+            header = read_header(model.path)
+            check_header(header)
+        except EdgechatError:  # the file was changed or deleted after the scan
+            continue
+        heads = read_heads(header)
+        if heads is not None and heads.n_vocab == target.n_vocab and not find_misfit(heads, target_header):
+            return DrafterChoice(
+                kind=_find_kind(header), name=model.name, profile=ModelProfile.from_header(header),
+                reason=f"an installed {heads.label} that fits the model",
+            )  # fmt: skip
+    return None
+
+
+def _find_draft_model(
+    target: ModelProfile, target_bytes: int, models: Iterable[InstalledModel]
+) -> DrafterChoice | None:
+    """Return the smallest installed model that can draft for the target; None if there is none."""
+    family = _find_family(target, models)
+    candidates = [
+        m for m in models
+        if m.is_usable and m.facts.purpose == "chat" and m.facts.size_bytes * MIN_SIZE_RATIO <= target_bytes
+        and (m.facts.architecture == target.architecture or (family and _find_model_family(m) == family))
+    ]  # fmt: skip
+    for model in sorted(candidates, key=lambda m: m.facts.size_bytes)[:_MAX_COMPARED_MODELS]:
+        try:
+            if _has_other_vocabulary(target, model.path):
+                continue
+            header = read_header(model.path)
+            check_header(header)
+        except EdgechatError:
+            continue
+        ratio = target_bytes / max(1, model.facts.size_bytes)
+        return DrafterChoice(
+            kind="draft-model", name=model.name, profile=ModelProfile.from_header(header),
+            reason=f"an installed model with the same vocabulary, {ratio:.0f} times smaller "
+            f"({format_size(model.facts.size_bytes)})",
+        )  # fmt: skip
+    return None
+
+
+def _find_family(target: ModelProfile, models: Iterable[InstalledModel]) -> str:
+    """Return the family of a target in the catalogue; "" if it is unknown."""
+    path = Path(target.path)
+    installed_model = next((m for m in models if path in (m.path, *m.other_paths)), None)
+    if installed_model is not None:
+        return _find_model_family(installed_model)
+    model = curated.guess_model("", path.name)
+    return model.family if model is not None else ""
+
+
+def _find_model_family(model: InstalledModel) -> str:
+    catalogue_model = curated.guess_model(model.repo, model.facts.name, model.path.name)
+    return catalogue_model.family if catalogue_model is not None else ""
+
+
+def _count_bytes_per_token(profile: ModelProfile) -> int:
+    """Return the size of the weights that one token uses, in bytes: fewer than all in a mixture of experts."""
+    if not profile.n_experts or not profile.n_experts_used:
+        return profile.loaded_bytes
+    expert_bytes = sum(t.size_bytes for t in profile.loaded_tensors if "_exps." in t.name)
+    n_used = min(profile.n_experts_used, profile.n_experts)
+    return profile.loaded_bytes - expert_bytes + expert_bytes * n_used // profile.n_experts
+
+
+def _has_other_vocabulary(target: ModelProfile, path: Path) -> bool:
+    """Return whether the vocabulary of the model at `path` does not match that of the target.
+
+    The result is saved, because the comparison reads both vocabularies.
+    """
+    file = JsonFile(paths.cache_dir() / "vocabularies.json", dict[str, bool], max_bytes=_MAX_FILE_BYTES)
+    comparisons = file.read() or {}
+    stamps = f"{target.path} {read_stamp(Path(target.path))} {path} {read_stamp(path)}"
+    key = hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()[:32]
+    if key not in comparisons:
+        difference = find_vocabulary_difference(read_header(Path(target.path)), read_header(path))
+        comparisons = dict([*comparisons.items(), (key, bool(difference))][-_MAX_COMPARISONS:])
+        file.save(comparisons)
+    return comparisons[key]

@@ -1,0 +1,146 @@
+"""Choice of a model drafter for a plan, and the memory that it needs beside its target."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from edgechat.humanize import format_size
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.drafter_plan import (
+    DRAFTER_CELLS,
+    DRAFTER_UBATCH,
+    MAX_DRAFTED_SEQS,
+    MAX_MODEL_DRAFT_TOKENS,
+    DrafterKind,
+    DrafterPlan,
+)
+from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes
+from edgechat.planner.load_plan import N_BATCH
+from edgechat.planner.memory import (
+    N_OUTPUTS,
+    LoadOptions,
+    compute_vocabulary_bytes,
+    estimate_buffers,
+    estimate_context_buffers,
+)
+
+_F32_BYTES: Final = 4
+# Fraction of the free memory that a drafter may take which the user did not name: a long context is worth more.
+_AUTOMATIC_DIVISOR: Final = 2
+
+
+class DrafterChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Model or heads that a plan adds as its drafter if there is room, or the reason why there are none."""
+
+    reason: str
+    """Why these were chosen, or why none were, as a clause."""
+    kind: DrafterKind | None = None
+    """Kind of the drafter; None for none."""
+    name: str = ""
+    """Name of the draft model or of the heads for the user."""
+    profile: ModelProfile | None = None
+    """Profile of the draft model or of the heads; that of the target for heads in its own file."""
+    is_required: bool = False
+    """True if the user named the drafter: it may take all free memory, and its absence is a concession."""
+
+
+NO_DRAFTER: Final = DrafterChoice(reason="")
+"""No drafter, without a reason to show."""
+
+
+class AddedDrafter(msgspec.Struct, frozen=True):
+    """Drafter of a plan, if there is room for one."""
+
+    plan: DrafterPlan | None
+    reason: str
+    concession: str = ""
+    """Concession of the plan if the drafter that the user named has no room; otherwise ""."""
+
+
+def add_drafter(
+    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free_bytes: int, *, has_concessions: bool
+) -> AddedDrafter:
+    """Return the plan of the chosen drafter, or why it is left out.
+
+    The drafter is the first concession of a plan: it is left out if the plan of the target alone `has_concessions`.
+    `options` are those of the target, and `free_bytes` is the memory that its plan leaves.
+    """
+    if choice.kind is None or choice.profile is None:
+        return AddedDrafter(None, choice.reason)
+    if target.n_state_layers and not options.n_rs_seq:
+        reason = f"{choice.name} is not used, because no memory is left for copies of recurrent states"
+        return AddedDrafter(None, reason, _make_concession(choice))
+    plan = estimate_drafter(choice.kind, choice.profile, target, options)
+    limit = free_bytes if choice.is_required else free_bytes // _AUTOMATIC_DIVISOR
+    if has_concessions or plan.total > limit:
+        reason = f"{choice.name} needs {format_size(plan.total)}, and only {format_size(max(0, limit))} are left for it"
+        if has_concessions:
+            reason = f"{choice.name} needs {format_size(plan.total)}, and the model itself does not have enough memory"
+        return AddedDrafter(None, reason, _make_concession(choice))
+    return AddedDrafter(plan, f"{choice.name}, {choice.reason}; needs {format_size(plan.total)}")
+
+
+def _make_concession(choice: DrafterChoice) -> str:
+    return f"{choice.name} is not loaded for drafts" if choice.is_required else ""
+
+
+def estimate_drafter(
+    kind: DrafterKind, profile: ModelProfile, target: ModelProfile, options: LoadOptions
+) -> DrafterPlan:
+    """Return the plan of a drafter with its memory, for a target with `options`.
+
+    `profile` is that of the draft model or of the heads, or that of the target for heads in its own file.
+    """
+    n_seqs = min(options.n_seqs, MAX_DRAFTED_SEQS)
+    max_tokens = min(MAX_MODEL_DRAFT_TOKENS, options.n_rs_seq) if target.n_state_layers else MAX_MODEL_DRAFT_TOKENS
+    computed_profile = make_heads_profile(profile) if kind == "mtp" else profile
+    # `estimate` adds a sequence that the context of a drafter does not have.
+    drafter_options = LoadOptions(
+        n_ctx=DRAFTER_CELLS * n_seqs, n_seqs=n_seqs - 1, n_ubatch=DRAFTER_UBATCH, use_mmap=options.use_mmap,
+        use_extra_bufts=options.use_extra_bufts,
+    )  # fmt: skip
+    has_states = kind == "draft-model" and profile.n_state_layers > 0
+    n_rs_seq = max_tokens if has_states else 0
+    kv_bytes = sum(
+        layer_bytes(computed_profile, DRAFTER_CELLS * n_seqs, n_seqs=n_seqs, n_ubatch=DRAFTER_UBATCH)
+    ) + n_rs_seq * compute_states_bytes(computed_profile, n_seqs)
+    output_bytes = max(N_OUTPUTS, n_seqs) * max(profile.n_vocab, target.n_vocab) * _F32_BYTES
+    return DrafterPlan(
+        kind=kind, model_path="" if kind == "mtp" else profile.path, n_seqs=n_seqs, n_rs_seq=n_rs_seq,
+        max_tokens=max_tokens, weights=_estimate_weights(kind, profile, drafter_options), kv_cache=kv_bytes,
+        compute=estimate_context_buffers(computed_profile, drafter_options).compute + output_bytes
+        + _estimate_hidden_rows(kind, target),
+    )  # fmt: skip
+
+
+def make_heads_profile(profile: ModelProfile) -> ModelProfile:
+    """Return the profile of the prediction layers (MTP) of a model alone, as if they were a model."""
+    first_layer = profile.n_layers - profile.n_skipped_layers
+    layers = tuple(msgspec.structs.replace(layer, cache_kind="full") for layer in profile.layers[first_layer:])
+    tensors = tuple(t for t in profile.tensors if t.layer_index is not None and t.layer_index >= first_layer)
+    return msgspec.structs.replace(
+        profile.with_tensors(profile.path, tensors), layers=layers, n_skipped_layers=0, inner_size=0, state_width=0
+    )
+
+
+def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOptions) -> int:
+    """Return the memory of the weights, in bytes.
+
+    The heads in the file of the target count with the size of their tensors, which are either mapped or copied into
+    another layout. A file of its own also has a vocabulary.
+    """
+    if kind == "mtp":
+        return make_heads_profile(profile).tensor_bytes
+    sizes = estimate_buffers(profile, options)
+    return sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile)
+
+
+def _estimate_hidden_rows(kind: DrafterKind, target: ModelProfile) -> int:
+    """Return the memory of the hidden rows that the target computes for the heads, in bytes."""
+    if kind == "draft-model":
+        return 0
+    # Three layers of the target give a row for each token of a batch; otherwise only the last layer for outputs.
+    n_rows = 3 * N_BATCH if kind == "eagle3" else N_OUTPUTS
+    return n_rows * target.n_embd * _F32_BYTES

@@ -1,0 +1,182 @@
+"""Choice of the model drafter: by name, and automatically among the heads and models that are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgechat.catalogue import library
+from edgechat.config import Settings
+from edgechat.errors import EdgechatError, ModelFileError
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
+from edgechat.modelfile.split import read_header
+from edgechat.models import draft_models
+from edgechat.models.draft_models import choose_drafter
+from edgechat.models.sharing import make_share_request
+from edgechat.planner.drafter_choice import DrafterChoice
+from tests.draft_models import make_eagle3, make_llama, make_qwen35
+from tests.tiny_files import make_other_vocabularies
+
+LARGE, SMALL = 12, 2
+"""Numbers of layers of a target and of a model at least three times smaller, with the embeddings of both."""
+
+
+@pytest.fixture(autouse=True)
+def small_targets_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_models, "_MIN_TARGET_BYTES", 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Folder that the search for models includes."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    library.add_folder(folder)
+    return folder
+
+
+def profile(path: Path) -> ModelProfile:
+    return ModelProfile.from_header(read_header(path))
+
+
+def choose(path: Path, **settings: Any) -> DrafterChoice:
+    return choose_drafter(profile(path), Settings(**settings))
+
+
+def test_heads_of_the_model_itself_are_chosen_first(folder: Path) -> None:
+    target = make_qwen35().write(folder / "target.gguf")
+    make_llama().write(folder / "small.gguf")
+    choice = choose(target)
+    assert (choice.kind, choice.is_required, choice.profile) == ("mtp", False, profile(target))
+    assert choose(make_qwen35(n_heads=0).write(folder / "without.gguf")).kind is None
+
+
+def test_a_small_model_of_the_same_family_is_chosen(folder: Path) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    assert "no installed heads or models fit" in choose(target).reason
+    make_llama(n_layer=LARGE // 2).write(folder / "too-large.gguf")
+    make_qwen35(n_layer=1, n_heads=0).write(folder / "other-family.gguf")
+    assert choose(target).kind is None
+    small = make_llama(n_layer=SMALL).write(folder / "small.gguf")
+    make_llama(n_layer=SMALL + 1).write(folder / "larger.gguf")
+    choice = choose(target)
+    assert choice.kind == "draft-model"
+    assert choice.profile is not None
+    assert (choice.name, choice.profile.path) == ("small", str(small))
+    assert "3 times smaller" in choice.reason or "4 times smaller" in choice.reason
+
+
+def test_another_vocabulary_is_never_chosen(folder: Path) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    for name, (vocabulary, fits) in make_other_vocabularies().items():
+        small = make_llama(n_layer=SMALL, vocabulary=vocabulary).write(folder / "small.gguf")
+        assert (not find_vocabulary_difference(read_header(target), read_header(small))) == fits, name
+        assert (choose(target).kind == "draft-model") == fits, name
+        if fits:
+            assert choose(target, draft_model="small").kind == "draft-model"
+        else:
+            with pytest.raises(ModelFileError, match=r"small cannot draft for target.gguf: it .*--draft-model auto"):
+                choose(target, draft_model="small")
+        small.unlink()
+
+
+def test_vocabularies_are_compared_once_for_each_version_of_the_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    make_llama(n_layer=SMALL).write(folder / "small.gguf")
+    calls = []
+
+    def compare(*headers: Any) -> str:
+        calls.append(headers)
+        return find_vocabulary_difference(*headers)
+
+    monkeypatch.setattr(draft_models, "find_vocabulary_difference", compare)
+    assert [choose(target).kind for _ in range(3)] == ["draft-model"] * 3
+    assert len(calls) == 1
+    other_vocabulary, _ = make_other_vocabularies()["other BOS"]
+    make_llama(n_layer=SMALL, vocabulary=other_vocabulary).write(folder / "small.gguf")
+    assert [choose(target).kind for _ in range(2)] == [None] * 2
+    assert len(calls) == 2
+
+
+def test_installed_heads_that_fit_are_chosen_before_a_draft_model(folder: Path) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    make_llama(n_layer=SMALL).write(folder / "small.gguf")
+    heads = make_eagle3(n_embd_target=128).write(folder / "wide.gguf")
+    assert choose(target).kind == "draft-model", "the heads are for a wider model"
+    with pytest.raises(ModelFileError, match="reads hidden rows of 128 values, and those of the model have 64"):
+        choose(target, draft_model=str(heads))
+    make_eagle3().write(folder / "heads.gguf")
+    choice = choose(target)
+    assert (choice.kind, choice.name) == ("eagle3", "heads")
+    assert choose(target, draft_model="heads").is_required
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"draft_model": "off"}, "turned off by the user"),
+        ({"speculation": False}, "speculative decoding is off"),
+        ({"strict": True}, "speculative decoding is off"),
+        ({"strict": True, "draft_model": "no such model"}, "speculative decoding is off"),
+    ],
+)
+def test_no_drafter_by_settings(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    choice = choose(make_qwen35().write(tmp_path / "target.gguf"), **settings)
+    assert (choice.kind, choice.reason) == (None, reason)
+
+
+def test_names_that_cannot_draft_are_errors(folder: Path) -> None:
+    target = make_llama().write(folder / "target.gguf")
+    for name, message in (
+        ("missing", "No model with the name 'missing'"),
+        (str(folder / "missing.gguf"), "does not exist"),
+        (" ", "The name of the model is empty"),
+    ):
+        with pytest.raises(EdgechatError, match=message):
+            choose(target, draft_model=name)
+    own = choose(target, draft_model=str(target))
+    assert own.kind == "draft-model", "a model may draft for itself"
+
+
+def test_small_targets_are_not_searched_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "scan", lambda: pytest.fail("the folders were searched"))
+    assert "too small" in choose(make_llama(n_layer=LARGE).write(folder / "target.gguf")).reason
+
+
+def test_damaged_candidates_are_skipped(folder: Path) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    entry = next(e for e in library.scan() if e.path == target)
+    gone = msgspec.structs.replace(
+        entry, path=folder / "gone.gguf", name="gone", facts=msgspec.structs.replace(entry.facts, size_bytes=1)
+    )
+    heads = msgspec.structs.replace(gone, facts=msgspec.structs.replace(gone.facts, kind="heads"))
+    assert choose_drafter(profile(target), Settings(), [gone, heads]).kind is None
+
+
+def test_engines_are_shared_only_with_the_same_draft_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("EDGECHAT_ENGINE", raising=False)
+    header = read_header(make_llama().write(folder / "target.gguf"))
+    draft = make_llama(seed=1).write(folder / "draft.gguf")
+
+    def key(name: str) -> str:
+        request = make_share_request(header, Settings(draft_model=name), "test")
+        assert request is not None
+        return request.key
+
+    names = ("auto", "off", "draft", "missing")
+    assert len({key(name) for name in names}) == len(names)
+    assert key("draft") == key(str(draft))
+    monkeypatch.chdir(folder)
+    assert key("draft") == key("./draft.gguf")
+    before = key("draft")
+    make_llama(seed=2, n_layer=3).write(draft)
+    assert key("draft") != before

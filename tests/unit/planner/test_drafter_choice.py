@@ -1,0 +1,199 @@
+"""Model drafters in plans: their memory, and the room that they leave and need."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edgechat.modelfile.heads import DraftingHeads
+from edgechat.modelfile.layers import Layer
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.drafter_choice import DrafterChoice, estimate_drafter, make_heads_profile
+from edgechat.planner.drafter_plan import DRAFTER_CELLS, MAX_DRAFTED_SEQS, MAX_MODEL_DRAFT_TOKENS
+from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.plan import make_smaller_plan, plan
+from edgechat.planner.report import format_plan_lines
+from tests.unit.planner.profiles import GIB, I8, llama, machine, with_layers
+
+MIB = 1 << 20
+DRAFT_BYTES = GIB // 8
+OPTIONS = LoadOptions(n_ctx=8192, n_seqs=8)
+
+
+def draft_model(*, is_required: bool = False) -> DrafterChoice:
+    return DrafterChoice(
+        kind="draft-model", name="small", profile=llama(DRAFT_BYTES, path="small.gguf"), reason="the smallest",
+        is_required=is_required,
+    )  # fmt: skip
+
+
+def with_heads(profile: ModelProfile, n_heads: int = 1) -> ModelProfile:
+    """Return the profile of a model of 16 layers whose last `n_heads` layers predict further tokens."""
+    layers = [
+        msgspec.structs.replace(layer, cache_kind="none") if i >= 16 - n_heads else layer
+        for i, layer in enumerate(profile.layers)
+    ]
+    heads = DraftingHeads(kind="mtp", n_layers=n_heads, size_bytes=1, is_separate=False)
+    return msgspec.structs.replace(
+        with_layers(profile, 64 * MIB), layers=tuple(layers), n_skipped_layers=n_heads, heads=heads
+    )
+
+
+def with_states(profile: ModelProfile) -> ModelProfile:
+    layers = tuple(msgspec.structs.replace(layer, cache_kind="state") for layer in profile.layers)
+    return msgspec.structs.replace(profile, layers=layers, state_width=1 << 16)
+
+
+def total_without_drafter(profile: ModelProfile) -> int:
+    return plan(profile, machine(64 * GIB)).estimate.total
+
+
+def test_memory_of_a_draft_model() -> None:
+    drafter = estimate_drafter("draft-model", llama(DRAFT_BYTES), llama(), OPTIONS)
+    assert drafter.model_path == "m.gguf"
+    assert DRAFT_BYTES < drafter.weights < DRAFT_BYTES + 16 * MIB
+    # 16 layers, keys and values of 8 heads with 64 values of two bytes.
+    assert drafter.kv_cache == 16 * 2 * 8 * 64 * 2 * DRAFTER_CELLS * MAX_DRAFTED_SEQS
+    assert drafter.compute > 32 * 32000 * 4
+    assert drafter.total == drafter.weights + drafter.kv_cache + drafter.compute
+    assert (drafter.n_seqs, drafter.n_rs_seq, drafter.max_tokens) == (MAX_DRAFTED_SEQS, 0, MAX_MODEL_DRAFT_TOKENS)
+
+
+def test_context_of_a_drafter_does_not_depend_on_the_context_of_its_target() -> None:
+    drafters = [
+        estimate_drafter("draft-model", llama(DRAFT_BYTES), llama(), msgspec.structs.replace(OPTIONS, n_ctx=n_ctx))
+        for n_ctx in (512, 1 << 17)
+    ]
+    assert drafters[0] == drafters[1]
+    few = estimate_drafter("draft-model", llama(DRAFT_BYTES), llama(), msgspec.structs.replace(OPTIONS, n_seqs=2))
+    assert few.n_seqs == 2
+    assert few.kv_cache == drafters[0].kv_cache // 2
+
+
+def test_memory_of_heads_in_the_file_of_the_model() -> None:
+    target = with_heads(llama())
+    drafter = estimate_drafter("mtp", target, target, OPTIONS)
+    assert (drafter.model_path, drafter.weights) == ("", 64 * MIB)
+    assert drafter.kv_cache == 2 * 8 * 64 * 2 * DRAFTER_CELLS * MAX_DRAFTED_SEQS
+    heads = make_heads_profile(target)
+    assert (heads.n_layers, heads.n_skipped_layers, heads.layers[0].cache_kind) == (1, 0, "full")
+
+
+def test_drafts_for_recurrent_states_are_limited_by_their_copies() -> None:
+    target = with_states(llama())
+    options = msgspec.structs.replace(OPTIONS, n_rs_seq=3)
+    assert estimate_drafter("draft-model", llama(), target, options).max_tokens == 3
+    own = estimate_drafter("draft-model", target, target, options)
+    states_bytes = 16 * (1 << 16) * 4 * own.n_seqs
+    assert own.n_rs_seq == 3
+    assert own.kv_cache == 4 * states_bytes
+    without_copies = plan(target, machine(total_without_states(target)), drafter=draft_model(is_required=True))
+    assert without_copies.options.n_rs_seq == 0
+    assert without_copies.drafter is None
+    assert "copies of recurrent states" in without_copies.reasons["drafter"]
+
+
+def total_without_states(profile: ModelProfile) -> int:
+    return plan(profile, machine(64 * GIB), speculation=False).estimate.total + MIB
+
+
+def test_a_plan_with_room_has_the_drafter_and_counts_it() -> None:
+    without = plan(llama(), machine(64 * GIB))
+    load_plan = plan(llama(), machine(64 * GIB), drafter=draft_model())
+    assert load_plan.drafter is not None
+    assert load_plan.estimate.drafter == load_plan.drafter.total
+    assert load_plan.estimate.total == without.estimate.total + load_plan.drafter.total
+    assert load_plan.options == without.options
+    assert load_plan.reasons["drafter"].startswith("small, the smallest; needs")
+    assert any("model drafter" in line for line in format_plan_lines(load_plan))
+    assert not load_plan.concessions
+
+
+def test_growth_and_prompt_cache_leave_the_memory_of_the_drafter() -> None:
+    available = total_without_drafter(llama()) + 5 * DRAFT_BYTES
+    without, load_plan = (
+        plan(llama(), machine(available), drafter=d) for d in (DrafterChoice(reason=""), draft_model())
+    )
+    assert without.growth is not None
+    assert load_plan.growth is not None
+    assert load_plan.drafter is not None
+    assert load_plan.growth.max_n_ctx < without.growth.max_n_ctx
+    assert load_plan.growth.max_bytes + load_plan.prefix_ram_bytes <= available
+    smallest = load_plan.growth.compute_bytes(load_plan.initial_n_ctx)
+    assert smallest - without.growth.compute_bytes(without.initial_n_ctx) == load_plan.drafter.total
+
+
+def test_the_drafter_is_the_first_concession() -> None:
+    target = llama()
+    best = plan(target, machine(64 * GIB)).options
+    for spare, is_required, is_added in (
+        (0, False, False), (0, True, False), (2 * DRAFT_BYTES, False, False), (2 * DRAFT_BYTES, True, True),
+        (4 * DRAFT_BYTES, False, True),
+    ):  # fmt: skip
+        load_plan = plan(
+            target, machine(total_without_drafter(target) + spare), drafter=draft_model(is_required=is_required)
+        )
+        assert load_plan.options == best, "neither the context nor the KV cache pays for the drafter"
+        assert (load_plan.drafter is not None) == is_added, (spare, is_required)
+        expected = ("small is not loaded for drafts",) if is_required and not is_added else ()
+        assert load_plan.concessions == expected
+        if not is_added:
+            assert "small needs" in load_plan.reasons["drafter"]
+
+
+def test_no_drafter_beside_other_concessions() -> None:
+    target = llama()
+    load_plan = plan(target, machine(total_without_drafter(target) - 64 * MIB), drafter=draft_model(is_required=True))
+    assert load_plan.drafter is None
+    assert load_plan.concessions[0] == "small is not loaded for drafts"
+    assert len(load_plan.concessions) > 1
+    assert "the model itself does not have enough memory" in load_plan.reasons["drafter"]
+
+
+def test_the_memory_of_other_programs_is_left_to_them() -> None:
+    target = llama()
+    total = total_without_drafter(target)
+    reserving = msgspec.structs.replace(machine(total + 3 * DRAFT_BYTES), reserved_bytes=2 * DRAFT_BYTES)
+    assert plan(target, reserving, drafter=draft_model(is_required=True)).drafter is None
+
+
+def test_a_discrete_gpu_must_have_room_too() -> None:
+    target = with_layers(llama(), 64 * MIB)
+    for gpu_bytes, is_added in ((64 * GIB, True), (0, False)):
+        full = plan(target, machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)).estimate.gpu
+        gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=full + gpu_bytes + MIB)
+        load_plan = plan(target, gpu_machine, drafter=draft_model(is_required=True))
+        assert (load_plan.drafter is not None) == is_added
+
+
+def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
+    first = plan(llama(), machine(64 * GIB), drafter=large_draft_model())
+    assert first.drafter is not None
+    second = make_smaller_plan(llama(), machine(64 * GIB), first)
+    assert second is not None
+    assert second.drafter is None
+    assert second.options.n_ctx == first.options.n_ctx
+    assert second.options.kv_type == "f16"
+    assert "memory ran out" in second.reasons["drafter"]
+
+
+def large_draft_model() -> DrafterChoice:
+    return msgspec.structs.replace(draft_model(), profile=llama(GIB, path="small.gguf"))
+
+
+@pytest.mark.parametrize("choice", [DrafterChoice(reason="turned off by the user"), DrafterChoice(reason="")])
+def test_a_plan_without_a_drafter_says_why(choice: DrafterChoice) -> None:
+    load_plan = plan(llama(), machine(64 * GIB), drafter=choice)
+    assert load_plan.drafter is None
+    assert load_plan.reasons.get("drafter", "") == choice.reason
+    off: LoadPlan = plan(llama(), machine(64 * GIB), speculation=False, drafter=draft_model())
+    assert (off.drafter, off.speculation) == (None, False)
+
+
+def test_layers_of_an_assistant_need_no_cache() -> None:
+    shared = Layer(cache_kind="none", n_head=8, n_head_kv=8, key_length=64, value_length=64, n_ff=8192)
+    assistant = msgspec.structs.replace(llama(DRAFT_BYTES, type_id=I8), layers=(shared,) * 4)
+    drafter = estimate_drafter("assistant", assistant, llama(), OPTIONS)
+    assert drafter.kv_cache == 0
+    assert drafter.weights >= DRAFT_BYTES
