@@ -72,6 +72,15 @@ class StoredConversation:
         if self._previous_title != self.metadata.title:
             self.update_metadata(title=self._previous_title)
 
+    def insert_reply(self, reply: Message) -> None:
+        """Add a complete reply, which becomes the head. An alternative that was stopped before its text is removed."""
+        self.append([reply], {})
+        for message_id in self.tree.alternatives(reply.id):
+            message = self.tree[message_id]
+            if message.role == "assistant" and message.is_interrupted and not message.text and not message.reasoning:
+                self.store.discard_messages([message_id])
+                self.tree.remove(message_id)
+
     def claim_reply(self, reply: Message) -> None:
         """Claim an existing reply, so that only this process can continue it, and make it the head."""
         self.store.claim(reply.id)

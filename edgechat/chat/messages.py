@@ -147,9 +147,9 @@ def format_title(title: str, n_chars: int = 200) -> str:
 
 
 def format_performance(message: Message) -> str:
-    """Describe the speed, cached tokens and accepted draft tokens of a reply; "" for messages without statistics."""
+    """Describe the speed, cached tokens and accepted draft tokens of a reply; "" without statistics, and for copies."""
     stats = message.stats
-    if stats is None:
+    if stats is None or stats.origin is not msgspec.UNSET:
         return ""
     parts = [format_count(stats.completion_tokens, "token")]
     if stats.decode_tps:

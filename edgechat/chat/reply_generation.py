@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from edgechat.chat import events
+from edgechat.chat.context_hash import hash_context
 from edgechat.chat.conversation_prompt import ConversationPrompt
 from edgechat.chat.messages import Conversation, FinishReason, Message
 from edgechat.chat.recorder import ReplyRecorder
@@ -66,6 +67,7 @@ class ReplyGeneration:
         self._replies: list[_StreamingReply] = []
         self._ttft_s = 0.0
         self._refused_growth: protocol.ContextGrowthRefused | None = None
+        self._context_hash = hash_context(settings.system_prompt)
         self._rebuilt_prompt: ConversationPrompt | None = None
         """Prompt for a context that could not grow; None if the first prompt fits."""
 
@@ -103,6 +105,7 @@ class ReplyGeneration:
         request_finished: protocol.RequestFinished | None = None
         try:
             if prompt is not None:
+                self._context_hash = hash_context(self._settings.system_prompt, prompt.grammar)
                 conversation_id = conversation.id if store.is_persistent else ""
                 if (thinking := prompt.thinking) is not None and (thinking.max_tokens, thinking.max_s) != (None, None):
                     yield events.ThinkingLimited(max_tokens=thinking.max_tokens, max_s=thinking.max_s)
@@ -234,7 +237,7 @@ class ReplyGeneration:
                 # Time to first token as the user experiences it, including template rendering and both engine pipes.
                 stats = msgspec.structs.replace(
                     request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s,
-                    repeats_itself=repeats_itself or msgspec.UNSET,
+                    repeats_itself=repeats_itself or msgspec.UNSET, context_hash=self._context_hash,
                 )  # fmt: skip
                 mean_logprob = streaming_reply.mean_logprob
                 if mean_logprob is not None and math.isfinite(mean_logprob):

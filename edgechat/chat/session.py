@@ -41,10 +41,13 @@ from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.thinking import THINKING_OFF, is_thinking_on
 
 if TYPE_CHECKING:
+    from edgechat.chat.earlier_replies import EarlierReply
     from edgechat.prompt.agreement.picker import PickMethod
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
+# An earlier reply is offered while the conversation consists of a message and at most one reply.
+_MAX_OFFER_PATH: Final = 2
 # Maximum number of attachments whose token counts are remembered.
 _MAX_COUNTED_FILES: Final = 256
 
@@ -361,6 +364,39 @@ class Session:
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
         self._turn_runner.clear_stop()
+
+    # Earlier replies
+
+    def find_earlier_reply(self, message: Message | None = None) -> EarlierReply | None:
+        """Return an earlier reply to nearly the same first message; None if there is none.
+
+        `message` is a message that is not sent yet; None stands for the first message of this conversation, as long as
+        it has at most one reply below it. Only reads. Thread-safe. Raises StoreError.
+        """
+        from edgechat.chat.earlier_replies import find_earlier_reply
+
+        path = self.tree.path
+        if message is None and 1 <= len(path) <= _MAX_OFFER_PATH:
+            message, path = path[0], []
+        if message is None or path or message.role != "user":
+            return None
+        return find_earlier_reply(self.store, message, self.settings.system_prompt, self.conversation.id)
+
+    def insert_earlier_reply(self) -> EarlierReply:
+        """Copy the earlier reply that `find_earlier_reply` returns into this conversation, and make it the head.
+
+        A reply of the model to the same message becomes an alternative. Raises StoreError, and UsageError if there is
+        no earlier reply.
+        """
+        from edgechat.chat.earlier_replies import copy_reply
+
+        with self._turn_runner.idle_gate.block_requests():
+            self._stored_conversation.save_pending()
+            earlier = self.find_earlier_reply()
+            if earlier is None:
+                raise UsageError("No earlier conversation begins with the same question and has a reply.")
+            self._stored_conversation.insert_reply(copy_reply(earlier, self.tree.path[0].id))
+        return earlier
 
     # Branches
 

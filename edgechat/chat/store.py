@@ -47,6 +47,14 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """Relevance of the match: higher is better. Scores of different searches cannot be compared."""
 
 
+class FirstMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """User message with which a conversation, or another version of it, begins."""
+
+    conversation_id: str
+    message_id: str
+    text: str
+
+
 def parse_query(query: str) -> list[str]:
     """Split a query into words. A phrase in double quotes is one word; all other characters have no special meaning."""
     matches = re.findall(r'"([^"]+)"|([^\s"]+)', query)
@@ -146,6 +154,13 @@ class Store(Protocol):
         self, query: str, *, order: SearchOrder = "newest", limit: int = 20, offset: int = 0
     ) -> Sequence[SearchHit]:
         """Return messages and titles that contain all words of `query`; "quoted words" must occur as a phrase."""
+
+    def find_first_messages(self, words: Sequence[str], *, limit: int, max_chars: int) -> Sequence[FirstMessage]:
+        """Return up to `limit` first messages that contain all `words`, newest first; no messages without words.
+
+        Words have at least three characters. Messages of more than `max_chars` characters are left out. Only the newest
+        messages with these words are searched.
+        """
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
         """Return up to `limit` user messages from all conversations, newest first, without duplicates."""

@@ -100,6 +100,15 @@ class DraftCounts(msgspec.Struct, frozen=True):
     n_accepted: int
 
 
+class ReplyOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Reply of another conversation of which a reply is a copy."""
+
+    conversation_id: str
+    message_id: str
+    created_at_ms: int = 0
+    """Time at which the model generated the text, in milliseconds since 1970; 0 if unknown."""
+
+
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts and timings of one request."""
 
@@ -133,6 +142,10 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """How the reply was picked from several, such as "4 of 5 agree"."""
     reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
     """Number of tokens of reasoning in `completion_tokens`; unset without reasoning, or if its format is unknown."""
+    context_hash: str | msgspec.UnsetType = msgspec.UNSET
+    """Hash of the system prompt and of the grammar of a saved reply, "" without either; unset in older replies."""
+    origin: ReplyOrigin | msgspec.UnsetType = msgspec.UNSET
+    """Reply of which a saved reply is a copy; unset for replies that were generated."""
     is_disturbed: bool | msgspec.UnsetType = msgspec.UNSET
     """True if other programs or a pause lowered the speeds, which then do not represent the machine."""
     repeats_itself: bool | msgspec.UnsetType = msgspec.UNSET

@@ -63,7 +63,7 @@ def purge_index(db: sqlite3.Connection) -> None:
             db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
 
 
-def _make_match_expression(words: Sequence[str]) -> str:
+def make_match_expression(words: Sequence[str]) -> str:
     """Build an FTS5 expression that requires all words; the words are quoted, so that they contain no operators."""
     return " AND ".join('"' + w.replace('"', '""').replace("\0", " ") + '"' for w in words)
 
@@ -84,7 +84,7 @@ def _find_titles(db: sqlite3.Connection, words: Sequence[str], max_rows: int) ->
         rows = db.execute(
             f"SELECT {_TITLE_COLUMNS} FROM title_search s JOIN conversations c ON c.key = s.rowid "
             "WHERE title_search MATCH ? ORDER BY s.rowid DESC LIMIT ?",
-            (_make_match_expression(long_words), max_rows if len(long_words) == len(words) else MAX_SCANNED_ROWS),
+            (make_match_expression(long_words), max_rows if len(long_words) == len(words) else MAX_SCANNED_ROWS),
         )
     else:
         rows = db.execute(f"SELECT {_TITLE_COLUMNS} FROM conversations c ORDER BY c.key DESC")
@@ -101,7 +101,7 @@ def _find_messages(db: sqlite3.Connection, words: Sequence[str], max_rows: int, 
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
             f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {join_clause} ORDER BY m.key DESC",
-            (_make_match_expression(long_words), max_rows if len(long_words) == len(words) else MAX_SCANNED_ROWS),
+            (make_match_expression(long_words), max_rows if len(long_words) == len(words) else MAX_SCANNED_ROWS),
         )
     else:
         rows = db.execute(

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edgechat.chat.messages import Conversation, Message, now_ms
-from edgechat.chat.store import ConversationSummary, ConversationTitle, SearchHit, SearchOrder
+from edgechat.chat.store import ConversationSummary, ConversationTitle, FirstMessage, SearchHit, SearchOrder
 from edgechat.errors import NotFoundError, StoreError, UsageError
-from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
+from edgechat.store import first_messages, maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
 from edgechat.store.row_repair import repair_value
 
@@ -301,6 +301,10 @@ class SqliteStore:
     ) -> Sequence[SearchHit]:
         with self.database.read_connection() as db:
             return search.search(db, query, order=order, limit=limit, offset=offset)
+
+    def find_first_messages(self, words: Sequence[str], *, limit: int, max_chars: int) -> Sequence[FirstMessage]:
+        with self.database.read_connection() as db:
+            return first_messages.find(db, words, limit=limit, max_chars=max_chars)
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
         with self.database.read_connection() as db:

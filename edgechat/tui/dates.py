@@ -5,20 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from typing import Final
 
+from edgechat.humanize import to_local_time
+
 _DAYS_PER_WEEK: Final = 7
-
-
-def _parse_time(at_ms: int) -> dt.datetime | None:
-    """Return the local time for a Unix time in milliseconds; None if it is out of range, as after some imports."""
-    try:
-        return dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone()
-    except (OverflowError, OSError, ValueError):
-        return None
 
 
 def format_day_heading(at_ms: int, today: dt.date) -> str:
     """Return the heading for a Unix time in milliseconds, such as "Yesterday" or "March 2026"."""
-    time = _parse_time(at_ms)
+    time = to_local_time(at_ms)
     if time is None:
         return "Unknown date"
     n_days_ago = (today - time.date()).days
@@ -31,7 +25,7 @@ def format_day_heading(at_ms: int, today: dt.date) -> str:
 
 def format_short_date(at_ms: int, today: dt.date) -> str:
     """Return a date of at most 6 columns for a row below a day heading: "14:05", "Mon", "5 Mar"; "" if unknown."""
-    time = _parse_time(at_ms)
+    time = to_local_time(at_ms)
     if time is None:
         return ""
     n_days_ago = (today - time.date()).days
@@ -42,7 +36,7 @@ def format_short_date(at_ms: int, today: dt.date) -> str:
 
 def format_date_and_time(at_ms: int, today: dt.date) -> str:
     """Return a date and time such as "Today 14:05", "5 Mar 14:05" or "5 Mar 2025 14:05"; "unknown date" without one."""
-    time = _parse_time(at_ms)
+    time = to_local_time(at_ms)
     if time is None or not at_ms:
         return "unknown date"
     n_days_ago = (today - time.date()).days

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgechat.chat.events import TurnsDropped, format_notice
 from edgechat.errors import PlanError
-from edgechat.humanize import format_duration, format_rate, format_size, shorten
+from edgechat.humanize import format_day, format_duration, format_rate, format_size, shorten
 from edgechat.models.instances import RunningInstance
 from edgechat.models.resources import describe_instance
 from edgechat.planner.machine import Machine
@@ -89,3 +90,14 @@ def test_notice_about_one_message_is_singular() -> None:
         format_notice(TurnsDropped(n_messages=2, context_start_id="m"))
         == "The context is full: the model no longer sees the first 2 messages."
     )
+
+
+def test_day_has_a_year_only_if_it_is_another_one() -> None:
+    at_ms = 1_762_171_200_000  # 3 November 2025, at noon
+    assert format_day(at_ms, dt.date(2025, 12, 31)) == "3 November"
+    assert format_day(at_ms, dt.date(2026, 1, 1)) == "3 November 2025"
+
+
+@pytest.mark.parametrize("at_ms", [0, 1 << 62, -(1 << 62), 10**400])
+def test_unknown_day_is_empty(at_ms: int) -> None:
+    assert format_day(at_ms, dt.date(2026, 1, 1)) == ""

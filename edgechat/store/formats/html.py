@@ -10,7 +10,7 @@ from edgechat.chat.messages import Message
 from edgechat.markdown import render_html
 from edgechat.store.formats.cited_places import PassageLines, describe_passages
 from edgechat.store.formats.edgechat_json import ConversationRecord
-from edgechat.store.formats.markdown import ROLE_LABELS, active_path, format_time
+from edgechat.store.formats.markdown import active_path, make_heading
 
 _STYLE: Final = """
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
@@ -50,8 +50,7 @@ def render(record: ConversationRecord, read_attachment: Callable[[str], bytes] |
 
 
 def _render_article(message: Message, html: str, lines: PassageLines) -> str:
-    details = [format_time(message.created_at_ms), message.model, "interrupted" if message.is_interrupted else ""]
-    heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
+    heading = escape(make_heading(message))
     names = [f"Attached: {a.name} ({a.size_bytes} bytes)" for a in message.attachments if not a.is_passages]
     files = "".join(f"<p>{escape(name)}</p>" for name in [*names, *filter(None, [lines.description])])
     cited_lines = [*lines.cited_places, *(f"To check: {problem}" for problem in lines.problems)]

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
+from edgechat.engine.generation import ReplyOrigin
 from edgechat.errors import ImportRefusedError
 from edgechat.store.formats.cited_places import PassageLines, describe_passages
 from edgechat.store.formats.edgechat_json import ConversationRecord
@@ -40,7 +41,7 @@ def render(record: ConversationRecord, read_attachment: Callable[[str], bytes] |
     path = active_path(record)
     passage_lines = describe_passages(path, read_attachment) if read_attachment is not None else {}
     for message in path:
-        parts += [_format_metadata_comment(_make_message_fields(message)), f"## {_make_heading(message)}", ""]
+        parts += [_format_metadata_comment(_make_message_fields(message)), f"## {make_heading(message)}", ""]
         parts += [
             f"{_ATTACHMENT_PREFIX}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n"
             for file in message.attachments
@@ -83,12 +84,16 @@ def format_time(milliseconds: int) -> str:
         return ""
 
 
-def _make_heading(message: Message) -> str:
+def make_heading(message: Message) -> str:
+    """Return the heading of a message: role, time, model, and whether it was interrupted or is an earlier reply."""
+    stats = message.stats
     details = [
         format_time(message.created_at_ms),
         " ".join(message.model.split()),
         "interrupted" if message.is_interrupted else "",
     ]
+    if stats is not None and isinstance(stats.origin, ReplyOrigin):
+        details.append(f"earlier reply of {format_time(stats.origin.created_at_ms) or 'an unknown date'}")
     return " · ".join([ROLE_LABELS[message.role], *(d for d in details if d)])
 
 
