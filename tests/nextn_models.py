@@ -182,29 +182,33 @@ _RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 NEXTN_ARCHITECTURES: Final = ("qwen35", *_RECIPES)
+CHAINED_ARCHITECTURES: Final = ("hy_v3", "mimo2", "step35")
 # llama.cpp cannot remove draft tokens from the recurrent state of these, so nothing can be drafted for them.
 FIXED_STATE_ARCHITECTURES: Final = ("qwen3next",)
 
 
-def make_nextn(architecture: str, seed: int = 0, *, has_head: bool = True) -> TinyFile:
-    """Return a model of `architecture` with one prediction head, or the same model without it."""
+def make_nextn(architecture: str, seed: int = 0, *, n_heads: int = 1) -> TinyFile:
+    """Return a model of `architecture` with `n_heads` prediction heads. All other weights are the same for any number.
+
+    llama.cpp accepts more than one head of some architectures only (`CHAINED_ARCHITECTURES`).
+    """
     if architecture == "qwen35":
-        return make_qwen35(seed, n_heads=int(has_head))
+        return make_qwen35(seed, n_heads=n_heads)
     extra, layers = _RECIPES[architecture]
-    metadata = make_metadata(len(layers)) | {"attention.key_length": HEAD, "attention.value_length": HEAD} | extra
+    first_head = len(layers) - 1
+    parts = list(layers[:-1]) + [layers[-1]] * n_heads
+    metadata = make_metadata(len(parts)) | {"attention.key_length": HEAD, "attention.value_length": HEAD} | extra
+    for key, value in metadata.items():
+        if isinstance(value, list) and key != "rope.dimension_sections":  # one value for each layer
+            metadata[key] = value[:-1] + value[-1:] * n_heads
+    if n_heads:
+        metadata["nextn_predict_layers"] = n_heads
     shapes = end_shapes(len(Vocabulary().tokens))
-    for block, parts in enumerate(layers):
-        for part in parts.split(", "):
-            shapes |= name_block(block, _PARTS[part])
-    head = len(layers) - 1
-    if has_head:
-        metadata["nextn_predict_layers"] = 1
-        shapes |= name_block(head, nextn_shapes())
-        if "last norm of the head" in layers[-1]:
-            del shapes[f"blk.{head}.nextn.shared_head_norm.weight"]
-    else:
-        metadata["block_count"] = head
-        # Lists have one value for each layer.
-        metadata |= {k: v[:-1] for k, v in metadata.items() if isinstance(v, list) and k != "rope.dimension_sections"}
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"blk.{head}.")}
+    for block, names in enumerate(parts):
+        layer: Shapes = nextn_shapes() if block >= first_head else {}
+        for name in names.split(", "):
+            layer |= _PARTS[name]
+        if "layer_output_norm.weight" in layer:
+            del layer["nextn.shared_head_norm.weight"]
+        shapes |= name_block(block, layer)
     return TinyFile(architecture, metadata, draw_tensors(shapes, seed))

@@ -131,6 +131,7 @@ class ReferenceRun:
         elif kind is not None:
             self.drafter = LlamaContext(native, self.models[1], self.target)
         self.n_embd = self.llama.llama_model_n_embd(self.models[0])
+        self.n_heads = self.llama.llama_model_n_layer_nextn(self.models[0])
         self.layers: list[int] = []
         if kind in ("mtp", "assistant"):
             self.ext.nextn.llama_set_embeddings_nextn(self.target.pointer, True, True)
@@ -216,6 +217,8 @@ class ReferenceRun:
         draft: list[int] = []
         step = 0 if self.kind == "assistant" else 1
         for i in range(N_DRAFT):
+            if self.kind == "mtp":
+                self.ext.nextn.llama_set_nextn_layer_offset(self.drafter.pointer, min(i, self.n_heads - 1))
             self.drafter.compute([draft[-1] if draft else token], position + i * step, row)
             draft.append(self.drafter.argmax())
             row = self._read_drafter_row(-1)

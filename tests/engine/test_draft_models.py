@@ -21,7 +21,7 @@ from tests.draft_models import (
 )
 from tests.engine.reference_drafters import N_DRAFT, Kind, ReferenceRun, measure_gap
 from tests.gemma_drafts import copy_truth_to_assistant, make_assistant, make_gemma4
-from tests.nextn_models import FIXED_STATE_ARCHITECTURES, NEXTN_ARCHITECTURES, make_nextn
+from tests.nextn_models import CHAINED_ARCHITECTURES, FIXED_STATE_ARCHITECTURES, NEXTN_ARCHITECTURES, make_nextn
 
 PROMPT = [1, *CYCLE[20:30]]
 N_TOKENS = 100
@@ -36,7 +36,7 @@ def run(native: Bindings, target: Path, kind: Kind | None, draft: Path | None = 
 @pytest.mark.parametrize("architecture", DRAFTED)
 def test_model_with_a_random_head_generates_the_same(architecture: str, native: Bindings, tmp_path: Path) -> None:
     path = make_nextn(architecture, seed=3).write(tmp_path / "heads.gguf")
-    without = make_nextn(architecture, seed=3, has_head=False).write(tmp_path / "none.gguf")
+    without = make_nextn(architecture, seed=3, n_heads=0).write(tmp_path / "none.gguf")
     plain, _ = run(native, without, None)
     drafted, reference = run(native, path, "mtp")
     n_same = common_prefix_length(plain, drafted)
@@ -54,6 +54,15 @@ def test_head_that_copies_the_truth_is_always_right(architecture: str, native: B
     assert output == follow_chain(PROMPT[-1], N_TOKENS)
     assert reference.acceptance > 0.95
     assert reference.n_steps == -(-(N_TOKENS - 1) // (N_DRAFT + 1))
+
+
+@pytest.mark.parametrize("architecture", CHAINED_ARCHITECTURES)
+def test_chain_of_three_heads(architecture: str, native: Bindings, tmp_path: Path) -> None:
+    path = copy_truth_to_heads(turn_into_chain(make_nextn(architecture, n_heads=3))).write(tmp_path / "chain.gguf")
+    output, reference = run(native, path, "mtp")
+    assert output == follow_chain(PROMPT[-1], N_TOKENS)
+    assert reference.n_heads == 3
+    assert reference.acceptance > 0.95
 
 
 @pytest.mark.parametrize("architecture", FIXED_STATE_ARCHITECTURES)
