@@ -16,12 +16,21 @@ HeadsKind = Literal["mtp", "eagle3", "assistant", "dflash"]
 # Architectures for which llama.cpp can compute the prediction layers (LLM_GRAPH_TYPE_DECODER_MTP), and whether it
 # accepts more than one such layer. With other numbers of layers, making a context for them ends the process.
 _MTP_ARCHITECTURES: Final = {
-    "bailingmoe3": False, "cohere2moe": False, "deepseek2": False, "deepseek32": False, "deepseek4": False,
-    "glm-dsa": False, "glm4moe": False, "glm5-next": False, "hy_v3": True, "mimo2": True, "nemotron_h_moe": False,
-    "qwen35": False, "qwen35moe": False, "qwen3next": False, "step35": True,
+    "bailingmoe3": False, "cohere2moe": False, "deepseek2": False, "deepseek32": False, "glm-dsa": False,
+    "glm4moe": False, "hy_v3": True, "mimo2": True, "nemotron_h_moe": False, "qwen35": False, "qwen35moe": False,
+    "step35": True,
 }  # fmt: skip
-# Tensors without which llama.cpp ends the process when the prediction layers are computed.
-_MTP_TENSORS: Final = ("eh_proj", "enorm", "hnorm")
+# Architectures from whose recurrent state llama.cpp cannot remove rejected tokens (llm_arch_supports_rs_rollback).
+_MTP_ARCHITECTURES_WITHOUT_ROLLBACK: Final = ("qwen3next",)
+# Tensors without which llama.cpp ends the process when it makes a context for the prediction layers.
+_MTP_TENSORS: Final = ("nextn.eh_proj", "nextn.enorm", "nextn.hnorm")
+_EXPERT_TENSORS: Final = ("ffn_gate_inp",)
+_LATENT_TENSORS: Final = ("attn_q_a", "attn_k_b", "ffn_gate_inp")
+_MORE_MTP_TENSORS: Final = {
+    "cohere2moe": _EXPERT_TENSORS, "deepseek2": _LATENT_TENSORS, "deepseek32": _LATENT_TENSORS,
+    "glm-dsa": _LATENT_TENSORS, "glm4moe": _EXPERT_TENSORS, "mimo2": ("attn_qkv", "ffn_gate", "ffn_down", "ffn_up"),
+    "nemotron_h_moe": _EXPERT_TENSORS, "qwen35moe": _EXPERT_TENSORS,
+}  # fmt: skip
 _KINDS_BY_ARCHITECTURE: Final[dict[str, HeadsKind]] = {
     "eagle3": "eagle3", "gemma4-assistant": "assistant", "dflash": "dflash",
 }  # fmt: skip
@@ -79,6 +88,8 @@ def read_heads(header: ModelHeader) -> DraftingHeads | None:
 
 def _find_mtp_problem(header: ModelHeader, first_layer: int) -> str:
     architecture, n_heads = header.architecture, header.n_layers - first_layer
+    if architecture in _MTP_ARCHITECTURES_WITHOUT_ROLLBACK:
+        return f"has MTP heads, but llama.cpp cannot undo tokens of the architecture {architecture!r}"
     if architecture not in _MTP_ARCHITECTURES:
         return f"has MTP heads of the architecture {architecture!r}, which llama.cpp cannot compute"
     if n_heads > 1 and not _MTP_ARCHITECTURES[architecture]:
@@ -86,13 +97,10 @@ def _find_mtp_problem(header: ModelHeader, first_layer: int) -> str:
     if header.kind == "heads":
         return "contains only the MTP heads of a model; edgechat needs a file that also contains the model"
     names = {t.name for t in header.tensors}
-    missing = next(
-        (
-            name for layer in range(first_layer, header.n_layers) for part in _MTP_TENSORS
-            if (name := f"blk.{layer}.nextn.{part}.weight") not in names
-        ),
-        "",
-    )  # fmt: skip
+    parts = (*_MTP_TENSORS, *_MORE_MTP_TENSORS.get(architecture, ()))
+    layers = range(first_layer, header.n_layers)
+    wanted = (f"blk.{layer}.{part}.weight" for layer in layers for part in parts)
+    missing = next((name for name in wanted if name not in names), "")
     return f"has MTP heads without the tensor {missing!r}" if missing else ""
 
 

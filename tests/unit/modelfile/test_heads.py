@@ -12,8 +12,12 @@ from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.heads import find_misfit, read_heads
 from edgechat.modelfile.split import read_header
+from tests.draft_models import make_eagle3, make_llama
+from tests.gemma_drafts import make_assistant, make_gemma4
+from tests.hostile_heads import HOSTILE_PAIRS, PAIRS_THAT_END_LLAMA
 from tests.layered_models import write_tiny_glm4
 from tests.models import write_tiny_llama
+from tests.nextn_models import FIXED_STATE_ARCHITECTURES, NEXTN_ARCHITECTURES, make_nextn
 
 F32 = 0
 MTP_PARTS = ("attn_norm", "nextn.eh_proj", "nextn.enorm", "nextn.hnorm")
@@ -114,6 +118,35 @@ def test_fit_of_separate_heads(heads_header: ModelHeader, target: ModelHeader, m
     found = find_misfit(heads, target)
     assert misfit in found
     assert bool(found) == bool(misfit)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS_THAT_END_LLAMA if not name.startswith(("EAGLE", "assis"))])
+def test_files_with_which_llama_would_end_the_process(name: str, tmp_path: Path) -> None:
+    model = read_header(HOSTILE_PAIRS[name](tmp_path).target)
+    try:
+        check_header(model)
+    except ModelFileError:
+        return
+    heads = read_heads(model)
+    assert heads is None or heads.problem
+
+
+@pytest.mark.parametrize("architecture", NEXTN_ARCHITECTURES)
+def test_heads_of_each_architecture(architecture: str, tmp_path: Path) -> None:
+    heads = read_heads(read_header(make_nextn(architecture).write(tmp_path / "model.gguf")))
+    assert heads is not None
+    assert (heads.kind, heads.n_layers) == ("mtp", 1)
+    assert ("cannot undo tokens" in heads.problem) == (architecture in FIXED_STATE_ARCHITECTURES)
+    assert bool(heads.problem) == (architecture in FIXED_STATE_ARCHITECTURES)
+
+
+def test_separate_heads_that_fit(tmp_path: Path) -> None:
+    pairs = ((make_llama(n_layer=4), make_eagle3()), (make_gemma4(), make_assistant()))
+    for i, (target, draft) in enumerate(pairs):
+        target_header = read_header(target.write(tmp_path / f"target{i}.gguf"))
+        heads = read_heads(read_header(draft.write(tmp_path / f"draft{i}.gguf")))
+        assert heads is not None
+        assert find_misfit(heads, target_header) == ""
 
 
 def test_heads_of_real_files(tmp_path: Path) -> None:
