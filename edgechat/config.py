@@ -15,6 +15,7 @@ import msgspec
 from edgechat import files, paths
 from edgechat.errors import InvalidFileError, SettingsError, format_reason
 from edgechat.humanize import shorten
+from edgechat.remote_settings import RemoteSettings, parse_remotes
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
@@ -109,6 +110,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     figures: Show the speed below each reply.
     centered: Show conversations in the centre of a wide screen, also code; otherwise text is at the left.
     footer: Show the keys of the focused part of the screen below the input.
+    remotes: Servers with an OpenAI-compatible API: tables `[remotes.NAME]` with `url`, `api_key_env` and `model`;
+        `edgechat remotes add` adds one, and `-m NAME/MODEL` uses it.
     keys: Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions.
     """
 
@@ -139,6 +142,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     figures: bool = False
     centered: bool = False
     footer: bool = True
+    remotes: dict[str, RemoteSettings] = {}
     keys: dict[str, str] = {}
 
     @property
@@ -220,6 +224,8 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         document = tomlkit.parse(text)
         if value is None:
             document.pop(name, None)
+        elif name == "remotes" and isinstance(value, Mapping):
+            _update_remotes(document, value)
         else:
             document[name] = list(value) if isinstance(value, tuple) else value
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -228,16 +234,33 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         raise SettingsError(f"Cannot change {file}: {format_reason(error)}; nothing was written.") from error
 
 
+def _update_remotes(document: Any, remotes: Mapping[str, Any]) -> None:
+    """Change only the remotes of a parsed settings file that differ from `remotes`, so that comments are kept."""
+    import tomlkit
+
+    table = document.get("remotes")
+    if table is None:
+        document["remotes"] = table = tomlkit.table(is_super_table=True)
+    for name in [name for name in table if name not in remotes]:
+        table.pop(name)
+    for name, remote in parse_remotes(remotes)[0].items():
+        if name not in table or table[name].unwrap() != remote.to_table():
+            table[name] = remote.to_table()
+
+
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
     """Return a copy of `settings` with the values of `layers`; later layers override earlier ones.
 
-    Unknown and invalid values are ignored. A value of `thinking` also overrides `reasoning` of earlier layers.
+    Unknown and invalid values are ignored. A value of `thinking` also overrides `reasoning` of earlier layers. No layer
+    changes `remotes`: an imported conversation must not send messages to another server.
     """
     values = msgspec.structs.asdict(settings)
     for layer in layers:
         if layer.get("thinking") is not None:
             values["reasoning"] = None
-        values |= {name: _freeze(value) for name, value in layer.items() if not check(name, value)}
+        values |= {
+            name: _freeze(value) for name, value in layer.items() if name != "remotes" and not check(name, value)
+        }
     return Settings(**values)
 
 
@@ -254,6 +277,8 @@ def check(name: str, value: object) -> str:
     types = setting_types()
     if name not in types:
         return f"is not a setting; {_suggest_name(name)}"
+    if name == "remotes":
+        return next((f"{key}: {text}".lstrip(": ") for key, text in parse_remotes(value)[1].items()), "")
     low, high = BOUNDS.get(name, (-math.inf, math.inf))
     try:
         parsed_value = msgspec.convert(value, types[name])
@@ -283,6 +308,8 @@ def describe_valid_values(name: str) -> str:
         )
     if name == "draft_model":
         return "auto, off, or the name or file of a model"
+    if name == "remotes":
+        return "a table of remotes, such as [remotes.box] with a url"
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)
@@ -384,6 +411,10 @@ def _add_setting(
             for k, v in invalid_keys.items()
         ]
         value = {k: v for k, v in value.items() if k not in invalid_keys}
+    if name == "remotes":  # one invalid remote must not discard the others
+        values[name], invalid_remotes = parse_remotes(value)
+        problems += [SettingsProblem(f"{location}.{k}".rstrip("."), text) for k, text in invalid_remotes.items()]
+        return
     problem = check(name, value)
     if problem:
         problems.append(SettingsProblem(location, problem))

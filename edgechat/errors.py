@@ -29,6 +29,8 @@
     |- CatalogueError          (2)
     |- DownloadError           (4)
     |- HubError                (6)
+    |- RemoteError             (6)
+    |  `- RemoteStatusError    (6)
     |- ContextOverflowError    (5)
     `- PlanError               (5)
 
@@ -234,6 +236,22 @@ class HubError(EdgechatError):
     """Raised when the hub or another server refuses a request or cannot be reached."""
 
     exit_code = 6
+
+
+class RemoteError(EdgechatError):
+    """Raised when a remote cannot be reached, refuses a request, or sends a response that cannot be used."""
+
+    exit_code = 6
+
+
+class RemoteStatusError(RemoteError):
+    """Raised when a remote responds with an HTTP status that reports an error."""
+
+    def __init__(self, message: str, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        """Seconds after which the remote wants the next request; None if it did not say."""
 
 
 class ContextOverflowError(EdgechatError):

@@ -24,6 +24,7 @@ _EXAMPLES: Final[dict[str, object]] = {
     "thinking": "medium",
 }  # fmt: skip
 _KEYS_EXAMPLE: Final = '{ "chat.search" = "ctrl+f,f7" }'
+_REMOTES_EXAMPLE: Final = '{ box = { url = "http://192.168.1.5:8080/v1", api_key_env = "BOX_API_KEY" } }'
 _COMMENT_WIDTH: Final = 90
 
 
@@ -133,6 +134,8 @@ def make_settings_template() -> str:
         lines += [f"# {line}" for line in textwrap.wrap(descriptions[name], _COMMENT_WIDTH)]
         if name == "keys":
             lines.append(f"# Default: no changes. Example:\n#{name} = {_KEYS_EXAMPLE}\n")
+        elif name == "remotes":
+            lines.append(f"# Default: none. Example:\n#{name} = {_REMOTES_EXAMPLE}\n")
         elif default is None:
             lines.append(f"# Default: unset. Example:\n#{name} = {_format_toml(_EXAMPLES[name])}\n")
         else:
@@ -141,7 +144,7 @@ def make_settings_template() -> str:
 
 
 def _check_settings() -> None:
-    from edgechat.catalogue.resolve import find_model
+    from edgechat.chat.model_targets import find_target
     from edgechat.config import AUTO, load
     from edgechat.tui.app import ChatApp
 
@@ -150,7 +153,7 @@ def _check_settings() -> None:
     all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
     if settings.model != AUTO:
         try:
-            find_model(settings.model)
+            find_target(settings.model, settings.remotes)
         except EdgechatError as error:
             all_problems.append(f"{_locate('model')}: {error}")
     if all_problems:
@@ -175,6 +178,10 @@ def _locate(name: str) -> str:
 
 
 def _format_toml(value: object) -> str:
+    from edgechat.remote_settings import RemoteSettings
+
+    if isinstance(value, RemoteSettings):
+        value = value.to_table()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -1,0 +1,1 @@
+"""Remotes: models on other machines, or in other programs, behind an OpenAI-compatible API."""
