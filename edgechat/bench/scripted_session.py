@@ -178,9 +178,10 @@ class ScriptedSession(Session):
         self._scripted_engine = ScriptedEngine(script)
         self.model.engine = self._scripted_engine
 
-    def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
+    def open(self, on_event: LoadCallback = lambda event: None) -> None:
         """Read the conversation without loading a model."""
+        if self.source.is_remote:
+            super().open(on_event)
+            return
         self.load_messages()
-        model_properties = self._scripted_engine.load_scripted()
-        self.model.set_model_properties(model_properties)
-        return model_properties
+        self.model.set_model_properties(self._scripted_engine.load_scripted())

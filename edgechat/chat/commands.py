@@ -142,13 +142,12 @@ def go_to(session: Session, destination: Destination) -> bool:
 def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
     """Load the model called `name` for the next replies; return a status text. Raises EdgechatError."""
     from edgechat.catalogue import registry
-    from edgechat.catalogue.resolve import find_model
+    from edgechat.chat.model_targets import find_target
 
-    path = find_model(name)
-    session.change_model(name, path, on_progress)
-    if session.store.is_persistent:
-        registry.record_use(path)
-    return f"Model for the next replies: {session.model_name}"
+    session.change_model(name, find_target(name, session.settings.remotes), on_progress)
+    if session.store.is_persistent and not session.source.is_remote:
+        registry.record_use(session.model_path)
+    return f"Model for the next replies: {session.source.description or session.model_name}"
 
 
 def last_message(session: Session, role: Role) -> Message:
@@ -264,6 +263,10 @@ def _undo(session: Session, _argument: str) -> Outcome:
 
 
 def _tokens(session: Session, _argument: str) -> Outcome:
+    if session.source.is_remote:
+        reply = next((m for m in reversed(session.tree.path) if m.stats is not None), None)
+        last = f" The last prompt had {reply.stats.prompt_tokens:,} tokens." if reply and reply.stats else ""
+        return Outcome(f"{session.model_name} is a remote model, whose context edgechat does not know.{last}")
     n_tokens, n_dropped = session.context_usage()
     n_ctx = session.model_properties.n_ctx if session.model_properties is not None else 0
     dropped_text = f" The prompt omits {format_count(n_dropped, 'message')}." if n_dropped else ""

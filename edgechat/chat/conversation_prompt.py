@@ -85,7 +85,7 @@ class ConversationPromptBuilder:
         def read(sha256: str) -> bytes:
             return files[sha256] if sha256 in files else self._read_attachment(sha256)
 
-        previous_start = _find_previous_start(path)
+        previous_start = find_previous_start(path)
         reply_start = None
         if path and path[-1].role == "assistant":
             *path, reply = path
@@ -98,7 +98,7 @@ class ConversationPromptBuilder:
         def count_tokens(start: int) -> int:
             if start not in prompts:
                 documents = prompt_text.format_whole(whole_set.passages) if whole_set is not None else ""
-                messages = _make_prompt_messages(
+                messages = make_prompt_messages(
                     path, start, self._settings.system_prompt, read, passage_sets, documents
                 )  # fmt: skip
                 prompts[start] = messages, self._builder.tokenize(messages, reply_start, self._options, cancellation)
@@ -177,14 +177,14 @@ class ConversationPromptBuilder:
         return first.prompt.tokens[:n_tokens], shared_prefix if is_included else None
 
 
-def _find_previous_start(path: Sequence[Message]) -> int:
+def find_previous_start(path: Sequence[Message]) -> int:
     """Return the index of the first message in the prompt of the last generated reply; 0 without such a reply."""
     reply = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
     start_id = reply.context_start_id if reply is not None else None
     return next((i for i, m in enumerate(path) if m.id == start_id), 0)
 
 
-def _make_prompt_messages(
+def make_prompt_messages(
     path: Sequence[Message], start: int, system_prompt: str, read_attachment: Callable[[str], bytes],
     passage_sets: Sequence[PassageSet | None], documents: str,
 ) -> list[PromptMessage]:  # fmt: skip

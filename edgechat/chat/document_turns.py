@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,15 +12,13 @@ import msgspec
 from edgechat.chat import events
 from edgechat.chat.mentions import remove_mentions
 from edgechat.chat.messages import Attachment, Message
+from edgechat.chat.reply_source import ReplySource
 from edgechat.chat.store import Store
 from edgechat.chat.turn_runner import Turn
 from edgechat.config import Settings
 from edgechat.errors import ContextOverflowError, DocumentError
-from edgechat.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgechat.chat.document_search import DocumentBudget, DocumentSearch, MessagePassages
     from edgechat.documents.embedding import TextEmbedder
 
@@ -32,8 +30,12 @@ _MAX_PREVIOUS_CHARS: Final = 500
 class DocumentTurns:
     """Adds passages of the documents of a conversation to its messages. Call `close` at the end."""
 
-    def __init__(self, model: LoadedModel, store: Store) -> None:
-        self._model = model
+    def __init__(
+        self, get_source: Callable[[], ReplySource], store: Store, read_speed: Callable[[], float | None]
+    ) -> None:
+        """`get_source` returns the source of the next reply, and `read_speed` its measured decode speed."""
+        self._get_source = get_source
+        self._read_speed = read_speed
         self._store = store
         self._search: DocumentSearch | None = None
         self._prediction: tuple[object, MessagePassages | None] | None = None
@@ -75,7 +77,7 @@ class DocumentTurns:
         """Return whether a document of `n_tokens` tokens fits in the context as an attachment, with space for turns."""
         from edgechat.chat.document_search import choose_budget
 
-        return n_tokens <= choose_budget(self._model.builder.n_ctx, 0, None, None).max_whole_tokens
+        return n_tokens <= choose_budget(self._get_source().n_ctx, 0, None, None).max_whole_tokens
 
     def run(
         self, turn: Turn, path: Sequence[Message], settings: Settings,
@@ -142,7 +144,13 @@ class DocumentTurns:
         with contextlib.suppress(DocumentError):  # the next message reports the error
             infos = [self.search.library.describe(name) for name in settings.docs]
             state = [(info.name, info.updated_at_ms, info.n_chunks, info.n_text_bytes) for info in infos]
-            key = (state, path[-1].id if path else "", self._model.builder, settings.system_prompt, settings.max_tokens)
+            key = (
+                state,
+                path[-1].id if path else "",
+                self._get_source().tokenizer,
+                settings.system_prompt,
+                settings.max_tokens,
+            )
             if self._prediction is None or self._prediction[0] != key:
                 budget = self._choose_budget(Message(id="", role="user"), Turn([]), settings)
                 found = self.search.find_whole(settings.docs, path, self._store.read_attachment, budget)
@@ -159,10 +167,8 @@ class DocumentTurns:
             return turn.files[sha256] if sha256 in turn.files else self._store.read_attachment(sha256)
 
         text = prepend_attachments(message.text, message.attachments, read)
-        plan = self._model.plan
-        decode_tps = self._store.decode_tps(Path(plan.model_path).name) if plan is not None else None
         n_tokens = self._count_tokens(f"{settings.system_prompt}\n{text}")
-        return choose_budget(self._model.builder.n_ctx, n_tokens, settings.max_tokens, decode_tps)
+        return choose_budget(self._get_source().n_ctx, n_tokens, settings.max_tokens, self._read_speed())
 
     def _count_tokens(self, text: str) -> int:
-        return len(self._model.engine.tokenize(text))
+        return self._get_source().count_tokens(text)

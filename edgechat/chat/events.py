@@ -111,6 +111,13 @@ class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
+class RemoteRetryScheduled(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a remote failed before the first token, and will be repeated after a pause."""
+
+    message: str
+    """Reason of the failure, and length of the pause."""
+
+
 class ContextSizeChanging(msgspec.Struct, frozen=True, kw_only=True):
     """The context grows or shrinks, which takes more than a second."""
 
@@ -205,7 +212,7 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 SessionEvent = (
     ModelLoadProgressed | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
-    | DocumentsSearched | TurnsDropped | PromptProgressed
+    | DocumentsSearched | TurnsDropped | PromptProgressed | RemoteRetryScheduled
     | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
     | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted
 )  # fmt: skip
@@ -213,7 +220,7 @@ SessionEvent = (
 
 def format_progress(event: SessionEvent) -> str:
     """Return a temporary status text for an event; "" for events without a status text."""
-    if isinstance(event, (ModelLoadProgressed, CollectionProgressed, DocumentSearchStarted)):
+    if isinstance(event, (ModelLoadProgressed, CollectionProgressed, DocumentSearchStarted, RemoteRetryScheduled)):
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"

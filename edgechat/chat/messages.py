@@ -155,7 +155,8 @@ def format_performance(message: Message) -> str:
     if stats.decode_tps:
         parts.append(f"{stats.decode_tps:.0f} tokens/s")
     parts.append(f"first token after {stats.ttft_s:.2f} s")
-    parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
+    if stats.cached_tokens or stats.is_remote is not True:
+        parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
     if stats.n_drafted:
         parts.append(
             f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted ({stats.speculation_gain:.1f}x speed)"

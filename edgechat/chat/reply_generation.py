@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -14,6 +14,7 @@ from edgechat.chat.context_hash import hash_context
 from edgechat.chat.conversation_prompt import ConversationPrompt
 from edgechat.chat.messages import Conversation, FinishReason, Message
 from edgechat.chat.recorder import ReplyRecorder
+from edgechat.chat.reply_source import ReplyOptions
 from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
@@ -23,12 +24,10 @@ from edgechat.errors import ContextOverflowError
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
-if TYPE_CHECKING:
-    from edgechat.prompt.agreement.picker import ReplyPicker
-
 # The larger one applies: a minimum for a reply without a penalty, or a step above a penalty that was too small.
 _MIN_PENALTY: Final = 1.3
 _PENALTY_STEP: Final = 0.1
+NO_OPTIONS: Final = ReplyOptions()
 
 
 def add_repetition_penalty(settings: Settings) -> Settings:
@@ -52,13 +51,19 @@ class ReplyGeneration:
     """Generates parallel replies to one message. Call `run` once; `stop` is thread-safe."""
 
     def __init__(
-        self, engine: EngineClient, builder: PromptBuilder, settings: Settings, picker: ReplyPicker | None = None,
-        indexes: range = range(0),
+        self, engine: EngineClient, builder: PromptBuilder, settings: Settings, prompt: ConversationPrompt | None,
+        rebuild_prompt: Callable[[int], ConversationPrompt | None], options: ReplyOptions = NO_OPTIONS,
     ) -> None:  # fmt: skip
-        """Prepare the generation. `picker` receives each reply that ends; its numbers there are `indexes`."""
+        """Prepare the generation of replies to `prompt`.
+
+        `prompt` is None if the generation was stopped before its prompt was built; the replies then remain unchanged.
+        If the context cannot grow to hold it, `rebuild_prompt` builds one for the length in its argument.
+        """
         self._engine = engine
-        self._picker = picker
-        self._indexes = indexes
+        self._prompt = prompt
+        self._rebuild_prompt = rebuild_prompt
+        self._picker = options.picker
+        self._indexes = options.indexes
         self._builder = builder
         self._settings = settings
         self._request_id: int | None = None
@@ -82,23 +87,22 @@ class ReplyGeneration:
         if self._request_id is not None:
             self._engine.cancel(self._request_id)
 
-    def end_thinking(self) -> None:
-        """End the reasoning of all replies, now and later. Thread-safe."""
+    def end_thinking(self) -> bool:
+        """End the reasoning of all replies, now and later, and return True. Thread-safe."""
         self._is_thinking_ended = True
         if self._request_id is not None:
             self._engine.end_thinking(self._request_id)
+        return True
 
     def run(
-        self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt | None,
-        started_at: float, rebuild_prompt: Callable[[int], ConversationPrompt | None],
-    ) -> Iterator[events.SessionEvent]:  # fmt: skip
+        self, store: Store, conversation: Conversation, replies: Sequence[Message], started_at: float
+    ) -> Iterator[events.SessionEvent]:
         """Generate `replies`, which must be in the store; continue replies that have text.
 
-        `prompt` is None if the generation was stopped before its prompt was built; the replies then remain unchanged.
-        If the context cannot grow to hold it, `rebuild_prompt` builds one for the length in its argument.
         `started_at` is the start of the turn on the monotonic clock, from which the time to first token is measured.
         The replies are also saved after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
+        prompt = self._prompt
         for reply in replies:
             parser = self._builder.create_reply_parser(prompt.prompt if prompt is not None else None)
             self._replies.append(_StreamingReply(ReplyRecorder(store, conversation, reply), parser))
@@ -109,7 +113,7 @@ class ReplyGeneration:
                 conversation_id = conversation.id if store.is_persistent else ""
                 if (thinking := prompt.thinking) is not None and (thinking.max_tokens, thinking.max_s) != (None, None):
                     yield events.ThinkingLimited(max_tokens=thinking.max_tokens, max_s=thinking.max_s)
-                for event in self._generate(prompt, conversation_id, rebuild_prompt):
+                for event in self._generate(prompt, conversation_id):
                     if isinstance(event, protocol.RequestFinished):
                         request_finished = event
                     yield from self._handle_event(event, started_at)
@@ -124,10 +128,7 @@ class ReplyGeneration:
         yield final_event(reply=first_reply, context_tokens=context_tokens, alternatives=tuple(alternatives))
 
     def _generate(
-        self,
-        prompt: ConversationPrompt,
-        conversation_id: str,
-        rebuild_prompt: Callable[[int], ConversationPrompt | None],
+        self, prompt: ConversationPrompt, conversation_id: str
     ) -> Iterator[protocol.AnyEvent | events.TurnsDropped]:
         """Yield the engine's events. If the context cannot grow for the prompt, generate with a shorter prompt."""
         try:
@@ -136,7 +137,7 @@ class ReplyGeneration:
             if self._refused_growth is None:
                 raise
             try:
-                shorter_prompt = rebuild_prompt(self._refused_growth.n_ctx)
+                shorter_prompt = self._rebuild_prompt(self._refused_growth.n_ctx)
             except ContextOverflowError:  # its text recommends --ctx, the engine's says how much memory is free
                 raise error from None
         else:

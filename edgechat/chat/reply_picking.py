@@ -13,6 +13,7 @@ import msgspec
 from edgechat.chat import events
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.messages import Message, new_reply
+from edgechat.chat.reply_source import ReplySource
 from edgechat.chat.turn_runner import Turn, TurnRunner
 from edgechat.config import Settings
 from edgechat.engine import protocol
@@ -41,17 +42,25 @@ class PickedTurn:
 
     def __init__(
         self, runner: TurnRunner, conversation: StoredConversation, model: LoadedModel, settings: Settings,
-        method: PickMethod, n_replies: int,
+        source: ReplySource, method: PickMethod, n_replies: int,
     ) -> None:  # fmt: skip
-        """Prepare to pick one of up to `n_replies` replies by `method`. Raises UsageError and GrammarError."""
+        """Prepare to pick one of up to `n_replies` replies of `source` by `method`. `model` judges local replies.
+
+        Raises UsageError and GrammarError.
+        """
         check_pick(n_replies, settings)
+        if source.is_remote and method != "agree":
+            raise UsageError(
+                "Replies of a remote model can only be picked by agreement, because servers do not report how likely a "
+                "reply is. Use agree."
+            )
         if method == "judge":
             require_llguidance()  # a verdict has a grammar
         self._runner = runner
         self._conversation = conversation
         self._model = model
         self._settings = settings
-        self._picker = ReplyPicker(method, n_replies, model.plan.options.n_seqs if model.plan is not None else 1)
+        self._picker = ReplyPicker(method, n_replies, source.max_replies)
         self._replies: list[Message] = []
         self._context_tokens = 0
         self._n_tokens = 0
@@ -103,6 +112,8 @@ class PickedTurn:
 
         The replies of a round share the steps of the decoder, and the rounds follow one another.
         """
+        if not self._model.is_open:
+            return None
         try:
             costs = self._model.engine.stats().step_costs
         except EdgechatError:

@@ -11,13 +11,14 @@ import msgspec
 
 from edgechat.catalogue import library
 from edgechat.chat import events, titles
-from edgechat.chat.attachments import is_document, load_attachments, prepend_attachments
+from edgechat.chat.attachments import load_attachments
+from edgechat.chat.context_counter import ContextCounter
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import ConversationPromptBuilder
 from edgechat.chat.document_turns import DocumentTurns
+from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import (
     Conversation,
-    Message,
     first_line,
     new_id,
     new_reply,
@@ -26,14 +27,13 @@ from edgechat.chat.messages import (
 )
 from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.reply_generation import add_repetition_penalty
+from edgechat.chat.reply_source import JsonSchema, ModelTarget, ReplySource
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
-from edgechat.engine.overflow import make_overflow_error
 from edgechat.errors import ContextOverflowError, EdgechatError, RequestCancelledError, StoreError, UsageError
-from edgechat.humanize import format_count
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.turn import is_thinking_default
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
 # An earlier reply is offered while the conversation consists of a message and at most one reply.
 _MAX_OFFER_PATH: Final = 2
-# Maximum number of attachments whose token counts are remembered.
-_MAX_COUNTED_FILES: Final = 256
 
 
 class Session:
-    """Conversation and the loaded model that replies to its messages. Call `open` first and `close` at the end.
+    """Conversation and the model that replies to its messages. Call `open` first and `close` at the end.
+
+    The model is loaded in an engine on this machine, or belongs to a remote: `source` generates the replies of both.
 
     Methods that generate a reply are generators. The turn starts with the first iteration, and closing the generator
     stops the reply. Only one turn can run at a time. Other threads may call `stop`, `generate_title`, `warm_cache`,
@@ -61,12 +61,13 @@ class Session:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
+        self, store: Store, settings: Settings, target: ModelTarget, conversation: Conversation | None = None,
         flags: Mapping[str, object] = MappingProxyType({}), renderer: Renderer | None = None,
     ) -> None:  # fmt: skip
         """Create a session for `conversation` (existing or new); None creates a new conversation.
 
-        `renderer` is a render process that has already been started; None starts one in `open`.
+        `target` is a model file, or a model of a remote. `renderer` is a render process that has already been started;
+        None starts one in `open`.
 
         Settings in increasing priority: `settings` of all conversations, settings of `conversation`, command-line
         `flags`, and values set by `override_settings`.
@@ -75,19 +76,44 @@ class Session:
         self._base_settings, self._flags = settings, flags
         self._overrides: dict[str, object] = {}
         self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
-        self.model_path = model_path
+        self.model_path = Path()
+        """File of the local model; for a remote model, its name as a path, under which no file exists."""
         self.model_error: EdgechatError | None = None
         """Error that `open` raises because there is no model at `model_path`; None if the model exists."""
         self._stored_conversation = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel(renderer=renderer)
+        self._engine_source = EngineSource(self.model, Path(), self._create_prompt_builder)
+        self.source: ReplySource = self._engine_source
+        """What generates the replies: the engine of `model`, or a remote."""
+        self._set_target(target)
         self._model_names: dict[Path, str] = {}
-        self._n_tokens_by_file: dict[tuple[Path, int, int, Path], int] = {}
-        """Token counts of attachments by path, modification time in nanoseconds, size in bytes, and model."""
-        self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
-        self.documents = DocumentTurns(self.model, store)
+        self._turn_runner = TurnRunner(self.model, lambda: self.source)
+        self.documents = DocumentTurns(lambda: self.source, store, self._read_decode_speed)
         """Searches the documents of this conversation for its new messages."""
+        self._counter = ContextCounter(lambda: self.source, self.documents, self._create_prompt_builder)
+
+    def _set_target(self, target: ModelTarget) -> None:
+        """Choose the source of the next replies; does not open it."""
+        if isinstance(target, Path):
+            self.model_path = self._engine_source.path = target
+            self.source = self._engine_source
+        else:
+            from edgechat.chat.remote_source import RemoteSource
+
+            self.model_path = Path(target.name)
+            self.source = RemoteSource(target, self.store.read_attachment, lambda: self.settings)
+
+    @property
+    def is_open(self) -> bool:
+        """True if the session can generate replies: its model is loaded, or belongs to a remote."""
+        return self.source.is_open
+
+    @property
+    def reply_model(self) -> str:
+        """Name of the model that new replies record: a file name, or `REMOTE/MODEL`."""
+        return self.model_path.as_posix() if self.source.is_remote else self.model_path.name
 
     @property
     def warnings(self) -> list[str]:
@@ -101,8 +127,10 @@ class Session:
 
     @property
     def model_name(self) -> str:
-        """Name of the model at `model_path` in the list of models. The first call for a model may read the disk."""
+        """Name of the model in the list of models. The first call for a local model may read the disk."""
         path = self.model_path
+        if self.source.is_remote:
+            return self.reply_model
         if path not in self._model_names:
             self._model_names[path] = library.find_display_name(path)
         return self._model_names[path]
@@ -124,8 +152,8 @@ class Session:
 
     @property
     def model_properties(self) -> protocol.Loaded | None:
-        """Properties of the loaded model, as the engine reports them; None while no model is loaded."""
-        return self.model.engine.model_properties
+        """Properties of the loaded model, as the engine reports them; None without one, and for a remote model."""
+        return None if self.source.is_remote else self.model.engine.model_properties
 
     def load_messages(self) -> None:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
@@ -149,52 +177,59 @@ class Session:
             self._overrides = {}
             self._apply_settings()
 
-    def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:
-        """Load the messages of the conversation, then plan and load the model. Raises EdgechatError."""
+    def open(self, on_event: LoadCallback = lambda event: None) -> None:
+        """Load the messages of the conversation, then plan and load the model. Raises EdgechatError.
+
+        A remote model is only checked for its API key; its server is not asked before the first message.
+        """
         self.load_messages()
         if self.model_error is not None:
             raise self.model_error
-        model_properties = self.model.open(self.model_path, self.settings, on_event)
+        self.source.open(self.settings, on_event)
         if "thinking" in self._flags and (problem := self.describe_useless_limit()):
             self.warnings.append(problem)
-        return model_properties
 
     def describe_useless_limit(self) -> str:
         """Return a sentence if the limit of reasoning has no effect, because the model does not reason; else ""."""
         is_on = self.settings.thinking is not None and str(self.settings.thinking) not in THINKING_OFF
-        if not is_on or not self.model.is_open or self.model.builder.can_reason:
+        if not is_on or self.source.is_remote or not self.model.is_open or self.model.builder.can_reason:
             return ""
         return f"The limit has no effect, because {self.model_name} is not a reasoning model."
 
-    def change_model(
-        self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None
-    ) -> protocol.Loaded:
-        """Load another model for the next replies. If this raises EdgechatError, the previous model is kept."""
+    def change_model(self, model: str, target: ModelTarget, on_event: LoadCallback = lambda event: None) -> None:
+        """Use another model for the next replies. If this raises EdgechatError, the previous model is kept."""
         with self._turn_runner.idle_gate.block_requests():
-            self._model_names[model_path] = library.find_display_name(model_path)
-            previous_path, previous_error = self.model_path, self.model_error
-            self.model_path, self.model_error = model_path, None
+            previous_source, previous_path, previous_error = self.source, self.model_path, self.model_error
+            self._set_target(target)
+            self.model_error = None
+            if not self.source.is_remote:
+                self._model_names[self.model_path] = library.find_display_name(self.model_path)
             try:
-                model_properties = self.open(on_event)
+                self.open(on_event)
             except Exception:
-                self.model_path, self.model_error = previous_path, previous_error
+                self.source, self.model_path, self.model_error = previous_source, previous_path, previous_error
+                self._engine_source.path = previous_path
                 # The failed load has already unloaded the previous model.
-                if self.model_properties is None and previous_error is None:
+                if not previous_source.is_remote and self.model_properties is None and previous_error is None:
                     self.open(on_event)
                 raise
+            if previous_source.is_remote:
+                previous_source.close()
+            elif self.source.is_remote:
+                self.model.unload()
         self._stored_conversation.update_metadata(model=model)
-        return model_properties
 
     # Turns
 
     def send(
         self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1, pick: PickMethod | None = None,
-        output_rule: str = "",
+        output_rule: str = "", output_schema: JsonSchema | None = None,
     ) -> Iterator[events.SessionEvent]:  # fmt: skip
         """Send a message and yield events while the model replies; the last event is TurnFinished or TurnInterrupted.
 
         The model generates `n_replies` alternative replies in parallel; with `pick`, one of up to `n_replies` replies
-        is picked. `output_rule` is the grammar rule of their content; "" for free text. The message and the partial
+        is picked. `output_rule` is the grammar rule of their content, which was made from
+        `output_schema`; "" and None for free text. The message and the partial
         replies remain saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message,
         because it would prevent all later replies, and GrammarError, because the output rule cannot be enforced. Raises
         EdgechatError.
@@ -209,10 +244,10 @@ class Session:
         def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:
             if pick is not None:
                 return self._pick_reply(message.id, turn, n_replies, pick)
-            replies = new_replies(message.id, self.model_path.name, n_replies, self.model.plan)
+            replies = new_replies(message.id, self.reply_model, n_replies, self.source.max_replies)
             return self._turn_runner.run(self._stored_conversation, turn._replace(replies=replies), self.settings)
 
-        turn = Turn([], message, files, output_rule=output_rule)
+        turn = Turn([], message, files, output_rule=output_rule, output_schema=output_schema)
         try:
             yield from self.documents.run(turn, self.tree.path, self.settings, run_turn)
         except ContextOverflowError as error:
@@ -223,7 +258,9 @@ class Session:
 
     def _add_collections(self, attachments: Sequence[Path]) -> Generator[events.SessionEvent, None, list[Path]]:
         """Create or update collections of folders and long documents; return the other files. Raises DocumentError."""
-        sources = [path for path in attachments if path.is_dir() or self._is_long_document(path)]
+        sources = [
+            path for path in attachments if path.is_dir() or self._counter.is_long_document(path, self.model_path)
+        ]
         if sources:
             try:
                 names = yield from self.documents.add_sources(
@@ -235,37 +272,16 @@ class Session:
             self.override_settings(docs=tuple(dict.fromkeys((*self.settings.docs, *names))))
         return [path for path in attachments if path not in sources]
 
-    def _is_long_document(self, file: Path) -> bool:
-        """Return whether a file is a document that does not fit in the context, so that it is searched instead."""
-        return is_document(file) and not self.documents.can_attach(self.count_file_tokens(file))
-
     def count_file_tokens(self, file: Path) -> int:
         """Return the length in tokens of a text file as an attachment; 0 for a folder, which is searched.
 
-        A file that has not changed is tokenised only once for each model. Raises AttachmentError and EngineError.
+        The length is an estimate for a remote model. Raises AttachmentError and EngineError.
         """
-        if file.is_dir():
-            return 0
-        attachments, contents = load_attachments([file], self.model_path.stem)
-        status = file.stat()
-        key = (file.absolute(), status.st_mtime_ns, status.st_size, self.model_path)
-        n_tokens = self._n_tokens_by_file.get(key)
-        if n_tokens is None:
-            n_tokens = len(self.model.engine.tokenize(prepend_attachments("", attachments, contents.__getitem__)))
-            if len(self._n_tokens_by_file) >= _MAX_COUNTED_FILES:
-                self._n_tokens_by_file.clear()
-            self._n_tokens_by_file[key] = n_tokens
-        return n_tokens
+        return self._counter.count_file(file, self.model_path)
 
     def find_long_attachment(self, files: Sequence[Path]) -> str:
         """Return a warning that names the longest of `files` if that file alone exceeds the context; otherwise ""."""
-        properties = self.model_properties
-        lengths = [(self.count_file_tokens(file), file.name) for file in files if not self._is_long_document(file)]
-        n_tokens, name = max(lengths, default=(0, ""))
-        if properties is None or n_tokens <= properties.n_ctx:
-            return ""
-        subject = f"{name} has {format_count(n_tokens, 'token')}"
-        return str(make_overflow_error(subject, properties.n_ctx, properties.n_ctx_train, "Attach a part of it"))
+        return self._counter.find_long_attachment(files, self.model_path, self.model_properties)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Send `text` as an alternative to a user message.
@@ -280,7 +296,7 @@ class Session:
         message = new_user_message(parent_id, text, attachments)
 
         def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:
-            turn = turn._replace(replies=[new_reply(message.id, self.model_path.name)])
+            turn = turn._replace(replies=[new_reply(message.id, self.reply_model)])
             return self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
         path = self.tree.path_to(parent_id) if parent_id is not None else []
@@ -300,7 +316,7 @@ class Session:
         if pick is not None:
             yield from self._pick_reply(parent_id, Turn([]), n_replies, pick)
             return
-        turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
+        turn = Turn(new_replies(parent_id, self.reply_model, n_replies, self.source.max_replies))
         yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
     def _pick_reply(
@@ -310,9 +326,9 @@ class Session:
         from edgechat.chat.reply_picking import PickedTurn  # slow to import
 
         picked_turn = PickedTurn(
-            self._turn_runner, self._stored_conversation, self.model, self.settings, method, n_replies
+            self._turn_runner, self._stored_conversation, self.model, self.settings, self.source, method, n_replies
         )
-        yield from picked_turn.run(turn, parent_id, self.model_path.name)
+        yield from picked_turn.run(turn, parent_id, self.reply_model)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Continue the text of a reply; if `message_id` is None, of the head.
@@ -349,6 +365,9 @@ class Session:
         return ConversationPromptBuilder(
             builder, self.store.read_attachment, settings, think=think, decode_tps=decode_tps
         )
+
+    def _read_decode_speed(self) -> float | None:
+        return self.store.decode_tps(self.reply_model) if self.model.plan is not None else None
 
     def stop(self) -> None:
         """Stop the current reply, or the next one if none is being generated. Thread-safe."""
@@ -431,18 +450,16 @@ class Session:
 
         Raises ContextOverflowError if the message does not fit; also AttachmentError, TemplateError and EngineError.
         """
-        files = [file for file in files if not file.is_dir() and not self._is_long_document(file)]
-        attachments, contents = load_attachments(files, self.model_path.stem)
-        path = self.tree.path
-        documents, document_contents = self.documents.predict(path, self.settings)
-        if text or files or (documents and not path):
-            path = [*path, Message(id="", role="user", text=text, attachments=(*attachments, *documents))]
-        prompt = self._create_prompt_builder().build(path, {**contents, **document_contents})
-        return len(prompt.prompt.tokens), prompt.start
+        if self.source.is_remote:
+            raise UsageError(f"{self.model_name} is a remote model, whose context tokens edgechat cannot count.")
+        return self._counter.measure(self.tree.path, self.settings, self.model_path, text, files)
 
     def warm_cache(self) -> None:
-        """Prefill the prompt of the next turn while no turn is running. Uses the prompt cache on disk if possible."""
-        if not self.model.is_open:
+        """Prefill the prompt of the next turn while no turn is running. Uses the prompt cache on disk if possible.
+
+        A remote model is sent nothing.
+        """
+        if self.source.is_remote or not self.model.is_open:
             return
         attachments, files = self.documents.predict(self.tree.path, self.settings)
         tokens, shared_prefix = self._create_prompt_builder().next_turn_prefix(self.tree.path, attachments, files)
@@ -456,20 +473,20 @@ class Session:
     def generate_title(self) -> str | None:
         """Generate and save a title for a new conversation while no turn is running; return the title.
 
-        Return None if the conversation already has a final title, titles are off, or a turn cancels the request.
+        Return None if the conversation already has a final title, titles are off, a turn cancels the request, or the
+        model is remote, which is sent no requests that the user did not write.
         """
         path = self.tree.path
-        if not (self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)):
+        if self.source.is_remote or not (
+            self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)
+        ):
             return None
         builder = self.model.builder
         if builder.reasoning_format is not None and not builder.can_switch_reasoning:
             return None
-        question = Message(id="", role="user", text=titles.REQUEST)
-        prompt = self._create_prompt_builder(think=False).build([*path, question])
-        request = protocol.Generate(
-            id=self.model.engine.next_id(), tokens=prompt.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
-            sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
-        )  # fmt: skip
+        request = titles.make_request(
+            self.model.engine.next_id(), self._create_prompt_builder(think=False), path, self.settings
+        )
         title = titles.parse_title(self._turn_runner.idle_gate.generate_if_idle(request) or ())
         # The user or another process may have changed the title during the generation.
         if not title or not titles.needs_title(self.store.conversation(self.conversation.id), path):
@@ -521,6 +538,8 @@ class Session:
         A thread that is generating a reply receives EngineDiedError.
         """
         self.model.close()
+        if self.source.is_remote:
+            self.source.close()
         self.documents.close()
         self._turn_runner.idle_gate.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
         try:

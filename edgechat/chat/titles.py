@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
+from edgechat.chat.conversation_prompt import ConversationPromptBuilder
 from edgechat.chat.messages import Conversation, Message, first_line
+from edgechat.config import Settings
 from edgechat.engine import protocol
 
 REQUEST: Final = "Name this conversation in at most six words, without quotation marks. Write only the name."
@@ -21,6 +25,17 @@ def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
         and path[1].finish_reason == "stop"
         and conversation.title == first_line(path[0].text)
     )
+
+
+def make_request(
+    request_id: int, builder: ConversationPromptBuilder, path: Sequence[Message], settings: Settings
+) -> protocol.Generate:
+    """Return the request that lets the model write a title for the conversation `path`. Raises EdgechatError."""
+    prompt = builder.build([*path, Message(id="", role="user", text=REQUEST)])
+    return protocol.Generate(
+        id=request_id, tokens=prompt.prompt.tokens, max_tokens=MAX_TOKENS, ephemeral=True,
+        sampling=msgspec.structs.replace(settings.sampling, temperature=0.0),
+    )  # fmt: skip
 
 
 def parse_title(events: Iterable[protocol.AnyEvent]) -> str:

@@ -11,25 +11,22 @@ import msgspec
 
 from edgechat.chat import events
 from edgechat.chat.conversation import StoredConversation
-from edgechat.chat.conversation_prompt import ConversationPrompt, ConversationPromptBuilder
 from edgechat.chat.idle import IdleGate
 from edgechat.chat.messages import Message, first_line, new_reply
-from edgechat.chat.reply_generation import ReplyGeneration
+from edgechat.chat.reply_source import Generation, JsonSchema, ReplyOptions, ReplySource, SourcePrompt
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import (
     ContextOverflowError,
-    EngineError,
+    EdgechatError,
     GrammarError,
     RequestCancelledError,
     TemplateError,
     UsageError,
 )
-from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.planner.load_plan import LoadPlan
 
 if TYPE_CHECKING:
     from edgechat.prompt.agreement.picker import ReplyPicker
@@ -54,11 +51,17 @@ class Turn(NamedTuple):
     """Numbers of `replies` among all replies of `picker`."""
     output_rule: str = ""
     """Grammar rule of the content of the replies; "" for free text."""
+    output_schema: JsonSchema | None = None
+    """JSON schema of the content, from which `output_rule` was made; None for free text."""
+
+    @property
+    def options(self) -> ReplyOptions:
+        """What the turn demands of its replies."""
+        return ReplyOptions(self.picker, self.indexes, self.output_rule, self.output_schema)
 
 
-def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
-    """Create empty replies for parallel generation. Raises UsageError for more replies than `plan` allows."""
-    max_replies = plan.options.n_seqs if plan is not None else 1
+def new_replies(parent_id: str, model: str, n_replies: int, max_replies: int) -> list[Message]:
+    """Create empty replies for parallel generation. Raises UsageError for more than `max_replies`."""
     if not 1 <= n_replies <= max_replies:
         raise UsageError(
             f"Cannot generate {n_replies} parallel replies: the loaded model allows at most {max_replies}. "
@@ -70,12 +73,13 @@ def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | Non
 class TurnRunner:
     """Runs turns, one at a time. `stop` is thread-safe."""
 
-    def __init__(self, model: LoadedModel, create_prompt_builder: Callable[[], ConversationPromptBuilder]) -> None:
-        """`create_prompt_builder` returns a builder for the current settings and model, or raises EngineError."""
+    def __init__(self, model: LoadedModel, get_source: Callable[[], ReplySource]) -> None:
+        """`get_source` returns the source of the replies of the next turn; `model` runs requests without a reply."""
         self.idle_gate = IdleGate(model)
         self._model = model
-        self._create_prompt_builder = create_prompt_builder
-        self._generation: ReplyGeneration | _EphemeralRequest | None = None
+        self._get_source = get_source
+        self._source = get_source()
+        self._generation: Generation | _EphemeralRequest | None = None
         self._is_running = False
         self._cancellation = Cancellation()
         self._is_stop_requested = False
@@ -95,7 +99,7 @@ class TurnRunner:
         if generation is not None:
             generation.stop()
         if self._is_running:
-            self._model.engine.expect_end()
+            self._source.expect_end()
 
     def end_thinking(self) -> bool:
         """End the reasoning of the current replies, now and later; return False if no reply is being generated.
@@ -105,9 +109,9 @@ class TurnRunner:
         generation = self._generation
         if not self._is_running or isinstance(generation, _EphemeralRequest):
             return False
+        if generation is not None and not generation.end_thinking():
+            return False
         self._is_thinking_ended = True
-        if generation is not None:
-            generation.end_thinking()
         return True
 
     def is_stop_requested(self) -> bool:
@@ -126,6 +130,7 @@ class TurnRunner:
         errors, the messages remain saved. Raises EdgechatError.
         """
         with self.idle_gate.block_requests():
+            self._source = self._get_source()
             conversation.save_pending()
             previous_head_id = conversation.tree.head_id
             first_reply = turn.replies[0]
@@ -178,16 +183,14 @@ class TurnRunner:
                 self._generation, self._is_running, self._is_stop_requested = None, False, False
 
     def _build_prompt(
-        self, path: Sequence[Message], max_n_ctx: int | None = None, output_rule: str = ""
-    ) -> ConversationPrompt | None:
+        self, path: Sequence[Message], options: ReplyOptions, max_n_ctx: int | None = None
+    ) -> SourcePrompt | None:
         """Build the prompt for the reply at the end of `path`; return None if `stop` was called."""
         self._cancellation = Cancellation()
         if self._is_stop_requested:
             return None
         try:
-            return self._create_prompt_builder().build(
-                path, cancellation=self._cancellation, max_n_ctx=max_n_ctx, output_rule=output_rule
-            )
+            return self._source.build_prompt(path, self._cancellation, max_n_ctx, options)
         except RequestCancelledError:
             return None
 
@@ -195,29 +198,26 @@ class TurnRunner:
         self, conversation: StoredConversation, turn: Turn, settings: Settings
     ) -> Iterator[events.SessionEvent]:
         started_at = time.monotonic()
-        model, replies = self._model, turn.replies
-        if model.engine.needs_restart:
-            yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
-            model.restart_if_dead()
+        source, replies, options = self._source, turn.replies, turn.options
+        yield from source.prepare_turn()
         path = conversation.tree.path_to(replies[0].id)
-        prompt = self._build_prompt(path, output_rule=turn.output_rule)
+        prompt = self._build_prompt(path, options)
         if prompt is not None and prompt.start_id is not None:
             replies = [msgspec.structs.replace(r, context_start_id=prompt.start_id) for r in replies]
             yield events.TurnsDropped(n_messages=prompt.start, context_start_id=prompt.start_id)
-        generation = ReplyGeneration(model.engine, model.builder, settings, turn.picker, turn.indexes)
+        generation = source.create_generation(
+            prompt, settings, options, lambda n_ctx: self._build_prompt(path, options, n_ctx)
+        )
         self._generation = generation
         if self._is_stop_requested:
             generation.stop()
         if self._is_thinking_ended:
             generation.end_thinking()
         try:
-            yield from generation.run(
-                conversation.store, conversation.metadata, replies, prompt, started_at,
-                lambda n_ctx: self._build_prompt(path, n_ctx, turn.output_rule),
-            )  # fmt: skip
-        except EngineError as error:
-            if model.fall_back_to_cpu(error, settings):
-                error.args = (f"{error}\nThe GPU failed, so edgechat now uses the CPU. Send the message again.",)
+            yield from generation.run(conversation.store, conversation.metadata, replies, started_at)
+        except EdgechatError as error:
+            if advice := source.recover(error, settings):
+                error.args = (f"{error}\n{advice}",)
             raise
         finally:
             self.was_stopped = self._is_stop_requested

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Message
+    from edgechat.chat.reply_source import JsonSchema
     from edgechat.chat.session import Session
     from edgechat.prompt.agreement.picker import PickMethod
 
@@ -98,14 +99,14 @@ def ask(
         )
     if prompt:
         _report_mentions(prompt)
-    output_rule = ""
+    output: tuple[JsonSchema | None, str] = (None, "")
     if schema_file is not None:
         from edgechat.cli.output_schema import read_schema_rule
 
-        output_rule = read_schema_rule(schema_file)
+        output = read_schema_rule(schema_file)
     question = read_question(prompt, no_stdin=no_stdin)
     print_reply(
-        question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, output_rule=output_rule,
+        question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, output=output,
         **options,
     )  # fmt: skip
 
@@ -172,18 +173,19 @@ def _read_stdin() -> bytes:
 
 def print_reply(
     text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1,
-    pick: PickMethod | None = None, output_rule: str = "", **options: Any,
+    pick: PickMethod | None = None, output: tuple[JsonSchema | None, str] = (None, ""), **options: Any,
 ) -> None:  # fmt: skip
-    """Send `text` to the model and print the reply. `output_rule` is its grammar rule; "" for free text.
+    """Send `text` to the model and print the reply. `output` has its JSON schema and grammar rule, if there are any.
 
     A signal during the reply stops the reply and saves it. Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and
     SystemExit after another signal.
     """
     session = create_session(**options)
+    output_schema, output_rule = output
     status = StderrStatus()
     with use_session(session, status) as interruption:
         with interruption.stop_reply():
-            events = session.send(text, attachments, n_replies, pick, output_rule)
+            events = session.send(text, attachments, n_replies, pick, output_rule, output_schema)
             final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
         status.clear()
         if as_json:
@@ -266,8 +268,10 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
                 status.note(f"{name} was stopped, because it repeats itself. --no-stop-repetition prevents this.")
             elif max_tokens is not None and (reply.n_tokens or 0) >= max_tokens:
                 status.note(f"{name} was cut after {format_count(max_tokens, 'token')}, the limit of --max-tokens.")
+            elif properties is None:  # a remote model
+                status.note(f"{name} was cut at a limit of the server.")
             else:
-                n_ctx, n_ctx_train = (properties.n_ctx, properties.n_ctx_train) if properties is not None else (0, 0)
+                n_ctx, n_ctx_train = properties.n_ctx, properties.n_ctx_train
                 advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""
                 used_n_ctx = round_up_to_cells(final_event.context_tokens)
                 if len(replies) == 1 and used_n_ctx < n_ctx:
@@ -289,15 +293,19 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
 
     model_properties, reply = session.model_properties, final_event.reply
     stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
-    stats["load_s"] = model_properties.load_s if model_properties else 0.0
-    stats["peak_rss_bytes"] = {"engine": session.model.engine.stats().peak_rss_bytes, "client": read_peak_rss_bytes()}
+    if session.source.is_remote:
+        stats["peak_rss_bytes"] = {"client": read_peak_rss_bytes()}
+    else:
+        stats["load_s"] = model_properties.load_s if model_properties else 0.0
+        engine_stats = session.model.engine.stats()
+        stats["peak_rss_bytes"] = {"engine": engine_stats.peak_rss_bytes, "client": read_peak_rss_bytes()}
     result: dict[str, Any] = {
         "text": reply.text,
         "reasoning": reply.reasoning,
         "finish_reason": reply.finish_reason,
         "conversation_id": session.conversation.id,
         "message_id": reply.id,
-        "model": str(session.model_path),
+        "model": session.reply_model if session.source.is_remote else str(session.model_path),
         "backend": model_properties.backend if model_properties else "",
         "stats": stats,
     }

@@ -109,10 +109,13 @@ def use_session(session: Session, status: StderrStatus) -> Iterator[Interruption
     interruption = Interruption(session)
     with interruption.handle_signals():
         try:
-            status.show("Loading the model")
+            if not session.source.is_remote:
+                status.show("Loading the model")
             with status.announce_wait():
                 open_session(session, status)
-            if session.settings.model == AUTO:
+            if session.source.is_remote:
+                status.note(f"Model: {session.source.description}")
+            elif session.settings.model == AUTO:
                 status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")
             yield interruption
         except EdgechatError as error:

@@ -10,13 +10,14 @@ from edgechat.errors import GrammarError, UsageError, format_reason
 _MAX_FILE_BYTES: Final = 1 << 18
 
 
-def read_schema_rule(path: Path) -> str:
-    """Read a JSON schema from a file, and return its grammar rule.
+def read_schema_rule(path: Path) -> tuple[dict[str, Any] | bool, str]:
+    """Read a JSON schema from a file, and return it with its grammar rule.
 
     Raises UsageError if the file cannot be read or is not a JSON schema, and GrammarError if the schema cannot be
     enforced.
     """
-    return make_schema_rule(_read_schema(path), str(path))
+    schema = _read_schema(path)
+    return schema, make_schema_rule(schema, str(path))
 
 
 def make_schema_rule(schema: dict[str, Any] | bool, name: str) -> str:  # a JSON schema may be a boolean

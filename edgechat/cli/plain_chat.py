@@ -89,7 +89,7 @@ class PlainChat:
         if self._is_terminal:
             with contextlib.suppress(ImportError):  # `import readline` adds line editing to `input`
                 import readline  # noqa: F401
-            model_name = escape_controls(self._session.model_name)
+            model_name = escape_controls(self._session.source.description or self._session.model_name)
             click.echo(f"Model: {model_name}. /help lists commands, Ctrl+D quits.")
             self._print_last_messages()
         while not self._is_leaving:
@@ -293,9 +293,12 @@ class PlainChat:
             click.echo(escape_controls(f"{name} = {'(not set)' if value is None else value}"))
 
     def _print_plan(self, _argument: str) -> None:
+        from edgechat.chat.reply_source import describe_remote_plan
         from edgechat.planner.report import format_plan_lines
 
-        if self._session.model.plan is not None:
+        if self._session.source.is_remote:
+            click.echo(escape_controls(describe_remote_plan(self._session.source.description)))
+        elif self._session.model.plan is not None:
             click.echo(escape_controls("\n".join(format_plan_lines(self._session.model.plan))))
 
     def _toggle_figures(self, _argument: str) -> None:

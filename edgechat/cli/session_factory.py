@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgechat.chat.messages import Conversation
+    from edgechat.chat.reply_source import ModelTarget
     from edgechat.chat.session import Session
     from edgechat.cli.progress import StderrStatus
     from edgechat.config import Settings, SettingsProblem
@@ -54,9 +55,11 @@ def prepare_session(
     _check_collections(overrides.get("docs"))
     opens_existing_conversation = bool(continue_last or conversation_id)
     if not opens_existing_conversation and ("model" in overrides or not allow_missing_model):
-        _check_model_name(str(overrides.get("model", settings.model)))
+        _check_model_name(str(overrides.get("model", settings.model)), settings)
 
     def make_session() -> Session:
+        from pathlib import Path
+
         from edgechat.catalogue import registry
         from edgechat.chat.session import Session
 
@@ -70,13 +73,13 @@ def prepare_session(
         if conversation.model:
             conversation_settings["model"] = conversation.model
         session_settings = config.with_overrides(settings, conversation_settings, overrides)
-        name, path, model_error = _try_to_choose_model(session_settings)
+        name, target, model_error = _try_to_choose_model(session_settings)
         if model_error is not None and not allow_missing_model:
             raise model_error
         conversation = msgspec.structs.replace(conversation, model=name)
-        if not ephemeral and model_error is None:
-            registry.record_use(path)
-        session = Session(store, settings, path, conversation, overrides, renderer)
+        if not ephemeral and model_error is None and isinstance(target, Path):
+            registry.record_use(target)
+        session = Session(store, settings, target, conversation, overrides, renderer)
         session.model_error = model_error
         session.warnings.extend(store.take_notices())
         return session
@@ -139,13 +142,13 @@ def settings_from_flags(**flags: object) -> dict[str, object]:
     return overrides
 
 
-def _check_model_name(name: str) -> None:
+def _check_model_name(name: str, settings: Settings) -> None:
     """Raise ModelFileError for an unknown model, so that it is reported before the first frame."""
     from edgechat import config
-    from edgechat.catalogue.resolve import find_model
+    from edgechat.chat.model_targets import find_target
 
     if name != config.AUTO:
-        find_model(name)
+        find_target(name, settings.remotes)
 
 
 def _check_collections(names: object) -> None:
@@ -168,18 +171,28 @@ def _make_conversation(overrides: Mapping[str, object]) -> Conversation:
     return Conversation(id=new_id(), created_at_ms=now_ms(), settings=settings)
 
 
-def _try_to_choose_model(settings: Settings) -> tuple[str, Path, EdgechatError | None]:
-    """Return name and path of the chosen model, and None; after an error, the name as a path, and the error."""
+def _try_to_choose_model(settings: Settings) -> tuple[str, ModelTarget, EdgechatError | None]:
+    """Return name and target of the chosen model, and None; after an error, the name as a path, and the error."""
     from pathlib import Path
 
     try:
-        return (*choose_model(settings), None)
+        return (*choose_target(settings), None)
     except EdgechatError as error:
         return settings.model, Path(settings.model), error
 
 
+def choose_target(settings: Settings) -> tuple[str, ModelTarget]:
+    """Return name and target of the model in `settings`, or of the best installed model. Raises EdgechatError."""
+    from edgechat import config
+    from edgechat.chat.model_targets import find_target
+
+    if settings.model == config.AUTO:
+        return choose_model(settings)
+    return settings.model, find_target(settings.model, settings.remotes)
+
+
 def choose_model(settings: Settings) -> tuple[str, Path]:
-    """Return the name and path of the model in `settings`, or of the best installed model. Raises EdgechatError."""
+    """Return name and path of the local model in `settings`, or of the best installed one. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.resolve import find_model
 

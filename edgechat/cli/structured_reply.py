@@ -13,6 +13,7 @@ from edgechat.errors import ContextOverflowError, EngineError
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
+    from edgechat.chat.reply_source import JsonSchema
     from edgechat.chat.session import Session
 
 
@@ -33,18 +34,19 @@ def generate_fields(
     session = create_session(**options, system_prompt=system_prompt, docs=(), ephemeral=True)
     with use_session(session, status) as interruption, interruption.stop_reply(), status.announce_wait():
         status.show(status_text)
-        reply = _send_first(session, texts, output_rule, lambda text: status.show(text or status_text))
+        reply = _send_first(session, texts, (schema, output_rule), lambda text: status.show(text or status_text))
     if reply is None or reply.finish_reason == "length":
         raise ContextOverflowError("The model's reply was cut before its end. Ask for less, or use another model.")
     return parse_fields(reply.text, schema)
 
 
 def _send_first(
-    session: Session, texts: Iterable[str], output_rule: str, on_progress: Callable[[str], object]
+    session: Session, texts: Iterable[str], output: tuple[JsonSchema, str], on_progress: Callable[[str], object]
 ) -> Message | None:
     """Send the first of `texts` that fits in the context; return the reply, or None if there was none.
 
-    `on_progress` receives the progress as text; "" while the reply is generated.
+    `output` has the JSON schema of the reply and its grammar rule. `on_progress` receives the progress as text; ""
+    while the reply is generated.
     """
     from edgechat.chat.events import format_progress
 
@@ -52,7 +54,7 @@ def _send_first(
     overflow: ContextOverflowError | None = None
     for text in texts:
         try:
-            for event in session.send(text, output_rule=output_rule):
+            for event in session.send(text, output_rule=output[1], output_schema=output[0]):
                 on_progress(format_progress(event))
                 reply = getattr(event, "reply", reply)  # the last event has the complete reply
         except ContextOverflowError as error:  # noqa: PERF203  (at most three texts)

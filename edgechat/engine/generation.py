@@ -151,3 +151,6 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     repeats_itself: bool | msgspec.UnsetType = msgspec.UNSET
     """True for a saved reply that was stopped because it repeated itself. Its finish reason is saved as "length", which
     earlier versions can read."""
+    is_remote: bool | msgspec.UnsetType = msgspec.UNSET
+    """True for a reply of a remote model: the counts are the server's, the times include the network, and 0 cached
+    tokens can also mean that the server does not report them."""

@@ -153,6 +153,12 @@ class LoadedModel:
         self.set_model_properties(model_properties)
         return True
 
+    def unload(self) -> None:
+        """Leave the engine, and free its memory if no other client uses it. `open` loads a model again."""
+        prepare_unload(self.engine, self.plan)
+        self.engine.leave(None)
+        self.plan = self.model_properties = self._builder = None
+
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine process and the render process; requests in progress raise EngineDiedError.
 

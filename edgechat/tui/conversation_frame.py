@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.events import Key, MouseScrollDown, MouseScrollUp, Paste
 
+    from edgechat.chat.session import Session
     from edgechat.config import Settings
     from edgechat.tui import messages as ui_messages
     from edgechat.tui.render.palette import Palette
@@ -97,7 +98,8 @@ class ConversationFrame(Vertical):
             composer_status=self.composer.status,
             shows_end=self.transcript.follows_end,
             n_ctx=self._n_ctx,
-            model_name=session.model_name if session is not None and not self.title_line.display else "",
+            has_model=self.worker.is_loaded,
+            model_name=_name_model(session) if session is not None and not self.title_line.display else "",
             bar_glyphs=("#", "-") if self.app.has_class("ascii") else ("▰", "▱"),
             download_status=self._get_download_status(),
         )
@@ -152,7 +154,7 @@ class ConversationFrame(Vertical):
             if not session.store.is_persistent:
                 marks += ("ephemeral",)
             title = view.conversation.title if view.path else ""
-            self.title_line.show(ChatTitle(title, session.model_name, marks))
+            self.title_line.show(ChatTitle(title, _name_model(session), marks))
             textual_private.set_window_title(self.app, f"{title} - edgechat" if title else "edgechat")
         self.footer.redraw()
         if self.composer_bar is None and not self.composer.is_empty:
@@ -207,3 +209,8 @@ class ConversationFrame(Vertical):
             self.footer.show_notice(text, severity, until_key=until_key)
         else:
             self.status_line.show_state(self.status_line.state, text)
+
+
+def _name_model(session: Session) -> str:
+    """Return the name of the model; for a remote model, with its place, so that the user sees where words go."""
+    return session.source.description or session.model_name

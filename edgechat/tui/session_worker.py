@@ -70,8 +70,8 @@ class SessionWorker:
 
     @property
     def is_loaded(self) -> bool:
-        """True if a model is loaded."""
-        return self.session is not None and self.session.model_properties is not None
+        """True if a model is loaded, or a remote model is chosen."""
+        return self.session is not None and self.session.is_open
 
     @property
     def writes_files(self) -> bool:
@@ -243,7 +243,7 @@ class SessionWorker:
         session = self._get_or_create_session()
         if self.is_closing:
             raise EngineDiedError("The chat is closing")
-        if session.model_properties is None:
+        if not session.is_open:
             session.open(self._on_load_progress)
         return session
 
@@ -303,7 +303,7 @@ class SessionWorker:
         def measure(session: Session) -> None:
             from edgechat.chat import mentions
 
-            if session.model_properties is None:
+            if session.model_properties is None:  # a remote model has no counts
                 return
             counts = {file: session.count_file_tokens(file) for file in files}
             all_files = list(dict.fromkeys([*files, *mentions.find_attached_files(text)]))

@@ -60,7 +60,12 @@ class PlanScreen(TextScreen):
         self._session, self._settings = session, settings
 
     def on_mount(self) -> None:
-        if self._session is not None and self._session.model.plan is not None:
+        if self._session is not None and self._session.source.is_remote:
+            from edgechat.chat.reply_source import describe_remote_plan
+
+            text = describe_remote_plan(self._session.source.description)
+            self.query_one("#text", Static).update(Text(escape_controls(text)))
+        elif self._session is not None and self._session.model.plan is not None:
             self._show_choice("Comparing the installed models ...")
             self._explain_choice()
 

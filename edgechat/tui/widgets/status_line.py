@@ -33,7 +33,9 @@ class ChatStatus(NamedTuple):
     shows_end: bool
     """True if the last row of the conversation is visible."""
     n_ctx: int | None
-    """Context length in tokens; None if no model is loaded."""
+    """Context length in tokens; None if no model is loaded, and for a remote model."""
+    has_model: bool
+    """True if the chat can generate replies."""
     model_name: str
     """Name of the model; "" if the title line shows it."""
     bar_glyphs: tuple[str, str]
@@ -100,8 +102,8 @@ class StatusLine(Static):
             parts.append("More below (Ctrl+End)")
         if status.n_ctx is not None:
             parts.append(format_context(self.context_tokens, status.n_ctx, status.bar_glyphs))
-            if self.size.width >= _MODEL_NAME_COLUMNS:
-                parts.append(status.model_name)
+        if status.has_model and self.size.width >= _MODEL_NAME_COLUMNS:
+            parts.append(status.model_name)
         parts.append(status.download_status)
         context = next((part for part in parts if isinstance(part, Content)), None)
         texts = [_one_line(part) if isinstance(part, str) else part for part in parts if part]

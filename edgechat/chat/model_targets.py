@@ -1,0 +1,38 @@
+"""Resolution of model names: a model on this machine, or a model of a remote.
+
+A local model has priority: an existing file, an alias or an installed model of this name. So a remote that is added
+later never receives messages that were meant for a local model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edgechat.catalogue.resolve import find_model
+from edgechat.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from edgechat.chat.reply_source import ModelTarget
+    from edgechat.remote_settings import RemoteSettings
+
+
+def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> ModelTarget:
+    """Return the file of the local model `name`, or the remote model `REMOTE/MODEL` (or only `REMOTE`).
+
+    Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, and the other errors of
+    `find_model`.
+    """
+    if name.partition("/")[0] not in remotes:
+        return find_model(name)
+    from edgechat.remote.target import find_remote_model
+
+    try:
+        path = find_model(name)
+        if path.exists():
+            return path
+    except ModelFileError:
+        pass
+    target = find_remote_model(name, remotes)
+    assert target is not None  # noqa: S101  (the name of the remote was checked)
+    return target
