@@ -103,9 +103,12 @@ def test_stop_closes_the_connection_and_keeps_the_text(open_session: OpenSession
             is_closed.set()
 
     session = open_session(endless, reply("and the end."))
+    n_texts = 0
     for event in session.send("Go on"):
         if isinstance(event, events.ReplyTextGenerated):
-            session.stop()
+            n_texts += 1
+            if n_texts == 2:
+                session.stop()
     assert isinstance(event, events.TurnInterrupted)
     assert event.reply.text.startswith("word word")
     assert event.reply.finish_reason == "cancelled"
