@@ -19,6 +19,7 @@ from edgechat.chat.document_turns import DocumentTurns
 from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import (
     Conversation,
+    Message,
     first_line,
     new_id,
     new_reply,
