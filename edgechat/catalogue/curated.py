@@ -82,6 +82,8 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     thinking: str | None = None
     """Reasoning before the reply: `no`, `always`, or `toggle` (the user can turn it off)."""
     supports_vision: bool | None = msgspec.field(default=None, name="vision")
+    has_mtp_heads: bool | None = msgspec.field(default=None, name="mtp")
+    """True if the original model has heads that predict further tokens; a file may lack them. None if unknown."""
     n_ctx_train: int | None = None
     attention: str | None = None
     quality: str | None = None

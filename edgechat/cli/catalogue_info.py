@@ -70,6 +70,7 @@ def print_properties(model: CatalogueModel) -> None:
         "reasoning": REASONING_LABELS[model.thinking],
         "tools": _YES_NO_LABELS[model.supports_tools],
         "vision": "" if model.supports_vision is None else _YES_NO_LABELS[model.supports_vision],
+        "heads for drafts": "MTP, if the file kept them" if model.has_mtp_heads else "",
         "quality": quality,
         "MMLU-Pro": f"{model.mmlu_pro:g} %" if model.mmlu_pro is not None else "",
         "licence": model.licence or "?",

@@ -24,7 +24,7 @@ from edgechat.modelfile.heads import find_misfit, read_heads
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
-from edgechat.planner.drafter_choice import DrafterChoice
+from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
 from edgechat.planner.drafter_plan import DrafterKind
 from edgechat.planner.ranking import Candidate
 
@@ -75,6 +75,14 @@ def add_drafters(
             drafter = DrafterChoice(reason=str(error))
         added.append(msgspec.structs.replace(candidate, drafter=drafter))
     return added
+
+
+def add_own_heads(candidate: Candidate, settings: Settings) -> Candidate:
+    """Return a candidate with the heads in its own file as its drafter, if `auto` would use them; reads no files."""
+    heads = candidate.profile.heads
+    if candidate.drafter is not NO_DRAFTER or heads is None or heads.problem or settings.draft_model != AUTO:
+        return candidate
+    return msgspec.structs.replace(candidate, drafter=choose_drafter(candidate.profile, settings, ()))
 
 
 def find_draft_file(name: str) -> Path:

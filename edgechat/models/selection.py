@@ -23,6 +23,7 @@ from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import observed_memory
+from edgechat.models.draft_models import add_own_heads
 from edgechat.models.loading import make_exact_estimator
 from edgechat.models.resources import current_machine, load_measured_speeds
 from edgechat.planner import requantize
@@ -277,8 +278,8 @@ def evaluate_for_machine(
     think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
     return [
         evaluate(
-            candidate, machine, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed,
-            think=think, estimator=make_estimator(candidate),
+            add_own_heads(candidate, settings), machine, speeds=speeds, n_ctx=settings.n_ctx,
+            min_tps=settings.min_speed, think=think, estimator=make_estimator(candidate),
         )
         for candidate in candidates
     ]  # fmt: skip

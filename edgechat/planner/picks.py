@@ -194,6 +194,7 @@ def _is_speed_known(evaluation: Evaluation) -> bool:
 def _choose(evaluations: Sequence[Evaluation], objective: Objective) -> Evaluation | None:
     """Return the fastest of the models whose score is at most a tie below the best.
 
+    In a tie, the time of a model with heads for drafts counts as divided by their expected gain.
     A model that takes longer and has less quality than another one never wins, on any machine: its score is lower, and
     in a tie it is the slower one. So neither more memory nor more speed makes a pick worse in both.
     """
@@ -202,7 +203,10 @@ def _choose(evaluations: Sequence[Evaluation], objective: Objective) -> Evaluati
         return max(evaluations, key=lambda e: e.memory.weights, default=None)
     best_score = max(score for score, _ in scores)
     best_models = [e for score, e in scores if score >= best_score - _TIE_POINTS]
-    return min(best_models, key=lambda e: (_ranking_s(e), -e.points, not e.candidate.is_installed, e.candidate.name))
+    return min(
+        best_models,
+        key=lambda e: (_ranking_s(e) / e.draft_gain, -e.points, not e.candidate.is_installed, e.candidate.name),
+    )
 
 
 def _score(evaluation: Evaluation, objective: Objective, seconds: float) -> float:

@@ -10,6 +10,7 @@ import msgspec
 from edgechat.errors import PlanError
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.draft_prior import predict_heads_gain
 from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs, list_offered_kv_types
@@ -86,6 +87,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Quality score minus the loss from the concessions of the plan, in points."""
     verdict: str
     """Short text for the user that says why the candidate is suitable or not."""
+    draft_gain: float = 1.0
+    """Expected decode speed with the heads in the file over that without; 1.0 without heads, or if they do not pay."""
     is_fast_enough: bool = True
     """True if the model reaches the minimum speed, or if its speed is unknown."""
     uses_reserve: bool = False
@@ -145,6 +148,7 @@ def evaluate(
         speed_reasons=speed_reasons, quant_advice=quant_advice,
         turn=predict_default_turn(speed, thinking, think=think) if speed else None,
         ranking_s=predict_shortest_turn(speed, thinking, think=think).total_s if speed else None,
+        draft_gain=predict_heads_gain(profile, load_plan, speeds, gpu_is_unified=machine.gpu_is_unified),
         is_fast_enough=not is_slow, uses_reserve=uses_reserve, is_download_too_large=is_download_too_large,
     )  # fmt: skip
 

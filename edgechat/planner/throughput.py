@@ -159,7 +159,7 @@ def predict_speed_by_bandwidth(
 
 def _split_tensors(profile: ModelProfile, options: LoadOptions | None) -> tuple[list[Tensor], list[Tensor]]:
     """Return the tensors that each step multiplies: those in CPU memory, and those in GPU memory with `options`."""
-    tensors = _used_tensors(profile)
+    tensors = used_tensors(profile)
     if options is None or not options.n_gpu_layers:
         return tensors, []
     gpu_tensors = [t for t in tensors if t.name in _OUTPUT_TENSORS or is_on_gpu(profile, t, options)]
@@ -175,7 +175,7 @@ def _predict_token_s_by_bandwidth(
         return None
     decode_s = prefill_s = 0.0
     for tensor in tensors:
-        fraction = _used_fraction(profile, tensor)
+        fraction = used_fraction(profile, tensor)
         read_s = tensor.size_bytes * fraction / rates.read_bytes_per_s
         decode_s += read_s
         if tensor.name in _OUTPUT_TENSORS:  # only the last token of a prompt needs logits
@@ -219,7 +219,7 @@ def _predict_product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, f
     n_weights = math.prod(tensor.shape)
     if tensor.name in _OUTPUT_TENSORS:
         return n_weights / rates[1] if n_tokens == 1 else 0.0  # only the last token of a prompt needs logits
-    fraction = _used_fraction(profile, tensor)
+    fraction = used_fraction(profile, tensor)
     if fraction == 1.0 or n_tokens == 1:
         return fraction * n_weights / rates[n_tokens]
     # A batch activates more experts than a single token does, but each expert processes only some of the batch's
@@ -230,14 +230,14 @@ def _predict_product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, f
     return batch_fraction * n_weights / rates[batch_size] * n_columns / batch_size
 
 
-def _used_fraction(profile: ModelProfile, tensor: Tensor) -> float:
+def used_fraction(profile: ModelProfile, tensor: Tensor) -> float:
     """Return the fraction of a tensor's weights that one token uses: below 1 for expert tensors, otherwise 1."""
     if profile.n_experts and profile.n_experts_used and "_exps." in tensor.name:
         return min(1.0, profile.n_experts_used / profile.n_experts)
     return 1.0
 
 
-def _used_tensors(profile: ModelProfile) -> list[Tensor]:
+def used_tensors(profile: ModelProfile) -> list[Tensor]:
     """Return the tensors that each step multiplies, that is, all except lookup tables."""
     table_names = set(_LOOKUP_TENSORS)
     if not profile.has_output_tensor:  # the token embedding is also the output matrix

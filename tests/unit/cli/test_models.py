@@ -222,3 +222,9 @@ def test_info_names_the_heads_of_a_file(cli: Cli, tmp_path: Path) -> None:
     assert "MTP heads: 1 layer" in line
     plain = write_tiny_llama(tmp_path / "plain.gguf")
     assert "drafting_heads" not in json.loads(cli("models", "info", str(plain), "--json").stdout)
+
+
+def test_catalogue_names_models_with_heads(cli: Cli) -> None:
+    assert "heads for drafts      MTP, if the file kept them" in cli("models", "info", "qwen3.5-4b").stdout
+    assert json.loads(cli("models", "info", "qwen3.5-4b", "--json").stdout)["mtp"] is True
+    assert "heads for drafts" not in cli("models", "info", "qwen3-4b").stdout

@@ -15,7 +15,8 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
 from edgechat.models import draft_models
-from edgechat.models.draft_models import choose_drafter
+from edgechat.models.draft_models import add_drafters, add_own_heads, choose_drafter
+from edgechat.models.selection import list_catalogue_candidates, make_candidate
 from edgechat.models.sharing import make_share_request
 from edgechat.planner.drafter_choice import DrafterChoice
 from tests.draft_models import make_eagle3, make_llama, make_qwen35
@@ -180,3 +181,26 @@ def test_engines_are_shared_only_with_the_same_draft_model(
     before = key("draft")
     make_llama(seed=2, n_layer=3).write(draft)
     assert key("draft") != before
+
+
+def test_own_heads_are_added_without_reading_files(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    target = make_qwen35().write(folder / "target.gguf")
+    candidate = make_candidate("target", read_header(target))
+    plain = make_candidate("plain", read_header(make_llama().write(folder / "plain.gguf")))
+    monkeypatch.setattr(library, "scan", lambda: pytest.fail("the folders were searched"))
+    assert add_own_heads(candidate, Settings()).drafter.kind == "mtp"
+    assert add_own_heads(plain, Settings()) is plain
+    assert add_own_heads(candidate, Settings(draft_model="off")) is candidate
+    assert add_own_heads(candidate, Settings(speculation=False)).drafter.kind is None
+
+
+def test_candidates_get_the_reason_why_they_have_no_drafter(folder: Path) -> None:
+    paths = [
+        make_llama(n_layer=LARGE).write(folder / "target.gguf"),
+        make_qwen35(n_heads=0).write(folder / "other.gguf"),
+    ]
+    make_eagle3(n_embd_target=128).write(folder / "wide.gguf")
+    candidates = [make_candidate(path.stem, read_header(path)) for path in paths]
+    added = add_drafters([*candidates, *list_catalogue_candidates()[:1]], Settings(draft_model="wide"))
+    assert ["cannot draft for" in candidate.drafter.reason for candidate in added] == [True, True, False]
+    assert {candidate.drafter.kind for candidate in added} == {None}
