@@ -80,8 +80,8 @@ class FakeContext:
         assert not all_logits or len(tokens) <= self.max_outputs
         self._decode([(seq, t) for t in tokens])
 
-    def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
-        self._decode([(seq, t) for t in tokens])
+    def decode_chains(self, chains: Mapping[int, Sequence[int]]) -> None:
+        self._decode([(seq, t) for seq, tokens in chains.items() for t in tokens])
 
     def decode_each(self, tokens: Mapping[int, int]) -> None:
         self._decode(list(tokens.items()))

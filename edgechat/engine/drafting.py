@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +12,19 @@ from typing import Final
 import msgspec
 
 from edgechat.engine.protocol import Generate, Load
-from edgechat.errors import EngineError
+from edgechat.errors import EdgechatError, EngineError
+from edgechat.planner.drafter_plan import MAX_DRAFTED_SEQS, DrafterPlan
 from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation import profile
+from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.batch_speculator import BatchSpeculator
+from edgechat.speculation.calibration import Calibration, CalibrationCounts
 from edgechat.speculation.controller import DraftController
-from edgechat.speculation.corpus import Corpus
-from edgechat.speculation.drafter import LiveDrafter
+from edgechat.speculation.corpus import Corpus, CorpusDrafter
+from edgechat.speculation.drafter import Drafter, LivePool, ModelDrafter, PooledDrafter
+from edgechat.speculation.model_source import ModelSource
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES
 
@@ -41,13 +47,18 @@ class _FinishedRequest(msgspec.Struct, frozen=True):
     outputs: list[list[int]]
 
 
+OpenDrafter = Callable[[Context, DrafterPlan], ModelDrafter]
+
+
 class DraftManager:
     """Owns the drafters and the profile of a loaded model. All methods must be called on the decoding thread."""
 
-    def __init__(self, context: Context, load: Load, backend: str) -> None:
+    def __init__(
+        self, context: Context, load: Load, backend: str, open_drafter: OpenDrafter | None = None
+    ) -> None:  # fmt: skip
         """Load the saved profile and corpus; if `load` disables the disk cache, start without them and save nothing.
 
-        Raises MemoryError.
+        `open_drafter` opens the model drafter of the plan. Raises MemoryError.
         """
         library = context.model.bindings.edgechat
         vocabulary_hash = context.model.vocabulary_hash()
@@ -61,7 +72,7 @@ class DraftManager:
         )
         self._context = context
         self._sizes = [size for size in STEP_SIZES if size <= 1 + context.max_rollback]
-        self._live_drafter = LiveDrafter(SuffixIndex(library, context.n_ctx))
+        self._live_pool = LivePool(lambda: SuffixIndex(library, context.n_ctx), MAX_DRAFTED_SEQS)
         self._corpus = Corpus(
             lambda capacity: SuffixIndex(library, capacity), load.plan.draft_tokens, context.model.n_vocab, folder
         )
@@ -76,22 +87,89 @@ class DraftManager:
         self._measurement_deadline = 0.0
         self._sizes_to_measure: list[int] = []
         """Step sizes to measure, in reverse order: the last item is measured first."""
+        self.drafter_error = ""
+        """Why the model drafter of the plan could not be opened, or failed later; "" without an error."""
+        self._model = self._open_model(load.plan.drafter, open_drafter)
+        self.batch_speculator = BatchSpeculator(self._profile.find_batch_costs, self._model, context.max_outputs)
+        """Chooses the drafts of several sequences in one batch."""
 
-    def create_speculator(self, params: Generate) -> Speculator | None:
-        """Create the speculator for a request; return None if the request must be decoded without drafts."""
+    def _open_model(self, plan: DrafterPlan | None, open_drafter: OpenDrafter | None) -> ModelSource | None:
+        """Open the model drafter of the plan; return None, and set `drafter_error`, if that fails."""
+        context = self._context
+        if plan is None or open_drafter is None or not self._sizes:
+            return None
+        try:
+            drafter = open_drafter(context, plan)
+        except (EdgechatError, MemoryError, OSError) as error:
+            self._report_failure(str(error) or "Memory ran out when the drafter was opened.")
+            return None
+
+        def start_timer() -> Callable[[], tuple[float, bool]]:
+            stopwatch = context.start_stopwatch()
+
+            def stop() -> tuple[float, bool]:
+                timing = stopwatch.stop()
+                return timing.elapsed_s, timing.is_disturbed
+
+            return stop
+
+        name = f"{plan.kind}-{make_folder_name(plan.model_path)}" if plan.model_path else plan.kind
+        drafter_profile = self._profile.find_drafter(name)
+        return ModelSource(drafter, drafter_profile, context.model.n_vocab, start_timer, self._report_failure)
+
+    def _report_failure(self, message: str) -> None:
+        self.drafter_error = message
+        print(f"Decoding without the model drafter: {message}", file=sys.stderr, flush=True)  # noqa: T201  (the log)
+
+    def open_request(self, params: Generate) -> Callable[[], Speculator] | None:
+        """Return a function that creates a speculator for each output sequence of a request.
+
+        Returns None if the request must be decoded without drafts.
+        """
         if params.conversation and not params.ephemeral:
             self._corpus.open_conversation(make_folder_name(params.conversation))
-        if not params.speculate or params.n_sequences > 1 or not self._sizes:
+        if not params.speculate or not self._sizes or params.n_sequences > MAX_DRAFTED_SEQS:
             return None
         is_sampled = params.sampling.temperature > 0
         acceptance = self._profile.sampled_acceptance if is_sampled else self._profile.greedy_acceptance
+        counts = CalibrationCounts()
+        if self._model is not None:
+            counts = self._model.profile.sampled if is_sampled else self._model.profile.greedy
         if params.conversation:
             self._has_unsaved_profile = True
-        else:
-            acceptance = acceptance.copy()  # an unsaved conversation must not change the profile
-        is_end_token = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
-        controller = DraftController(acceptance, self._profile.costs)
-        return Speculator([self._live_drafter, self._corpus], controller, is_end_token)
+        else:  # an unsaved conversation must not change the profile
+            acceptance, counts = acceptance.copy(), counts.copy()
+        is_end_token = self._context.model.is_eog if not params.ignore_eog else None
+
+        def make_speculator() -> Speculator:
+            # Replies that run at the same time share the counts of all replies, but not those of the current one.
+            controller = DraftController(Acceptance(acceptance.counts), self._profile.costs, Calibration(counts))
+            drafters: list[Drafter] = [PooledDrafter(self._live_pool), CorpusDrafter(self._corpus)]
+            return Speculator(drafters, controller, is_end_token, self._model)
+
+        return make_speculator
+
+    @property
+    def has_model(self) -> bool:
+        """True if a model drafter is open and has not failed."""
+        return self._model is not None and self._model.is_usable
+
+    @property
+    def is_drafter_asleep(self) -> bool:
+        """True if the memory of the model drafter was freed, because its drafts did not pay."""
+        return self._model is not None and self._model.is_asleep
+
+    def free_drafter_memory(self) -> bool:
+        """Free the memory of the model drafter until its next trial; return whether it had any."""
+        if self._model is None or not self._model.is_usable or self._model.is_asleep:
+            return False
+        self._model.sleep()
+        return True
+
+    def draft_costs(self) -> dict[int, float]:
+        """Return the measured cost of a draft of the model by its number of tokens; a step of one token costs 1."""
+        single_step_s = self._profile.costs.single_step_s(self._find_max_depth())
+        return self._model.estimate_costs(single_step_s) if self._model is not None else {}
 
     def add_outputs(self, params: Generate, outputs: Sequence[list[int]]) -> None:
         """Queue the outputs of a finished request for the corpus, except those of an ephemeral request."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from edgechat.engine.protocol import AnyRequest, Event
 from edgechat.errors import EngineError
+from edgechat.planner.drafter_plan import DrafterKind
 
 
 class EngineModel:
@@ -21,6 +22,10 @@ class EngineModel:
     """Number of outputs of a reranker's classifier; 0 for another model."""
     can_truncate = False
     max_draft = 0
+    drafter: DrafterKind | None = None
+    """Kind of the open model drafter; None without one."""
+    drafter_error = ""
+    """Why the planned model drafter could not be opened."""
 
     @property
     def is_busy(self) -> bool:

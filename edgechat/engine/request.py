@@ -71,9 +71,11 @@ class ActiveRequest:
         prompt: list[int],
         send: SendProgress,
         arrived_at: float,
-        speculator: Speculator | None = None,
+        make_speculator: Callable[[], Speculator] | None = None,
     ) -> None:
-        """Validate the request. `arrived_at` is its monotonic arrival time; `speculator` is None to disable drafts.
+        """Validate the request, which arrived at the monotonic time `arrived_at`.
+
+        `make_speculator` is called for each output sequence; None disables drafts.
 
         Raises EngineError for an empty prompt or too many sequences, and ContextOverflowError if the prompt leaves no
         space for a reply.
@@ -96,7 +98,7 @@ class ActiveRequest:
         self._is_awaiting_grammar = False
         self._held_progress: int | None = None
         """Number of prompt tokens of the progress event that is sent when the grammar is set; None for no event."""
-        self.speculator = speculator if params.n_sequences == 1 else None
+        self._make_speculator = make_speculator
         self._context = context
         self._cache = cache
         self._send = send
@@ -349,13 +351,18 @@ class ActiveRequest:
             grammar, self.grammar = self.grammar, None
             grammars = [grammar.copy() if grammar is not None else None for _ in seqs[1:]] + [grammar]
             return [
-                OutputSequence(self._context, self.params, i, seq, self.prompt, self._send, grammars[i])
+                OutputSequence(
+                    self._context, self.params, i, seq, self.prompt, self._send, grammars[i], self._create_speculator()
+                )
                 for i, seq in enumerate(seqs)
             ]
         except (EdgechatError, MemoryError):
             for seq in seqs[1:]:
                 self._cache.drop(seq)
             raise
+
+    def _create_speculator(self) -> Speculator | None:
+        return self._make_speculator() if self._make_speculator is not None else None
 
     # Output sequences
 
@@ -390,7 +397,10 @@ class ActiveRequest:
 
     def _create_stats(self) -> GenerationStats:
         cached_prefix, sequences = self._cached_prefix, self.sequences
-        draft_stats = self.speculator.stats if self.speculator is not None else SpeculationStats()
+        draft_stats = SpeculationStats()
+        for sequence in sequences:
+            if sequence.speculator is not None:
+                draft_stats.add(sequence.speculator.stats)
         n_computed = len(self.prompt) - self._n_cached
         n_tokens = sum(s.n_tokens for s in sequences)
         first_token_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)

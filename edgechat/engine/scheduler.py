@@ -12,9 +12,11 @@ from edgechat.engine.overflow import make_prompt_overflow_error, make_refused_ov
 from edgechat.engine.protocol import Event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
+from edgechat.engine.sequence_drafts import RunningSequence, SequenceDrafts
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
+from edgechat.speculation.batch_speculator import BatchSpeculator
 
 # Maximum prefill tokens per step while other sequences are decoding: two tiles of ggml's matrix multiplication.
 PREFILL_CHUNK_TOKENS: Final = 128
@@ -28,18 +30,19 @@ _PROMPT_TOO_LONG_MESSAGE: Final = (
 class Scheduler:
     """Runs the active requests in steps.
 
-    A step decodes one token for every running sequence in one batch, then prefills a part of one prompt. The scheduler
-    admits requests in order of arrival. When the KV cells run out, it preempts the newest request, which later resumes
-    after the tokens generated so far. All methods must be called on the decoding thread.
+    A step decodes one token and perhaps a draft for every running sequence in one batch, then prefills a part of one
+    prompt. Each sequence chooses all its output tokens, so that a draft changes the speed but never the text. The
+    scheduler admits requests in order of arrival. When the KV cells run out, it preempts the newest request, which
+    later resumes after the tokens generated so far. All methods must be called on the decoding thread.
     """
 
     def __init__(
         self, context: Context, cache: PrefixCache, on_finished: Callable[[ActiveRequest, Event], None],
-        sizer: ContextSizer | None = None,
+        sizer: ContextSizer | None = None, batch_speculator: BatchSpeculator | None = None,
     ) -> None:  # fmt: skip
         """Create an idle scheduler; `on_finished` is called once per request, with its final event.
 
-        Without `sizer`, the context has a fixed length.
+        Without `sizer`, the context has a fixed length. Without `batch_speculator`, only a single sequence has drafts.
         """
         self._sizer = sizer or ContextSizer(context, cache, None, lambda event: None)
         self._context = context
@@ -47,8 +50,7 @@ class Scheduler:
         self._on_finished = on_finished
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
-        self._drafted_sequence: OutputSequence | None = None
-        """Output sequence whose text the drafters hold; None if the drafters must be restarted first."""
+        self._drafts = SequenceDrafts(context, batch_speculator)
 
     @property
     def is_idle(self) -> bool:
@@ -95,9 +97,7 @@ class Scheduler:
             self._sizer.check_memory(self._n_tokens, self._request_ids)
             self._admit()
             sequences = [(r, s) for r in self._running for s in r.decoding_sequences]
-            if len(sequences) == 1 and (sequences[0][0].speculator is not None or sequences[0][1].closing_tokens):
-                self._run_speculative_step(*sequences[0])
-            elif sequences:
+            if sequences:
                 self._decode_sequences(sequences)
             self._prefill(PREFILL_CHUNK_TOKENS if sequences else self._context.n_batch)
         except DecodeAborted:
@@ -145,7 +145,7 @@ class Scheduler:
         return next_request
 
     def _preempt(self, request: ActiveRequest) -> None:
-        self._drafted_sequence = None
+        self._drafts.stop()  # the sequences get other numbers, and each gets a token when it resumes
         request.preempt()
         self._waiting.appendleft(request)
 
@@ -222,11 +222,51 @@ class Scheduler:
 
     # Steps
 
-    def _decode_sequences(self, sequences: list[tuple[ActiveRequest, OutputSequence]]) -> None:
-        """Decode one token of each sequence in one batch, then sample each sequence's next token."""
-        self._drafted_sequence = None
+    def _decode_sequences(self, sequences: list[RunningSequence]) -> None:
+        """Decode the next token and the draft of each sequence in one batch, then verify the drafts."""
         context = self._context
+        step = self._drafts.choose(sequences)
         stopwatch = context.start_stopwatch()
+        decoded_sequences, drafts = self._decode_with_drafts(sequences, step.drafts)
+        context.synchronize()
+        timing = stopwatch.stop()
+        if len(decoded_sequences) == 1 and not drafts and context.uses_all_threads:
+            [(request, sequence)] = decoded_sequences
+            request.speeds.record_step(len(context.tokens(sequence.seq)) - 1, timing)
+        outputs: dict[int, list[int]] = {}
+        index = 0
+        for request, sequence in decoded_sequences:
+            request.record_timing(timing)
+            draft = drafts.get(sequence.seq, [])
+
+            def verify(r: ActiveRequest = request, s: OutputSequence = sequence, d: list[int] = draft) -> None:
+                outputs[s.seq] = self._verify(s, d, index)  # noqa: B023  (called in this iteration)
+                if s.finish_reason is not None:
+                    r.release_sequence(s)
+
+            self._run_work(request, verify)
+            index += 1 + len(draft)
+        if len(decoded_sequences) == len(sequences):
+            self._drafts.record(decoded_sequences, step, drafts, outputs, timing)
+        else:
+            self._drafts.stop()
+
+    def _decode_with_drafts(
+        self, sequences: list[RunningSequence], drafts: dict[int, list[int]]
+    ) -> tuple[list[RunningSequence], dict[int, list[int]]]:
+        """Decode the next token and the draft of each sequence, or only the tokens if the drafts do not fit.
+
+        Returns the sequences and drafts that were decoded. A sequence can end, and a request can be preempted, because
+        no cell can be freed for the next token.
+        """
+        context = self._context
+        if drafts:
+            try:
+                context.decode_chains({s.seq: [s.next_token, *drafts.get(s.seq, [])] for _, s in sequences})
+            except NoKvSlotError:
+                pass  # a draft does not justify an eviction or a preemption
+            else:
+                return sequences, drafts
         while sequences:
             try:
                 context.decode_each({s.seq: s.next_token for _, s in sequences})
@@ -237,14 +277,21 @@ class Scheduler:
                 sequences = [(r, s) for r, s in sequences if s in r.decoding_sequences]
             else:
                 break
-        context.synchronize()
-        timing = stopwatch.stop()
-        if len(sequences) == 1 and context.uses_all_threads:
-            [(request, sequence)] = sequences
-            request.speeds.record_step(len(context.tokens(sequence.seq)) - 1, timing)
-        for i, (request, sequence) in enumerate(sequences):
-            request.record_timing(timing)
-            self._run_work(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
+        return sequences, {}
+
+    def _verify(self, sequence: OutputSequence, draft: list[int], index: int) -> list[int]:
+        """Sample and accept tokens until one differs from the draft or ends the sequence; roll back rejected tokens.
+
+        The logits of the sequence start at `index` of the last batch. Returns the accepted tokens; all but the last one
+        are the beginning of the draft.
+        """
+        tokens: list[int] = []
+        for i in range(len(draft) + 1):
+            tokens.append(sequence.sample(index + i))
+            if not sequence.accept(tokens[-1]) or i == len(draft) or tokens[-1] != draft[i]:
+                break
+        self._context.rollback(sequence.seq, len(draft) - len(tokens) + 1)
+        return tokens
 
     def _run_work(self, request: ActiveRequest, work: Callable[[], object]) -> None:
         """Run `work` for one request, so that an error in `work` ends only that request."""
@@ -274,86 +321,6 @@ class Scheduler:
                     self._end_request(request, error or EngineError(_PROMPT_TOO_LONG_MESSAGE))
             else:
                 return
-
-    def _run_speculative_step(self, request: ActiveRequest, sequence: OutputSequence) -> None:
-        """Decode the next token and a draft in one batch, then verify the draft.
-
-        The sequence chooses every output token, so that a draft changes the speed but never the text. The tokens that
-        end reasoning are known before, and take the place of the draft.
-        """
-        context, speculator = self._context, request.speculator
-        if speculator is not None and self._drafted_sequence is not sequence:
-            speculator.start([*request.prompt, *sequence.tokens])
-            self._drafted_sequence = sequence
-        depth = len(context.tokens(sequence.seq))
-        max_draft = min(sequence.max_draft, context.max_rollback)
-        is_closing = bool(sequence.closing_tokens)
-        if is_closing or speculator is None:
-            draft = sequence.closing_tokens[: max(0, max_draft)]
-        else:
-            draft = sequence.find_allowed_prefix(speculator.propose(max_draft, depth))
-        stopwatch = context.start_stopwatch()
-        try:
-            draft = self._decode_with_draft(request, sequence, draft)
-        except NoKvSlotError:
-            request.finish_sequence(sequence, "length")
-            return
-        if sequence not in request.decoding_sequences:
-            return
-        context.synchronize()
-        timing = stopwatch.stop()
-        request.record_timing(timing)
-        if not draft and context.uses_all_threads:
-            request.speeds.record_step(depth, timing)
-
-        def verify() -> None:
-            tokens = self._verify(sequence, draft)
-            if speculator is not None:
-                if not is_closing:
-                    speculator.record_step(
-                        len(draft), len(tokens) - 1, tokens[-1], depth, timing.elapsed_s,
-                        is_disturbed=timing.is_disturbed,
-                    )  # fmt: skip
-                speculator.append(tokens)
-            if sequence.finish_reason is not None:
-                request.release_sequence(sequence)
-
-        self._run_work(request, verify)
-
-    def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
-        """Decode the next token and `draft`, or only the token if the draft does not fit; return the decoded draft.
-
-        Raises NoKvSlotError if no cell can be freed for the next token.
-        """
-        if draft:
-            try:
-                self._context.decode_chain([sequence.next_token, *draft], sequence.seq)
-            except NoKvSlotError:
-                pass  # a draft does not justify an eviction or a preemption
-            else:
-                return draft
-        while sequence in request.decoding_sequences:  # `_free_cells` may preempt this request
-            try:
-                self._context.decode_chain([sequence.next_token], sequence.seq)
-            except NoKvSlotError:  # noqa: PERF203  (raised only when the context is full)
-                if not self._free_cells():
-                    raise
-            else:
-                break
-        return []
-
-    def _verify(self, sequence: OutputSequence, draft: list[int]) -> list[int]:
-        """Sample and accept tokens until one differs from the draft or ends the sequence; roll back rejected tokens.
-
-        Returns the accepted tokens; all but the last one are the beginning of the draft.
-        """
-        tokens: list[int] = []
-        for i in range(len(draft) + 1):
-            tokens.append(sequence.sample(i))
-            if not sequence.accept(tokens[-1]) or i == len(draft) or tokens[-1] != draft[i]:
-                break
-        self._context.rollback(sequence.seq, len(draft) - len(tokens) + 1)
-        return tokens
 
 
 def _should_wait_for(request: ActiveRequest, other_request: ActiveRequest) -> bool:

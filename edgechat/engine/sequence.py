@@ -16,6 +16,7 @@ from edgechat.engine.stop_strings import StopStringFilter
 from edgechat.engine.thinking import ThoughtTracker
 from edgechat.runtime.context import Context
 from edgechat.runtime.sampler import Sampler, count_penalty_tokens
+from edgechat.speculation.speculator import Speculator
 
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
@@ -67,15 +68,16 @@ class OutputSequence:
 
     def __init__(
         self, context: Context, params: Generate, index: int, seq: int, prompt: list[int], send: SendText,
-        grammar: Grammar | TriggeredGrammar | None = None,
+        grammar: Grammar | TriggeredGrammar | None = None, speculator: Speculator | None = None,
     ) -> None:  # fmt: skip
         """Start a reply after `prompt`, which sequence `seq` of the context already holds.
 
         `index` is the number of the reply in its request, and is added to the seed. The sampler takes ownership of
-        `grammar`.
+        `grammar`. `speculator` is None to disable drafts.
         """
         self.seq = seq
         self.index = index
+        self.speculator = speculator
         self.tokens: list[int] = []
         self.next_token = -1
         """The last sampled token, which the next step decodes; -1 before the first sample."""

@@ -294,6 +294,8 @@ class EngineServer:
             n_labels=engine_model.n_labels,
             fim_tokens=_find_fim_tokens(model),
             max_draft=engine_model.max_draft,
+            drafter=engine_model.drafter,
+            drafter_error=engine_model.drafter_error,
         )
         with self._lock:
             self._load_request, self._loaded_event = request, loaded_event

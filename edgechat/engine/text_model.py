@@ -18,7 +18,7 @@ from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.cache_miss import CacheMissFinder
 from edgechat.engine.computing_mark import ComputingMark
 from edgechat.engine.context_sizing import ContextSizer
-from edgechat.engine.drafting import DraftManager
+from edgechat.engine.drafting import DraftManager, OpenDrafter
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.failures import create_failure_event
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
@@ -76,8 +76,9 @@ class TextModel(EngineModel):
         backend: str,
         send: Callable[[protocol.Event], None],
         on_finished: Callable[[int, protocol.Event], None],
+        open_drafter: OpenDrafter | None = None,
     ) -> None:
-        """Create the context and caches.
+        """Create the context and caches, and open the model drafter of the plan with `open_drafter`.
 
         `on_finished` receives the id and the final event of each Generate request and each Tokenize request. Raises
         PlanError if llama.cpp cannot create the context, and MemoryError.
@@ -88,7 +89,7 @@ class TextModel(EngineModel):
         self._send = send
         self._on_finished = on_finished
         self._context = context = Context(model, plan)
-        self._draft_manager = DraftManager(context, load, backend) if plan.speculation else None
+        self._draft_manager = DraftManager(context, load, backend, open_drafter) if plan.speculation else None
         self._speed_recorder = SpeedRecorder(plan, backend)
         self._disk = open_disk_tier(load, context, find_bundle())
         may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
@@ -100,7 +101,8 @@ class TextModel(EngineModel):
         )
         self._cache_miss_finder = CacheMissFinder(model)
         self._sizer = ContextSizer(context, self._cache, plan.growth, send)
-        self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer)
+        batch_speculator = self._draft_manager.batch_speculator if self._draft_manager is not None else None
+        self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer, batch_speculator)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
         self._early_thinking_ends: deque[int] = deque(maxlen=_MAX_EARLY_ENDS)
@@ -109,6 +111,10 @@ class TextModel(EngineModel):
         self.n_ctx = context.max_n_ctx
         self.can_truncate = context.can_truncate
         self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0
+        if self._draft_manager is not None:
+            self.drafter_error = self._draft_manager.drafter_error
+            if plan.drafter is not None and self._draft_manager.has_model:
+                self.drafter = plan.drafter.kind
 
     @property
     def is_busy(self) -> bool:
@@ -146,8 +152,10 @@ class TextModel(EngineModel):
 
     def _generate(self, request: protocol.Generate, prompt: list[int], arrived_at: float) -> None:
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
-        speculator = self._draft_manager.create_speculator(request) if self._draft_manager is not None else None
-        active_request = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
+        make_speculator = self._draft_manager.open_request(request) if self._draft_manager is not None else None
+        active_request = ActiveRequest(
+            self._context, self._cache, request, prompt, self._send, arrived_at, make_speculator
+        )  # fmt: skip
         if request.id in self._early_thinking_ends:
             active_request.end_thinking()
         self._mark.set(True)
@@ -185,6 +193,8 @@ class TextModel(EngineModel):
             memory=read_memory_breakdown(self._context) if self._context.is_open else {},
             current_n_ctx=self._context.n_ctx,
             step_costs=self._draft_manager.step_costs() if self._draft_manager is not None else {},
+            draft_costs=self._draft_manager.draft_costs() if self._draft_manager is not None else {},
+            is_drafter_asleep=self._draft_manager is not None and self._draft_manager.is_drafter_asleep,
         )
 
     def step(self, cancelled_ids: set[int]) -> None:

@@ -68,12 +68,13 @@ class Context(ResizableContext):
         """
         self._decode(list(tokens.items()), logits=True)
 
-    def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
-        """Append at most 1 + `max_rollback` tokens to `seq`, and compute the logits after each token.
+    def decode_chains(self, chains: Mapping[int, Sequence[int]]) -> None:
+        """Append the tokens of each chain to its sequence, and compute the logits after each token, chain by chain.
 
-        Afterwards, `rollback` can remove rejected draft tokens. Raises the same exceptions as `decode`.
+        `chains` maps sequences to at most 1 + `max_rollback` tokens each and `max_outputs` tokens in total. Afterwards,
+        `rollback` can remove rejected draft tokens of each sequence. Raises the same exceptions as `decode`.
         """
-        self._decode([(seq, token) for token in tokens], logits=True)
+        self._decode([(seq, token) for seq, tokens in chains.items() for token in tokens], logits=True)
 
     def logits(self, index: int = -1) -> NDArray[Any]:
         """Return a view of llama.cpp's logits (float32 [n_vocab]) after the token at `index` of the last batch."""
@@ -117,7 +118,7 @@ class Context(ResizableContext):
         return Stopwatch(self._min_n_threads, is_cpu_bound=self._is_cpu_bound)
 
     def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> Timing:
-        """Measure how long `decode_chain` takes for `tokens`, on a temporary copy of `seq`.
+        """Measure how long `decode_chains` takes for `tokens`, on a temporary copy of `seq`.
 
         Without `seq`, the tokens are decoded in an empty sequence. Raises the same exceptions as `decode`.
         """

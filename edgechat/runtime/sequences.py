@@ -97,7 +97,7 @@ class SequenceMemory:
     # Truncate and copy
 
     def rollback(self, seq: int, n_tokens: int) -> None:
-        """Remove the last `n_tokens` tokens of `seq`, which the latest `Context.decode_chain` must have appended.
+        """Remove the last `n_tokens` tokens of `seq`, which the latest `Context.decode_chains` must have appended.
 
         Call `commit_rollback` before you copy or save the sequence. Raises EngineError, and empties the sequence, if
         llama.cpp cannot roll back.

@@ -42,7 +42,7 @@ class CorpusText:
 
 
 class Corpus:
-    """Drafter that searches the texts of many conversations, and discards the least recently used texts when full.
+    """Searches the texts of many conversations for drafts, and discards the least recently used texts when full.
 
     The texts of each conversation are saved in a file in the conversation's folder, so texts of unsaved conversations
     must not be added. If that folder is missing, the conversation was deleted: its texts are removed from the corpus
@@ -68,24 +68,13 @@ class Corpus:
         """Conversations with texts that are not saved yet."""
         self._opened_conversations: set[str] = set()
         """Conversations whose folders were created or loaded by this process."""
-        self._current_end: list[int] = []
         self._clock = 0
 
-    # Drafter
-
-    def start(self, tokens: Sequence[int]) -> None:
-        """Set the current text to `tokens`. Only the end of the text is stored and searched for."""
-        self._current_end = list(tokens[-_N_END_TOKENS:])
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """Append `tokens` to the current text."""
-        self._current_end = [*self._current_end, *tokens][-_N_END_TOKENS:]
-
-    def draft(self, max_tokens: int) -> Draft:
-        """Propose at most `max_tokens` tokens that follow the longest match of the current text in the corpus."""
+    def draft_after(self, text_end: Sequence[int], max_tokens: int) -> Draft:
+        """Propose at most `max_tokens` tokens that follow the longest match of `text_end` in the corpus."""
         if not self._texts:
             return NO_DRAFT
-        tokens, match_length, position = self._index.draft(max_tokens, self._current_end)
+        tokens, match_length, position = self._index.draft(max_tokens, text_end)
         if not tokens:
             return NO_DRAFT
         self._clock += 1
@@ -198,6 +187,29 @@ class Corpus:
             except OSError as error:
                 _log.warning("Cannot save the draft corpus: %s", error)
         return True
+
+
+class CorpusDrafter:
+    """Drafter of one reply that searches the corpus."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._text_end: list[int] = []
+
+    def start(self, tokens: Sequence[int]) -> None:
+        """Set the current text to `tokens`. Only the end of the text is stored and searched for."""
+        self._text_end = list(tokens[-_N_END_TOKENS:])
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append `tokens` to the current text."""
+        self._text_end = [*self._text_end, *tokens][-_N_END_TOKENS:]
+
+    def draft(self, max_tokens: int) -> Draft:
+        """Propose at most `max_tokens` tokens that follow the longest match of the current text in the corpus."""
+        return self._corpus.draft_after(self._text_end, max_tokens)
+
+    def stop(self) -> None:
+        """Do nothing: the drafter has only the end of the text."""
 
 
 def _hash_text(text: CorpusText) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from edgechat.prefix.common_prefix import common_prefix_length
@@ -62,6 +62,9 @@ class Drafter(Protocol):
     def draft(self, max_tokens: int) -> Draft:
         """Propose at most `max_tokens` tokens that may follow the current text."""
 
+    def stop(self) -> None:
+        """Free what the drafter needs only while its text grows; `start` follows before the next draft."""
+
 
 class LiveDrafter:
     """Drafter that searches the current text itself: the prompt and the tokens generated so far."""
@@ -86,6 +89,72 @@ class LiveDrafter:
         """Propose at most `max_tokens` tokens that follow the longest earlier match of the end of the current text."""
         tokens, match_length, _ = self._index.draft(max_tokens)
         return Draft(tokens, match_length, FROM_CONTEXT)
+
+    def stop(self) -> None:
+        """Keep the index, because the next text may have a prefix in common with this one."""
+
+    def count_shared(self, tokens: Sequence[int]) -> int:
+        """Return the number of tokens that the current text has in common with `tokens` at its beginning."""
+        return common_prefix_length(self._text, tokens)
+
+
+class LivePool:
+    """Drafters of the current texts of several replies. Their number is limited, because each has an index."""
+
+    def __init__(self, make_index: Callable[[], TokenIndex], max_drafters: int) -> None:
+        """Create a pool of at most `max_drafters` drafters, with one drafter. Raises MemoryError."""
+        self._make_index = make_index
+        self._max_drafters = max_drafters
+        self._free = [LiveDrafter(make_index())]
+        self._n_drafters = 1
+
+    def acquire(self, tokens: Sequence[int]) -> LiveDrafter | None:
+        """Take the free drafter whose text has the longest prefix in common with `tokens`; None if none is free.
+
+        Raises MemoryError.
+        """
+        if not self._free and self._n_drafters < self._max_drafters:
+            self._n_drafters += 1
+            return LiveDrafter(self._make_index())
+        if not self._free:
+            return None
+        best = max(self._free, key=lambda drafter: drafter.count_shared(tokens))
+        self._free.remove(best)
+        return best
+
+    def release(self, drafter: LiveDrafter) -> None:
+        """Return a drafter to the pool."""
+        self._free.append(drafter)
+
+
+class PooledDrafter:
+    """Drafter of one reply, which takes a drafter of a pool while the reply is being generated."""
+
+    def __init__(self, pool: LivePool) -> None:
+        self._pool = pool
+        self._drafter: LiveDrafter | None = None
+
+    def start(self, tokens: Sequence[int]) -> None:
+        """Set the current text to `tokens`. If the pool has no free drafter, `draft` proposes nothing."""
+        if self._drafter is None:
+            self._drafter = self._pool.acquire(tokens)
+        if self._drafter is not None:
+            self._drafter.start(tokens)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append `tokens` to the current text and its index."""
+        if self._drafter is not None:
+            self._drafter.append(tokens)
+
+    def draft(self, max_tokens: int) -> Draft:
+        """Propose at most `max_tokens` tokens that follow the longest earlier match of the end of the current text."""
+        return self._drafter.draft(max_tokens) if self._drafter is not None else NO_DRAFT
+
+    def stop(self) -> None:
+        """Return the drafter to the pool."""
+        if self._drafter is not None:
+            self._pool.release(self._drafter)
+            self._drafter = None
 
 
 class DraftRequest(NamedTuple):

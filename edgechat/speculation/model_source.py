@@ -10,7 +10,7 @@ import msgspec
 
 from edgechat.errors import EdgechatError
 from edgechat.speculation.calibration import Calibration, CalibrationCounts
-from edgechat.speculation.drafter import FROM_MODEL, Draft, DraftRequest, ModelDraft, ModelDrafter
+from edgechat.speculation.drafter import FROM_MODEL, Draft, DraftedTokens, DraftRequest, ModelDrafter
 from edgechat.speculation.drafter_costs import FIRST_PENDING_TOKENS, DrafterCosts
 from edgechat.speculation.step_costs import STEP_SIZES, StepCosts
 from edgechat.speculation.trial_schedule import TrialSchedule
@@ -43,6 +43,8 @@ class ModelCandidate(NamedTuple):
     """Last token of the text, which the sequence does not contain yet."""
     max_tokens: int
     calibration: Calibration
+    ends_at_eog: bool = True
+    """True if a draft ends before an end-of-generation token."""
 
 
 class ModelChoice(NamedTuple):
@@ -102,13 +104,18 @@ class ModelSource:
         drafter_costs = self.profile.costs
         step_cost = drafter_costs.step_cost(n_seqs, single_step_s)
         max_step_cost = drafter_costs.max_step_cost(n_seqs, single_step_s)
-        n_pending = sum(self._count_pending(c.seq) for c in candidates)
+        pending = [self._count_pending(c.seq) if c.max_tokens > 0 else 0 for c in candidates]
+        n_pending = sum(pending)
         n_counted = min(n_pending, _MAX_COUNTED_PENDING * n_seqs)
         counted_cost = drafter_costs.pending_cost(n_counted, n_seqs, single_step_s)
-        estimates = [c.calibration.estimate_accepted(min(c.max_tokens, self._drafter.max_tokens)) for c in candidates]
+        max_tokens = self._drafter.max_tokens
+        estimates = [
+            c.calibration.estimate_accepted(min(c.max_tokens, max_tokens) if n else 0)
+            for c, n in zip(candidates, pending, strict=True)
+        ]
         best: ModelChoice | None = None
         for n_tokens in (size - 1 for size in STEP_SIZES):
-            if n_tokens > self._drafter.max_tokens:
+            if n_tokens > max_tokens:
                 break
             n_drafted = sum(min(n_tokens, len(sums) - 1) for sums in estimates)
             if not n_drafted:
@@ -144,7 +151,7 @@ class ModelSource:
         requests = {
             c.seq: DraftRequest(
                 c.next_token, min(choice.n_tokens, c.max_tokens), c.calibration.find_min_probability(min_rate),
-                choice.max_pending,
+                choice.max_pending, c.ends_at_eog,
             )
             for c in candidates if c.max_tokens > 0
         }  # fmt: skip
@@ -169,7 +176,7 @@ class ModelSource:
         )  # fmt: skip
         return {seq: draft for seq, draft in checked.items() if draft.tokens}
 
-    def _check(self, draft: ModelDraft, request: DraftRequest) -> Draft:
+    def _check(self, draft: DraftedTokens, request: DraftRequest) -> Draft:
         """Return the beginning of a draft that has valid tokens, at most as many as requested."""
         tokens: list[int] = []
         probabilities: list[float] = []

@@ -57,10 +57,13 @@ class Speculator:
         self,
         drafters: Sequence[Drafter],
         controller: DraftController,
-        is_end_token: Callable[[int], bool] = lambda token: False,
+        is_end_token: Callable[[int], bool] | None = None,
         model: ModelSource | None = None,
     ) -> None:
-        """Create a speculator for one reply; drafts stop before tokens for which `is_end_token` returns True."""
+        """Create a speculator for one reply; drafts stop before tokens for which `is_end_token` returns True.
+
+        Without `is_end_token`, no token ends the reply.
+        """
         self._is_end_token = is_end_token
         self._drafters = drafters
         self.controller = controller
@@ -88,6 +91,11 @@ class Speculator:
         self._next_token = tokens[-1] if tokens else 0
         for drafter in self._drafters:
             drafter.start(tokens)
+
+    def stop(self) -> None:
+        """Let other replies use the drafters until the next `start`."""
+        for drafter in self._drafters:
+            drafter.stop()
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append `tokens` to the text of all drafters."""
@@ -147,6 +155,8 @@ class Speculator:
         return best_length
 
     def _cut_at_end_token(self, draft: Draft) -> Draft:
+        if self._is_end_token is None:
+            return draft
         end = next((i for i, token in enumerate(draft.tokens) if self._is_end_token(token)), None)
         return draft if end is None else draft._replace(tokens=draft.tokens[:end])
 
@@ -173,7 +183,9 @@ class Speculator:
 
     def make_candidate(self, max_tokens: int) -> ModelCandidate:
         """Describe this reply for a draft of the model of at most `max_tokens` tokens."""
-        return ModelCandidate(self.seq, self._next_token, max(0, max_tokens), self.controller.calibration)
+        return ModelCandidate(
+            self.seq, self._next_token, max(0, max_tokens), self.controller.calibration, self._is_end_token is not None
+        )
 
     def set_model_draft(self, draft: Draft | None, n_requested: int, draft_s: float) -> None:
         """Set what the model drafted in this step, when it was asked for `n_requested` tokens; it took `draft_s`."""

@@ -132,12 +132,12 @@ def test_rejected_drafts_stay_rejected_after_a_resize(native: Bindings, tmp_path
     assert growing.max_rollback == 3
     for context in (growing, fixed):
         decode(context, make_tokens(100))
-        context.decode_chain([20, 21, 22, 23])
+        context.decode_chains({0: [20, 21, 22, 23]})
         context.rollback(0, 2)
     growing.resize(512)
     assert growing.max_rollback == 3
     for context in (growing, fixed):
-        context.decode_chain([30, 31])
+        context.decode_chains({0: [30, 31]})
         context.rollback(0, 1)
     assert generate(growing, 50, lambda: None) == generate(fixed, 50, lambda: None)
 

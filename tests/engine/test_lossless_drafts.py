@@ -30,7 +30,7 @@ from edgechat.runtime.model import Model
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import DraftController
-from edgechat.speculation.corpus import Corpus
+from edgechat.speculation.corpus import Corpus, CorpusDrafter
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
@@ -82,7 +82,7 @@ def generate(
     cache = PrefixCache(context)  # type: ignore[arg-type]
     active = ActiveRequest(
         cast("Context", context), cache, request, prompt, lambda event: texts.append(getattr(event, "text", "")),
-        0.0, speculator,
+        0.0, (lambda: speculator) if speculator is not None else None,
     )  # fmt: skip
     for grammar in request.grammars:
         active.grammar = compile_grammar(cast("Model", context.model), str(grammar))
@@ -169,7 +169,7 @@ def test_real_drafters_leave_the_output_unchanged(
     plain_context, context = FakeContext(fake, n_ctx), FakeContext(fake, n_ctx)
     plain = generate(plain_context, request, PROMPT)
     speculator = Speculator(
-        [LiveDrafter(PlainIndex()), corpus], DraftController(Acceptance(), free_steps()), fake.is_eog
+        [LiveDrafter(PlainIndex()), CorpusDrafter(corpus)], DraftController(Acceptance(), free_steps()), fake.is_eog
     )
     drafted = generate(context, request, PROMPT, speculator)
     assert drafted[:2] == plain[:2]
@@ -335,7 +335,7 @@ def test_failed_rollback_is_an_error(native: Bindings, tmp_path: Path) -> None:
     model = Model(native, write_tiny(tmp_path / "tiny.gguf", "mamba"))
     context = open_context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
     assert context.max_rollback == 0
-    context.decode_chain([20, 21, 22])
+    context.decode_chains({0: [20, 21, 22]})
     with pytest.raises(EngineError, match="roll back 2"):
         context.rollback(0, 2)
     context.close()
@@ -358,7 +358,7 @@ def test_rollback_leaves_nothing_behind(
         n_rejected = data.draw(st.integers(0, min(context.max_rollback, 7)))
         n_accepted = data.draw(st.integers(0, min(context.max_rollback, 7) - n_rejected))
         fresh = [int(t) for t in np.random.default_rng(100 + number).integers(10, 340, 1 + n_accepted + n_rejected)]
-        context.decode_chain(fresh)
+        context.decode_chains({0: fresh})
         context.rollback(0, n_rejected)
         for token in fresh[: 1 + n_accepted]:
             plain.decode([token])
@@ -380,3 +380,45 @@ def test_rollback_leaves_nothing_behind(
 def logits(context: Context) -> np.ndarray:
     pointer = context.model.bindings.llama.llama_get_logits_ith(context.pointer, -1)
     return np.array(pointer[: context.model.n_vocab], dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_of_several_sequences_leave_nothing_behind(kind: Kind, native: Bindings, tmp_path: Path) -> None:
+    """Chains of different lengths in one batch, each with its own rollback."""
+    model = Model(native, write_tiny(tmp_path / "tiny.gguf", kind))
+    context = open_context(model, n_ctx=1024, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=4, n_rs_seq=7)
+    plain = open_context(model, n_ctx=1024, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=4)
+    rng = np.random.default_rng(2)
+    for seq in range(4):
+        tokens = [int(t) for t in rng.integers(10, 340, 20 + 11 * seq)]
+        context.decode(tokens, seq)
+        plain.decode(tokens, seq)
+    for _ in range(12):
+        chains = {
+            int(seq): [
+                int(t) for t in rng.integers(10, 340, 1 + int(rng.integers(0, min(context.max_rollback, 6) + 1)))
+            ]
+            for seq in rng.permutation(4)[: rng.integers(2, 5)]
+        }
+        context.decode_chains(chains)
+        rows = [context.logits(i).copy() for i in range(sum(map(len, chains.values())))]
+        index = 0
+        for seq, chain in chains.items():
+            n_rejected = int(rng.integers(0, len(chain)))
+            context.rollback(seq, n_rejected)
+            for i, token in enumerate(chain[: len(chain) - n_rejected]):
+                plain.decode([token], seq)
+                assert find_deviation(rows[index + i], logits(plain)) < 0.01
+            index += len(chain)
+            assert list(context.tokens(seq)) == list(plain.tokens(seq))
+    for seq in range(4):
+        for one in (context, plain):
+            one.decode([17], seq)
+        assert find_deviation(logits(context), logits(plain)) < 0.01, seq
+    context.close()
+    plain.close()
+
+
+def find_deviation(values: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference relative to the range of the expected values."""
+    return float(np.abs(values - expected).max() / (expected.max() - expected.min()))

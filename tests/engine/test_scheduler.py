@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,15 +23,17 @@ from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context
 from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.batch_speculator import BatchSpeculator
 from edgechat.speculation.controller import DraftController
-from edgechat.speculation.drafter import LiveDrafter
+from edgechat.speculation.drafter import LivePool, PooledDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import STEP_SIZES, BatchStepCosts, RunningMean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.suffix_reference import PlainIndex
 
 N_VOCAB = 12
 N_CTX = 60
+Costs = TypeVar("Costs", bound=StepCosts)
 
 
 @pytest.fixture
@@ -41,20 +43,31 @@ def fake(native: Bindings, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     return FakeModel(native, N_VOCAB)
 
 
+def free_steps(costs: Costs) -> Costs:
+    """Make all steps as fast as one without drafts, so that every draft is worthwhile."""
+    costs.ratios = [{n: RunningMean(1.0, 1000) for n in STEP_SIZES} for _ in costs.ratios]
+    return costs
+
+
 class FakeEngine:
     """A scheduler on a fake context; it records the output of each request."""
 
     def __init__(self, fake: FakeModel, *, with_drafts: bool) -> None:
         self.context = FakeContext(fake, N_CTX, n_cells=N_CTX)
         self.cache = PrefixCache(self.context)  # type: ignore[arg-type]
-        self.scheduler = Scheduler(self.context, self.cache, self._on_finished)  # type: ignore[arg-type]
+        self.costs = free_steps(StepCosts())
+        batch_costs = {n: free_steps(BatchStepCosts(n, self.costs)) for n in (2, 3, 4)}
+        self.batch = BatchSpeculator(batch_costs.__getitem__, None, 32) if with_drafts else None
+        self.scheduler = Scheduler(
+            self.context, self.cache, self._on_finished, batch_speculator=self.batch,  # type: ignore[arg-type]
+        )  # fmt: skip
         self.text: dict[tuple[int, int], str] = {}
         self.final: dict[int, protocol.Event] = {}
         self.outputs: dict[int, list[list[int]]] = {}
         self.prompt_logprobs: dict[int, list[float]] = {}
         self.awaiting: dict[int, ActiveRequest] = {}
         """Requests that wait for a grammar, by id."""
-        self.drafter = LiveDrafter(PlainIndex(10_000))
+        self.pool = LivePool(PlainIndex, 4)
         self.with_drafts = with_drafts
 
     def _on_finished(self, request: ActiveRequest, event: protocol.Event) -> None:
@@ -70,14 +83,13 @@ class FakeEngine:
             self.prompt_logprobs.setdefault(event.id, []).extend(token.logprob for token in event.logprobs)
 
     def add(self, request: protocol.Generate, *, awaits_grammar: bool = False) -> None:
-        speculator = None
-        if self.with_drafts:
-            costs = StepCosts()
-            costs.ratios = [{n: RunningMean(1.0, 1000) for n in STEP_SIZES} for _ in costs.ratios]
-            speculator = Speculator([self.drafter], DraftController(Acceptance(), costs))
+        def make_speculator() -> Speculator:
+            return Speculator([PooledDrafter(self.pool)], DraftController(Acceptance(), self.costs))
+
         active = ActiveRequest(
-            cast("Context", self.context), self.cache, request, request.tokens or [], self.on_event, 0.0, speculator
-        )
+            cast("Context", self.context), self.cache, request, request.tokens or [], self.on_event, 0.0,
+            make_speculator if self.with_drafts else None,
+        )  # fmt: skip
         if awaits_grammar:
             active.await_grammar()
             self.awaiting[request.id] = active

@@ -122,7 +122,13 @@ class Engine:
             costs.ratios = [{n: RunningMean(1.0, 1000) for n in STEP_SIZES} for _ in costs.ratios]
             speculator = Speculator([self.drafter], DraftController(Acceptance(), costs))
         active = ActiveRequest(
-            cast("Context", self.context), self.cache, request, request.tokens or [], self._on_event, 0.0, speculator
+            cast("Context", self.context),
+            self.cache,
+            request,
+            request.tokens or [],
+            self._on_event,
+            0.0,
+            (lambda: speculator) if speculator is not None else None,
         )
         for grammar in request.grammars:
             active.grammar = compile_grammar(cast("Model", self.context.model), str(grammar))

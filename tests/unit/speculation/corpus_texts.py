@@ -32,5 +32,4 @@ def text(start: int, size: int = 10) -> list[int]:
 
 
 def draft(corpus: Corpus, context: list[int]) -> list[int]:
-    corpus.start(context)
-    return corpus.draft(4).tokens
+    return corpus.draft_after(context, 4).tokens

@@ -48,6 +48,9 @@ class ScriptedText:
     def draft(self, max_tokens: int) -> Draft:
         return Draft(self.reader.follow(self.is_right, max_tokens), self.match_length, FROM_CONTEXT)
 
+    def stop(self) -> None:
+        pass
+
 
 class ScriptedModel:
     """Model drafter that takes `step_cost` per token on the clock `now_s`, and `token_cost` per pending token."""

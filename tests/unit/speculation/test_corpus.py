@@ -7,6 +7,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from edgechat.speculation.corpus import CorpusDrafter
 from edgechat.speculation.drafter import FROM_CORPUS, Draft
 from tests.unit.speculation.corpus_texts import add, draft, load_corpus, save, text
 
@@ -20,9 +21,10 @@ def test_draft_continues_the_longest_match_of_another_conversation() -> None:
     assert draft(corpus, [1, 2, 3]) == []
     corpus.add("a", text(100))
     corpus.add("b", text(200))
-    corpus.start([5, 102])
-    corpus.append([103])
-    assert corpus.draft(4) == Draft([104, 105, 106, 107], 2, FROM_CORPUS)
+    drafter = CorpusDrafter(corpus)
+    drafter.start([5, 102])
+    drafter.append([103])
+    assert drafter.draft(4) == Draft([104, 105, 106, 107], 2, FROM_CORPUS)
     assert draft(corpus, [108]) == [109]  # stops at the end of the text
     corpus.add("c", text(100)[:3])
     assert draft(corpus, [101]) == [102, 103, 104, 105]
