@@ -14,6 +14,7 @@
     |- EngineError             (4)
     |  |- BackendMismatchError (4)
     |  |- ComputeError         (4)
+    |  |- DrafterError         (4)
     |  |- RequestCancelledError (4)
     |  |- LocalSocketError     (4)
     |  `- EngineDiedError      (4)
@@ -132,6 +133,10 @@ class BackendMismatchError(EngineError):
 
 class ComputeError(EngineError):
     """Raised when llama.cpp or a device fails during a computation."""
+
+
+class DrafterError(EngineError):
+    """Raised when a model drafter fails. The text is not affected, and the engine can go on without the drafter."""
 
 
 class RequestCancelledError(EngineError):

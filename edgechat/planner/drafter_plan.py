@@ -12,8 +12,9 @@ DrafterKind = Literal["draft-model", "mtp", "eagle3", "assistant"]
 # does not grow with the context of the model and it starts at once after a long prompt.
 DRAFTER_CELLS: Final = 512
 # Maximum number of tokens that a drafter computes at once. Its compute buffers grow with it, and at most half of its
-# cells are computed before a draft.
+# cells are computed before a draft. The graph of EAGLE-3 computes logits for all tokens of a batch.
 DRAFTER_UBATCH: Final = 128
+EAGLE3_UBATCH: Final = 16
 # Maximum number of tokens in a draft of a model.
 MAX_MODEL_DRAFT_TOKENS: Final = 7
 # Maximum number of sequences for which a model drafts at once; with more sequences, steps have no drafts.

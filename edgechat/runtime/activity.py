@@ -28,6 +28,7 @@ class Activity(enum.IntEnum):
     COMPILING_GRAMMAR = 2
     COMPUTING = 3
     RESIZING = 4
+    DRAFTING = 5
 
     @property
     def description(self) -> str:
@@ -35,7 +36,7 @@ class Activity(enum.IntEnum):
         return {
             Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
-            Activity.RESIZING: "resizing the context",
+            Activity.RESIZING: "resizing the context", Activity.DRAFTING: "drafting with a model",
         }[self]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.runtime import activity, attention_padding
 from edgechat.runtime.activity import Activity
+from edgechat.runtime.hidden_rows import HiddenRows
 from edgechat.runtime.model import Model
 from edgechat.runtime.resizable_context import ResizableContext
 
@@ -46,7 +47,43 @@ class Context(ResizableContext):
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
         self._is_cpu_bound = plan.options.n_gpu_layers == 0
         self._logprob_buffer: NDArray[Any] | None = None
+        self._hidden_rows: HiddenRows | None = None
         super().__init__(model, plan)
+
+    # Hidden rows for drafters
+
+    @property
+    def hidden_rows(self) -> HiddenRows | None:
+        """Hidden rows of the newest outputs; None unless a drafter needs them."""
+        return self._hidden_rows
+
+    def record_hidden_rows(self, rows: HiddenRows | None) -> None:
+        """Record the hidden rows of all later outputs in `rows`, or stop recording."""
+        self._hidden_rows = rows
+        if rows is not None and self.is_open:
+            rows.attach(self.pointer)
+
+    def _attach(self, pointer: Any) -> None:
+        super()._attach(pointer)
+        if pointer and self._hidden_rows is not None:
+            self._hidden_rows.attach(pointer)
+
+    def _truncate(self, seq: int, n_tokens: int) -> int:
+        n_tokens = super()._truncate(seq, n_tokens)
+        if self._hidden_rows is not None:
+            self._hidden_rows.truncate(seq, n_tokens)
+        return n_tokens
+
+    def _clear_token_lists(self) -> None:
+        super()._clear_token_lists()
+        if self._hidden_rows is not None:
+            self._hidden_rows.clear()
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Replace `target` with the first `n_tokens` tokens of `source`; see `SequenceMemory.copy`."""
+        super().copy(source, target, n_tokens)
+        if self._hidden_rows is not None:
+            self._hidden_rows.copy(source, target, n_tokens)
 
     # Decode
 
@@ -200,6 +237,8 @@ class Context(ResizableContext):
             for seq, token in entries:
                 self._tokens[seq].append(token)
             self._uncommitted_seqs -= start_lengths.keys()
+            if self._hidden_rows is not None:
+                self._record_rows(self._hidden_rows, entries, start_lengths, logits=logits)
             return
         if code == 1:  # no slot for the batch; the context is unchanged (llama.h)
             raise NoKvSlotError
@@ -209,6 +248,20 @@ class Context(ResizableContext):
             raise DecodeAborted
         position = max(start_lengths.values())
         raise ComputeError(f"llama.cpp failed to decode {count} tokens at position {position} (code {code}).")
+
+    def _record_rows(
+        self, rows: HiddenRows, entries: list[tuple[int, int]], start_lengths: dict[int, int], *, logits: bool
+    ) -> None:
+        """Record the hidden rows of the outputs of the last batch, except those of the internal sequence."""
+        outputs, positions = [], dict(start_lengths)
+        for i, (seq, _) in enumerate(entries):
+            if seq == self._scratch_seq:
+                continue
+            if logits or i == len(entries) - 1:
+                outputs.append((seq, positions[seq], i))
+            positions[seq] += 1
+        with activity.during(Activity.COMPUTING):
+            rows.record(self.pointer, outputs)
 
     def _check_length(self, n_tokens: int) -> None:
         """Raise NoKvSlotError if a sequence of `n_tokens` needs a longer context, EngineError beyond the maximum."""

@@ -39,12 +39,14 @@ class Model:
         options: LoadOptions | None = None,
         *,
         is_probe: bool = False,
+        load_mtp: bool = False,
         unused_ranges: Sequence[FileRange] = (),
         on_progress: OnLoadProgress = lambda fraction: True,
     ) -> None:
         """Load the model file at `path`. `options` defaults to memory-mapped weights and no GPU.
 
         With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate the buffers.
+        With `load_mtp`, the prediction layers of the model are loaded, too.
         The pages of `unused_ranges` are removed from the memory of this process when they have been copied.
         Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
         if memory ran out.
@@ -68,6 +70,7 @@ class Model:
         params.lazy_mode = llama.LLAMA_LAZY_MODE_AUTO if options.n_gpu_layers else llama.LLAMA_LAZY_MODE_ON
         bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
         params.no_alloc = is_probe
+        params.load_mtp = self.has_mtp = load_mtp
         pages = MappedPages(list_model_files(path), unused_ranges if options.use_mmap else ())
 
         def record_progress(fraction: float, _user_data: object) -> bool:

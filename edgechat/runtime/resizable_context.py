@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -13,7 +13,7 @@ from edgechat.errors import PlanError
 from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.planner.memory import N_OUTPUTS
+from edgechat.planner.memory import N_OUTPUTS, LoadOptions
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
@@ -27,6 +27,17 @@ class ResizeError(Exception):
         """If `lost_sequences` is True, all sequences are empty; otherwise they and the context are unchanged."""
         super().__init__(reason)
         self.lost_sequences = lost_sequences
+
+
+class DependentContext(Protocol):
+    """Interface of contexts that use native objects of another context, their target, and must be freed before it."""
+
+    @property
+    def reads_target(self) -> bool:
+        """True if the context reads the llama_context of the target, which can be replaced; else only its threads."""
+
+    def free(self) -> None:
+        """Free the context. A second call does nothing."""
 
 
 class ResizableContext(SequenceMemory):
@@ -80,6 +91,36 @@ class ResizableContext(SequenceMemory):
         self.n_batch = int(llama.llama_n_batch(pointer))
         self._current_thread_counts = plan.n_threads, plan.n_threads_batch
         return pointer
+
+    def add_dependant(self, dependant: DependentContext) -> None:
+        """Free `dependant` before the native objects that it uses."""
+        self._handles.dependants = [d for d in self._handles.dependants if d is not dependant] + [dependant]
+
+    def remove_dependant(self, dependant: DependentContext) -> None:
+        """Forget a context of `add_dependant` that was freed."""
+        self._handles.dependants = [d for d in self._handles.dependants if d is not dependant]
+
+    def share_threads(self, pointer: Any) -> None:
+        """Let the llama_context at `pointer` use the threads and the abort flag of this context."""
+        bindings, handles = self.model.bindings, self._handles
+        if handles.thread_pool:
+            bindings.edgechat.edgechat_threadpool_attach(handles.thread_pool, pointer)
+        bindings.llama.llama_set_abort_callback(pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
+
+    @property
+    def thread_counts(self) -> tuple[int, int]:
+        """Numbers of threads that the next decode uses for one token and for several."""
+        return self._current_thread_counts
+
+    @property
+    def is_aborted(self) -> bool:
+        """True from `abort` to `clear_abort`."""
+        return self._is_aborted
+
+    @property
+    def options(self) -> LoadOptions:
+        """Options with which the model was loaded."""
+        return self._plan.options
 
     @property
     def is_resizable(self) -> bool:
@@ -180,19 +221,25 @@ class _NativeHandles:
     def __init__(self, llama: Any, native: ctypes.CDLL, abort_flag: int, thread_pool: int, batch: object) -> None:
         self.pointer: Any = None
         self.thread_pool = thread_pool
+        self.dependants: list[DependentContext] = []
         self._llama = llama
         self._native = native
         self._abort_flag = abort_flag
         self._batch = batch
 
     def free_context(self) -> None:
-        """Free the llama_context, if there is one."""
+        """Free the llama_context, if there is one, and before it the contexts that read from it."""
+        for dependant in self.dependants:
+            if dependant.reads_target:
+                dependant.free()
         pointer, self.pointer = self.pointer, None
         if pointer:
             self._llama.llama_free(pointer)
 
     def free(self) -> None:
-        """Free all objects in the order that llama.cpp requires: first the context, which points to the others."""
+        """Free all objects in the order that llama.cpp requires: first the contexts, which point to the others."""
+        for dependant in self.dependants:
+            dependant.free()
         self.free_context()
         self._llama.llama_batch_free(self._batch)
         self._native.edgechat_threadpool_free(self.thread_pool)

@@ -245,8 +245,8 @@ class Drafting {
         rows.insert(rows.end(), row, row + layout_.n_row);
         for (int32_t k = 0; k <= draft.n_tokens; k++) {
             const llama_token token = k == 0 ? draft.pending[draft.n_pending - 1] : draft.tokens[k - 1];
-            outputs_[i] = add(
-                draft.seq, token, last_position(draft) + k, rows.data() + row_offset(k), k == draft.n_tokens);
+            const bool        is_output = k == draft.n_tokens || layout_.has_separate_outputs != 0;
+            outputs_[i] = add(draft.seq, token, last_position(draft) + k, rows.data() + row_offset(k), is_output);
             if (outputs_[i] < 0) {
                 return false;
             }

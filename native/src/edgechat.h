@@ -75,7 +75,7 @@ typedef struct edgechat_draft_layout {
     int32_t n_row;                 // floats of the hidden row that comes with each token; 0 for a draft model
     int32_t n_heads;               // prediction heads that follow each other; 1 if one head predicts all tokens
     int32_t has_fixed_position;    // 1: all draft tokens have the position of the token before them
-    int32_t has_separate_outputs;  // 1: the graph has no selection of outputs, so that a batch has all or none
+    int32_t has_separate_outputs;  // 1: the graph keeps the rows of all tokens, so that all or none have outputs
 } edgechat_draft_layout;
 
 // One sequence of edgechat_draft_tokens.

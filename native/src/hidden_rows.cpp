@@ -72,6 +72,8 @@ int32_t edgechat_encode_rows(
     float * rows) {
     try {
         const auto n_row = static_cast<size_t>(llama_model_n_embd(llama_get_model(context)));
+        // The encoder does not use positions, but llama.cpp checks that they continue those in the memory.
+        const llama_pos first_position = llama_memory_seq_pos_max(llama_get_memory(context), 0) + 1;
         const std::unique_ptr<llama_batch_ext, Free> batch(llama_batch_ext_init(context));
         for (int32_t start = 0; start < count; start += max_rows) {
             const int32_t end = std::min(count, start + max_rows);
@@ -79,7 +81,7 @@ int32_t edgechat_encode_rows(
             for (int32_t i = start; i < end; i++) {
                 float * const    row       = const_cast<float *>(features) + static_cast<size_t>(i) * n_features;
                 const llama_embd embedding = {row, 1, static_cast<size_t>(n_features)};
-                const llama_pos  position  = i - start;  // the encoder does not use positions
+                const llama_pos  position  = first_position + i - start;
                 const int32_t    index     = llama_batch_ext_add_embd(batch.get(), 0, embedding);
                 if (index < 0) {
                     return INVALID_INPUT;
