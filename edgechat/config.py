@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -15,7 +15,7 @@ import msgspec
 from edgechat import files, paths
 from edgechat.errors import InvalidFileError, SettingsError, format_reason
 from edgechat.humanize import shorten
-from edgechat.remote_settings import RemoteSettings, parse_remotes
+from edgechat.remote_settings import RemoteSettings, check_remote, parse_remotes
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
@@ -212,40 +212,55 @@ def load(
 
 def save(name: str, value: object, path: Path | None = None) -> None:
     """Write one setting to the settings file, or remove the setting if `value` is None. Raises SettingsError."""
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
-
     problem = check(name, value) if value is not None else ""
     if problem:
         raise SettingsError(f"{name} {problem}")
+
+    def change(document: Any) -> None:
+        if value is None:
+            document.pop(name, None)
+        else:
+            document[name] = list(value) if isinstance(value, tuple) else value
+
+    _change_file(change, path)
+
+
+def save_remote(name: str, remote: RemoteSettings | None) -> None:
+    """Write one remote to the settings file, or remove it if `remote` is None. Raises SettingsError."""
+
+    def change(document: Any) -> None:
+        remotes = document.get("remotes")
+        if remote is not None:
+            import tomlkit
+
+            if remotes is None:
+                document["remotes"] = remotes = tomlkit.table(is_super_table=True)
+            remotes[name] = remote.to_table()
+        elif remotes is not None:
+            remotes.pop(name, None)
+            if not remotes:
+                document.pop("remotes")
+
+    problem = check_remote(name, remote) if remote is not None else ""
+    if problem:
+        raise SettingsError(f"The remote {name} {problem}.")
+    _change_file(change)
+
+
+def _change_file(change: Callable[[Any], None], path: Path | None = None) -> None:
+    """Apply `change` to the parsed settings file, which keeps its comments. Raises SettingsError."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
     file = path or paths.config_file()
     try:
         text = files.read_bytes(file, files.MAX_TOML_BYTES).decode() if file.exists() else ""
         document = tomlkit.parse(text)
-        if value is None:
-            document.pop(name, None)
-        elif name == "remotes" and isinstance(value, Mapping):
-            _update_remotes(document, value)
-        else:
-            document[name] = list(value) if isinstance(value, tuple) else value
+        change(document)
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace_file(file.resolve(), tomlkit.dumps(document).encode())
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+    except (OSError, UnicodeDecodeError, TOMLKitError, TypeError, AttributeError) as error:
         raise SettingsError(f"Cannot change {file}: {format_reason(error)}; nothing was written.") from error
-
-
-def _update_remotes(document: Any, remotes: Mapping[str, Any]) -> None:
-    """Change only the remotes of a parsed settings file that differ from `remotes`, so that comments are kept."""
-    import tomlkit
-
-    table = document.get("remotes")
-    if table is None:
-        document["remotes"] = table = tomlkit.table(is_super_table=True)
-    for name in [name for name in table if name not in remotes]:
-        table.pop(name)
-    for name, remote in parse_remotes(remotes)[0].items():
-        if name not in table or table[name].unwrap() != remote.to_table():
-            table[name] = remote.to_table()
 
 
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:

@@ -146,6 +146,11 @@ def kernel_speeds_file() -> Path:
     return cache_dir() / "speeds.json"
 
 
+def remote_models_file() -> Path:
+    """Return the path of the state file with the lists of models of remotes."""
+    return cache_dir() / "remote-models.json"
+
+
 def observed_memory_file() -> Path:
     """Return the path of the state file with the observed memory use of models."""
     return cache_dir() / "memory.json"

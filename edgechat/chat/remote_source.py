@@ -16,6 +16,7 @@ from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.remote.client import RemoteClient
 from edgechat.remote.connection import DEFAULT_TIMEOUTS, Timeouts
 from edgechat.remote.keys import read_key
+from edgechat.remote.model_lists import find_n_ctx
 from edgechat.remote.target import RemoteModel
 
 MAX_PARALLEL_REPLIES: Final = 8
@@ -85,7 +86,7 @@ class RemoteSource:
 
     @property
     def n_ctx(self) -> int:
-        return _ASSUMED_N_CTX
+        return find_n_ctx(self.target) or _ASSUMED_N_CTX
 
     @property
     def tokenizer(self) -> object:

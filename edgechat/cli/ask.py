@@ -17,7 +17,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session
-from edgechat.errors import ContextOverflowError, StoreError, UsageError
+from edgechat.errors import ContextOverflowError, EngineError, StoreError, UsageError
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import TextEscaper, escape_controls
 
@@ -198,6 +198,10 @@ def print_reply(
     printed_replies = [final_event.reply, *(final_event.alternatives if pick is None else ())]
     if output_rule and any(r.finish_reason != "stop" for r in printed_replies):
         raise ContextOverflowError("The reply was cut, so that its JSON is incomplete. Raise --max-tokens or --ctx.")
+    if output_rule and session.source.is_remote and not all(_is_json(r.text) for r in printed_replies):
+        raise EngineError(
+            f"The reply is not JSON: {session.model_name} does not support JSON schemas. Use another model."
+        )
     if session.save_error:  # the reply and the reason why it was not saved have been printed
         click.get_current_context().exit(StoreError.exit_code)
 
@@ -220,7 +224,6 @@ def stream_reply(
         format_progress,
     )
     from edgechat.chat.thinking_progress import ThinkingProgress
-    from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     escaper = TextEscaper() if sys.stdout.isatty() else None
@@ -326,6 +329,17 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
             "elapsed_s": final_event.picked.elapsed_s,
         }  # fmt: skip
     echo_json(result)
+
+
+def _is_json(text: str) -> bool:
+    """Return whether the reply of a remote model, which may ignore its schema, is JSON."""
+    import msgspec
+
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 def _make_pick_fields(final_event: TurnFinished | TurnInterrupted, reply: Message) -> dict[str, Any]:

@@ -26,13 +26,20 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the model names that start with `incomplete`: installed models and aliases first, then the catalogue."""
+    """Return the model names that start with `incomplete`: first installed ones, last the catalogue."""
+    from edgechat import config
     from edgechat.catalogue import curated, library
 
+    remotes = config.load()[0].remotes
+    remote_names: list[str] = []
+    if remotes:
+        from edgechat.remote.model_lists import list_names
+
+        remote_names = list_names(remotes)
     try:
         entries = [entry for entry in library.scan() if entry.is_usable]
         installed_names = sorted(name for entry in entries for name in (entry.name, *entry.aliases))
-        names = dict.fromkeys([*installed_names, *sorted(curated.load_catalogue())])
+        names = dict.fromkeys([*installed_names, *remote_names, *sorted(curated.load_catalogue())])
     except EdgechatError:
         return []
     return [name for name in names if name.lower().startswith(incomplete.lower())]
@@ -149,7 +156,7 @@ _MODEL_OPTIONS = (
         "--model",
         metavar="NAME",
         shell_complete=complete_model,
-        help="Model name or .gguf file. `edgechat models` lists and downloads models.",
+        help="Model name, .gguf file, or REMOTE/MODEL. See `edgechat models` and `edgechat remotes`.",
     ),
     click.option("--system", "system_prompt", metavar="TEXT", help="System prompt."),
 )

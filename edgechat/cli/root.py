@@ -44,7 +44,7 @@ _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
     "config": "config", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
     "do": "do", "explain": "explain", "commit": "commit", "engine": "engine", "launch": "launch",
-    "docs": "docs",
+    "docs": "docs", "remotes": "remotes",
 }  # fmt: skip
 
 

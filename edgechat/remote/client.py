@@ -83,7 +83,10 @@ class RemoteClient:
             entries = value.get("models")
         if not isinstance(entries, list):
             raise RemoteError(f"{connection.label} sent no list of models. Check that the URL ends with /v1.")
-        models = {model.id: model for entry in entries[:_MAX_MODELS] if (model := _read_model(entry)) is not None}
+        models: dict[str, ListedModel] = {}
+        for entry in entries[:_MAX_MODELS]:
+            if (model := _read_model(entry)) is not None:
+                models.setdefault(model.id, model)
         return list(models.values())
 
     def stream_reply(self, model: RemoteModel, request: ChatRequest) -> Iterator[ReplyChunk | RetryScheduled]:

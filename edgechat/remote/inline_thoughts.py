@@ -15,8 +15,9 @@ class InlineThoughts:
         """With `is_content`, all text is content, because the reply has begun before."""
         self._phase: Literal["start", "reasoning", "gap", "content"] = "content" if is_content else "start"
         self._end_tag = ""
+        self._has_reasoning = False
         self._held = ""
-        """Text that may be part of a tag."""
+        """Text that may be part of a tag, or of the line break before the reasoning."""
 
     def feed(self, text: str) -> tuple[str, str]:
         """Return the reasoning and the content in `text`, and in text that was held back before."""
@@ -27,12 +28,15 @@ class InlineThoughts:
             tags = next((tags for tags in KNOWN_TAGS if start.startswith(tags[0])), None)
             if tags is not None:
                 self._phase, self._end_tag = "reasoning", tags[1]
-                self._held = start.removeprefix(tags[0]).lstrip("\n")
+                self._held = start.removeprefix(tags[0])
             elif any(tag.startswith(start) for tag, _ in KNOWN_TAGS):
                 return "", ""
             else:
                 self._phase = "content"
         if self._phase == "reasoning":
+            if not self._has_reasoning:
+                self._held = self._held.lstrip("\n")
+                self._has_reasoning = bool(self._held)
             reasoning, tag, content = self._held.partition(self._end_tag)
             if tag:
                 self._phase, self._held = "gap", content

@@ -78,12 +78,18 @@ def _list_argument_values(command: str) -> list[str]:
         return [name for name in personas.PERSONA_SETTINGS if name != "model"]
     if command == "docs":
         return _list_collections()
+    from edgechat import config
     from edgechat.catalogue import library
 
+    names: list[str] = []
+    if remotes := config.load()[0].remotes:
+        from edgechat.remote.model_lists import list_names
+
+        names = list_names(remotes)
     try:
-        return [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
+        return [*(n for entry in library.scan() if entry.is_usable for n in (entry.name, *entry.aliases)), *names]
     except EdgechatError:
-        return []
+        return names
 
 
 def _list_collections() -> list[str]:

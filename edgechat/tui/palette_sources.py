@@ -69,7 +69,8 @@ def list_personas() -> Iterator[PaletteEntry]:
 
 
 def list_models() -> Iterator[PaletteEntry]:
-    """Yield the installed models; nothing if the records of models are damaged. Reads the disk."""
+    """Yield the models of remotes and the installed ones, unless the records of models are damaged. Reads the disk."""
+    from edgechat import config
     from edgechat.catalogue import library
     from edgechat.humanize import format_size
 
@@ -77,6 +78,12 @@ def list_models() -> Iterator[PaletteEntry]:
         models = [model for model in library.scan() if model.is_usable]
     except EdgechatError:
         models = []
+    remotes = config.load()[0].remotes
+    if remotes:
+        from edgechat.remote.model_lists import find_hosts
+
+        for name, host in find_hosts(remotes).items():
+            yield PaletteEntry("model", name, escape_controls(name), f"remote, {escape_controls(host)}")
     for model in models:
         aliases = " ".join(map(escape_controls, model.aliases))
         size = format_size(model.facts.size_bytes)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 HUB_PREFIX: Final = "hub:"
 """Prefix of the option IDs of repositories on the hub, before the name."""
+REMOTE_PREFIX: Final = "remote:"
+"""Prefix of the option IDs of remote models, before the name."""
 MODEL_PREFIX: Final = "model:"
 """Prefix of the option IDs of models with several quants, before the name."""
 
@@ -37,6 +39,8 @@ class ModelListScreen(FilterListScreen[str | None]):
         self._downloads = downloads
         self._name_in_use = self._default_id = ""  # the default row is highlighted until the user moves the highlight
         self._groups: list[ModelGroup] = []
+        self._remote_models: dict[str, str] = {}
+        """Hosts of the known models of remotes, by name."""
         self._hub_results: list[SearchResult] = []
         self._hub_quants: dict[str, list[ModelFile]] = {}
         """Quants by repository, for the repositories that the user has unfolded."""
@@ -67,6 +71,8 @@ class ModelListScreen(FilterListScreen[str | None]):
             group_options = [o for g in self._groups if g.is_installed is is_installed for o in self._make_options(g)]
             if group_options:
                 rows += [make_heading(model_groups.format_heading(title, width)), *group_options]
+            if is_installed:
+                rows += self._make_remote_options()
         if self._hub_results:
             rows.append(make_heading("On Hugging Face"))
             rows += [option for result in self._hub_results for option in self._make_hub_options(result)]
@@ -107,6 +113,12 @@ class ModelListScreen(FilterListScreen[str | None]):
         if is_unfolded:
             rows += [self._make_quant_option(file, is_recommended=file is group.recommended) for file in files]
         return rows
+
+    def _make_remote_options(self) -> list[Option]:
+        """Return the rows of the remote models that match the filter, with their heading."""
+        models = {name: host for name, host in self._remote_models.items() if contains_words(name, self.filter_text)}
+        rows = [make_option(f"  {name}  {host}", f"{REMOTE_PREFIX}{name}") for name, host in models.items()]
+        return [make_heading("Remote"), *rows] if rows else []
 
     def _make_quant_option(self, file: ModelFile, *, is_recommended: bool = False) -> Option:
         return self._make_file_option(file, f"  {file.quant}", "*" if is_recommended else "", is_quant=True)

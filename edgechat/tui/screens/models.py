@@ -20,7 +20,7 @@ from edgechat.tui.messages import MeasurementProgressed
 from edgechat.tui.screens import download_rows, hub_models, model_groups
 from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, find_current, make_download_rows
 from edgechat.tui.screens.model_groups import ModelFile, ModelGroup
-from edgechat.tui.screens.model_list import HUB_PREFIX, MODEL_PREFIX, ModelListScreen
+from edgechat.tui.screens.model_list import HUB_PREFIX, MODEL_PREFIX, REMOTE_PREFIX, ModelListScreen
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
@@ -110,6 +110,10 @@ class ModelsScreen(ModelListScreen):
         from edgechat.catalogue import library
 
         installed = library.scan()
+        if self._settings.remotes:
+            from edgechat.remote.model_lists import find_hosts
+
+            self._remote_models = find_hosts(self._settings.remotes)
         if not self._groups:  # before the imports, which take time
             self._name_in_use = model_groups.find_installed_name(self._model_path, installed)
             self.post_message(self.GroupsReady(model_groups.list_unplanned(installed)))
@@ -169,6 +173,11 @@ class ModelsScreen(ModelListScreen):
             download = self._downloads.find(option_id.removeprefix(DOWNLOAD_PREFIX))
             labels = self.key_label("models.pause"), self.key_label("models.cancel")
             self.show_details(download_rows.describe_download(download, *labels) if download is not None else "")
+        elif option_id.startswith(REMOTE_PREFIX):
+            name = option_id.removeprefix(REMOTE_PREFIX)
+            self.show_details(
+                f"{name}\nRemote model: messages are sent to {self._remote_models.get(name, 'its host')}."
+            )
         elif file is not None and (file.row is not None or not file.name.count("/")):
             is_model, marks = option_id.startswith(MODEL_PREFIX), model_groups.list_marks(self._groups)
             fold_keys = f"{self.key_label('models.unfold')} and {self.key_label('models.fold')}" if is_model else ""
@@ -241,6 +250,8 @@ class ModelsScreen(ModelListScreen):
         file = self._files.get(option_id)
         if option_id.startswith(DOWNLOAD_PREFIX):
             self.action_pause()
+        elif option_id.startswith(REMOTE_PREFIX):
+            self.dismiss(option_id.removeprefix(REMOTE_PREFIX))
         elif file is not None and (file.is_installed or file.installed_name):
             self.dismiss(file.installed_name or file.name)
         else:

@@ -34,6 +34,7 @@ GROUPS: Final = (
             "n_threads": "Compute threads",
             "keep_alive": "Keep model loaded (s)", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
             "speculation": "Speculative decoding", "draft_model": "Draft model", "strict": "Reproducible replies",
+            "remotes": "Remotes",
         },
     ),
     SettingGroup(
@@ -104,7 +105,7 @@ def format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {v}" for k, v in value.items()) or "(none)"
+        return ", ".join(f"{k}: {getattr(v, 'url', v)}" for k, v in value.items()) or "(none)"
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "(none)"
     return str(value) if value != "" else "(empty)"

@@ -161,6 +161,8 @@ class SettingsScreen(FilterListScreen[None]):
             self._choose_theme(value)
         elif name == "model":
             self._choose_model()
+        elif name == "remotes":
+            self._show_notice("`edgechat remotes` adds, tests and removes servers.", name)
         elif isinstance(value, dict):
             help_key = self.key_label("chat.help")
             self._show_notice(f"Change this table in {config_file()}. {help_key} lists the actions.", name)
@@ -184,6 +186,10 @@ class SettingsScreen(FilterListScreen[None]):
         from edgechat.catalogue import library
 
         names = [entry.name for entry in library.scan() if entry.is_usable and entry.facts.kind == "model"]
+        if self._settings.remotes:
+            from edgechat.remote.model_lists import list_names
+
+            names += list_names(self._settings.remotes)
         self.app.call_from_thread(self._show_models, names)
 
     def _show_models(self, names: Sequence[str]) -> None:

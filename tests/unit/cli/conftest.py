@@ -14,7 +14,15 @@ import pytest
 from edgechat.cli import root
 from tests.conftest import Cli
 
-_MODULES_WITHOUT_PROCESSES = ("test_config", "test_explain", "test_help", "test_history", "test_root", "test_uninstall")
+_MODULES_WITHOUT_PROCESSES = (
+    "test_config",
+    "test_explain",
+    "test_help",
+    "test_history",
+    "test_remotes",
+    "test_root",
+    "test_uninstall",
+)
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""`edgechat remotes` and `-m REMOTE/MODEL`, with a scripted server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgechat import paths
+from edgechat.cli.options import complete_model
+from edgechat.cli.remotes import complete_remote
+from tests.conftest import Cli
+from tests.remote_server import KEY, Exchange, RemoteServer, remote_server, reply
+
+
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with remote_server() as server:
+        yield server
+
+
+def test_remote_is_added_tested_listed_and_removed(home: Path, cli: Cli, server: RemoteServer) -> None:
+    added = cli("remotes", "add", "box", server.url.removesuffix("/v1"), "--model", "small")
+    assert added.stdout == f"Added box: {server.url}\n"
+    assert not server.exchanges
+    assert cli("remotes", "add", "box", server.url).returncode == 2
+    tested = cli("remotes", "test", "box")
+    assert tested.returncode == 0, tested.stderr
+    lines = tested.stdout.splitlines()
+    assert lines[0].startswith("2 models in ")
+    assert lines[1:3] == ["  box/small", "  box/big, context of 4,096 tokens"]
+    assert lines[3].startswith("box/small replied 'Hello there.': first token after ")
+    assert cli("remotes", "list").stdout == f"box          {server.url}, no key, default model small, 2 models\n"
+    [listed] = json.loads(cli("remotes", "list", "--json").stdout)
+    assert listed["name"] == "box"
+    assert [model["id"] for model in listed["models"]] == ["small", "big"]
+    probed = json.loads(cli("remotes", "test", "box", "--model", "big", "--json").stdout)
+    assert probed["reply"]["model"] == "box/big"
+    assert probed["reply"]["usage"]["completion_tokens"] == 2
+    n_requests = len(server.exchanges)
+    assert complete_model(None, None, "box/") == ["box/small", "box/big"]  # type: ignore[arg-type]
+    assert complete_remote(None, None, "b") == ["box"]  # type: ignore[arg-type]
+    assert cli("remotes", "remove", "box").stdout == f"Removed box: {server.url}\n"
+    assert len(server.exchanges) == n_requests
+    assert json.loads(cli("remotes", "list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["add", "Box", "http://box"], 2, "must have a name of 1 to 32 characters"),
+        (["add", "box", "box:8080"], 2, "must have a url that begins with"),
+        (["add", "box", "http://box", "--key-env", "sk-secret"], 2, "and not contain the key itself"),
+        (["add", "box", "http://box", "--key-env", "A", "--keyring"], 2, "Give --key-env or --keyring, not both."),
+        (["add", "starter", "http://box"], 2, "must have another name"),
+        (["test", "nowhere"], 2, "There is no remote nowhere. Add one with"),
+        (["remove", "nowhere"], 2, "There is no remote nowhere."),
+    ],
+)
+def test_mistake_is_one_sentence(arguments: list[str], code: int, words: str, home: Path, cli: Cli) -> None:
+    run = cli("remotes", *arguments)
+    assert run.returncode == code
+    assert words in run.stderr
+    assert "secret" not in run.stderr
+    assert not paths.config_file().exists()
+
+
+def test_server_that_refuses_is_exit_code_6(
+    home: Path, cli: Cli, server: RemoteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("remotes", "add", "box", server.url, "--key-env", "BOX_KEY")
+    run = cli("remotes", "test", "box")
+    assert (run.returncode, run.stdout) == (6, "")
+    assert "The API key of the remote box is not in BOX_KEY" in run.stderr
+    monkeypatch.setenv("BOX_KEY", KEY)
+    server.required_key = "another"
+    run = cli("remotes", "test", "box")
+    assert run.returncode == 6
+    assert "refuses the API key" in run.stderr
+    assert KEY not in run.stderr + run.stdout
+
+
+def test_ask_uses_a_remote_model(home: Path, cli: Cli, server: RemoteServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOX_KEY", KEY)
+    server.required_key = KEY
+    cli("remotes", "add", "box", server.url, "--key-env", "BOX_KEY")
+    run = cli("ask", "-m", "box/big", "Hi", "--no-stdin")
+    assert (run.returncode, run.stdout) == (0, "Hello there.\n")
+    assert f"Model: box/big (remote, 127.0.0.1:{server.port})" in run.stderr
+    data = json.loads(cli("ask", "-m", "box/big", "Again", "--json", "--no-stdin", "-c").stdout)
+    assert (data["text"], data["model"], data["stats"]["prompt_tokens"]) == ("Hello there.", "box/big", 10)
+    assert "load_s" not in data["stats"]
+    assert [m["content"] for m in server.chats[1].body["messages"]] == ["Hi", "Hello there.", "Again"]
+    exported = cli("history", "export", data["conversation_id"], "--format", "json").stdout
+    assert "box/big" in exported
+    assert KEY not in exported
+    for file in home.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), f"the key is in {file}"
+
+
+def test_schema_is_sent_to_the_server(home: Path, cli: Cli, server: RemoteServer, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    cli("remotes", "add", "box", server.url)
+    server.answers = [reply('{"a": 1}')]
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    run = cli("ask", "-m", "box/big", "Hi", "--no-stdin", "--schema", str(schema))
+    assert run.stdout == '{"a": 1}\n'
+    assert server.chats[0].body["response_format"]["json_schema"]["schema"] == json.loads(schema.read_text())
+    server.answers = [reply("No JSON")]
+    run = cli("ask", "-m", "box/big", "Hi", "--no-stdin", "--schema", str(schema))
+    assert run.returncode != 0
+    assert "does not support JSON schemas" in run.stderr
+
+
+def test_broken_reply_is_saved_and_continued(home: Path, cli: Cli, server: RemoteServer) -> None:
+    def cut(exchange: Exchange) -> None:
+        exchange.chunk("Half of the")
+
+    cli("remotes", "add", "box", server.url, "--model", "big")
+    server.answers = [cut, reply(" reply.")]
+    run = cli("ask", "-m", "box", "Hi", "--no-stdin")
+    assert (run.returncode, run.stdout) == (6, "Half of the\n")
+    assert "closed the connection before the end of the reply" in run.stderr
+    run = cli("--plain", "-c", input="/continue\n")
+    assert " reply." in run.stdout, run.stderr
+    assert server.chats[1].body["messages"][-1] == {"role": "assistant", "content": "Half of the"}
