@@ -103,6 +103,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
         itself, installed heads, or a small installed model of its family; `off`: only the text is searched for drafts.
     strict: Reproducible replies: no caches or drafts, and always the same threads, so that a seed gives the same text.
     titles: Let the model write titles for new conversations while it is idle.
+    offer_earlier: Offer the earlier reply if an earlier conversation began with nearly the same message.
     theme: Colour theme (`/theme` lists all); `auto`: dark or light like the terminal; `ansi-dark`: terminal colours.
     ascii: Use only ASCII characters for drawing; unset: only if neither the locale nor the terminal uses UTF-8.
     copy_on_select: Copy text when it is selected with the mouse.
@@ -134,6 +135,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     draft_model: str = AUTO
     strict: bool = False
     titles: bool = True
+    offer_earlier: bool = True
 
     theme: str = AUTO
     ascii: bool | None = None

@@ -6,6 +6,7 @@ an `Outcome`. A command without a handler opens a view, which every front end im
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -100,6 +101,8 @@ class Command(NamedTuple):
     """View that opens if the command has no handler, or if the user typed no argument."""
     aliases: tuple[str, ...] = ()
     """Other names of the command, such as its names in other programs."""
+    stops_reply: bool = False
+    """True if the command stops the reply that is being generated, instead of waiting for the user to stop it."""
     needs_argument: bool = False
     """True if the command without an argument fails, uses a default name, or only shows or removes a value.
 
@@ -231,6 +234,11 @@ def _best(session: Session, argument: str) -> Outcome:
     return Outcome(start_reply=lambda: session.regenerate(n_replies=n_replies, pick=method))
 
 
+def _earlier(session: Session, _argument: str) -> Outcome:
+    day = session.insert_earlier_reply().format_day(dt.datetime.now().astimezone().date())
+    return Outcome(f"Earlier reply{day and f' of {day}'}; /retry generates a new one", path_changed=True)
+
+
 def _continue(session: Session, _argument: str) -> Outcome:
     return Outcome(start_reply=session.continue_reply)
 
@@ -350,6 +358,9 @@ COMMANDS: Final = (
     Command("search", "WORDS", "Search all conversations", view="search"),
     Command("retry", "", "Generate an alternative reply", _retry, "reply", aliases=("regenerate",)),
     Command("best", "[N] [METHOD]", "Pick the best of N new replies: agree, likely or judge", _best, "reply"),
+    Command(
+        "earlier", "", "Use the reply of an earlier conversation to the same first message", _earlier, stops_reply=True
+    ),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),
     Command("edit", "[TEXT]", "Edit your last message; the original remains", _edit, "reply", "editor"),
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),

@@ -84,15 +84,6 @@ def copy_reply(earlier: EarlierReply, parent_id: str) -> Message:
     )  # fmt: skip
 
 
-def describe_origin(message: Message, today: dt.date) -> str:
-    """Return the phrase "Earlier reply of 3 November" for a copied reply; "" for other messages."""
-    stats = message.stats
-    if stats is None or not isinstance(stats.origin, ReplyOrigin):
-        return ""
-    day = format_day(stats.origin.created_at_ms, today)
-    return f"Earlier reply of {day}" if day else "Earlier reply"
-
-
 def _list_files(message: Message) -> list[str]:
     """Return the sorted hashes of the files that the user attached."""
     return sorted(a.sha256 for a in message.attachments if not a.is_passages)

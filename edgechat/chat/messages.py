@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 import time
 from typing import Any, Final, Literal
@@ -9,8 +10,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgechat.documents.passages import PASSAGES_MEDIA_TYPE
-from edgechat.engine.generation import GenerationStats
-from edgechat.humanize import format_count
+from edgechat.engine.generation import GenerationStats, ReplyOrigin
+from edgechat.humanize import format_count, format_day
 from edgechat.terminal import escape_controls
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -164,3 +165,12 @@ def format_performance(message: Message) -> str:
     if message.model:
         parts.append(message.model.removesuffix(".gguf"))
     return ", ".join(parts)
+
+
+def describe_origin(message: Message, today: dt.date) -> str:
+    """Return the phrase "Earlier reply of 3 November" for a copy of an earlier reply; "" for other messages."""
+    stats = message.stats
+    if stats is None or not isinstance(stats.origin, ReplyOrigin):
+        return ""
+    day = format_day(stats.origin.created_at_ms, today)
+    return f"Earlier reply of {day}" if day else "Earlier reply"

@@ -1,8 +1,9 @@
 """Words of a question by which an earlier question is recognised as the same one.
 
-Similarity alone cannot decide that: "capital of France" and "capital of Italy" are more similar, by trigrams and by
-embeddings, than two ways to ask for either. So two questions are the same only if all their words are, in the same
-order, apart from a closed list of words and phrases that do not change the meaning (docs/decisions.md has the numbers).
+Similarity alone cannot decide that: "convert miles to km" and "convert km to miles" are more similar, by trigrams and
+by embeddings, than most pairs of questions with the same meaning. So two questions are the same only if all their words
+are, in the same order, apart from a closed list of words and phrases that do not change the meaning
+(docs/decisions.md has the numbers).
 """
 
 from __future__ import annotations

@@ -78,10 +78,16 @@ _STDIN_NOTICE: Final = (
     metavar="FILE",
     help="Make the reply JSON that matches the JSON schema in FILE.",
 )
+@click.option(
+    "--earlier",
+    "allows_earlier",
+    is_flag=True,
+    help="Print the reply of an earlier conversation that began with nearly the same question, if there is one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the reply and its statistics as one JSON object.")
 def ask(
     prompt: str | None, no_stdin: bool, as_json: bool, attachments: tuple[Path, ...], n_replies: int,
-    pick: PickMethod | None, schema_file: Path | None, **options: Any,
+    pick: PickMethod | None, schema_file: Path | None, allows_earlier: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Ask one question and print the reply as it is generated.
 
@@ -97,6 +103,8 @@ def ask(
             f"--answers: must be from 1 to {MAX_PARALLEL_REPLIES}, not {n_replies}. With --pick, up to "
             f"{MAX_PICKED_REPLIES} replies are generated."
         )
+    if allows_earlier and (schema_file is not None or n_replies > 1):
+        raise UsageError("--earlier cannot be used with --schema or --answers.")
     if prompt:
         _report_mentions(prompt)
     output: tuple[JsonSchema | None, str] = (None, "")
@@ -107,7 +115,7 @@ def ask(
     question = read_question(prompt, no_stdin=no_stdin)
     print_reply(
         question, as_json=as_json, attachments=attachments, n_replies=n_replies, pick=pick, output=output,
-        **options,
+        allows_earlier=allows_earlier, **options,
     )  # fmt: skip
 
 
@@ -173,9 +181,13 @@ def _read_stdin() -> bytes:
 
 def print_reply(
     text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1,
-    pick: PickMethod | None = None, output: tuple[JsonSchema | None, str] = (None, ""), **options: Any,
+    pick: PickMethod | None = None, output: tuple[JsonSchema | None, str] = (None, ""), allows_earlier: bool = False,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Send `text` to the model and print the reply. `output` has its JSON schema and grammar rule, if there are any.
+
+    With `allows_earlier`, the reply of an earlier conversation to nearly the same question is printed instead, if there
+    is one.
 
     A signal during the reply stops the reply and saves it. Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and
     SystemExit after another signal.
@@ -183,6 +195,14 @@ def print_reply(
     session = create_session(**options)
     output_schema, output_rule = output
     status = StderrStatus()
+    if allows_earlier:
+        from edgechat.cli.earlier_offer import print_earlier_reply
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(session.close)
+            if print_earlier_reply(session, text, attachments, status, as_json=as_json):
+                return
+            stack.pop_all()
     with use_session(session, status) as interruption:
         with interruption.stop_reply():
             events = session.send(text, attachments, n_replies, pick, output_rule, output_schema)

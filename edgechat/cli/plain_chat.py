@@ -16,6 +16,7 @@ import click
 from edgechat.chat import command_arguments, command_parser, commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
+from edgechat.cli.earlier_offer import offer_earlier_reply
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.reply_input import ReplyInput
@@ -161,7 +162,8 @@ class PlainChat:
                 self._run_command(*command_and_argument)
             else:
                 self._status.note(describe_missing_files(text))
-                self._print_reply(self._session.send(text.strip(), [*self._attachments, *find_attached_files(text)]))
+                reply = self._session.send(text.strip(), [*self._attachments, *find_attached_files(text)])
+                self._print_reply(offer_earlier_reply(self._session, reply, self._status))
                 self._attachments = []  # not reached after an error, so that the attachments can be sent again
         except EdgechatError as error:
             self._report(error)

@@ -75,8 +75,11 @@ class Actions:
         else:
             if command.run_mode == "reply":
                 self._start_reply()
-            else:
+            elif not command.stops_reply:
                 self._refuse_while_generating()
+            elif self._pane.is_generating:
+                self._pane.composer.hold_queue()
+                self._worker.stop()
             self._worker.run_command(command, argument, line)
 
     def apply_outcome(self, outcome: Outcome, line: str = "") -> None:

@@ -330,6 +330,7 @@ class ChatApp(ThemedApp):
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Key) and not event.is_forwarded:
             self.pane.footer.note_key()
+            self.pane.hide_offer()
         await super().on_event(event)
 
     def copy_to_clipboard(self, text: str) -> None:

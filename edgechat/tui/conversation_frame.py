@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.composer_bar import ComposerBar, ComposerState
+    from edgechat.tui.widgets.earlier_offer import EarlierOffer
     from edgechat.tui.widgets.footer import Severity
 
 # Minimum height of the screen in rows for notices in the footer.
@@ -58,6 +59,8 @@ class ConversationFrame(Vertical):
         self.composer = Composer(self.prompt, worker)
         self.composer_bar: ComposerBar | None = None
         """Rows of attachments and queued messages; None until there are any, because creating them takes time."""
+        self.earlier_offer: EarlierOffer | None = None
+        """Row that offers an earlier reply; None until there was one."""
         self.view: ui_messages.ConversationView | None = None
         """Snapshot of the open conversation; None until the session is created."""
         self.is_generating = False
@@ -164,6 +167,20 @@ class ConversationFrame(Vertical):
             self.mount(self.composer_bar, before=self.prompt)
         if self.composer_bar is not None:
             self.composer_bar.redraw()
+
+    def show_offer(self, text: str) -> None:
+        """Offer an earlier reply above the input until the next key; `text` says when it was asked for."""
+        if self.earlier_offer is None:
+            from edgechat.tui.widgets.earlier_offer import EarlierOffer
+
+            self.earlier_offer = EarlierOffer()
+            self.mount(self.earlier_offer, before=self.status_line)
+        self.earlier_offer.show(text, self.footer.key_label("chat.earlier"))
+
+    def hide_offer(self) -> None:
+        """Remove the offer of an earlier reply."""
+        if self.earlier_offer is not None:
+            self.earlier_offer.display = False
 
     def format_alternative_keys(self) -> str:
         """Return a hint that names the keys for the other alternatives of a message."""

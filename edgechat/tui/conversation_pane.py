@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Interval, in seconds, at which collected text is shown even if no further token arrives.
 _HELD_TEXT_INTERVAL_S: Final = 0.25
+# Numbers of the messages of a new conversation among their alternatives, and numbers of alternatives.
+_FIRST_REPLY: Final = [(1, 1), (1, 1)]
 
 
 class ConversationPane(ConversationFrame):
@@ -100,6 +102,7 @@ class ConversationPane(ConversationFrame):
 
     def on_conversation_changed(self, message: ui_messages.ConversationChanged) -> None:
         is_switch = not self.shows(message.view.conversation.id)
+        self.hide_offer()
         if is_switch:
             self.composer.reset()
             self.status_line.context_tokens, self._speed = 0, ""
@@ -256,6 +259,9 @@ class ConversationPane(ConversationFrame):
     def on_reply_started(self, message: ui_messages.ReplyStarted) -> None:
         if self.view is not None and not self.view.path:
             self.composer.start_conversation(message.view.conversation.id)
+        self.hide_offer()
+        if [alternative for _, alternative in message.view.path] == _FIRST_REPLY:
+            self.worker.find_earlier_reply()
         self.worker.paint_pace.start_reply()
         self.is_generating, self.is_reasoning = True, False
         self._show(message.view, follow=True)
@@ -265,6 +271,10 @@ class ConversationPane(ConversationFrame):
             self._streaming_entry.start_streaming()
         self.status_line.start_reply()
         self._held_text_timer = self.set_interval(_HELD_TEXT_INTERVAL_S, self.worker.post_held_text)
+
+    def on_earlier_reply_found(self, message: ui_messages.EarlierReplyFound) -> None:
+        if self.shows(message.conversation_id) and len(self.messages) == len(_FIRST_REPLY):
+            self.show_offer(message.text)
 
     def on_text_arrived(self, message: ui_messages.TextArrived) -> None:
         self.worker.paint_pace.note_text()

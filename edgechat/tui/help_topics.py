@@ -45,9 +45,9 @@ TOPICS: Final = (
     ),
     Topic(
         "Change a message or a reply",
-        ("message.edit", "message.retry", "message.continue", "chat.previous", "chat.next", "message.previous",
-         "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo"),
-        ("edit", "retry", "best", "continue", "switch", "delete", "undo"),
+        ("message.edit", "message.retry", "message.continue", "chat.earlier", "chat.previous", "chat.next",
+         "message.previous", "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo"),
+        ("edit", "retry", "best", "continue", "earlier", "switch", "delete", "undo"),
     ),
     Topic(
         "Conversations",

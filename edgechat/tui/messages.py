@@ -127,6 +127,16 @@ class ReplyEnded(Message):
 
 
 @dataclass(repr=False, eq=False)
+class EarlierReplyFound(Message):
+    """An earlier conversation began with nearly the same message, and has a reply."""
+
+    conversation_id: str
+    """ID of the open conversation when the search began."""
+    text: str
+    """Clause with the day, such as "Asked on 3 November"."""
+
+
+@dataclass(repr=False, eq=False)
 class TitleChanged(Message):
     """The model generated a title for the conversation."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -195,6 +196,8 @@ class SessionWorker:
             self._post(messages.CommandFinished(outcome))
             return
         self.post_conversation(session)
+        if command.stops_reply:  # the title was to be generated after the reply
+            self.run_when_idle(self._generate_title)
         self._post(messages.CommandFinished(outcome._replace(model="")))
         if outcome.model:  # load the model at once, so that messages sent meanwhile use it
             self._load_model(outcome.model, line)
@@ -293,6 +296,18 @@ class SessionWorker:
     def _generate_title(self, session: Session) -> None:
         if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
+
+    def find_earlier_reply(self) -> None:
+        """Search for an earlier reply to the first message while the model replies; post EarlierReplyFound."""
+
+        def find(session: Session) -> None:
+            conversation_id = session.conversation.id
+            earlier = session.find_earlier_reply() if session.settings.offer_earlier else None
+            if earlier is not None:
+                today = dt.datetime.now().astimezone().date()
+                self._post(messages.EarlierReplyFound(conversation_id, earlier.describe_offer(today)))
+
+        self.run_when_idle(find)
 
     def measure_context(self, number: int, text: str, files: Sequence[Path]) -> None:
         """Count the context tokens that `text` and `files` would use if sent now, and the tokens of each file.

@@ -27,7 +27,7 @@ from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.throughput import DeviceRates
-from edgechat.store import open_ephemeral_store
+from edgechat.store import open_ephemeral_store, open_store
 from edgechat.tui import palette_sources, search_rows
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
@@ -140,6 +140,25 @@ async def test_chat_in_ascii() -> None:
         text = "".join(svg_texts(app.export_screenshot()))
         assert text.replace("\xa0", " ").isascii()
         await compare(app, "chat-ascii")
+
+
+async def test_earlier_reply(home: Path) -> None:
+    store = open_store()
+    november_3 = 1_762_171_200_000  # at noon, in 2025
+    save_conversation(store, [("What is the capital of France?", "The capital is **Paris**.")], at_ms=november_3)
+    app = make_scripted_app("It is Paris, on the Seine.", store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Can you tell me what the capital of France is?")
+        await until_async(lambda: app.pane.earlier_offer is not None)
+        app.pane.prompt.cursor_blink = False
+        await wait_for_jobs(app)
+        await compare(app, "earlier-offer-80x24")
+        await pilot.press("f6")
+        await until_async(lambda: len(app.pane.messages) == 2 and app.pane.messages[1].alternative == (2, 2))
+        app.pane.footer.show_notice("")
+        await wait_for_jobs(app)
+        await compare(app, "earlier-reply-80x24")
 
 
 async def statistics(app: ChatApp, pilot: Pilot[int]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Final, Literal
 
-from edgechat.chat.messages import format_performance
+from edgechat.chat.messages import describe_origin, format_performance
 from edgechat.documents.descriptions import describe_set
 from edgechat.documents.passages import PASSAGES_MEDIA_TYPE
 from edgechat.terminal import TextEscaper, escape_controls
@@ -155,6 +156,9 @@ class MessageEntry(TranscriptEntry):
             pick = self.message.stats.pick if self.message.stats is not None else None
             reason = f" {escape_controls(pick)}" if isinstance(pick, str) else ""
             blocks.append(PlainTextLayout(f"{self.glyphs.left}{number}/{count}{self.glyphs.right}{reason}", "muted"))
+        if origin := describe_origin(self.message, dt.datetime.now().astimezone().date()):
+            model = escape_controls(self.message.model.removesuffix(".gguf"))
+            blocks.append(PlainTextLayout(", ".join(filter(None, (origin, model))), "muted"))
         if self.reasoning:
             blocks.append(PlainTextLayout(self._summarize_reasoning(), "muted"))
             if self.is_expanded:

@@ -55,6 +55,7 @@ class ChatScreen(SidebarScreen):
         Binding("f3", "command('plan')", "Show why this model was chosen", id="chat.plan", show=False),
         Binding("f4", "command('persona')", "Personas", id="chat.personas", show=False),
         Binding("f5", "command('now')", "End the reasoning; the model answers now", id="chat.now", show=False),
+        Binding("f6", "command('earlier')", "Use the earlier reply to the same message", id="chat.earlier", show=False),
         Binding("pageup", "page(-1)", "Page up", id="chat.page_up", show=False),
         Binding("pagedown", "page(1)", "Page down", id="chat.page_down", show=False),
         Binding("ctrl+up,shift+up", "scroll_rows(-1)", "Scroll up", id="chat.scroll_up", show=False),

@@ -38,7 +38,7 @@ FAILING = """
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
-A question | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /detach
+A question | /earlier | /rename Animals | /pin | /pin | /attach notes.txt | /detach no | /detach
 /attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3
 /temp 0.7 | /best 3 likely | /edit Another question

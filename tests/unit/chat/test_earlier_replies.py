@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from edgechat import paths
 from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.chat import earlier_replies
-from edgechat.chat.earlier_replies import EarlierReply, describe_origin, find_earlier_reply
+from edgechat.chat.earlier_replies import EarlierReply, find_earlier_reply
 from edgechat.chat.message_passages import make_attachment
-from edgechat.chat.messages import Attachment, Conversation, Message, format_performance, new_id
+from edgechat.chat.messages import Attachment, Conversation, Message, describe_origin, format_performance, new_id
 from edgechat.config import Settings
 from edgechat.documents.passages import Passage, PassageSet
 from edgechat.engine.generation import ReplyOrigin
