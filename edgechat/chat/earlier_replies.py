@@ -17,7 +17,7 @@ from edgechat.errors import NotFoundError
 from edgechat.humanize import format_day
 
 if TYPE_CHECKING:
-    from edgechat.chat.store import Store
+    from edgechat.chat.store import FirstMessage, Store
 
 # Maximum number of earlier first messages with the same words that are compared, newest first.
 _MAX_CANDIDATES: Final = 50
@@ -43,14 +43,15 @@ class EarlierReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_earlier_reply(
-    store: Store, question: Message, system_prompt: str, excluded_id: str = ""
+    store: Store, question: Message, system_prompt: str, excluded_id: str = "", remote: str = ""
 ) -> EarlierReply | None:  # fmt: skip
     """Return the newest reply to a first message that is nearly the same as `question`; None if there is none.
 
     The earlier message must have the same words (see `question_words`), attached files and passages of documents, and
     its reply the same system prompt. Deleted messages, incomplete replies, and the conversation `excluded_id` are left
-    out. Only reads, and only in a store on disk, so that ephemeral conversations neither look up nor are found.
-    Raises StoreError.
+    out. In a conversation with a model of `remote`, only replies of that remote are found, because the next message
+    sends the reply there. Only reads, and only in a store on disk, so that ephemeral conversations neither look up nor
+    are found. Raises StoreError.
     """
     parsed = parse_question(question.text)
     terms = parsed.search_terms
@@ -60,7 +61,7 @@ def find_earlier_reply(
     passages = _read_passages(store, question)
     for candidate in store.find_first_messages(terms, limit=_MAX_CANDIDATES, max_chars=MAX_CHARS):
         is_same = candidate.conversation_id != excluded_id and parsed.is_same(parse_question(candidate.text))
-        found = _read_reply(store, candidate.conversation_id, candidate.message_id, system_prompt) if is_same else None
+        found = _read_reply(store, candidate, system_prompt, remote) if is_same else None
         if found is None or _list_files(found[0]) != files:
             continue
         message, reply = found
@@ -79,7 +80,8 @@ def copy_reply(earlier: EarlierReply, parent_id: str) -> Message:
         created_at_ms=now_ms(), model=reply.model, finish_reason="stop", n_tokens=reply.n_tokens,
         stats=GenerationStats(
             prompt_tokens=0, cached_tokens=0, completion_tokens=0, ttft_s=0.0, prefill_tps=0.0, decode_tps=0.0,
-            context_hash=stats.context_hash if stats is not None else msgspec.UNSET, origin=earlier.origin,
+            context_hash=stats.context_hash if stats is not None else msgspec.UNSET,
+            is_remote=stats.is_remote if stats is not None else msgspec.UNSET, origin=earlier.origin,
         ),
     )  # fmt: skip
 
@@ -102,28 +104,29 @@ def _read_passages(store: Store, message: Message) -> Sequence[tuple[str, str, s
 
 
 def _read_reply(
-    store: Store, conversation_id: str, message_id: str, system_prompt: str
+    store: Store, candidate: FirstMessage, system_prompt: str, remote: str
 ) -> tuple[Message, Message] | None:  # fmt: skip
-    """Return a message and its complete reply with the same system prompt, if possible the one on its active path.
+    """Return a first message and its complete reply with the same system prompt, if possible of its active path.
 
     Returns None if there is none, or if another process has deleted the conversation.
     """
     try:
-        conversation, messages = store.conversation(conversation_id), store.messages(conversation_id)
+        conversation = store.conversation(candidate.conversation_id)
+        messages = store.messages(candidate.conversation_id)
     except NotFoundError:
         return None
     tree = MessageTree(messages)
-    if message_id not in tree:
+    if candidate.message_id not in tree:
         return None
-    message = tree[message_id]
+    message = tree[candidate.message_id]
     # The reply of an earlier version of edgechat, or of an import, has the system prompt of its conversation, if any.
     default_prompt = conversation.settings.get("system_prompt")
     default_hash = hash_context(default_prompt if isinstance(default_prompt, str) else "")
     expected_hash = hash_context(system_prompt)
     replies = [
         m for m in messages
-        if m.parent_id == message_id and m.role == "assistant" and m.text.strip() and _is_complete(m)
-        and _get_context_hash(m, default_hash) == expected_hash
+        if m.parent_id == message.id and m.role == "assistant" and m.text.strip() and _is_complete(m)
+        and (not remote or _is_of_remote(m, remote)) and _get_context_hash(m, default_hash) == expected_hash
     ]  # fmt: skip
     active_replies = [m for m in replies if m.id == message.active_child_id]
     return (message, [*replies, *active_replies][-1]) if replies else None
@@ -131,6 +134,10 @@ def _read_reply(
 
 def _is_complete(reply: Message) -> bool:
     return reply.finish_reason in {"stop", ""} and not reply.repeats_itself
+
+
+def _is_of_remote(reply: Message, remote: str) -> bool:
+    return reply.stats is not None and reply.stats.is_remote is True and reply.model.startswith(f"{remote}/")
 
 
 def _get_context_hash(reply: Message, default_hash: str) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from edgechat.chat import events
+from edgechat.chat.context_hash import hash_context
 from edgechat.chat.messages import Conversation, FinishReason, Message
 from edgechat.chat.recorder import ReplyRecorder
 from edgechat.chat.remote_prompt import RemotePrompt
@@ -214,6 +215,10 @@ class RemoteGeneration:
             if streaming_reply.finish_reason is not None and streaming_reply.finish_reason != "repetition":
                 reason = streaming_reply.finish_reason
             stats = streaming_reply.make_stats(started_at)
+            if stats is not None:
+                schema = self._options.output_schema
+                context_hash = hash_context(self._settings.system_prompt, "" if schema is None else repr(schema))
+                stats = msgspec.structs.replace(stats, context_hash=context_hash)
             n_tokens = None if stats is None else stats.completion_tokens + (streaming_reply.n_tokens_before or 0)
             changes: dict[str, object] = {"reasoning": recorder.reply.reasoning.rstrip("\n"), "n_tokens": n_tokens}
             if prompt is not None:

@@ -400,7 +400,8 @@ class Session:
             message, path = path[0], []
         if message is None or path or message.role != "user":
             return None
-        return find_earlier_reply(self.store, message, self.settings.system_prompt, self.conversation.id)
+        remote = self.reply_model.partition("/")[0] if self.source.is_remote else ""
+        return find_earlier_reply(self.store, message, self.settings.system_prompt, self.conversation.id, remote)
 
     def insert_earlier_reply(self) -> EarlierReply:
         """Copy the earlier reply that `find_earlier_reply` returns into this conversation, and make it the head.

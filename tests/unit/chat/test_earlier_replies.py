@@ -22,7 +22,7 @@ from edgechat.chat.message_passages import make_attachment
 from edgechat.chat.messages import Attachment, Conversation, Message, describe_origin, format_performance, new_id
 from edgechat.config import Settings
 from edgechat.documents.passages import Passage, PassageSet
-from edgechat.engine.generation import ReplyOrigin
+from edgechat.engine.generation import GenerationStats, ReplyOrigin
 from edgechat.errors import StoreError, UsageError
 from edgechat.store import open_ephemeral_store, open_store
 from edgechat.store.formats import edgechat_json, html, markdown
@@ -217,6 +217,20 @@ def test_reply_without_statistics_has_the_system_prompt_of_its_conversation(stor
     store.update_conversation(conversation.id, settings={"system_prompt": "Be brief."})
     assert find(store) is None
     assert find(store, system_prompt="Be brief.") == "Paris."
+
+
+def test_conversation_with_a_remote_gets_only_replies_of_that_remote(store: SqliteStore) -> None:
+    def find_for(remote: str) -> str | None:
+        earlier = find_earlier_reply(store, Message(id="", role="user", text=SIMILAR), "", remote=remote)
+        return earlier.reply.text if earlier is not None else None
+
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=1, ttft_s=0.1, prefill_tps=0.0, decode_tps=0.0,
+        is_remote=True,
+    )  # fmt: skip
+    save(store, reply="Of box.", model="box/small", stats=stats)
+    save(store, reply="Of a file.", model="box/small", at_ms=AT_MS + 1)
+    assert (find_for("box"), find_for("bo"), find_for("other"), find_for("")) == ("Of box.", None, None, "Of a file.")
 
 
 def test_ephemeral_conversations_neither_look_up_nor_are_found(home: Path) -> None:
