@@ -15,7 +15,7 @@ TEST_VARIANTS := $(if $(filter host,$(VARIANTS)),dev,$(VARIANTS))
 # the slowest ones, and end with one process alone.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help chat serve test test-fast test-long test-exhaustive fuzz check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
+.PHONY: help chat serve test test-fast test-long test-exhaustive fuzz check setup setup-dev peers wheels bundle deb single cuda vulkan test-arm64 docs screenshots clean
 
 help:
 	@echo "make chat             set up, then chat with the best installed model, at first the starter model"
@@ -32,6 +32,7 @@ help:
 	@echo "make deb              build a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
 	@echo "make single           build one file in dist/single that needs no Python"
 	@echo "make cuda             build a package in dist/cuda with llama.cpp's CUDA kernels"
+	@echo "make vulkan           build a package in dist/vulkan with llama.cpp's Vulkan kernels"
 	@echo "make test-arm64       install and run edgechat on emulated Arm boards; needs root, qemu and debootstrap"
 	@echo "make docs             regenerate the generated parts of docs/"
 	@echo "make screenshots      redraw the pictures in docs/"
@@ -112,6 +113,9 @@ deb: setup-dev
 
 cuda: setup-dev
 	@$(BIN)/python packaging/cuda.py $(if $(TOOLKIT),--toolkit)
+
+vulkan: setup-dev
+	@$(BIN)/python packaging/vulkan.py
 
 single: setup-dev
 	@$(BIN)/python packaging/single.py

@@ -45,7 +45,7 @@ def main() -> int:
         type=Path,
         metavar="PATH",
         dest="wheels",
-        help="include edgechat-cuda12 or -cuda13",
+        help="include edgechat-cuda12, -cuda13 or -vulkan",
         **repeatable,
     )
     add("--python", choices=PYTHONS, dest="pythons", help="Python version; may be repeated", **repeatable)
@@ -65,8 +65,8 @@ def make(directory: Path, models: list[Path], pythons: list[str], more: list[Pat
             raise toolchain.BuildError(f"{model} {'is not a .gguf file' if model.exists() else 'does not exist'}.")
     machine = toolchain.target_machine()
     for wheel in more:
-        if not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{machine})\.whl", wheel.name) or not wheel.is_file():
-            raise toolchain.BuildError(f"{wheel} is not a CUDA package of edgechat for {machine}.")
+        if not re.fullmatch(rf"edgechat_(cuda\d+|vulkan)-.*(any|_{machine})\.whl", wheel.name) or not wheel.is_file():
+            raise toolchain.BuildError(f"{wheel} is not a CUDA or Vulkan package of edgechat for {machine}.")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)

