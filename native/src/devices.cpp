@@ -6,12 +6,49 @@
 
 #include <cstdio>
 #include <cstring>
+#include <string>
+#include <vector>
 
 namespace {
 
+std::vector<std::string> & excluded_names() {
+    static std::vector<std::string> names;
+    return names;
+}
+
+// Devices for models while some are excluded, and a null pointer. The list must outlive the loading of a model.
+std::vector<ggml_backend_dev_t> & allowed_devices() {
+    static std::vector<ggml_backend_dev_t> devices;
+    return devices;
+}
+
 bool is_gpu(ggml_backend_dev_t device) {
     const enum ggml_backend_dev_type type = ggml_backend_dev_type(device);
-    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    if (type != GGML_BACKEND_DEVICE_TYPE_GPU && type != GGML_BACKEND_DEVICE_TYPE_IGPU) {
+        return false;
+    }
+    for (const std::string & name : excluded_names()) {
+        if (name == ggml_backend_dev_name(device)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Returns the devices for a model: all discrete GPUs, or else the first integrated one, like llama.cpp without a list.
+std::vector<ggml_backend_dev_t> list_gpus() {
+    std::vector<ggml_backend_dev_t> discrete;
+    std::vector<ggml_backend_dev_t> integrated;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (is_gpu(device)) {
+            (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU ? discrete : integrated).push_back(device);
+        }
+    }
+    if (discrete.empty() && !integrated.empty()) {
+        discrete.push_back(integrated.front());
+    }
+    return discrete;
 }
 
 }  // namespace
@@ -43,6 +80,12 @@ int edgechat_devices(edgechat_device * devices, int capacity) {
     return count;
 }
 
+void edgechat_exclude_devices(const char * const * names, int count) {
+    excluded_names().assign(names, names + count);
+    allowed_devices() = list_gpus();
+    allowed_devices().push_back(nullptr);
+}
+
 void edgechat_place(llama_model_params * params, int n_gpu_layers, int experts_on_cpu) {
     // Both lists must outlive the loading of a model, so they are static and never change.
     static ggml_backend_dev_t                 none[] = {nullptr};
@@ -52,5 +95,8 @@ void edgechat_place(llama_model_params * params, int n_gpu_layers, int experts_o
     };
     params->n_gpu_layers          = n_gpu_layers;
     params->devices               = n_gpu_layers > 0 ? nullptr : none;
+    if (n_gpu_layers > 0 && !excluded_names().empty()) {
+        params->devices = allowed_devices().data();
+    }
     params->tensor_buft_overrides = n_gpu_layers > 0 && experts_on_cpu != 0 ? experts : nullptr;
 }

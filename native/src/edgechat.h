@@ -146,6 +146,10 @@ typedef struct edgechat_device {
 // Writes up to `capacity` entries and returns the total number of GPUs.
 EDGECHAT_API int edgechat_devices(edgechat_device * devices, int capacity);
 
+// Limits edgechat_devices and edgechat_place to GPUs other than those named, such as "Vulkan1". Not thread-safe: call it
+// before any model is loaded.
+EDGECHAT_API void edgechat_exclude_devices(const char * const * names, int count);
+
 struct llama_model_params;
 
 // Sets the placement of a model's tensors: `n_gpu_layers` layers on all GPUs, optionally without their experts, which
@@ -159,6 +163,21 @@ EDGECHAT_API void edgechat_place(struct llama_model_params * params, int n_gpu_l
 // "done\t<checks>\t<failures>" at the end, so that the reader can tell where a crash or a hang happened. Returns the
 // number of failures, or -1 if the module can't be loaded or does not support this CPU. Call it once per process.
 EDGECHAT_API int edgechat_selftest(const char * module_path, int n_threads, int report_fd);
+
+// What edgechat_selftest_device tests.
+typedef struct edgechat_selftest_options {
+    int32_t      device;     // number of the device within the module
+    int32_t      n_threads;
+    int32_t      report_fd;
+    int32_t      decodes;    // 1: also the decode of a tiny model
+    const char * types;      // ggml's numbers of the weight types to test, separated by spaces; empty: all
+    uint64_t     n_bytes;    // memory to allocate on the device, write and read back; 0: none
+} edgechat_selftest_options;
+
+// Like edgechat_selftest, for one device of a module. After loading, writes
+// "device\t<devices of the module>\t<name>\t<description>\t<gpu, igpu, cpu or accel>", and after the test of memory
+// "memory\t<allocated bytes>", after each weight type "type\t<number>". Memory that cannot be allocated is not a failure; memory that loses its contents is.
+EDGECHAT_API int edgechat_selftest_device(const char * module_path, const edgechat_selftest_options * options);
 
 // Loads the backend module at `module_path` and measures it with `n_threads` threads for a few seconds; with `quick`,
 // only Q4_0. Writes lines "speed\t<name>\t<buffer type>\t<batch>\t<per second>" to `report_fd`: for each weight type

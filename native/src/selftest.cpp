@@ -7,10 +7,12 @@
 #include "ggml-cpp.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #ifdef _WIN32
@@ -37,6 +39,22 @@ void Report::fail(const std::string & message) {
     failures_++;
     line("fail", message);
 }
+
+void Report::device(int n_devices, ggml_backend_dev_t device) {
+    const char * kind = "accel";
+    switch (ggml_backend_dev_type(device)) {
+        case GGML_BACKEND_DEVICE_TYPE_CPU: kind = "cpu"; break;
+        case GGML_BACKEND_DEVICE_TYPE_GPU: kind = "gpu"; break;
+        case GGML_BACKEND_DEVICE_TYPE_IGPU: kind = "igpu"; break;
+        default: break;
+    }
+    line("device", std::to_string(n_devices) + "\t" + ggml_backend_dev_name(device) + "\t" +
+                       ggml_backend_dev_description(device) + "\t" + kind);
+}
+
+void Report::memory(uint64_t n_bytes) { line("memory", std::to_string(n_bytes)); }
+
+void Report::type(int number) { line("type", std::to_string(number)); }
 
 void Report::done() {
     line("done", std::to_string(checks_) + "\t" + std::to_string(failures_));
@@ -182,11 +200,17 @@ std::string run(ggml_backend_t backend, ggml_backend_buffer_type_t buffer_type, 
     return compare(product, activations, result);
 }
 
-void try_products(ggml_backend_dev_t device, ggml_backend_t backend, Report & report) {
+// Returns whether `types`, ggml's numbers separated by spaces, contains the type; an empty list contains all.
+bool is_listed(const char * types, ggml_type type) {
+    const std::string list = std::string(" ") + types + " ";
+    return *types == '\0' || list.find(" " + std::to_string(static_cast<int>(type)) + " ") != std::string::npos;
+}
+
+void try_products(ggml_backend_dev_t device, ggml_backend_t backend, const char * types, Report & report) {
     const std::vector<ggml_backend_buffer_type_t> buffers = buffer_types(device);
     for (int number = 0; number < GGML_TYPE_COUNT; number++) {
         const ggml_type type = static_cast<ggml_type>(number);
-        if (!is_weight_type(type)) {
+        if (!is_weight_type(type) || !is_listed(types, type)) {
             continue;
         }
         const Weights weights(type);
@@ -208,20 +232,90 @@ void try_products(ggml_backend_dev_t device, ggml_backend_t backend, Report & re
                 }
             }
         }
+        report.type(number);
     }
+}
+
+// Allocates up to n_bytes in pieces as large as the device allows, writes a pattern to both ends of each piece, and reads
+// all of them back, to find devices whose memory is smaller than they say or whose large buffers overlap.
+void try_memory(ggml_backend_dev_t device, uint64_t n_bytes, Report & report) {
+    constexpr uint64_t       n_end = 1u << 20;
+    constexpr uint64_t       n_max = 1u << 30;
+    ggml_backend_buffer_type_t type  = ggml_backend_dev_buffer_type(device);
+    const uint64_t           piece = std::max(std::min<uint64_t>(ggml_backend_buft_get_max_size(type), n_max), 2 * n_end);
+    struct Piece {
+        ggml_context_ptr        context;
+        ggml_backend_buffer_ptr buffer;
+        ggml_tensor *           ends[2];
+    };
+    size_t free_bytes  = 0;
+    size_t total_bytes = 0;
+    ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+    // Programs need the rest: of a shared memory more than of the memory of a card.
+    const bool is_shared = ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_GPU;
+    n_bytes = std::min<uint64_t>(n_bytes, is_shared ? free_bytes / 2 : free_bytes - free_bytes / 8);
+    std::vector<Piece> pieces;
+    uint64_t           n_allocated = 0;
+    const auto         pattern     = [](size_t number, size_t end) {
+        return Noise(static_cast<uint32_t>(0x2545f491u + 2 * number + end)).take(n_end / sizeof(float));
+    };
+    while (n_allocated + 2 * n_end <= n_bytes) {
+        const uint64_t size = std::min(n_bytes - n_allocated, piece) / n_end * n_end;
+        report.stage("allocation of " + std::to_string((n_allocated + size) >> 20) + " MiB on the device");
+        ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(type, size));
+        if (!buffer) {
+            break;
+        }
+        Piece new_piece{new_context(), std::move(buffer), {nullptr, nullptr}};
+        char * base = static_cast<char *>(ggml_backend_buffer_get_base(new_piece.buffer.get()));
+        for (size_t end = 0; end < 2; end++) {
+            ggml_tensor * tensor =
+                ggml_new_tensor_1d(new_piece.context.get(), GGML_TYPE_F32, static_cast<int64_t>(n_end / sizeof(float)));
+            ggml_backend_tensor_alloc(new_piece.buffer.get(), tensor, base + (end == 0 ? 0 : size - n_end));
+            ggml_backend_tensor_set(tensor, pattern(pieces.size(), end).data(), 0, n_end);
+            new_piece.ends[end] = tensor;
+        }
+        pieces.push_back(std::move(new_piece));
+        n_allocated += size;
+    }
+    for (size_t number = 0; number < pieces.size(); number++) {
+        for (size_t end = 0; end < 2; end++) {
+            std::vector<float> read(n_end / sizeof(float));
+            ggml_backend_tensor_get(pieces[number].ends[end], read.data(), 0, n_end);
+            if (read != pattern(number, end)) {
+                report.fail("memory: piece " + std::to_string(number) + " of " + std::to_string(pieces.size()) +
+                            " lost its contents");
+                return;
+            }
+        }
+    }
+    report.memory(n_allocated);
 }
 
 }  // namespace
 
-int edgechat_selftest(const char * module_path, int n_threads, int report_fd) {
-    Report report(report_fd);
+int edgechat_selftest_device(const char * module_path, const edgechat_selftest_options * options) {
+    Report report(options->report_fd);
     report.stage("loading the module");
-    const Opened opened = open_module(module_path, n_threads);
+    const Opened opened = open_module(module_path, options->n_threads, options->device);
+    if (opened.device != nullptr) {
+        report.device(opened.n_devices, opened.device);
+    }
     if (!opened.backend) {
         return -1;
     }
-    try_products(opened.device, opened.backend.get(), report);
-    selftest_decode(opened.device, n_threads, report);
+    if (options->n_bytes > 0) {
+        try_memory(opened.device, options->n_bytes, report);
+    }
+    try_products(opened.device, opened.backend.get(), options->types, report);
+    if (options->decodes != 0) {
+        selftest_decode(opened.device, options->n_threads, report);
+    }
     report.done();
     return report.failures();
+}
+
+int edgechat_selftest(const char * module_path, int n_threads, int report_fd) {
+    const edgechat_selftest_options options{0, n_threads, report_fd, 1, "", 0};
+    return edgechat_selftest_device(module_path, &options);
 }

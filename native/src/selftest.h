@@ -3,6 +3,7 @@
 
 #include "ggml-backend.h"
 
+#include <cstdint>
 #include <string>
 
 // Writes the report lines of edgechat_selftest and counts checks and failures.
@@ -12,6 +13,9 @@ class Report {
 
     void stage(const std::string & message);
     void fail(const std::string & message);
+    void device(int n_devices, ggml_backend_dev_t device);
+    void memory(uint64_t n_bytes);
+    void type(int number);
     void done();
 
     int failures() const { return failures_; }

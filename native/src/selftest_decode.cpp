@@ -127,23 +127,32 @@ class Writer {
     gguf_context_ptr file_;
 };
 
-// Returns the logits after the last of n_tokens tokens, decoded in batches of `batch`; empty if decoding failed.
-std::vector<float> decode(llama_model * model, int n_threads, int batch) {
+Context new_context(llama_model * model, int n_threads) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = 64;
     params.n_batch              = 32;
     params.n_threads            = n_threads;
     params.n_threads_batch      = n_threads;
-    const Context context(llama_init_from_model(model, params));
+    return Context(llama_init_from_model(model, params));
+}
+
+std::vector<llama_token> new_tokens() {
+    std::vector<llama_token> tokens;
+    for (int i = 0; i < n_tokens; i++) {
+        tokens.push_back((i * 37 + 5) % static_cast<int>(n_vocab));
+    }
+    return tokens;
+}
+
+// Returns the logits after the last of n_tokens tokens, decoded in batches of `batch`; empty if decoding failed.
+std::vector<float> decode(llama_model * model, int n_threads, int batch) {
+    const Context context = new_context(model, n_threads);
     if (!context) {
         return {};
     }
-    llama_token tokens[n_tokens];
-    for (int i = 0; i < n_tokens; i++) {
-        tokens[i] = (i * 37 + 5) % static_cast<int>(n_vocab);
-    }
+    std::vector<llama_token> tokens = new_tokens();
     for (int i = 0; i < n_tokens; i += batch) {
-        if (llama_decode(context.get(), llama_batch_get_one(tokens + i, batch)) != 0) {
+        if (llama_decode(context.get(), llama_batch_get_one(tokens.data() + i, batch)) != 0) {
             return {};
         }
     }
@@ -170,6 +179,28 @@ std::string compare(const std::vector<float> & together, const std::vector<float
     return "";
 }
 
+// Aborts a decode as soon as the backend asks. Returns whether decoding in the same context then still works; a backend
+// that never asks computes to the end, which is no failure.
+bool survives_abort(llama_model * model, int n_threads, const std::vector<float> & expected) {
+    const Context context = new_context(model, n_threads);
+    if (!context) {
+        return false;
+    }
+    bool is_aborted = true;
+    llama_set_abort_callback(context.get(), [](void * flag) { return *static_cast<bool *>(flag); }, &is_aborted);
+    for (int attempt = 0; attempt < 2; attempt++) {
+        std::vector<llama_token> tokens = new_tokens();
+        llama_memory_clear(llama_get_memory(context.get()), true);
+        const int result = llama_decode(context.get(), llama_batch_get_one(tokens.data(), n_tokens));
+        if (result < 0 || (result != 0 && !is_aborted)) {
+            return false;
+        }
+        is_aborted = false;
+    }
+    const float * logits = llama_get_logits_ith(context.get(), -1);
+    return logits != nullptr && compare(expected, std::vector<float>(logits, logits + n_vocab)).empty();
+}
+
 }  // namespace
 
 void selftest_decode(ggml_backend_dev_t device, int n_threads, Report & report) {
@@ -191,8 +222,14 @@ void selftest_decode(ggml_backend_dev_t device, int n_threads, Report & report) 
         report.fail("decode of a tiny model: it can't be loaded");
         return;
     }
-    const std::string wrong = compare(decode(model.get(), n_threads, n_tokens), decode(model.get(), n_threads, 1));
+    const std::vector<float> together = decode(model.get(), n_threads, n_tokens);
+    const std::string        wrong    = compare(together, decode(model.get(), n_threads, 1));
     if (!wrong.empty()) {
         report.fail("decode of a tiny model: " + wrong);
+        return;
+    }
+    report.stage("abort of a decode");
+    if (!survives_abort(model.get(), n_threads, together)) {
+        report.fail("abort of a decode: the next decode fails or differs");
     }
 }

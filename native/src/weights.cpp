@@ -84,13 +84,14 @@ static void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n
     }
 }
 
-Opened open_module(const char * module_path, int n_threads) {
+Opened open_module(const char * module_path, int n_threads, int device) {
     Opened             opened;
     ggml_backend_reg_t module = ggml_backend_load(module_path);
-    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+    opened.n_devices = module == nullptr ? 0 : static_cast<int>(ggml_backend_reg_dev_count(module));
+    if (device < 0 || device >= opened.n_devices) {
         return opened;
     }
-    opened.device = ggml_backend_reg_dev_get(module, 0);
+    opened.device = ggml_backend_reg_dev_get(module, static_cast<size_t>(device));
     opened.backend.reset(ggml_backend_dev_init(opened.device, nullptr));
     if (opened.backend) {
         set_threads(opened.device, opened.backend.get(), n_threads);

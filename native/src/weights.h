@@ -41,10 +41,11 @@ bool is_weight_type(ggml_type type);
 // Returns the default buffer type of a device, then its extra buffer types (repack, AMX, KleidiAI).
 std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device);
 
-// A module's first device and its backend with n_threads threads; the backend is null if the module can't be loaded.
+// A device of a module and its backend with n_threads threads; the backend is null if it can't be loaded.
 struct Opened {
-    ggml_backend_dev_t device = nullptr;
+    ggml_backend_dev_t device    = nullptr;
+    int                n_devices = 0;  // of the module
     ggml_backend_ptr   backend;
 };
 
-Opened open_module(const char * module_path, int n_threads);
+Opened open_module(const char * module_path, int n_threads, int device = 0);
