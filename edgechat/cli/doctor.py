@@ -132,7 +132,8 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
     from edgechat.runtime.backends.bundle import find_bundle
-    from edgechat.runtime.backends.probe import check_cpu_modules, check_gpu_modules
+    from edgechat.runtime.backends.gpu_probe import check_gpu_modules
+    from edgechat.runtime.backends.probe import check_cpu_modules
 
     try:
         bundle = find_bundle()
@@ -148,7 +149,7 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
             results += check_gpu_modules(bundle, cpu_module, status.show)
     finally:
         status.clear()
-    backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in results]
+    backends = [{**msgspec.to_builtins(verdict), "path": module.path} for module, verdict in results]
     bundle_info = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
     bundle_info["left_out"] = bundle.warnings
     has_usable_backend = any(b["status"] == "passed" for b in backends)
@@ -238,7 +239,9 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     click.echo("backends")
     for backend in diagnosis["backends"]:
         mark = "*" if backend["module"] == diagnosis["backend"] else " "
-        click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
+        click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{escape_controls(backend['reason'])}")
+        for device in backend["devices"]:
+            click.echo(f"      {device['name']:<20}{device['status']:<12}{escape_controls(_describe_device(device))}")
     for record in diagnosis["distrusted"]:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
     click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
@@ -256,6 +259,20 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     for problem in diagnosis["settings_problems"]:
         click.echo(f"settings error {problem}")
     click.echo(diagnosis["problem"] or f"edgechat uses {diagnosis['backend']}")
+
+
+def _describe_device(device: dict[str, Any]) -> str:
+    """Return the name, kind and driver of a GPU, and what its test covered."""
+    from edgechat.modelfile.tensor_types import TENSOR_TYPES
+
+    driver = f", driver {device['driver']}" if device["driver"] else ""
+    text = f"{device['description']} ({device['kind']}{driver})"
+    if device["status"] != "passed":
+        return text
+    names = [TENSOR_TYPES[number].name for number in device["types"] or () if number in TENSOR_TYPES]
+    types = "all" if device["types"] is None else ", ".join(names) or "no"
+    memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
+    return f"{text}; {types} weight types tested{memory}"
 
 
 def _format_speed(speed: dict[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgechat.engine import protocol
 from edgechat.errors import BackendMismatchError
 from edgechat.runtime import bindings, quantize
-from edgechat.runtime.backends import kernel_benchmark, probe, verdicts
+from edgechat.runtime.backends import gpu_probe, kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.memory_report import MemoryEstimator, list_gpus
 
@@ -38,10 +38,12 @@ class ModelInspector:
         bundle = find_bundle()
         on_progress = self._make_progress_callback(request_id)
         module, _ = probe.choose_module(bundle, on_progress, model_path)
-        gpus = [gpu for gpu, verdict in probe.check_gpu_modules(bundle, module, on_progress) if verdict.is_usable]
+        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, gpu_probe.Demand())
+        gpus = [gpu for gpu, verdict in gpu_verdicts if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
         self._bindings = bindings.load(bundle, module, gpus)
+        bindings.exclude_devices(self._bindings, gpu_probe.list_excluded_devices(gpu_verdicts))
         return self._bindings
 
     def check_backend(self, request_id: int, model_path: str) -> None:
@@ -77,14 +79,19 @@ class ModelInspector:
         speeds = kernel_benchmark.load_speeds(bundle, module)
         if request.benchmark and (request.remeasure or kernel_benchmark.needs_measurement(speeds)):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
-        gpu_verdicts = probe.check_gpu_modules(bundle, module, on_progress)
+        demand = gpu_probe.Demand(types=request.types, n_bytes=request.n_bytes)
+        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
             f"{gpu.name}: {verdict.reason}"
             for gpu, verdict in gpu_verdicts
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
-        gpus = list_gpus(self.load_backend(request.id)) if any(verdict.is_usable for _, verdict in gpu_verdicts) else []
+        gpus = []
+        if any(verdict.is_usable for _, verdict in gpu_verdicts):
+            loaded_bindings = self.load_backend(request.id)
+            bindings.exclude_devices(loaded_bindings, gpu_probe.list_excluded_devices(gpu_verdicts))
+            gpus = list_gpus(loaded_bindings)
         return protocol.DevicesListed(id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems)
 
     def _make_progress_callback(self, request_id: int) -> Callable[[str], None]:

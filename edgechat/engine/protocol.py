@@ -63,6 +63,10 @@ class ListDevices(Request, frozen=True):
     """Whether to run the kernel benchmark (a few seconds) if no result is saved."""
     remeasure: bool = False
     """Whether to run the kernel benchmark even if a result is saved; requires `benchmark`."""
+    types: tuple[int, ...] = ()
+    """Weight types, as ggml's numbers, that a GPU must compute correctly to be listed."""
+    n_bytes: int = 0
+    """GPU memory that the model would take if all of it was on the GPU; a test allocates it."""
 
 
 class ListQuantTypes(Request, frozen=True):

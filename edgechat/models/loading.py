@@ -63,7 +63,7 @@ def load_model(
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
     bundle = find_bundle()
-    gpus, warnings = _find_gpus(engine, settings, bundle, on_event)
+    gpus, warnings = _find_gpus(engine, profile, settings, bundle, on_event)
     warnings += bundle.warnings
     drafter = choose_drafter(profile, settings)
     machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
@@ -140,13 +140,16 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
 
 
 def _find_gpus(
-    engine: EngineClient, settings: Settings, bundle: Bundle, on_event: LoadCallback
+    engine: EngineClient, profile: ModelProfile, settings: Settings, bundle: Bundle, on_event: LoadCallback
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the usable GPUs, and warnings about unusable GPUs. Does not query the engine without a GPU backend."""
+    """Return the GPUs that work with this model, and warnings about others; without GPU modules, ask no engine."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     earlier_gpus = load_saved_gpus()
-    devices = engine.list_devices(benchmark=False, on_event=lambda event: _forward_progress(event, on_event))
+    devices = engine.list_devices(
+        benchmark=False, types=tuple(sorted({tensor.type_id for tensor in profile.tensors if len(tensor.shape) > 1})),
+        n_bytes=profile.tensor_bytes, on_event=lambda event: _forward_progress(event, on_event),
+    )  # fmt: skip
     save_gpus(devices.gpus)
     if devices.gpus:
         return devices.gpus, []

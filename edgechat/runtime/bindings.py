@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import RuntimeLoadError
+from edgechat.hardware import vulkan
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.logs import LogSink
 
@@ -60,6 +61,8 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
         os.environ.pop(variable, None)
     _load_backend(bundle, module)
     for gpu_module in gpu_modules:
+        if gpu_module.name == "vulkan" and not vulkan.hide_cpu_devices():
+            continue
         _open_library(bundle.library_path("ggml")).ggml_backend_load(os.fsencode(gpu_module.path))
     llama = _import_bindings(bundle)
     log = LogSink()
@@ -70,6 +73,15 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
     _bindings = Bindings(llama, load_edgechat(bundle), module, log)
     _bindings.edgechat.log_callback = log_callback  # type: ignore[attr-defined]
     return _bindings
+
+
+def exclude_devices(bindings: Bindings, names: Sequence[str]) -> None:
+    """Exclude GPUs, such as `Vulkan1`, from the devices that are listed and that models are placed on.
+
+    Call it on the decoding thread. It replaces an earlier list.
+    """
+    array = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))
+    bindings.edgechat.edgechat_exclude_devices(array, len(names))
 
 
 def _load_backend(bundle: Bundle, module: BackendModule) -> None:
@@ -206,6 +218,7 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_encode_rows": (int32, [pointer, floats, int32, int32, int32, floats]),
         "edgechat_target_layers": (int32, [pointer, int32s, int32]),
         "edgechat_devices": (integer, [ctypes.POINTER(Device), integer]),
+        "edgechat_exclude_devices": (None, [ctypes.POINTER(ctypes.c_char_p), integer]),
         "edgechat_place": (None, [pointer, integer, integer]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }

@@ -220,7 +220,7 @@ def test_verdict_key_depends_on_build_module_and_cpu() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b'{"verdicts": 5}'])
 def test_damaged_verdicts_file_counts_as_empty(home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    monkeypatch.setattr(probe, "run_selftest", lambda module, _cpu_module: verdicts.Verdict(module.name, "passed", ""))
+    monkeypatch.setattr(probe, "run_selftest", lambda module: verdicts.Verdict(module.name, "passed", ""))
     (home / "cache").mkdir(parents=True)
     (home / "cache" / "backends.json").write_bytes(content)
     bundle = find_bundle()

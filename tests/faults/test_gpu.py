@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu
 from edgechat.models import resources
-from edgechat.runtime.backends import probe
+from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
@@ -52,7 +53,7 @@ def gpu_verdicts(tmp_path_factory: pytest.TempPathFactory, bundle: Path, warm_ve
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGECHAT_HOME", str(home))
         patch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
-        [(_, verdict)] = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
+        [(_, verdict)] = gpu_probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
     assert verdict.is_usable
     return home / "cache" / warm_verdicts.name
 
@@ -80,7 +81,7 @@ def site_packages(monkeypatch: pytest.MonkeyPatch, headers: Path, warm_verdicts:
     manifest = json.loads((directory / "manifest.json").read_text()) | {"files": ["libggml-cuda.so"]}
     (package / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
     return site
 
 
@@ -93,12 +94,12 @@ def test_gpu_module_of_an_installed_package_is_used(open_session: OpenSession, s
 
 def test_one_of_two_gpu_packages_is_used_and_mismatched_ones_are_reported(site_packages: Path, cli: Cli) -> None:
     shutil.copytree(site_packages / "edgechat_cuda13", site_packages / "edgechat_cuda12")
-    results = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
+    results = gpu_probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [(module.path.split("/")[-2], verdict.status) for module, verdict in results] == [
         ("edgechat_cuda13", "passed")
     ]
     (site_packages / "edgechat_cuda13" / "libggml-cuda.so").write_bytes(b"no library")
-    results = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
+    results = gpu_probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [verdict.status for _, verdict in results] == ["refused", "passed"]
     for name, change in (("edgechat_cuda13", '"0c1e57098"'), ("edgechat_cuda12", "{")):
         path = site_packages / name / "manifest.json"

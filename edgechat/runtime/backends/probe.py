@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -18,7 +18,6 @@ from edgechat import process
 from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.contention import MAX_EXCESS_LOAD, AwakeClock, LoadMonitor
 from edgechat.hardware.cpu import Cpu, count_usable_threads, read_cpu
-from edgechat.hardware.gpu import read_driver_version
 from edgechat.hardware.memory import is_process_stopped, read_own_cpu_time_s
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
@@ -34,7 +33,7 @@ OnProgress = Callable[[str], None]
 STALL_TIMEOUT_S: Final = 5.0
 TOTAL_TIMEOUT_S: Final = 60.0
 # Factor by which the limits are longer while other programs compute, and interval at which their load is measured.
-_BUSY_FACTOR: Final = 6
+BUSY_FACTOR: Final = 6
 _CHECK_INTERVAL_S: Final = 0.25
 # A silent child that uses less than this fraction of a core is blocked rather than starved by other programs.
 _BLOCKED_CPU_FRACTION: Final = 0.02
@@ -90,25 +89,7 @@ def check_cpu_modules(
     """
     cpu = read_cpu()
     for module in bundle.modules:
-        yield module, _load_or_test(bundle, module, cpu, on_progress, model_path=model_path)
-
-
-def check_gpu_modules(
-    bundle: Bundle, cpu_module: BackendModule, on_progress: OnProgress = _ignore_progress
-) -> list[tuple[BackendModule, Verdict]]:
-    """Return the GPU modules and their verdicts; `cpu_module` computes operations that a GPU module does not implement.
-
-    After a module of a kind (such as CUDA) has passed, other modules of that kind are skipped, because they would list
-    the same devices.
-    """
-    if not bundle.gpu_modules:
-        return []
-    cpu, driver = read_cpu(), read_driver_version()
-    results: list[tuple[BackendModule, Verdict]] = []
-    for module in bundle.gpu_modules:
-        if not any(other.name == module.name and verdict.is_usable for other, verdict in results):
-            results.append((module, _load_or_test(bundle, module, cpu, on_progress, driver, cpu_module)))
-    return results
+        yield module, _load_or_test(bundle, module, cpu, on_progress, model_path)
 
 
 def _load_or_test(
@@ -116,44 +97,37 @@ def _load_or_test(
     module: BackendModule,
     cpu: Cpu,
     on_progress: OnProgress,
-    driver: str = "",
-    cpu_module: BackendModule | None = None,
     model_path: str = "",
 ) -> Verdict:
     """Return the cached verdict of a module; test the module if no verdict is cached."""
     if not Path(module.path).is_file():
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
-    key = verdicts.compute_verdict_key(bundle, module, cpu, driver)
+    key = verdicts.compute_verdict_key(bundle, module, cpu)
     verdict = verdicts.load_verdict(key, model_path)
     if verdict is None:
         on_progress(f"Testing the backend {module.name}")
-        verdict = run_selftest(module, cpu_module)
+        verdict = run_selftest(module)
         if verdict.status != "untested":
             verdicts.save_verdict(key, verdict)
     return verdict
 
 
-def run_selftest(module: BackendModule, cpu_module: BackendModule | None = None) -> Verdict:
-    """Self-test a module in a child process, for at most `TOTAL_TIMEOUT_S`, and return the verdict.
-
-    A GPU module needs `cpu_module`, which computes the operations that the GPU module does not implement.
-    """
+def run_selftest(module: BackendModule) -> Verdict:
+    """Self-test a CPU module in a child process, for at most `TOTAL_TIMEOUT_S`, and return the verdict."""
     clock = AwakeClock()
-    report = _SelftestReport()
-    cpu_path = cpu_module.path if cpu_module else ""
+    report = SelftestReport()
     n_threads = min(MAX_SELFTEST_THREADS, count_usable_threads())
-    arguments = ["_selftest", module.path, str(n_threads), str(int(_BUSY_FACTOR * TOTAL_TIMEOUT_S)), cpu_path]
-    # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
-    directory = Path((cpu_module or module).path).parent
+    arguments = ["_selftest", module.path, str(n_threads), str(int(BUSY_FACTOR * TOTAL_TIMEOUT_S)), ""]
+    directory = Path(module.path).parent
     result = run_child(directory, arguments, report.read_line, n_threads=n_threads, timeout_s=TOTAL_TIMEOUT_S)
     elapsed_s = clock.read()
-    status, reason = _interpret_report(module, report, result, elapsed_s)
+    status, reason = interpret_report(module, report, result, elapsed_s)
     return Verdict(
         module=module.name, status=status, reason=reason, checks=report.n_checks, elapsed_s=round(elapsed_s, 3)
     )
 
 
-class _SelftestReport:
+class SelftestReport:
     """Progress of a self-test: the current step, the failures, and the number of checks."""
 
     def __init__(self) -> None:
@@ -161,6 +135,13 @@ class _SelftestReport:
         self.failures: list[str] = []
         self.n_checks = 0
         self.is_done = False
+        self.types: list[int] = []
+        """Weight types whose products were all tested."""
+        self.device: tuple[str, ...] = ()
+        """Number of devices of the module, then name, description and kind of the tested one; empty at first."""
+        self.physical_devices: list[tuple[str, ...]] = []
+        """Kind, driver and name of each device that the driver lists."""
+        self.allocated_bytes = 0
 
     def read_line(self, line: str) -> None:
         kind, _, text = line.rstrip("\n").partition("\t")
@@ -169,6 +150,14 @@ class _SelftestReport:
             self.n_checks += 1
         elif kind == "fail":
             self.failures.append(text)
+        elif kind == "type":
+            self.types.append(int(text))
+        elif kind == "device":
+            self.device = tuple(text.split("\t"))
+        elif kind == "physical":
+            self.physical_devices.append(tuple(text.split("\t", 2)))
+        elif kind == "memory":
+            self.allocated_bytes = int(text)
         elif kind == "done":
             self.is_done = True
 
@@ -180,30 +169,37 @@ class ChildResult(msgspec.Struct, frozen=True):
     exit_code: int
     was_disturbed: bool = False
     """True if the child was killed although other programs, or a stop signal, may have delayed it."""
+    was_stalled: bool = False
+    """True if the child was killed because it made no progress, not because its total time was over."""
 
 
 def run_child(
-    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, n_threads: int, timeout_s: float
-) -> ChildResult:
+    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, n_threads: int, timeout_s: float,
+    stall_timeout_s: float = STALL_TIMEOUT_S, max_compile_s: float = 0.0,
+) -> ChildResult:  # fmt: skip
     """Run a child process of edgechat with the bundle in `directory`, and pass each line of its output to `on_line`.
 
-    The child computes with `n_threads` threads. It is killed if it makes no progress for `STALL_TIMEOUT_S` without
-    being paused or starved, or after `timeout_s`. Raises RuntimeLoadError if edgechat was upgraded since this process
-    started.
+    The child computes with `n_threads` threads. It is killed if it makes no progress for `stall_timeout_s` without
+    being paused or starved, or after `timeout_s`. Up to `max_compile_s` of CPU time between two lines count as
+    progress, because drivers of GPUs compile kernels. Raises RuntimeLoadError if edgechat was upgraded since this
+    process started.
     """
     child = subprocess.Popen(
         process.make_command_line(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
-    deadline = _ProgressDeadline(child.pid, n_threads, timeout_s)
+    deadline = _ProgressDeadline(child.pid, n_threads, timeout_s, stall_timeout_s, max_compile_s)
     was_killed = not _read_lines(child, on_line, deadline)
     if was_killed:
         child.kill()
     exit_code = child.wait()
     if exit_code == process.EXIT_VERSION_CHANGED:
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
-    return ChildResult(was_killed, exit_code, was_disturbed=was_killed and deadline.was_disturbed)
+    return ChildResult(
+        was_killed, exit_code, was_disturbed=was_killed and deadline.was_disturbed,
+        was_stalled=was_killed and deadline.was_stalled,
+    )  # fmt: skip
 
 
 class _ProgressDeadline:
@@ -214,7 +210,13 @@ class _ProgressDeadline:
     other programs, or stopped by a signal, has six times as long.
     """
 
-    def __init__(self, pid: int, n_threads: int, timeout_s: float) -> None:
+    def __init__(
+        self, pid: int, n_threads: int, timeout_s: float, stall_timeout_s: float = STALL_TIMEOUT_S,
+        max_compile_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.was_stalled = False
+        """True if the deadline passed because the child made no progress."""
+        self._stall_timeout_s, self._max_compile_s = stall_timeout_s, max_compile_s
         self.was_disturbed = False
         """True if the deadline may have passed only because the child was starved or stopped."""
         self._pid, self._n_threads, self._timeout_s = pid, n_threads, timeout_s
@@ -250,16 +252,19 @@ class _ProgressDeadline:
         if self._monitor.excess_load(self._n_threads) > MAX_EXCESS_LOAD:
             self._is_busy_since_line = self._is_ever_busy = True
         progress_s, starved_s = self._measure_silence(now)
-        timeout_s = self._timeout_s * (_BUSY_FACTOR if self._is_ever_busy else 1)
-        self.was_disturbed = progress_s < STALL_TIMEOUT_S and self._is_ever_busy
-        return max(progress_s, starved_s / _BUSY_FACTOR) >= STALL_TIMEOUT_S or now >= timeout_s
+        timeout_s = self._timeout_s * (BUSY_FACTOR if self._is_ever_busy else 1)
+        self.was_disturbed = progress_s < self._stall_timeout_s and self._is_ever_busy
+        self.was_stalled = max(progress_s, starved_s / BUSY_FACTOR) >= self._stall_timeout_s
+        return self.was_stalled or now >= timeout_s
 
     def _measure_silence(self, now: float) -> tuple[float, float]:
         """Return how long the child could have made progress since its last line, and how long it was silent."""
-        silent_s = now - self._line_s
-        active_s = silent_s - self._stopped_s
         cpu_s = self._cpu_s - self._line_cpu_s
-        is_starved = self._is_busy_since_line and cpu_s >= _BLOCKED_CPU_FRACTION * active_s
+        compile_s = min(cpu_s, self._max_compile_s)
+        silent_s = max(0.0, now - self._line_s - compile_s)
+        active_s = max(0.0, silent_s - self._stopped_s)
+        cpu_s -= compile_s
+        is_starved = self._is_busy_since_line and cpu_s + compile_s >= _BLOCKED_CPU_FRACTION * active_s
         return min(active_s, cpu_s / self._n_threads) if is_starved else active_s, silent_s
 
 
@@ -289,16 +294,14 @@ def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], 
             return False
 
 
-_SelftestStatus = Literal["passed", "wrong", "crashed", "hung", "refused", "untested"]
-
-
-def _interpret_report(
-    module: BackendModule, report: _SelftestReport, result: ChildResult, elapsed_s: float
-) -> tuple[_SelftestStatus, str]:
+def interpret_report(
+    module: BackendModule, report: SelftestReport, result: ChildResult, elapsed_s: float,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+) -> tuple[verdicts.Status, str]:  # fmt: skip
     """Return the status and the reason of a verdict, from the report and the exit code of a self-test."""
     exit_code = result.exit_code
     if result.was_killed:
-        return _interpret_timeout(report, was_disturbed=result.was_disturbed)
+        return _interpret_timeout(report, stall_timeout_s, was_disturbed=result.was_disturbed)
     if exit_code in CRASH_CODES:
         return "crashed", f"crashed with {describe_exit(exit_code)} at step: {report.stage}"
     if exit_code == EXIT_WRONG and report.failures:
@@ -314,12 +317,14 @@ def _interpret_report(
     return "untested", f"its self-test ended with {describe_exit(exit_code)} at step: {report.stage}"
 
 
-def _interpret_timeout(report: _SelftestReport, *, was_disturbed: bool) -> tuple[_SelftestStatus, str]:
+def _interpret_timeout(
+    report: SelftestReport, stall_timeout_s: float, *, was_disturbed: bool
+) -> tuple[verdicts.Status, str]:
     # A time limit that was reached while other programs were busy says nothing about the module, so the module is
     # tested again at the next start.
     if was_disturbed:
         return "untested", f"its self-test was too slow while other programs were busy, at step: {report.stage}"
-    return "hung", f"made no progress for {STALL_TIMEOUT_S:g} s at step: {report.stage}"
+    return "hung", f"made no progress for {stall_timeout_s:g} s at step: {report.stage}"
 
 
 def describe_exit(exit_code: int) -> str:

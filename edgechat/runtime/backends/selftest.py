@@ -1,6 +1,8 @@
-"""Child process that self-tests one backend module: `edgechat _selftest MODULE THREADS TIMEOUT_S CPU_MODULE`.
+"""Child process that self-tests one backend module.
 
-A module can crash or hang this process; the parent then finds the failed step in the last line of the report.
+`edgechat _selftest MODULE THREADS TIMEOUT_S CPU_MODULE [DEVICE TYPES BYTES DECODES]`: the last four are for GPU
+modules; TYPES are ggml's numbers, or `all`. A module can crash or hang this process; the parent then finds the failed
+step in the last line of the report.
 """
 
 from __future__ import annotations
@@ -9,11 +11,25 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 from edgechat.runtime.backends.bundle import find_bundle
 
 # Exit codes. Neither Python nor the C library uses 10 or 11 for its own errors.
 EXIT_PASSED, EXIT_WRONG, EXIT_REFUSED = 0, 10, 11
+
+
+class _Options(ctypes.Structure):
+    """Structure edgechat_selftest_options of native/src/edgechat.h."""
+
+    _fields_ = (
+        ("device", ctypes.c_int32),
+        ("n_threads", ctypes.c_int32),
+        ("report_fd", ctypes.c_int32),
+        ("decodes", ctypes.c_int32),
+        ("types", ctypes.c_char_p),
+        ("n_bytes", ctypes.c_uint64),
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +38,7 @@ def main(arguments: list[str]) -> int:
     To test a CPU module, pass "" as CPU_MODULE. To test a GPU module, pass the CPU module that computes the operations
     that the GPU module does not implement.
     """
-    module, n_threads, timeout_s, cpu_module = arguments
+    module, n_threads, timeout_s, cpu_module, *gpu_arguments = arguments
     if hasattr(signal, "alarm"):
         signal.alarm(int(timeout_s))  # ends this process at the timeout even if its parent has died
     if sys.platform == "linux":
@@ -30,10 +46,35 @@ def main(arguments: list[str]) -> int:
     if cpu_module:
         ctypes.CDLL(str(find_bundle().library_path("ggml"))).ggml_backend_load(os.fsencode(cpu_module))
     library = ctypes.CDLL(str(find_bundle().library_path("edgechat")))
-    library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
-    library.edgechat_selftest.restype = ctypes.c_int
-    n_failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
+    if gpu_arguments and not _prepare_devices(module):
+        return EXIT_REFUSED
+    if gpu_arguments:
+        device, types, n_bytes, decodes = gpu_arguments
+        options = _Options(
+            device=int(device), n_threads=int(n_threads), report_fd=1, decodes=int(decodes), n_bytes=int(n_bytes),
+            # No type has the number -1: an empty list tests no product.
+            types=b"" if types == "all" else (types or "-1").encode(),
+        )  # fmt: skip
+        library.edgechat_selftest_device.argtypes = [ctypes.c_char_p, ctypes.POINTER(_Options)]
+        library.edgechat_selftest_device.restype = ctypes.c_int
+        n_failures = library.edgechat_selftest_device(os.fsencode(module), ctypes.byref(options))
+    else:
+        library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+        library.edgechat_selftest.restype = ctypes.c_int
+        n_failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
     return EXIT_PASSED if n_failures == 0 else EXIT_WRONG if n_failures > 0 else EXIT_REFUSED
+
+
+def _prepare_devices(module: str) -> bool:
+    """Report the devices of a Vulkan driver and hide those that are the CPU. Returns False if no device is left."""
+    if "vulkan" not in Path(module).name:
+        return True
+    from edgechat.hardware import vulkan
+
+    devices = vulkan.list_physical_devices()
+    for device in devices:
+        os.write(1, f"physical\t{device.kind}\t{device.driver}\t{' '.join(device.name.split())}\n".encode())
+    return vulkan.hide_cpu_devices(devices)
 
 
 def disable_core_dumps() -> None:

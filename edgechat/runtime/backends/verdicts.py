@@ -34,19 +34,47 @@ _MAX_CRASH_RECORDS: Final = 100
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
+Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
+"""Outcome of a self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`: the
+engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
+
+
+class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of the self-test of one device of a GPU module."""
+
+    name: str
+    """Name in llama.cpp, such as `Vulkan0`."""
+    description: str
+    kind: Literal["discrete", "integrated", "virtual", "cpu", "other"]
+    driver: str = ""
+    """Identity of the driver and of the device; "" if the module does not report it."""
+    status: Status
+    reason: str
+    types: tuple[int, ...] | None = ()
+    """Tested weight types, as ggml's numbers, in increasing order; None if all were tested."""
+    allocated_bytes: int = 0
+    """Memory that was allocated on the device, written and read back."""
+    asked_bytes: int = 0
+    """Memory that the largest tested model wants."""
+
+    @property
+    def is_usable(self) -> bool:
+        """True if the device passed all tests so far."""
+        return self.status == "passed"
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """Result of the self-test of one backend module on this machine."""
 
     module: str
-    status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
-    """Outcome of the self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`:
-    the engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the
-    module."""
+    status: Status
     reason: str
     """Explanation of the status for the user, without the module name."""
     checks: int = 0
     """Number of checks that the self-test ran."""
     elapsed_s: float = 0.0
+    devices: tuple[DeviceVerdict, ...] = ()
+    """Devices of a GPU module that were found; the module is usable if one of them is."""
 
     @property
     def is_usable(self) -> bool:

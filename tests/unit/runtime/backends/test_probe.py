@@ -74,6 +74,7 @@ def wait_for_child(
     cpu_share: float,
     is_stopped: bool = False,
     jump_s: float = 0,
+    max_compile_s: float = 0,
 ) -> tuple[float, bool]:
     """Wait for a silent child on a simulated machine; return the time until it is killed, and `was_disturbed`."""
     now = 0.0
@@ -81,7 +82,7 @@ def wait_for_child(
     monkeypatch.setattr(probe, "read_own_cpu_time_s", lambda pid: cpu_share * min(now, 1e6))
     monkeypatch.setattr(probe, "is_process_stopped", lambda pid: is_stopped)
     monkeypatch.setattr(LoadMonitor, "excess_load", lambda self, n_threads: excess_load)
-    deadline = probe._ProgressDeadline(1, 2, 60.0)
+    deadline = probe._ProgressDeadline(1, 2, 60.0, max_compile_s=max_compile_s)
     while not deadline.is_over():
         now += 0.25 + (jump_s if now == 1.0 else 0)
     return now - jump_s, deadline.was_disturbed
@@ -103,6 +104,14 @@ def test_blocked_or_spinning_child_hangs_beside_other_programs(monkeypatch: pyte
 def test_starved_or_stopped_child_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for_child(monkeypatch, excess_load=2.0, cpu_share=0.1) == (6 * probe.STALL_TIMEOUT_S, True)
     assert wait_for_child(monkeypatch, excess_load=0.0, cpu_share=0.0, is_stopped=True) == (30.0, True)
+
+
+@pytest.mark.parametrize("excess_load", [0.0, 2.0])
+def test_driver_that_compiles_makes_progress(excess_load: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited_s, _ = wait_for_child(monkeypatch, excess_load=excess_load, cpu_share=1.0, max_compile_s=20.0)
+    assert waited_s >= 20.0 + probe.STALL_TIMEOUT_S
+    blocked_s, _ = wait_for_child(monkeypatch, excess_load=excess_load, cpu_share=0.0, max_compile_s=20.0)
+    assert blocked_s == probe.STALL_TIMEOUT_S
 
 
 def test_pause_of_the_parent_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,188 @@
+"""Self-tests of GPU modules, one child process for each device, before the engine loads the modules.
+
+A driver compiles a kernel for each weight type, which can take minutes for all of them. So a device is first tested
+with the types of the model that is about to be loaded; the verdict grows when another model needs further types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from edgechat.hardware import vulkan
+from edgechat.hardware.contention import AwakeClock
+from edgechat.hardware.cpu import count_usable_threads, read_cpu
+from edgechat.hardware.gpu import read_driver_version
+from edgechat.runtime.backends import probe, verdicts
+from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
+from edgechat.runtime.backends.probe import OnProgress, SelftestReport
+from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+
+# Limits of a test: in total, without output and CPU time, and CPU time without output. Mesa's driver for the CPU, the
+# slowest compiler, took 15 s for a kernel on a busy machine.
+_TIMEOUT_S: Final = 600.0
+_STALL_TIMEOUT_S: Final = 20.0
+_MAX_COMPILE_S: Final = 120.0
+_MAX_DEVICES: Final = 16
+# Factor by which a model must be larger than the memory that was tested before memory is tested again.
+_MEMORY_STEP: Final = 1.25
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """What the next model needs from a device."""
+
+    types: tuple[int, ...] | None = ()
+    """Weight types, as ggml's numbers; None for all."""
+    n_bytes: int = 0
+    """Memory on the device that is allocated, written and read back."""
+
+
+ALL: Final = Demand(types=None)
+
+
+def check_gpu_modules(
+    bundle: Bundle, cpu_module: BackendModule, on_progress: OnProgress = lambda status: None, demand: Demand = ALL
+) -> list[tuple[BackendModule, Verdict]]:
+    """Return the GPU modules and their verdicts; `cpu_module` computes operations that a GPU module does not implement.
+
+    Tests what `demand` asks for and no earlier test has covered. After a module of a kind (such as CUDA) has passed,
+    other modules of that kind are skipped, because they would list the same devices. So is the Vulkan module after a
+    module for the same GPUs.
+    """
+    if not bundle.gpu_modules:
+        return []
+    results: list[tuple[BackendModule, Verdict]] = []
+    for module in bundle.gpu_modules:
+        usable = [other.name for other, verdict in results if verdict.is_usable]
+        if module.name not in usable and not (module.name == "vulkan" and usable):
+            results.append((module, _load_or_test(bundle, module, cpu_module, on_progress, demand)))
+    return results
+
+
+def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> list[str]:
+    """Return the names of devices that must not be used although another device of their module works."""
+    return [d.name for _, verdict in results if verdict.is_usable for d in verdict.devices if not d.is_usable]
+
+
+def _load_or_test(
+    bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand
+) -> Verdict:
+    """Return the cached verdict of a module, extended by tests of what `demand` asks for and it does not cover."""
+    if not Path(module.path).is_file():
+        return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
+    driver = vulkan.read_driver_stamp() if module.name == "vulkan" else read_driver_version()
+    key = verdicts.compute_verdict_key(bundle, module, read_cpu(), driver)
+    verdict = verdicts.load_verdict(key)
+    if verdict is not None and not any(_lacks(device, demand) for device in verdict.devices):
+        return verdict
+    earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
+    new = _test_devices(module, cpu_module, on_progress, demand, earlier)
+    if new.status == "untested" and verdict is not None:  # the earlier verdict still holds for what it covers
+        return new
+    if new.status != "untested":
+        verdicts.save_verdict(key, new)
+    return new
+
+
+def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
+    """Return whether the verdict of a usable device does not cover what `demand` asks for."""
+    return device.is_usable and (
+        bool(_list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes
+    )
+
+
+def _list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[int, ...] | None:
+    """Return the types that must still be tested; None for all."""
+    if device is None:
+        return demand.types
+    if device.types is None:
+        return ()
+    return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
+
+
+def _test_devices(
+    module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
+    earlier: dict[str, DeviceVerdict],
+) -> Verdict:  # fmt: skip
+    """Test each device of a module that `earlier` does not already reject or cover."""
+    clock = AwakeClock()
+    known = list(earlier.values())
+    n_devices, n_checks = max(1, len(known)), 0
+    devices: list[DeviceVerdict] = []
+    while len(devices) < min(n_devices, _MAX_DEVICES):
+        previous = known[len(devices)] if known else None
+        if previous is not None and not _lacks(previous, demand):
+            devices.append(previous)
+            continue
+        report, device = _test_device(module, cpu_module, on_progress, demand, len(devices), previous)
+        n_checks += report.n_checks
+        if report.device:
+            n_devices = int(report.device[0])
+        elif not devices:  # the module cannot be loaded, or crashes before it names its first device
+            return Verdict(module.name, device.status, device.reason, report.n_checks, round(clock.read(), 3))
+        devices.append(device)
+    status = next((d.status for d in devices if d.is_usable), devices[0].status)
+    reasons = [d.reason if len(devices) == 1 else f"{d.name} ({d.description}): {d.reason}" for d in devices]
+    return Verdict(module.name, status, "; ".join(reasons), n_checks, round(clock.read(), 3), tuple(devices))
+
+
+def _test_device(
+    module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
+    previous: DeviceVerdict | None,
+) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
+    """Test one device in a child process; return the child's report, and the verdict together with `previous`."""
+    report, clock = SelftestReport(), AwakeClock()
+    types = _list_missing_types(previous, demand)
+
+    def read_line(line: str) -> None:
+        report.read_line(line)
+        on_progress(f"Testing the backend {module.name}: {report.stage}")
+
+    n_threads = min(probe.MAX_SELFTEST_THREADS, count_usable_threads())
+    is_first = previous is None
+    arguments = [
+        "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _TIMEOUT_S)), cpu_module.path,
+        str(number), "all" if types is None else " ".join(map(str, types)), str(demand.n_bytes), str(int(is_first)),
+    ]  # fmt: skip
+    # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
+    result = probe.run_child(
+        Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
+        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S,
+    )  # fmt: skip
+    status, reason = probe.interpret_report(module, report, result, clock.read(), _STALL_TIMEOUT_S)
+    # A type that the module cannot multiply is as good as tested.
+    covered = [*report.types, *(types or () if report.is_done else ())]
+    tested = _add_types(previous, covered, has_all=types is None and report.is_done)
+    if result.was_killed and not result.was_stalled and not report.failures and report.types:
+        # The time is over, not the patience: what was tested so far is right, and the rest follows later.
+        status, reason = (
+            "passed",
+            f"passed {report.n_checks} checks; {len(report.types)} weight types are tested so far",
+        )
+    _, name, description, kind = report.device if len(report.device) == 4 else ("", f"device {number}", "", "")  # noqa: PLR2004
+    physical = next((p for p in report.physical_devices if len(p) == 3 and p[2] == description), None)  # noqa: PLR2004
+    return report, DeviceVerdict(
+        name=name, description=description, kind=_find_kind(kind, physical), driver=physical[1] if physical else "",
+        status=status, reason=reason, types=tested,
+        allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
+        asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
+    )  # fmt: skip
+
+
+def _add_types(previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool) -> tuple[int, ...] | None:
+    if has_all or (previous is not None and previous.types is None):
+        return None
+    return tuple(sorted({*(previous.types or () if previous is not None else ()), *new_types}))
+
+
+def _find_kind(
+    kind: str, physical: tuple[str, ...] | None
+) -> Literal["discrete", "integrated", "virtual", "cpu", "other"]:
+    """Return the kind of a device: as the driver says, or else as ggml says."""
+    for name in ("discrete", "integrated", "virtual", "cpu"):
+        if physical is not None and physical[0] == name:
+            return name
+    return {"gpu": "discrete", "igpu": "integrated"}.get(kind, "other")  # type: ignore[return-value]

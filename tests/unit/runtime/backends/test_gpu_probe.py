@@ -1,0 +1,150 @@
+"""Self-tests of GPU modules by device and weight type, with scripted child processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgechat.hardware import vulkan
+from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
+from edgechat.runtime.backends.gpu_probe import Demand
+from edgechat.runtime.backends.probe import ChildResult
+from edgechat.runtime.backends.verdicts import Verdict
+
+CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
+PASSED = ChildResult(was_killed=False, exit_code=0)
+Q4_0, Q4_K, Q6_K = 2, 12, 14
+
+
+class Devices:
+    """Script of a module: the outcome of the test of each device, and the arguments of all tests."""
+
+    def __init__(self, *results: ChildResult, types: tuple[int, ...] = (0, 1, Q4_0, Q4_K, Q6_K)) -> None:
+        self.results, self.types = results, types
+        self.calls: list[tuple[int, str, int, bool]] = []
+        self.failures: dict[int, str] = {}
+
+    def run_child(
+        self, directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: float
+    ) -> ChildResult:
+        device, types, n_bytes, decodes = arguments[5:]
+        self.calls.append((int(device), types, int(n_bytes), decodes == "1"))
+        on_line("physical\tintegrated\t8086:1 0x2\tGraphics 0\n")
+        on_line("stage\tloading the module\n")
+        on_line(f"device\t{len(self.results)}\tVulkan{device}\tGraphics {device}\tgpu\n")
+        for number in self.types if types == "all" else types.split():
+            on_line(f"type\t{number}\n")
+        if int(device) in self.failures:
+            on_line(f"fail\t{self.failures[int(device)]}\n")
+            return ChildResult(was_killed=False, exit_code=10)
+        result = self.results[int(device)]
+        on_line("memory\t1000\n")
+        if result == PASSED:
+            on_line("done\t4\t0\n")
+        return result
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    (tmp_path / "libggml-vulkan.so").write_bytes(b"")
+    monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 1")
+    return Bundle(
+        directory=str(tmp_path), build_id="1", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=(),
+        gpu_modules=(BackendModule("vulkan", str(tmp_path / "libggml-vulkan.so")),),
+    )  # fmt: skip
+
+
+def check(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, devices: Devices, demand: Demand = gpu_probe.ALL) -> Verdict:
+    monkeypatch.setattr(probe, "run_child", devices.run_child)
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=demand)
+    return verdict
+
+
+def test_only_types_that_no_earlier_test_covered_are_tested(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_K, Q6_K), n_bytes=500))
+    assert (verdict.status, verdict.devices[0].types) == ("passed", (Q4_K, Q6_K))
+    assert (verdict.devices[0].kind, verdict.devices[0].driver) == ("integrated", "8086:1 0x2")
+    check(bundle, monkeypatch, devices, Demand(types=(Q6_K,), n_bytes=600))
+    assert devices.calls == [(0, "12 14", 500, True)]
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K)))
+    assert devices.calls[1:] == [(0, "2", 0, False)]
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K), n_bytes=900))  # needs more memory than was tested
+    assert devices.calls[2:] == [(0, "", 900, False)]
+    assert check(bundle, monkeypatch, devices).devices[0].types is None
+    assert devices.calls[3:] == [(0, "all", 0, False)]
+    check(bundle, monkeypatch, devices)
+    assert len(devices.calls) == 4
+
+
+def test_new_driver_is_tested_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    check(bundle, monkeypatch, devices)
+    monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 2")
+    check(bundle, monkeypatch, devices)
+    assert len(devices.calls) == 2
+
+
+def test_each_device_has_its_own_verdict(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(ChildResult(was_killed=False, exit_code=-signal.SIGSEGV), PASSED, PASSED)
+    devices.failures[2] = "product of q4_K in Vulkan2, batch 1: row 0, column 0 is 1, should be 2"
+    verdict = check(bundle, monkeypatch, devices)
+    assert [device.status for device in verdict.devices] == ["crashed", "passed", "wrong"]
+    assert verdict.is_usable
+    assert "Vulkan2 (Graphics 2): computes wrong numbers: product of q4_K" in verdict.reason
+    results = [(bundle.gpu_modules[0], verdict)]
+    assert gpu_probe.list_excluded_devices(results) == ["Vulkan0", "Vulkan2"]
+    check(bundle, monkeypatch, devices)
+    assert len(devices.calls) == 3
+
+
+def test_device_that_fails_with_a_later_type_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
+    devices.failures[0] = "product of q4_K in Vulkan0, batch 4: row 3, column 1 is 1, should be 2"
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_K,)))
+    assert verdict.status == "wrong"
+    assert "row 3, column 1" in verdict.reason
+    assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))) == verdict
+    assert len(devices.calls) == 2
+
+
+def test_slow_compiler_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=False))
+    verdict = check(bundle, monkeypatch, devices)
+    assert (verdict.status, verdict.devices[0].types) == ("passed", devices.types)
+    stalled = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=True))
+    monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 2")
+    assert check(bundle, monkeypatch, stalled).status == "hung"
+
+
+def test_module_that_cannot_be_loaded_is_tested_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_calls = []
+
+    def run_child(*arguments: object, **limits: object) -> ChildResult:
+        n_calls.append(1)
+        return ChildResult(was_killed=False, exit_code=11)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    for _ in range(2):
+        [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
+        assert (verdict.status, verdict.devices) == ("refused", ())
+    assert len(n_calls) == 1
+
+
+def test_vulkan_is_left_alone_beside_a_module_for_the_same_gpus(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    devices = Devices(PASSED)
+    monkeypatch.setattr(probe, "run_child", devices.run_child)
+    (tmp_path / "libggml-cuda.so").write_bytes(b"")
+    modules = (BackendModule("cuda", str(tmp_path / "libggml-cuda.so")), *bundle.gpu_modules)
+    both = Bundle(
+        directory=str(tmp_path), build_id="1", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=(),
+        gpu_modules=modules,
+    )  # fmt: skip
+    assert [module.name for module, _ in gpu_probe.check_gpu_modules(both, CPU_MODULE)] == ["cuda"]
