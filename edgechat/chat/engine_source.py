@@ -43,6 +43,9 @@ class EngineSource:
     def open(self, settings: Settings, on_event: LoadCallback) -> None:
         self.model.open(self.path, settings, on_event)
 
+    def check_conversation(self, model: str) -> None:
+        """Do nothing, because nothing leaves this machine."""
+
     def prepare_turn(self) -> Iterator[ModelLoadProgressed]:
         if self.model.engine.needs_restart:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")

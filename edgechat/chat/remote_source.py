@@ -11,7 +11,7 @@ from edgechat.chat.remote_prompt import RemotePrompt
 from edgechat.chat.reply_source import Generation, ReplyOptions, SourcePrompt
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
-from edgechat.errors import EdgechatError
+from edgechat.errors import EdgechatError, UsageError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.remote.client import RemoteClient
 from edgechat.remote.connection import DEFAULT_TIMEOUTS, Timeouts
@@ -56,6 +56,15 @@ class RemoteSource:
     def open(self, settings: Settings, on_event: LoadCallback) -> None:  # noqa: ARG002  (nothing is loaded)
         read_key(self.target.remote, self.target.settings)
         self.is_open = True
+
+    def check_conversation(self, model: str) -> None:
+        target = self.target
+        names = {target.name, *([target.remote] if target.model == target.settings.model else [])}
+        if model not in names:
+            raise UsageError(
+                f"This conversation is not one with {target.name}, so nothing was sent to {target.host}. "
+                f"Use /model {target.name} to send it there, or /model NAME for another model."
+            )
 
     def prepare_turn(self) -> Iterator[ModelLoadProgressed]:
         return iter(())

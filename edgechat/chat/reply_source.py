@@ -98,6 +98,12 @@ class ReplySource(Protocol):
     def open(self, settings: Settings, on_event: LoadCallback) -> None:
         """Prepare to generate replies: load the model, or find the API key of a remote. Raises EdgechatError."""
 
+    def check_conversation(self, model: str) -> None:
+        """Raise UsageError if the messages of a conversation must not be sent to this source.
+
+        `model` is the name of the model that the user chose for the conversation.
+        """
+
     def prepare_turn(self) -> Iterator[ModelLoadProgressed]:
         """Make the source ready for the next turn, for example after a crash. Raises EdgechatError."""
 

@@ -81,9 +81,12 @@ class Session:
         """File of the local model; for a remote model, its name as a path, under which no file exists."""
         self.model_error: EdgechatError | None = None
         """Error that `open` raises because there is no model at `model_path`; None if the model exists."""
-        self._stored_conversation = StoredConversation(
-            store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
-        )
+        if conversation is None:
+            model_name = settings.model if isinstance(target, Path) else target.name
+            conversation = Conversation(id=new_id(), model=model_name, created_at_ms=now_ms())
+        self._chosen_model = conversation.model
+        """Name by which the user chose the current model; new conversations record it."""
+        self._stored_conversation = StoredConversation(store, conversation)
         self.model = LoadedModel(renderer=renderer)
         self._engine_source = EngineSource(self.model, Path(), self._create_prompt_builder)
         self.source: ReplySource = self._engine_source
@@ -160,17 +163,21 @@ class Session:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._stored_conversation.reload()
+            if self.source.is_remote and self.conversation.model != self._chosen_model:
+                self._stored_conversation.update_metadata(model=self._chosen_model)
             self.warnings.extend(self.store.take_notices())
 
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
         """Switch to another conversation, or to a new one if `conversation` is None; the model stays loaded.
+
+        A remote model receives no message of a conversation for which the user did not choose it.
 
         Raises StoreError if an unsaved reply cannot be saved or if `conversation` cannot be read; the session then
         keeps its current conversation.
         """
         with self._turn_runner.idle_gate.block_requests():
             self._stored_conversation.save_pending()
-            new_conversation = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
+            new_conversation = Conversation(id=new_id(), model=self._chosen_model, created_at_ms=now_ms())
             stored_conversation = StoredConversation(self.store, conversation or new_conversation)
             if conversation is not None:
                 stored_conversation.reload()
@@ -218,6 +225,7 @@ class Session:
                 previous_source.close()
             elif self.source.is_remote:
                 self.model.unload()
+        self._chosen_model = model
         self._stored_conversation.update_metadata(model=model)
 
     # Turns

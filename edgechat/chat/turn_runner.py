@@ -127,10 +127,11 @@ class TurnRunner:
 
         If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because its message
         would prevent all later replies; likewise if the output rule cannot be enforced (GrammarError). After other
-        errors, the messages remain saved. Raises EdgechatError.
+        errors, the messages remain saved. Raises EdgechatError, and UsageError for a conversation with messages for
+        which the user did not choose the remote model.
         """
         with self.idle_gate.block_requests():
-            self._source = self._get_source()
+            self._source = self._choose_source(conversation)
             conversation.save_pending()
             previous_head_id = conversation.tree.head_id
             first_reply = turn.replies[0]
@@ -164,6 +165,13 @@ class TurnRunner:
                 for reply in turn.replies:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
+
+    def _choose_source(self, conversation: StoredConversation) -> ReplySource:
+        """Return the source of the next replies. Raises UsageError if the conversation must not be sent to it."""
+        source = self._get_source()
+        if len(conversation.tree):
+            source.check_conversation(conversation.metadata.model)
+        return source
 
     def run_ephemeral_request(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
         """Run a request that belongs to the turn but generates no reply; return its events, or None after `stop`.
