@@ -16,6 +16,7 @@ _MAX_STEP_COST: Final = 1.0
 # each sequence are computed before a draft.
 _PRIOR_TOKEN_RATIO: Final = 0.3
 FIRST_PENDING_TOKENS: Final = 16
+_MIN_TOKEN_COST: Final = 1e-6
 # Assumed growth of the cost of a draft step per further sequence.
 _PRIOR_SEQ_SLOPE: Final = 0.1
 # Number of pending tokens whose time is part of the first draft step.
@@ -77,8 +78,8 @@ class DrafterCosts(msgspec.Struct):
     def token_cost(self, n_seqs: int, single_step_s: float) -> float:
         """Return the cost of a pending token, relative to a decode step of `single_step_s`."""
         if self.token_s.count and single_step_s > 0:
-            return self.token_s.value / single_step_s
-        return self.step_cost(n_seqs, single_step_s) * _PRIOR_TOKEN_RATIO
+            return max(self.token_s.value / single_step_s, _MIN_TOKEN_COST)
+        return max(self.step_cost(n_seqs, single_step_s) * _PRIOR_TOKEN_RATIO, _MIN_TOKEN_COST)
 
     def pending_cost(self, n_pending: int, n_seqs: int, single_step_s: float) -> float:
         """Return the cost of computing `n_pending` tokens of `n_seqs` sequences before a draft."""

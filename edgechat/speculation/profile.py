@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _FILE_VERSION: Final = 1
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_COUNT: Final = 1e6
+_MIN_STEP_S: Final = 1e-9
 _MAX_STEP_S: Final = 3600.0
 # Maximum number of model drafters whose profiles are saved, and of sequences in a batch with drafts.
 _MAX_DRAFTERS: Final = 8
@@ -147,8 +148,10 @@ def _is_valid_drafter(drafter: DrafterProfile) -> bool:
             and _are_valid_counts([*c.buckets, *c.positions])
             for c in (drafter.greedy, drafter.sampled)
         )
-        and all(1 <= n <= _MAX_BATCH_SEQS and _is_valid_mean(s, 0, _MAX_STEP_S) for n, s in costs.step_s.items())
-        and _is_valid_mean(costs.token_s, 0, _MAX_STEP_S)
+        and all(
+            1 <= n <= _MAX_BATCH_SEQS and _is_valid_mean(s, _MIN_STEP_S, _MAX_STEP_S) for n, s in costs.step_s.items()
+        )
+        and _is_valid_mean(costs.token_s, _MIN_STEP_S if costs.token_s.count else 0, _MAX_STEP_S)
         and MIN_INTERVAL <= schedule.interval <= MAX_INTERVAL
         and all(0 <= n <= _MAX_COUNT for n in (schedule.n_waited, schedule.n_trial_drafts, schedule.n_paid))
     )

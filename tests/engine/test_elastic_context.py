@@ -377,7 +377,12 @@ def test_stalls_shrink_the_context(open_model: Open) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_prefixes_saved_at_one_length_are_restored_at_another(native: Bindings, tmp_path: Path, kind: Kind) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", kind)
-    options = {"n_ctx": 2048, "speculation": False, "prefix_disk_bytes": 50 * MIB, "prefix_ram_bytes": MIB}
+    options: dict[str, Any] = {
+        "n_ctx": 2048,
+        "speculation": False,
+        "prefix_disk_bytes": 50 * MIB,
+        "prefix_ram_bytes": MIB,
+    }
     prompt = make_tokens(200)
     cached = []
     for growth_of_load in (GROWTH, growth(1024, 2048), None):

@@ -15,7 +15,7 @@ from edgechat.config import GREEDY, Sampling
 from edgechat.engine import protocol, sequence
 from edgechat.engine.client import EngineClient
 from edgechat.runtime.bindings import Bindings
-from tests.engine.test_scheduler import N_VOCAB, FakeEngine
+from tests.engine.fake_engine import N_VOCAB, FakeEngine
 from tests.engine.text_models import SteppedModel
 from tests.fake_context import FakeModel, FakeSampler
 from tests.models import write_tiny_llama

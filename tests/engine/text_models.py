@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
+from edgechat.engine.drafting import OpenDrafter
 from edgechat.engine.failures import create_failure_event
 from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError
@@ -25,7 +26,10 @@ ROUNDING: Final = 0.02
 class SteppedModel:
     """A text model that records the events of its requests. `memory` is the free memory that it reads."""
 
-    def __init__(self, native: Bindings, path: Path, prefix_dir: Path | str = "", **options: Any) -> None:
+    def __init__(
+        self, native: Bindings, path: Path, prefix_dir: Path | str = "", open_drafter: OpenDrafter | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         self.events: list[protocol.Event] = []
         self.memory = PLENTY
         self.now = 0.0
@@ -38,6 +42,7 @@ class SteppedModel:
             "test",
             self.events.append,
             lambda _id, event: self._finish(event),
+            open_drafter,
         )
         self.context = self.model._context
         self.sizer = self.model._sizer
