@@ -55,8 +55,14 @@ class ContextSizer:
     def __init__(
         self, context: Context, cache: PrefixCache, growth: ContextGrowth | None, send: Callable[[Event], None],
         read_memory: Callable[[], FreeMemory] = read_free_memory, now: Callable[[], float] = time.monotonic,
+        free_drafter: Callable[[], bool] | None = None,
     ) -> None:  # fmt: skip
-        """If `growth` is None, never resize the context. During a resize, another thread may call `send`."""
+        """If `growth` is None, never resize the context. During a resize, another thread may call `send`.
+
+        `free_drafter` frees the memory of the model drafter, and returns False if it had none; None without a drafter.
+        It is called before anything else is freed for the context or for other programs.
+        """
+        self._free_drafter = free_drafter
         self._context = context
         self._cache = cache
         self._growth = growth
@@ -127,6 +133,10 @@ class ContextSizer:
         """
         memory = self._read_memory()
         shortage_bytes = self._compute_needed_bytes(growth, smallest, memory) - memory.available_bytes
+        if shortage_bytes > 0 and self._free_drafter is not None and self._free_drafter():
+            return_freed_memory()
+            memory = self._read_memory()
+            shortage_bytes = self._compute_needed_bytes(growth, smallest, memory) - memory.available_bytes
         if 0 < shortage_bytes <= self._cache.store.ram_bytes:
             self._cache.store.discard_from_ram(shortage_bytes)
             return_freed_memory()
@@ -206,15 +216,19 @@ class ContextSizer:
     def check_memory(self, n_running_tokens: int, paused_ids: Collection[int] = ()) -> None:
         """Shrink the context if memory is short; `n_running_tokens` is the number of cells that requests need.
 
-        First discard data of the prefix cache from RAM, and remove idle sequences that are saved in full, because a
-        resize needs memory for a copy of all sequences. Does nothing if the last check was less than a second ago. The
-        requests `paused_ids` get the progress. Raises EngineError if the sequences were lost.
+        First free the model drafter, discard data of the prefix cache from RAM, and remove idle sequences that are
+        saved in full, because a resize needs memory for a copy of all sequences. Does nothing if the last check was
+        less than a second ago. The requests `paused_ids` get the progress. Raises EngineError if the sequences were
+        lost.
         """
-        if not self._is_grown or self._now() < self._check_at:
+        if not (self._is_grown or self._free_drafter) or self._now() < self._check_at:
             return
         self._check_at = self._now() + _CHECK_INTERVAL_S
         memory = self._read_memory()
-        if not is_short(memory):
+        if is_short(memory) and self._free_drafter is not None and self._free_drafter():
+            return_freed_memory()
+            memory = self._read_memory()
+        if not is_short(memory) or not self._is_grown:
             return
         store = self._cache.store
         if store.ram_bytes:

@@ -89,6 +89,8 @@ class DraftManager:
         """Step sizes to measure, in reverse order: the last item is measured first."""
         self.drafter_error = ""
         """Why the model drafter of the plan could not be opened, or failed later; "" without an error."""
+        self._drafter: ModelDrafter | None = None
+        self._must_measure_drafter = False
         self._model = self._open_model(load.plan.drafter, open_drafter)
         self.batch_speculator = BatchSpeculator(self._profile.find_batch_costs, self._model, context.max_outputs)
         """Chooses the drafts of several sequences in one batch."""
@@ -99,7 +101,7 @@ class DraftManager:
         if plan is None or open_drafter is None or not self._sizes:
             return None
         try:
-            drafter = open_drafter(context, plan)
+            drafter = self._drafter = open_drafter(context, plan)
         except (EdgechatError, MemoryError, OSError) as error:
             self._report_failure(str(error) or "Memory ran out when the drafter was opened.")
             return None
@@ -213,6 +215,9 @@ class DraftManager:
             return True
         if self._sizes_to_measure and time.monotonic() < self._measurement_deadline:
             return self._measure_next_size(allow_abort)
+        if self._must_measure_drafter:
+            self._must_measure_drafter = False
+            return self._measure_drafter(allow_abort)
         if self._has_unsaved_profile:
             self._has_unsaved_profile = False
             self._save_profile()
@@ -255,6 +260,7 @@ class DraftManager:
             depth = self._find_max_depth()
             has_all_samples = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
             self._sizes_to_measure = self._sizes[::-1] * (1 if has_all_samples else MIN_SAMPLES)
+            self._must_measure_drafter = True
 
     def _measure_next_size(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
@@ -265,6 +271,22 @@ class DraftManager:
             return False  # a request arrived; the next idle period measures the remaining sizes
         except (NoKvSlotError, EngineError):
             self._sizes_to_measure = []
+        finally:
+            allow_abort(False)
+        return True
+
+    def _measure_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
+        """Measure how long a draft takes, if that is unknown, so that the first reply with drafts loses no time."""
+        tokens = self._context.tokens(self._find_longest_seq())
+        if self._model is None or self._model.profile.costs.is_measured or not tokens or not self._context.is_open:
+            return True
+        allow_abort(True)
+        try:
+            self._model.measure(self._find_longest_seq(), tokens[-1])
+            self._has_unsaved_profile = True
+        except DecodeAborted:
+            self._must_measure_drafter = True
+            return False
         finally:
             allow_abort(False)
         return True
@@ -293,3 +315,8 @@ class DraftManager:
             pass
         if self._has_unsaved_profile:
             self._save_profile()
+
+    def close(self) -> None:
+        """Free the memory of the model drafter. Call it before the context is closed."""
+        if self._drafter is not None:
+            self._drafter.sleep()

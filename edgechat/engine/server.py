@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime import activity
 from edgechat.runtime.model import Model, OnLoadProgress
+from edgechat.runtime.model_drafter import open_model_drafter
 
 _N_PIPES: Final = 2
 # Delay before idle work starts, so that no idle work runs between two requests of a busy client.
@@ -266,12 +268,14 @@ class EngineServer:
         model = Model(
             bindings, Path(model_path), plan.options, unused_ranges=request.unused_ranges,
             on_progress=self._make_progress_callback(request.id),
+            load_mtp=plan.speculation and plan.drafter is not None and plan.drafter.kind == "mtp",
         )  # fmt: skip
         engine_model: EngineModel
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, self._begin_embedding, self._end_request)
         else:
-            engine_model = TextModel(model, request, backend, self._send, self._end_request)
+            open_drafter = partial(open_model_drafter, on_progress=self._continue_load)
+            engine_model = TextModel(model, request, backend, self._send, self._end_request, open_drafter)
         with self._lock:
             self._model = engine_model
         loaded_event = protocol.Loaded(
@@ -300,6 +304,11 @@ class EngineServer:
         with self._lock:
             self._load_request, self._loaded_event = request, loaded_event
         return loaded_event
+
+    def _continue_load(self, _fraction: float) -> bool:
+        """Record the progress of loading the drafter; return False if the load was cancelled."""
+        self._heartbeat.record_progress()
+        return not self._is_load_cancelled
 
     def _make_progress_callback(self, request_id: int) -> OnLoadProgress:
         """Create a callback for llama.cpp that sends up to ten progress events per second and can cancel the load."""

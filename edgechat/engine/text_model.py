@@ -100,8 +100,10 @@ class TextModel(EngineModel):
             context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk, start_timer=_start_restore_timer
         )
         self._cache_miss_finder = CacheMissFinder(model)
-        self._sizer = ContextSizer(context, self._cache, plan.growth, send)
-        batch_speculator = self._draft_manager.batch_speculator if self._draft_manager is not None else None
+        manager = self._draft_manager
+        free_drafter = manager.free_drafter_memory if manager is not None and manager.has_model else None
+        self._sizer = ContextSizer(context, self._cache, plan.growth, send, free_drafter=free_drafter)
+        batch_speculator = manager.batch_speculator if manager is not None else None
         self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer, batch_speculator)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
@@ -270,5 +272,7 @@ class TextModel(EngineModel):
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
         self._mark.close()
+        if self._draft_manager is not None:
+            self._draft_manager.close()
         self._context.close()
         self._model.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -21,6 +22,8 @@ MIN_MODEL_GAIN: Final = 1.05
 # Number of pending tokens whose time counts in the expected gain of a draft. More tokens, as after a prompt, are
 # computed only once, for many drafts.
 _MAX_COUNTED_PENDING: Final = 4
+# Number of tokens of the drafts that are timed in idle time.
+_MEASURED_TOKENS: Final = 3
 
 StartTimer = Callable[[], Callable[[], tuple[float, bool]]]
 """Starts a timer. The returned function stops it, and returns the seconds and whether other programs disturbed it."""
@@ -167,6 +170,8 @@ class ModelSource:
         finally:
             self.draft_s, self.is_disturbed = stop_timer()
         self.profile.schedule.record_draft(pays=choice.pays)
+        if not n_pending:
+            return {}
         checked = {seq: self._check(draft, requests[seq]) for seq, draft in drafts.items() if seq in requests}
         n_steps = max((len(draft.tokens) for draft in checked.values()), default=0)
         # The model computes a token more than it drafts if it ends a draft early.
@@ -175,6 +180,27 @@ class ModelSource:
             n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed
         )  # fmt: skip
         return {seq: draft for seq, draft in checked.items() if draft.tokens}
+
+    def measure(self, seq: int, next_token: int) -> None:
+        """Measure the costs of a draft after the text of `seq`, which `next_token` continues, and discard the draft.
+
+        Does nothing if the drafter cannot draft now.
+        """
+        for n_tokens in (1, _MEASURED_TOKENS, _MEASURED_TOKENS):
+            if self._has_failed or self.is_asleep or not self._drafter.count_pending(seq):
+                return
+            stop_timer = self._start_timer()
+            n_pending = min(self._drafter.count_pending(seq), FIRST_PENDING_TOKENS)
+            try:
+                self._drafter.draft(
+                    {seq: DraftRequest(next_token, n_tokens, 0.0, FIRST_PENDING_TOKENS, ends_at_eog=False)}
+                )
+            except (EdgechatError, MemoryError, OSError) as error:
+                self._fail(error)
+                return
+            elapsed_s, is_disturbed = stop_timer()
+            if n_tokens > 1:  # the first draft also allocates memory
+                self.profile.costs.record(n_tokens, n_pending, 1, elapsed_s, is_disturbed=is_disturbed)
 
     def _check(self, draft: DraftedTokens, request: DraftRequest) -> Draft:
         """Return the beginning of a draft that has valid tokens, at most as many as requested."""
@@ -216,6 +242,8 @@ class ModelSource:
         message = str(error) or "memory ran out"
         _log.warning("Decoding continues without the model drafter: %s", message)
         self._on_failure(message)
+        with contextlib.suppress(EdgechatError, MemoryError, OSError):
+            self._drafter.sleep()  # free its memory, for which the rest of the program may be waiting
 
     def estimate_costs(self, single_step_s: float) -> dict[int, float]:
         """Return the cost of a draft by its number of tokens, relative to a decode step of `single_step_s`.
