@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from edgechat import process
+from edgechat.bench.draft_models import plan_drafter
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
@@ -21,6 +22,7 @@ from edgechat.errors import EngineError
 from edgechat.hardware.memory import read_tree_pss_bytes
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.planner.drafter_plan import MAX_MODEL_DRAFT_TOKENS, DrafterPlan
 from edgechat.planner.kv_types import list_kv_types
 from edgechat.planner.load_plan import LoadPlan, make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
@@ -46,6 +48,8 @@ class MemoryCase(msgspec.Struct, frozen=True, kw_only=True):
     estimate: MemoryEstimate = msgspec.field(name="predicted")
     formula_bytes: int = msgspec.field(name="by_formulas_bytes")
     """Memory estimate by formulas only, without the buffer sizes that llama.cpp reports."""
+    drafter: str = ""
+    """Name of the file of the draft model or the heads; `mtp` for heads in the file of the model, "" for none."""
     peak_bytes: int
     """Peak PSS of the client, the engine and their child processes together."""
 
@@ -81,25 +85,40 @@ class MemoryBenchReport(msgspec.Struct, frozen=True, kw_only=True):
     speed: list[SpeedCase]
 
 
-def run(models: list[Path], rounds: int, on_progress: Callable[[str], None]) -> MemoryBenchReport:
-    """Measure the memory of every model with all load options, then the decode speeds. Raises EdgechatError."""
+def run(
+    models: list[Path], rounds: int, on_progress: Callable[[str], None], draft_model: str | None = None
+) -> MemoryBenchReport:
+    """Measure the memory of every model with all load options, then the decode speeds. Raises EdgechatError.
+
+    With `draft_model`, measures only the memory with this drafter, for each context length.
+    """
     engine = EngineClient()
     try:
         cases = []
         for path in models:
             profile = ModelProfile.from_header(read_header(path))
-            for options in _list_load_options(profile):
+            for options in _list_load_options(profile, with_drafter=draft_model is not None):
                 on_progress(f"{path.name}: {_format_options(options)}")
-                cases.append(_measure_case(engine, profile, options))
-        speeds = _measure_speeds(engine, models, rounds, on_progress)
+                drafter = plan_drafter(profile, draft_model, options) if draft_model is not None else None
+                cases.append(_measure_case(engine, profile, options, drafter))
+        speeds = _measure_speeds(engine, models, rounds, on_progress) if draft_model is None else []
     finally:
         engine.close()
     return MemoryBenchReport(memory=cases, speed=speeds)
 
 
-def _list_load_options(profile: ModelProfile) -> Iterator[LoadOptions]:
-    """Yield load options for all pairs of context length and KV type, then for mmap and repacking on and off."""
+def _list_load_options(profile: ModelProfile, *, with_drafter: bool = False) -> Iterator[LoadOptions]:
+    """Yield load options for all pairs of context length and KV type, then for mmap and repacking on and off.
+
+    For a drafter, whose memory does not depend on them, only the context length and the mapping of the file differ.
+    """
     n_seqs = default_n_seqs(profile)
+    if with_drafter:
+        n_rs_seq = MAX_MODEL_DRAFT_TOKENS if profile.n_state_layers else 0
+        for n_ctx in _CONTEXT_LENGTHS[:2]:
+            for use_mmap in (True, False):
+                yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, use_mmap=use_mmap, n_rs_seq=n_rs_seq)
+        return
     for n_ctx in _CONTEXT_LENGTHS:
         for kv_type in list_kv_types(profile):
             yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, kv_type=kv_type)
@@ -115,13 +134,22 @@ def _format_options(options: LoadOptions) -> str:
     )
 
 
-def _measure_case(engine: EngineClient, profile: ModelProfile, options: LoadOptions) -> MemoryCase:
+def _measure_case(
+    engine: EngineClient, profile: ModelProfile, options: LoadOptions, drafter: DrafterPlan | None
+) -> MemoryCase:
     probe = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options))
-    plan = make_manual_plan(profile.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
+    plan = make_manual_plan(
+        profile.path, n_threads=os.cpu_count() or 1, drafter=drafter, **msgspec.structs.asdict(options)
+    )
+    drafter_bytes = drafter.total if drafter is not None else 0
     return MemoryCase(
         model=Path(profile.path).name, options=options,
-        estimate=estimate(profile, options, convert_reported_buffers(profile, options, probe.memory)),
-        formula_bytes=estimate(profile, options).total, peak_bytes=_measure_peak_bytes(plan),
+        estimate=estimate(
+            profile, options, convert_reported_buffers(profile, options, probe.memory), drafter_bytes=drafter_bytes
+        ),
+        formula_bytes=estimate(profile, options, drafter_bytes=drafter_bytes).total,
+        drafter=(Path(drafter.model_path).name or drafter.kind) if drafter is not None else "",
+        peak_bytes=_measure_peak_bytes(plan),
     )  # fmt: skip
 
 
@@ -160,22 +188,23 @@ def case_main(arguments: list[str]) -> int:
     store, renderer, engine = open_ephemeral_store(), Renderer(), EngineClient()
     renderer.start()
     profile = ModelProfile.from_header(read_header(Path(plan.model_path)))
-    unused_ranges = list_ranges_to_remove(profile, plan.options)
+    loads_heads = plan.drafter is not None and plan.drafter.kind == "mtp"
+    unused_ranges = list_ranges_to_remove(profile, plan.options, loads_heads=loads_heads)
     engine.load(protocol.Load(id=engine.next_id(), plan=plan, unused_ranges=unused_ranges))
     n_prompt = min(plan.options.n_ctx - _N_GEN - 1, plan.options.n_ubatch + 64)
-    _generate(engine, n_prompt)
+    _generate(engine, n_prompt, speculate=plan.drafter is not None)
     engine.close()
     renderer.close()
     store.close()
     return 0
 
 
-def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN) -> float:
+def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN, *, speculate: bool = False) -> float:
     """Generate a reply of `n_gen` tokens, and return its decode speed in tokens per second."""
     tokens = [_FIRST_ORDINARY_TOKEN + i % _FIRST_ORDINARY_TOKEN for i in range(n_prompt)]
     request = protocol.Generate(
         id=engine.next_id(), tokens=tokens, max_tokens=n_gen, ignore_eog=True, sampling=GREEDY, bypass_cache=True,
-        speculate=False,
+        speculate=speculate,
     )  # fmt: skip
     for event in engine.generate(request):
         if isinstance(event, protocol.RequestFinished):
@@ -233,6 +262,7 @@ def format_table(report: MemoryBenchReport) -> str:
     for case in report.memory:
         options = case.options
         weights_text = f"{'mapped' if options.use_mmap else 'read'}{'' if options.use_extra_bufts else ', plain'}"
+        weights_text += f", drafts of {case.drafter}" if case.drafter else ""
         lines.append(
             f"| {case.model} | {options.n_ctx}, {options.kv_type}, {weights_text} "
             f"| {case.estimate.total / bytes_per_mb:.0f} | {case.formula_bytes / bytes_per_mb:.0f} "
@@ -240,6 +270,8 @@ def format_table(report: MemoryBenchReport) -> str:
             f"| {case.error_bytes / bytes_per_mb:+.1f} ({case.error_bytes / case.peak_bytes:+.1%})"
             f"{'' if case.is_close else ' !'} |"
         )
+    if not report.speed:
+        return "\n".join(lines)
     lines += ["", "| model | predicted tokens/s | measured | ratio |", "|---|--:|--:|--:|"]
     lines += [
         f"| {case.model} | {case.predicted_tps:.1f} | {case.measured_tps:.1f} | {case.ratio:.2f} |"

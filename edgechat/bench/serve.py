@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,15 +73,15 @@ class ClientMeasurement(msgspec.Struct, frozen=True):
 
 
 class StreamingClient:
-    """HTTP client that sends prompts as tokens to an OpenAI-compatible server and reads the streamed replies."""
+    """HTTP client that sends prompts (tokens or text) to an OpenAI-compatible server and reads the streamed replies."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
-    def complete(self, tokens: list[int], n_reply: int) -> ClientMeasurement:
+    def complete(self, prompt: list[int] | str, n_reply: int) -> ClientMeasurement:
         """Request a reply of `n_reply` tokens and return its timing. Raises EngineError."""
         body = {
-            "prompt": tokens, "max_tokens": n_reply, "temperature": 0.0, "ignore_eos": True, "stream": True,
+            "prompt": prompt, "max_tokens": n_reply, "temperature": 0.0, "ignore_eos": True, "stream": True,
             "stream_options": {"include_usage": True}, "cache_prompt": True,
         }  # fmt: skip
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_RESPONSE_TIMEOUT_S)
@@ -110,7 +110,7 @@ class StreamingClient:
         elapsed_s = last_text_at - first_text_at
         return ClientMeasurement(first_text_at - started_at, (n_reply - 1) / elapsed_s if elapsed_s else 0.0, n_cached)
 
-    def complete_concurrently(self, prompts: list[list[int]], n_reply: int) -> float:
+    def complete_concurrently(self, prompts: Sequence[list[int] | str], n_reply: int) -> float:
         """Send all prompts concurrently, and return the total speed in tokens per second until the last reply ends."""
         with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
             started_at = time.monotonic()

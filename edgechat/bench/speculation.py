@@ -23,7 +23,9 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import GenerationStats
 from edgechat.errors import EngineError, UsageError
+from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
+from edgechat.planner.memory import LoadOptions
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import PromptMessage, Renderer
@@ -73,12 +75,17 @@ class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
     peer: Path | None = None
 
 
+def make_load_options() -> LoadOptions:
+    """Return the load options of a measurement."""
+    return LoadOptions(n_ctx=N_CTX, n_seqs=2, n_ubatch=N_BATCH, n_rs_seq=7)
+
+
 def run(
     options: SpeculationOptions, workloads: Workloads, on_progress: Callable[[str], None] = lambda text: None
 ) -> SpeculationReport:
     """Measure all workload cases and return the report. Raises EdgechatError."""
     with contextlib.ExitStack() as stack:
-        edgechat_run = _EdgechatRun(options)
+        edgechat_run = EdgechatRun(options)
         stack.callback(edgechat_run.close)
         cases = edgechat_run.tokenize_cases(workloads)
         on_progress("measuring step costs")
@@ -92,7 +99,7 @@ def run(
                     n_batch=N_BATCH, arguments=arguments,
                 )  # fmt: skip
                 stack.callback(servers[name].close)
-        speeds = _SpeedRecord()
+        speeds = SpeedRecord()
         own_replies: list[list[int]] = []
         agreement = Agreement(n_replies=0, n_different_replies=0, n_tokens=0)
         for round_index in range(options.rounds):
@@ -120,7 +127,7 @@ def _update_agreement(agreement: Agreement, plain_reply: list[int], speculative_
     )
 
 
-class _SpeedRecord:
+class SpeedRecord:
     """Measured speeds by kind of conversation and variant, with one list for each round."""
 
     def __init__(self) -> None:
@@ -149,14 +156,14 @@ class _SpeedRecord:
         )
 
 
-def _measure_peer(speeds: _SpeedRecord, case: TokenizedCase, round_index: int, name: str, server: LlamaServer) -> None:
+def _measure_peer(speeds: SpeedRecord, case: TokenizedCase, round_index: int, name: str, server: LlamaServer) -> None:
     speeds.add(case.kind, f"peer {name}", round_index, server.measure_decode_tps(case.prompt, N_OWN_REPLY_TOKENS))
 
 
 def _measure_round(
-    edgechat_run: _EdgechatRun,
+    edgechat_run: EdgechatRun,
     servers: Mapping[str, LlamaServer],
-    speeds: _SpeedRecord,
+    speeds: SpeedRecord,
     case: TokenizedCase,
     round_index: int,
 ) -> tuple[list[int], list[int]]:
@@ -191,20 +198,21 @@ def _measure_round(
     return replies[False], replies[True]
 
 
-class _EdgechatRun:
+class EdgechatRun:
     """Engine with a loaded model, and a renderer for prompts."""
 
-    def __init__(self, options: SpeculationOptions) -> None:
+    def __init__(self, options: SpeculationOptions, drafter: DrafterPlan | None = None) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
         plan = make_manual_plan(
-            options.model, n_threads=options.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7
-        )
+            options.model, n_threads=options.n_threads, n_batch=N_BATCH, drafter=drafter,
+            **msgspec.structs.asdict(make_load_options()),
+        )  # fmt: skip
         self._model_properties = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
         self.backend = self._model_properties.backend
 
-    def tokenize_cases(self, workloads: Workloads) -> list[TokenizedCase]:
-        """Return all workload cases as tokens, followed by adversarial cases of random tokens."""
+    def tokenize_cases(self, workloads: Workloads, *, with_random_tokens: bool = True) -> list[TokenizedCase]:
+        """Return all workload cases as tokens, and adversarial cases of random tokens after them."""
         builder = PromptBuilder(self._engine, self._renderer, self._model_properties)
         initial_tokens = self._engine.tokenize("")
         cases = []
@@ -214,6 +222,8 @@ class _EdgechatRun:
             ]
             reply = self._engine.tokenize(workloads.reply(case))[len(initial_tokens) :]
             cases.append(TokenizedCase(case.kind, builder.build(messages, PromptOptions(think=False)).tokens, reply))
+        if not with_random_tokens:
+            return cases
         generator = random.Random(0)  # noqa: S311  (reproducible)
         ordinary_tokens = sorted({token for case in cases for token in case.reply})
         if not ordinary_tokens:
@@ -223,10 +233,13 @@ class _EdgechatRun:
             cases.append(TokenizedCase(_ADVERSARIAL_KIND, tokens[:_N_RANDOM_TOKENS], tokens[_N_RANDOM_TOKENS:]))
         return cases
 
-    def measure_step_costs(self) -> StepCosts:
-        """Wait until the idle engine has measured its step costs at a context depth of 700 tokens, and return them."""
+    def measure_step_costs(self, timeout_s: float = _STEP_COST_TIMEOUT_S) -> StepCosts:
+        """Wait until the idle engine has measured its step costs at a context depth of 700 tokens, and return them.
+
+        After `timeout_s`, the costs that were measured until then are returned.
+        """
         self.generate([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False, ephemeral=False)
-        deadline = time.monotonic() + _STEP_COST_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             time.sleep(_POLL_INTERVAL_S)
             step_costs = self._engine.stats().step_costs
@@ -241,6 +254,15 @@ class _EdgechatRun:
         """Prefill the prompt, so that all replies to this prompt start from the same cached cells."""
         for _ in self._engine.generate(protocol.Generate(id=self._engine.next_id(), tokens=prompt, max_tokens=0)):
             pass
+
+    def measure_prefill_tps(self, tokens: list[int]) -> float:
+        """Process a prompt without the prefix cache, and return the speed in tokens per second."""
+        request = protocol.Generate(
+            id=self._engine.next_id(), tokens=tokens, sampling=GREEDY, max_tokens=1, ignore_eog=True,
+            bypass_cache=True, ephemeral=True,
+        )  # fmt: skip
+        *_, last = self._engine.generate(request)
+        return last.stats.prefill_tps if isinstance(last, protocol.RequestFinished) else 0.0
 
     def generate(
         self, prompt: list[int], forced_tokens: list[int] | None, *, speculate: bool, ephemeral: bool = True
@@ -265,11 +287,11 @@ class _EdgechatRun:
 
 def _make_report(
     options: SpeculationOptions,
-    edgechat_run: _EdgechatRun,
+    edgechat_run: EdgechatRun,
     costs: StepCosts,
     cases: Sequence[TokenizedCase],
     own_cases: Sequence[TokenizedCase],
-    speeds: _SpeedRecord,
+    speeds: SpeedRecord,
     agreement: Agreement,
 ) -> SpeculationReport:
     library = load_edgechat(find_bundle())

@@ -19,6 +19,7 @@ from edgechat.cli.bench_options import (
     threads_option,
 )
 from edgechat.cli.bench_reasoning import reasoning
+from edgechat.cli.bench_speculation import draft_model_option, kinds_option, speculation
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FloatRange, IntRange
 from edgechat.cli.progress import StderrStatus, echo_note
@@ -114,6 +115,7 @@ def busy(
     help="Also measure the first model in all quants from Q2_K to F16.",
 )
 @click.option("--ladder", "with_ladder", is_flag=True, hidden=True)
+@draft_model_option("Measure only the memory with this draft model or these heads; auto chooses as for a chat.")
 @rounds_option(3)
 @json_option
 def memory(
@@ -122,6 +124,7 @@ def memory(
     models: tuple[str, ...],
     with_quants: bool,
     with_ladder: bool,
+    draft_model: str | None,
     rounds: int,
     as_json: bool,
 ) -> None:
@@ -141,7 +144,7 @@ def memory(
         if with_quants or with_ladder:
             _print_progress("Converting the first model to other quants")
             paths += write_quants(paths[0], Path(scratch_dir))
-        report = run(paths, rounds, _print_progress)
+        report = run(paths, rounds, _print_progress, draft_model)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -192,20 +195,46 @@ def kv(
 @model_option
 @peer_option("llama-server")
 @threads_option
+@click.option("--drafts", "with_drafts", is_flag=True, help="Compare four clients with and without drafts instead.")
+@draft_model_option("Draft model or heads for --drafts; auto (default), or off for drafts from the text only.")
+@kinds_option("Kind of conversation for --drafts; may be repeated. Default: edit and open chat.")
 @rounds_option(5)
 @json_option
-def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool) -> None:
+def serve(
+    model: str, peer: Path | None, n_threads: int | None, draft_model: str | None, kinds: tuple[str, ...], rounds: int,
+    *, with_drafts: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Measure the speed of the OpenAI-compatible server.
 
     Measures the turns of one conversation, and four concurrent clients. With --peer, the same requests are also sent to
-    llama-server, in alternating order.
+    llama-server, in alternating order. With --drafts, measures the total speed of four clients of a server with drafts
+    and of one without, in turn.
     """
+    if with_drafts:
+        _measure_serve_drafts(model, n_threads, draft_model or "auto", kinds, rounds, as_json=as_json)
+        return
     from edgechat.bench.serve import ServeWorkload, format_table, run
     from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import count_usable_threads
 
     workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds)
     report = run(workload, peer, _print_progress)
+    echo_json(report) if as_json else click.echo(format_table(report))
+
+
+def _measure_serve_drafts(
+    model: str, n_threads: int | None, draft_model: str, kinds: tuple[str, ...], rounds: int, *, as_json: bool
+) -> None:
+    from edgechat.bench.serve_drafts import DEFAULT_KINDS, ServeDraftsOptions, format_table, run
+    from edgechat.bench.workloads import read_workloads
+    from edgechat.catalogue.resolve import find_model
+    from edgechat.hardware.cpu import count_usable_threads
+
+    options = ServeDraftsOptions(
+        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), draft_model=draft_model,
+        rounds=rounds,
+    )  # fmt: skip
+    report = run(options, read_workloads(), kinds or DEFAULT_KINDS, _print_progress)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -311,46 +340,7 @@ def prefix(
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
-@bench.command()
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@model_option
-@peer_option("llama-server")
-@threads_option
-@rounds_option(3)
-@json_option
-def speculation(
-    file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
-) -> None:
-    """Measure speculative decoding by kind of conversation.
-
-    FILE is a TOML file with the conversations to measure instead of the built-in ones. The table shows speeds relative
-    to decoding without drafts.
-
-    \b
-    forced    measured speed of the scripted replies
-    noise     speed of a run without drafts relative to another such run
-    free      measured speed of the model's own replies
-    length    mean number of tokens that a step with a draft generates
-    replayed  speed of the scripted replies, computed from measured step costs
-    fresh     same as replayed, but without drafts learned from earlier replies
-
-    The other columns show static draft policies and llama-server.
-    """  # noqa: D301  (click reads the control character)
-    from edgechat.bench import workloads
-    from edgechat.bench.speculation import SpeculationOptions, run
-    from edgechat.bench.speculation_report import format_table
-    from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import count_usable_threads
-
-    options = SpeculationOptions(
-        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds, peer=peer
-    )  # fmt: skip
-    status = StderrStatus()
-    report = run(options, workloads.read_workloads(file), status.show)
-    status.clear()
-    echo_json(report) if as_json else click.echo(format_table(report))
-
-
 bench.add_command(agent)
 bench.add_command(documents)
 bench.add_command(reasoning)
+bench.add_command(speculation)
