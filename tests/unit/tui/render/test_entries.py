@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgechat.engine.generation import GenerationStats
+from edgechat.engine.generation import GenerationStats, ReplyOrigin
 from edgechat.tui.render.entries import MessageEntry
 from tests.unit.tui.layouts import make_entry, rendered_rows
 
@@ -65,3 +66,17 @@ def test_reasoning_is_one_line_with_its_latest_words() -> None:
     entry.is_expanded = True
     entry.invalidate()
     assert rows()[:3] == ["▾ Reasoning (6 words)", "First I look.", "Then I think."]
+
+
+@pytest.mark.parametrize(("at_ms", "day"), [(1_762_171_200_000, " of 3 November 2025"), (0, "")])
+def test_copied_reply_shows_its_origin_above_it_and_no_speed(at_ms: int, day: str) -> None:
+    entry = make_entry("Paris.")
+    stats = GenerationStats(
+        prompt_tokens=0, cached_tokens=0, completion_tokens=0, ttft_s=0.0, prefill_tps=0.0, decode_tps=0.0,
+        origin=ReplyOrigin(conversation_id="c", message_id="m", created_at_ms=at_ms),
+    )  # fmt: skip
+    message = msgspec.structs.replace(entry.message, stats=stats, model="small\x1b[31m.gguf")
+    entry = MessageEntry(message, (1, 1), entry.glyphs, show_stats=True)
+    rows = [row.rstrip() for row in rendered_rows(entry, 60)]
+    assert rows[0] == f"Earlier reply{day}, small\u241b[31m"
+    assert [row for row in rows if row][-1] == "Paris."
