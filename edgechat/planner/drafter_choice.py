@@ -11,12 +11,14 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.drafter_plan import (
     DRAFTER_CELLS,
     DRAFTER_UBATCH,
+    EAGLE3_UBATCH,
     MAX_DRAFTED_SEQS,
+    MAX_HIDDEN_ROWS,
     MAX_MODEL_DRAFT_TOKENS,
     DrafterKind,
     DrafterPlan,
 )
-from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes
+from edgechat.planner.kv_memory import layer_bytes
 from edgechat.planner.load_plan import N_BATCH
 from edgechat.planner.memory import (
     N_OUTPUTS,
@@ -95,24 +97,38 @@ def estimate_drafter(
     """
     n_seqs = min(options.n_seqs, MAX_DRAFTED_SEQS)
     max_tokens = min(MAX_MODEL_DRAFT_TOKENS, options.n_rs_seq) if target.n_state_layers else MAX_MODEL_DRAFT_TOKENS
-    computed_profile = make_heads_profile(profile) if kind == "mtp" else profile
+    computed_profile = make_heads_profile(profile) if kind == "mtp" else _fill_windows(profile)
+    has_states = kind == "draft-model" and profile.n_state_layers > 0
+    # Drafts after a recurrent state are computed on a copy of the sequence.
+    n_own_seqs = n_seqs * (2 if has_states else 1)
+    n_ubatch, n_outputs = DRAFTER_UBATCH, n_own_seqs
+    if kind == "eagle3":
+        n_ubatch = n_outputs = max(EAGLE3_UBATCH, n_seqs)
     # `estimate` adds a sequence that the context of a drafter does not have.
     drafter_options = LoadOptions(
-        n_ctx=DRAFTER_CELLS * n_seqs, n_seqs=n_seqs - 1, n_ubatch=DRAFTER_UBATCH, use_mmap=options.use_mmap,
+        n_ctx=DRAFTER_CELLS * n_seqs, n_seqs=n_own_seqs - 1, n_ubatch=n_ubatch, use_mmap=options.use_mmap,
         use_extra_bufts=options.use_extra_bufts,
     )  # fmt: skip
-    has_states = kind == "draft-model" and profile.n_state_layers > 0
-    n_rs_seq = max_tokens if has_states else 0
-    kv_bytes = sum(
-        layer_bytes(computed_profile, DRAFTER_CELLS * n_seqs, n_seqs=n_seqs, n_ubatch=DRAFTER_UBATCH)
-    ) + n_rs_seq * compute_states_bytes(computed_profile, n_seqs)
-    output_bytes = max(N_OUTPUTS, n_seqs) * max(profile.n_vocab, target.n_vocab) * _F32_BYTES
+    kv_bytes = sum(layer_bytes(computed_profile, DRAFTER_CELLS * n_seqs, n_seqs=n_own_seqs, n_ubatch=n_ubatch))
+    output_bytes = n_outputs * max(profile.n_vocab, target.n_vocab) * _F32_BYTES
     return DrafterPlan(
-        kind=kind, model_path="" if kind == "mtp" else profile.path, n_seqs=n_seqs, n_rs_seq=n_rs_seq,
-        max_tokens=max_tokens, weights=_estimate_weights(kind, profile, drafter_options), kv_cache=kv_bytes,
-        compute=estimate_context_buffers(computed_profile, drafter_options).compute + output_bytes
-        + _estimate_hidden_rows(kind, target),
+        kind=kind, model_path="" if kind == "mtp" else profile.path, n_seqs=n_seqs, max_tokens=max_tokens,
+        weights=_estimate_weights(kind, profile, drafter_options), kv_cache=kv_bytes,
+        compute=estimate_context_buffers(computed_profile, drafter_options, n_outputs).compute + output_bytes
+        + _estimate_hidden_rows(kind, target, options.n_seqs),
     )  # fmt: skip
+
+
+def _fill_windows(profile: ModelProfile) -> ModelProfile:
+    """Return the profile of a drafter, whose layers have cells for the whole context even if they need only a window.
+
+    Otherwise draft tokens could not be removed.
+    """
+    layers = tuple(
+        msgspec.structs.replace(layer, cache_kind="full") if layer.cache_kind == "window" else layer
+        for layer in profile.layers
+    )  # fmt: skip
+    return msgspec.structs.replace(profile, layers=layers)
 
 
 def make_heads_profile(profile: ModelProfile) -> ModelProfile:
@@ -137,10 +153,13 @@ def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOpt
     return sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile)
 
 
-def _estimate_hidden_rows(kind: DrafterKind, target: ModelProfile) -> int:
-    """Return the memory of the hidden rows that the target computes for the heads, in bytes."""
+def _estimate_hidden_rows(kind: DrafterKind, target: ModelProfile, n_seqs: int) -> int:
+    """Return the memory of the hidden rows of a target with `n_seqs` sequences for the heads, in bytes.
+
+    llama.cpp computes three layers for each token of a batch, and otherwise the last layer for outputs only; the newest
+    rows of each sequence are kept.
+    """
     if kind == "draft-model":
         return 0
-    # Three layers of the target give a row for each token of a batch; otherwise only the last layer for outputs.
-    n_rows = 3 * N_BATCH if kind == "eagle3" else N_OUTPUTS
-    return n_rows * target.n_embd * _F32_BYTES
+    n_computed, n_joined = (3 * N_BATCH, 3) if kind == "eagle3" else (N_OUTPUTS, 1)
+    return (n_computed + n_joined * MAX_HIDDEN_ROWS * n_seqs) * target.n_embd * _F32_BYTES

@@ -15,6 +15,8 @@ DRAFTER_CELLS: Final = 512
 # cells are computed before a draft. The graph of EAGLE-3 computes logits for all tokens of a batch.
 DRAFTER_UBATCH: Final = 128
 EAGLE3_UBATCH: Final = 16
+# Hidden rows that are kept for each sequence. Heads that have not drafted for longer start again at the oldest row.
+MAX_HIDDEN_ROWS: Final = 64
 # Maximum number of tokens in a draft of a model.
 MAX_MODEL_DRAFT_TOKENS: Final = 7
 # Maximum number of sequences for which a model drafts at once; with more sequences, steps have no drafts.
@@ -33,8 +35,6 @@ class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: int = DRAFTER_UBATCH
     """Maximum number of tokens that the drafter computes at once (the batch and the micro-batch of its context)."""
     n_seqs: int = 1
-    n_rs_seq: int = 0
-    """Earlier recurrent states of each sequence that the drafter's context stores, so that drafts can be removed."""
     max_tokens: int = MAX_MODEL_DRAFT_TOKENS
     """Maximum number of tokens in a draft."""
     weights: int = 0

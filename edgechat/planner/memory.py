@@ -190,14 +190,17 @@ def estimate_buffers(
     )  # fmt: skip
 
 
-def estimate_context_buffers(profile: ModelProfile, options: LoadOptions) -> BufferSizes:
-    """Compute the sizes of the buffers of a context from formulas; the sizes of the weights are 0."""
+def estimate_context_buffers(profile: ModelProfile, options: LoadOptions, n_outputs: int = N_OUTPUTS) -> BufferSizes:
+    """Compute the sizes of the buffers of a context from formulas; the sizes of the weights are 0.
+
+    Logits are computed for at most `n_outputs` tokens of a batch.
+    """
     kv_bytes_by_layer = layer_bytes(
         profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         kv_type=options.kv_type,
     )  # fmt: skip
     gpu_kv_bytes = sum(kv_bytes_by_layer[max(0, first_gpu_layer(profile, options)) :]) if options.n_gpu_layers else 0
-    compute = _compute_bytes(profile, options)
+    compute = _compute_bytes(profile, options, n_outputs)
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
     return BufferSizes(
@@ -325,7 +328,7 @@ def is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bo
     return tensor.name.startswith("output") if layer is None else layer >= first_gpu_layer(profile, options)
 
 
-def _compute_bytes(profile: ModelProfile, options: LoadOptions) -> int:
+def _compute_bytes(profile: ModelProfile, options: LoadOptions, n_outputs: int = N_OUTPUTS) -> int:
     """Return the size of the compute buffer: copies of the widest activations, attention masks, and logits."""
     n_ubatch = min(options.n_ubatch, options.n_ctx)
     n_experts_used = max(1, profile.n_experts_used)
@@ -340,5 +343,5 @@ def _compute_bytes(profile: ModelProfile, options: LoadOptions) -> int:
         profile.count_layers("full") + profile.count_layers("full and state") > 0
     )
     mask_bytes = n_ubatch * _F16_BYTES * round_up_to_cells(options.n_ctx) * n_masks
-    logits_bytes = N_OUTPUTS * profile.n_vocab * _F32_BYTES
+    logits_bytes = n_outputs * profile.n_vocab * _F32_BYTES
     return max(activation_bytes + mask_bytes, logits_bytes) + (2 << 20)

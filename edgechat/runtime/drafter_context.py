@@ -62,7 +62,7 @@ class DrafterContext:
 
     def __init__(self, model: Model, target: Context, shape: DrafterShape) -> None:
         """Open a context of `model` beside `target`. Raises PlanError if there is too little memory."""
-        self._model = model
+        self.model = model
         self._target = target
         self._shape = shape
         bindings = model.bindings
@@ -154,7 +154,7 @@ class DrafterContext:
         if code == _ABORTED:
             raise DecodeAborted
         if code:
-            raise DrafterError(f"llama.cpp failed to {work} with {self._model.path} (code {code}).")
+            raise DrafterError(f"llama.cpp failed to {work} with {self.model.path} (code {code}).")
 
 
 class _Arrays:

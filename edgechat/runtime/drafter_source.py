@@ -14,11 +14,13 @@ from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.heads import find_misfit, read_heads
 from edgechat.modelfile.heads_check import find_heads_problem
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.planner.drafter_plan import EAGLE3_UBATCH, DrafterKind, DrafterPlan
 from edgechat.planner.kv_memory import round_up_to_cells
+from edgechat.planner.mapped_file import list_unused_ranges
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import DraftLayout
 from edgechat.runtime.context import Context
@@ -62,14 +64,15 @@ class DrafterSource:
     def load(self) -> None:
         """Load the model of the drafter, unless it is loaded. Raises PlanError."""
         if self._model is None:
-            options = self.target.options
+            target_options, path = self.target.options, Path(self.plan.model_path)
+            options = LoadOptions(
+                n_ctx=0, n_seqs=0, use_mmap=target_options.use_mmap, use_extra_bufts=target_options.use_extra_bufts,
+                n_gpu_layers=target_options.n_gpu_layers,
+            )  # fmt: skip
             try:
+                unused_ranges = list_unused_ranges(ModelProfile.from_header(read_header(path)), options)
                 self._model = Model(
-                    self.target.model.bindings, Path(self.plan.model_path),
-                    LoadOptions(
-                        n_ctx=0, n_seqs=0, use_mmap=options.use_mmap, use_extra_bufts=options.use_extra_bufts,
-                        n_gpu_layers=options.n_gpu_layers,
-                    ),
+                    self.target.model.bindings, path, options, is_drafter=True, unused_ranges=unused_ranges,
                     on_progress=self._on_progress,
                 )  # fmt: skip
             except ModelFileError as error:

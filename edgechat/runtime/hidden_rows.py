@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
+from edgechat.planner.drafter_plan import MAX_HIDDEN_ROWS
 from edgechat.runtime.bindings import Bindings
-
-# Rows that are kept for each sequence. Heads that have not drafted for longer start again at the oldest row.
-MAX_ROWS: Final = 64
 
 
 class HiddenRows:
@@ -39,7 +37,7 @@ class HiddenRows:
         kept: list[tuple[int, int, int]] = []
         for output in reversed(outputs):
             counts[output[0]] = counts.get(output[0], 0) + 1
-            if counts[output[0]] <= MAX_ROWS:
+            if counts[output[0]] <= MAX_HIDDEN_ROWS:
                 kept.append(output)
         kept.reverse()
         if not kept:
@@ -53,7 +51,7 @@ class HiddenRows:
             sequence_rows = self._rows.setdefault(seq, {})
             sequence_rows.pop(position, None)
             sequence_rows[position] = bytes(data[i * size : (i + 1) * size])
-            while len(sequence_rows) > MAX_ROWS:
+            while len(sequence_rows) > MAX_HIDDEN_ROWS:
                 del sequence_rows[next(iter(sequence_rows))]
 
     def truncate(self, seq: int, n_tokens: int) -> None:

@@ -12,6 +12,7 @@ from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
+from edgechat.runtime.drafter_context import DrafterContext
 from edgechat.runtime.model import Model
 
 _MAX_BUFFER_TYPES = 32
@@ -31,8 +32,11 @@ def describe_memory_layout(context: Context) -> str:
     return f"k={key_type} v={value_type} flash=auto adapter=none rope={rope} n_ctx={n_ctx_text}"
 
 
-def read_memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
-    """Return `model_bytes`, `context_bytes`, `compute_bytes`, `is_host` and `is_gpu` by name of the buffer type."""
+def read_memory_breakdown(context: Context | DrafterContext) -> dict[str, dict[str, int]]:
+    """Return `model_bytes`, `context_bytes`, `compute_bytes`, `is_host` and `is_gpu` by name of the buffer type.
+
+    The context of a drafter that shares the weights of its target reports them, too.
+    """
     gpu_names = _read_gpu_names(context.model.bindings)
     entries = (MemoryEntry * _MAX_BUFFER_TYPES)()
     count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))

@@ -39,6 +39,7 @@ class Model:
         options: LoadOptions | None = None,
         *,
         is_probe: bool = False,
+        is_drafter: bool = False,
         load_mtp: bool = False,
         unused_ranges: Sequence[FileRange] = (),
         on_progress: OnLoadProgress = lambda fraction: True,
@@ -46,6 +47,7 @@ class Model:
         """Load the model file at `path`. `options` defaults to memory-mapped weights and no GPU.
 
         With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate the buffers.
+        With `is_drafter`, the model drafts for another one, which may have computed already.
         With `load_mtp`, the prediction layers of the model are loaded, too.
         The pages of `unused_ranges` are removed from the memory of this process when they have been copied.
         Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
@@ -80,7 +82,7 @@ class Model:
         callback = llama.llama_progress_callback(record_progress)
         params.progress_callback = callback
         bindings.log.take_errors()
-        if not is_probe:
+        if not is_probe and not is_drafter:
             activity.set_has_computed(False)
         with activity.during(Activity.LOADING):
             pointer = llama.llama_model_load_from_file(os.fsencode(path), params)

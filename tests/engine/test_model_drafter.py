@@ -10,9 +10,14 @@ import gguf
 import pytest
 
 from edgechat.errors import DrafterError, PlanError
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.modelfile.split import read_header
+from edgechat.planner.drafter_choice import estimate_drafter
 from edgechat.planner.drafter_plan import DRAFTER_CELLS, DrafterKind, DrafterPlan
+from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import DecodeAborted
+from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.model_drafter import open_model_drafter
 from edgechat.speculation.drafter import DraftRequest
@@ -376,3 +381,32 @@ def test_other_thread_aborts(native: Bindings, tmp_path: Path) -> None:
         thread.join()
         run.context.clear_abort()
         assert run.draft() == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
+
+
+@pytest.mark.parametrize("n_seqs", [1, 2, 4])
+def test_memory_is_at_most_as_planned(kind: DrafterKind, n_seqs: int, native: Bindings, tmp_path: Path) -> None:
+    target, draft = write_pair(kind, tmp_path)
+    _check_memory(native, target, kind, draft, n_seqs)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "hybrid", "hybrid sliding", "sliding", "moe"])
+def test_memory_of_other_draft_models_is_as_planned(architecture: Kind, native: Bindings, tmp_path: Path) -> None:
+    target, draft = make_llama().write(tmp_path / "target.gguf"), write_tiny(tmp_path / "draft.gguf", architecture)
+    _check_memory(native, target, "draft-model", draft, 2)
+
+
+def _check_memory(native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, n_seqs: int) -> None:
+    profile = ModelProfile.from_header(read_header(target))
+    own_profile = profile if draft is None else ModelProfile.from_header(read_header(draft))
+    options = LoadOptions(n_ctx=2048, n_seqs=n_seqs, n_rs_seq=N_DRAFT if profile.n_state_layers else 0)
+    plan = estimate_drafter(kind, own_profile, profile, options)
+    with open_run(native, target, kind, draft, plan={"n_seqs": plan.n_seqs}, n_seqs=n_seqs) as run:
+        run.prefill(PROMPT)
+        assert run.draft()
+        assert run.drafter.context is not None
+        sizes = read_memory_breakdown(run.drafter.context).values()
+        n_used = {part: sum(s[f"{part}_bytes"] for s in sizes) for part in ("model", "context", "compute")}
+    assert n_used["context"] <= plan.kv_cache <= 1.3 * n_used["context"]
+    assert n_used["compute"] <= plan.compute <= n_used["compute"] + (3 << 20)  # of which 2 MiB are a reserve
+    if kind != "mtp":
+        assert n_used["model"] <= plan.weights

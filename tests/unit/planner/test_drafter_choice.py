@@ -55,9 +55,10 @@ def test_memory_of_a_draft_model() -> None:
     assert DRAFT_BYTES < drafter.weights < DRAFT_BYTES + 16 * MIB
     # 16 layers, keys and values of 8 heads with 64 values of two bytes.
     assert drafter.kv_cache == 16 * 2 * 8 * 64 * 2 * DRAFTER_CELLS * MAX_DRAFTED_SEQS
-    assert drafter.compute > 32 * 32000 * 4
+    # Logits of one token of each sequence.
+    assert MAX_DRAFTED_SEQS * 32000 * 4 < drafter.compute < 20 * MIB
     assert drafter.total == drafter.weights + drafter.kv_cache + drafter.compute
-    assert (drafter.n_seqs, drafter.n_rs_seq, drafter.max_tokens) == (MAX_DRAFTED_SEQS, 0, MAX_MODEL_DRAFT_TOKENS)
+    assert (drafter.n_seqs, drafter.max_tokens) == (MAX_DRAFTED_SEQS, MAX_MODEL_DRAFT_TOKENS)
 
 
 def test_context_of_a_drafter_does_not_depend_on_the_context_of_its_target() -> None:
@@ -86,8 +87,7 @@ def test_drafts_for_recurrent_states_are_limited_by_their_copies() -> None:
     assert estimate_drafter("draft-model", llama(), target, options).max_tokens == 3
     own = estimate_drafter("draft-model", target, target, options)
     states_bytes = 16 * (1 << 16) * 4 * own.n_seqs
-    assert own.n_rs_seq == 3
-    assert own.kv_cache == 4 * states_bytes
+    assert own.kv_cache == 2 * states_bytes  # drafts are computed on a copy of the sequence
     without_copies = plan(target, machine(total_without_states(target)), drafter=draft_model(is_required=True))
     assert without_copies.options.n_rs_seq == 0
     assert without_copies.drafter is None
