@@ -147,6 +147,27 @@ def format_title(title: str, n_chars: int = 200) -> str:
     return first_line(escape_controls(title), n_chars) or "(no title)"
 
 
+def format_draft_gain(stats: GenerationStats) -> str:
+    """Describe the gain from the drafts of a reply: `1.5x speed`, or `1.5x speed, 40 of 52 by the draft model`.
+
+    The second form counts the accepted draft tokens of a model drafter, if it drafted. Returns "" without drafts.
+    """
+    if not stats.n_drafted:
+        return ""
+    text = f"{stats.speculation_gain:.1f}x speed"
+    sources = stats.drafts_by_source if stats.drafts_by_source is not msgspec.UNSET else {}
+    counts = sources.get("model")
+    if counts is None or not counts.n_drafted:
+        return text
+    return f"{text}, {counts.n_accepted} of {counts.n_drafted} by the draft model"
+
+
+def format_speed(stats: GenerationStats) -> str:
+    """Describe the speed of a reply, and what a model drafter added: `42 tokens/s`, or `42 tokens/s ...`."""
+    gain = format_draft_gain(stats)
+    return f"{stats.decode_tps:.0f} tokens/s" + (f" ({gain})" if "draft model" in gain else "")
+
+
 def format_performance(message: Message) -> str:
     """Describe the speed, cached tokens and accepted draft tokens of a reply; "" without statistics, and for copies."""
     stats = message.stats
@@ -159,9 +180,8 @@ def format_performance(message: Message) -> str:
     if stats.cached_tokens or stats.is_remote is not True:
         parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
     if stats.n_drafted:
-        parts.append(
-            f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted ({stats.speculation_gain:.1f}x speed)"
-        )
+        gain = format_draft_gain(stats)
+        parts.append(f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted ({gain})")
     if message.model:
         parts.append(message.model.removesuffix(".gguf"))
     return ", ".join(parts)

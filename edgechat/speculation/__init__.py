@@ -1,1 +1,1 @@
-"""Speculative decoding without a draft model: drafters, acceptance rates, step costs, and draft lengths."""
+"""Speculative decoding: drafters, acceptance rates, step costs, and draft lengths."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
+from edgechat.chat.messages import format_speed
 from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
 from edgechat.tui.conversation_frame import ConversationFrame
@@ -299,7 +300,7 @@ class ConversationPane(ConversationFrame):
             self._has_named_keys = True
             number, count = entry.alternative
             self.notify(f"Reply {number} of {count}; {self.format_alternative_keys()}")
-        self._end_operation(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+        self._end_operation(format_speed(stats) if stats is not None and stats.decode_tps else "")
 
     def _finish_streaming(self, view: ui_messages.ConversationView) -> None:
         if self._held_text_timer is not None:
