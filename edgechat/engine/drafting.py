@@ -163,10 +163,7 @@ class DraftManager:
 
     def free_drafter_memory(self) -> bool:
         """Free the memory of the model drafter until its next trial; return whether it had any."""
-        if self._model is None or not self._model.is_usable or self._model.is_asleep:
-            return False
-        self._model.sleep()
-        return True
+        return self._model is not None and self._model.free_memory()
 
     def draft_costs(self) -> dict[int, float]:
         """Return the measured cost of a draft of the model by its number of tokens; a step of one token costs 1."""

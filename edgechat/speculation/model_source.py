@@ -230,6 +230,14 @@ class ModelSource:
         except (EdgechatError, MemoryError, OSError) as error:
             self._fail(error)
 
+    def free_memory(self) -> bool:
+        """Free the memory of the drafter for a long time, because it is needed; return False if it has none."""
+        if self.is_asleep or self._has_failed:
+            return False
+        self.sleep()
+        self.profile.schedule.defer()
+        return True
+
     def _wake(self) -> bool:
         if not self._drafter.wake():
             self.profile.schedule.postpone()

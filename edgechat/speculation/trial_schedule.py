@@ -62,3 +62,8 @@ class TrialSchedule(msgspec.Struct):
         """End the current trial without success: the next one is twice as far away."""
         self.n_trial_drafts = self.n_waited = 0
         self.interval = min(2 * self.interval, MAX_INTERVAL)
+
+    def defer(self) -> None:
+        """Wait for a long time before the next draft, although drafts may pay: their memory is needed."""
+        self.n_trial_drafts = self.n_waited = 0
+        self.interval = max(self.interval, _SLEEP_INTERVAL)

@@ -35,7 +35,7 @@ class SteppedModel:
         self.now = 0.0
         self.ids = 0
         plan = make_manual_plan(str(path), **({"n_threads": 2, "n_batch": 128, "n_seqs": 4} | options))
-        model = Model(native, path, plan.options)
+        model = Model(native, path, plan.options, load_mtp=plan.drafter is not None and plan.drafter.kind == "mtp")
         self.model = TextModel(
             model,
             protocol.Load(id=0, plan=plan, prefix_dir=str(prefix_dir)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from pathlib import Path
@@ -85,3 +86,55 @@ def test_costs_of_earlier_versions_are_used_until_the_first_measurement(tmp_path
     costs.record(1, 600, 0.01)
     costs.record(2, 600, 0.0107)
     assert costs.ratio(2, 600) == pytest.approx(1.07)
+
+
+def test_profiles_of_drafters_and_batches_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    drafter = profile.find_drafter("mtp")
+    drafter.costs.record(4, 1, 2, 0.04, is_disturbed=False)
+    drafter.greedy.buckets[3].add(96, is_accepted=True)
+    drafter.schedule.interval = 512
+    for _ in range(3):
+        profile.find_batch_costs(3).record(1, 600, 0.01)
+        profile.find_batch_costs(3).record(4, 600, 0.02)
+    save_profile(profile, path)
+    saved = load_profile(path)
+    assert saved.find_batch_costs(3).ratio(4, 600) == pytest.approx(2.0)
+    loaded = saved.find_drafter("mtp")
+    assert loaded == drafter
+    for number in range(20):
+        saved.find_drafter(str(number))
+    assert len(saved.drafters) == 8
+    save_profile(saved, path)
+    assert "19" in load_profile(path).drafters
+
+
+def test_file_of_an_earlier_version_has_no_drafters(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    profile.greedy_acceptance.record(FROM_CORPUS, 3, is_accepted=True)
+    save_profile(profile, path)
+    content = json.loads(path.read_text())
+    del content["batch_ratios"], content["drafters"]
+    path.write_text(json.dumps(content))
+    loaded = load_profile(path)
+    assert loaded.greedy_acceptance.counts[FROM_CORPUS][2].n_accepted == 1.0
+    assert not loaded.drafters
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"interval":64', '"interval":0'), ('"interval":64', '"interval":-5'), ('"n_waited":0', '"n_waited":-1'),
+     ('"step_s":{"2":{"value":0.01', '"step_s":{"2":{"value":0.0'), ('"step_s":{"2"', '"step_s":{"0"'),
+     ('"positions":[', '"positions":[{"right":1.0,"wrong":0.0},')],
+)  # fmt: skip
+def test_invalid_profile_of_a_drafter_gives_a_new_profile(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    profile.find_drafter("mtp").costs.record(4, 1, 2, 0.04, is_disturbed=False)
+    save_profile(profile, path)
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+    assert not load_profile(path).drafters
