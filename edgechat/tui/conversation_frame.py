@@ -175,7 +175,7 @@ class ConversationFrame(Vertical):
 
             self.earlier_offer = EarlierOffer()
             self.mount(self.earlier_offer, before=self.status_line)
-        self.earlier_offer.show(text, self.footer.key_label("chat.earlier"))
+        self.earlier_offer.show(text, self.footer.key_label("chat.earlier") or "/earlier")
 
     def hide_offer(self) -> None:
         """Remove the offer of an earlier reply."""

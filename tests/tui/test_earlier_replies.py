@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edgechat.bench.scripted_session import Script
+from edgechat.chat.earlier_replies import EarlierReply
+from edgechat.chat.session import Session
+from edgechat.errors import StoreError
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from edgechat.tui.app import ChatApp
+from edgechat.tui.messages import EarlierReplyFound
 from tests.tui.app_driver import (
     ask,
     footer_text,
     make_scripted_app,
+    problem_text,
     save_conversation,
     saved_texts,
     screen_text,
@@ -153,3 +159,67 @@ async def test_click_on_the_offer_uses_the_earlier_reply(store: SqliteStore) -> 
         await wait_for_jobs(app)
         await pilot.click("#earlier-offer", offset=(30, 0))
         await until_async(lambda: shown_texts(app, "assistant") == ["It is Paris."])
+
+
+async def test_slow_search_delays_neither_typing_nor_the_reply(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_find = threading.Event()
+    find = Session.find_earlier_reply
+
+    def find_slowly(self: Session) -> EarlierReply | None:
+        may_find.wait(60)
+        return find(self)
+
+    monkeypatch.setattr(Session, "find_earlier_reply", find_slowly)
+    app = make_scripted_app("New.", store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, QUESTION)
+        await pilot.press("h", "i")
+        assert app.pane.prompt.text == "hi"
+        assert not is_offered(app)
+        may_find.set()
+        await until_async(lambda: is_offered(app))
+        assert app.pane.prompt.text == "hi"
+
+
+async def test_offer_that_is_found_too_late_is_not_shown_in_another_conversation(store: SqliteStore) -> None:
+    app = make_scripted_app("New.", store=store)
+    async with app.run_test(size=(80, 24)):
+        await wait_until_ready(app)
+        await ask(app, "What is the capital of Italy?")
+        app.pane.post_message(EarlierReplyFound("another", "Asked on 3 November"))
+        await wait_for_jobs(app)
+        assert not is_offered(app)
+        app.pane.post_message(EarlierReplyFound(session(app).conversation.id, "Asked on 3 November"))
+        await until_async(lambda: is_offered(app))
+        await ask(app, "And of Spain?")
+        app.pane.post_message(EarlierReplyFound(session(app).conversation.id, "Asked on 3 November"))
+        await wait_for_jobs(app)
+        assert not is_offered(app)
+
+
+async def test_failed_search_and_full_disk_leave_the_chat_usable(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_scripted_app("New.", store=store)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await ask(app, QUESTION)
+        await until_async(lambda: is_offered(app))
+
+        def fail(self: Session) -> EarlierReply:
+            raise StoreError("The disk is full. Free some space.")
+
+        monkeypatch.setattr(Session, "insert_earlier_reply", fail)
+        await pilot.press("f6")
+        await until_async(lambda: "The disk is full" in problem_text(app))
+        assert shown_texts(app, "assistant") == ["New."]
+        monkeypatch.setattr(Session, "find_earlier_reply", fail)
+        app.actions.run("new")
+        await until_async(lambda: len(session(app).tree) == 0)
+        await ask(app, QUESTION)
+        await wait_for_jobs(app)
+        assert shown_texts(app, "assistant") == ["New."]
+        assert shown_texts(app, "error") == []

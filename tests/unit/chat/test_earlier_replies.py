@@ -326,6 +326,23 @@ def test_exports_name_the_day_of_the_copied_reply_and_imports_keep_it(store: Sql
     assert all(describe_origin(copy.messages[-1], TODAY) == "Earlier reply of 3 November 2025" for copy in copies)
 
 
+def test_recovery_keeps_the_origin(store: SqliteStore) -> None:
+    save(store)
+    with open_session(store) as session:
+        list(session.send(SIMILAR))
+        session.insert_earlier_reply()
+        reply = session.tree.path[1]
+    store.close()
+    database = paths.history_file()
+    data = bytearray(database.read_bytes())
+    data[:100] = bytes(100)  # the header
+    database.write_bytes(data)
+    recovered = open_store()
+    assert any("recovered" in notice for notice in recovered.notices)
+    assert recovered.messages(session.conversation.id)[-1].stats == reply.stats
+    recovered.close()
+
+
 # Faults
 
 
