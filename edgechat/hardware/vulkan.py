@@ -22,13 +22,14 @@ _MANIFEST_DIRS: Final = ("/etc", "/usr/local/etc", "/usr/local/share", "/usr/sha
 _LIBRARY_DIRS: Final = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64")
 _LIBRARY_NAMES: Final = {"win32": ("vulkan-1.dll",), "darwin": ("libvulkan.1.dylib", "libMoltenVK.dylib")}
 _VISIBLE_VARIABLE: Final = "GGML_VK_VISIBLE_DEVICES"
-# Variables that change which devices the loader and llama.cpp list, or their order.
-_VARIABLES: Final = (
+_CPU_DEVICES_VARIABLE: Final = "EDGECHAT_TEST_VULKAN_ON_CPU"
+VARIABLES: Final = (
     "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES", "VK_LOADER_DRIVERS_SELECT",
     "VK_LOADER_DRIVERS_DISABLE", "VK_LOADER_DEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME",
     _VISIBLE_VARIABLE,
+    _CPU_DEVICES_VARIABLE,
 )  # fmt: skip
-_CPU_DEVICES_VARIABLE: Final = "EDGECHAT_TEST_VULKAN_ON_CPU"
+"""Environment variables that change which devices the loader and llama.cpp list, or their order."""
 _MAX_DEVICES: Final = 32
 # Size that is larger than VkPhysicalDeviceProperties in any version (824 bytes).
 _PROPERTIES_BYTES: Final = 4096
@@ -98,7 +99,7 @@ def hide_cpu_devices(devices: list[PhysicalDevice] | None = None) -> bool:
 
 def read_driver_stamp() -> str:
     """Return a text that changes when a Vulkan driver, the loader or a GPU is added, removed or updated."""
-    parts = [f"{name}={os.environ[name]}" for name in (*_VARIABLES, _CPU_DEVICES_VARIABLE) if os.environ.get(name)]
+    parts = [f"{name}={os.environ[name]}" for name in (*VARIABLES,) if os.environ.get(name)]
     parts += [platform.release(), platform.version()]
     if sys.platform == "linux":
         parts += [_read_stamp(path) for path in sorted({*_list_manifests(), *_list_libraries()})]

@@ -14,6 +14,7 @@ from edgechat.engine import protocol, resident_client
 from edgechat.engine.client import EngineClient
 from edgechat.engine.resident_client import ShareRequest
 from edgechat.errors import EdgechatError, LocalSocketError, PlanError
+from edgechat.hardware import vulkan
 from edgechat.modelfile.content_hash import read_stamp
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
@@ -63,7 +64,7 @@ def _describe_draft_model(name: str) -> str:
 
 def _describe_surroundings() -> list[str]:
     """Return what a process inherits from its starter and what changes its speed: priority, CPUs and GPUs."""
-    surroundings = [os.environ.get("CUDA_VISIBLE_DEVICES", "")]
+    surroundings = [os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", *vulkan.VARIABLES)]
     if sys.platform != "win32":
         surroundings.append(str(os.nice(0)))
     if hasattr(os, "sched_getaffinity"):

@@ -18,7 +18,7 @@ CPU = PhysicalDevice("llvmpipe", "cpu", "10005:0 0x1")
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*vulkan._VARIABLES, vulkan._CPU_DEVICES_VARIABLE, "LD_LIBRARY_PATH"):
+    for name in (*vulkan.VARIABLES, "LD_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 

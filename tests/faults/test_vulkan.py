@@ -1,0 +1,295 @@
+"""The real Vulkan module on lavapipe, Mesa's driver that computes on the CPU: tests, replies, and failures in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgechat.catalogue.library import starter_model
+from edgechat.chat.events import ReplyTextGenerated
+from edgechat.chat.session import Session
+from edgechat.config import Settings
+from edgechat.errors import EngineError
+from edgechat.models import resources
+from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.gpu_probe import Demand
+from edgechat.runtime.backends.verdicts import Verdict
+from edgechat.store import open_ephemeral_store
+from tests.conftest import ROOT
+from tests.faults.test_backends import copy_bundle
+from tests.serve.client import CERTAIN_PROMPT
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.cold,
+    pytest.mark.skipif(sys.platform != "linux", reason="the driver is installed from Debian's packages"),
+]
+Q4_0, Q4_1, Q8_0, Q4_K, Q6_K = 2, 3, 8, 12, 14
+MIB = 1 << 20
+OpenSession = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[Any]:
+    """The modules of the native build; skips the tests if Debian's packages cannot be had."""
+    sys.path.insert(0, str(ROOT / "native"))
+    import debian_packages
+    import toolchain
+    import vulkan_module
+
+    try:
+        vulkan_module.shader_tools()
+        debian_packages.unpacked("libvulkan1", "mesa-vulkan-drivers")
+    except toolchain.BuildError as error:
+        pytest.skip(f"needs Debian's packages of Vulkan: {error}")
+    yield vulkan_module
+    sys.path.remove(str(ROOT / "native"))
+
+
+@pytest.fixture(scope="module")
+def driver(native: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables that select lavapipe, behind a loader with scripted faults."""
+    root: Path = native.debian_packages.unpacked("libvulkan1", "mesa-vulkan-drivers")
+    folder = tmp_path_factory.mktemp("driver")
+    [manifest] = (root / "usr" / "share" / "vulkan" / "icd.d").glob("lvp_icd*.json")
+    content = json.loads(manifest.read_text())
+    content["ICD"]["library_path"] = str(root) + content["ICD"]["library_path"]
+    (folder / "lvp.json").write_text(json.dumps(content))
+    libraries = native.debian_packages.library_path(root)
+    [real] = root.glob("usr/lib/*/libvulkan.so.1")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", f'-DREAL="{real}"', str(Path(__file__).parent / "vulkan_loader.c"),
+         "-o", str(folder / "libvulkan.so.1"), "-Wl,-soname,libvulkan.so.1"],
+        check=True,
+    )  # fmt: skip
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join([str(folder), libraries]),
+        "VK_DRIVER_FILES": str(folder / "lvp.json"), "VK_ICD_FILENAMES": str(folder / "lvp.json"),
+        "GGML_VK_VISIBLE_DEVICES": "0", "EDGECHAT_TEST_VULKAN_ON_CPU": "1",
+        # The driver of Mesa 22.3 crashes when it compiles a shader while another one runs.
+        "GGML_VK_SERIALIZE_SUBMISSIONS": "1",
+    }  # fmt: skip
+
+
+def add_module(directory: Path, module: Path) -> Path:
+    """Add the Vulkan module to a copy of the bundle and return the copy."""
+    copy_bundle(directory)
+    shutil.copy(module, directory)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"].append(module.name)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bundle(native: Any, tmp_path_factory: pytest.TempPathFactory, warm_verdicts: Path) -> Path:
+    module: Path = native.module_prefix() / "libggml-vulkan.so"
+    return add_module(tmp_path_factory.mktemp("vulkan") / "bundle", module)
+
+
+def check(demand: Demand) -> Verdict:
+    [(_, verdict)] = gpu_probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0], demand=demand)
+    return verdict
+
+
+@pytest.fixture(scope="module")
+def saved_verdicts(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, warm_verdicts: Path, driver: dict[str, str]
+) -> Path:
+    """Return the path of a verdict file with a test of the types of the starter model, and of its memory."""
+    home = tmp_path_factory.mktemp("verdicts")
+    (home / "cache").mkdir()
+    shutil.copy(warm_verdicts, home / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**driver, "EDGECHAT_HOME": str(home), "EDGECHAT_NATIVE_DIR": str(bundle)}.items():
+            patch.setenv(name, value)
+        verdict = check(Demand(types=(Q4_1, Q8_0), n_bytes=100 * MIB))
+        assert verdict.is_usable, verdict.reason
+    return home / "cache" / warm_verdicts.name
+
+
+@pytest.fixture
+def machine(
+    driver: dict[str, str], bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch, saved_verdicts: Path
+) -> None:
+    """A machine whose only GPU is lavapipe, which has passed its test for the starter model."""
+    for name, value in {**driver, "EDGECHAT_NATIVE_DIR": str(bundle)}.items():
+        monkeypatch.setenv(name, value)
+    (home / "cache").mkdir(parents=True, exist_ok=True)
+    shutil.copy(saved_verdicts, home / "cache")
+
+
+@pytest.fixture
+def open_session(machine: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> OpenSession:
+    def start(settings: Settings | None = None, **environment: object) -> Session:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        settings = settings or Settings(n_ctx=512, temperature=0.0, max_tokens=12)
+        session = Session(open_ephemeral_store(), settings, starter_model())
+        request.addfinalizer(session.close)
+        session.open()
+        return session
+
+    return start
+
+
+def reply(session: Session, text: str = CERTAIN_PROMPT) -> str:
+    *_, last = session.send(text)
+    return last.reply.text  # type: ignore[union-attr]
+
+
+def n_gpu_layers(session: Session) -> int:
+    assert session.model.plan is not None
+    return session.model.plan.options.n_gpu_layers
+
+
+def test_driver_on_the_cpu_is_not_for_users(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGECHAT_TEST_VULKAN_ON_CPU")
+    verdict = check(gpu_probe.ALL)
+    assert (verdict.status, verdict.devices) == ("refused", ())
+
+
+def test_device_passes_with_the_types_of_a_model(machine: None) -> None:
+    verdict = check(Demand())
+    [device] = verdict.devices
+    assert (device.name, device.kind, device.types) == ("Vulkan0", "cpu", (Q4_1, Q8_0))
+    assert device.description.startswith("llvmpipe")
+    assert device.driver
+    assert device.allocated_bytes == 100 * MIB
+
+
+def test_reply_equals_that_of_the_cpu(open_session: OpenSession) -> None:
+    on_gpu = open_session()
+    assert (n_gpu_layers(on_gpu), on_gpu.warnings) == (31, [])
+    assert on_gpu.model.engine.stats().memory["Vulkan0"]["model_bytes"] > 50 * MIB
+    on_cpu = open_session(Settings(n_ctx=512, temperature=0.0, max_tokens=12, gpu=False))
+    assert n_gpu_layers(on_cpu) == 0
+    assert reply(on_gpu) == reply(on_cpu)
+
+
+def test_layers_that_exceed_the_memory_stay_on_the_cpu(
+    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_compute_gpu_budget_bytes", lambda gpu: 80 * MIB)
+    session = open_session()
+    assert 0 < n_gpu_layers(session) < 31
+    assert 0 < session.model.engine.stats().memory["Vulkan0"]["model_bytes"] < 80 * MIB
+    assert reply(session)
+
+
+def test_exhausted_memory_at_load_falls_back_to_the_cpu(open_session: OpenSession) -> None:
+    session = open_session(VULKAN_BYTES=60 * MIB)
+    assert n_gpu_layers(session) < 31
+    assert any("The GPU could not be used" in words for words in session.warnings)
+    assert reply(session)
+
+
+def test_stopped_reply_is_followed_by_a_right_one(open_session: OpenSession) -> None:
+    session = open_session(Settings(n_ctx=512, temperature=0.0, max_tokens=100))
+    for event in session.send(CERTAIN_PROMPT):
+        if isinstance(event, ReplyTextGenerated):
+            session.stop()
+    pid = session.model.engine.pid
+    session.clear_stop()
+    assert reply(session)
+    assert (session.model.engine.pid, n_gpu_layers(session)) == (pid, 31)
+
+
+def test_lost_device_falls_back_to_the_cpu(open_session: OpenSession, tmp_path: Path) -> None:
+    session = open_session(VULKAN_LOST_IF=tmp_path / "lost")
+    assert n_gpu_layers(session) == 31
+    (tmp_path / "lost").touch()
+    with pytest.raises(EngineError, match="now uses the CPU"):
+        reply(session)
+    assert n_gpu_layers(session) == 0
+    assert reply(session)
+
+
+def test_driver_that_kills_the_engine_falls_back_to_the_cpu(open_session: OpenSession) -> None:
+    session = open_session(Settings(n_ctx=512, temperature=0.0, max_tokens=100))
+
+    def kill_engine() -> None:
+        for event in session.send(CERTAIN_PROMPT):
+            if isinstance(event, ReplyTextGenerated):
+                os.kill(session.model.engine.pid, signal.SIGSEGV)  # type: ignore[arg-type]
+
+    with pytest.raises(EngineError, match="now uses the CPU"):
+        kill_engine()
+    assert n_gpu_layers(session) == 0
+    assert reply(session)
+
+
+def build_wrong_module(native: Any, shader: str, change: Callable[[str], str], target: Path) -> None:
+    """Link the module with one shader whose source is changed. Skips the test if the build tree was deleted."""
+    tools = native.shader_tools()
+    _, tree, _ = native.locate(tools)
+    build, source = tree / "build", next(tree.glob("llama_cpp_python-*/vendor/llama.cpp/ggml/src/ggml-vulkan"), None)
+    if source is None or not (build / "build.ninja").exists():
+        pytest.skip("the build tree of the module was deleted")
+    shaders = target.parent / "shaders"
+    shutil.copytree(source / "vulkan-shaders", shaders)
+    path = shaders / shader
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+    generator, header = build / "Release" / "vulkan-shaders-gen", build / "ggml/src/ggml-vulkan/ggml-vulkan-shaders.hpp"
+    code = target.parent / f"{shader}.cpp"
+    subprocess.run(
+        [generator, "--glslc", tools.glslc, "--source", path, "--output-dir", target.parent / "spv",
+         "--target-hpp", header, "--target-cpp", code],
+        check=True,
+    )  # fmt: skip
+    object_file = code.with_suffix(".o")
+    subprocess.run(["c++", "-fPIC", "-O1", f"-I{header.parent}", "-c", code, "-o", object_file], check=True)
+    ninja = native.tool("ninja")
+    commands = subprocess.run(
+        [ninja, "-C", build, "-t", "commands", "-s", "bin/libggml-vulkan.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    link = commands.splitlines()[-1]
+    original = f"ggml/src/ggml-vulkan/CMakeFiles/ggml-vulkan.dir/{shader}.cpp.o"
+    assert original in link
+    link = link.replace(original, str(object_file)).replace("-o bin/libggml-vulkan.so", f"-o {target}")
+    subprocess.run(link, shell=True, check=True, cwd=build)
+
+
+def test_wrong_shader_is_refused_with_its_product_row_and_column(
+    native: Any,
+    driver: dict[str, str],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_verdicts: Path,
+) -> None:
+    module = tmp_path / "module" / "libggml-vulkan.so"
+    module.parent.mkdir()
+    native.module_prefix()
+    start = "temp[j][i] = FLOAT_TYPE(0);"
+    build_wrong_module(
+        native, "mul_mat_vec_q4_k.comp", lambda text: text.replace(start, "temp[j][i] = FLOAT_TYPE(0.5);"), module
+    )
+    for name, value in {**driver, "EDGECHAT_NATIVE_DIR": str(add_module(tmp_path / "bundle", module))}.items():
+        monkeypatch.setenv(name, value)
+    verdict = check(Demand(types=(Q4_K,)))
+    assert verdict.status == "wrong"
+    assert "product of q4_K in Vulkan0, batch 1: row" in verdict.reason
+    assert "column 0 is" in verdict.reason
+
+
+def test_all_types_that_finish_in_ten_minutes_pass(machine: None) -> None:
+    verdict = check(gpu_probe.ALL)
+    assert verdict.is_usable, verdict.reason
+    [device] = verdict.devices
+    assert device.types is None or {0, 1, Q4_0, Q4_1, Q8_0} <= set(device.types)
