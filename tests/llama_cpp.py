@@ -56,6 +56,17 @@ def sdist() -> Path:
     return sources.sdist()
 
 
+def find_llama_server() -> Path:
+    """Return the path of llama-server, built from the pinned source. Skips if the build is not in the cache."""
+    sys.path.insert(0, str(ROOT / "native"))
+    import build
+
+    program = Path(build.locate(variants="none", peers=True)[0]) / "bin" / "llama-server"
+    if not program.exists():
+        pytest.skip("llama-server is not in the build cache; `python native/build.py peers` builds it")
+    return program
+
+
 @functools.cache
 def read_templates() -> dict[str, str]:
     """Return the chat templates that llama.cpp collects, by name."""
