@@ -145,13 +145,13 @@ def test_reasoning_of_a_server_is_reasoning(thinking_server: ServerProcess, home
 
 
 def _kill_after_text(session: Session, server: ServerProcess) -> None:
-    for event in session.send("Hi"):
+    for event in session.send("Write a long story about a ship."):
         if isinstance(event, events.ReplyTextGenerated):
             server.process.kill()
 
 
-def test_server_that_ends_and_comes_back(start: Start, tiny_model: Path, home: Path) -> None:
-    server = start("-m", str(tiny_model))
+def test_server_that_ends_and_comes_back(start: Start, home: Path) -> None:
+    server = start("-m", "starter", "--ctx", "1024")
     with open_session(server.url, max_tokens=800) as session:
         with pytest.raises(RemoteError, match="box"):
             _kill_after_text(session, server)
@@ -159,7 +159,7 @@ def test_server_that_ends_and_comes_back(start: Start, tiny_model: Path, home: P
         assert reply.text
         assert reply.finish_reason == "interrupted"
         server.process.wait()
-        start("-m", str(tiny_model), "--port", str(server.port))
+        start("-m", "starter", "--ctx", "1024", "--port", str(server.port))
         session.override_settings(max_tokens=8)
         assert finish(session.continue_reply()).reply.text.startswith(reply.text)
         finish(session.send("And now?"))
