@@ -110,14 +110,15 @@ def run(
 def _list_load_options(profile: ModelProfile, *, with_drafter: bool = False) -> Iterator[LoadOptions]:
     """Yield load options for all pairs of context length and KV type, then for mmap and repacking on and off.
 
-    For a drafter, whose memory does not depend on them, only the context length and the mapping of the file differ.
+    For a drafter, whose memory does not depend on them, only the context length and the mapping of the file differ. A
+    case has one conversation, so the plan is for one sequence: the cells of others would stay unused.
     """
     n_seqs = default_n_seqs(profile)
     if with_drafter:
         n_rs_seq = MAX_MODEL_DRAFT_TOKENS if profile.n_state_layers else 0
         for n_ctx in _CONTEXT_LENGTHS[:2]:
             for use_mmap in (True, False):
-                yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, use_mmap=use_mmap, n_rs_seq=n_rs_seq)
+                yield LoadOptions(n_ctx=n_ctx, n_seqs=1, use_mmap=use_mmap, n_rs_seq=n_rs_seq)
         return
     for n_ctx in _CONTEXT_LENGTHS:
         for kv_type in list_kv_types(profile):

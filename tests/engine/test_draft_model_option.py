@@ -1,0 +1,45 @@
+"""`--draft-model`: replies with a draft model and with heads equal those without, and unfit ones are errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli
+from tests.draft_models import make_llama, make_qwen35, turn_into_chain
+from tests.tiny_files import make_other_vocabularies
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+
+def ask(cli: Cli, model: Path, *arguments: str) -> dict[str, Any]:
+    flags = ("--temperature", "0", "--max-tokens", "60", "--ctx", "1024", "--threads", "1", "--json")
+    output = cli("ask", "-m", str(model), *flags, *arguments, "Hello")
+    assert output.returncode == 0, output.stderr
+    reply: dict[str, Any] = json.loads(output.stdout)
+    return reply
+
+
+@pytest.mark.slow
+def test_replies_do_not_depend_on_the_draft_model(cli: Cli, tmp_path: Path) -> None:
+    target = turn_into_chain(make_llama(n_layer=4)).write(tmp_path / "target.gguf")
+    draft = turn_into_chain(make_llama(seed=1)).write(tmp_path / "draft.gguf")
+    hybrid = make_qwen35().write(tmp_path / "hybrid.gguf")
+    for model, name in ((target, str(draft)), (target, str(target)), (hybrid, "auto")):
+        plain, drafted = ask(cli, model, "--draft-model", "off"), ask(cli, model, "--draft-model", name)
+        assert drafted["text"] == plain["text"]
+        assert plain["text"]
+
+
+def test_a_model_that_cannot_draft_is_an_error_with_the_next_step(cli: Cli, tmp_path: Path) -> None:
+    target = make_llama().write(tmp_path / "target.gguf")
+    vocabulary, _ = make_other_vocabularies()["200 more tokens"]
+    other = make_llama(vocabulary=vocabulary).write(tmp_path / "other.gguf")
+    output = cli("ask", "-m", str(target), "--draft-model", str(other), "Hello")
+    assert output.returncode == 3
+    assert "other cannot draft for target.gguf: it has a vocabulary of" in output.stderr
+    assert "--draft-model auto or off" in output.stderr
+    assert cli("ask", "-m", str(target), "--draft-model", "", "Hello").returncode == 2
