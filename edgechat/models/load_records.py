@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgechat.config import Settings
+from edgechat.config import AUTO, OFF, Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.hardware.memory import read_peak_pss_bytes
@@ -69,7 +69,7 @@ def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
 def find_load_warnings(
     settings: Settings, model_path: Path, model_properties: protocol.Loaded, load_plan: LoadPlan
 ) -> list[str]:
-    """Return warnings about YaRN, a missing chat template, and a context or thread count other than configured."""
+    """Return warnings about YaRN, a missing chat template, and a context, threads or drafter other than configured."""
     warnings = []
     n_cpus = os.cpu_count() or 1
     if settings.n_ctx is not None and settings.n_ctx < model_properties.n_ctx and load_plan.growth is None:
@@ -86,6 +86,9 @@ def find_load_warnings(
         warnings.append(
             f"This machine has {n_cpus} hardware threads; edgechat uses {n_cpus} instead of {settings.n_threads}."
         )
+    is_drafter_named = settings.draft_model not in {AUTO, OFF}
+    if is_drafter_named and load_plan.speculation and load_plan.drafter is None and "drafter" in load_plan.reasons:
+        warnings.append(f"Decoding without the draft model: {load_plan.reasons['drafter']}.")
     if model_properties.chat_template is None and not model_properties.is_embedding:
         warnings.append(
             f"{model_path.name} has no chat template; edgechat uses the format {renderer.PLAIN_TEMPLATE_NAME!r}, which "

@@ -14,6 +14,7 @@ from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.models import context_limits, load_records, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
+from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.plan import plan
 from tests.unit.planner.profiles import GIB, llama, machine
@@ -173,3 +174,14 @@ def test_context_beyond_the_training_length_is_a_warning(n_ctx: int, n_warnings:
     warnings = load_records.find_load_warnings(Settings(n_ctx=n_ctx), Path("m.gguf"), properties, load_plan)
     assert len(warnings) == n_warnings
     assert all(w.startswith("m.gguf was trained with 8,192 tokens; edgechat extends its context") for w in warnings)
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("small", True), ("auto", False), ("off", False)])
+def test_a_named_draft_model_without_room_is_a_warning(name: str, is_told: bool) -> None:
+    choice = DrafterChoice(
+        kind="draft-model", name="small", profile=llama(GIB), reason="chosen by the user", is_required=name == "small"
+    )
+    load_plan = plan(llama(), machine(plan(llama(), machine(64 * GIB)).estimate.total), drafter=choice)
+    properties: Any = SimpleNamespace(n_ctx=4096, n_ctx_train=4096, chat_template="", is_embedding=False)
+    warnings = load_records.find_load_warnings(Settings(draft_model=name), Path("m.gguf"), properties, load_plan)
+    assert any("Decoding without the draft model: small needs" in warning for warning in warnings) == is_told
