@@ -100,7 +100,10 @@ def _find_assistant_problem(header: ModelHeader, target: ModelHeader) -> str:
     if len(is_sliding) < 2 or not is_sliding[-2] or is_sliding[-1]:  # noqa: PLR2004
         return "needs a model whose last layer has full attention, and the layer before it a sliding window"
     own_key_heads = _read_layers(header, "attention.head_count_kv")
-    for i, slides in enumerate(_read_layers(header, "attention.sliding_window_pattern")):
+    own_is_sliding = _read_layers(header, "attention.sliding_window_pattern")
+    if not any(own_is_sliding):
+        return "has no layer with a sliding window"
+    for i, slides in enumerate(own_is_sliding):
         if own_key_heads[i] != n_key_heads[-2 if slides else -1]:
             return f"reads {own_key_heads[i]} heads of keys, and the model has {n_key_heads[-2 if slides else -1]}"
     return ""

@@ -74,6 +74,7 @@ def test_eagle3_embeddings_of_fewer_tokens(tmp_path: Path) -> None:
         ({"attention.key_length": 32}, "keys of 32 elements"),
         ({"attention.head_count_kv": [2, 1]}, "1 heads of keys"),
         ({"attention.head_count_kv": "x"}, "0 heads of keys"),
+        ({"attention.sliding_window_pattern": [False, False]}, "no layer with a sliding window"),
     ],
 )
 def test_assistant_metadata(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
