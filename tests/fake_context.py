@@ -67,6 +67,7 @@ class FakeContext:
         self.max_outputs = 5
         self.n_seqs = 4
         self.max_rollback = 63
+        self.needs_equal_drafts = False
         self.seq_tokens: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
         self.rows: list[list[float]] = []
         self.widths: list[int] = []

@@ -234,18 +234,21 @@ class Scheduler:
             [(request, sequence)] = decoded_sequences
             request.speeds.record_step(len(context.tokens(sequence.seq)) - 1, timing)
         outputs: dict[int, list[int]] = {}
+        first_indexes: dict[int, int] = {}
         index = 0
+        for _, sequence in _sort_by_draft(decoded_sequences, drafts):
+            first_indexes[sequence.seq] = index
+            index += 1 + len(drafts.get(sequence.seq, []))
         for request, sequence in decoded_sequences:
             request.record_timing(timing)
             draft = drafts.get(sequence.seq, [])
 
             def verify(r: ActiveRequest = request, s: OutputSequence = sequence, d: list[int] = draft) -> None:
-                outputs[s.seq] = self._verify(s, d, index)  # noqa: B023  (called in this iteration)
+                outputs[s.seq] = self._verify(s, d, first_indexes[s.seq])
                 if s.finish_reason is not None:
                     r.release_sequence(s)
 
             self._run_work(request, verify)
-            index += 1 + len(draft)
         if len(decoded_sequences) == len(sequences):
             self._drafts.record(decoded_sequences, step, drafts, outputs, timing)
         else:
@@ -262,7 +265,8 @@ class Scheduler:
         context = self._context
         if drafts:
             try:
-                context.decode_chains({s.seq: [s.next_token, *drafts.get(s.seq, [])] for _, s in sequences})
+                ordered = _sort_by_draft(sequences, drafts)
+                context.decode_chains({s.seq: [s.next_token, *drafts.get(s.seq, [])] for _, s in ordered})
             except NoKvSlotError:
                 pass  # a draft does not justify an eviction or a preemption
             else:
@@ -321,6 +325,11 @@ class Scheduler:
                     self._end_request(request, error or EngineError(_PROMPT_TOO_LONG_MESSAGE))
             else:
                 return
+
+
+def _sort_by_draft(sequences: list[RunningSequence], drafts: dict[int, list[int]]) -> list[RunningSequence]:
+    """Return the sequences in the order in which they are decoded: by the length of their drafts."""
+    return sorted(sequences, key=lambda item: len(drafts.get(item[1].seq, [])))
 
 
 def _should_wait_for(request: ActiveRequest, other_request: ActiveRequest) -> bool:

@@ -93,6 +93,8 @@ class SequenceDrafts:
             for (_, sequence), draft in zip(sequences, batch.propose(members, depth), strict=True)
             if draft
         }
+        if context.needs_equal_drafts:
+            drafts = _cut_to_equal_length(drafts)
         return StepDrafts({seq: draft for seq, draft in drafts.items() if draft}, depth, members)
 
     def _start(self, request: ActiveRequest, sequence: OutputSequence) -> Speculator | None:
@@ -160,3 +162,10 @@ class SequenceDrafts:
     def stop(self) -> None:
         """Let the drafters forget all sequences. Those that continue are started again before their next draft."""
         self._stop_others([])
+
+
+def _cut_to_equal_length(drafts: dict[int, list[int]]) -> dict[int, list[int]]:
+    """Return the drafts cut to one length, without shorter ones, so that most tokens remain."""
+    lengths = [len(draft) for draft in drafts.values()]
+    best = max(lengths, key=lambda n: n * sum(length >= n for length in lengths), default=0)
+    return {seq: draft[:best] for seq, draft in drafts.items() if len(draft) >= best}

@@ -109,7 +109,8 @@ class Context(ResizableContext):
         """Append the tokens of each chain to its sequence, and compute the logits after each token, chain by chain.
 
         `chains` maps sequences to at most 1 + `max_rollback` tokens each and `max_outputs` tokens in total. Afterwards,
-        `rollback` can remove rejected draft tokens of each sequence. Raises the same exceptions as `decode`.
+        `rollback` can remove rejected draft tokens of each sequence; `needs_equal_drafts` limits their numbers. Raises
+        the same exceptions as `decode`.
         """
         self._decode([(seq, token) for seq, tokens in chains.items() for token in tokens], logits=True)
 

@@ -69,6 +69,15 @@ class SequenceMemory:
         """True if `save` returns the state of the whole sequence for any start position (recurrent models)."""
         return not self._has_cells
 
+    @property
+    def needs_equal_drafts(self) -> bool:
+        """True if the drafts of several sequences in one batch must have the same length, after sequences without one.
+
+        llama.cpp computes recurrent states in groups of sequences with the same number of tokens. For a later group, it
+        can move the states of earlier ones, but not their copies before each token, one of which a rollback selects.
+        """
+        return self._has_state
+
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
         """Return whether decoding can continue after the first `n_tokens` tokens of `seq`."""
         if n_tokens in (0, len(self._tokens[seq])):
