@@ -148,16 +148,17 @@ def follow_chain(token: int, n_tokens: int) -> list[int]:
     return [CYCLE[(start + i) % len(CYCLE)] for i in range(n_tokens)]
 
 
-def turn_into_chain(file: TinyFile, logit: float = CHAIN_LOGIT) -> TinyFile:
+def turn_into_chain(file: TinyFile, logit: float = CHAIN_LOGIT, *, noise: float = 0.0) -> TinyFile:
     """Change a target or a draft model so that it generates the tokens of the cycle; return it.
 
     `logit` is the logit of the next token; most others are near 0, and the largest is half as high. The text starts at
-    any place of the cycle if the prompt ends with a token outside the cycle.
+    any place of the cycle if the prompt ends with a token outside the cycle. With `noise`, the factor of what the
+    random layers add, the model often leaves the cycle, and each token depends on all tokens before it.
     """
     embeddings = _embed_cycle()
     places = {token: i for i, token in enumerate(CYCLE)}
     table = np.stack([embeddings[places.get(token, token % len(CYCLE))] for token in range(file.n_vocab)])
-    silence_layers(file)
+    silence_layers(file, noise)
     file.tensors |= {"token_embd.weight": table, "output.weight": embed_chain_output(file.n_vocab, logit)}
     return file
 
@@ -206,12 +207,12 @@ def copy_truth_to_eagle3(file: TinyFile) -> TinyFile:
     return file
 
 
-def silence_layers(file: TinyFile) -> None:
-    """Let the layers change nothing: the row of a token stays its embedding."""
+def silence_layers(file: TinyFile, noise: float = 0.0) -> None:
+    """Multiply what the layers add by `noise`; if it is 0, the row of a token stays its embedding."""
     last = ("attn_output.weight", "ffn_down.weight", "ssm_out.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight")
     for name, values in file.tensors.items():
         if name.endswith(last):
-            file.tensors[name] = np.zeros_like(values)
+            file.tensors[name] = values * np.float32(noise)
 
 
 @functools.cache

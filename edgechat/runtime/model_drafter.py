@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from edgechat.errors import DrafterError, EdgechatError
+from edgechat.errors import DrafterError, EdgechatError, EngineError, PlanError
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.runtime.bindings import DraftLayout
 from edgechat.runtime.context import Context, DecodeAborted
@@ -84,7 +84,7 @@ class NativeDrafter:
             self._rows = source.make_rows()
             if self._rows is not None:
                 self._target.record_hidden_rows(self._rows)
-        self._context = DrafterContext(source.model, self._target, source.shape)
+        self._context = self._open_context()
         self._layout = source.layout
         self._windows = [
             DraftWindow(
@@ -93,6 +93,20 @@ class NativeDrafter:
         ]  # fmt: skip
         self._slots.clear()
         self._is_awake = True
+
+    def _open_context(self) -> DrafterContext:
+        source, target = self._source, self._target
+
+        def open_beside() -> DrafterContext:
+            return DrafterContext(source.model, target, source.shape)
+
+        if not source.shares_cells:
+            return open_beside()
+        # When llama.cpp creates a KV cache that shares the cells of another one, it marks all of them as free.
+        try:
+            return target.keep_sequences(open_beside)
+        except (EngineError, MemoryError) as error:
+            raise PlanError(f"Cannot open the drafter beside the sequences: {error or 'out of memory'}") from error
 
     @property
     def max_tokens(self) -> int:

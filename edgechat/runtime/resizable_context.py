@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -18,6 +19,8 @@ from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
 from edgechat.runtime.sequences import SequenceMemory
+
+_Result = TypeVar("_Result")
 
 
 class ResizeError(Exception):
@@ -148,6 +151,29 @@ class ResizableContext(SequenceMemory):
                 self._close_context()
                 self._clear_token_lists()
         raise ResizeError(reason, lost_sequences=lost_sequences)
+
+    def keep_sequences(self, work: Callable[[], _Result]) -> _Result:
+        """Run `work`, in which llama.cpp forgets which cells are in use; restore all sequences, and return the result.
+
+        The logits of the last batch are lost. Raises MemoryError and EngineError if the sequences cannot be saved, and
+        what `work` raises. If they cannot be restored, all sequences are empty, the context is closed, and EngineError
+        is raised.
+        """
+        self._check_open()
+        if not any(self._tokens):
+            return work()
+        data = self._save_all()
+        try:
+            try:
+                return work()
+            finally:
+                self.model.bindings.llama.llama_memory_clear(self._memory, False)
+                if not self._restore_all(data):
+                    self._close_context()
+                    self._clear_token_lists()
+                    self._check_open()
+        finally:
+            data.close()
 
     def _replace(self, n_ctx: int, data: mmap.mmap) -> str:
         """Open a context of `n_ctx` tokens with the sequences in `data`; return the reason for a failure, or "".

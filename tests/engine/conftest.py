@@ -17,6 +17,7 @@ from edgechat.runtime.bindings import Bindings, load
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.engine.chats import SHORT_GREEDY, OpenChat
+from tests.engine.drafted_models import make_models_eager
 
 
 def load_request(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
@@ -50,6 +51,12 @@ def native(warm_verdicts: Path) -> Bindings:
         patch.setenv("EDGECHAT_HOME", str(warm_verdicts.parent.parent))
         bundle = find_bundle()
         return load(bundle, probe.choose_module(bundle)[0])
+
+
+@pytest.fixture
+def eager_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model drafter draft as much as it can in every step, whatever that costs on this machine."""
+    make_models_eager(monkeypatch)
 
 
 @pytest.fixture

@@ -113,12 +113,12 @@ class SteppedModel:
                 return i
         return None
 
-    def logprobs(self, request_id: int) -> list[float]:
-        """Return the logprobs of the generated tokens of a request with `n_logprobs`."""
+    def logprobs(self, request_id: int, sequence: int = 0) -> list[float]:
+        """Return the logprobs of the generated tokens of a reply to a request with `n_logprobs`."""
         return [
             item.logprob
             for event in self.events
-            if isinstance(event, protocol.TokensGenerated) and event.id == request_id
+            if isinstance(event, protocol.TokensGenerated) and (event.id, event.sequence) == (request_id, sequence)
             for item in event.logprobs
         ]
 

@@ -1,0 +1,84 @@
+"""Drafts of models and of prediction heads never change the output, and heads that know the truth save steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from edgechat.config import GREEDY, Sampling
+from edgechat.runtime.bindings import Bindings
+from tests.draft_models import CYCLE, follow_chain
+from tests.engine.drafted_models import PAIR_KINDS, PERFECT_KINDS, Comparison, DraftedPair, PairKind
+
+pytestmark = pytest.mark.usefixtures("eager_model")
+# Share of sampled replies in which a rounding difference may choose another token.
+MAX_ROUNDED_SHARE = 0.02
+
+
+def make_prompt(seed: int, n_tokens: int = 20) -> list[int]:
+    return [1, *random.Random(seed).choices(CYCLE, k=n_tokens)]
+
+
+def make_sampling(seed: int) -> Sampling:
+    """Return greedy sampling for even seeds, and one of several kinds of random sampling for odd ones."""
+    if seed % 2 == 0:
+        return GREEDY
+    rng = random.Random(seed)
+    return Sampling(
+        temperature=rng.choice([0.3, 0.8, 1.0]), top_k=rng.choice([0, 3, 40]), top_p=rng.choice([0.5, 0.95, 1.0]),
+        min_p=rng.choice([0.0, 0.05]), repeat_penalty=rng.choice([1.0, 1.1]), mirostat=rng.choice([0, 0, 2]), seed=seed,
+    )  # fmt: skip
+
+
+def compare_seeds(native: Bindings, kind: PairKind, directory: Path, seeds: Sequence[int]) -> None:
+    n_drafted = n_accepted = n_rounded = 0
+    for seed in seeds:
+        pair = DraftedPair(kind, directory, seed)
+        with Comparison(native, pair) as comparison:
+            comparison.ask(make_prompt(seed), sampling=make_sampling(seed), ignore_eog=seed % 3 > 0)
+        n_drafted += comparison.n_drafted
+        n_accepted += comparison.n_accepted
+        n_rounded += comparison.n_rounded
+        for path in (pair.target, pair.draft):
+            path.unlink(missing_ok=True)
+    assert n_rounded <= max(1, MAX_ROUNDED_SHARE * len(seeds))
+    assert n_drafted - n_accepted > 5 * len(seeds), "too few drafts were rejected"
+    if kind != "recurrent draft model":
+        assert n_accepted > 5 * len(seeds), "too few drafts were accepted"
+
+
+@pytest.mark.parametrize("kind", PAIR_KINDS)
+def test_drafts_leave_the_output_unchanged(kind: PairKind, native: Bindings, tmp_path: Path) -> None:
+    compare_seeds(native, kind, tmp_path, range(6))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", PAIR_KINDS)
+def test_drafts_leave_the_output_of_many_models_unchanged(kind: PairKind, native: Bindings, tmp_path: Path) -> None:
+    compare_seeds(native, kind, tmp_path, range(6, 60))
+
+
+@pytest.mark.long
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("start", range(60, 1000, 94))
+@pytest.mark.parametrize("kind", PAIR_KINDS)
+def test_drafts_leave_the_output_of_all_models_unchanged(
+    kind: PairKind, start: int, native: Bindings, tmp_path: Path
+) -> None:
+    compare_seeds(native, kind, tmp_path, range(start, start + 94))
+
+
+@pytest.mark.parametrize("kind", PERFECT_KINDS)
+def test_heads_that_know_the_truth_save_steps(kind: PairKind, native: Bindings, tmp_path: Path) -> None:
+    pair = DraftedPair(kind, tmp_path, noise=0.0)
+    model = pair.open(native)
+    prompt = [1, *CYCLE[:10]]
+    tokens, final = model.ask(prompt, max_tokens=121)
+    assert tokens == follow_chain(prompt[-1], 121)
+    max_tokens = 3 if kind == "three heads" else 7
+    assert final.stats.n_accepted > 0.95 * final.stats.n_drafted
+    assert final.stats.n_drafts <= 120 / (max_tokens + 1) / 0.9
+    model.model.close()
