@@ -15,6 +15,12 @@ from edgechat.speculation.step_costs import STEP_SIZES, StepCosts
 # Minimum expected gain of the drafts of a step for several replies. It is higher than that for one reply, because a
 # rejected draft of one reply slows down all of them.
 MIN_BATCH_GAIN: Final = 1.1
+# Number of steps without a draft after which texts are searched only in some of the steps: a search for four replies
+# takes a noticeable part of a step of a small model.
+_MAX_FRUITLESS_STEPS: Final = 8
+_SEARCH_INTERVAL: Final = 4
+# Maximum number of drafted tokens of one reply.
+_MAX_REPLY_DRAFT: Final = 15
 
 
 class BatchMember(NamedTuple):
@@ -41,6 +47,8 @@ class BatchSpeculator:
         self._model = model
         self._max_tokens = max_tokens
         self._draft_s = 0.0
+        self._n_fruitless_steps = 0
+        """Number of steps since the last draft."""
 
     def propose(self, members: Sequence[BatchMember], depth: int) -> list[list[int]]:
         """Return the draft of each member for a step at position `depth`; empty drafts for the others.
@@ -55,9 +63,12 @@ class BatchSpeculator:
         no_drafts: list[list[int]] = [[] for _ in members]
         if costs.needs_single_step or costs.ratio(STEP_SIZES[0], depth) > max_cost:
             return no_drafts
+        self._n_fruitless_steps += 1
+        if self._n_fruitless_steps > _MAX_FRUITLESS_STEPS and self._n_fruitless_steps % _SEARCH_INTERVAL:
+            return no_drafts
         max_drafted = min(self._max_tokens - len(members), MAX_DRAFT_LENGTH)
         choices = [
-            member.speculator.find_text_draft(min(member.max_tokens, max_drafted), is_cautious=True)
+            member.speculator.find_text_draft(min(member.max_tokens, _MAX_REPLY_DRAFT, max_drafted), is_cautious=True)
             for member in members
         ]
         lengths, gain = _choose_lengths([chain for _, chain in choices], max_drafted, costs, depth, max_cost)
@@ -68,6 +79,8 @@ class BatchSpeculator:
             chains = [chain for _, chain in choices]
             max_cost -= self._compute_draft_cost(costs, depth)
             lengths, _ = _choose_lengths(chains, max_drafted, costs, depth, max_cost)
+        if any(lengths):
+            self._n_fruitless_steps = 0
         return [draft.tokens[:n] for (draft, _), n in zip(choices, lengths, strict=True)]
 
     def _ask_model(

@@ -85,6 +85,18 @@ def test_all_replies_pay_for_a_step() -> None:
     assert members[1].speculator.stats.n_drafts == 0
 
 
+def test_texts_without_drafts_are_searched_more_rarely() -> None:
+    batch, members, _ = make_batch(STAIRCASE, 0, 0)
+    drafter = members[0].speculator._drafters[0]
+    assert isinstance(drafter, FixedDrafter)
+    for _ in range(50):
+        assert batch.propose(members, 100) == [[], []]
+    drafter.match_length = 64
+    n_steps = next(n for n in range(1, 10) if batch.propose(members, 100)[0])
+    assert n_steps <= 4
+    assert batch.propose(members, 100)[0]  # from now on in every step
+
+
 def test_costs_of_a_batch_are_relative_to_one_token_of_each_reply() -> None:
     costs = BatchStepCosts(4, costs_of(STAIRCASE))
     assert costs.ratio(5, 100) == pytest.approx(STAIRCASE[8] / STAIRCASE[4])

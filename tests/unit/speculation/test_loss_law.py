@@ -122,3 +122,16 @@ def test_model_that_gets_useful_is_found_again() -> None:
     for _ in range(60):
         replay.run(300)
     assert replay.costs_of_replies[-1] < 0.6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step_cost", [0.05, 0.3])
+def test_thousand_replies_of_all_kinds_keep_the_law(step_cost: float) -> None:
+    replay, rng = Replay(STAIRCASE), random.Random(2)
+    model = replay.add_model(never, step_cost=step_cost, token_cost=0.3 * step_cost)
+    makers = list(TEXTS.values())
+    for seed in range(1000):
+        model.is_right = rng.choice(makers)(seed)
+        texts = [(rng.choice(makers)(seed + 1), rng.choice([1, 4, 16, 64]))] if rng.random() < 0.6 else []
+        replay.run(rng.choice([100, 110, 150, 300]), texts)
+    assert max(replay.costs_of_replies) <= MAX_COST
