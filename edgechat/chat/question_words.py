@@ -23,11 +23,23 @@ _MAX_TERMS: Final = 8
 _MIN_TOKENS: Final = 2
 _MIN_STEM_CHARS: Final = 4
 
-# Words, numbers with their inner marks, and single symbols. Marks of punctuation are no tokens.
+# Words, numbers with their inner marks, and single symbols. Marks of punctuation are no tokens, unless they have a
+# meaning in formulas: "5!", "f'", `6"`.
 _TOKEN: Final = re.compile(
-    r"!=|!(?=\w)|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?|[^\w\s.,;:?!'\"`\u2026\u00bf\u00a1()\u2013\u2014]"
-    r"|\w+"
+    r"(?<![\w.])\.\d+|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)?|!=|!(?=\w)|(?<=[\d)])!|(?<=\b[^\W\d_])!"
+    r"|(?<=\b[^\W\d_])'+(?![^\W\d_])|(?<=\d)['\"]+|[^\w\s.,;:?!'\"`\u2026\u00bf\u00a1\u2013\u2014]|\w+"
 )
+# Typographic quotation marks; the single ones are apostrophes, too.
+_QUOTES: Final = {ord(mark): "'" for mark in "\u2018\u2019\u201a\u2039\u203a"} | {
+    ord(mark): '"' for mark in "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d"
+}
+_MINUS: Final = re.compile(r"[\u2013\u2014\u2212](?=\s?\d)")
+_INDENTATION: Final = re.compile(r"\n([ \t]+)(?=\S)")
+# The letter in "vitamin A", as opposed to the article, and capitals as in "IT" and "US", as opposed to pronouns. Marks
+# with an underscore, which are not in the search index, keep them apart.
+_NAME_A: Final = re.compile(r"(?<=[^\W_] )A\b|\ba(?=\W*$)")
+_CAPITALS: Final = re.compile(r"\b[A-Z]{2,}\b")
+_OTHER_PRONOUNS: Final = frozenset(("us", "it", "he", "aids"))
 _HYPHEN_IN_WORD: Final = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W\d_])")
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 
@@ -58,9 +70,9 @@ _FUNCTION_WORDS: Final[Mapping[str, frozenset[str]]] = {
 # Words that do not change the meaning of a question. Negations, directions ("from", "to"), tenses ("was", "did"), and
 # words for persons and possession ("my", "your") are not among them.
 _NEUTRAL_WORDS: Final[Mapping[str, frozenset[str]]] = {
-    "en": _split("a an the of is are am be do does i we me in at there please"),
-    "de": _split("der die das den dem des ein eine einen einem einer ist sind ich wir man im in bitte"),
-    "fr": _split("le la les l un une des du de d est sont je on"),
+    "en": _split("a an the of is are there please"),
+    "de": _split("der die das den dem des ein eine einen einem einer ist sind bitte"),
+    "fr": _split("le la les un une des du de est sont"),
     "es": _split("el la los las un una unos unas de del es son"),
 }  # fmt: skip
 _GREETING: Final = r"(?:hi|hello|hey|please|ok|okay|good morning|good evening)"
@@ -88,23 +100,27 @@ _PHRASES: Final[Mapping[str, Sequence[tuple[re.Pattern[str], str]]]] = {
             (r"^((?:write|explain|show|give|draw|compose|describe)) (?:to )?(?:me|us) ", r"\1 "),
             (r"^(explain .+) to me$", r"\1"), (r"^explain the concept of ", "explain "),
             (r"^explain (?=(?:the )?difference )", ""), (r"^what is the best way to ", "how "),
-            (r"\bhow (?:do|does|can|could|should|would|might) (?:i|we|you|one|someone|somebody|people)\b", "how"),
+            (r"\bhow (?:do|does|can|could|should|would|might) (?:i|we|one|someone|somebody|people)\b", "how"),
             (r"\bhow to\b", "how"),
-            (r"^(?:what|which [^\W\d_]+) (?:is|are) the (?=[^\W\d_]+ of )", ""),
+            (r"^which city is the (?=capital of )", ""), (r"\ba (few|little)\b", r"a_\1"),
             (r"^what (?:is|are) ", ""), (r"^how much is (?=\d)", ""), (r"\bwhich\b", "what"),
-            (r"\bthere are\b", "are"),
+            (r"\b(how|why|when|where|what|who|whom)( [^\W\d_]+)? (?:do|does)\b", r"\1\2"),
             (r"^(?=(?:is|are|am|do|does|can|could|should|would|will|was|were|did|has|have|must|may) )", "yes/no "),
+            (r"^yes/no (?:do|does) ", "yes/no "),
         ),
         "de": (
+            (r"\bein wenig\b", "ein_wenig"),
             (r"^(?:hallo|hi|bitte|guten tag) ", ""), (r"(?: bitte| danke)+$", ""),
             (r"\bwie (?:kann|können|könnte|soll|sollte) (?:ich|man|wir)\b", "wie"),
             (r"^was (?:ist|sind) ", ""), (r"^(?=(?:ist|sind|war|kann|soll|hat|darf) )", "ja/nein "),
         ),
         "fr": (
-            (r"^(?:bonjour|salut) ", ""), (r"(?: merci| s'il (?:te|vous) plaît)+$", ""), (r"\b([ld])'", r"\1 "),
+            (r"\bun peu\b", "un_peu"),
+            (r"^(?:bonjour|salut) ", ""), (r"(?: merci| s'il (?:te|vous) plaît)+$", ""), (r"\b[ld]'", ""),
             (r"^(?:quel|quelle|quels|quelles) (?:est|sont) ", ""), (r"^(?=(?:est|sont) )", "oui/non "),
         ),
         "es": (
+            (r"\bun poco\b", "un_poco"),
             (r"^hola ", ""), (r"(?: gracias| por favor)+$", ""),
             (r"^(?:cuál|cual|qué|cuáles|cuales) (?:es|son) ", ""), (r"^(?=(?:es|son) )", "sí/no "),
         ),
@@ -128,7 +144,7 @@ class Question(msgspec.Struct, frozen=True):
         """
         # Function words can stand for others: "what" for "which", and "not" for the end of "can't".
         function_words = _FUNCTION_WORDS.get(self.language, frozenset())
-        terms = {word for word in self.words if word not in function_words and "/" not in word and "'" not in word}
+        terms = {word for word in self.words if word not in function_words and not {*"/'_\u2424"} & {*word}}
         if self.language == "en":
             terms = {_find_common_beginning(word) for word in terms}
         return sorted((t for t in terms if len(t) >= _MIN_TERM_CHARS), key=lambda t: (-len(t), t))[:_MAX_TERMS]
@@ -144,7 +160,11 @@ def parse_question(text: str) -> Question:
     """Return the words of a question; none for a text longer than `MAX_CHARS`, and for an empty text or one word."""
     if len(text) > MAX_CHARS:
         return Question()
-    folded = unicodedata.normalize("NFKC", text).replace("\u2019", "'").casefold()
+    if not text.isupper():
+        text = _CAPITALS.sub(_mark_capitals, _NAME_A.sub("_a_", text))
+    # Not NFKC, which would make "5\u00b2" the number 52.
+    folded = unicodedata.normalize("NFC", text).translate(_QUOTES).casefold()
+    folded = _INDENTATION.sub(lambda match: f" \u2424{len(match[1])} ", _MINUS.sub("-", folded))
     tokens: list[str] = _TOKEN.findall(_HYPHEN_IN_WORD.sub(" ", folded))
     if len(tokens) < _MIN_TOKENS and folded.isascii():  # "hello", "test", "continue"
         return Question()
@@ -161,6 +181,11 @@ def parse_question(text: str) -> Question:
     return Question(tuple(words), language)
 
 
+def _mark_capitals(match: re.Match[str]) -> str:
+    word = match[0].casefold()
+    return f"{word}_" if word in _FUNCTION_WORDS["en"] or word in _OTHER_PRONOUNS else match[0]
+
+
 def _detect_language(tokens: Sequence[str]) -> str:
     """Return the language with the most function words; "" if there is none or several have the same number."""
     parts = [part for token in tokens for part in token.split("'")]
@@ -170,7 +195,7 @@ def _detect_language(tokens: Sequence[str]) -> str:
 
 def _normalise_word(word: str) -> str:
     """Return the singular of a regular English plural, with the American spelling; other words unchanged."""
-    if len(word) < _MIN_STEM_CHARS or not _LETTERS.fullmatch(word):
+    if len(word) < _MIN_STEM_CHARS or word in _FUNCTION_WORDS["en"] or not _LETTERS.fullmatch(word):
         return word
     if word.endswith(("ie", "ies")) and len(word) > _MIN_STEM_CHARS:
         word = word.rstrip("s")[:-2] + "y"

@@ -18,7 +18,7 @@ from tests.embedding_model import require_embedding_model
 
 PAIRS: Final[dict[str, Any]] = read_toml(Path(__file__).parents[1] / "fixtures" / "asked_before.toml")
 # Precision of the most precise threshold; docs/decisions.md has the numbers.
-_BEST_PRECISION: Final = 0.75
+_BEST_PRECISION: Final = 0.69
 
 
 def list_pairs(kind: str) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def test_no_threshold_of_the_similarity_separates_the_pairs_as_their_words_do(ho
             for pair in list_pairs(kind)
         )
 
-    for threshold in (0.9, 0.95, 0.963, 0.98, 0.99):
+    for threshold in (0.9, 0.95, 0.966, 0.98, 0.99):
         n_same, n_different = count("same", threshold), count("different", threshold)
         assert n_same / (n_same + n_different) <= _BEST_PRECISION + 0.02
         added = [count(kind, threshold, beyond_words=True) for kind in ("same", "different")]

@@ -15,7 +15,7 @@ from tests.hostile_texts import HOSTILE_TEXTS
 
 PAIRS: Final[dict[str, Any]] = read_toml(Path(__file__).parents[2] / "fixtures" / "asked_before.toml")
 # Numbers of pairs with the same meaning that are recognised; docs/decisions.md has them, too.
-N_RECOGNISED: Final = {"calibration": 41, "check": 20}
+N_RECOGNISED: Final = {"calibration": 40, "check": 20}
 
 
 def is_same(first: str, second: str) -> bool:
@@ -79,3 +79,31 @@ def test_question_is_the_same_as_itself_in_another_case_and_with_other_spaces(te
 def test_other_number_is_another_question(text: str, first: int, second: int) -> None:
     same = is_same(f"{text} compute {first} now", f"{text} compute {second} now")
     assert same == (first == second)
+
+
+# Questions are built from parts that decide their meaning, and asked in forms that do not change it.
+_PARTS: Final = (
+    ("how do i", "why do i", "when should i", "can i", "can't i", "did i"),
+    ("convert", "not convert", "send", "print"),
+    ("5 files", "50 files", "five files", "a photo", "my photos", "your photos", "the US form", "a C++ file"),
+    ("to", "from", "without", "before"),
+    ("France", "Italy", "PDF", "Word", "the first page", "the last page", "Anna", "Emma"),
+)
+_FORMS: Final = (
+    "{}", "{}?", "{}??", "Hi, {}?", "Hello! {}? Thanks!", "please {}", "{}, please", "Do you know {}?", "  {} \n",
+    "Could you tell me {}?", "I would like to know {}.", "\u201c{}\u201d",
+)  # fmt: skip
+_INTRODUCED: Final = ("Do you know {}?", "Could you tell me {}?", "I would like to know {}.")
+
+
+@given(st.data())
+def test_form_of_a_question_does_not_count_and_each_part_does(data: st.DataObject) -> None:
+    first = [data.draw(st.sampled_from(values)) for values in _PARTS]
+    second = data.draw(st.sampled_from([first, [data.draw(st.sampled_from(values)) for values in _PARTS]]))
+    texts = []
+    for parts in (first, second):
+        forms = [form for form in _FORMS if form not in _INTRODUCED or parts[0].startswith(("how", "why", "when"))]
+        text = data.draw(st.sampled_from(forms)).format(" ".join(parts))
+        is_upper = "US" not in parts[2] and data.draw(st.booleans())  # capitals keep "US" and "us" apart
+        texts.append(text.upper() if is_upper else text)
+    assert is_same(*texts) == (first == second)
