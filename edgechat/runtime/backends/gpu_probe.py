@@ -137,9 +137,15 @@ def _test_device(
     report, clock = SelftestReport(), AwakeClock()
     types = _list_missing_types(previous, demand)
 
+    shown = ""
+
     def read_line(line: str) -> None:
+        nonlocal shown
         report.read_line(line)
-        on_progress(f"Testing the backend {module.name}: {report.stage}")
+        stage = report.stage.partition(" in ")[0]  # a product is tested in several batch sizes
+        if stage != shown:
+            shown = stage
+            on_progress(f"Testing the backend {module.name}: {stage}")
 
     n_threads = min(probe.MAX_SELFTEST_THREADS, count_usable_threads())
     is_first = previous is None

@@ -1,0 +1,199 @@
+"""Steps of try.sh: tests, replies and speeds of edgechat on a GPU, each with a time limit, summed up in report.md."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edgechat.chat.session import Session
+from edgechat.config import Settings
+from edgechat.models import resources
+from edgechat.store import open_ephemeral_store
+
+# Time of all steps, and of single ones, in seconds. A step that would end after the limit is left out.
+TOTAL_S = 450.0
+SELFTEST_S = 240.0
+BENCH_S = 90.0
+PROMPT = "Count from 1 to 20."
+MIB = 1 << 20
+
+
+class Report:
+    """Report in Markdown, written after each step, so that an interrupted run leaves what it found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.started_s = time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        """Time that is left for the next steps."""
+        return TOTAL_S - (time.monotonic() - self.started_s)
+
+    def add(self, text: str) -> None:
+        """Append lines to the report."""
+        self.lines.append(text)
+        (self.folder / "report.md").write_text("\n".join(self.lines) + "\n", "utf-8")
+
+    def run(self, name: str, step: Callable[[], None]) -> None:
+        """Run a step and report its time, or why it failed."""
+        if self.left_s < 10:  # noqa: PLR2004
+            self.add(f"\n## {name}\n\nleft out: the time is over")
+            return
+        self.add(f"\n## {name}\n")
+        started_s = time.monotonic()
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  (every failure is a result)
+            traceback.print_exc()
+            self.add(f"**failed**: {type(error).__name__}: {error}")
+        self.add(f"\n({time.monotonic() - started_s:.0f} s)")
+
+
+def edgechat(report: Report, name: str, *arguments: str, limit_s: float) -> str:
+    """Run a command of edgechat, keep its output in a file, and return it."""
+    command = [sys.executable, "-X", "utf8", "-m", "edgechat", *arguments]
+    with (report.folder / f"{name}.txt").open("w+", encoding="utf-8") as file:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, stdout=file, stderr=sys.stderr, check=False, timeout=min(limit_s, report.left_s))
+        file.seek(0)
+        return file.read()
+
+
+def run_doctor(report: Report) -> None:
+    """Test every type on every device."""
+    output = edgechat(report, "doctor", "doctor", "--json", limit_s=SELFTEST_S)
+    if not output:
+        steps = (report.folder / "errors.log").read_text("utf-8", "replace").splitlines()[-1:]
+        report.add(f"not finished in {SELFTEST_S:.0f} s, at: {''.join(steps)}")
+    diagnosis = json.loads(output or "{}")
+    for backend in diagnosis.get("backends", []):
+        report.add(f"- {backend['module']}: {backend['status']}, {backend['reason']}")
+        for device in backend["devices"]:
+            report.add(f"  - {json.dumps(device)}")
+    for warning in diagnosis.get("warnings", []):
+        report.add(f"- warning: {warning}")
+
+
+@contextlib.contextmanager
+def session(model: Path, *, budget: int | None = None, **options: Any) -> Iterator[Session]:
+    """Open a session; `budget` limits the GPU memory that the plan may use."""
+    original = resources._compute_gpu_budget_bytes  # noqa: SLF001
+    if budget is not None:
+        resources._compute_gpu_budget_bytes = lambda gpu: budget  # noqa: SLF001
+    opened = Session(open_ephemeral_store(), Settings(n_ctx=2048, temperature=0.0, max_tokens=64, **options), model)
+    try:
+        opened.open()
+        yield opened
+    finally:
+        resources._compute_gpu_budget_bytes = original  # noqa: SLF001
+        opened.close()
+
+
+def describe(opened: Session) -> tuple[str, str]:
+    """Send the prompt; return the reply, and a line about the plan, the memory and the speed."""
+    *_, last = opened.send(PROMPT)
+    reply, plan = last.reply, opened.model.plan  # type: ignore[union-attr]
+    if plan is None:
+        raise RuntimeError("the session has no plan")
+    memory = {
+        name: f"{sum(v for k, v in entry.items() if k.endswith('_bytes')) / MIB:.0f} MiB"
+        for name, entry in opened.model.engine.stats().memory.items()
+    }
+    planned = f"planned {plan.estimate.gpu / MIB:.0f} MiB on the GPU, {plan.estimate.total / MIB:.0f} MiB in all"
+    speed = f"prefill {reply.stats.prefill_tps or 0:.1f}, decode {reply.stats.decode_tps or 0:.1f} tokens/s"
+    return reply.text, f"{plan.options.n_gpu_layers} layers; {planned}; used {memory}; {speed}; {opened.warnings}"
+
+
+def compare_replies(report: Report, model: Path) -> None:
+    """Reply on the GPU, on both, and on the CPU. The texts should be equal up to near ties."""
+    texts = {}
+    size = model.stat().st_size
+    for name, options in {"GPU": {}, "half": {"budget": size * 2 // 3 + 64 * MIB}, "CPU": {"gpu": False}}.items():
+        with session(model, **options) as opened:  # type: ignore[arg-type]
+            describe(opened)  # compiles kernels
+            opened.store.close()
+        with session(model, **options) as opened:  # type: ignore[arg-type]
+            texts[name], line = describe(opened)
+            report.add(f"- {name}: {line}")
+    for name, text in texts.items():
+        same = next((i for i, (a, b) in enumerate(zip(text, texts["CPU"], strict=False)) if a != b), len(text))
+        report.add(f"- {name}: {'equal' if text == texts['CPU'] else f'equal for {same} characters'}: {text!r}")
+
+
+@contextlib.contextmanager
+def full_gpu() -> Iterator[bool]:
+    """Take the memory of an NVIDIA GPU but 200 MB, through its driver. Yields False without such a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        yield False
+        return
+    context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    driver.cuInit(0)
+    driver.cuCtxCreate_v2(ctypes.byref(context), 0, 0)
+    driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    failed = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(max(0, free.value - 200 * MIB)))
+    try:
+        yield failed == 0
+    finally:
+        driver.cuMemFree_v2(pointer)
+        driver.cuCtxDestroy_v2(context)
+
+
+def exhaust_memory(report: Report, model: Path) -> None:
+    """Load the model while another program has the memory of the GPU, although the plan believes that it is free."""
+    with full_gpu() as is_full:
+        if not is_full:
+            report.add("no NVIDIA driver: left out")
+            return
+        with session(model, budget=model.stat().st_size * 4) as opened:
+            report.add(f"- {describe(opened)}")
+
+
+def run_llama_bench(report: Report, program: str, model: Path) -> None:
+    """Run llama-bench of the same build, to compare its speeds with those of the replies."""
+    command = [program, "-m", str(model), "-p", "256", "-n", "64", "-ngl", "99", "-r", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=min(BENCH_S, report.left_s))
+    report.add(f"```\n{done.stdout or done.stderr[-1000:]}\n```")
+
+
+def main() -> int:
+    """Run all steps."""
+    folder, *names = map(str, sys.argv[1:])
+    models = [Path(name) for name in names[: names.index("--") if "--" in names else len(names)]]
+    bench = names[names.index("--") + 1 :] if "--" in names else []
+    report = Report(Path(folder))
+    report.add(f"# edgechat on a GPU\n\n{' '.join(names)}")
+    report.run("doctor: self-test of every type", lambda: run_doctor(report))
+    for model in models:
+        report.run(f"replies of {model.name}", lambda model=model: compare_replies(report, model))  # type: ignore[misc]
+    report.run("out of memory", lambda: exhaust_memory(report, models[-1]))
+    if bench:
+        report.run("llama-bench with all layers on the GPU", lambda: run_llama_bench(report, bench[0], models[-1]))
+    for name, arguments in {
+        "speed": ["bench", "speed", "-m", str(models[-1]), "--rounds", "2"],
+        "speculation": ["bench", "speculation", "-m", str(models[-1]), "--rounds", "1", "--kinds", "edit"],
+    }.items():
+        report.run(
+            f"bench {name} on the CPU",
+            lambda name=name, arguments=arguments: report.add(  # type: ignore[misc]
+                f"```\n{edgechat(report, name, *arguments, limit_s=BENCH_S)}\n```"
+            ),
+        )
+    report.add(f"\n{TOTAL_S - report.left_s:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
