@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from edgechat.chat.conversation_prompt import create_prompt_builder
+from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import Conversation
 from edgechat.chat.session import Session
 from edgechat.chat.store import Store
@@ -17,6 +19,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import GenerationStats
 from edgechat.errors import EngineDiedError
 from edgechat.models.events import LoadCallback
+from edgechat.models.loaded_model import LoadedModel
 
 N_CTX: Final = 32768
 CHARS_PER_TOKEN: Final = 4
@@ -168,6 +171,20 @@ class ScriptedEngine(EngineClient):
         )  # fmt: skip
 
 
+class _ScriptedSource(EngineSource):
+    """Source of the scripted replies of a second model."""
+
+    def __init__(self, script: Script, name: str, store: Store, settings: Settings) -> None:
+        model = LoadedModel()
+        self._scripted_engine = model.engine = ScriptedEngine(script)
+        super().__init__(
+            model, Path(name), lambda: create_prompt_builder(model.builder, store, settings, name, think=None)
+        )
+
+    def open(self, settings: Settings, on_event: LoadCallback) -> None:  # noqa: ARG002
+        self.model.set_model_properties(self._scripted_engine.load_scripted())
+
+
 class ScriptedSession(Session):
     """Session that uses a `ScriptedEngine` instead of an engine process."""
 
@@ -177,6 +194,11 @@ class ScriptedSession(Session):
         super().__init__(store, settings, Path("scripted.gguf"), conversation)
         self._scripted_engine = ScriptedEngine(script)
         self.model.engine = self._scripted_engine
+        self.second_script = Script(["Another answer."])
+        """Replies of every second model."""
+        self.second.create_source = lambda target, store, settings: _ScriptedSource(
+            self.second_script, target.name, store, settings
+        )
 
     def open(self, on_event: LoadCallback = lambda event: None) -> None:
         """Read the conversation without loading a model."""

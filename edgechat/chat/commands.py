@@ -36,17 +36,18 @@ _MAX_CONVERSATIONS: Final = 10_000
 
 View = Literal[
     "conversations", "search", "editor", "copy", "models", "personas", "themes", "settings", "plan", "figures", "help",
-    "documents", "suspend", "quit",
+    "documents", "also", "compare", "suspend", "quit",
 ]  # fmt: skip
 """List, screen or terminal action that every front end implements itself."""
 
-RunMode = Literal["caller", "side", "turn", "reply"]
+RunMode = Literal["caller", "side", "turn", "reply", "beside"]
 """Thread and time at which a front end runs a handler.
 
 - "caller": immediately, on the calling thread.
 - "side": on a separate thread, even while a reply is generated.
 - "turn": only while no reply is generated, because the handler changes the conversation.
 - "reply": like "turn", for a handler whose outcome generates a reply.
+- "beside": on a thread of its own, for a handler whose outcome generates a reply beside the current one.
 """
 
 
@@ -239,6 +240,13 @@ def _earlier(session: Session, _argument: str) -> Outcome:
     return Outcome(f"Earlier reply{day and f' of {day}'}; /retry generates a new one", path_changed=True)
 
 
+def _also(session: Session, name: str) -> Outcome:
+    from edgechat.chat.model_targets import find_target
+
+    target = find_target(name, session.settings.remotes)
+    return Outcome(start_reply=lambda: session.second.answer(name, target))
+
+
 def _continue(session: Session, _argument: str) -> Outcome:
     return Outcome(start_reply=session.continue_reply)
 
@@ -361,6 +369,8 @@ COMMANDS: Final = (
     Command(
         "earlier", "", "Use the reply of an earlier conversation to the same first message", _earlier, stops_reply=True
     ),
+    Command("also", "[MODEL]", "Answer with another model, too; both replies remain", _also, "beside", "also"),
+    Command("compare", "[A B]", "Show two replies side by side: the newest two, or numbers", view="compare"),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),
     Command("edit", "[TEXT]", "Edit your last message; the original remains", _edit, "reply", "editor"),
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from edgechat.chat import message_passages
 from edgechat.chat.attachments import attached_texts, prepend_attachments
 from edgechat.chat.messages import Attachment, Message
+from edgechat.chat.store import Store
 from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
 from edgechat.documents import prompt_text
@@ -16,6 +17,7 @@ from edgechat.documents.passages import PassageSet
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.generation import ThinkingLimit
 from edgechat.errors import ContextOverflowError
+from edgechat.planner.turn import is_thinking_default
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prefix.shared_prefix import SharedPrefix, make_pinned_owner
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder
@@ -23,7 +25,7 @@ from edgechat.prompt.output_rules import make_output_grammar
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.roles import merge_consecutive
-from edgechat.prompt.thinking import ReplySpace, choose_budget, make_thinking_limit
+from edgechat.prompt.thinking import ReplySpace, choose_budget, is_thinking_on, make_thinking_limit
 
 
 class ConversationPrompt(NamedTuple):
@@ -175,6 +177,24 @@ class ConversationPromptBuilder:
         shared_prefix = first.shared_prefix
         is_included = shared_prefix is not None and shared_prefix.n_tokens <= n_tokens
         return first.prompt.tokens[:n_tokens], shared_prefix if is_included else None
+
+
+def create_prompt_builder(
+    builder: PromptBuilder, store: Store, settings: Settings, model_file: str, *, think: bool | None
+) -> ConversationPromptBuilder:
+    """Create a prompt builder for the loaded model with the file name `model_file`.
+
+    If `think` is None, the settings `reasoning` and `thinking` apply; if both are None too, reasoning is on for models
+    that decode fast enough.
+    """
+    decode_tps = store.decode_tps(model_file)
+    if think is None:
+        think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=decode_tps)
+    if builder.reasoning_format is None:
+        think = False
+    elif think is None:
+        think = is_thinking_default(decode_tps)
+    return ConversationPromptBuilder(builder, store.read_attachment, settings, think=think, decode_tps=decode_tps)
 
 
 def find_previous_start(path: Sequence[Message]) -> int:

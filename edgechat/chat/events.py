@@ -210,11 +210,32 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
     picked: ReplyPicked | None = None
 
 
+class SecondReplyEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply of a second model is complete or was stopped, and is saved beside the other replies."""
+
+    reply: Message
+    number: int
+    """Number of the reply among the alternatives; 0 if it was removed, because it ended before its first word."""
+    n_alternatives: int
+
+    @property
+    def notice(self) -> str:
+        """Where the reply is, and how to show it."""
+        model = self.reply.model.removesuffix(".gguf")
+        if not self.number:
+            return f"{model} was stopped before its first word."
+        state = "stopped" if self.reply.is_interrupted else "complete"
+        return (
+            f"Reply {self.number} of {self.n_alternatives}, by {model}, is {state}. "
+            f"/switch {self.number} continues with it, /compare shows both."
+        )
+
+
 SessionEvent = (
     ModelLoadProgressed | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
     | DocumentsSearched | TurnsDropped | PromptProgressed | RemoteRetryScheduled
     | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
-    | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted
+    | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted | SecondReplyEnded
 )  # fmt: skip
 
 
@@ -240,7 +261,7 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
-    if isinstance(event, (CollectionUpdated, ContextLimitReached, DocumentsSearched)):
+    if isinstance(event, (CollectionUpdated, ContextLimitReached, DocumentsSearched, SecondReplyEnded)):
         return event.notice
     if isinstance(event, PickStarted):
         return _describe_pick_costs(event)

@@ -14,7 +14,7 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import load_attachments
 from edgechat.chat.context_counter import ContextCounter
 from edgechat.chat.conversation import StoredConversation
-from edgechat.chat.conversation_prompt import ConversationPromptBuilder
+from edgechat.chat.conversation_prompt import ConversationPromptBuilder, create_prompt_builder
 from edgechat.chat.document_turns import DocumentTurns
 from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import (
@@ -29,6 +29,7 @@ from edgechat.chat.messages import (
 from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.reply_generation import add_repetition_penalty
 from edgechat.chat.reply_source import JsonSchema, ModelTarget, ReplySource
+from edgechat.chat.second_reply import SecondReplies
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
@@ -37,9 +38,8 @@ from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError, EdgechatError, RequestCancelledError, StoreError, UsageError
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.planner.turn import is_thinking_default
 from edgechat.prompt.renderer import Renderer
-from edgechat.prompt.thinking import THINKING_OFF, is_thinking_on
+from edgechat.prompt.thinking import THINKING_OFF
 
 if TYPE_CHECKING:
     from edgechat.chat.earlier_replies import EarlierReply
@@ -96,6 +96,8 @@ class Session:
         self._turn_runner = TurnRunner(self.model, lambda: self.source)
         self.documents = DocumentTurns(lambda: self.source, store, self._read_decode_speed)
         """Searches the documents of this conversation for its new messages."""
+        self.second = SecondReplies(self, self._turn_runner, lambda: self._stored_conversation)
+        """Replies of other models beside the turns of this session."""
         self._counter = ContextCounter(lambda: self.source, self.documents, self._create_prompt_builder)
 
     def _set_target(self, target: ModelTarget) -> None:
@@ -175,6 +177,7 @@ class Session:
         Raises StoreError if an unsaved reply cannot be saved or if `conversation` cannot be read; the session then
         keeps its current conversation.
         """
+        self.second.end()
         with self._turn_runner.idle_gate.block_requests():
             self._stored_conversation.save_pending()
             new_conversation = Conversation(id=new_id(), model=self._chosen_model, created_at_ms=now_ms())
@@ -358,28 +361,15 @@ class Session:
         yield from self._turn_runner.run(self._stored_conversation, turn, settings)
 
     def _create_prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
-        """Create a prompt builder for the current model and settings.
-
-        If `think` is None, the settings `reasoning` and `thinking` apply; if both are None too, reasoning is on for
-        models that decode fast enough.
-        """
-        builder, settings = self.model.builder, self.settings
-        decode_tps = self.store.decode_tps(self.model_path.name)
-        if think is None:
-            think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=decode_tps)
-        if builder.reasoning_format is None:
-            think = False
-        elif think is None:
-            think = is_thinking_default(decode_tps)
-        return ConversationPromptBuilder(
-            builder, self.store.read_attachment, settings, think=think, decode_tps=decode_tps
-        )
+        """Create a prompt builder for the current model and settings; `think` is as in `create_prompt_builder`."""
+        return create_prompt_builder(self.model.builder, self.store, self.settings, self.model_path.name, think=think)
 
     def _read_decode_speed(self) -> float | None:
         return self.store.decode_tps(self.reply_model) if self.model.plan is not None else None
 
     def stop(self) -> None:
-        """Stop the current reply, or the next one if none is being generated. Thread-safe."""
+        """Stop the current reply (or else the next one) and that of a second model. Thread-safe."""
+        self.second.stop()
         self._turn_runner.stop()
 
     def end_thinking(self) -> bool:
@@ -547,6 +537,7 @@ class Session:
 
         A thread that is generating a reply receives EngineDiedError.
         """
+        self.second.close()
         self.model.close()
         if self.source.is_remote:
             self.source.close()

@@ -114,6 +114,14 @@ class TurnRunner:
         self._is_thinking_ended = True
         return True
 
+    @property
+    def growing_replies(self) -> list[Message]:
+        """Current states of the replies that are being generated. Thread-safe."""
+        generation = self._generation
+        if generation is None or isinstance(generation, _EphemeralRequest):
+            return []
+        return [reply for reply, _ in generation.results]
+
     def is_stop_requested(self) -> bool:
         """Return whether `stop` was called since the end of the last turn."""
         return self._is_stop_requested

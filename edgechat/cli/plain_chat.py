@@ -76,7 +76,8 @@ class PlainChat:
             "conversations": self._list_conversations, "search": self._search, "editor": self._refuse_editor,
             "copy": self._copy, "models": self._list_models, "personas": self._list_personas,
             "themes": self._refuse_themes, "settings": self._print_settings, "plan": self._print_plan,
-            "documents": self._list_documents, "figures": self._toggle_figures, "help": self._print_help,
+            "documents": self._list_documents, "also": self._list_second_models, "compare": self._compare,
+            "figures": self._toggle_figures, "help": self._print_help,
             "suspend": self._suspend, "quit": self._quit,
         }  # fmt: skip
 
@@ -275,6 +276,19 @@ class PlainChat:
         for entry in library.scan():
             if entry.is_usable:
                 click.echo(escape_controls(entry.name))
+
+    def _list_second_models(self, _argument: str) -> None:
+        self._list_models("")
+        self._print_note("/also MODEL answers the last message with one of them, too")
+
+    def _compare(self, argument: str) -> None:
+        """Print two replies one after the other, each below a heading."""
+        from edgechat.chat.compared_replies import choose_replies, read_reply
+
+        for reply_id in choose_replies(self._session.tree, argument):
+            reply = read_reply(self._session, reply_id)
+            if reply is not None:
+                click.echo(f"--- {escape_controls(reply.heading)} ---\n{escape_controls(reply.message.text)}")
 
     def _list_personas(self, _argument: str) -> None:
         from edgechat.chat import personas

@@ -16,6 +16,7 @@ from edgechat.tui.conversation_actions import ConversationActions
 from edgechat.tui.messages import CommandFinished, CopyRequested, ViewRequested
 from edgechat.tui.passage_actions import PassageActions
 from edgechat.tui.render.markdown_blocks import MarkdownBlock, find_code_blocks, list_code_blocks
+from edgechat.tui.second_reply import SecondReplyActions
 from edgechat.tui.workers import is_mistake
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Actions:
         self._confirmation = KeyConfirmation()
         self.conversations = ConversationActions(pane, worker)
         self.passages = PassageActions(pane)
+        self.second = SecondReplyActions(pane, worker)
 
     def attempt(self, action: Callable[[T], object], argument: T, line: str = "") -> None:
         """Call `action(argument)`; if it raises an EdgechatError, show the error.
@@ -68,6 +70,8 @@ class Actions:
             self._open_view(command.view, argument)
         elif command.run_mode == "caller" and command.run is not None and self._worker.session is not None:
             self.apply_outcome(command.run(self._worker.session, argument), line)
+        elif command.run_mode == "beside":
+            self.second.start(command, argument, line)
         elif command.run_mode == "side":
             # While a load or a reply is pending, the command runs at once; otherwise it is queued after all earlier
             # changes.

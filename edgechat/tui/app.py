@@ -169,6 +169,7 @@ class ChatApp(ThemedApp):
     @staticmethod
     def list_key_bindings() -> list[keys.KeyBinding]:
         """Return all key bindings, including those of screens that are not open."""
+        from edgechat.tui.screens.compare import CompareScreen
         from edgechat.tui.screens.documents import DocumentsScreen
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
@@ -185,6 +186,7 @@ class ChatApp(ThemedApp):
             FilterListScreen,
             ModelsScreen,
             PassagesScreen,
+            CompareScreen,
             SettingsScreen,
             HelpScreen,
             TextScreen,
@@ -235,6 +237,9 @@ class ChatApp(ThemedApp):
             self.actions.attempt(self._choose_theme, message.argument, f"/theme {message.argument}".rstrip())
         elif message.view in ("plan", "help", "documents"):
             self._open_screen(message.view)
+        elif message.view in ("also", "compare"):
+            line = f"/{message.view} {message.argument}".rstrip() if message.argument else ""
+            self.actions.attempt(lambda argument: self._open_replies(message.view, argument), message.argument, line)
         elif message.view == "suspend":
             self.action_suspend_process()
         elif message.view == "quit":
@@ -255,6 +260,15 @@ class ChatApp(ThemedApp):
             from edgechat.tui.views import open_documents
 
             open_documents(self, self.worker, self.settings)
+
+    def _open_replies(self, view: str, argument: str) -> None:
+        """Open the list of models for a second reply, or the comparison of two replies. Raises UsageError."""
+        from edgechat.tui.views import open_comparison, pick_second_model
+
+        if view == "compare":
+            open_comparison(self, self.worker.session, argument, self.actions.second.show_reply)
+        else:
+            pick_second_model(self, self.worker.session, lambda name: self.actions.run("also", name))
 
     def on_passages_requested(self, message: PassagesRequested) -> None:
         from edgechat.tui.views import open_passages

@@ -11,7 +11,7 @@ MAX_COMPLETIONS: Final = 50
 # Maximum number of folder entries to read for a completion; a folder can contain millions of files.
 _MAX_FOLDER_ENTRIES: Final = 5000
 _COMMAND_PATTERN: Final = re.compile(r"/(?:[A-Za-z]*|\?)")
-_ARGUMENT_PATTERN: Final = re.compile(r"/(?:(model|persona|set|attach|export)|(docs)(?:[ ]+\S+)*)[ ]+(\S*)")
+_ARGUMENT_PATTERN: Final = re.compile(r"/(?:(model|also|persona|set|attach|export)|(docs)(?:[ ]+\S+)*)[ ]+(\S*)")
 _MENTION_PATTERN: Final = re.compile(r'(?:^|(?<=\s))@("?)([^\s"]*)$')
 
 

@@ -66,6 +66,8 @@ class ConversationFrame(Vertical):
         self.is_generating = False
         """True from when a reply is requested until it ends."""
         self.is_reasoning = False
+        self.second_status = ""
+        """Activity of a second model, which replies beside the model of the chat; "" if there is none."""
         self.n_pending = 1
         """Number of pending loads and replies; the chat starts with a pending load of the model."""
         self._is_centered = False
@@ -81,6 +83,11 @@ class ConversationFrame(Vertical):
     def is_busy(self) -> bool:
         """True while a load or a reply is pending."""
         return self.n_pending > 0
+
+    @property
+    def is_replying(self) -> bool:
+        """True while Esc stops something: a reply of the model of the chat, or of a second model."""
+        return self.is_generating or bool(self.second_status)
 
     def shows(self, conversation_id: str) -> bool:
         """Return whether the conversation with this ID is open."""
@@ -98,7 +105,7 @@ class ConversationFrame(Vertical):
         shows_keys = self.transcript.has_focus and not self.is_busy and not self.footer.display
         return ChatStatus(
             message_keys=str(self.footer.format_keys(self.status_line.size.width)) if shows_keys else "",
-            composer_status=self.composer.status,
+            composer_status=[*([self.second_status] if self.second_status else []), *self.composer.status],
             shows_end=self.transcript.follows_end,
             n_ctx=self._n_ctx,
             has_model=self.worker.is_loaded,
@@ -199,8 +206,8 @@ class ConversationFrame(Vertical):
             return "list" if self.size.width < self.app.size.width else "covered"  # the list shows its keys itself
         if focused is not self.transcript and self.prompt.shows_completions:
             return "completions"
-        if self.is_generating and focused is not None:
-            return "reasoning" if self.is_reasoning else "reply"
+        if self.is_replying and focused is not None:
+            return "reasoning" if self.is_generating and self.is_reasoning else "reply"
         return self._read_transcript_part() if focused is self.transcript else self._read_input_part()
 
     def _read_transcript_part(self) -> str:

@@ -52,6 +52,11 @@ class ConversationPane(ConversationFrame):
         return [message for entry in self.transcript.entries if (message := entry.as_message) is not None]
 
     @property
+    def is_streaming(self) -> bool:
+        """True once the reply that is being generated is in the transcript."""
+        return self._streaming_entry is not None
+
+    @property
     def last_message(self) -> MessageEntry | None:
         entries = reversed(self.transcript.entries)
         return next((message for entry in entries if (message := entry.as_message) is not None), None)

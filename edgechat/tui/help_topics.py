@@ -46,8 +46,10 @@ TOPICS: Final = (
     Topic(
         "Change a message or a reply",
         ("message.edit", "message.retry", "message.continue", "chat.earlier", "chat.previous", "chat.next",
-         "message.previous", "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo"),
-        ("edit", "retry", "best", "continue", "earlier", "switch", "delete", "undo"),
+         "message.previous", "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo",
+         "chat.also", "chat.compare", "compare.other", "compare.choose", "compare.first", "compare.second",
+         "compare.stop", "compare.up", "compare.down", "compare.leave"),
+        ("edit", "retry", "best", "also", "compare", "continue", "earlier", "switch", "delete", "undo"),
     ),
     Topic(
         "Conversations",

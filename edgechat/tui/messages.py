@@ -179,6 +179,27 @@ class SessionFailed(Message):
     """True if the user made a mistake: an invalid command, or a key that cannot be used now."""
 
 
+# Messages from the threads of second replies to the chat screen
+
+
+@dataclass(repr=False, eq=False)
+class SecondReplyProgressed(Message):
+    """The model of a second reply is being loaded, or its reply has started."""
+
+    status: str
+
+
+@dataclass(repr=False, eq=False)
+class SecondReplyEnded(Message):
+    """A second reply is complete, was stopped or failed; `text` says so."""
+
+    text: str
+    is_error: bool = False
+    line: str = ""
+    """Command that the user typed and that failed; "" if none was typed."""
+    is_mistake: bool = False
+
+
 # Messages from the session worker and the actions to the chat screen
 
 

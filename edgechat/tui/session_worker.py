@@ -109,7 +109,7 @@ class SessionWorker:
         """
         if command.run_mode == "reply":
             self.generate(
-                lambda session: _start_command_reply(command, session, argument),
+                lambda session: start_command_reply(command, session, argument),
                 messages.OutgoingMessage(line) if line else None,
             )
         else:
@@ -353,7 +353,8 @@ def _take_snapshot(session: Session | None) -> messages.ConversationView | None:
         return None
 
 
-def _start_command_reply(command: Command, session: Session, argument: str) -> Iterator[SessionEvent]:
+def start_command_reply(command: Command, session: Session, argument: str) -> Iterator[SessionEvent]:
+    """Run the handler of a command, and return the events of the reply that its outcome generates."""
     outcome = command.run(session, argument) if command.run is not None else None
     if outcome is None or outcome.start_reply is None:
         raise AssertionError(f"/{command.name} generates no reply")

@@ -159,6 +159,44 @@ def pick_persona(app: App[Any], on_chosen: Callable[[str], object]) -> None:
     pick(app, "Personas", [(n, n) for n in names], on_chosen)
 
 
+def pick_second_model(app: App[Any], session: Session | None, on_chosen: Callable[[str], object]) -> None:
+    """Show a list of the other models, beginning with the last choice, and call `on_chosen` with the chosen name.
+
+    Raises UsageError if there is no message or no other model.
+    """
+    from edgechat.chat.second_reply import find_last_message, list_second_models
+    from edgechat.tui.screens.picker import pick
+
+    if session is None:
+        raise UsageError("The chat is still starting. Try again when it is ready.")
+    find_last_message(session.tree)
+    models = list_second_models(session)
+    if not models:
+        raise UsageError("No other model is installed. Ctrl+O lists models to download.")
+    last_name = session.second.last_name
+    current = last_name if last_name in dict(models) else None
+    pick(app, "Answer with another model, too", models, on_chosen, current=current)
+
+
+def open_comparison(app: App[Any], session: Session | None, argument: str, on_chosen: Callable[[str], object]) -> None:
+    """Show the two replies that the argument of `/compare` names, and call `on_chosen` with the ID of the chosen one.
+
+    Raises UsageError.
+    """
+    from edgechat.chat.compared_replies import choose_replies
+    from edgechat.tui.screens.compare import CompareScreen
+
+    if session is None:
+        raise UsageError("The chat is still starting. Try again when it is ready.")
+    screen = CompareScreen(session, choose_replies(session.tree, argument))
+
+    def report_choice(reply_id: str | None) -> None:
+        if reply_id is not None:
+            on_chosen(reply_id)
+
+    app.push_screen(screen, report_choice)
+
+
 def pick_theme(
     app: App[Any], current: str, preview: Callable[[str], object], on_chosen: Callable[[str], object]
 ) -> None:

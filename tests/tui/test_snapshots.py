@@ -20,7 +20,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
 from edgechat import paths
-from edgechat.bench.scripted_session import Script
+from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.hardware import cpu
 from edgechat.models import resources, selection
 from edgechat.planner.load_plan import make_manual_plan
@@ -49,6 +49,13 @@ pytestmark = pytest.mark.usefixtures("independent_of_load")
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SETTLE_S = 20.0
 VERSIONS = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
+SECOND_REPLY = """Use `sum`, or count with **`Counter`**:
+
+1. `sum(numbers)` adds numbers of any kind, and starts at 0.
+2. `math.fsum(numbers)` loses no precision.
+
+> The first is enough for whole numbers.
+"""
 REPLY = """Here is a function:
 
 ```python
@@ -174,6 +181,22 @@ async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
     await pilot.press("escape")
 
 
+async def second_reply(app: ChatApp, pilot: Pilot[int]) -> None:
+    session_ = await chat_with_second_reply(app, pilot)
+    await until_async(lambda: not app.pane.is_replying and session_.second.growing_reply is None)
+
+
+async def chat_with_second_reply(app: ChatApp, pilot: Pilot[int]) -> ScriptedSession:
+    """Ask a question, and let a second model answer it, too."""
+    await chat(app, pilot)
+    session_ = session(app)
+    assert isinstance(session_, ScriptedSession)
+    session_.second_script = Script([SECOND_REPLY])
+    app.actions.run("also", "starter")
+    await until_async(lambda: len(session_.tree) == 3)
+    return session_
+
+
 async def engine_died(app: ChatApp, pilot: Pilot[int]) -> None:
     await wait_until_ready(app)
     app.pane.prompt.load("Write a function that adds.")
@@ -250,10 +273,33 @@ async def personas(app: ChatApp, pilot: Pilot[int]) -> None:
 
 
 SCREENS: dict[str, OpenScreen] = {
-    "statistics": statistics, "alternatives": alternatives, "engine-died": engine_died, "help": help_,
+    "statistics": statistics, "alternatives": alternatives, "second-reply": second_reply,
+    "engine-died": engine_died, "help": help_,
     "settings": settings, "conversations": conversations, "search": search, "completion": completion,
     "prompt-history": prompt_history, "command-palette": command_palette, "plan": plan, "personas": personas,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])
+async def test_comparison_of_a_complete_and_a_growing_reply(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        entries, "format_performance", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
+    )
+    app = make_scripted_app(REPLY)
+    async with app.run_test(size=size) as pilot:
+        await chat(app, pilot)
+        session_ = session(app)
+        assert isinstance(session_, ScriptedSession)
+        session_.second_script = script = Script([SECOND_REPLY], pause_after_tokens=40)
+        script.may_continue.clear()
+        app.actions.run("also", "starter")
+        await until_async(lambda: (reply := session_.second.growing_reply) and len(reply.text) == 160)
+        await pilot.press("f9")
+        await until_async(lambda: "(growing)" in screen_text(app) and "Counter" in screen_text(app))
+        await compare(app, f"compare-{size[0]}x{size[1]}")
+        script.may_continue.set()
 
 
 async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,12 +152,15 @@ class MessageEntry(TranscriptEntry):
         """Build the blocks above the text: its number among the alternatives, why it was picked, and the reasoning."""
         number, count = self.alternative
         blocks: list[LayoutBlock] = []
+        origin = describe_origin(self.message, dt.datetime.now().astimezone().date())
+        model = escape_controls(self.message.model.removesuffix(".gguf"))
         if count > 1:
             pick = self.message.stats.pick if self.message.stats is not None else None
             reason = f" {escape_controls(pick)}" if isinstance(pick, str) else ""
-            blocks.append(PlainTextLayout(f"{self.glyphs.left}{number}/{count}{self.glyphs.right}{reason}", "muted"))
-        if origin := describe_origin(self.message, dt.datetime.now().astimezone().date()):
-            model = escape_controls(self.message.model.removesuffix(".gguf"))
+            place = f"{self.glyphs.left}{number}/{count}{self.glyphs.right}{reason}"
+            names = [place] if origin or not model else [place, model]
+            blocks.append(PlainTextLayout(", ".join(names) if reason else " ".join(names), "muted"))
+        if origin:
             blocks.append(PlainTextLayout(", ".join(filter(None, (origin, model))), "muted"))
         if self.reasoning:
             blocks.append(PlainTextLayout(self._summarize_reasoning(), "muted"))
@@ -198,6 +201,14 @@ class MessageEntry(TranscriptEntry):
         if glyphs != self.glyphs:
             self.glyphs = glyphs
             self.invalidate()
+
+    def number(self, alternative: tuple[int, int]) -> bool:
+        """Set the number among the alternatives and their number; return False if they have not changed."""
+        if alternative == self.alternative:
+            return False
+        self.alternative = alternative
+        self.invalidate()
+        return True
 
     def start_streaming(self) -> None:
         """Prepare to stream text: later calls of `append` add to the current text."""

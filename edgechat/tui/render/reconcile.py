@@ -43,7 +43,9 @@ def reconcile_entries(
         entry = reusable_entries.get(message.id)
         if entry is None:
             entry = MessageEntry(message, alternative, glyphs, show_stats=show_stats, passages=passages)
-        elif not entry.is_streaming:
+        elif entry.is_streaming:
+            entry.number(alternative)
+        else:
             entry.update(message, alternative, show_stats=show_stats, passages=passages)
         entries += [entry, *notes_by_message_id.get(message.id, ())]
     return entries

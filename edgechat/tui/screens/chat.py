@@ -13,7 +13,13 @@ from edgechat.errors import UsageError
 from edgechat.tui import textual_private
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.conversation_pane import ConversationPane
-from edgechat.tui.messages import CommandFinished, CopyRequested, ViewRequested
+from edgechat.tui.messages import (
+    CommandFinished,
+    CopyRequested,
+    SecondReplyEnded,
+    SecondReplyProgressed,
+    ViewRequested,
+)
 from edgechat.tui.screens.sidebar_screen import SidebarScreen
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
@@ -56,6 +62,8 @@ class ChatScreen(SidebarScreen):
         Binding("f4", "command('persona')", "Personas", id="chat.personas", show=False),
         Binding("f5", "command('now')", "End the reasoning; the model answers now", id="chat.now", show=False),
         Binding("f6", "command('earlier')", "Use the earlier reply to the same message", id="chat.earlier", show=False),
+        Binding("f8", "command('also')", "Answer with another model, too", id="chat.also", show=False),
+        Binding("f9", "command('compare')", "Compare two replies", id="chat.compare", show=False),
         Binding("pageup", "page(-1)", "Page up", id="chat.page_up", show=False),
         Binding("pagedown", "page(1)", "Page down", id="chat.page_down", show=False),
         Binding("ctrl+up,shift+up", "scroll_rows(-1)", "Scroll up", id="chat.scroll_up", show=False),
@@ -229,6 +237,12 @@ class ChatScreen(SidebarScreen):
             message.stop()
             self.toggle_sidebar()
 
+    def on_second_reply_progressed(self, message: SecondReplyProgressed) -> None:
+        self.actions.second.show_progress(message)
+
+    def on_second_reply_ended(self, message: SecondReplyEnded) -> None:
+        self.actions.second.show_end(message)
+
     # Keys
 
     def action_command(self, name: str) -> None:
@@ -247,16 +261,16 @@ class ChatScreen(SidebarScreen):
         """
         pane = self.pane
         # If Esc has just closed the list of completions, another Esc is ignored, unless it stops a reply.
-        escape_at = self._escape_at if pane.is_generating else max(self._escape_at, pane.prompt.popup_closed_at)
+        escape_at = self._escape_at if pane.is_replying else max(self._escape_at, pane.prompt.popup_closed_at)
         if time.monotonic() - escape_at < _DOUBLE_PRESS_S:
             return
         if pane.is_generating:
             pane.composer.hold_queue()
         restored_queue = pane.composer.take_back()
         pane.status_line.redraw()
-        if pane.is_generating or restored_queue or pane.composer.edited_id is not None:
+        if pane.is_replying or restored_queue or pane.composer.edited_id is not None:
             self._escape_at = time.monotonic()
-        if pane.is_generating:
+        if pane.is_replying:
             self._worker.stop()
         elif pane.composer.edited_id is not None:
             pane.composer.cancel_edit()
@@ -270,7 +284,7 @@ class ChatScreen(SidebarScreen):
         selected_text = self.get_selected_text()
         if selected_text:
             self.post_message(CopyRequested(selected_text, "Selection"))
-        elif self.pane.is_generating:
+        elif self.pane.is_replying:
             self.pane.composer.hold_queue()
             self._worker.stop()
         elif self.pane.prompt.has_focus and self.pane.prompt.text:

@@ -35,6 +35,7 @@ FAILING = """
 /retry | /continue | /edit Text | /switch | /delete | /undo | /export | /copy | /attach missing.txt
 /attach ~nosuchuser/x | /new nobody | /persona nobody | /reasoning maybe | /set temperature | /set n_ctx 5
 /open nowhere | /model missing.gguf | /rename | /retry now | /nothing | /best | /best 1
+/also missing.gguf | /also starter | /compare
 """
 """Commands that fail in an empty conversation, or because of their argument."""
 CONVERSATION = """
@@ -42,6 +43,7 @@ A question | /earlier | /rename Animals | /pin | /pin | /attach notes.txt | /det
 /attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3
 /temp 0.7 | /best 3 likely | /edit Another question
+/also starter | /also missing.gguf | /compare 1 5
 /continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /thinking 500 | /thinking
 /thinking maybe | /docs off | /docs boats | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
@@ -154,7 +156,9 @@ VIEWS: dict[View, Callable[[ChatApp], object]] = {
     "conversations": lambda app: app.chat.sidebar is not None and app.chat.sidebar.display,
     "search": lambda app: type(app.screen).__name__ == "SearchScreen",
     "editor": lambda app: app.pane.composer.edited_id is not None,
-    "copy": lambda app: app.clipboard == REPLIES[0],
+    "copy": lambda app: app.clipboard == REPLIES[1],
+    "also": lambda app: type(app.screen).__name__ == "PickerScreen",
+    "compare": lambda app: type(app.screen).__name__ == "CompareScreen",
     "models": lambda app: type(app.screen).__name__ == "ModelsScreen",
     "personas": lambda app: type(app.screen).__name__ == "PickerScreen",
     "settings": lambda app: type(app.screen).__name__ == "SettingsScreen",
@@ -177,6 +181,8 @@ async def test_every_view_opens_in_the_terminal_ui(monkeypatch: pytest.MonkeyPat
         await wait_until_ready(app)
         app.pane.submit("A question")
         await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
+        app.actions.run("retry")
+        await until_async(lambda: len(session(app).tree) == 3 and not app.pane.is_busy)
         for command in COMMANDS:
             if command.view is None or command.view == "quit":
                 continue
