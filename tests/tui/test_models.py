@@ -184,7 +184,8 @@ async def test_first_start_offers_download_and_local_model(
 
 async def test_tour_names_the_configured_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     set_machine(monkeypatch)
-    key_map = {"prompt.send": "ctrl+s", "chat.help": "f9", "chat.stop": "f8", "chat.models": "f6", "message.copy": "z"}
+    key_map = {"prompt.send": "ctrl+s", "chat.help": "f12", "chat.stop": "f10", "chat.models": "f7"}
+    key_map["message.copy"] = "z"
     app = make_scripted_app(store=open_ephemeral_store(), keys=key_map)
     app.is_first_run = True
     async with app.run_test() as pilot:
@@ -193,10 +194,10 @@ async def test_tour_names_the_configured_keys(monkeypatch: pytest.MonkeyPatch) -
         await wait_until_ready(app)
         (tour,) = shown_texts(app, "note")
         for text in (
-            "Ctrl+S sends a message, F8 stops",
-            "conversation (F8): z copies",
-            "F9 shows all",
-            "F6 offers better",
+            "Ctrl+S sends a message, F10 stops",
+            "conversation (F10): z copies",
+            "F12 shows all",
+            "F7 offers better",
         ):
             assert text in tour
 
