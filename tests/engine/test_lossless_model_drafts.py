@@ -6,16 +6,17 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgechat.config import GREEDY, Sampling
 from edgechat.runtime.bindings import Bindings
 from tests.draft_models import CYCLE, follow_chain
-from tests.engine.drafted_models import PAIR_KINDS, PERFECT_KINDS, Comparison, DraftedPair, PairKind
+from tests.engine.drafted_models import NOISE, PAIR_KINDS, PERFECT_KINDS, Comparison, DraftedPair, PairKind
 
 pytestmark = pytest.mark.usefixtures("eager_model")
 # Share of sampled replies in which a rounding difference may choose another token.
-MAX_ROUNDED_SHARE = 0.02
+MAX_ROUNDED_SHARE = 0.1
 
 
 def make_prompt(seed: int, n_tokens: int = 20) -> list[int]:
@@ -34,11 +35,21 @@ def make_sampling(seed: int) -> Sampling:
 
 
 def compare_seeds(native: Bindings, kind: PairKind, directory: Path, seeds: Sequence[int]) -> None:
+    """Compare greedy replies of noisy targets, and sampled ones of targets without noise.
+
+    Without noise, the logits do not depend on the shape of a batch, so that rounding differences choose no other token;
+    the high temperature makes most drafts wrong. Targets whose noise cannot be turned off may differ a few times.
+    """
     n_drafted = n_accepted = n_rounded = 0
     for seed in seeds:
-        pair = DraftedPair(kind, directory, seed)
+        is_exact = seed % 2 == 1 and kind in PERFECT_KINDS
+        pair = DraftedPair(kind, directory, seed, noise=0.0 if is_exact else NOISE)
+        sampling = make_sampling(seed)
+        if is_exact:
+            sampling = msgspec.structs.replace(sampling, temperature=3 * sampling.temperature, min_p=0.0)
         with Comparison(native, pair) as comparison:
-            comparison.ask(make_prompt(seed), sampling=make_sampling(seed), ignore_eog=seed % 3 > 0)
+            comparison.ask(make_prompt(seed), sampling=sampling, ignore_eog=seed % 3 > 0)
+        assert not (is_exact and comparison.n_rounded), seed
         n_drafted += comparison.n_drafted
         n_accepted += comparison.n_accepted
         n_rounded += comparison.n_rounded
