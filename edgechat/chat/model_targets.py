@@ -23,8 +23,14 @@ def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> ModelTarget
     Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, and the other errors of
     `find_model`.
     """
-    if name.partition("/")[0] not in remotes:
-        return find_model(name)
+    remote_name, separator, _ = name.partition("/")
+    if remote_name not in remotes:
+        try:
+            return find_model(name)
+        except ModelFileError as error:
+            if separator and remote_name:  # a conversation may have the model of a remote that was removed
+                error.args = (f"{error} If {remote_name} is a remote, add it with `edgechat remotes add`.",)
+            raise
     from edgechat.remote.target import find_remote_model
 
     try:

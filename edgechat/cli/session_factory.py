@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgechat.errors import EdgechatError, StoreError, UsageError
+from edgechat.errors import EdgechatError, ModelFileError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,7 +200,14 @@ def choose_model(settings: Settings) -> tuple[str, Path]:
         from edgechat.models.selection import choose_installed_model
 
         return choose_installed_model(settings)
-    return settings.model, find_model(settings.model)
+    try:
+        return settings.model, find_model(settings.model)
+    except ModelFileError:
+        if settings.model.partition("/")[0] not in settings.remotes:
+            raise
+        raise UsageError(
+            f"{settings.model} is a remote model, but this command needs a model on this machine."
+        ) from None
 
 
 def open_conversation(

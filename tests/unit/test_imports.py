@@ -66,3 +66,12 @@ def test_renderer_imports_little_so_that_its_process_starts_early() -> None:
 @pytest.mark.parametrize("package", ["hardware", "modelfile", "catalogue", "planner", "chat.messages", "config"])
 def test_package_can_be_imported_alone(package: str) -> None:
     imported_by(f"import edgechat.{package}")
+
+
+def test_chat_without_a_remote_imports_nothing_of_remotes() -> None:
+    loaded = imported_by(
+        "import edgechat.chat.session, edgechat.chat.model_targets, edgechat.tui.app, edgechat.cli.ask, "
+        "edgechat.cli.session_factory, edgechat.config"
+    )
+    names = ("edgechat.remote.", "edgechat.chat.remote_", "edgechat.catalogue.download.http", "httpx2", "keyring")
+    assert not [module for module in loaded if module.startswith(names)]

@@ -18,7 +18,7 @@ from edgechat.config import Settings
 from edgechat.errors import ContextOverflowError, RemoteError, UsageError
 from edgechat.remote.target import RemoteModel
 from edgechat.store import open_store
-from tests.remote_server import Answer, Exchange, RemoteServer, reply
+from tests.remote_server import KEY, Answer, Exchange, RemoteServer, reply
 from tests.waiting import until
 
 OpenSession = Callable[..., Session]
@@ -207,3 +207,64 @@ def test_missing_key_keeps_the_previous_model(
         session.change_model("shop/x", RemoteModel(remote="shop", model="x", settings=closed))
     assert session.reply_model == "box/big"
     assert finish(session.send("Still there?")).reply.text == "Hello there."
+
+
+def test_server_that_changes_its_models_and_its_key_keeps_the_message(
+    open_session: OpenSession, server: RemoteServer
+) -> None:
+    session = open_session()
+    finish(session.send("First"))
+    models, server.models = server.models, [{"id": "other"}]
+    with pytest.raises(RemoteError, match="The model big does not exist"):
+        list(session.send("Second"))
+    assert [m.text for m in session.tree.path] == ["First", "Hello there.", "Second", ""]
+    server.models, server.required_key = models, KEY
+    with pytest.raises(RemoteError, match="needs an API key"):
+        list(session.regenerate())
+    server.required_key = ""
+    assert finish(session.regenerate()).reply.text == "Hello there."
+    assert finish(session.send("Third")).reply.text == "Hello there."
+    assert [m["content"] for m in server.chats[-1].body["messages"]] == [
+        "First", "Hello there.", "Second", "Hello there.", "Third",
+    ]  # fmt: skip
+
+
+def test_reply_that_breaks_off_keeps_its_text_and_is_continued(open_session: OpenSession) -> None:
+    def cut(exchange: Exchange) -> None:
+        exchange.chunk("Half of")
+        exchange.chunk(" the")
+
+    session = open_session(cut, reply(" rest."))
+    with pytest.raises(RemoteError, match="closed the connection before the end of the reply"):
+        list(session.send("Hi"))
+    broken = session.tree.path[-1]
+    assert (broken.text, broken.finish_reason) == ("Half of the", "interrupted")
+    assert "/continue" in broken.end_notice
+    assert session.store.messages(session.conversation.id)[-1] == broken
+    assert finish(session.continue_reply()).reply.text == "Half of the rest."
+
+
+def test_passages_of_documents_are_sent_with_their_message(
+    open_session: OpenSession, server: RemoteServer, tmp_path: Path
+) -> None:
+    (tmp_path / "ships").mkdir()
+    (tmp_path / "ships" / "vasa.txt").write_text("The Vasa sank in 1628.")
+    session = open_session()
+    finish(session.send("When did the Vasa sink?", [tmp_path / "ships"]))
+    assert "The Vasa sank in 1628." in str(server.chats[0].body["messages"])
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Remember the milk.")
+    finish(session.send("And this?", [notes]))
+    assert "Remember the milk." in server.chats[1].body["messages"][-1]["content"]
+
+
+def test_retries_are_shown_and_a_stop_ends_them(open_session: OpenSession) -> None:
+    session = open_session(lambda exchange: exchange.send("", 503))
+    seen = []
+    for event in session.send("Hi"):
+        seen.append(event)
+        if isinstance(event, events.RemoteRetryScheduled):
+            assert "failed (HTTP 503)" in events.format_progress(event)
+            session.stop()
+    assert isinstance(seen[-1], events.TurnInterrupted)
+    assert seen[-1].reply.finish_reason == "cancelled"
