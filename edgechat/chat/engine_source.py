@@ -37,6 +37,10 @@ class EngineSource:
         return self.model.engine.model_properties is not None  # None after a failed load, too
 
     @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
     def max_replies(self) -> int:
         return self.model.plan.options.n_seqs if self.model.plan is not None else 1
 

@@ -50,6 +50,10 @@ class RemoteSource:
         self.is_open = False
 
     @property
+    def name(self) -> str:
+        return self.target.name
+
+    @property
     def description(self) -> str:
         return f"{self.target.name} (remote, {self.target.host})"
 

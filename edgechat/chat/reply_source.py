@@ -88,6 +88,10 @@ class ReplySource(Protocol):
         """True if messages leave this machine, or at least this program."""
 
     @property
+    def name(self) -> str:
+        """Name of the model that new replies record: a file name, or `REMOTE/MODEL`."""
+
+    @property
     def description(self) -> str:
         """Name and place of a remote model, such as `box/llama3 (remote, 192.168.1.5:8080)`; "" for a local model."""
 

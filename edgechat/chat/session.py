@@ -119,7 +119,7 @@ class Session:
     @property
     def reply_model(self) -> str:
         """Name of the model that new replies record: a file name, or `REMOTE/MODEL`."""
-        return self.model_path.as_posix() if self.source.is_remote else self.model_path.name
+        return self.source.name if self.source.is_remote else self.model_path.name
 
     @property
     def warnings(self) -> list[str]:

@@ -38,6 +38,10 @@ MAX_STDIN_BYTES: Final = 32 << 20
 """Maximum size of a prompt from standard input, the same as the limit for the attachments of a message."""
 # Time after which a notice says that edgechat waits for standard input.
 _STDIN_NOTICE_S: Final = 3.0
+# Statistics that a server reports for the reply of a remote model, and the times that edgechat measures.
+_REMOTE_STATS: Final = (
+    "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "ttft_s", "decode_tps", "is_remote",
+)  # fmt: skip
 _STDIN_NOTICE: Final = (
     "edgechat: Waiting for the end of standard input. If there is no input, use --no-stdin or < /dev/null."
 )
@@ -317,6 +321,8 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
     model_properties, reply = session.model_properties, final_event.reply
     stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
     if session.source.is_remote:
+        # The other statistics are those of an engine, or the server did not report them.
+        stats = {name: stats[name] for name in _REMOTE_STATS if stats.get(name)}
         stats["peak_rss_bytes"] = {"client": read_peak_rss_bytes()}
     else:
         stats["load_s"] = model_properties.load_s if model_properties else 0.0

@@ -11,7 +11,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import json_option
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.errors import EdgechatError, UsageError
-from edgechat.humanize import format_count, format_duration
+from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test(name: str, model: str | None, as_json: bool) -> None:
         names = [listed.id for listed in probed.models]
         if not as_json:
             status.clear()
-            click.echo(f"{format_count(len(names), 'model')} in {format_duration(probed.elapsed_s)}")
+            click.echo(f"{format_count(len(names), 'model')} in {probed.elapsed_s:.2f} s")
             for listed in probed.models[:_MAX_SHOWN_MODELS]:
                 length = f", context of {listed.n_ctx:,} tokens" if listed.n_ctx else ""
                 click.echo(escape_controls(f"  {name}/{listed.id}{length}"))
@@ -145,8 +145,8 @@ def test(name: str, model: str | None, as_json: bool) -> None:
     text = " ".join(reply.text.split())
     click.echo(
         escape_controls(
-            f"{reply.model} replied {text!r}: first token after {format_duration(reply.first_token_s)}, "
-            f"end after {format_duration(reply.total_s)}"
+            f"{reply.model} replied {text!r}: first token after {reply.first_token_s:.2f} s, "
+            f"end after {reply.total_s:.2f} s"
         )
     )
 

@@ -169,11 +169,20 @@ class RemoteConnection:
                 f"{self.label} has a certificate that cannot be verified: {reason}. Nothing was sent. If you trust "
                 "this server, set SSL_CERT_FILE to a file with its certificate."
             )
+        head, separator, reason = text.partition(": ")
         if isinstance(error, http.ConnectError):
-            return RemoteConnectError(f"{self.label} cannot be reached: {text}. Check that the server runs.")
+            _, route, proxy = head.partition(" through the proxy ")
+            return RemoteConnectError(
+                f"{self.label} cannot be reached{route}{proxy}: {reason}. Check that the server runs."
+            )
         if "timed out" in text:
-            return RemoteError(f"{self.label} did not answer in time: {text}.")
-        return RemoteError(f"{self.label}: {text}.")
+            return RemoteError(f"{self.label} did not answer in time: {reason or text}.")
+        if "IncompleteRead" in text:
+            return RemoteError(f"{self.label} closed the connection before the end of the reply.")
+        is_lost = separator and head.startswith("Lost the connection")
+        return RemoteError(
+            f"The connection to {self.label} was lost: {reason}." if is_lost else f"{self.label}: {text}."
+        )
 
     def _check_status(self, response: http.Response) -> None:
         status = response.status
