@@ -252,9 +252,10 @@ class RemoteError(EdgechatError):
 class RemoteStatusError(RemoteError):
     """Raised when a remote responds with an HTTP status that reports an error."""
 
-    def __init__(self, message: str, status: int, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        """HTTP status; 0 if it is unknown, as in an error that another process reported."""
         self.retry_after_s = retry_after_s
         """Seconds after which the remote wants the next request; None if it did not say."""
 

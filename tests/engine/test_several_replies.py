@@ -110,9 +110,12 @@ def test_mean_logprob_is_that_of_the_reported_logprobs(engine: EngineClient, fie
 
 def test_end_token_does_not_count_in_the_mean_logprob(engine: EngineClient) -> None:
     prompt = engine.tokenize("<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\n")
+    [end_token] = engine.tokenize("<|im_end|>")
     request = protocol.Generate(
-        id=engine.next_id(), tokens=prompt, sampling=GREEDY, n_logprobs=0, mean_logprob=True, max_tokens=100
-    )
+        id=engine.next_id(), tokens=prompt, sampling=GREEDY, n_logprobs=0, mean_logprob=True, max_tokens=100,
+        # The model's own reply depends on the CPU, and may not end: end it as soon as the grammar allows that.
+        grammars=['start: "hi there" /x*/'], logit_bias={end_token: 100.0},
+    )  # fmt: skip
     events = list(engine.generate(request))
     [finished] = [e for e in events if isinstance(e, protocol.SequenceFinished)]
     assert finished.finish_reason == "stop"
