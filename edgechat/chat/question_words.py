@@ -100,7 +100,7 @@ _PHRASES: Final[Mapping[str, Sequence[tuple[re.Pattern[str], str]]]] = {
             (r"^((?:write|explain|show|give|draw|compose|describe)) (?:to )?(?:me|us) ", r"\1 "),
             (r"^(explain .+) to me$", r"\1"), (r"^explain the concept of ", "explain "),
             (r"^explain (?=(?:the )?difference )", ""), (r"^what is the best way to ", "how "),
-            (r"\bhow (?:do|does|can|could|should|would|might) (?:i|we|one|someone|somebody|people)\b", "how"),
+            (r"\bhow (?:do|does|can|could) (?:i|we|one|someone|somebody|people)\b", "how"),
             (r"\bhow to\b", "how"),
             (r"^which city is the (?=capital of )", ""), (r"\ba (few|little)\b", r"a_\1"),
             (r"^what (?:is|are) ", ""), (r"^how much is (?=\d)", ""), (r"\bwhich\b", "what"),
@@ -111,7 +111,7 @@ _PHRASES: Final[Mapping[str, Sequence[tuple[re.Pattern[str], str]]]] = {
         "de": (
             (r"\bein wenig\b", "ein_wenig"),
             (r"^(?:hallo|hi|bitte|guten tag) ", ""), (r"(?: bitte| danke)+$", ""),
-            (r"\bwie (?:kann|können|könnte|soll|sollte) (?:ich|man|wir)\b", "wie"),
+            (r"\bwie (?:kann|können|könnte) (?:ich|man|wir)\b", "wie"),
             (r"^was (?:ist|sind) ", ""), (r"^(?=(?:ist|sind|war|kann|soll|hat|darf) )", "ja/nein "),
         ),
         "fr": (

@@ -15,7 +15,7 @@ from tests.hostile_texts import HOSTILE_TEXTS
 
 PAIRS: Final[dict[str, Any]] = read_toml(Path(__file__).parents[2] / "fixtures" / "asked_before.toml")
 # Numbers of pairs with the same meaning that are recognised; docs/decisions.md has them, too.
-N_RECOGNISED: Final = {"calibration": 40, "check": 20}
+N_RECOGNISED: Final = {"calibration": 39, "check": 19}
 
 
 def is_same(first: str, second: str) -> bool:
