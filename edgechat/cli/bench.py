@@ -19,6 +19,7 @@ from edgechat.cli.bench_options import (
     threads_option,
 )
 from edgechat.cli.bench_reasoning import reasoning
+from edgechat.cli.bench_routing import routing
 from edgechat.cli.bench_speculation import draft_model_option, kinds_option, speculation
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FloatRange, IntRange
@@ -343,4 +344,5 @@ def prefix(
 bench.add_command(agent)
 bench.add_command(documents)
 bench.add_command(reasoning)
+bench.add_command(routing)
 bench.add_command(speculation)
