@@ -21,7 +21,7 @@ class ShortContext:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def send(self, text: str, output_rule: str) -> Iterator[Any]:
+    def send(self, text: str, output_rule: str, output_schema: object) -> Iterator[Any]:
         self.texts.append(text)
         if len(text) > 10:
             raise ContextOverflowError(f"{len(text)} characters")
@@ -31,7 +31,7 @@ class ShortContext:
 
 def test_first_text_that_fits_is_sent() -> None:
     session = ShortContext()
-    reply = _send_first(session, iter(["x" * 30, "x" * 20, "x" * 9, "x"]), "rule", str)  # type: ignore[arg-type]
+    reply = _send_first(session, iter(["x" * 30, "x" * 20, "x" * 9, "x"]), (True, "rule"), str)  # type: ignore[arg-type]
     assert reply is not None
     assert reply.text == "rule"
     assert [len(text) for text in session.texts] == [30, 20, 9]
@@ -39,7 +39,7 @@ def test_first_text_that_fits_is_sent() -> None:
 
 def test_last_overflow_is_raised_if_no_text_fits() -> None:
     with pytest.raises(ContextOverflowError, match="20 characters"):
-        _send_first(ShortContext(), ["x" * 30, "x" * 20], "rule", str)  # type: ignore[arg-type]
+        _send_first(ShortContext(), ["x" * 30, "x" * 20], (True, "rule"), str)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
