@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,7 +19,7 @@ from edgechat.chat.reply_source import Generation, ModelTarget, ReplyOptions, Re
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
-from edgechat.config import Settings, parse_size
+from edgechat.config import AUTO, OFF, Settings, parse_size
 from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import (
     CatalogueError,
@@ -93,9 +92,10 @@ def list_second_models(session: Chat) -> list[tuple[str, str]]:
     except CatalogueError:  # the records of models are damaged; `edgechat models` reports that
         models = []
     entries = [(m.name, f"{m.name}  {format_size(m.facts.size_bytes)}") for m in models]
-    for name, remote in session.settings.remotes.items():
-        if remote.model:
-            entries.append((name, f"{name}/{remote.model}  (remote, {urlsplit(remote.url).netloc})"))
+    if session.settings.remotes:
+        from edgechat.remote.model_lists import find_hosts
+
+        entries += [(name, f"{name}  (remote, {host})") for name, host in find_hosts(session.settings.remotes).items()]
     return entries
 
 
@@ -227,8 +227,13 @@ class SecondReplies:
             source.close()
 
     def _leave_room(self, name: str, target: ModelTarget) -> Settings:
-        """Return the settings of the second model, whose memory budget excludes the model of the chat."""
+        """Return the settings of the second model, whose memory budget excludes the model of the chat.
+
+        Raises PlanError if that leaves nothing.
+        """
         session, settings = self._session, self._session.settings
+        if settings.draft_model not in {AUTO, OFF}:  # it drafts for the model of the chat
+            settings = msgspec.structs.replace(settings, draft_model=AUTO)
         plan = session.model.plan
         budget_bytes = parse_size(settings.budget) if settings.budget else None
         if budget_bytes is None or plan is None or not isinstance(target, Path):

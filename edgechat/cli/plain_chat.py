@@ -220,7 +220,8 @@ class PlainChat:
         finally:
             self._status.clear()
         self._interruption.raise_exit()
-        if final_event.reply.end_notice:
+        is_second = final_event.reply.id != self._session.tree.head_id  # its own notice has been printed
+        if final_event.reply.end_notice and not is_second:
             self._print_note(final_event.reply.end_notice)
         if self._show_figures:
             self._print_note(format_performance(final_event.reply))

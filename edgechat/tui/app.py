@@ -266,7 +266,7 @@ class ChatApp(ThemedApp):
         from edgechat.tui.views import open_comparison, pick_second_model
 
         if view == "compare":
-            open_comparison(self, self.worker.session, argument, self.actions.second.show_reply)
+            open_comparison(self, self.worker.session, argument, lambda: self.palette, self.actions.second.show_reply)
         else:
             pick_second_model(self, self.worker.session, lambda name: self.actions.run("also", name))
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from edgechat.errors import UsageError
-from edgechat.tui.messages import SecondReplyEnded, SecondReplyProgressed
+from edgechat.tui.messages import NoteAdded, SecondReplyEnded, SecondReplyProgressed
 from edgechat.tui.workers import format_error, is_mistake
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class SecondReplyActions:
                     end = SecondReplyEnded(event.notice)
                 elif isinstance(event, events.TurnStarted):
                     self._pane.post_message(SecondReplyProgressed(f"{argument}: replies, too"))
+                elif notice := events.format_notice(event):
+                    self._pane.post_message(NoteAdded(f"{argument}: {notice}"))
                 elif status := events.format_progress(event):
                     self._pane.post_message(SecondReplyProgressed(f"{argument}: {status}"))
         except Exception as error:  # noqa: BLE001  (any error is shown, and the chat continues)

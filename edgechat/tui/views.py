@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgechat.tui.messages import PassagesRequested
     from edgechat.tui.palette_entries import PaletteChoice, PaletteEntry
     from edgechat.tui.recent_choices import RecentChoices
+    from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
 
 
@@ -178,7 +179,10 @@ def pick_second_model(app: App[Any], session: Session | None, on_chosen: Callabl
     pick(app, "Answer with another model, too", models, on_chosen, current=current)
 
 
-def open_comparison(app: App[Any], session: Session | None, argument: str, on_chosen: Callable[[str], object]) -> None:
+def open_comparison(
+    app: App[Any], session: Session | None, argument: str, get_palette: Callable[[], Palette],
+    on_chosen: Callable[[str], object],
+) -> None:  # fmt: skip
     """Show the two replies that the argument of `/compare` names, and call `on_chosen` with the ID of the chosen one.
 
     Raises UsageError.
@@ -188,7 +192,7 @@ def open_comparison(app: App[Any], session: Session | None, argument: str, on_ch
 
     if session is None:
         raise UsageError("The chat is still starting. Try again when it is ready.")
-    screen = CompareScreen(session, choose_replies(session.tree, argument))
+    screen = CompareScreen(session, choose_replies(session.tree, argument), get_palette)
 
     def report_choice(reply_id: str | None) -> None:
         if reply_id is not None:

@@ -6,6 +6,7 @@ import pytest
 
 from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.tui.app import ChatApp
+from edgechat.tui.render.code_layout import CodeLayout
 from edgechat.tui.screens.compare import CompareScreen
 from edgechat.tui.widgets.transcript import Transcript
 from tests.tui.app_driver import (
@@ -251,3 +252,26 @@ async def test_switching_the_conversation_or_quitting_ends_the_second_reply() ->
         await until_async(lambda: growing_texts(app) == [OTHER_ANSWER[:4]])
         await pilot.press("ctrl+q")
         await until_async(lambda: app.return_code == 0)
+
+
+async def test_long_code_is_highlighted_in_the_comparison() -> None:
+    code = (
+        "```python\n" + "\n".join(f"def function_{n}(a: int) -> int:\n    return {n}" for n in range(300)) + "\n```\n"
+    )
+    app = make_app(Script([code]), Script([code]))
+    async with app.run_test(size=(120, 36)):
+        await wait_until_ready(app)
+        await ask(app, "Hi")
+        app.actions.run("also", "starter")
+        await until_async(lambda: len(session(app).tree) == 3 and not app.pane.is_replying)
+        app.actions.run("compare")
+        await until_async(lambda: is_open(app, "CompareScreen"))
+        first, second = app.screen.query(Transcript)
+
+        await until_async(lambda: all(code_blocks(transcript) for transcript in (first, second)))
+        blocks = [*code_blocks(first), *code_blocks(second)]
+        await until_async(lambda: not any(block.needs_highlighting for block in blocks))
+
+
+def code_blocks(transcript: Transcript) -> list[CodeLayout]:
+    return [block for entry in transcript.entries for block in entry.blocks if isinstance(block, CodeLayout)]

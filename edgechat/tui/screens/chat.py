@@ -23,7 +23,6 @@ from edgechat.tui.messages import (
 from edgechat.tui.screens.sidebar_screen import SidebarScreen
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
-from edgechat.tui.workers import format_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -325,18 +324,8 @@ class ChatScreen(SidebarScreen):
     @work(exit_on_error=False)
     async def _on_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
         """Highlight a long code block in a background thread."""
-        import asyncio
+        from edgechat.tui.code_highlighting import highlight_block
 
-        from edgechat.tui.render.code_layout import CodeLayout, highlight_code
-
-        layout, width = message.block, message.width
-        if not isinstance(layout, CodeLayout):
-            return
-        palette, wraps = self._get_palette(), layout.wraps
-        try:
-            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette, wrap=wraps)
-        except Exception as error:  # noqa: BLE001  (any error is shown, and the code stays without colours)
-            self.notify(f"Cannot highlight the code: {format_error(error)}", severity="error")
-            return
-        is_current = palette is self._get_palette() and wraps == layout.wraps
-        self.pane.transcript.apply_highlighting(layout, rows if is_current else [], width)
+        await highlight_block(
+            self.pane.transcript, message, self._get_palette, lambda text: self.notify(text, severity="error")
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 
@@ -15,10 +16,13 @@ from edgechat.tui.second_reply import GROWTH_INTERVAL_S, finish_grown_text, show
 from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual import events
     from textual.app import ComposeResult
 
     from edgechat.chat.session import Session
+    from edgechat.tui.render.palette import Palette
 
 # On a screen with at least so many columns, the replies are side by side; on a narrower one, one is below the other.
 MIN_COLUMNS_BESIDE: Final = 120
@@ -46,8 +50,9 @@ class CompareScreen(Modal[str | None]):
         Binding("up,k", "scroll(-1)", "Scroll up", id="compare.up", show=False, priority=True),
     ]
 
-    def __init__(self, session: Session, reply_ids: tuple[str, str]) -> None:
+    def __init__(self, session: Session, reply_ids: tuple[str, str], get_palette: Callable[[], Palette]) -> None:
         super().__init__()
+        self._get_palette = get_palette
         self._session = session
         self._ids = dict(zip(_PARTS, reply_ids, strict=True))
         self._entries: dict[str, MessageEntry] = {}
@@ -57,7 +62,7 @@ class CompareScreen(Modal[str | None]):
         with Container():
             for part in _PARTS:
                 with Vertical(id=f"{part}_part"):
-                    yield Transcript(lambda: self.app.palette, id=part)  # type: ignore[attr-defined]
+                    yield Transcript(self._get_palette, id=part)
 
     def on_mount(self) -> None:
         self.query_one("#first", Transcript).focus()
@@ -86,8 +91,8 @@ class CompareScreen(Modal[str | None]):
     def _show_reply(self, part: str, reply: ComparedReply) -> None:
         transcript, entry = self.query_one(f"#{part}", Transcript), self._entries.get(part)
         if entry is None:
-            glyphs = self.app.palette.glyphs  # type: ignore[attr-defined]
             # The heading of the part has the number of the reply and its model.
+            glyphs = self._get_palette().glyphs
             entry = self._entries[part] = MessageEntry(reply.message, (1, 1), glyphs, show_stats=True)
             transcript.follows_end = reply.is_growing  # a complete reply is read from its start
             transcript.set_entries([entry], follow=False)
@@ -112,6 +117,16 @@ class CompareScreen(Modal[str | None]):
         first_labels = {"compare.other": "other reply", "compare.leave": "close"}
         self.query_one("#first_part", Vertical).border_subtitle = self.format_keys(first_labels)
         self.query_one("#second_part", Vertical).border_subtitle = self.format_keys(labels)
+
+    @on(Transcript.HighlightRequested)
+    @work(exit_on_error=False)
+    async def _on_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
+        """Highlight a long code block of one of the replies in a background thread."""
+        from edgechat.tui.code_highlighting import highlight_block
+
+        for transcript in self.query(Transcript):
+            if any(message.block is block for entry in transcript.entries for block in entry.blocks):
+                await highlight_block(transcript, message, self._get_palette, self.app.notify)
 
     def action_other(self) -> None:
         """Move the focus to the other reply."""

@@ -16,6 +16,7 @@ from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.chat import events
 from edgechat.chat.commands import load_model
 from edgechat.chat.model_targets import find_target
+from edgechat.chat.second_reply import create_source
 from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.errors import EdgechatError, UsageError
@@ -28,6 +29,7 @@ _OPERATIONS = st.one_of(
     st.tuples(st.just("send")),
     st.tuples(st.just("model"), st.sampled_from(["local", "box/big", "shop/big", "box"])),
     st.tuples(st.just("open"), st.integers(0, 3)),
+    st.tuples(st.just("also"), st.sampled_from(["box/big", "shop/big"])),
     st.tuples(
         st.sampled_from(["send", "new", "retry", "resume", "edit", "title", "warm", "tokens", "delete", "agree"])
     ),
@@ -41,6 +43,8 @@ class Words:
         self.n_words = 0
         self.owners: dict[str, str] = {}
         self.chosen: set[tuple[str, str]] = set()
+        self.sent_once: set[tuple[str, str]] = set()
+        """Words that `/also` may have sent to a remote: those that the open conversation had then."""
 
     def make(self, conversation_id: str) -> str:
         self.n_words += 1
@@ -51,7 +55,8 @@ class Words:
     def check(self, name: str, server: RemoteServer) -> None:
         for exchange in server.exchanges:
             for word in re.findall(r"secret\d+x", json.dumps(exchange.body)):
-                assert (self.owners[word], name) in self.chosen, f"{name} received a word of another conversation"
+                is_allowed = (self.owners[word], name) in self.chosen or (word, name) in self.sent_once
+                assert is_allowed, f"{name} received a word of another conversation"
 
 
 @pytest.mark.parametrize("is_ephemeral", [False, True])
@@ -71,6 +76,7 @@ def test_no_word_goes_to_a_remote_that_was_not_chosen_for_it(
             patch.setenv("EDGECHAT_HOME", str(tmp_path_factory.mktemp("home")))
             store = open_ephemeral_store() if is_ephemeral else open_store()
             session = ScriptedSession(store, Settings(remotes=remotes), Script(["Reply"]))
+            session.second.create_source = create_source
             session.open()
             stack.callback(session.close)
             words = Words()
@@ -119,6 +125,12 @@ class User:
         word = self.words.make(self.session.conversation.id)
         for message in self.session.tree.path[:1]:
             list(self.session.edit(message.id, word))
+
+    def also(self, name: str) -> None:
+        """Let a remote answer the last message, too, and nothing later."""
+        texts = " ".join(m.text for m in self.session.tree.path)
+        self.words.sent_once |= {(word, name.partition("/")[0]) for word in re.findall(r"secret\d+x", texts)}
+        list(self.session.second.answer(name, find_target(name, self.session.settings.remotes)))
 
     def retry(self) -> None:
         list(self.session.regenerate())
