@@ -17,6 +17,8 @@ from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.planner.throughput import KernelSpeeds
+    from edgechat.runtime.backends.bundle import BackendModule
+    from edgechat.runtime.backends.verdicts import Verdict
 
 
 @click.command()
@@ -149,12 +151,23 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
             results += check_gpu_modules(bundle, cpu_module, status.show)
     finally:
         status.clear()
-    backends = [{**msgspec.to_builtins(verdict), "path": module.path} for module, verdict in results]
+    backends = [_make_backend_object(module, verdict) for module, verdict in results]
     bundle_info = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
     bundle_info["left_out"] = bundle.warnings
     has_usable_backend = any(b["status"] == "passed" for b in backends)
     problem = "No backend works on this machine. The list of backends shows the reason for each backend."
     return backends, bundle_info, "" if has_usable_backend else problem
+
+
+def _make_backend_object(module: BackendModule, verdict: Verdict) -> dict[str, Any]:
+    import msgspec
+
+    from edgechat.runtime.backends.gpu_probe import describe_speed
+
+    backend: dict[str, Any] = {**msgspec.to_builtins(verdict), "path": module.path}
+    for device, device_verdict in zip(backend["devices"], verdict.devices, strict=True):
+        device["is_slower"], device["speed"] = describe_speed(device_verdict)
+    return backend
 
 
 def _list_distrusted_backends() -> list[dict[str, Any]]:
@@ -272,7 +285,8 @@ def _describe_device(device: dict[str, Any]) -> str:
     names = [TENSOR_TYPES[number].name for number in device["types"] or () if number in TENSOR_TYPES]
     types = "all" if device["types"] is None else ", ".join(names) or "no"
     memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
-    return f"{text}; {types} weight types tested{memory}"
+    speed = f"; {device['speed']}{', so it is left alone' if device['is_slower'] else ''}" if device["speed"] else ""
+    return f"{text}; {types} weight types tested{memory}{speed}"
 
 
 def _format_speed(speed: dict[str, Any] | None) -> str:

@@ -151,7 +151,10 @@ def _evaluate_candidates(
     flags = settings_from_flags(n_ctx=n_ctx, min_speed=min_speed, draft_model=draft_model)
     settings = config.with_overrides(load_settings(), flags)
     if machine_file is None and settings.gpu and _has_gpu_modules():
-        save_gpus(engine.list_devices(benchmark=False).gpus)
+        devices = engine.list_devices(benchmark=False)
+        save_gpus(devices.gpus)
+        for reason in devices.slow_gpus:
+            status.note(reason)
     profile = _read_profile(machine_file) if machine_file is not None else None
     machine = _make_target_machine(settings, budget, profile)
     if models:

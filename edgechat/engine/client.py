@@ -200,13 +200,18 @@ class EngineClient:
         return self._call(request, protocol.MemoryProbed, on_event)
 
     def list_devices(
-        self, *, benchmark: bool, remeasure: bool = False, types: tuple[int, ...] = (), n_bytes: int = 0,
+        self, *, benchmark: bool, remeasure: bool = False, n_weights: dict[int, int] | None = None,
+        n_bytes: int = 0,
         on_event: OnEvent = _ignore_event,
     ) -> protocol.DevicesListed:  # fmt: skip
         """Return the usable GPUs and the kernel speeds; `protocol.ListDevices` describes the arguments."""
         self.start()
         request = protocol.ListDevices(
-            id=self.next_id(), benchmark=benchmark, remeasure=remeasure, types=types, n_bytes=n_bytes
+            id=self.next_id(),
+            benchmark=benchmark,
+            remeasure=remeasure,
+            n_weights=n_weights or {},
+            n_bytes=n_bytes,
         )
         return self._call(request, protocol.DevicesListed, on_event)
 

@@ -79,7 +79,7 @@ class ModelInspector:
         speeds = kernel_benchmark.load_speeds(bundle, module)
         if request.benchmark and (request.remeasure or kernel_benchmark.needs_measurement(speeds)):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
-        demand = gpu_probe.Demand(types=request.types, n_bytes=request.n_bytes)
+        demand = gpu_probe.Demand(types=tuple(sorted(request.n_weights)), n_bytes=request.n_bytes)
         gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
@@ -87,12 +87,17 @@ class ModelInspector:
             for gpu, verdict in gpu_verdicts
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
+        slow = gpu_probe.find_slow_devices(gpu_verdicts, request.n_weights)
         gpus = []
         if any(verdict.is_usable for _, verdict in gpu_verdicts):
             loaded_bindings = self.load_backend(request.id)
-            bindings.exclude_devices(loaded_bindings, gpu_probe.list_excluded_devices(gpu_verdicts))
+            excluded = [*gpu_probe.list_excluded_devices(gpu_verdicts), *slow]
+            bindings.exclude_devices(loaded_bindings, excluded)
             gpus = list_gpus(loaded_bindings)
-        return protocol.DevicesListed(id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems)
+        return protocol.DevicesListed(
+            id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems,
+            slow_gpus=list(slow.values()),
+        )  # fmt: skip
 
     def _make_progress_callback(self, request_id: int) -> Callable[[str], None]:
         return lambda message: self._send(protocol.BackendTesting(id=request_id, message=message))

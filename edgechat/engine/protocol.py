@@ -63,8 +63,9 @@ class ListDevices(Request, frozen=True):
     """Whether to run the kernel benchmark (a few seconds) if no result is saved."""
     remeasure: bool = False
     """Whether to run the kernel benchmark even if a result is saved; requires `benchmark`."""
-    types: tuple[int, ...] = ()
-    """Weight types, as ggml's numbers, that a GPU must compute correctly to be listed."""
+    n_weights: dict[int, int] = {}
+    """Number of weights of the model by type, as ggml's number. A GPU must compute these types correctly, and be faster
+    than the CPU with them, to be listed."""
     n_bytes: int = 0
     """GPU memory that the model would take if all of it was on the GPU; a test allocates it."""
 
@@ -321,6 +322,8 @@ class DevicesListed(Event, frozen=True):
     """Result of the kernel benchmark; None before its first run."""
     problems: list[str] = []
     """Error messages, one for each GPU that cannot be used."""
+    slow_gpus: list[str] = []
+    """Reasons, one for each GPU that works but is left alone because the CPU is faster."""
 
 
 class QuantTypesListed(Event, frozen=True):

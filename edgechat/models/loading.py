@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -147,14 +148,25 @@ def _find_gpus(
         return [], []
     earlier_gpus = load_saved_gpus()
     devices = engine.list_devices(
-        benchmark=False, types=tuple(sorted({tensor.type_id for tensor in profile.tensors if len(tensor.shape) > 1})),
-        n_bytes=profile.tensor_bytes, on_event=lambda event: _forward_progress(event, on_event),
+        benchmark=False, n_weights=_count_weights(profile), n_bytes=profile.tensor_bytes,
+        on_event=lambda event: _forward_progress(event, on_event),
     )  # fmt: skip
     save_gpus(devices.gpus)
     if devices.gpus:
         return devices.gpus, []
+    if devices.slow_gpus:  # not a problem: `doctor` and `plan` show it
+        return [], []
     problems = devices.problems or [f"The GPU {gpu.name} was not found" for gpu in earlier_gpus]
     return [], [f"{problem}; edgechat uses the CPU" for problem in problems]
+
+
+def _count_weights(profile: ModelProfile) -> dict[int, int]:
+    """Return the number of weights in matrices by type, as ggml's number."""
+    counts: dict[int, int] = {}
+    for tensor in profile.tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.type_id] = counts.get(tensor.type_id, 0) + math.prod(tensor.shape)
+    return counts
 
 
 def _make_plan(

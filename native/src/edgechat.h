@@ -172,6 +172,8 @@ typedef struct edgechat_selftest_options {
     int32_t      decodes;    // 1: also the decode of a tiny model
     const char * types;      // ggml's numbers of the weight types to test, separated by spaces; empty: all
     uint64_t     n_bytes;    // memory to allocate on the device, write and read back; 0: none
+    // If not 0, nothing is tested: the speed of the types is measured on the device, and on the CPU with so many threads.
+    int32_t      n_speed_threads;
 } edgechat_selftest_options;
 
 // Like edgechat_selftest, for one device of a module. After loading, writes

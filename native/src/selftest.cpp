@@ -304,6 +304,19 @@ int edgechat_selftest_device(const char * module_path, const edgechat_selftest_o
     if (!opened.backend) {
         return -1;
     }
+    if (options->n_speed_threads > 0) {
+        std::vector<ggml_type> timed;
+        for (int number = 0; number < GGML_TYPE_COUNT; number++) {
+            const ggml_type type = static_cast<ggml_type>(number);
+            if (is_weight_type(type) && is_listed(options->types, type)) {
+                timed.push_back(type);
+            }
+        }
+        report.stage("measuring the speed");
+        selftest_speeds(opened, timed, options->n_speed_threads, options->report_fd);
+        report.done();
+        return 0;
+    }
     if (options->n_bytes > 0) {
         try_memory(opened.device, options->n_bytes, report);
     }
@@ -316,6 +329,6 @@ int edgechat_selftest_device(const char * module_path, const edgechat_selftest_o
 }
 
 int edgechat_selftest(const char * module_path, int n_threads, int report_fd) {
-    const edgechat_selftest_options options{0, n_threads, report_fd, 1, "", 0};
+    const edgechat_selftest_options options{0, n_threads, report_fd, 1, "", 0, 0};
     return edgechat_selftest_device(module_path, &options);
 }

@@ -1,10 +1,13 @@
 // Shared by the two halves of the self-test.
 #pragma once
 
+#include "weights.h"
+
 #include "ggml-backend.h"
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 // Writes the report lines of edgechat_selftest and counts checks and failures.
 class Report {
@@ -27,6 +30,10 @@ class Report {
     int checks_   = 0;
     int failures_ = 0;
 };
+
+// Measures products of `types` on the device and then on the CPU with n_threads threads, and writes the "speed" lines of
+// edgechat_speeds; the buffer type tells the two apart.
+void selftest_speeds(const Opened & opened, const std::vector<ggml_type> & types, int n_threads, int fd);
 
 // Decodes eight tokens of a tiny random model on `device` in one batch and one by one, and compares the logits.
 void selftest_decode(ggml_backend_dev_t device, int n_threads, Report & report);

@@ -1,5 +1,6 @@
 // Kernel benchmark: speed of matrix products for each weight type, from which decode and prefill speed are predicted.
 #include "edgechat.h"
+#include "selftest.h"
 #include "weights.h"
 
 #include "ggml-cpp.h"
@@ -81,6 +82,13 @@ class Measurement {
   public:
     Measurement(ggml_backend_dev_t device, ggml_backend_t backend, int fd)
         : device_(device), backend_(backend), fd_(fd) {}
+
+    // Measures only products of the given types, one column and many.
+    void some(const std::vector<ggml_type> & types) {
+        for (ggml_type type : types) {
+            products(type, {1, 256});
+        }
+    }
 
     // Measures only one common type, to compare thread counts.
     void quick() {
@@ -165,7 +173,7 @@ class Measurement {
         line(std::string("attention ") + ggml_type_name(type), "", batch, numbers / graph_s(graph));
     }
 
-    void products(ggml_type type) {
+    void products(ggml_type type, const std::vector<int64_t> & batches = {1, 4, 32}) {
         const std::vector<uint8_t> matrix = random_weights(type, n_in, n_out);
         for (ggml_backend_buffer_type_t buffer_type : buffer_types(device_)) {
             const size_t n_streamed = std::max<size_t>(1, streamed_bytes / matrix.size());
@@ -187,7 +195,7 @@ class Measurement {
                 ggml_backend_tensor_set(weight, matrix.data(), 0, matrix.size());
             }
             const std::string where = ggml_backend_buft_name(buffer_type);
-            for (int64_t batch : {1, 4, 32}) {
+            for (int64_t batch : batches) {
                 const size_t count = batch == 1 ? n_streamed : n_computed;
                 line(ggml_type_name(type), where, batch, product_s(weights, count, batch));
             }
@@ -224,23 +232,40 @@ class Measurement {
 
 }  // namespace
 
+// Runs `measure` while the backend, if it is the CPU, computes with a pool of threads.
+static void with_threads(
+    ggml_backend_dev_t device, ggml_backend_t backend, int n_threads, const std::function<void()> & measure) {
+    edgechat_threadpool * threadpool = edgechat_threadpool_new(n_threads);
+    const auto use = reinterpret_cast<void (*)(ggml_backend_t, ggml_threadpool *)>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_cpu_set_threadpool"));
+    if (threadpool != nullptr && use != nullptr) {
+        use(backend, edgechat_threadpool_raw(threadpool));
+    }
+    measure();
+    if (threadpool != nullptr && use != nullptr) {
+        use(backend, nullptr);
+    }
+    edgechat_threadpool_free(threadpool);
+}
+
+void selftest_speeds(const Opened & opened, const std::vector<ggml_type> & types, int n_threads, int fd) {
+    Measurement(opened.device, opened.backend.get(), fd).some(types);
+    ggml_backend_dev_t     cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    const ggml_backend_ptr backend(cpu == nullptr ? nullptr : ggml_backend_dev_init(cpu, nullptr));
+    if (backend) {
+        set_threads(cpu, backend.get(), n_threads);
+        with_threads(cpu, backend.get(), n_threads, [&] { Measurement(cpu, backend.get(), fd).some(types); });
+    }
+}
+
 int edgechat_speeds(const char * module_path, int n_threads, int quick, int report_fd) {
     const Opened opened = open_module(module_path, n_threads);
     if (!opened.backend) {
         return -1;
     }
-    edgechat_threadpool * threadpool = edgechat_threadpool_new(n_threads);
-    const auto use = reinterpret_cast<void (*)(ggml_backend_t, ggml_threadpool *)>(
-        ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(opened.device), "ggml_backend_cpu_set_threadpool"));
-    if (threadpool != nullptr && use != nullptr) {
-        use(opened.backend.get(), edgechat_threadpool_raw(threadpool));
-    }
-    Measurement measurement(opened.device, opened.backend.get(), report_fd);
-    quick != 0 ? measurement.quick() : measurement.all();
-    if (threadpool != nullptr && use != nullptr) {
-        use(opened.backend.get(), nullptr);
-    }
-    edgechat_threadpool_free(threadpool);
+    with_threads(opened.device, opened.backend.get(), n_threads, [&] {
+        Measurement measurement(opened.device, opened.backend.get(), report_fd);
+        quick != 0 ? measurement.quick() : measurement.all();
+    });
     return 0;
 }

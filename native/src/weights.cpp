@@ -76,7 +76,7 @@ bool is_weight_type(ggml_type type) {
     return traits->is_quantized || type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
 
-static void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads) {
+void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads) {
     void * address =
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
     if (address != nullptr) {

@@ -48,4 +48,7 @@ struct Opened {
     ggml_backend_ptr   backend;
 };
 
+// Sets the number of threads of a backend that has one.
+void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads);
+
 Opened open_module(const char * module_path, int n_threads, int device = 0);

@@ -33,6 +33,12 @@ MIB = 1 << 20
 OpenSession = Callable[..., Session]
 
 
+@pytest.fixture(autouse=True)
+def gpu_of_any_speed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the scripted GPU although its kernels are those of the CPU."""
+    monkeypatch.setenv("EDGECHAT_TEST_IGNORE_GPU_SPEED", "1")
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, headers: Path, warm_verdicts: Path) -> Path:
     """Copy of the native bundle with the scripted GPU under the name of a real module."""

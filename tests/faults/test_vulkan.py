@@ -76,6 +76,7 @@ def driver(native: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         "LD_LIBRARY_PATH": os.pathsep.join([str(folder), libraries]),
         "VK_DRIVER_FILES": str(folder / "lvp.json"), "VK_ICD_FILENAMES": str(folder / "lvp.json"),
         "GGML_VK_VISIBLE_DEVICES": "0", "EDGECHAT_TEST_VULKAN_ON_CPU": "1",
+        "EDGECHAT_TEST_IGNORE_GPU_SPEED": "1",
         # The driver of Mesa 22.3 crashes when it compiles a shader while another one runs.
         "GGML_VK_SERIALIZE_SUBMISSIONS": "1",
     }  # fmt: skip
@@ -226,6 +227,21 @@ def test_driver_that_kills_the_engine_falls_back_to_the_cpu(open_session: OpenSe
     with pytest.raises(EngineError, match="now uses the CPU"):
         kill_engine()
     assert n_gpu_layers(session) == 0
+    assert reply(session)
+
+
+def test_driver_on_the_cpu_is_left_alone_by_its_speed(
+    machine: None, open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.delenv("EDGECHAT_TEST_IGNORE_GPU_SPEED")
+    (home / "cache" / "backends.json").unlink()
+    session = open_session()
+    assert (n_gpu_layers(session), session.warnings) == (0, [])
+    [device] = check(Demand()).devices
+    is_slower, text = gpu_probe.describe_speed(device)
+    assert is_slower, device
+    assert text.startswith("prefill 0.")
+    assert "decoding 0." in text
     assert reply(session)
 
 

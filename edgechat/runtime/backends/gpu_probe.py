@@ -6,7 +6,8 @@ with the types of the model that is about to be loaded; the verdict grows when a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,10 +17,11 @@ from edgechat.hardware import vulkan
 from edgechat.hardware.contention import AwakeClock
 from edgechat.hardware.cpu import count_usable_threads, read_cpu
 from edgechat.hardware.gpu import read_driver_version
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.probe import OnProgress, SelftestReport
-from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+from edgechat.runtime.backends.verdicts import DeviceVerdict, TypeRates, Verdict
 
 # Limits of a test: in total, without output and CPU time, and CPU time without output. Mesa's driver for the CPU, the
 # slowest compiler, took 15 s for a kernel on a busy machine.
@@ -27,6 +29,14 @@ _TIMEOUT_S: Final = 600.0
 _STALL_TIMEOUT_S: Final = 20.0
 _MAX_COMPILE_S: Final = 120.0
 _MAX_DEVICES: Final = 16
+# Time limit of the measurement of speeds, and batch sizes that it uses for decoding and prefill.
+_SPEED_TIMEOUT_S: Final = 60.0
+_DECODE_BATCH, _PREFILL_BATCH = 1, 256
+# Tokens of a prompt and of a reply for which a device must be faster than the CPU.
+_N_PROMPT_TOKENS: Final = 1024
+_N_REPLY_TOKENS: Final = 256
+# Set by tests whose device computes on the CPU and must be used nevertheless.
+_IGNORE_SPEED_VARIABLE: Final = "EDGECHAT_TEST_IGNORE_GPU_SPEED"
 # Factor by which a model must be larger than the memory that was tested before memory is tested again.
 _MEMORY_STEP: Final = 1.25
 
@@ -67,6 +77,41 @@ def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> l
     return [d.name for _, verdict in results if verdict.is_usable for d in verdict.devices if not d.is_usable]
 
 
+def find_slow_devices(results: Sequence[tuple[BackendModule, Verdict]], n_weights: Mapping[int, int]) -> dict[str, str]:
+    """Return the usable devices that are slower than the CPU with a model, and the reason for each.
+
+    `n_weights` is the number of weights of each type; if it is empty, all measured types count the same. A device
+    whose speed was not measured is not slow.
+    """
+    slow = {}
+    for device in (d for _, verdict in results if verdict.is_usable for d in verdict.devices if d.is_usable):
+        is_slower, text = describe_speed(device, n_weights)
+        if is_slower and not os.environ.get(_IGNORE_SPEED_VARIABLE):
+            slow[device.name] = f"{device.description} is left alone, because the CPU is faster: {text}"
+    return slow
+
+
+def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = None) -> tuple[bool, str]:
+    """Return whether a device is slower than the CPU, and its speed relative to the CPU as text; "" if not measured.
+
+    The device is slower if the CPU needs less time for a prompt of `_N_PROMPT_TOKENS` and a reply of `_N_REPLY_TOKENS`.
+    """
+    rates = [r for r in device.rates if min(r.decode, r.prefill, r.cpu_decode, r.cpu_prefill) > 0]
+    pairs = [(r, n_weights.get(r.type_id, 0) if n_weights else 1) for r in rates]
+    if not any(count for _, count in pairs):
+        return False, ""
+    decode_s, prefill_s = sum(n / r.decode for r, n in pairs), sum(n / r.prefill for r, n in pairs)
+    cpu_decode_s, cpu_prefill_s = sum(n / r.cpu_decode for r, n in pairs), sum(n / r.cpu_prefill for r, n in pairs)
+    n_batches = _N_PROMPT_TOKENS / _PREFILL_BATCH
+    is_slower = (
+        n_batches * prefill_s + _N_REPLY_TOKENS * decode_s > n_batches * cpu_prefill_s + _N_REPLY_TOKENS * cpu_decode_s
+    )
+    text = (
+        f"prefill {cpu_prefill_s / prefill_s:.2g} and decoding {cpu_decode_s / decode_s:.2g} times as fast as the CPU"
+    )
+    return is_slower, text
+
+
 def _load_or_test(
     bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand
 ) -> Verdict:
@@ -80,6 +125,10 @@ def _load_or_test(
         return verdict
     earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
     new = _test_devices(module, cpu_module, on_progress, demand, earlier)
+    if new.is_usable and not os.environ.get(_IGNORE_SPEED_VARIABLE):
+        on_progress(f"Measuring the speed of the backend {module.name}")
+        devices = (_measure(module, cpu_module, n, device, demand) for n, device in enumerate(new.devices))
+        new = msgspec.structs.replace(new, devices=tuple(devices))
     if new.status == "untested" and verdict is not None:  # the earlier verdict still holds for what it covers
         return new
     if new.status != "untested":
@@ -151,7 +200,8 @@ def _test_device(
     is_first = previous is None
     arguments = [
         "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _TIMEOUT_S)), cpu_module.path,
-        str(number), "all" if types is None else " ".join(map(str, types)), str(demand.n_bytes), str(int(is_first)),
+        str(number), "all" if types is None else " ".join(map(str, types)), str(demand.n_bytes),
+        str(int(is_first)), "0",
     ]  # fmt: skip
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     result = probe.run_child(
@@ -175,7 +225,48 @@ def _test_device(
         status=status, reason=reason, types=tested,
         allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
         asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
+        rates=previous.rates if previous else (),
     )  # fmt: skip
+
+
+def _measure(
+    module: BackendModule, cpu_module: BackendModule, number: int, device: DeviceVerdict, demand: Demand
+) -> DeviceVerdict:
+    """Return the verdict with the speeds of the types of `demand` that were not measured yet.
+
+    Measures in a child process of its own, so that a failure does not make the device unusable.
+    """
+    missing = sorted(set(demand.types or ()) - {rates.type_id for rates in device.rates})
+    if not missing or not device.is_usable:
+        return device
+    speeds: dict[tuple[str, bool, int], float] = {}
+
+    def read_line(line: str) -> None:
+        kind, *values = line.rstrip("\n").split("\t")
+        if kind == "speed" and len(values) == 4:  # noqa: PLR2004
+            name, buffer_type, batch, rate = values
+            key = (name.upper(), buffer_type.startswith(device.name), int(batch))
+            speeds[key] = max(speeds.get(key, 0.0), float(rate))
+
+    n_threads = count_usable_threads()
+    arguments = [
+        "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _SPEED_TIMEOUT_S)), cpu_module.path,
+        str(number), " ".join(map(str, missing)), "0", "0", str(n_threads),
+    ]  # fmt: skip
+    probe.run_child(
+        Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_SPEED_TIMEOUT_S,
+        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S,
+    )  # fmt: skip
+    rates = [
+        TypeRates(
+            type_id=type_id, decode=speeds.get((name, True, _DECODE_BATCH), 0.0),
+            prefill=speeds.get((name, True, _PREFILL_BATCH), 0.0),
+            cpu_decode=speeds.get((name, False, _DECODE_BATCH), 0.0),
+            cpu_prefill=speeds.get((name, False, _PREFILL_BATCH), 0.0),
+        )
+        for type_id in missing if type_id in TENSOR_TYPES for name in (TENSOR_TYPES[type_id].name,)
+    ]  # fmt: skip
+    return msgspec.structs.replace(device, rates=(*device.rates, *rates))
 
 
 def _add_types(previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool) -> tuple[int, ...] | None:

@@ -1,8 +1,8 @@
 """Child process that self-tests one backend module.
 
-`edgechat _selftest MODULE THREADS TIMEOUT_S CPU_MODULE [DEVICE TYPES BYTES DECODES]`: the last four are for GPU
-modules; TYPES are ggml's numbers, or `all`. A module can crash or hang this process; the parent then finds the failed
-step in the last line of the report.
+`edgechat _selftest MODULE THREADS TIMEOUT_S CPU_MODULE [DEVICE TYPES BYTES DECODES SPEED_THREADS]`: the last five are
+for GPU modules; TYPES are ggml's numbers, or `all`. A module can crash or hang this process; the parent then finds the
+failed step in the last line of the report.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class _Options(ctypes.Structure):
         ("decodes", ctypes.c_int32),
         ("types", ctypes.c_char_p),
         ("n_bytes", ctypes.c_uint64),
+        ("n_speed_threads", ctypes.c_int32),
     )
 
 
@@ -49,11 +50,11 @@ def main(arguments: list[str]) -> int:
     if gpu_arguments and not _prepare_devices(module):
         return EXIT_REFUSED
     if gpu_arguments:
-        device, types, n_bytes, decodes = gpu_arguments
+        device, types, n_bytes, decodes, n_speed_threads = gpu_arguments
         options = _Options(
             device=int(device), n_threads=int(n_threads), report_fd=1, decodes=int(decodes), n_bytes=int(n_bytes),
             # No type has the number -1: an empty list tests no product.
-            types=b"" if types == "all" else (types or "-1").encode(),
+            n_speed_threads=int(n_speed_threads), types=b"" if types == "all" else (types or "-1").encode(),
         )  # fmt: skip
         library.edgechat_selftest_device.argtypes = [ctypes.c_char_p, ctypes.POINTER(_Options)]
         library.edgechat_selftest_device.restype = ctypes.c_int

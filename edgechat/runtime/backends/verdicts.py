@@ -39,6 +39,18 @@ Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "di
 engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
 
 
+class TypeRates(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights of one type that a device and the CPU multiply per second, counted once per batch."""
+
+    type_id: int
+    decode: float
+    """Rate of the device with one column."""
+    prefill: float
+    """Rate of the device with 256 columns."""
+    cpu_decode: float
+    cpu_prefill: float
+
+
 class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the self-test of one device of a GPU module."""
 
@@ -56,6 +68,8 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Memory that was allocated on the device, written and read back."""
     asked_bytes: int = 0
     """Memory that the largest tested model wants."""
+    rates: tuple[TypeRates, ...] = ()
+    """Measured speeds of the device and of the CPU; empty if they were not measured."""
 
     @property
     def is_usable(self) -> bool:

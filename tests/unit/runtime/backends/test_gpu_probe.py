@@ -27,11 +27,22 @@ class Devices:
         self.results, self.types = results, types
         self.calls: list[tuple[int, str, int, bool]] = []
         self.failures: dict[int, str] = {}
+        self.timed: list[str] = []
+        self.rates: dict[str, float] = {}
+        self.speed_result = PASSED
 
     def run_child(
         self, directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: float
     ) -> ChildResult:
-        device, types, n_bytes, decodes = arguments[5:]
+        device, types, n_bytes, decodes, n_speed_threads = arguments[5:]
+        if n_speed_threads != "0":
+            self.timed.append(types)
+            for name, rate in self.rates.items():
+                for batch in (1, 256):
+                    on_line(f"speed\t{name}\tVulkan{device}\t{batch}\t{rate * batch}\n")
+                    on_line(f"speed\t{name}\tCPU\t{batch}\t{90 * batch}\n")
+                    on_line(f"speed\t{name}\tCPU_REPACK\t{batch}\t{100 * batch}\n")
+            return self.speed_result
         self.calls.append((int(device), types, int(n_bytes), decodes == "1"))
         on_line("physical\tintegrated\t8086:1 0x2\tGraphics 0\n")
         on_line("stage\tloading the module\n")
@@ -148,3 +159,27 @@ def test_vulkan_is_left_alone_beside_a_module_for_the_same_gpus(
         gpu_modules=modules,
     )  # fmt: skip
     assert [module.name for module, _ in gpu_probe.check_gpu_modules(both, CPU_MODULE)] == ["cuda"]
+
+
+def test_device_that_is_slower_than_the_cpu_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    devices.rates = {"q4_0": 50.0, "q4_K": 400.0}
+    monkeypatch.setattr(probe, "run_child", devices.run_child)
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K)))
+    assert devices.timed == ["2 12"]
+    slow = gpu_probe.find_slow_devices(results, {Q4_0: 1000, Q4_K: 10})
+    assert list(slow) == ["Vulkan0"]
+    assert "prefill 0.5 and decoding 0.5 times as fast as the CPU" in slow["Vulkan0"]
+    assert gpu_probe.find_slow_devices(results, {Q4_0: 10, Q4_K: 1000}) == {}
+    assert gpu_probe.find_slow_devices(results, {Q6_K: 1000}) == {}  # was not measured
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q6_K)))
+    assert devices.timed == ["2 12", "14"]
+
+
+def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    devices.speed_result = ChildResult(was_killed=False, exit_code=-signal.SIGSEGV)
+    monkeypatch.setattr(probe, "run_child", devices.run_child)
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
+    assert results[0][1].is_usable
+    assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}
