@@ -127,3 +127,37 @@ def test_broken_reply_is_saved_and_continued(home: Path, cli: Cli, server: Remot
     run = cli("--plain", "-c", input="/continue\n")
     assert " reply." in run.stdout, run.stderr
     assert server.chats[1].body["messages"][-1] == {"role": "assistant", "content": "Half of the"}
+
+
+def test_other_commands_use_a_remote_model(home: Path, cli: Cli, server: RemoteServer) -> None:
+    pytest.importorskip("llguidance")
+    cli("remotes", "add", "box", server.url)
+    server.answers = [reply("The file is missing."), reply('{"command": "ls", "explanation": "Lists the files."}')]
+    assert cli("explain", "-m", "box/big", input="ls: cannot access x").stdout == "The file is missing.\n"
+    run = cli("do", "-m", "box/big", "--print", "list the files")
+    assert run.stdout == "ls\n", run.stderr
+    assert server.chats[1].body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_server_refuses_a_remote_model(home: Path, cli: Cli, server: RemoteServer) -> None:
+    pytest.importorskip("uvicorn")
+    cli("remotes", "add", "box", server.url)
+    run = cli("serve", "-m", "box/big")
+    assert run.returncode == 2
+    assert "box/big is a remote model, but this command needs a model on this machine." in run.stderr
+    assert not server.exchanges
+
+
+def test_persona_and_setting_choose_a_remote_model(
+    home: Path, cli: Cli, server: RemoteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("remotes", "add", "box", server.url)
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "far.toml").write_text('model = "box/small"\nsystem_prompt = "Be far."\n')
+    assert cli("ask", "--persona", "far", "Hi", "--no-stdin").stdout == "Hello there.\n"
+    assert server.chats[0].body["model"] == "small"
+    assert server.chats[0].body["messages"][0] == {"role": "system", "content": "Be far."}
+    monkeypatch.setenv("EDGECHAT_MODEL", "box/big")
+    assert cli("ask", "Hi", "--no-stdin").returncode == 0
+    assert server.chats[1].body["model"] == "big"
+    assert cli("config", "validate").returncode == 0

@@ -319,6 +319,16 @@ def test_server_that_does_not_run_is_tried_again(no_delay: list[float]) -> None:
     assert no_delay == [0.5, 1.0, 2.0]
 
 
+def test_proxy_of_the_environment_is_used(server: RemoteServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("no_proxy", "")
+    settings = RemoteSettings(url="http://box.example/v1")
+    target = RemoteModel(remote="box", model="big", settings=settings)
+    request = ChatRequest(messages=[{"role": "user", "content": "Hi"}])
+    assert text_of(list(RemoteClient("box", settings).stream_reply(target, request))) == "Hello there."
+    assert server.exchanges[0].path == "http://box.example/v1/chat/completions"
+
+
 def test_certificate_that_cannot_be_verified_is_refused(
     certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
