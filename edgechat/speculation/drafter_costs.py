@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.speculation.step_costs import RunningMean
+from edgechat.speculation.step_costs import MIN_SAMPLES, RunningMean
 
 # Assumed cost of a draft step before the first measurement, relative to a decode step of one token: a guess for the
 # expected gain, and an upper bound for the possible loss.
@@ -29,37 +29,57 @@ class DrafterCosts(msgspec.Struct):
     """Measured times of a model drafter, in seconds.
 
     A draft of k tokens takes k steps and the time of its pending tokens, which the model must compute before it drafts.
+    Drafts that were disturbed by another program do not change a measured time. If there are only such drafts, the
+    fastest of several gives a provisional time.
     """
 
     step_s: dict[int, RunningMean] = {}
     """Time of a draft step by number of sequences."""
     token_s: RunningMean = msgspec.field(default_factory=RunningMean)
     """Time of a pending token."""
+    disturbed_step_s: dict[int, list[float]] = {}
+    """Times of draft steps in disturbed drafts by number of sequences, fewer than `MIN_SAMPLES` of each. They are
+    saved, because a program that always runs may allow only one draft in a reply."""
 
     @property
     def is_measured(self) -> bool:
-        """True after the first draft."""
-        return bool(self.step_s)
+        """True after the first draft that was not disturbed."""
+        return any(mean.count for mean in self.step_s.values())
 
     def record(self, n_steps: int, n_pending: int, n_seqs: int, elapsed_s: float, *, is_disturbed: bool) -> None:
         """Add the time of a draft of `n_steps` tokens, before which `n_pending` tokens of all sequences were computed.
 
         The time changes the estimate of whichever took most of it: the steps or the pending tokens.
         """
-        if elapsed_s <= 0 or n_steps <= 0 or is_disturbed:
+        if elapsed_s <= 0 or n_steps <= 0:
             return
         n_counted = _count_pending(n_pending, n_seqs)
-        if n_seqs not in self.step_s:
+        step = self.step_s.get(n_seqs)
+        if step is None or not step.count:
             first_s = elapsed_s / (n_steps + n_counted * _PRIOR_TOKEN_RATIO)
-            self.step_s[n_seqs] = RunningMean(first_s, 1)
+            self._record_first(n_seqs, first_s, is_disturbed=is_disturbed)
             return
-        step, token_s = self.step_s[n_seqs], self._find_token_s(n_seqs)
+        if is_disturbed:
+            return
+        token_s = self._find_token_s(n_seqs)
         steps_s, tokens_s = n_steps * step.value, n_counted * token_s
         factor = elapsed_s / (steps_s + tokens_s)
         if steps_s >= tokens_s:
             step.update(step.value * factor, _WEIGHT, _MAX_CHANGE)
         else:
             self.token_s.update(token_s * factor, _WEIGHT, _MAX_CHANGE)
+
+    def _record_first(self, n_seqs: int, step_s: float, *, is_disturbed: bool) -> None:
+        """Set the time of a draft step before it was measured, provisionally after `MIN_SAMPLES` disturbed drafts."""
+        samples = self.disturbed_step_s.setdefault(n_seqs, [])
+        samples.append(step_s)
+        if not is_disturbed:
+            self.step_s[n_seqs] = RunningMean(step_s, 1)
+        elif len(samples) >= MIN_SAMPLES:
+            self.step_s[n_seqs] = RunningMean(min(samples))
+        else:
+            return
+        del self.disturbed_step_s[n_seqs]
 
     def _find_token_s(self, n_seqs: int) -> float:
         return self.token_s.value if self.token_s.count else self.step_s[n_seqs].value * _PRIOR_TOKEN_RATIO

@@ -13,7 +13,7 @@ from edgechat.errors import EdgechatError
 from edgechat.speculation.calibration import Calibration, CalibrationCounts
 from edgechat.speculation.drafter import FROM_MODEL, Draft, DraftedTokens, DraftRequest, ModelDrafter
 from edgechat.speculation.drafter_costs import FIRST_PENDING_TOKENS, DrafterCosts
-from edgechat.speculation.step_costs import STEP_SIZES, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, StepCosts
 from edgechat.speculation.trial_schedule import TrialSchedule
 
 _log = logging.getLogger(__name__)
@@ -184,9 +184,9 @@ class ModelSource:
     def measure(self, seq: int, next_token: int) -> None:
         """Measure the costs of a draft after the text of `seq`, which `next_token` continues, and discard the draft.
 
-        Does nothing if the drafter cannot draft now.
+        If other programs disturb all drafts, the costs stay provisional. Does nothing if the drafter cannot draft now.
         """
-        for n_tokens in (1, _MEASURED_TOKENS, _MEASURED_TOKENS):
+        for n_tokens in (1, *(_MEASURED_TOKENS for _ in range(MIN_SAMPLES))):
             if self._has_failed or self.is_asleep or not self._drafter.count_pending(seq):
                 return
             stop_timer = self._start_timer()

@@ -19,6 +19,7 @@ from edgechat.speculation.step_costs import (
     DEPTH_LIMITS,
     MAX_RATIO_PER_TOKEN,
     MIN_RATIO,
+    MIN_SAMPLES,
     STEP_SIZES,
     BatchStepCosts,
     RunningMean,
@@ -150,6 +151,12 @@ def _is_valid_drafter(drafter: DrafterProfile) -> bool:
         )
         and all(
             1 <= n <= _MAX_BATCH_SEQS and _is_valid_mean(s, _MIN_STEP_S, _MAX_STEP_S) for n, s in costs.step_s.items()
+        )
+        and all(
+            1 <= n <= _MAX_BATCH_SEQS
+            and len(samples) < MIN_SAMPLES
+            and all(_is_between(s, _MIN_STEP_S, _MAX_STEP_S) for s in samples)
+            for n, samples in costs.disturbed_step_s.items()
         )
         and _is_valid_mean(costs.token_s, _MIN_STEP_S if costs.token_s.count else 0, _MAX_STEP_S)
         and MIN_INTERVAL <= schedule.interval <= MAX_INTERVAL

@@ -39,8 +39,14 @@ class TrialSchedule(msgspec.Struct):
         return self.interval >= _SLEEP_INTERVAL and not self.is_due and self.n_waited >= MIN_INTERVAL
 
     def wait(self, n_tokens: int) -> None:
-        """Count tokens that were generated without the model."""
+        """Count tokens that were generated without the model.
+
+        A trial whose next draft has to wait as long as the trial itself had to ends without success: its first drafts
+        cost so much that no further one is allowed in these replies.
+        """
         self.n_waited = min(self.n_waited + n_tokens, MAX_INTERVAL)
+        if self.n_trial_drafts and self.n_waited >= self.interval:
+            self.postpone()
 
     def record_draft(self, *, pays: bool) -> None:
         """Record a draft of the model; `pays` is whether it was expected to be worth its time."""

@@ -58,9 +58,12 @@ class ScriptedModel:
     def __init__(
         self, reader: ReplyReader, is_right: IsRight, *, step_cost: float, token_cost: float = 0.0,
         probability: Callable[[int, bool], float] = lambda _position, _is_right: 0.9, max_tokens: int = 7,
+        first_cost: float = 0.0, is_disturbed: bool = False,
     ) -> None:  # fmt: skip
+        """Create a drafter whose first draft takes `first_cost` more; `is_disturbed` is what the clock says of all."""
         self.reader, self.is_right, self.probability = reader, is_right, probability
         self.step_cost, self.token_cost, self.max_tokens = step_cost, token_cost, max_tokens
+        self.first_cost, self.is_disturbed = first_cost, is_disturbed
         self.now_s = 0.0
         self.n_known = -200
         """Number of tokens of the reply that the model has computed; the prompt has 200 tokens."""
@@ -85,6 +88,7 @@ class ScriptedModel:
         ]
         end = next((i for i, p in enumerate(probabilities) if p < request.min_probability), len(tokens))
         n_steps = min(end + 1, request.max_tokens)
+        self.now_s += self.first_cost if self.n_calls == 1 else 0.0
         self.now_s += n_steps * self.step_cost + max(0, pending - 1) * self.token_cost
         self.n_known = self.reader.position
         return {seq: ModelDraft(tokens[:end], probabilities[:end])}
@@ -100,7 +104,7 @@ class ScriptedModel:
 
     def start_timer(self) -> Callable[[], tuple[float, bool]]:
         started_s = self.now_s
-        return lambda: (self.now_s - started_s, False)
+        return lambda: (self.now_s - started_s, self.is_disturbed)
 
 
 class Replay:

@@ -37,9 +37,37 @@ def test_unmeasured_number_of_sequences_is_estimated_from_the_nearest() -> None:
     assert costs.step_cost(1, 0.1) < 0.2 < costs.step_cost(4, 0.1)
 
 
-def test_disturbed_and_empty_drafts_are_ignored() -> None:
+def test_empty_drafts_are_ignored() -> None:
     costs = DrafterCosts()
-    costs.record(4, 1, 1, 1.0, is_disturbed=True)
     costs.record(0, 1, 1, 1.0, is_disturbed=False)
     costs.record(4, 1, 1, 0.0, is_disturbed=False)
     assert not costs.is_measured
+    assert not costs.step_s
+
+
+def test_fastest_of_several_disturbed_drafts_is_a_provisional_cost() -> None:
+    costs = DrafterCosts()
+    for elapsed_s in (4.0, 0.08, 1.0):
+        assert costs.max_step_cost(1, 0.1) == 1.0
+        costs.record(4, 1, 1, elapsed_s, is_disturbed=True)
+    assert costs.max_step_cost(1, 0.1) == pytest.approx(0.2)
+    assert not costs.is_measured
+    costs.record(4, 1, 1, 0.04, is_disturbed=False)
+    assert costs.is_measured
+    assert costs.step_cost(1, 0.1) == pytest.approx(0.1)
+
+
+def test_newer_disturbed_drafts_correct_a_provisional_cost() -> None:
+    costs = DrafterCosts()
+    for elapsed_s in (4.0, 4.0, 4.0, 0.04, 0.04, 0.04):
+        costs.record(4, 1, 1, elapsed_s, is_disturbed=True)
+    assert costs.step_cost(1, 0.1) == pytest.approx(0.1)
+
+
+def test_disturbed_drafts_do_not_change_a_measured_cost() -> None:
+    costs = DrafterCosts()
+    costs.record(4, 1, 1, 0.04, is_disturbed=False)
+    for _ in range(10):
+        costs.record(4, 1, 1, 4.0, is_disturbed=True)
+    assert costs.step_cost(1, 0.1) == pytest.approx(0.1)
+    assert not costs.disturbed_step_s

@@ -124,6 +124,23 @@ def test_model_that_gets_useful_is_found_again() -> None:
     assert replay.costs_of_replies[-1] < 0.6
 
 
+def test_trial_ends_although_its_first_draft_used_up_the_budget() -> None:
+    """Another program always disturbs the drafts, and the first one also allocates memory."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(always, step_cost=0.1, first_cost=25.0, is_disturbed=True)
+    schedule, costs = replay.profile.schedule, replay.profile.costs
+    replay.run(400)
+    assert model.n_calls == 1
+    assert not schedule.n_trial_drafts
+    for _ in range(3):
+        replay.run(400)
+    assert model.n_calls > 4  # the second trial
+    assert not costs.is_measured
+    assert costs.max_step_cost(1, 1.0) < 0.15
+    assert replay.costs_of_replies[-1] < 0.6
+    assert max(replay.costs_of_replies[1:]) <= MAX_COST
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("step_cost", [0.05, 0.3])
 def test_thousand_replies_of_all_kinds_keep_the_law(step_cost: float) -> None:

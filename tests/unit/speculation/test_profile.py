@@ -95,6 +95,7 @@ def test_profiles_of_drafters_and_batches_are_saved(tmp_path: Path) -> None:
     drafter.costs.record(4, 1, 2, 0.04, is_disturbed=False)
     drafter.greedy.buckets[3].add(96, is_accepted=True)
     drafter.schedule.interval = 512
+    drafter.costs.record(4, 1, 1, 0.04, is_disturbed=True)
     for _ in range(3):
         profile.find_batch_costs(3).record(1, 600, 0.01)
         profile.find_batch_costs(3).record(4, 600, 0.02)
@@ -127,12 +128,15 @@ def test_file_of_an_earlier_version_has_no_drafters(tmp_path: Path) -> None:
     ("old", "new"),
     [('"interval":64', '"interval":0'), ('"interval":64', '"interval":-5'), ('"n_waited":0', '"n_waited":-1'),
      ('"step_s":{"2":{"value":0.01', '"step_s":{"2":{"value":0.0'), ('"step_s":{"2"', '"step_s":{"0"'),
+     ('"disturbed_step_s":{"1":[0.01]', '"disturbed_step_s":{"1":[0.0]'),
+     ('"disturbed_step_s":{"1":[0.01]', '"disturbed_step_s":{"1":[0.01,0.01,0.01]'),
      ('"positions":[', '"positions":[{"right":1.0,"wrong":0.0},')],
 )  # fmt: skip
 def test_invalid_profile_of_a_drafter_gives_a_new_profile(tmp_path: Path, old: str, new: str) -> None:
     path = tmp_path / "profile.json"
     profile = SpeculationProfile()
     profile.find_drafter("mtp").costs.record(4, 1, 2, 0.04, is_disturbed=False)
+    profile.find_drafter("mtp").costs.record(4, 1, 1, 0.04, is_disturbed=True)
     save_profile(profile, path)
     content = path.read_text()
     assert old in content

@@ -49,3 +49,14 @@ def test_memory_that_is_needed_is_not_taken_again_soon() -> None:
     schedule.defer()
     schedule.wait(1000)
     assert not schedule.is_due
+
+
+def test_trial_that_cannot_go_on_ends() -> None:
+    schedule = TrialSchedule()
+    schedule.wait(MIN_INTERVAL)
+    schedule.record_draft(pays=False)
+    schedule.wait(MIN_INTERVAL - 1)
+    assert schedule.is_due
+    schedule.wait(1)
+    assert not schedule.is_due
+    assert fail_trial(schedule) == 4
