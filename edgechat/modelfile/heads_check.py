@@ -14,6 +14,7 @@ from typing import Final
 from edgechat.errors import ModelFileError
 from edgechat.files import open_regular
 from edgechat.modelfile.header import ModelHeader, Tensor
+from edgechat.modelfile.heads import find_misfit, read_heads
 
 # Architectures whose graph names the inputs of its layers (t_layer_inp in src/models), which EAGLE-3 reads.
 _EAGLE3_TARGETS: Final = frozenset((
@@ -25,6 +26,18 @@ _LAST_LAYER_TARGETS: Final = frozenset((
     "bailingmoe3", "gemma4", "gpt-oss", "mimo2", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next",
 ))  # fmt: skip
 _MAX_MAP_BYTES: Final = 8 << 20
+
+
+def find_pair_problem(header: ModelHeader, target: ModelHeader) -> str:
+    """Return why the heads in a file of their own cannot draft for `target`, as a predicate; "" if they can.
+
+    Plans and loads call this, so that no plan has heads that a load refuses. Raises ModelFileError if the file cannot
+    be read.
+    """
+    heads = read_heads(header)
+    if heads is None or not heads.is_separate:
+        return "contains no heads for another model"
+    return find_misfit(heads, target) or find_heads_problem(header, target)
 
 
 def find_heads_problem(header: ModelHeader, target: ModelHeader) -> str:

@@ -20,7 +20,8 @@ from edgechat.humanize import format_size
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.content_hash import read_stamp
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.heads import find_misfit, read_heads
+from edgechat.modelfile.heads import read_heads
+from edgechat.modelfile.heads_check import find_pair_problem
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
@@ -109,9 +110,8 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
 
 def _find_problem(header: ModelHeader, target: ModelProfile) -> str:
     """Return why a draft model or heads do not fit a target, as a predicate; "" if they do."""
-    heads = read_heads(header)
-    if header.kind == "heads" and heads is not None:
-        return find_misfit(heads, read_header(Path(target.path)))
+    if header.kind == "heads":
+        return find_pair_problem(header, read_header(Path(target.path)))
     if header.kind != "model":
         return f"is no model, but of the kind {header.kind!r}"
     if header.is_embedding:
@@ -157,10 +157,12 @@ def _find_heads(target: ModelProfile, models: Iterable[InstalledModel]) -> Draft
         try:
             header = read_header(model.path)
             check_header(header)
+            heads = read_heads(header)
+            is_for_vocabulary = heads is not None and heads.n_vocab == target.n_vocab
+            fits = is_for_vocabulary and not find_pair_problem(header, target_header)
         except EdgechatError:  # the file was changed or deleted after the scan
             continue
-        heads = read_heads(header)
-        if heads is not None and heads.n_vocab == target.n_vocab and not find_misfit(heads, target_header):
+        if heads is not None and fits:
             return DrafterChoice(
                 kind=_find_kind(header), name=model.name, profile=ModelProfile.from_header(header),
                 reason=f"an installed {heads.label} that fits the model",

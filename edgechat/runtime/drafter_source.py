@@ -12,8 +12,8 @@ import msgspec
 from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.heads import find_misfit, read_heads
-from edgechat.modelfile.heads_check import find_heads_problem
+from edgechat.modelfile.heads import read_heads
+from edgechat.modelfile.heads_check import find_pair_problem
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
@@ -294,5 +294,5 @@ def _check_heads(header: ModelHeader, target_header: ModelHeader, kind: str) -> 
     heads = read_heads(header)
     if heads is None or heads.kind != kind:
         raise PlanError(f"{header.path} contains no heads of the kind {kind}. Choose another file of heads.")
-    if problem := find_misfit(heads, target_header) or find_heads_problem(header, target_header):
+    if problem := find_pair_problem(header, target_header):
         raise PlanError(f"{header.path} {problem}. Choose another file of heads.")

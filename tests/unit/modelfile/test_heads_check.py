@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgechat.modelfile.heads_check import find_heads_problem
+from edgechat.errors import ModelFileError
+from edgechat.modelfile.checks import check_header
+from edgechat.modelfile.heads_check import find_heads_problem, find_pair_problem
 from edgechat.modelfile.split import read_header
 from tests.draft_models import make_eagle3, make_llama
 from tests.gemma_drafts import make_assistant, make_gemma4
+from tests.hostile_heads import HOSTILE_PAIRS, PAIRS_THAT_END_LLAMA
 from tests.tiny_files import TinyFile
 
 N_OWN_TOKENS = 40
@@ -87,3 +90,22 @@ def test_assistant_of_a_model_with_another_pattern_of_windows(tmp_path: Path) ->
     target = make_gemma4()
     target.metadata["attention.sliding_window_pattern"] = [False, False, False, True]
     assert "last layer has full attention" in find_problem(make_assistant(), target, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS_THAT_END_LLAMA if name.startswith(("EAGLE", "assis"))])
+def test_pairs_with_which_llama_would_end_the_process(name: str, tmp_path: Path) -> None:
+    target, draft = HOSTILE_PAIRS[name](tmp_path)
+    assert draft is not None
+    try:
+        check_header(read_header(draft))
+    except ModelFileError:
+        return
+    assert find_pair_problem(read_header(draft), read_header(target))
+
+
+def test_pairs_that_fit(tmp_path: Path) -> None:
+    pairs = ((make_llama(n_layer=4), make_eagle3()), (make_gemma4(), make_assistant()))
+    for i, (target, draft) in enumerate(pairs):
+        target_header = read_header(target.write(tmp_path / f"target{i}.gguf"))
+        assert find_pair_problem(read_header(draft.write(tmp_path / f"draft{i}.gguf")), target_header) == ""
+        assert "no heads for another model" in find_pair_problem(target_header, target_header)
