@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
@@ -78,6 +77,8 @@ def check_remote(name: str, remote: RemoteSettings) -> str:
 
 def _check_url(url: str) -> str:
     """Return the reason why a URL cannot be used, without the URL itself, which may contain a password."""
+    import urllib.parse  # slow to import, and only needed if there are remotes
+
     try:
         parts = urllib.parse.urlsplit(url)
         parts.port  # noqa: B018  (parsed on access)

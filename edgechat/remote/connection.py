@@ -38,9 +38,10 @@ _PORTS: Final = {"http": 80, "https": 443}
 class Timeouts(NamedTuple):
     """Time limits of requests, in seconds. Connecting has a limit of its own, in the HTTP client."""
 
-    first_token_s: float = 300.0
+    first_token_s: float = 900.0
     """Time until the first text of a reply. A large model on a slow machine reads a long prompt for minutes."""
-    between_tokens_s: float = 60.0
+    between_tokens_s: float = 120.0
+    """Time until the next text. A server that shares its slots can pause a reply."""
     answer_s: float = 15.0
     """Time for a response that needs no model."""
 
