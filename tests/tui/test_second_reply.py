@@ -189,7 +189,9 @@ async def test_comparison_stops_one_reply_and_the_choice_waits_for_the_other() -
         await until_async(lambda: len(growing_texts(app)) == 2 and growing_texts(app)[1])
         await pilot.press("f9")
         await until_async(lambda: is_open(app, "CompareScreen") and "Reply 2 of 2" in screen_text(app))
-        await pilot.press("right", "s")
+        for key in ("right", "s"):  # in one packet
+            app.simulate_key(key)
+        await until_async(lambda: session(app).second._is_stopped)
         second.may_continue.set()
         await until_async(lambda: screen_text(app).count("(growing)") == 1)
         await pilot.press("2")

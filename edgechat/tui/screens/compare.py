@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual import on, work
+from textual import events, on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 
@@ -18,7 +18,6 @@ from edgechat.tui.widgets.transcript import Transcript
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from textual import events
     from textual.app import ComposeResult
 
     from edgechat.chat.session import Session
@@ -62,7 +61,7 @@ class CompareScreen(Modal[str | None]):
         with Container():
             for part in _PARTS:
                 with Vertical(id=f"{part}_part"):
-                    yield Transcript(self._get_palette, id=part)
+                    yield Transcript(self._get_palette, self._repeat_key, id=part)
 
     def on_mount(self) -> None:
         self.query_one("#first", Transcript).focus()
@@ -72,10 +71,16 @@ class CompareScreen(Modal[str | None]):
     def on_resize(self, event: events.Resize) -> None:
         self.set_class(event.size.width >= MIN_COLUMNS_BESIDE, "beside")
 
+    def _repeat_key(self, event: events.Key | events.Paste) -> None:
+        """Repeat a key that arrived at one reply after the focus had moved to the other, in the same packet."""
+        if isinstance(event, events.Key) and event.key in self.active_bindings:
+            self.app.simulate_key(event.key)
+
     @property
     def part(self) -> str:
         """The part of the screen that has the focus."""
-        return _PARTS[1] if self.query_one("#second", Transcript).has_focus else _PARTS[0]
+        # Not `has_focus` of the widgets, which changes later.
+        return _PARTS[1] if self.focused is self.query_one("#second") else _PARTS[0]
 
     def _show(self) -> None:
         """Show the current state of both replies."""
