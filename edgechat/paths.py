@@ -161,6 +161,11 @@ def context_limits_file() -> Path:
     return cache_dir() / "context-limits.json"
 
 
+def drafter_crashes_file() -> Path:
+    """Return the path of the state file with the model drafters with which the engine process died."""
+    return cache_dir() / "drafter-crashes.json"
+
+
 def observed_speeds_file() -> Path:
     """Return the path of the state file with the speeds of replies."""
     return cache_dir() / "reply-speeds.json"

@@ -32,9 +32,11 @@ def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
     Shows the test result of each backend and the backend that edgechat uses. Exits with code 4 if no backend works.
     """
     if retest:
+        from edgechat.runtime import drafter_crashes
         from edgechat.runtime.backends.verdicts import clear_verdicts
 
         clear_verdicts()
+        drafter_crashes.clear()
     if measure:
         _measure_speeds()
     diagnosis = diagnose(shows_prompts=not report)

@@ -1,7 +1,8 @@
 """Deaths of the engine process: the errors for its requests, and records of crashes in the kernels of a CPU module.
 
-The last activities of the engine decide. A crash in a computation is recorded for the module and the model. A crash
-while loading is attributed to the model file, and so is an assertion that fails before the first batch is computed.
+The last activities of the engine decide. A crash in a computation is recorded for the module and the model, and a crash
+with a model drafter for the drafter and the model. A crash while loading is attributed to the model file, and so is an
+assertion that fails before the first batch is computed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgechat.engine.protocol import Load
 from edgechat.errors import EdgechatError, EngineDiedError, ModelCrashError, PlanError
 from edgechat.hardware.cpu import read_cpu
 from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
-from edgechat.runtime import logs
+from edgechat.runtime import drafter_crashes, logs
 from edgechat.runtime.activity import Activity, ActivityState
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
@@ -61,10 +62,10 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     def find_request_error(self) -> EdgechatError:
         """Return the error for the requests in progress: a model that cannot be used, too little memory, or a crash."""
-        if self.exit_code not in CRASH_CODES:
+        if self.exit_code not in CRASH_CODES or self.is_drafter_crash:
             return self.find_error()
         assertion = self._find_assertion()
-        is_loading = Activity.LOADING in self.state.activities
+        is_loading = bool(self.state.activities & {Activity.LOADING, Activity.OPENING_DRAFTER})
         if is_loading and _OUT_OF_MEMORY.search(assertion):
             return PlanError(f"Memory ran out while the model was loaded ({assertion})")
         if Activity.TOKENIZING in self.state.activities and _MISSING_TOKEN.fullmatch(assertion):
@@ -107,6 +108,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             message += "; a model file was truncated or became unreadable. Run `edgechat models verify`."
         elif self.is_kernel_crash:
             message += ". Try again; after repeated crashes, edgechat uses another backend for this model."
+        elif self.is_drafter_crash:
+            message += ". Send the request again; edgechat does not use this model drafter with this model any more."
         if assertion := self._find_assertion():
             return f"{message}\nllama.cpp reported: {assertion}"
         # The log says nothing about a process that was killed.
@@ -135,11 +138,28 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def is_drafter_crash(self) -> bool:
+        """True if the process crashed while it opened or used a model drafter, and memory did not run out."""
+        return (
+            self.exit_code in CRASH_CODES
+            and bool(self.state.activities & {Activity.OPENING_DRAFTER, Activity.DRAFTING})
+            and self.load is not None
+            and self.load.plan.drafter is not None
+            and not _OUT_OF_MEMORY.search(self._find_assertion())
+        )
+
+    @property
     def _is_on_gpu(self) -> bool:
         return self.load is not None and self.load.plan.options.n_gpu_layers > 0
 
     def record_crash(self) -> None:
-        """Record a kernel crash for the CPU module and the model; do nothing for other deaths."""
+        """Record a kernel crash for the CPU module and the model, or a crash with a drafter for it and the model.
+
+        Other deaths are not recorded.
+        """
+        if self.is_drafter_crash and self.load is not None and self.load.plan.drafter is not None:
+            plan = self.load.plan
+            drafter_crashes.record_crash(plan.model_path, self.load.plan.drafter, describe_exit(self.exit_code))
         if not self.is_kernel_crash:
             return
         with contextlib.suppress(EdgechatError):  # the bundle may have been removed

@@ -57,7 +57,9 @@ class HeartbeatThread:
 
     def _run(self) -> None:
         n_steps, n_ticks, n_other_ticks = 0, 0, 0
-        long_activities = {Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING}
+        long_activities = {
+            Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING, Activity.OPENING_DRAFTER,
+        }  # fmt: skip
         while True:
             with self._condition:
                 if not self._n_requests:

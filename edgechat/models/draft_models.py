@@ -28,6 +28,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
 from edgechat.planner.drafter_plan import DrafterKind
 from edgechat.planner.ranking import Candidate
+from edgechat.runtime import drafter_crashes
 
 MIN_SIZE_RATIO: Final = 3
 """How many times smaller than its target a draft model must be to be chosen automatically, in bytes per token."""
@@ -102,6 +103,8 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
             f"{label} cannot draft for {model}: it {problem}. Choose another model with --draft-model, "
             "or --draft-model auto or off."
         )
+    if crash := _describe_crash(target, _find_kind(header), str(path)):
+        return DrafterChoice(reason=f"{label} is not used with {model}: {crash}")
     return DrafterChoice(
         kind=_find_kind(header), name=label, profile=ModelProfile.from_header(header), is_required=True,
         reason="chosen by the user",
@@ -119,6 +122,12 @@ def _find_problem(header: ModelHeader, target: ModelProfile) -> str:
     return find_vocabulary_difference(read_header(Path(target.path)), header)
 
 
+def _describe_crash(target: ModelProfile, kind: DrafterKind, draft_path: str = "") -> str:
+    """Return how the engine died with a drafter and this target, as a clause; "" if it did not."""
+    cause = drafter_crashes.find_crash(target.path, kind, draft_path)
+    return f"the engine died with {cause} in it; `edgechat doctor --retest` lets it try again" if cause else ""
+
+
 def _find_kind(header: ModelHeader) -> DrafterKind:
     return {"eagle3": "eagle3", "gemma4-assistant": "assistant"}.get(header.architecture, "draft-model")  # type: ignore[return-value]
 
@@ -126,10 +135,13 @@ def _find_kind(header: ModelHeader) -> DrafterKind:
 def _choose_drafter_automatically(
     target: ModelProfile, installed_models: Iterable[InstalledModel] | None
 ) -> DrafterChoice:
-    if target.heads is not None and not target.heads.problem:
+    heads_problem = f"its file {target.heads.problem}" if target.heads is not None and target.heads.problem else ""
+    if target.heads is not None and (crash := _describe_crash(target, "mtp")):
+        heads_problem = f"its MTP heads are not used: {crash}"
+    if target.heads is not None and not heads_problem:
         reason = "in the file of the model"
         return DrafterChoice(kind="mtp", name="the MTP heads", profile=target, reason=reason)
-    note = f"; its file {target.heads.problem}" if target.heads is not None else ""
+    note = f"; {heads_problem}" if heads_problem else ""
     target_bytes = _count_bytes_per_token(target)
     if target_bytes < _MIN_TARGET_BYTES:
         return DrafterChoice(reason=f"the model is too small to have a draft model{note}")
@@ -162,7 +174,7 @@ def _find_heads(target: ModelProfile, models: Iterable[InstalledModel]) -> Draft
             fits = is_for_vocabulary and not find_pair_problem(header, target_header)
         except EdgechatError:  # the file was changed or deleted after the scan
             continue
-        if heads is not None and fits:
+        if heads is not None and fits and not _describe_crash(target, _find_kind(header), str(model.path)):
             return DrafterChoice(
                 kind=_find_kind(header), name=model.name, profile=ModelProfile.from_header(header),
                 reason=f"an installed {heads.label} that fits the model",
@@ -182,7 +194,7 @@ def _find_draft_model(
     ]  # fmt: skip
     for model in sorted(candidates, key=lambda m: m.facts.size_bytes)[:_MAX_COMPARED_MODELS]:
         try:
-            if _has_other_vocabulary(target, model.path):
+            if _describe_crash(target, "draft-model", str(model.path)) or _has_other_vocabulary(target, model.path):
                 continue
             header = read_header(model.path)
             check_header(header)

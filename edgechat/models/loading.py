@@ -37,6 +37,7 @@ from edgechat.planner.memory import (
 )
 from edgechat.planner.plan import Estimator, make_smaller_plan, plan
 from edgechat.process import KILL_SIGNAL
+from edgechat.runtime import drafter_crashes
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
 # If a plan uses more than this fraction of the available memory, llama.cpp computes exact buffer sizes before the load.
@@ -76,6 +77,11 @@ def load_model(
         except (PlanError, EngineDiedError, ModelFileError) as error:
             if _is_out_of_memory(error):  # other programs may have taken memory since the plan was made
                 machine = current_machine(settings, profile.path, engine.pid, gpus)
+            if reason := _find_drafter_crash(load_plan):
+                warnings.append(f"Decoding without the model drafter: {reason}.")
+                reasons = load_plan.reasons | {"drafter": reason}
+                load_plan = msgspec.structs.replace(load_plan, drafter=None, reasons=reasons)
+                continue
             retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt)
             if retry_plan is None:
                 raise
@@ -247,6 +253,15 @@ def _make_retry_plan(
         machine_without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
         return plan(profile, machine_without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation)
     return make_smaller_plan(profile, machine, failed_plan, n_ctx) if _is_out_of_memory(error) else None
+
+
+def _find_drafter_crash(failed_plan: LoadPlan) -> str:
+    """Return how the engine died with the drafter of a plan, as a clause; "" if it did not."""
+    drafter = failed_plan.drafter
+    if drafter is None:
+        return ""
+    cause = drafter_crashes.find_crash(failed_plan.model_path, drafter.kind, drafter.model_path)
+    return f"the engine died with {cause} when it opened the drafter" if cause else ""
 
 
 def _is_out_of_memory(error: EdgechatError) -> bool:

@@ -29,6 +29,7 @@ class Activity(enum.IntEnum):
     COMPUTING = 3
     RESIZING = 4
     DRAFTING = 5
+    OPENING_DRAFTER = 6
 
     @property
     def description(self) -> str:
@@ -37,6 +38,7 @@ class Activity(enum.IntEnum):
             Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
             Activity.RESIZING: "resizing the context", Activity.DRAFTING: "drafting with a model",
+            Activity.OPENING_DRAFTER: "opening the model drafter",
         }[self]  # fmt: skip
 
 

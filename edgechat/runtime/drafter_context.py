@@ -68,7 +68,7 @@ class DrafterContext:
         bindings = model.bindings
         self._llama, self._native = bindings.llama, bindings.edgechat
         bindings.log.take_errors()
-        with activity.during(Activity.LOADING):
+        with activity.during(Activity.OPENING_DRAFTER):
             pointer = self._llama.llama_init_from_model(model.pointer, self._create_params())
         if not pointer:
             errors = bindings.log.take_errors()

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from edgechat.errors import DrafterError, EdgechatError, EngineError, PlanError
 from edgechat.planner.drafter_plan import DrafterPlan
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout
 from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.draft_window import DraftWindow, WindowUpdate
@@ -79,7 +81,8 @@ class NativeDrafter:
     def open(self) -> None:
         """Load the model, if it is in a file of its own, and allocate the memory. Raises PlanError."""
         source = self._source
-        source.load()
+        with activity.during(Activity.OPENING_DRAFTER):
+            source.load()
         if self._rows is None:
             self._rows = source.make_rows()
             if self._rows is not None:

@@ -12,7 +12,9 @@ from edgechat import paths
 from edgechat.engine.death import Death
 from edgechat.engine.protocol import Load
 from edgechat.errors import EngineDiedError, ModelCrashError, PlanError
+from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
+from edgechat.runtime import drafter_crashes
 from edgechat.runtime.activity import Activity, ActivityState
 from edgechat.runtime.backends import verdicts
 
@@ -29,9 +31,10 @@ def write_log(*lines: str) -> None:
 
 
 def make_death(
-    signal_name: str, state: ActivityState, *, n_gpu_layers: int = 0, opened_path: str = "/models/bad.gguf"
-) -> Death:
-    plan = make_manual_plan("/models/bad.gguf", n_threads=1, n_ctx=64, n_gpu_layers=n_gpu_layers)
+    signal_name: str, state: ActivityState, *, n_gpu_layers: int = 0, opened_path: str = "/models/bad.gguf",
+    drafter: DrafterPlan | None = None,
+) -> Death:  # fmt: skip
+    plan = make_manual_plan("/models/bad.gguf", n_threads=1, n_ctx=64, n_gpu_layers=n_gpu_layers, drafter=drafter)
     return Death(
         exit_code=-getattr(signal, signal_name), state=state, backend="cpu-x64", load=Load(id=1, plan=plan),
         opened_path=opened_path, log_start=0,
@@ -87,6 +90,24 @@ def test_assertion_in_the_first_computation_is_an_error_of_the_model_file() -> N
     assert isinstance(later_error, EngineDiedError)
     assert "llama.cpp reported: ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed" in str(later_error)
     assert isinstance(make_death("SIGABRT", FIRST_BATCH, n_gpu_layers=9).find_request_error(), EngineDiedError)
+
+
+@pytest.mark.parametrize("activity", [Activity.DRAFTING, Activity.OPENING_DRAFTER])
+def test_crash_with_a_drafter_is_recorded_for_it(activity: Activity, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[tuple[object, ...]] = []
+    monkeypatch.setattr(drafter_crashes, "record_crash", lambda *record: records.append(record))
+    activities = {activity, Activity.LOADING} if activity == Activity.OPENING_DRAFTER else {activity}
+    state, drafter = ActivityState(frozenset(activities), has_computed=True), DrafterPlan(kind="mtp")
+    death = make_death("SIGSEGV", state, drafter=drafter)
+    death.record_crash()
+    assert records == [("/models/bad.gguf", drafter, "SIGSEGV (signal 11)")]
+    assert isinstance(death.find_request_error(), EngineDiedError)
+    assert "does not use this model drafter" in str(death.find_request_error())
+    make_death("SIGKILL", state, drafter=drafter).record_crash()
+    make_death("SIGSEGV", COMPUTING, drafter=drafter)
+    write_log("  what():  std::bad_alloc")
+    make_death("SIGABRT", state, drafter=drafter).record_crash()
+    assert len(records) == 1
 
 
 def test_crash_while_resizing_is_not_an_error_of_the_model_file() -> None:

@@ -19,6 +19,9 @@ from edgechat.models.draft_models import add_drafters, add_own_heads, choose_dra
 from edgechat.models.selection import list_catalogue_candidates, make_candidate
 from edgechat.models.sharing import make_share_request
 from edgechat.planner.drafter_choice import DrafterChoice
+from edgechat.planner.drafter_plan import DrafterPlan
+from edgechat.runtime import drafter_crashes
+from edgechat.runtime.drafter_crashes import record_crash
 from tests.draft_models import make_eagle3, make_llama, make_qwen35
 from tests.tiny_files import make_other_vocabularies
 
@@ -143,6 +146,19 @@ def test_names_that_cannot_draft_are_errors(folder: Path) -> None:
             choose(target, draft_model=name)
     own = choose(target, draft_model=str(target))
     assert own.kind == "draft-model", "a model may draft for itself"
+
+
+def test_drafter_with_which_the_engine_died_is_not_chosen_again(folder: Path) -> None:
+    target, small = make_qwen35().write(folder / "target.gguf"), make_llama().write(folder / "small.gguf")
+    record_crash(str(target), DrafterPlan(kind="mtp"), "SIGSEGV")
+    record_crash(str(target), DrafterPlan(kind="draft-model", model_path=str(small)), "SIGABRT")
+    for settings, name in (({}, "MTP heads"), ({"draft_model": str(small)}, "small")):
+        choice = choose(target, **settings)
+        assert choice.kind is None
+        assert name in choice.reason
+        assert "doctor --retest" in choice.reason
+    drafter_crashes.clear()
+    assert choose(target).kind == "mtp"
 
 
 def test_small_targets_are_not_searched_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
