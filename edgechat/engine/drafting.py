@@ -250,6 +250,8 @@ class DraftManager:
 
         If any step size has fewer than `MIN_SAMPLES` samples, schedule `MIN_SAMPLES` measurements of each size.
         """
+        for batch_costs in self._profile.batch_costs.values():
+            batch_costs.discard_contradicted()
         now = time.monotonic()
         self._measurement_deadline = now + _MEASUREMENT_ROUND_S
         if not self._sizes_to_measure and now - self._measured_at >= _MEASUREMENT_INTERVAL_S:
@@ -273,9 +275,12 @@ class DraftManager:
         return True
 
     def _measure_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Measure how long a draft takes, if that is unknown, so that the first reply with drafts loses no time."""
+        """Measure how long a draft takes, so that the first reply with drafts loses no time.
+
+        Every round measures it again, because a wrong high cost would keep the drafter from being asked.
+        """
         tokens = self._context.tokens(self._find_longest_seq())
-        if self._model is None or self._model.profile.costs.is_measured or not tokens or not self._context.is_open:
+        if self._model is None or not tokens or not self._context.is_open:
             return True
         allow_abort(True)
         try:

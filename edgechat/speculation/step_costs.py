@@ -309,6 +309,22 @@ class BatchStepCosts(StepCosts):
         self._n_seqs = n_seqs
         self._single_seq_costs = costs
 
+    def discard_contradicted(self) -> None:
+        """Discard costs far above those that the measured costs of a single sequence suggest.
+
+        Idle time measures only steps of a single sequence. Without this, a wrong high cost that no budget covers would
+        never be corrected, because no such step would be decoded.
+        """
+        single_costs = self._single_seq_costs
+        for depth_range, ratios in enumerate(self.ratios):
+            depth = DEPTH_LIMITS[min(depth_range, len(DEPTH_LIMITS) - 1)] + (depth_range == len(DEPTH_LIMITS))
+            for size in list(ratios):
+                n_total = min(self._n_seqs + size - 1, STEP_SIZES[-1])
+                measured_size = next(n for n in STEP_SIZES if n >= n_total)
+                is_measured = single_costs.is_measured(measured_size, depth)
+                if is_measured and ratios[size].value > _CONTRADICTION_FACTOR * self._estimate_ratio(size, depth):
+                    del ratios[size]
+
     def _estimate_ratio(self, n_tokens: int, depth: int) -> float:
         ratio, n_seqs = self._single_seq_costs.ratio, self._n_seqs
         return max(1.0, ratio(n_seqs + n_tokens - 1, depth) / ratio(n_seqs, depth))

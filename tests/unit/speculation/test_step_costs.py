@@ -9,7 +9,7 @@ import pytest
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import FROM_CONTEXT, Draft
-from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, BatchStepCosts, RunningMean, StepCosts
 from tests.unit.speculation.costs import STAIRCASE, costs_of
 
 
@@ -203,3 +203,19 @@ def test_decisions_after_disturbed_measurements_are_those_of_a_clean_home() -> N
     )
     assert poisoned_speed >= 0.98 * clean_speed
     assert statistics.mode(lengths[39]) == statistics.mode(lengths[19])
+
+
+def test_batch_costs_far_above_those_of_a_single_sequence_are_discarded() -> None:
+    single = StepCosts()
+    batch = BatchStepCosts(3, single)
+    for size, ratio in ((2, 6.0), (8, 1.5)):
+        batch.ratios[1][size] = RunningMean(ratio, 5)
+    batch.discard_contradicted()
+    assert batch.ratio(2, 1000) == 6.0, "nothing is known about a single sequence"
+    for _ in range(3):
+        for size, seconds in ((1, 1.0), (3, 1.2), (4, 1.3), (12, 2.0)):
+            single.record(1, 1000, 1.0)
+            single.record(size, 1000, seconds)
+    batch.discard_contradicted()
+    assert batch.ratio(2, 1000) < 1.5
+    assert batch.ratio(8, 1000) == 1.5
