@@ -221,7 +221,7 @@ class ContextSizer:
         less than a second ago. The requests `paused_ids` get the progress. Raises EngineError if the sequences were
         lost.
         """
-        if not (self._is_grown or self._free_drafter) or self._now() < self._check_at:
+        if not self._may_free or self._now() < self._check_at:
             return
         self._check_at = self._now() + _CHECK_INTERVAL_S
         memory = self._read_memory()
@@ -245,18 +245,23 @@ class ContextSizer:
     def idle_step(self, idle_s: float) -> float | None:
         """Shrink the context if memory is short, or if the idle time `idle_s` has reached several minutes.
 
-        Returns the delay before the next call, None if the context cannot shrink. Raises EngineError.
+        If memory is short, the model drafter is freed, too. Returns the delay before the next call, None if there is
+        nothing to free. Raises EngineError.
         """
-        if not self._is_grown:
+        if not self._may_free:
             return None
         if idle_s < _IDLE_S:
             self._has_shrunk_in_idle_time = False
-        elif not self._has_shrunk_in_idle_time:
+        elif self._is_grown and not self._has_shrunk_in_idle_time:
             self._has_shrunk_in_idle_time = True
             self._cache.save_and_evict(n_kept=1)
             self._shrink(0, self._read_memory())
         self.check_memory(0)
-        return _IDLE_CHECK_INTERVAL_S if self._is_grown else None
+        return _IDLE_CHECK_INTERVAL_S if self._may_free else None
+
+    @property
+    def _may_free(self) -> bool:
+        return self._is_grown or (self._free_drafter is not None and self._context.is_open)
 
     @property
     def _is_grown(self) -> bool:

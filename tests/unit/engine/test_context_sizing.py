@@ -86,6 +86,25 @@ def test_lost_context_is_neither_shrunk_nor_grown() -> None:
     assert not sizing.grow(2000)
 
 
+def test_model_drafter_is_freed_while_the_engine_is_idle() -> None:
+    sizing = Sizing()
+    n_freed = 0
+
+    def free() -> bool:
+        nonlocal n_freed
+        n_freed += 1
+        return n_freed == 1
+
+    assert sizing.sizer.idle_step(1.0) is None, "there is nothing to free"
+    sizing.sizer._free_drafter = free
+    assert sizing.sizer.idle_step(1.0)
+    assert n_freed == 0
+    sizing.memory = SHORT
+    sizing.now += 10.0
+    assert sizing.sizer.idle_step(11.0)
+    assert n_freed == 1
+
+
 def test_context_is_not_copied_without_memory_for_the_copy() -> None:
     sizing = Sizing()
     assert sizing.grow()
