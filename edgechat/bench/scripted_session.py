@@ -53,6 +53,8 @@ class Script:
         self.n_started = 0
         self.may_continue = threading.Event()
         """Event that each reply waits for after `pause_after_tokens` tokens; set by default."""
+        self.draft_gain, self.draft_source = 1.0, ""
+        """Gain from drafts and their source, as in `TokensGenerated`, from the first token on."""
         self.may_continue.set()
 
     def next_reply(self) -> str:
@@ -119,7 +121,9 @@ class ScriptedEngine(EngineClient):
                 raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")
             if request.id in self._cancelled:
                 break
-            yield protocol.TokensGenerated(id=request.id, tokens=[0], text=token)
+            yield protocol.TokensGenerated(
+                id=request.id, tokens=[0], text=token, draft_gain=script.draft_gain, draft_source=script.draft_source
+            )
             if n_generated == script.pause_after_tokens:
                 script.may_continue.wait()
             if n_generated <= script.n_fast_tokens:

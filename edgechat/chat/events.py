@@ -140,6 +140,8 @@ class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     n_tokens: int
     reply_index: int = 0
     """Index of the reply among parallel replies."""
+    drafts: str = ""
+    """What the drafts of the reply have gained so far, such as `1.5x by the draft model`; "" without a gain."""
 
 
 class ThinkingLimited(msgspec.Struct, frozen=True, kw_only=True):

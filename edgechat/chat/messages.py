@@ -19,6 +19,8 @@ FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrup
 """Reason why a reply ended: "cancelled" by the user, "interrupted" by an error or the end of the process. The value is
 "streaming" while the reply is being generated, and "" for messages that edgechat did not generate."""
 
+# Minimum gain of drafts that is shown during a reply; smaller gains are within the error of the estimate.
+_MIN_LIVE_GAIN: Final = 1.05
 INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 
 
@@ -160,6 +162,16 @@ def format_draft_gain(stats: GenerationStats) -> str:
     if counts is None or not counts.n_drafted:
         return text
     return f"{text}, {counts.n_accepted} of {counts.n_drafted} by the draft model"
+
+
+def format_live_gain(gain: float, source: str) -> str:
+    """Describe what the drafts of a reply in progress have gained: `1.5x by the draft model`; "" without a gain.
+
+    `source` is the source of most of the accepted draft tokens.
+    """
+    if not source or gain < _MIN_LIVE_GAIN:
+        return ""
+    return f"{gain:.1f}x by {'the draft model' if source == 'model' else 'repeated text'}"
 
 
 def format_speed(stats: GenerationStats) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from edgechat.chat import events
 from edgechat.chat.context_hash import hash_context
 from edgechat.chat.conversation_prompt import ConversationPrompt
-from edgechat.chat.messages import Conversation, FinishReason, Message
+from edgechat.chat.messages import Conversation, FinishReason, Message, format_live_gain
 from edgechat.chat.recorder import ReplyRecorder
 from edgechat.chat.reply_source import ReplyOptions
 from edgechat.chat.store import Store
@@ -187,7 +187,8 @@ class ReplyGeneration:
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_at
             delta = self._replies[event.sequence].parser.feed(event.text)
-            yield from self._append_text(event.sequence, delta, len(event.tokens))
+            drafts = format_live_gain(event.draft_gain, event.draft_source)
+            yield from self._append_text(event.sequence, delta, len(event.tokens), drafts)
         elif isinstance(event, protocol.SequenceFinished):
             yield from self._finish_reply(event)
         elif isinstance(event, protocol.RequestFinished):
@@ -215,11 +216,15 @@ class ReplyGeneration:
         if unfinished and picker.is_decided:
             self._engine.cancel_sequences(self._request_id, unfinished)
 
-    def _append_text(self, index: int, delta: ReplyDelta, n_tokens: int) -> Iterator[events.SessionEvent]:
+    def _append_text(
+        self, index: int, delta: ReplyDelta, n_tokens: int, drafts: str = ""
+    ) -> Iterator[events.SessionEvent]:
         streaming_reply, reasoning, text = self._replies[index], delta.reasoning, delta.content
         if reasoning or text or n_tokens:
             streaming_reply.recorder.add(text, reasoning, n_tokens)
-            yield events.ReplyTextGenerated(text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index)
+            yield events.ReplyTextGenerated(
+                text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index, drafts=drafts
+            )
         write_error = streaming_reply.recorder.write_error
         if write_error and not streaming_reply.reported_error:
             yield events.ReplySaveFailed(reason=write_error)

@@ -420,6 +420,11 @@ class TokensGenerated(Event, frozen=True):
     """Index of the reply, from 0 to `Generate.n_sequences` - 1."""
     logprobs: list[TokenLogprobs] = []
     """Logprobs of `tokens`, one item per token; empty if `Generate.n_logprobs` is None."""
+    draft_gain: float = 1.0
+    """Estimated speed of the reply so far, relative to decoding without drafts; 1.0 without drafts."""
+    draft_source: str = ""
+    """Source of most of the accepted draft tokens so far, one of `edgechat.speculation.drafter.SOURCE_NAMES`; "" if no
+    draft token was accepted."""
 
 
 FinishReason = Literal["stop", "length", "repetition", "cancelled"]

@@ -225,9 +225,11 @@ class OutputSequence:
             self._flushed_at = self.last_token_at
 
     def _flush(self) -> None:
+        drafts = self.speculator.stats if self.speculator is not None else None
         self._send(TokensGenerated(
             id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self.index,
-            logprobs=self._logprobs,
+            logprobs=self._logprobs, draft_gain=drafts.gain if drafts is not None else 1.0,
+            draft_source=drafts.main_source if drafts is not None else "",
         ))  # fmt: skip
         self._unsent_text, self._unsent_tokens, self._logprobs = "", [], []
 

@@ -45,6 +45,12 @@ class SpeculationStats(msgspec.Struct, kw_only=True):
         return 1 + self.n_accepted / self.n_drafts if self.n_drafts else 1.0
 
     @property
+    def main_source(self) -> str:
+        """Source of most of the accepted draft tokens, one of `SOURCE_NAMES`; "" if no draft token was accepted."""
+        counts = self.accepted_by_source
+        return SOURCE_NAMES[counts.index(max(counts))] if self.n_accepted else ""
+
+    @property
     def gain(self) -> float:
         """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
         return self.baseline_s / self.step_s if self.n_drafts and self.step_s > 0 else 1.0

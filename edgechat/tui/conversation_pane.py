@@ -292,7 +292,7 @@ class ConversationPane(ConversationFrame):
             self.transcript.update_entry(entry)
         self.is_reasoning = bool(message.thinking)
         activity = ", ".join(filter(None, (message.thinking or "Generating", message.pick)))
-        self.status_line.count_tokens(message.n_tokens, activity)
+        self.status_line.count_tokens(message.n_tokens, activity, message.drafts)
 
     def on_reply_ended(self, message: ui_messages.ReplyEnded) -> None:
         turn = message.turn

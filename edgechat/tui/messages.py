@@ -116,6 +116,8 @@ class TextArrived(Message):
     """Status text of the reasoning, with its time and its limit; "" if the model is not reasoning."""
     pick: str = ""
     """Status text of the replies of which one is picked; "" if no reply is picked."""
+    drafts: str = ""
+    """What the drafts have gained so far, such as `1.5x by the draft model`; "" without a gain."""
 
 
 @dataclass(repr=False, eq=False)

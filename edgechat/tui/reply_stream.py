@@ -36,6 +36,7 @@ class ReplyStream:
         self._text = ""
         self._reasoning = ""
         self._n_tokens = 0
+        self._drafts = ""
         self._lock = threading.Lock()
         """Protects the collected text, which the event loop's thread posts if the model pauses."""
         self._posted_at = 0.0  # initially far in the past, so that the first text is posted at once
@@ -79,6 +80,8 @@ class ReplyStream:
                 self._text += event.text
                 self._reasoning += event.reasoning
                 self._n_tokens += event.n_tokens
+                if event.n_tokens:
+                    self._drafts = event.drafts
             self._post_text_if_due()
 
     def post_held_text(self) -> None:
@@ -94,7 +97,7 @@ class ReplyStream:
 
     def _post_text(self) -> None:
         thinking, pick = self._thinking.text, self._thinking.pick_text
-        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens, thinking, pick))
+        self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens, thinking, pick, self._drafts))
         self._text, self._reasoning, self._n_tokens, self._posted_at = "", "", 0, time.monotonic()
 
     def _post_progress(self, event: SessionEvent) -> None:

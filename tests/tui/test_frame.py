@@ -260,6 +260,25 @@ async def test_speed_is_not_carried_into_another_conversation() -> None:
         assert app.pane._speed == ""
 
 
+@pytest.mark.parametrize(
+    ("gain", "source", "shown"),
+    [(1.52, "model", "tokens/s (1.5x by the draft model)"), (2.0, "corpus", "tokens/s (2.0x by repeated text)")],
+)
+async def test_gain_from_drafts_is_shown_during_a_reply(gain: float, source: str, shown: str) -> None:
+    script = Script(["word " * 2000, "Short."], token_interval_s=0.02)
+    script.draft_gain, script.draft_source = gain, source
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(110, 30)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("Question")
+        await pilot.press("enter")
+        await until_async(lambda: shown in status_text(app))
+        script.draft_gain = 1.01
+        await until_async(lambda: "tokens/s" in status_text(app) and "x by" not in status_text(app))
+        await pilot.press("escape")
+        await until_async(lambda: app.pane.status_line.state != "Generating")
+
+
 async def test_command_is_not_counted_while_it_is_typed() -> None:
     app = make_scripted_app()
     async with app.run_test():

@@ -75,8 +75,11 @@ class StatusLine(Static):
         """Reset the speed measurement for a new reply."""
         self._n_tokens, self._first_token_at = 0, 0.0
 
-    def count_tokens(self, n_tokens: int, activity: str) -> None:
-        """Count generated tokens, and update the displayed activity, speed and context usage."""
+    def count_tokens(self, n_tokens: int, activity: str, drafts: str = "") -> None:
+        """Count generated tokens, and update the displayed activity, speed and context usage.
+
+        `drafts` is what drafts have gained, and follows the speed; "" without a gain.
+        """
         now = time.monotonic()
         if not self._first_token_at:
             # The speed excludes the tokens of the first event, because the measurement starts when they arrive.
@@ -86,7 +89,8 @@ class StatusLine(Static):
         if now - self._drawn_at >= _UPDATE_INTERVAL_S:
             elapsed_s = now - self._first_token_at
             is_measured = elapsed_s > _MIN_MEASUREMENT_S and self._n_tokens > 0
-            speed = f"{self._n_tokens / elapsed_s:.0f} tokens/s" if is_measured else ""
+            gain = f" ({drafts})" if drafts else ""
+            speed = f"{self._n_tokens / elapsed_s:.0f} tokens/s{gain}" if is_measured else ""
             self.show_state(activity, speed)
 
     def redraw(self) -> None:
