@@ -201,7 +201,7 @@ class EngineClient:
 
     def list_devices(
         self, *, benchmark: bool, remeasure: bool = False, n_weights: dict[int, int] | None = None,
-        n_bytes: int = 0,
+        n_bytes: int = 0, model_path: str = "",
         on_event: OnEvent = _ignore_event,
     ) -> protocol.DevicesListed:  # fmt: skip
         """Return the usable GPUs and the kernel speeds; `protocol.ListDevices` describes the arguments."""
@@ -212,6 +212,7 @@ class EngineClient:
             remeasure=remeasure,
             n_weights=n_weights or {},
             n_bytes=n_bytes,
+            model_path=model_path,
         )
         return self._call(request, protocol.DevicesListed, on_event)
 

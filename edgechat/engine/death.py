@@ -21,7 +21,7 @@ from edgechat.hardware.cpu import read_cpu
 from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
 from edgechat.runtime import drafter_crashes, logs
 from edgechat.runtime.activity import Activity, ActivityState
-from edgechat.runtime.backends import verdicts
+from edgechat.runtime.backends import gpu_probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
@@ -149,17 +149,25 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def _is_gpu_crash(self) -> bool:
+        """True if the kernels or the driver of the GPU may have caused the crash; a lost device aborts the process."""
+        return self.exit_code in CRASH_CODES and self.state.activities == {Activity.COMPUTING} and self._is_on_gpu
+
+    @property
     def _is_on_gpu(self) -> bool:
         return self.load is not None and self.load.plan.options.n_gpu_layers > 0
 
     def record_crash(self) -> None:
-        """Record a kernel crash for the CPU module and the model, or a crash with a drafter for it and the model.
+        """Record a crash of kernels, of a GPU's driver or of a drafter for the module or drafter and the model.
 
         Other deaths are not recorded.
         """
         if self.is_drafter_crash and self.load is not None and self.load.plan.drafter is not None:
             plan = self.load.plan
             drafter_crashes.record_crash(plan.model_path, self.load.plan.drafter, describe_exit(self.exit_code))
+        if self._is_gpu_crash and self.load is not None:
+            with contextlib.suppress(EdgechatError):
+                gpu_probe.record_crash(find_bundle(), describe_exit(self.exit_code), self.load.plan.model_path)
         if not self.is_kernel_crash:
             return
         with contextlib.suppress(EdgechatError):  # the bundle may have been removed

@@ -38,7 +38,7 @@ class ModelInspector:
         bundle = find_bundle()
         on_progress = self._make_progress_callback(request_id)
         module, _ = probe.choose_module(bundle, on_progress, model_path)
-        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, gpu_probe.Demand())
+        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, gpu_probe.Demand(), model_path)
         gpus = [gpu for gpu, verdict in gpu_verdicts if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
@@ -80,7 +80,7 @@ class ModelInspector:
         if request.benchmark and (request.remeasure or kernel_benchmark.needs_measurement(speeds)):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
         demand = gpu_probe.Demand(types=tuple(sorted(request.n_weights)), n_bytes=request.n_bytes)
-        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand)
+        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand, request.model_path)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
             f"{gpu.name}: {verdict.reason}"

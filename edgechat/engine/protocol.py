@@ -63,6 +63,8 @@ class ListDevices(Request, frozen=True):
     """Whether to run the kernel benchmark (a few seconds) if no result is saved."""
     remeasure: bool = False
     """Whether to run the kernel benchmark even if a result is saved; requires `benchmark`."""
+    model_path: str = ""
+    """Model that is about to be loaded; a GPU on which the engine crashed repeatedly with it is not listed."""
     n_weights: dict[int, int] = {}
     """Number of weights of the model by type, as ggml's number. A GPU must compute these types correctly, and be faster
     than the CPU with them, to be listed."""

@@ -154,7 +154,7 @@ def _find_gpus(
         return [], []
     earlier_gpus = load_saved_gpus()
     devices = engine.list_devices(
-        benchmark=False, n_weights=_count_weights(profile), n_bytes=profile.tensor_bytes,
+        benchmark=False, n_weights=_count_weights(profile), n_bytes=profile.tensor_bytes, model_path=profile.path,
         on_event=lambda event: _forward_progress(event, on_event),
     )  # fmt: skip
     save_gpus(devices.gpus)

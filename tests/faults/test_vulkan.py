@@ -206,14 +206,23 @@ def test_stopped_reply_is_followed_by_a_right_one(open_session: OpenSession) -> 
     assert (session.model.engine.pid, n_gpu_layers(session)) == (pid, 31)
 
 
-def test_lost_device_falls_back_to_the_cpu(open_session: OpenSession, tmp_path: Path) -> None:
-    session = open_session(VULKAN_LOST_IF=tmp_path / "lost")
+def fail_on_a_lost_device(session: Session, path: Path) -> None:
     assert n_gpu_layers(session) == 31
-    (tmp_path / "lost").touch()
+    assert reply(session)  # ends what the engine prepares after a load
+    path.touch()
     with pytest.raises(EngineError, match="now uses the CPU"):
         reply(session)
+    path.unlink()
     assert n_gpu_layers(session) == 0
     assert reply(session)
+
+
+def test_lost_device_falls_back_to_the_cpu_and_is_remembered(open_session: OpenSession, tmp_path: Path) -> None:
+    for _ in range(2):
+        fail_on_a_lost_device(open_session(VULKAN_LOST_IF=tmp_path / "lost"), tmp_path / "lost")
+    session = open_session()
+    assert n_gpu_layers(session) == 0
+    assert "vulkan: not used with SmolLM2" in session.warnings[0]
 
 
 def test_driver_that_kills_the_engine_falls_back_to_the_cpu(open_session: OpenSession) -> None:

@@ -54,10 +54,15 @@ ALL: Final = Demand(types=None)
 
 
 def check_gpu_modules(
-    bundle: Bundle, cpu_module: BackendModule, on_progress: OnProgress = lambda status: None, demand: Demand = ALL
+    bundle: Bundle,
+    cpu_module: BackendModule,
+    on_progress: OnProgress = lambda status: None,
+    demand: Demand = ALL,
+    model_path: str = "",
 ) -> list[tuple[BackendModule, Verdict]]:
     """Return the GPU modules and their verdicts; `cpu_module` computes operations that a GPU module does not implement.
 
+    A module on which the engine crashed repeatedly with the model at `model_path` is distrusted.
     Tests what `demand` asks for and no earlier test has covered. After a module of a kind (such as CUDA) has passed,
     other modules of that kind are skipped, because they would list the same devices. So is the Vulkan module after a
     module for the same GPUs.
@@ -68,7 +73,7 @@ def check_gpu_modules(
     for module in bundle.gpu_modules:
         usable = [other.name for other, verdict in results if verdict.is_usable]
         if module.name not in usable and not (module.name == "vulkan" and usable):
-            results.append((module, _load_or_test(bundle, module, cpu_module, on_progress, demand)))
+            results.append((module, _load_or_test(bundle, module, cpu_module, on_progress, demand, model_path)))
     return results
 
 
@@ -113,14 +118,14 @@ def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = 
 
 
 def _load_or_test(
-    bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand
-) -> Verdict:
+    bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
+    model_path: str,
+) -> Verdict:  # fmt: skip
     """Return the cached verdict of a module, extended by tests of what `demand` asks for and it does not cover."""
     if not Path(module.path).is_file():
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
-    driver = vulkan.read_driver_stamp() if module.name == "vulkan" else read_driver_version()
-    key = verdicts.compute_verdict_key(bundle, module, read_cpu(), driver)
-    verdict = verdicts.load_verdict(key)
+    key = _compute_key(bundle, module)
+    verdict = verdicts.load_verdict(key, model_path)
     if verdict is not None and not any(_lacks(device, demand) for device in verdict.devices):
         return verdict
     earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
@@ -134,6 +139,24 @@ def _load_or_test(
     if new.status != "untested":
         verdicts.save_verdict(key, new)
     return new
+
+
+def _compute_key(bundle: Bundle, module: BackendModule) -> str:
+    driver = vulkan.read_driver_stamp() if module.name == "vulkan" else read_driver_version()
+    return verdicts.compute_verdict_key(bundle, module, read_cpu(), driver)
+
+
+def record_crash(bundle: Bundle, cause: str, model_path: str) -> None:
+    """Record a crash of the engine while it computed on a GPU; the second makes the module distrusted for the model.
+
+    `cause` describes the signal or the exit code.
+    """
+    for module in bundle.gpu_modules:
+        key = _compute_key(bundle, module)
+        verdict = verdicts.load_verdict(key)
+        if verdict is not None and verdict.is_usable:
+            verdicts.record_engine_crash(key, module.name, cause, model_path)
+            return
 
 
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:

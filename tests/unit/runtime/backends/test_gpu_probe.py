@@ -183,3 +183,19 @@ def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypat
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
     assert results[0][1].is_usable
     assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}
+
+
+def test_second_crash_of_the_engine_makes_the_module_distrusted_for_the_model(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices(PASSED)
+    check(bundle, monkeypatch, devices)
+    statuses = []
+    for _ in range(2):
+        gpu_probe.record_crash(bundle, "SIGSEGV (signal 11)", "/models/bad.gguf")
+        [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/bad.gguf")
+        statuses.append(verdict.status)
+    assert statuses == ["passed", "distrusted"]
+    assert "not used with bad.gguf" in verdict.reason
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/good.gguf")
+    assert verdict.is_usable
