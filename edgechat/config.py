@@ -80,7 +80,8 @@ GREEDY: Final = Sampling(temperature=0.0)
 class Settings(Sampling, frozen=True, kw_only=True):
     """All settings: keys of the settings file, and their help text in `/settings`.
 
-    model: Model name or .gguf file; `auto`: the best installed model that fits and is fast enough.
+    model: Model name or .gguf file; `auto`: the best installed model that fits and is fast enough; `route`: a small or
+        a large model, chosen for each message by the table `[route]`.
     min_speed: Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum.
     n_ctx: Context length in tokens, rounded up to a multiple of 256; unset: grows while memory is free, up to the
         training length. Above the training length, YaRN is used where the model allows it.
@@ -113,6 +114,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     footer: Show the keys of the focused part of the screen below the input.
     remotes: Servers with an OpenAI-compatible API: tables `[remotes.NAME]` with `url`, `api_key_env` and `model`;
         `edgechat remotes add` adds one, and `-m NAME/MODEL` uses it.
+    route: Two models and the choice between them: table `[route]` with `small`, `large`, and optionally `rules`,
+        `min_logprob`, `dont_know` and `agree`; `model = "route"` or `-m route` uses it.
     keys: Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions.
     """
 
@@ -145,6 +148,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     centered: bool = False
     footer: bool = True
     remotes: dict[str, RemoteSettings] = {}
+    route: dict[str, Any] = {}
     keys: dict[str, str] = {}
 
     @property
@@ -269,14 +273,16 @@ def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Setting
     """Return a copy of `settings` with the values of `layers`; later layers override earlier ones.
 
     Unknown and invalid values are ignored. A value of `thinking` also overrides `reasoning` of earlier layers. No layer
-    changes `remotes`: an imported conversation must not send messages to another server.
+    changes `remotes` and `route`: an imported conversation must not send messages to another server.
     """
     values = msgspec.structs.asdict(settings)
     for layer in layers:
         if layer.get("thinking") is not None:
             values["reasoning"] = None
         values |= {
-            name: _freeze(value) for name, value in layer.items() if name != "remotes" and not check(name, value)
+            name: _freeze(value)
+            for name, value in layer.items()
+            if name not in {"remotes", "route"} and not check(name, value)
         }
     return Settings(**values)
 
@@ -296,6 +302,10 @@ def check(name: str, value: object) -> str:
         return f"is not a setting; {_suggest_name(name)}"
     if name == "remotes":
         return next((f"{key}: {text}".lstrip(": ") for key, text in parse_remotes(value)[1].items()), "")
+    if name == "route" and value:
+        from edgechat.route_settings import parse_route
+
+        return parse_route(value)[1]
     low, high = BOUNDS.get(name, (-math.inf, math.inf))
     try:
         parsed_value = msgspec.convert(value, types[name])
@@ -327,6 +337,8 @@ def describe_valid_values(name: str) -> str:
         return "auto, off, or the name or file of a model"
     if name == "remotes":
         return "a table of remotes, such as [remotes.box] with a url"
+    if name == "route":
+        return "a table such as [route] with small and large"
     setting_type = setting_types()[name]
     types = (setting_type, get_origin(setting_type), *get_args(setting_type))
     text = next(text for value_type, text in _TYPE_NAMES.items() if value_type in types)

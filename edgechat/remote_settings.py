@@ -9,7 +9,9 @@ import msgspec
 
 KEYRING: Final = "keyring"
 """Value of `api_key_env` for a key in the keyring of the system, instead of the name of an environment variable."""
-RESERVED_NAMES: Final = ("auto", "route", "starter")
+ROUTE: Final = "route"
+"""Value of the setting `model` that chooses one of two models for each message, by the setting `route`."""
+RESERVED_NAMES: Final = ("auto", ROUTE, "starter")
 """Names that the setting `model` uses for other purposes."""
 _MAX_NAME_CHARS: Final = 32
 _NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")

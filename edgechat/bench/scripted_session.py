@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from edgechat.chat.conversation_prompt import create_prompt_builder
 from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import Conversation
+from edgechat.chat.reply_source import ReplySource, SingleTarget
 from edgechat.chat.session import Session
 from edgechat.chat.store import Store
 from edgechat.config import Settings
@@ -189,6 +190,13 @@ class _ScriptedSource(EngineSource):
         self.model.set_model_properties(self._scripted_engine.load_scripted())
 
 
+class _MainSource(EngineSource):
+    """Source of the scripted replies of a session."""
+
+    def open(self, settings: Settings, on_event: LoadCallback) -> None:  # noqa: ARG002
+        self.model.set_model_properties(cast("ScriptedEngine", self.model.engine).load_scripted())
+
+
 class ScriptedSession(Session):
     """Session that uses a `ScriptedEngine` instead of an engine process."""
 
@@ -198,15 +206,21 @@ class ScriptedSession(Session):
         super().__init__(store, settings, Path("scripted.gguf"), conversation)
         self._scripted_engine = ScriptedEngine(script)
         self.model.engine = self._scripted_engine
+        self.source = self._engine_source = _MainSource(self.model, self.model_path, self._create_prompt_builder)
         self.second_script = Script(["Another answer."])
         """Replies of every second model."""
         self.second.create_source = lambda target, store, settings: _ScriptedSource(
             self.second_script, target.name, store, settings
         )
 
+    def _create_source(self, target: SingleTarget) -> ReplySource:
+        if isinstance(target, Path):
+            return _ScriptedSource(self.second_script, target.name, self.store, self.settings)
+        return super()._create_source(target)
+
     def open(self, on_event: LoadCallback = lambda event: None) -> None:
         """Read the conversation without loading a model."""
-        if self.source.is_remote:
+        if self.source is not self._engine_source:
             super().open(on_event)
             return
         self.load_messages()

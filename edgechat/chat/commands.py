@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import msgspec
+
 from edgechat.chat.command_arguments import (
     choose_export_path,
     parse_alternative_index,
@@ -146,9 +148,10 @@ def go_to(session: Session, destination: Destination) -> bool:
 def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
     """Load the model called `name` for the next replies; return a status text. Raises EdgechatError."""
     from edgechat.catalogue import registry
-    from edgechat.chat.model_targets import find_target
+    from edgechat.chat.model_targets import find_model_target
 
-    session.change_model(name, find_target(name, session.settings.remotes), on_progress)
+    target = find_model_target(msgspec.structs.replace(session.settings, model=name))
+    session.change_model(name, target, on_progress)
     if session.store.is_persistent and not session.source.is_remote:
         registry.record_use(session.model_path)
     return f"Model for the next replies: {session.source.description or session.model_name}"
@@ -238,6 +241,10 @@ def _best(session: Session, argument: str) -> Outcome:
 def _earlier(session: Session, _argument: str) -> Outcome:
     day = session.insert_earlier_reply().format_day(dt.datetime.now().astimezone().date())
     return Outcome(f"Earlier reply{day and f' of {day}'}; /retry generates a new one", path_changed=True)
+
+
+def _hard(session: Session, _argument: str) -> Outcome:
+    return Outcome(f"{session.mark_next_hard().removesuffix('.gguf')} replies to the next message")
 
 
 def _also(session: Session, name: str) -> Outcome:
@@ -369,6 +376,7 @@ COMMANDS: Final = (
     Command(
         "earlier", "", "Use the reply of an earlier conversation to the same first message", _earlier, stops_reply=True
     ),
+    Command("hard", "", "Let the large model of the route reply to the next message", _hard),
     Command("also", "[MODEL]", "Answer with another model, too; both replies remain", _also, "beside", "also"),
     Command("compare", "[A B]", "Show two replies side by side: the newest two, or numbers", view="compare"),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),

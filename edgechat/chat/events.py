@@ -189,6 +189,62 @@ class ReplyPicked(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
 
 
+class RouteChosen(msgspec.Struct, frozen=True, kw_only=True):
+    """A route chose the model that replies first."""
+
+    model: str
+    reason: str
+    """Reason in a few words, such as "rule 2"; "" if no rule applies."""
+    may_escalate: bool
+    """True if the reply is checked when it is complete, and another model may reply in its place."""
+
+
+class EscalationStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply is doubtful, so the large model of the route replies, too."""
+
+    model: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"Escalating to {self.model.removesuffix('.gguf')}: {self.reason}"
+
+
+class EngineReplaced(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of a route had to leave memory for the other one."""
+
+    notice: str
+
+
+class ReplyRouted(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn of a route is complete: which model replied, and why."""
+
+    model: str
+    reason: str
+    """Rule that chose the model, or doubt about the reply of the small model; "" if no rule applied."""
+    small_model: str = ""
+    """Model of the doubtful reply; "" without a doubt."""
+    doubt: str = ""
+    """Kind of the doubt; "" without a doubt."""
+    mean_logprob: float | None = None
+    """Mean natural logprob of the checked reply; None if it was not checked, or if the model is remote."""
+    min_logprob: float | None = None
+    is_escalated: bool = False
+    """True if the large model replied because of the doubt."""
+
+    def describe(self) -> str:
+        """Describe the choice in a few words; "" if no rule applied and the reply is not doubtful."""
+        return f"escalated: {self.reason}" if self.is_escalated else self.reason
+
+    @property
+    def notice(self) -> str:
+        """Sentence about the choice; "" if no rule applied and the reply is not doubtful."""
+        model, small_model = self.model.removesuffix(".gguf"), self.small_model.removesuffix(".gguf")
+        if self.is_escalated:
+            return f"Escalated from {small_model} to {model}: {self.reason}."
+        return f"{model} replied: {self.reason.rstrip('.')}." if self.reason else ""
+
+
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
     """The reply is complete: the model ended it, or it reached the length limit."""
 
@@ -199,6 +255,8 @@ class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
     """Other replies that were generated in parallel."""
     picked: ReplyPicked | None = None
     """How `reply` was picked from several; None if it was not."""
+    routed: ReplyRouted | None = None
+    """Why the model of `reply` was chosen; None without a route."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +268,7 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
     alternatives: tuple[Message, ...] = ()
     """Other replies that were generated in parallel."""
     picked: ReplyPicked | None = None
+    routed: ReplyRouted | None = None
 
 
 class SecondReplyEnded(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,13 +296,19 @@ SessionEvent = (
     ModelLoadProgressed | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
     | DocumentsSearched | TurnsDropped | PromptProgressed | RemoteRetryScheduled
     | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
-    | PickProgressed | ReplyPicked | TurnFinished | TurnInterrupted | SecondReplyEnded
+    | PickProgressed | ReplyPicked | RouteChosen | EscalationStarted | EngineReplaced | ReplyRouted
+    | TurnFinished | TurnInterrupted | SecondReplyEnded
+)  # fmt: skip
+
+
+_EVENTS_WITH_MESSAGE = (
+    ModelLoadProgressed, CollectionProgressed, DocumentSearchStarted, RemoteRetryScheduled, EscalationStarted,
 )  # fmt: skip
 
 
 def format_progress(event: SessionEvent) -> str:
     """Return a temporary status text for an event; "" for events without a status text."""
-    if isinstance(event, (ModelLoadProgressed, CollectionProgressed, DocumentSearchStarted, RemoteRetryScheduled)):
+    if isinstance(event, _EVENTS_WITH_MESSAGE):
         return event.message
     if isinstance(event, PromptProgressed):
         return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
@@ -263,7 +328,10 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(event, TurnsDropped):
         messages = "message" if event.n_messages == 1 else f"{event.n_messages} messages"
         return f"The context is full: the model no longer sees the first {messages}."
-    if isinstance(event, (CollectionUpdated, ContextLimitReached, DocumentsSearched, SecondReplyEnded)):
+    if isinstance(
+        event,
+        (CollectionUpdated, ContextLimitReached, DocumentsSearched, EngineReplaced, ReplyRouted, SecondReplyEnded),
+    ):
         return event.notice
     if isinstance(event, PickStarted):
         return _describe_pick_costs(event)

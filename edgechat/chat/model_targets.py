@@ -11,13 +11,30 @@ from typing import TYPE_CHECKING
 
 from edgechat.catalogue.resolve import find_model
 from edgechat.errors import ModelFileError
+from edgechat.remote_settings import ROUTE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgechat.chat.reply_source import ModelTarget
+    from edgechat.config import Settings
+    from edgechat.remote.target import RemoteModel
     from edgechat.remote_settings import RemoteSettings
 
 
-def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> ModelTarget:
+def find_model_target(settings: Settings) -> ModelTarget:
+    """Return the target of the model that the settings name, which can be `route`.
+
+    Raises the errors of `find_target`, and SettingsError for a route that cannot be used.
+    """
+    if settings.model == ROUTE:
+        from edgechat.chat.route_target import find_route
+
+        return find_route(settings, find_target)
+    return find_target(settings.model, settings.remotes)
+
+
+def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> Path | RemoteModel:
     """Return the file of the local model `name`, or the remote model `REMOTE/MODEL` (or only `REMOTE`).
 
     Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, and the other errors of

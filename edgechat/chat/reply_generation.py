@@ -64,6 +64,7 @@ class ReplyGeneration:
         self._rebuild_prompt = rebuild_prompt
         self._picker = options.picker
         self._indexes = options.indexes
+        self._needs_logprob = options.needs_logprob or options.picker is not None
         self._builder = builder
         self._settings = settings
         self._request_id: int | None = None
@@ -157,7 +158,7 @@ class ReplyGeneration:
             id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
             attached_texts=prompt.attached_texts, conversation=conversation_id, shared_prefix=prompt.shared_prefix,
             n_sequences=len(self._replies),
-            max_tokens=settings.max_tokens, sampling=sampling, mean_logprob=self._picker is not None,
+            max_tokens=settings.max_tokens, sampling=sampling, mean_logprob=self._needs_logprob,
             speculate=not settings.strict, bypass_cache=settings.strict, stop_repetition=settings.stop_repetition,
             visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
             grammars=[prompt.grammar] if prompt.grammar else [],
@@ -206,9 +207,9 @@ class ReplyGeneration:
         streaming_reply, picker = self._replies[event.sequence], self._picker
         streaming_reply.finish_reason = event.finish_reason
         yield from self._append_text(event.sequence, streaming_reply.parser.finish(), 0)
+        streaming_reply.mean_logprob = event.mean_logprob
         if picker is None or self._request_id is None:
             return
-        streaming_reply.mean_logprob = event.mean_logprob
         picker.finish_reply(
             self._indexes[event.sequence], streaming_reply.parser.reply.content, event.mean_logprob, event.finish_reason
         )

@@ -19,13 +19,16 @@ from edgechat.errors import EdgechatError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 
 if TYPE_CHECKING:
+    from edgechat.chat.route_target import Route
     from edgechat.prompt.agreement.picker import ReplyPicker
     from edgechat.remote.target import RemoteModel
 
 JsonSchema = dict[str, Any] | bool
 """JSON schema, which can be a boolean."""
-ModelTarget = Union[Path, "RemoteModel"]
-"""Model that the user chose: a model file on this machine, or a model of a remote."""
+SingleTarget = Union[Path, "RemoteModel"]
+"""One model: a model file on this machine, or a model of a remote."""
+ModelTarget = Union[Path, "RemoteModel", "Route"]
+"""Model that the user chose: a model file on this machine, a model of a remote, or a route between two of them."""
 
 
 class ReplyOptions(NamedTuple):
@@ -39,6 +42,8 @@ class ReplyOptions(NamedTuple):
     """Grammar rule of the content of the replies; "" for free text."""
     output_schema: JsonSchema | None = None
     """JSON schema of the content, from which `output_rule` was made; None for free text."""
+    needs_logprob: bool = False
+    """True if the mean logprob of the replies is to be computed; a remote model reports none."""
 
 
 class SourcePrompt(Protocol):

@@ -15,7 +15,7 @@ from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import create_prompt_builder
 from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import Message, new_reply
-from edgechat.chat.reply_source import Generation, ModelTarget, ReplyOptions, ReplySource, SourcePrompt
+from edgechat.chat.reply_source import Generation, ReplyOptions, ReplySource, SingleTarget, SourcePrompt
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
@@ -62,7 +62,7 @@ class Chat(Protocol):
 
 
 def create_source(
-    target: ModelTarget, store: Store, settings: Settings, client_name: str = "chat"
+    target: SingleTarget, store: Store, settings: Settings, client_name: str = "chat"
 ) -> EngineSource | ReplySource:
     """Return a source of replies for a second model, which is independent of the model of the chat."""
     if isinstance(target, Path):
@@ -113,7 +113,7 @@ class SecondReplies:
         self._session = session
         self._turn_runner = turn_runner
         self._get_conversation = get_conversation
-        self.create_source: Callable[[ModelTarget, Store, Settings], ReplySource] = create_source
+        self.create_source: Callable[[SingleTarget, Store, Settings], ReplySource] = create_source
         self.last_name = ""
         """Name of the model that the user chose last; "" if none was chosen yet."""
         self._busy = threading.Lock()
@@ -179,7 +179,7 @@ class SecondReplies:
                 source.close()
             self._ended.wait(_END_TIMEOUT_S)
 
-    def answer(self, name: str, target: ModelTarget) -> Iterator[events.SessionEvent]:
+    def answer(self, name: str, target: SingleTarget) -> Iterator[events.SessionEvent]:
         """Generate a reply of the model `name` to the last message of the active path, and yield events.
 
         The head of the conversation does not change. The last event is SecondReplyEnded. Raises UsageError if a second
@@ -204,7 +204,7 @@ class SecondReplies:
             self._busy.release()
 
     def _answer(
-        self, name: str, target: ModelTarget, conversation: StoredConversation, message: Message
+        self, name: str, target: SingleTarget, conversation: StoredConversation, message: Message
     ) -> Iterator[events.SessionEvent]:
         settings = self._leave_room(name, target)
         source = self._source = self.create_source(target, conversation.store, settings)
@@ -226,7 +226,7 @@ class SecondReplies:
         finally:
             source.close()
 
-    def _leave_room(self, name: str, target: ModelTarget) -> Settings:
+    def _leave_room(self, name: str, target: SingleTarget) -> Settings:
         """Return the settings of the second model, whose memory budget excludes the model of the chat.
 
         Raises PlanError if that leaves nothing.

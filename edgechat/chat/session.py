@@ -35,6 +35,7 @@ from edgechat.prompt.renderer import Renderer
 if TYPE_CHECKING:
     from edgechat.chat.earlier_replies import EarlierReply
     from edgechat.prompt.agreement.picker import PickMethod
+    from edgechat.route_settings import Side
 
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
@@ -58,6 +59,7 @@ class Session(SessionBase):
     ) -> None:  # fmt: skip
         """Create a session; the arguments are those of `SessionBase`."""
         super().__init__(store, settings, target, conversation, flags, renderer)
+        self._is_next_hard = False
         self.documents = DocumentTurns(lambda: self.source, store, self._read_decode_speed)
         """Searches the documents of this conversation for its new messages."""
         self.second = SecondReplies(self, self._turn_runner, lambda: self._stored_conversation)
@@ -94,7 +96,7 @@ class Session(SessionBase):
             if pick is not None:
                 return self._pick_reply(message.id, turn, n_replies, pick)
             replies = new_replies(message.id, self.reply_model, n_replies, self.source.max_replies)
-            return self._turn_runner.run(self._stored_conversation, turn._replace(replies=replies), self.settings)
+            return self._run_turn(turn._replace(replies=replies))
 
         turn = Turn([], message, files, output_rule=output_rule, output_schema=output_schema)
         try:
@@ -145,8 +147,7 @@ class Session(SessionBase):
         message = new_user_message(parent_id, text, attachments)
 
         def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:
-            turn = turn._replace(replies=[new_reply(message.id, self.reply_model)])
-            return self._turn_runner.run(self._stored_conversation, turn, self.settings)
+            return self._run_turn(turn._replace(replies=[new_reply(message.id, self.reply_model)]))
 
         path = self.tree.path_to(parent_id) if parent_id is not None else []
         yield from self.documents.run(Turn([], message), path, self.settings, run_turn)
@@ -165,8 +166,42 @@ class Session(SessionBase):
         if pick is not None:
             yield from self._pick_reply(parent_id, Turn([]), n_replies, pick)
             return
-        turn = Turn(new_replies(parent_id, self.reply_model, n_replies, self.source.max_replies))
-        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+        yield from self._run_turn(Turn(new_replies(parent_id, self.reply_model, n_replies, self.source.max_replies)))
+
+    def _run_turn(self, turn: Turn) -> Iterator[events.SessionEvent]:
+        """Run a turn with new replies. A route chooses their model."""
+        routed = self._routed_source
+        if routed is None:
+            yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
+            return
+        from edgechat.chat.routed_turn import RoutedTurn
+
+        is_hard, self._is_next_hard = self._is_next_hard, False
+        routed_turn = RoutedTurn(
+            self._turn_runner, self._stored_conversation, routed, self.settings, is_hard=is_hard
+        )  # fmt: skip
+        yield from routed_turn.run(turn)
+
+    def mark_next_hard(self) -> str:
+        """Let the large model of the route reply to the next message; return its name.
+
+        Raises UsageError if the model is not a route, or if the conversation must not be sent to the large model.
+        """
+        routed = self._routed_source
+        if routed is None:
+            raise UsageError("/hard needs a route. Add the table [route] to the settings, and use /model route.")
+        if not routed.may_use("large"):
+            raise UsageError(
+                f"This conversation stays on this machine, so {routed.model_name('large')} cannot reply to it."
+            )
+        self._is_next_hard = True
+        return routed.model_name("large")
+
+    def _use_route(self, side: Side) -> Iterator[events.SessionEvent]:
+        """Make the model on one side of the route active, or the other one if the conversation requires it."""
+        if (routed := self._routed_source) is not None:
+            with self._turn_runner.idle_gate.block_requests():
+                yield from routed.use(routed.choose_allowed(side), self.settings)
 
     def _pick_reply(
         self, parent_id: str, turn: Turn, n_replies: int, method: PickMethod
@@ -174,6 +209,8 @@ class Session(SessionBase):
         """Generate up to `n_replies` replies to the message `parent_id`, which can be new in `turn`, and pick one."""
         from edgechat.chat.reply_picking import PickedTurn  # slow to import
 
+        if (routed := self._routed_source) is not None:
+            yield from self._use_route(routed.local_side)
         picked_turn = PickedTurn(
             self._turn_runner, self._stored_conversation, self.model, self.settings, self.source, method, n_replies
         )
@@ -195,6 +232,8 @@ class Session(SessionBase):
         else:
             turn = Turn([continued_reply], original_reply=reply)
         settings = add_repetition_penalty(self.settings) if reply.repeats_itself else self.settings
+        if (routed := self._routed_source) is not None:
+            yield from self._use_route("large" if reply.model == routed.model_name("large") else "small")
         yield from self._turn_runner.run(self._stored_conversation, turn, settings)
 
     def stop(self) -> None:
@@ -331,7 +370,7 @@ class Session(SessionBase):
         """
         self.second.close()
         self.model.close()
-        if self.source.is_remote:
+        if self.source is not self._engine_source:
             self.source.close()
         self.documents.close()
         self._turn_runner.idle_gate.wait_until_idle(_LAST_WRITE_TIMEOUT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
 
 from edgechat.catalogue import library
 from edgechat.chat.conversation import StoredConversation
@@ -12,7 +13,7 @@ from edgechat.chat.conversation_prompt import ConversationPromptBuilder, create_
 from edgechat.chat.engine_source import EngineSource
 from edgechat.chat.messages import Conversation, first_line, new_id, now_ms
 from edgechat.chat.personas import PERSONA_SETTINGS
-from edgechat.chat.reply_source import ModelTarget, ReplySource
+from edgechat.chat.reply_source import ModelTarget, ReplySource, SingleTarget
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
@@ -23,6 +24,12 @@ from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.thinking import THINKING_OFF
+from edgechat.remote_settings import ROUTE
+
+if TYPE_CHECKING:
+    from edgechat.chat.route_target import Route
+    from edgechat.chat.routed_source import RoutedSource
+    from edgechat.remote.target import RemoteModel
 
 
 class SessionBase:
@@ -67,11 +74,42 @@ class SessionBase:
         if isinstance(target, Path):
             self.model_path = self._engine_source.path = target
             self.source = self._engine_source
+        elif target.name == ROUTE:
+            self._set_route(cast("Route", target))
         else:
-            from edgechat.chat.remote_source import RemoteSource
-
             self.model_path = Path(target.name)
-            self.source = RemoteSource(target, self.store.read_attachment, lambda: self.settings)
+            self.source = self._create_source(cast("RemoteModel", target))
+
+    def _set_route(self, route: Route) -> None:
+        from edgechat.chat.routed_source import RoutedSource, find_engine_path
+
+        path = find_engine_path(route)
+        self.model_path = self._engine_source.path = path or Path(route.name)
+        small, large = (
+            self._engine_source if target is path else self._create_source(target)
+            for target in (route.small, route.large)
+        )
+        self.source = RoutedSource(
+            route, {"small": small, "large": large}, self._engine_source,
+            lambda: not self.store.is_persistent or self.conversation.model != ROUTE,
+        )  # fmt: skip
+
+    def _create_source(self, target: SingleTarget) -> ReplySource:
+        """Return a source for a remote model, or for a local one beside the model of this session."""
+        if isinstance(target, Path):
+            model = LoadedModel(self.model.client_name)
+            return EngineSource(
+                model, target,
+                lambda: create_prompt_builder(model.builder, self.store, self.settings, target.name, think=None),
+            )  # fmt: skip
+        from edgechat.chat.remote_source import RemoteSource
+
+        return RemoteSource(target, self.store.read_attachment, lambda: self.settings)
+
+    @property
+    def _routed_source(self) -> RoutedSource | None:
+        """Source of the replies if the model is a route; None for other models."""
+        return cast("RoutedSource", self.source) if hasattr(self.source, "route") else None
 
     @property
     def is_open(self) -> bool:
@@ -127,7 +165,8 @@ class SessionBase:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._stored_conversation.reload()
-            if self.source.is_remote and self.conversation.model != self._chosen_model:
+            is_sent = self.source.is_remote or self._routed_source is not None
+            if is_sent and self.conversation.model != self._chosen_model:
                 self._stored_conversation.update_metadata(model=self._chosen_model)
             self.warnings.extend(self.store.take_notices())
 
@@ -185,9 +224,9 @@ class SessionBase:
                 if not previous_source.is_remote and self.model_properties is None and previous_error is None:
                     self.open(on_event)
                 raise
-            if previous_source.is_remote:
+            if previous_source is not self._engine_source:
                 previous_source.close()
-            elif self.source.is_remote:
+            if self.source.is_remote and not previous_source.is_remote:
                 self.model.unload()
         self._chosen_model = model
         self._stored_conversation.update_metadata(model=model)

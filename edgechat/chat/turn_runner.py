@@ -53,11 +53,13 @@ class Turn(NamedTuple):
     """Grammar rule of the content of the replies; "" for free text."""
     output_schema: JsonSchema | None = None
     """JSON schema of the content, from which `output_rule` was made; None for free text."""
+    needs_logprob: bool = False
+    """True if the mean logprob of the replies is to be computed."""
 
     @property
     def options(self) -> ReplyOptions:
         """What the turn demands of its replies."""
-        return ReplyOptions(self.picker, self.indexes, self.output_rule, self.output_schema)
+        return ReplyOptions(self.picker, self.indexes, self.output_rule, self.output_schema, self.needs_logprob)
 
 
 def new_replies(parent_id: str, model: str, n_replies: int, max_replies: int) -> list[Message]:

@@ -235,13 +235,15 @@ def stream_reply(
 ) -> TurnFinished | TurnInterrupted:
     """Print the reply in `events` as it is generated, unless `quiet`, and return the final event.
 
-    A reply that is picked from several is printed when it is picked.
+    A reply that is picked from several is printed when it is picked, and one that a route checks when it is checked.
 
     Raises EdgechatError, and OSError if standard output is closed. In both cases, the text so far is saved first.
     """
     from edgechat.chat.events import (
+        EscalationStarted,
         PickStarted,
         ReplyTextGenerated,
+        RouteChosen,
         TurnFinished,
         TurnInterrupted,
         format_notice,
@@ -252,7 +254,7 @@ def stream_reply(
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     escaper = TextEscaper() if sys.stdout.isatty() else None
     last_text, thinking = "", ThinkingProgress()
-    is_picking = False
+    is_held = False
     final_event: TurnFinished | TurnInterrupted | None = None
     # Closing the generator saves the reply.
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
@@ -261,11 +263,14 @@ def stream_reply(
             status.note(format_notice(event))
             thinking.add(event)
             status.show(", ".join(filter(None, (thinking.text, thinking.pick_text))) or format_progress(event))
-            is_picking = is_picking or isinstance(event, PickStarted)
-            text = event.text if isinstance(event, ReplyTextGenerated) and not is_picking else ""
+            if isinstance(event, RouteChosen):
+                is_held = event.may_escalate
+            is_held = (is_held or isinstance(event, PickStarted)) and not isinstance(event, EscalationStarted)
+            text = event.text if isinstance(event, ReplyTextGenerated) and not is_held else ""
             if isinstance(event, (TurnFinished, TurnInterrupted)):
                 final_event = event
-                text = event.reply.text if is_picking else ""
+                is_kept = event.routed is not None and bool(event.routed.doubt) and not event.routed.is_escalated
+                text = event.reply.text if is_held or is_kept else ""
             if text and not quiet:
                 status.clear()
                 last_text = text
@@ -320,7 +325,8 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
 
     model_properties, reply = session.model_properties, final_event.reply
     stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
-    if session.source.is_remote:
+    is_remote = session.source.is_remote or (reply.stats is not None and reply.stats.is_remote is True)
+    if is_remote or not session.model.is_open:
         # The other statistics are those of an engine, or the server did not report them.
         stats = {name: stats[name] for name in _REMOTE_STATS if stats.get(name)}
         stats["peak_rss_bytes"] = {"client": read_peak_rss_bytes()}
@@ -345,6 +351,9 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
             | _make_pick_fields(final_event, o)
             for o in final_event.alternatives
         ]
+    if final_event.routed is not None:
+        result["model"] = reply.model
+        result["route"] = msgspec.to_builtins(final_event.routed)
     if final_event.picked is not None:
         pick = final_event.picked.pick
         result |= _make_pick_fields(final_event, reply)

@@ -24,6 +24,7 @@ _EXAMPLES: Final[dict[str, object]] = {
     "thinking": "medium",
 }  # fmt: skip
 _KEYS_EXAMPLE: Final = '{ "chat.search" = "ctrl+f,f7" }'
+_ROUTE_EXAMPLE: Final = '{ small = "starter", large = "box/llama3", min_logprob = -0.5 }'
 _REMOTES_EXAMPLE: Final = '{ box = { url = "http://192.168.1.5:8080/v1", api_key_env = "BOX_API_KEY" } }'
 _COMMENT_WIDTH: Final = 90
 
@@ -136,6 +137,8 @@ def make_settings_template() -> str:
             lines.append(f"# Default: no changes. Example:\n#{name} = {_KEYS_EXAMPLE}\n")
         elif name == "remotes":
             lines.append(f"# Default: none. Example:\n#{name} = {_REMOTES_EXAMPLE}\n")
+        elif name == "route":
+            lines.append(f"# Default: none. Example:\n#{name} = {_ROUTE_EXAMPLE}\n")
         elif default is None:
             lines.append(f"# Default: unset. Example:\n#{name} = {_format_toml(_EXAMPLES[name])}\n")
         else:
@@ -144,7 +147,7 @@ def make_settings_template() -> str:
 
 
 def _check_settings() -> None:
-    from edgechat.chat.model_targets import find_target
+    from edgechat.chat.model_targets import find_model_target
     from edgechat.config import AUTO, load
     from edgechat.tui.app import ChatApp
 
@@ -153,7 +156,7 @@ def _check_settings() -> None:
     all_problems += map(_add_location, ChatApp.find_appearance_problems(settings))
     if settings.model != AUTO:
         try:
-            find_target(settings.model, settings.remotes)
+            find_model_target(settings)
         except EdgechatError as error:
             all_problems.append(f"{_locate('model')}: {error}")
     if all_problems:

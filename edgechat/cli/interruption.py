@@ -113,7 +113,7 @@ def use_session(session: Session, status: StderrStatus) -> Iterator[Interruption
                 status.show("Loading the model")
             with status.announce_wait():
                 open_session(session, status)
-            if session.source.is_remote:
+            if session.source.description:
                 status.note(f"Model: {session.source.description}")
             elif session.settings.model == AUTO:
                 status.note(f"Model: {session.conversation.model}. To use another one, add -m NAME.")

@@ -144,11 +144,13 @@ def settings_from_flags(**flags: object) -> dict[str, object]:
 
 def _check_model_name(name: str, settings: Settings) -> None:
     """Raise ModelFileError for an unknown model, so that it is reported before the first frame."""
+    import msgspec
+
     from edgechat import config
-    from edgechat.chat.model_targets import find_target
+    from edgechat.chat.model_targets import find_model_target
 
     if name != config.AUTO:
-        find_target(name, settings.remotes)
+        find_model_target(msgspec.structs.replace(settings, model=name))
 
 
 def _check_collections(names: object) -> None:
@@ -184,11 +186,11 @@ def _try_to_choose_model(settings: Settings) -> tuple[str, ModelTarget, Edgechat
 def choose_target(settings: Settings) -> tuple[str, ModelTarget]:
     """Return name and target of the model in `settings`, or of the best installed model. Raises EdgechatError."""
     from edgechat import config
-    from edgechat.chat.model_targets import find_target
+    from edgechat.chat.model_targets import find_model_target
 
     if settings.model == config.AUTO:
         return choose_model(settings)
-    return settings.model, find_target(settings.model, settings.remotes)
+    return settings.model, find_model_target(settings)
 
 
 def choose_model(settings: Settings) -> tuple[str, Path]:

@@ -137,9 +137,11 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     drafts_by_source: dict[str, DraftCounts] | msgspec.UnsetType = msgspec.UNSET
     """Drafted tokens by source, one of `edgechat.speculation.drafter.SOURCE_NAMES`; unset without drafts."""
     mean_logprob: float | msgspec.UnsetType = msgspec.UNSET
-    """Mean natural logprob of the tokens of a reply that was generated to pick one of several replies."""
+    """Mean natural logprob of the tokens of a reply that was picked from several, or that a route checked."""
     pick: str | msgspec.UnsetType = msgspec.UNSET
     """How the reply was picked from several, such as "4 of 5 agree"."""
+    route: str | msgspec.UnsetType = msgspec.UNSET
+    """Why a route chose this model, such as "escalated: mean log probability -1.20 below -0.80"."""
     reasoning_tokens: int | msgspec.UnsetType = msgspec.UNSET
     """Number of tokens of reasoning in `completion_tokens`; unset without reasoning, or if its format is unknown."""
     context_hash: str | msgspec.UnsetType = msgspec.UNSET

@@ -276,6 +276,8 @@ class ConversationPane(ConversationFrame):
         if self._streaming_entry is not None:
             self._streaming_entry.start_streaming()
         self.status_line.start_reply()
+        if self._held_text_timer is not None:  # the second reply of an escalation
+            self._held_text_timer.stop()
         self._held_text_timer = self.set_interval(_HELD_TEXT_INTERVAL_S, self.worker.post_held_text)
 
     def on_earlier_reply_found(self, message: ui_messages.EarlierReplyFound) -> None:

@@ -55,14 +55,17 @@ class ReplyStream:
             for event in reply:
                 self._thinking.add(event)
                 if isinstance(event, events.TurnStarted):
+                    if self.has_started:  # a route escalates: the text so far belongs to the first reply
+                        with self._lock:
+                            self._post_text()
                     self.has_started = True
                     self._post(messages.ReplyStarted(messages.ConversationView.from_session(session), event.reply.id))
                 elif isinstance(event, events.ReplyTextGenerated):
                     self._add_text(event)
                 elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
                     turn = event
-                elif isinstance(event, events.ReplyPicked):
-                    continue  # its note belongs below the picked reply, which is shown at the end
+                elif isinstance(event, (events.ReplyPicked, events.ReplyRouted)):
+                    continue  # its note belongs below the reply, which is shown at the end
                 else:
                     self._post_progress(event)
         finally:
@@ -72,6 +75,8 @@ class ReplyStream:
             self._post(messages.ReplyEnded(turn, messages.ConversationView.from_session(session)))
             if turn.picked is not None:
                 self._post(messages.NoteAdded(events.format_notice(turn.picked)))
+            if turn.routed is not None and turn.routed.notice:
+                self._post(messages.NoteAdded(turn.routed.notice))
         return turn
 
     def _add_text(self, event: ReplyTextGenerated) -> None:

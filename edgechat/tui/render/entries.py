@@ -155,8 +155,9 @@ class MessageEntry(TranscriptEntry):
         origin = describe_origin(self.message, dt.datetime.now().astimezone().date())
         model = escape_controls(self.message.model.removesuffix(".gguf"))
         if count > 1:
-            pick = self.message.stats.pick if self.message.stats is not None else None
-            reason = f" {escape_controls(pick)}" if isinstance(pick, str) else ""
+            stats = self.message.stats
+            texts = [text for text in (stats.pick, stats.route) if isinstance(text, str)] if stats is not None else []
+            reason = "".join(f" {escape_controls(text)}" for text in texts)
             place = f"{self.glyphs.left}{number}/{count}{self.glyphs.right}{reason}"
             names = [place] if origin or not model else [place, model]
             blocks.append(PlainTextLayout(", ".join(names) if reason else " ".join(names), "muted"))

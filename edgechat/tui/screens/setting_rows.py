@@ -34,7 +34,7 @@ GROUPS: Final = (
             "n_threads": "Compute threads",
             "keep_alive": "Keep model loaded (s)", "gpu": "Use a GPU", "prefix_cache": "Prompt cache on disk",
             "speculation": "Speculative decoding", "draft_model": "Draft model", "strict": "Reproducible replies",
-            "remotes": "Remotes",
+            "remotes": "Remotes", "route": "Route",
         },
     ),
     SettingGroup(

@@ -163,6 +163,8 @@ class SettingsScreen(FilterListScreen[None]):
             self._choose_model()
         elif name == "remotes":
             self._show_notice("`edgechat remotes` adds, tests and removes servers.", name)
+        elif name == "route":
+            self._show_notice(f"Change the table [route] in {config_file()}; /model route uses it.", name)
         elif isinstance(value, dict):
             help_key = self.key_label("chat.help")
             self._show_notice(f"Change this table in {config_file()}. {help_key} lists the actions.", name)
