@@ -1,11 +1,13 @@
 """The command line with scripted replies: `python -m tests.cli.scripted_command ask ...`.
 
 Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words), MODEL (the setting, default:
-scripted), and GATE (path of a file that replies wait for after 20 tokens; default: they do not wait).
+scripted), ROUTE (the setting as JSON; if set, it is used), and GATE (path of a file that replies wait for after 20
+tokens; default: they do not wait).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat.bench.scripted_session import Script, ScriptedEngine, ScriptedSession
+from edgechat.chat.commands import load_model
 from edgechat.chat.session import Session
 from edgechat.cli import session_factory
 from edgechat.cli.main import main
@@ -42,9 +45,12 @@ def prepare_session(**options: object) -> tuple[Callable[[], Session], list[str]
         store = open_store()
         latest_id = store.latest_id() if options.get("continue_last") else None
         conversation = store.conversation(latest_id) if latest_id is not None else None
-        return ScriptedSession(
-            store, Settings(titles=False, model=os.environ.get("MODEL", "scripted")), script, conversation
-        )
+        route = json.loads(os.environ.get("ROUTE", "{}"))
+        settings = Settings(titles=False, model=os.environ.get("MODEL", "scripted"), route=route)
+        session = ScriptedSession(store, settings, script, conversation)
+        if route:
+            load_model(session, "route", lambda event: None)
+        return session
 
     return make_session, []
 
