@@ -43,7 +43,7 @@ A question | /earlier | /rename Animals | /pin | /pin | /attach notes.txt | /det
 /attach notes.txt | /detach notes.txt | /export | /export out.json | /export out.json
 /export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3
 /temp 0.7 | /best 3 likely | /edit Another question
-/also starter | /also missing.gguf | /compare 1 5
+/also starter | /also missing.gguf | /compare 1 5 | /hard
 /continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /thinking 500 | /thinking
 /thinking maybe | /docs off | /docs boats | /thinking default | /now | /set temperature 0.2 | /tokens | /temp
 /temperature 0.3 | /temp hot | /persona pirate
