@@ -34,7 +34,7 @@ def routing(
     small: str, large: str, n_threads: int | None, n_tasks: int, min_logprobs: tuple[float, ...], temperature: float,
     *, agree: bool, max_tokens: int, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure accuracy and cost of a route from a small model to a large one.
+    """Measure a route from a small model to a large one.
 
     Both models answer the tasks of `edgechat bench reasoning`. The table shows how often each of them and each route is
     correct, which share of the replies the route escalates, and how many tokens that takes. It shows which min_logprob

@@ -60,7 +60,7 @@ def speculation(
     \b
     drafts    speed with all drafts
     text      speed with drafts from the text only
-    peer      speed of llama-server with the drafter relative to llama-server without
+    peer      speed of llama-server with the drafter relative to without
     to peer   speed with all drafts relative to llama-server with the drafter
     """  # noqa: D301  (click reads the control character)
     from edgechat.bench import draft_models, workloads

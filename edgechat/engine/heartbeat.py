@@ -19,8 +19,11 @@ from edgechat.process import EXIT_STALLED
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 
-# Limits for the time without progress, in ticks: for all work, and for work other than loading, computing and
-# resizing. On a
+# Work that may take long: it computes, or reads or copies much memory.
+LONG_ACTIVITIES: Final = frozenset({
+    Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING, Activity.OPENING_DRAFTER,
+})  # fmt: skip
+# Limits for the time without progress, in ticks: for all work, and for work other than `LONG_ACTIVITIES`. On a
 # Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s and reading 4 GB of saved prefixes from its card 200 s.
 MAX_COMPUTE_TICKS: Final = 900
 MAX_OTHER_TICKS: Final = 300
@@ -57,9 +60,6 @@ class HeartbeatThread:
 
     def _run(self) -> None:
         n_steps, n_ticks, n_other_ticks = 0, 0, 0
-        long_activities = {
-            Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING, Activity.OPENING_DRAFTER,
-        }  # fmt: skip
         while True:
             with self._condition:
                 if not self._n_requests:
@@ -73,7 +73,7 @@ class HeartbeatThread:
                 n_steps, n_ticks, n_other_ticks = self._n_steps, 0, 0
                 continue
             n_ticks += 1
-            n_other_ticks += not activity.read_state().activities & long_activities
+            n_other_ticks += not activity.read_state().activities & LONG_ACTIVITIES
             if n_ticks >= MAX_COMPUTE_TICKS or n_other_ticks >= MAX_OTHER_TICKS:
                 print(f"No progress for {n_ticks * TICK_S:g} s", file=sys.stderr, flush=True)  # noqa: T201  (the log)
                 activity.record_exit(EXIT_STALLED)
