@@ -44,8 +44,9 @@ def list_crashes(target_path: str) -> dict[str, str]:
     crashes = {}
     for key, cause in _read_records().items():
         if key.startswith(start + _SEPARATOR):
-            name = key.rpartition(_SEPARATOR)[2].rpartition(" ")[0]
-            crashes[name or "MTP heads"] = cause
+            draft_key = key.rpartition(_SEPARATOR)[2]
+            name, _, size = draft_key.rpartition(" ")
+            crashes[(name if name and size.isdigit() else draft_key) or "MTP heads"] = cause
     return crashes
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgechat.planner.drafter_plan import DrafterPlan
+from edgechat.runtime.drafter_crashes import record_crash
 from tests.conftest import Cli
+from tests.draft_models import make_llama
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("resident")
@@ -52,6 +56,21 @@ def test_engine_stays_after_ask_and_can_be_stopped(cli: Cli) -> None:
     assert json.loads(stopped.stdout) == {"stopped": [engine["pid"]]}
     assert read_engines(cli) == []
     assert "No engine was stopped" in cli("engine", "stop").stdout
+
+
+def test_status_names_the_model_drafter_and_those_that_crashed(cli: Cli, tmp_path: Path) -> None:
+    target = make_llama(n_layer=4).write(tmp_path / "target.gguf")
+    draft = make_llama(seed=1).write(tmp_path / "draft.gguf")
+    flags = ("--draft-model", str(draft), "--ctx", "1024", "--max-tokens", "4")
+    assert cli("ask", "-m", str(target), *flags, "Hi").returncode == 0
+    assert read_idle_engine(cli)["drafter"] == "draft-model"
+    text = cli("engine", "status").stdout
+    assert "drafts with a draft model" in text
+    assert "does not draft" not in text
+    record_crash(str(target), DrafterPlan(kind="eagle3", model_path=str(tmp_path / "head.gguf")), "SIGSEGV (signal 11)")
+    text = cli("engine", "status").stdout
+    assert "does not draft with head.gguf: the engine died with SIGSEGV (signal 11) in it" in text
+    assert read_engines(cli)[0]["crashed_drafters"] == {"head.gguf": "SIGSEGV (signal 11)"}
 
 
 def test_doctor_explains_why_more_of_the_last_prompt_was_not_cached(cli: Cli) -> None:

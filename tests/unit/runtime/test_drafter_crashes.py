@@ -33,7 +33,8 @@ def test_crash_belongs_to_a_drafter_with_a_target(tmp_path: Path, monkeypatch: p
     assert not find_crash(other, "draft-model", draft)
     assert not find_crash(target, "eagle3", draft)
     assert list_crashes(target) == {"my draft.gguf": "SIGSEGV", "MTP heads": "SIGABRT"}
-    assert not list_crashes(other)
+    record_crash(other, DrafterPlan(kind="eagle3", model_path=str(tmp_path / "missing.gguf")), "SIGBUS")
+    assert list_crashes(other) == {"missing.gguf": "SIGBUS"}
     monkeypatch.setattr(edgechat, "__version__", "99.0")
     assert not find_crash(target, "mtp")
     monkeypatch.undo()
