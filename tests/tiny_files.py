@@ -51,7 +51,7 @@ def make_other_vocabularies() -> dict[str, tuple[Vocabulary, bool]]:
     filler = [(f"filler{i}", gguf.TokenType.NORMAL) for i in range(200)]
     other_text, other_start = list(words), list(words)
     other_text[300] = ("other", words[300][1])
-    other_start[4] = ("other", words[4][1])
+    other_start[4] = ("other", gguf.TokenType.NORMAL)
     return {
         "other text of a token": (Vocabulary(other_text), False),
         "other text of one of the first five tokens": (Vocabulary(other_start), True),

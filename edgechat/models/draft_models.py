@@ -19,11 +19,10 @@ from edgechat.files import JsonFile
 from edgechat.humanize import format_size
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.content_hash import read_stamp
+from edgechat.modelfile.draft_check import find_draft_problem
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.heads import read_heads
-from edgechat.modelfile.heads_check import find_pair_problem
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
 from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
 from edgechat.planner.drafter_plan import DrafterKind
@@ -38,7 +37,7 @@ _MIN_TARGET_BYTES: Final = 250_000_000
 _MAX_COMPARED_MODELS: Final = 4
 _FILE_KINDS: Final = ("model", "heads")
 _MAX_FILE_BYTES: Final = 1 << 20
-_MAX_COMPARISONS: Final = 1000
+_MAX_SAVED_CHECKS: Final = 1000
 
 
 def choose_drafter(
@@ -97,7 +96,7 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
     header = read_header(path)
     check_header(header)
     label, model = library.find_display_name(path), Path(target.path).name
-    problem = _find_problem(header, target)
+    problem = find_draft_problem(header, read_header(Path(target.path)))
     if problem:
         raise ModelFileError(
             f"{label} cannot draft for {model}: it {problem}. Choose another model with --draft-model, "
@@ -109,17 +108,6 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
         kind=_find_kind(header), name=label, profile=ModelProfile.from_header(header), is_required=True,
         reason="chosen by the user",
     )  # fmt: skip
-
-
-def _find_problem(header: ModelHeader, target: ModelProfile) -> str:
-    """Return why a draft model or heads do not fit a target, as a predicate; "" if they do."""
-    if header.kind == "heads":
-        return find_pair_problem(header, read_header(Path(target.path)))
-    if header.kind != "model":
-        return f"is no model, but of the kind {header.kind!r}"
-    if header.is_embedding:
-        return "is an embedding model, which generates no text"
-    return find_vocabulary_difference(read_header(Path(target.path)), header)
 
 
 def _describe_crash(target: ModelProfile, kind: DrafterKind, draft_path: str = "") -> str:
@@ -171,7 +159,7 @@ def _find_heads(target: ModelProfile, models: Iterable[InstalledModel]) -> Draft
             check_header(header)
             heads = read_heads(header)
             is_for_vocabulary = heads is not None and heads.n_vocab == target.n_vocab
-            fits = is_for_vocabulary and not find_pair_problem(header, target_header)
+            fits = is_for_vocabulary and not find_draft_problem(header, target_header)
         except EdgechatError:  # the file was changed or deleted after the scan
             continue
         if heads is not None and fits and not _describe_crash(target, _find_kind(header), str(model.path)):
@@ -194,10 +182,12 @@ def _find_draft_model(
     ]  # fmt: skip
     for model in sorted(candidates, key=lambda m: m.facts.size_bytes)[:_MAX_COMPARED_MODELS]:
         try:
-            if _describe_crash(target, "draft-model", str(model.path)) or _has_other_vocabulary(target, model.path):
+            if _describe_crash(target, "draft-model", str(model.path)):
                 continue
             header = read_header(model.path)
             check_header(header)
+            if not _can_draft(header, target):
+                continue
         except EdgechatError:
             continue
         ratio = target_bytes / max(1, model.facts.size_bytes)
@@ -233,17 +223,15 @@ def _count_bytes_per_token(profile: ModelProfile) -> int:
     return profile.loaded_bytes - expert_bytes + expert_bytes * n_used // profile.n_experts
 
 
-def _has_other_vocabulary(target: ModelProfile, path: Path) -> bool:
-    """Return whether the vocabulary of the model at `path` does not match that of the target.
-
-    The result is saved, because the comparison reads both vocabularies.
-    """
-    file = JsonFile(paths.cache_dir() / "vocabularies.json", dict[str, bool], max_bytes=_MAX_FILE_BYTES)
-    comparisons = file.read() or {}
-    stamps = f"{target.path} {read_stamp(Path(target.path))} {path} {read_stamp(path)}"
+def _can_draft(header: ModelHeader, target: ModelProfile) -> bool:
+    """Return whether a model can draft for the target. The result is saved, because the check reads vocabularies."""
+    file = JsonFile(paths.cache_dir() / "draft-models.json", dict[str, bool], max_bytes=_MAX_FILE_BYTES)
+    results = file.read() or {}
+    target_path, path = Path(target.path), Path(header.path)
+    stamps = f"{target_path} {read_stamp(target_path)} {path} {read_stamp(path)}"
     key = hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()[:32]
-    if key not in comparisons:
-        difference = find_vocabulary_difference(read_header(Path(target.path)), read_header(path))
-        comparisons = dict([*comparisons.items(), (key, bool(difference))][-_MAX_COMPARISONS:])
-        file.save(comparisons)
-    return comparisons[key]
+    if key not in results:
+        can_draft = not find_draft_problem(header, read_header(target_path))
+        results = dict([*results.items(), (key, can_draft)][-_MAX_SAVED_CHECKS:])
+        file.save(results)
+    return results[key]

@@ -11,13 +11,11 @@ import msgspec
 
 from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.checks import check_header
+from edgechat.modelfile.draft_check import find_draft_problem
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.heads import read_heads
-from edgechat.modelfile.heads_check import find_pair_problem
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
-from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.planner.drafter_plan import EAGLE3_UBATCH, DrafterKind, DrafterPlan
 from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.planner.mapped_file import list_unused_ranges
@@ -52,7 +50,6 @@ class DrafterSource:
     def _read_header(self) -> ModelHeader:
         header = read_header(Path(self.plan.model_path))
         check_header(header)
-        check_vocabulary(header)
         return header
 
     @property
@@ -134,11 +131,10 @@ class DraftModel(DrafterSource):
 
     def check(self, target_header: ModelHeader) -> None:
         header = self._read_header()
-        heads = read_heads(header)
-        if header.is_embedding or header.kind != "model" or (heads is not None and heads.is_separate):
+        if header.kind != "model":
             raise PlanError(f"{header.path} does not generate text. Choose another draft model.")
-        if difference := find_vocabulary_difference(target_header, header):
-            raise PlanError(f"{header.path} cannot draft for {target_header.path}: it {difference}.")
+        if problem := find_draft_problem(header, target_header):
+            raise PlanError(f"{header.path} cannot draft for {target_header.path}: it {problem}.")
 
     def load(self) -> None:
         super().load()
@@ -294,5 +290,5 @@ def _check_heads(header: ModelHeader, target_header: ModelHeader, kind: str) -> 
     heads = read_heads(header)
     if heads is None or heads.kind != kind:
         raise PlanError(f"{header.path} contains no heads of the kind {kind}. Choose another file of heads.")
-    if problem := find_pair_problem(header, target_header):
+    if problem := find_draft_problem(header, target_header):
         raise PlanError(f"{header.path} {problem}. Choose another file of heads.")

@@ -11,8 +11,8 @@ import pytest
 from edgechat.catalogue import library
 from edgechat.config import Settings
 from edgechat.errors import EdgechatError, ModelFileError
+from edgechat.modelfile.draft_check import find_draft_problem
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.split import read_header
 from edgechat.models import draft_models
 from edgechat.models.draft_models import add_drafters, add_own_heads, choose_drafter
@@ -78,7 +78,7 @@ def test_another_vocabulary_is_never_chosen(folder: Path) -> None:
     target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
     for name, (vocabulary, fits) in make_other_vocabularies().items():
         small = make_llama(n_layer=SMALL, vocabulary=vocabulary).write(folder / "small.gguf")
-        assert (not find_vocabulary_difference(read_header(target), read_header(small))) == fits, name
+        assert (not find_draft_problem(read_header(small), read_header(target))) == fits, name
         assert (choose(target).kind == "draft-model") == fits, name
         if fits:
             assert choose(target, draft_model="small").kind == "draft-model"
@@ -97,9 +97,9 @@ def test_vocabularies_are_compared_once_for_each_version_of_the_files(
 
     def compare(*headers: Any) -> str:
         calls.append(headers)
-        return find_vocabulary_difference(*headers)
+        return find_draft_problem(*headers)
 
-    monkeypatch.setattr(draft_models, "find_vocabulary_difference", compare)
+    monkeypatch.setattr(draft_models, "find_draft_problem", compare)
     assert [choose(target).kind for _ in range(3)] == ["draft-model"] * 3
     assert len(calls) == 1
     other_vocabulary, _ = make_other_vocabularies()["other BOS"]
@@ -119,6 +119,15 @@ def test_installed_heads_that_fit_are_chosen_before_a_draft_model(folder: Path) 
     choice = choose(target)
     assert (choice.kind, choice.name) == ("eagle3", "heads")
     assert choose(target, draft_model="heads").is_required
+
+
+def test_heads_that_the_engine_would_refuse_are_not_chosen(folder: Path) -> None:
+    target = make_llama(n_layer=LARGE).write(folder / "target.gguf")
+    make_llama(n_layer=SMALL).write(folder / "small.gguf")
+    heads = make_eagle3(layers=(1, 2, LARGE)).write(folder / "heads.gguf")
+    assert choose(target).kind == "draft-model", "llama.cpp does not expose the last layer of the architecture"
+    with pytest.raises(ModelFileError, match=r"heads cannot draft for target\.gguf: it reads layers .* does not expose"):
+        choose(target, draft_model=str(heads))
 
 
 @pytest.mark.parametrize(
