@@ -89,6 +89,8 @@ def find_load_warnings(
     is_drafter_named = settings.draft_model not in {AUTO, OFF}
     if is_drafter_named and load_plan.speculation and load_plan.drafter is None and "drafter" in load_plan.reasons:
         warnings.append(f"Decoding without the draft model: {load_plan.reasons['drafter']}.")
+    if model_properties.drafter_error:
+        warnings.append(f"Decoding without the model drafter: {model_properties.drafter_error}")
     if model_properties.chat_template is None and not model_properties.is_embedding:
         warnings.append(
             f"{model_path.name} has no chat template; edgechat uses the format {renderer.PLAIN_TEMPLATE_NAME!r}, which "

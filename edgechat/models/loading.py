@@ -78,11 +78,13 @@ def load_model(
             if _is_out_of_memory(error):  # other programs may have taken memory since the plan was made
                 machine = current_machine(settings, profile.path, engine.pid, gpus)
             if reason := _find_drafter_crash(load_plan):
-                warnings.append(f"Decoding without the model drafter: {reason}.")
+                if not drafter.is_required:  # `find_load_warnings` reports a drafter that the user named
+                    warnings.append(f"Decoding without the model drafter: {reason}.")
                 reasons = load_plan.reasons | {"drafter": reason}
                 load_plan = msgspec.structs.replace(load_plan, drafter=None, reasons=reasons)
+                drafter = DrafterChoice(reason=reason)
                 continue
-            retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt)
+            retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt, drafter)
             if retry_plan is None:
                 raise
             warnings.append(_format_retry_warning(error, load_plan, retry_plan))
@@ -245,13 +247,21 @@ def _make_retry_plan(
     failed_plan: LoadPlan,
     n_ctx: int | None,
     attempt: int,
+    drafter: DrafterChoice,
 ) -> LoadPlan | None:
-    """Return the plan for the next attempt (fewer GPU layers, no GPU, or less CPU memory); None if no retry is left."""
+    """Return the plan for the next attempt (fewer GPU layers, no GPU, or less CPU memory); None if no retry is left.
+
+    A plan without the GPU includes `drafter` if there is room; the others are smaller by the memory of the drafter.
+    """
     if failed_plan.options.n_gpu_layers:
         if attempt == 0 and not machine.gpu_is_unified:
             return make_smaller_plan(profile, machine, failed_plan, n_ctx)
         machine_without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
-        return plan(profile, machine_without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation)
+        return plan(
+            profile, machine_without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation,
+            extra_bytes=observed_memory.extra_bytes(profile.path),
+            longest_n_ctx=context_limits.read_limit(profile.path), drafter=drafter,
+        )  # fmt: skip
     return make_smaller_plan(profile, machine, failed_plan, n_ctx) if _is_out_of_memory(error) else None
 
 

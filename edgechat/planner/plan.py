@@ -111,13 +111,15 @@ def make_smaller_plan(
     """
     failed_estimate, growth = failed_plan.estimate, failed_plan.growth
     failed_bytes = growth.compute_bytes(growth.initial_n_ctx) if growth is not None else failed_estimate.total
+    drafter = _NO_MEMORY_DRAFTER
+    if failed_plan.drafter is None:
+        drafter = DrafterChoice(reason=failed_plan.reasons.get("drafter", ""))
     for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
         buffers = estimate_buffers(profile, variant.options)
         memory = estimate(profile, variant.options, buffers, is_unified=machine.gpu_is_unified)
         is_same = variant.options == msgspec.structs.replace(failed_plan.options, n_rs_seq=0)
         if (is_same and failed_plan.drafter is None) or not _fits(memory, variant.options, machine):
             continue
-        drafter = NO_DRAFTER if failed_plan.drafter is None else _NO_MEMORY_DRAFTER
         smaller_plan = _make_load_plan(
             profile, machine, variant, memory, buffers, drafter=drafter if failed_plan.speculation else None,
             n_ctx=n_ctx,

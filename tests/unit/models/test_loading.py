@@ -170,7 +170,7 @@ def test_kill_at_the_planned_length_raises_the_estimate() -> None:
 @pytest.mark.parametrize(("n_ctx", "n_warnings"), [(8192, 0), (16384, 1)])
 def test_context_beyond_the_training_length_is_a_warning(n_ctx: int, n_warnings: int) -> None:
     load_plan = plan(llama(n_ctx_train=8192), machine(64 * GIB), n_ctx=n_ctx)
-    properties: Any = SimpleNamespace(n_ctx=n_ctx, n_ctx_train=8192, chat_template="template")
+    properties: Any = SimpleNamespace(n_ctx=n_ctx, n_ctx_train=8192, chat_template="template", drafter_error="")
     warnings = load_records.find_load_warnings(Settings(n_ctx=n_ctx), Path("m.gguf"), properties, load_plan)
     assert len(warnings) == n_warnings
     assert all(w.startswith("m.gguf was trained with 8,192 tokens; edgechat extends its context") for w in warnings)
@@ -182,6 +182,41 @@ def test_a_named_draft_model_without_room_is_a_warning(name: str, is_told: bool)
         kind="draft-model", name="small", profile=llama(GIB), reason="chosen by the user", is_required=name == "small"
     )
     load_plan = plan(llama(), machine(plan(llama(), machine(64 * GIB)).estimate.total), drafter=choice)
-    properties: Any = SimpleNamespace(n_ctx=4096, n_ctx_train=4096, chat_template="", is_embedding=False)
+    properties: Any = SimpleNamespace(
+        n_ctx=4096, n_ctx_train=4096, chat_template="", is_embedding=False, drafter_error=""
+    )
     warnings = load_records.find_load_warnings(Settings(draft_model=name), Path("m.gguf"), properties, load_plan)
     assert any("Decoding without the draft model: small needs" in warning for warning in warnings) == is_told
+
+
+@pytest.mark.parametrize("name", ["small", "auto"])
+def test_a_drafter_that_the_engine_could_not_open_is_a_warning(name: str) -> None:
+    properties: Any = SimpleNamespace(
+        n_ctx=4096, n_ctx_train=4096, chat_template="", drafter_error="small.gguf is damaged. Download it again."
+    )
+    load_plan = plan(llama(), machine(64 * GIB))
+    warnings = load_records.find_load_warnings(Settings(draft_model=name), Path("m.gguf"), properties, load_plan)
+    assert warnings == ["Decoding without the model drafter: small.gguf is damaged. Download it again."]
+
+
+def test_cpu_plan_after_a_gpu_failure_has_the_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = DrafterChoice(
+        kind="draft-model", name="small", profile=llama(GIB // 4), reason="chosen by the user", is_required=True
+    )
+    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)
+    monkeypatch.setattr(loading, "current_machine", lambda *_: gpu_machine)
+    monkeypatch.setattr(loading, "choose_drafter", lambda *_: choice)
+    engine = DyingEngine(real_bytes=64 * GIB, unknown_bytes=0)
+    load_in_engine = engine.load
+
+    def load_on_cpu(request: protocol.Load, on_event: object) -> Any:
+        result = load_in_engine(request, on_event)
+        if request.plan.options.n_gpu_layers:
+            raise EngineDiedError("The engine process died: SIGSEGV (signal 11)", -11)
+        return result
+
+    monkeypatch.setattr(engine, "load", load_on_cpu)
+    load(engine)
+    assert [bool(p.options.n_gpu_layers) for p in engine.plans] == [True, True, False]
+    assert engine.plans[-1].drafter is not None
+    assert engine.plans[-1].reasons["drafter"].startswith("small, chosen by the user")

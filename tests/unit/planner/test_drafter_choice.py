@@ -178,6 +178,14 @@ def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
     assert "memory ran out" in second.reasons["drafter"]
 
 
+def test_the_reason_for_no_drafter_remains_in_a_smaller_plan() -> None:
+    choice = DrafterChoice(reason="small needs 9 GB, and only 1 GB are left for it")
+    small_machine = machine(GIB * 3 // 2)
+    smaller_plan = make_smaller_plan(llama(), small_machine, plan(llama(), small_machine, drafter=choice))
+    assert smaller_plan is not None
+    assert smaller_plan.reasons["drafter"] == choice.reason
+
+
 def large_draft_model() -> DrafterChoice:
     return msgspec.structs.replace(draft_model(), profile=llama(GIB, path="small.gguf"))
 
