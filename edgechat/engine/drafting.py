@@ -20,7 +20,7 @@ from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation import profile
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.batch_speculator import BatchSpeculator
-from edgechat.speculation.calibration import Calibration, CalibrationCounts
+from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.corpus import Corpus, CorpusDrafter
 from edgechat.speculation.drafter import Drafter, LivePool, ModelDrafter, PooledDrafter
@@ -92,6 +92,7 @@ class DraftManager:
         self._drafter: ModelDrafter | None = None
         self._must_measure_drafter = False
         self._model = self._open_model(load.plan.drafter, open_drafter)
+        self._rates = profile.LearnedRates(self._profile, self._model.profile if self._model is not None else None)
         self.batch_speculator = BatchSpeculator(self._profile.find_batch_costs, self._model, context.max_outputs)
         """Chooses the drafts of several sequences in one batch."""
 
@@ -133,14 +134,9 @@ class DraftManager:
         if not params.speculate or not self._sizes or params.n_sequences > MAX_DRAFTED_SEQS:
             return None
         is_sampled = params.sampling.temperature > 0
-        acceptance = self._profile.sampled_acceptance if is_sampled else self._profile.greedy_acceptance
-        counts = CalibrationCounts()
-        if self._model is not None:
-            counts = self._model.profile.sampled if is_sampled else self._model.profile.greedy
-        if params.conversation:
-            self._has_unsaved_profile = True
-        else:  # an unsaved conversation must not change the profile
-            acceptance, counts = acceptance.copy(), counts.copy()
+        is_saved = bool(params.conversation) and not params.ephemeral
+        self._has_unsaved_profile |= is_saved
+        acceptance, counts = self._rates.find(is_sampled=is_sampled, is_saved=is_saved)
         is_end_token = self._context.model.is_eog if not params.ignore_eog else None
 
         def make_speculator() -> Speculator:

@@ -141,8 +141,9 @@ class NativeDrafter:
         return len(update.pending) if update is not None else 0
 
     def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
-        """Draft for several sequences at once, by sequence; a sequence without a draft is missing in the result.
+        """Draft for several sequences at once, by sequence.
 
+        A sequence for which no draft is possible is missing in the result; a draft that the model ends at once is empty.
         At most `n_seqs` sequences of the plan get a draft. Raises DecodeAborted after an abort of the target, and
         DrafterError if llama.cpp fails or the memory cannot be allocated again; the drafter can be used afterwards.
         """
@@ -167,7 +168,7 @@ class NativeDrafter:
             raise DrafterError(f"The drafter failed: {error or 'out of memory'}") from error
         for finished, chain in zip(prepared.values(), chains, strict=True):
             self._finish(context, finished, chain)
-        return {seq: chain for seq, chain in zip(prepared, chains, strict=True) if chain.tokens}
+        return dict(zip(prepared, chains, strict=True))
 
     def _reopen(self) -> DrafterContext:
         """Return the context; if it was freed because the target's context was replaced, open it again."""

@@ -202,7 +202,10 @@ class ModelDrafter(Protocol):
         """Return how many tokens of sequence `seq` the model must compute before it can draft."""
 
     def draft(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, DraftedTokens]:
-        """Draft for several sequences at once, by sequence; a sequence without a draft is missing in the result."""
+        """Draft for several sequences at once, by sequence.
+
+        A sequence for which no draft is possible is missing in the result; a draft that the model ends at once is empty.
+        """
 
     def sleep(self) -> None:
         """Free the memory of the drafter until the next `wake`."""

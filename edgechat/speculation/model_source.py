@@ -143,7 +143,9 @@ class ModelSource:
     def draft(
         self, choice: ModelChoice, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int
     ) -> dict[int, Draft]:
-        """Ask the model for drafts, by sequence; a sequence without a draft is missing. Sets `draft_s`.
+        """Ask the model for drafts, by sequence. Sets `draft_s`.
+
+        A sequence for which the model cannot draft is missing; a draft that the model ended at once has no tokens.
 
         An error of the drafter is reported once, and it is not used any more.
         """
@@ -169,9 +171,9 @@ class ModelSource:
             return {}
         finally:
             self.draft_s, self.is_disturbed = stop_timer()
-        self.profile.schedule.record_draft(pays=choice.pays)
-        if not n_pending:
+        if not n_pending or not drafts:
             return {}
+        self.profile.schedule.record_draft(pays=choice.pays)
         checked = {seq: self._check(draft, requests[seq]) for seq, draft in drafts.items() if seq in requests}
         n_steps = max((len(draft.tokens) for draft in checked.values()), default=0)
         # The model computes a token more than it drafts if it ends a draft early.
@@ -179,7 +181,7 @@ class ModelSource:
         self.profile.costs.record(
             n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed
         )  # fmt: skip
-        return {seq: draft for seq, draft in checked.items() if draft.tokens}
+        return checked
 
     def measure(self, seq: int, next_token: int) -> None:
         """Measure the costs of a draft after the text of `seq`, which `next_token` continues, and discard the draft.

@@ -12,7 +12,7 @@ import msgspec
 from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
-from edgechat.speculation.calibration import N_POSITIONS, PROBABILITY_BOUNDS
+from edgechat.speculation.calibration import N_POSITIONS, PROBABILITY_BOUNDS, CalibrationCounts
 from edgechat.speculation.drafter import N_TEXT_SOURCES
 from edgechat.speculation.model_source import DrafterProfile
 from edgechat.speculation.step_costs import (
@@ -71,6 +71,32 @@ class SpeculationProfile:
         while len(self.drafters) > _MAX_DRAFTERS:
             del self.drafters[next(iter(self.drafters))]
         return self.drafters[name]
+
+
+class LearnedRates:
+    """Acceptance rates that replies change: those of the profile for replies that may be saved, others for the rest.
+
+    The rates of unsaved replies start as a copy of the profile, and all unsaved replies share them until the model is
+    unloaded. A copy for each reply would learn nothing: drafts that never succeed would cost every reply the same time.
+    """
+
+    def __init__(self, profile: SpeculationProfile, drafter: DrafterProfile | None) -> None:
+        """`drafter` is the profile of the model drafter; None without one."""
+        self._profile = profile
+        self._drafter = drafter or DrafterProfile()
+        self._unsaved: dict[bool, tuple[Acceptance, CalibrationCounts]] = {}
+        """Rates of unsaved replies, by whether they are sampled."""
+
+    def find(self, *, is_sampled: bool, is_saved: bool) -> tuple[Acceptance, CalibrationCounts]:
+        """Return the rates of drafts from texts and of those from the model, which a reply reads and changes."""
+        profile, drafter = self._profile, self._drafter
+        acceptance = profile.sampled_acceptance if is_sampled else profile.greedy_acceptance
+        counts = drafter.sampled if is_sampled else drafter.greedy
+        if is_saved:
+            return acceptance, counts
+        if is_sampled not in self._unsaved:
+            self._unsaved[is_sampled] = acceptance.copy(), counts.copy()
+        return self._unsaved[is_sampled]
 
 
 def load_profile(path: Path) -> SpeculationProfile:

@@ -149,7 +149,7 @@ class Speculator:
         best_length, best_gain = n_text_tokens, text_gain * text_cost / (text_cost + draft_cost)
         if text_cost + draft_cost > max_cost:  # the draft of the model took longer than it was expected to
             best_length, best_gain = 0, 1 / (1 + draft_cost)
-        if draft is None:
+        if draft is None or not draft.tokens:
             return best_length
         is_best = not best_length
         for size, expected in sum_by_size(controller.estimate_chain(draft, is_cautious=False)).items():
@@ -194,9 +194,13 @@ class Speculator:
         )
 
     def set_model_draft(self, draft: Draft | None, n_requested: int, draft_s: float) -> None:
-        """Set what the model drafted in this step, when it was asked for `n_requested` tokens; it took `draft_s`."""
-        self._model_draft, self._n_requested, self.draft_s = None, n_requested, draft_s
+        """Set what the model drafted in this step, when it was asked for `n_requested` tokens; it took `draft_s`.
+
+        `draft` has no tokens if the model ended it at once, and is None if the model could not draft.
+        """
+        self._model_draft, self._n_requested, self.draft_s = None, 0, draft_s
         if draft is not None:
+            self._n_requested = n_requested
             draft = self._cut_at_end_token(draft)
             self._model_draft = draft._replace(model_probabilities=draft.model_probabilities[: len(draft.tokens)])
         elif self.model is not None and not self.model.is_usable:

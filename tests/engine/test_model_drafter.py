@@ -112,7 +112,7 @@ def test_probabilities_are_those_of_the_largest_logits(native: Bindings, tmp_pat
         result = run.drafter.draft({0: DraftRequest(run.next_tokens[0], 3)})[0]
         assert len(result.tokens) == len(result.probabilities) == 3
         assert all(0.9 < p <= 1 for p in result.probabilities)
-        assert run.draft(min_probability=1.1) == {}
+        assert run.draft(min_probability=1.1) == {0: []}
 
 
 def test_draft_ends_before_an_end_token_unless_it_is_ignored(native: Bindings, tmp_path: Path) -> None:

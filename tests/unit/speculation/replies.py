@@ -10,7 +10,8 @@ from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import FROM_CONTEXT, Draft, DraftRequest, ModelDraft
-from edgechat.speculation.model_source import DrafterProfile, ModelSource
+from edgechat.speculation.model_source import ModelSource
+from edgechat.speculation.profile import LearnedRates, SpeculationProfile
 from edgechat.speculation.speculator import Speculator
 from tests.unit.speculation.costs import costs_of
 
@@ -70,6 +71,7 @@ class ScriptedModel:
         self.n_calls = 0
         self.is_awake = True
         self.n_sleeps = 0
+        self.can_draft = self.can_wake = True
 
     def count_pending(self, seq: int) -> int:
         return min(self.reader.position - self.n_known, 256)
@@ -77,6 +79,8 @@ class ScriptedModel:
     def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
         assert self.is_awake
         self.n_calls += 1
+        if not self.can_draft:
+            return {}
         [(seq, request)] = requests.items()
         pending = self.count_pending(seq)
         if request.max_pending is not None:
@@ -98,9 +102,9 @@ class ScriptedModel:
         self.n_sleeps += 1
 
     def wake(self) -> bool:
-        self.is_awake = True
+        self.is_awake = self.can_wake
         self.n_known = -200
-        return True
+        return self.is_awake
 
     def start_timer(self) -> Callable[[], tuple[float, bool]]:
         started_s = self.now_s
@@ -113,8 +117,9 @@ class Replay:
     def __init__(self, ratios: dict[int, float]) -> None:
         self.reader = ReplyReader()
         self.costs = FixedStepCosts(costs_of(ratios))
-        self.acceptance = Acceptance()
-        self.profile = DrafterProfile()
+        self.speculation_profile = SpeculationProfile()
+        self.profile = self.speculation_profile.find_drafter("a model")
+        self.rates = LearnedRates(self.speculation_profile, self.profile)
         self.model: ScriptedModel | None = None
         self.source: ModelSource | None = None
         self.costs_of_replies: list[float] = []
@@ -125,7 +130,7 @@ class Replay:
         self.source = ModelSource(self.model, self.profile, N_VOCAB, self.model.start_timer)
         return self.model
 
-    def run(self, n_tokens: int, texts: Sequence[tuple[IsRight, int]] = ()) -> Speculator:
+    def run(self, n_tokens: int, texts: Sequence[tuple[IsRight, int]] = (), *, is_saved: bool = True) -> Speculator:
         """Replay a reply of `n_tokens`; `texts` are text drafters: where they are right, and the match they claim."""
         rng = random.Random(n_tokens)
         reader, costs = self.reader, self.costs
@@ -133,8 +138,8 @@ class Replay:
         if self.model is not None:
             self.model.n_known = -200
         drafters = [ScriptedText(reader, is_right, match_length) for is_right, match_length in texts]
-        calibration = Calibration(self.profile.greedy)
-        controller = DraftController(Acceptance(self.acceptance.counts), costs, calibration)
+        acceptance, counts = self.rates.find(is_sampled=False, is_saved=is_saved)
+        controller = DraftController(Acceptance(acceptance.counts), costs, Calibration(counts))
         speculator = Speculator(drafters, controller, model=self.source)
         speculator.start([reader.reply[0]])
         cost = 0.0

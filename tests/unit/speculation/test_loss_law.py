@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from edgechat.speculation.calibration import CalibrationCounts
 from tests.unit.speculation.costs import STAIRCASE, STEEP
 from tests.unit.speculation.replies import IsRight, Replay
 
@@ -111,6 +112,17 @@ def test_useless_model_is_asked_ever_more_rarely_and_frees_its_memory() -> None:
     assert model.n_sleeps > 0
     assert replay.profile.schedule.interval >= 2048
     assert max(replay.costs_of_replies[-30:]) <= 1.015
+
+
+def test_replies_that_are_not_saved_teach_the_next_ones() -> None:
+    """A server saves no reply: each one would begin with the same hopeful prior, if it had rates of its own."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(never, step_cost=0.3)
+    for _ in range(60):
+        replay.run(300, is_saved=False)
+    assert model.n_sleeps > 0
+    assert max(replay.costs_of_replies[-30:]) <= 1.015
+    assert replay.profile.greedy == CalibrationCounts()
 
 
 def test_model_that_gets_useful_is_found_again() -> None:

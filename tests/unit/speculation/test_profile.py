@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.speculation.drafter import FROM_CORPUS
-from edgechat.speculation.profile import SpeculationProfile, load_profile, save_profile
+from edgechat.speculation.profile import LearnedRates, SpeculationProfile, load_profile, save_profile
 
 NEW = SpeculationProfile()
 
@@ -31,6 +31,23 @@ def test_saved_profile_is_loaded(tmp_path: Path) -> None:
     assert reloaded.costs.ratio(4, 600) == pytest.approx(2.0)
     assert list(path.parent.iterdir()) == [path]
     save_profile(profile, path / "below a file")  # impossible path: ignored
+
+
+def test_unsaved_replies_share_rates_that_are_not_those_of_the_profile() -> None:
+    profile = SpeculationProfile()
+    drafter = profile.find_drafter("a model")
+    drafter.greedy.positions[0].add(96, is_accepted=True)
+    rates = LearnedRates(profile, drafter)
+    assert rates.find(is_sampled=False, is_saved=True) == (profile.greedy_acceptance, drafter.greedy)
+    assert rates.find(is_sampled=True, is_saved=True) == (profile.sampled_acceptance, drafter.sampled)
+    acceptance, counts = rates.find(is_sampled=False, is_saved=False)
+    assert counts == drafter.greedy
+    acceptance.record(FROM_CORPUS, 3, is_accepted=False)
+    counts.positions[0].add(96, is_accepted=False)
+    assert drafter.greedy.positions[0].n_rejected == 0
+    assert profile.greedy_acceptance.probabilities == NEW.greedy_acceptance.probabilities
+    assert rates.find(is_sampled=False, is_saved=False) == (acceptance, counts)
+    assert rates.find(is_sampled=True, is_saved=False)[0] is not acceptance
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""Model drafter as a source of drafts: what counts as a draft, and what a reply learns from it."""
+
+from __future__ import annotations
+
+from edgechat.speculation.calibration import CalibrationCounts
+from edgechat.speculation.drafter import FROM_MODEL
+from edgechat.speculation.trial_schedule import TrialSchedule
+from tests.unit.speculation.costs import STAIRCASE
+from tests.unit.speculation.replies import Replay
+
+
+def test_drafts_that_are_not_possible_do_not_count_as_rejected() -> None:
+    """Heads cannot draft before the first step after a prompt from the cache, or after they were woken."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1)
+    model.can_draft = False
+    replay.run(40)
+    assert model.n_calls > 10
+    assert replay.profile.greedy == CalibrationCounts()
+    assert replay.profile.schedule == TrialSchedule(n_waited=39)
+    model.can_draft = True
+    assert replay.run(100).stats.accepted_by_source[FROM_MODEL] > 50
+
+
+def test_drafts_that_the_model_ends_at_once_count_as_rejected() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1, probability=lambda _position, _is_right: 0.0)
+    replay.run(40)
+    assert model.n_calls > 0
+    assert replay.profile.greedy.positions[0].n_rejected > 0
+
+
+def test_model_that_cannot_be_woken_learns_nothing() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1)
+    assert replay.source is not None
+    replay.source.sleep()
+    model.can_wake = False
+    replay.profile.schedule.n_waited = replay.profile.schedule.interval
+    replay.run(100)
+    assert replay.profile.greedy == CalibrationCounts()
+    assert replay.profile.schedule.interval > TrialSchedule().interval
