@@ -143,7 +143,7 @@ class NativeDrafter:
     def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
         """Draft for several sequences at once, by sequence.
 
-        A sequence for which no draft is possible is missing in the result; a draft that the model ends at once is empty.
+        A sequence for which no draft is possible is missing in the result; one that the model ends at once is empty.
         At most `n_seqs` sequences of the plan get a draft. Raises DecodeAborted after an abort of the target, and
         DrafterError if llama.cpp fails or the memory cannot be allocated again; the drafter can be used afterwards.
         """
@@ -208,13 +208,15 @@ class NativeDrafter:
         update = plan()
         if update is None:
             return None
+        # Rows first: if an abort ends their conversion, the memory is still that which the window describes.
+        rows = self._join_rows(context, seq, update.start)
         if not _remove(context, slot, window, update):
             context.remove(slot, -1)
             window.clear()
             update = plan()
             if update is None:
                 return None
-        rows = self._join_rows(context, seq, update.start)
+            rows = self._join_rows(context, seq, update.start)
         window.apply(update)
         pending = self._source.replace_unknown(update.pending)
         chain_slot = slot + self._plan.n_seqs if self._source.has_state else slot

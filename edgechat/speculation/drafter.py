@@ -204,7 +204,7 @@ class ModelDrafter(Protocol):
     def draft(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, DraftedTokens]:
         """Draft for several sequences at once, by sequence.
 
-        A sequence for which no draft is possible is missing in the result; a draft that the model ends at once is empty.
+        A sequence for which no draft is possible is missing in the result; one that the model ends at once is empty.
         """
 
     def sleep(self) -> None:

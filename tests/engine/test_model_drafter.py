@@ -277,6 +277,31 @@ def _abort_while_drafting(run: DraftRun) -> None:
     native.edgechat_abort_flag_set(flag, 0)
 
 
+def test_abort_while_rows_are_converted(
+    native: Bindings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The window describes the cells of the drafter also after an abort in the encoder of EAGLE-3."""
+
+    def abort(*_arguments: Any) -> bytes:
+        raise DecodeAborted
+
+    with open_run(native, *_order(write_pair("eagle3", tmp_path), "eagle3")) as run:
+        run.prefill(PROMPT)
+        run.generate(30)
+        run.context.drop(0)
+        other = [1, *CYCLE[80:120]]
+        run.prefill(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(run.drafter._source, "encode", abort)
+            with pytest.raises(DecodeAborted):
+                run.draft()
+        context, window = run.drafter.context, run.drafter._windows[0]
+        assert context is not None
+        n_positions = native.llama.llama_memory_seq_pos_max(context._memory, 0) + 1
+        assert n_positions == window._start + len(window._tokens) - window._origin
+        assert run.generate(30) == follow_chain(other[-1], 30)
+
+
 @pytest.mark.parametrize("architecture", ["mamba", "hybrid"])
 def test_abort_of_a_draft_model_with_a_state(architecture: Kind, native: Bindings, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "model.gguf", architecture)
