@@ -73,5 +73,13 @@ def test_chat_without_a_remote_imports_nothing_of_remotes() -> None:
         "import edgechat.chat.session, edgechat.chat.model_targets, edgechat.tui.app, edgechat.cli.ask, "
         "edgechat.cli.session_factory, edgechat.config"
     )
-    names = ("edgechat.remote.", "edgechat.chat.remote_", "edgechat.catalogue.download.http", "httpx2", "keyring")
+    names = (
+        "edgechat.remote.",
+        "edgechat.chat.remote_",
+        "edgechat.catalogue.download.http",
+        "httpx2",
+        "keyring",
+        "edgechat.route_settings",
+        "edgechat.chat.route",
+    )
     assert not [module for module in loaded if module.startswith(names)]
