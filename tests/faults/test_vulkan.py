@@ -313,6 +313,7 @@ def test_wrong_shader_is_refused_with_its_product_row_and_column(
     assert "column 0 is" in verdict.reason
 
 
+@pytest.mark.exhaustive
 def test_all_types_that_finish_in_ten_minutes_pass(machine: None) -> None:
     verdict = check(gpu_probe.ALL)
     assert verdict.is_usable, verdict.reason
