@@ -142,13 +142,12 @@ def _measure_case(
     plan = make_manual_plan(
         profile.path, n_threads=os.cpu_count() or 1, drafter=drafter, **msgspec.structs.asdict(options)
     )
-    drafter_bytes = drafter.total if drafter is not None else 0
     return MemoryCase(
         model=Path(profile.path).name, options=options,
         estimate=estimate(
-            profile, options, convert_reported_buffers(profile, options, probe.memory), drafter_bytes=drafter_bytes
+            profile, options, convert_reported_buffers(profile, options, probe.memory), drafter=drafter
         ),
-        formula_bytes=estimate(profile, options, drafter_bytes=drafter_bytes).total,
+        formula_bytes=estimate(profile, options, drafter=drafter).total,
         drafter=(Path(drafter.model_path).name or drafter.kind) if drafter is not None else "",
         peak_bytes=_measure_peak_bytes(plan),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.kv_memory import CELL_MULTIPLE
 from edgechat.planner.memory import BufferSizes, LoadOptions, MemoryEstimate, estimate, estimate_context_buffers
 
@@ -65,13 +66,13 @@ class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan_growth(
     profile: ModelProfile, options: LoadOptions, buffers: BufferSizes, memory: MemoryEstimate, available_bytes: int,
-    longest_n_ctx: int, draft_tokens: int = 0,
+    longest_n_ctx: int, draft_tokens: int = 0, drafter: DrafterPlan | None = None,
 ) -> ContextGrowth | None:  # fmt: skip
     """Return how the context of a plan with `options` grows; None if its length is fixed.
 
-    `memory` is the estimate of the plan with `buffers` and `draft_tokens`. The largest context is the longest one up to
-    `longest_n_ctx` whose memory fits in `available_bytes`, together with the copy of all sequences that a resize needs.
-    If even the planned context does not fit with this copy, its length is fixed.
+    `memory` is the estimate of the plan with `buffers`, `draft_tokens` and `drafter`. The largest context is the
+    longest one up to `longest_n_ctx` whose memory fits in `available_bytes`, together with the copy of all sequences
+    that a resize needs. If even the planned context does not fit with this copy, its length is fixed.
     """
     if profile.is_embedding or any(_LENGTH_DEPENDENT_TENSOR in tensor.name for tensor in profile.tensors):
         return None
@@ -89,7 +90,8 @@ def plan_growth(
         )
         total_bytes = estimate(
             profile, resized_options, resized_buffers, extra_bytes=memory.observed_excess,
-            is_unified=memory.is_unified, draft_tokens=draft_tokens, drafter_bytes=memory.drafter,
+            is_unified=memory.is_unified, draft_tokens=draft_tokens,
+            drafter=drafter.resize_target(n_ctx - options.n_ctx) if drafter is not None else None,
         ).total  # fmt: skip
         return total_bytes, sizes.kv_cache + (sizes.gpu if memory.is_unified else 0)
 

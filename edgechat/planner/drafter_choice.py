@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,6 @@ from edgechat.planner.drafter_plan import (
     DrafterKind,
     DrafterPlan,
 )
-from edgechat.planner.kv_memory import layer_bytes
 from edgechat.planner.load_plan import N_BATCH
 from edgechat.planner.memory import (
     N_OUTPUTS,
@@ -29,6 +28,7 @@ from edgechat.planner.memory import (
 )
 
 _F32_BYTES: Final = 4
+_MASK_BYTES: Final = 2  # an attention mask has F16 values
 # Fraction of the free memory that a drafter may take which the user did not name: a long context is worth more.
 _AUTOMATIC_DIVISOR: Final = 2
 
@@ -61,13 +61,35 @@ class AddedDrafter(msgspec.Struct, frozen=True):
     """Concession of the plan if the drafter that the user named has no room; otherwise ""."""
 
 
+class FreeMemory(NamedTuple):
+    """Memory that the plan of the target leaves, in bytes; negative if it does not fit."""
+
+    cpu: int
+    gpu: int | None
+    """None without layers on a GPU with its own memory; then buffers on the GPU are CPU memory."""
+
+    @property
+    def smaller(self) -> int:
+        """The fuller of both memories."""
+        return self.cpu if self.gpu is None else min(self.cpu, self.gpu)
+
+    def divide(self, divisor: int) -> FreeMemory:
+        """Return a fraction of both memories."""
+        return FreeMemory(self.cpu // divisor, self.gpu // divisor if self.gpu is not None else None)
+
+    def find_shortage(self, plan: DrafterPlan) -> tuple[int, int] | None:
+        """Return the needed and the free bytes of the memory that has no room for a drafter; None if both have."""
+        needed = ((plan.total, self.cpu),) if self.gpu is None else ((plan.cpu, self.cpu), (plan.gpu, self.gpu))
+        return next(((n_bytes, max(0, free)) for n_bytes, free in needed if n_bytes > max(0, free)), None)
+
+
 def add_drafter(
-    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free_bytes: int, *, has_concessions: bool
+    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free: FreeMemory, *, has_concessions: bool
 ) -> AddedDrafter:
     """Return the plan of the chosen drafter, or why it is left out.
 
     The drafter is the first concession of a plan: it is left out if the plan of the target alone `has_concessions`.
-    `options` are those of the target, and `free_bytes` is the memory that its plan leaves.
+    `options` are those of the target, and `free` is the memory that its plan leaves.
     """
     if choice.kind is None or choice.profile is None:
         return AddedDrafter(None, choice.reason)
@@ -75,11 +97,13 @@ def add_drafter(
         reason = f"{choice.name} is not used, because no memory is left for copies of recurrent states"
         return AddedDrafter(None, reason, _make_concession(choice))
     plan = estimate_drafter(choice.kind, choice.profile, target, options)
-    limit = free_bytes if choice.is_required else free_bytes // _AUTOMATIC_DIVISOR
-    if has_concessions or plan.total > limit:
-        reason = f"{choice.name} needs {format_size(plan.total)}, and only {format_size(max(0, limit))} are left for it"
-        if has_concessions:
-            reason = f"{choice.name} needs {format_size(plan.total)}, and the model itself does not have enough memory"
+    if has_concessions:
+        reason = f"{choice.name} needs {format_size(plan.total)}, and the model itself does not have enough memory"
+        return AddedDrafter(None, reason, _make_concession(choice))
+    shortage = (free if choice.is_required else free.divide(_AUTOMATIC_DIVISOR)).find_shortage(plan)
+    if shortage is not None:
+        needed_bytes, free_bytes = shortage
+        reason = f"{choice.name} needs {format_size(needed_bytes)}, and only {format_size(free_bytes)} are left for it"
         return AddedDrafter(None, reason, _make_concession(choice))
     return AddedDrafter(plan, f"{choice.name}, {choice.reason}; needs {format_size(plan.total)}")
 
@@ -107,16 +131,21 @@ def estimate_drafter(
     # `estimate` adds a sequence that the context of a drafter does not have.
     drafter_options = LoadOptions(
         n_ctx=DRAFTER_CELLS * n_seqs, n_seqs=n_own_seqs - 1, n_ubatch=n_ubatch, use_mmap=options.use_mmap,
-        use_extra_bufts=options.use_extra_bufts,
+        use_extra_bufts=options.use_extra_bufts, n_gpu_layers=options.n_gpu_layers,
     )  # fmt: skip
-    kv_bytes = sum(layer_bytes(computed_profile, DRAFTER_CELLS * n_seqs, n_seqs=n_own_seqs, n_ubatch=n_ubatch))
+    if kind == "mtp" and options.n_gpu_layers <= computed_profile.n_layers:  # the first layers after the output layer
+        drafter_options = msgspec.structs.replace(drafter_options, n_gpu_layers=0)
+    context = estimate_context_buffers(computed_profile, drafter_options, n_outputs)
+    # An assistant attends to all cells of its target, and can compute one token of each sequence of the target.
+    bytes_per_cell = max(EAGLE3_UBATCH, options.n_seqs + 2) * _MASK_BYTES if kind == "assistant" else 0
+    weights, gpu_weights = _estimate_weights(kind, profile, drafter_options)
     output_bytes = n_outputs * max(profile.n_vocab, target.n_vocab) * _F32_BYTES
     return DrafterPlan(
         kind=kind, model_path="" if kind == "mtp" else profile.path, n_seqs=n_seqs, max_tokens=max_tokens,
-        weights=_estimate_weights(kind, profile, drafter_options), kv_cache=kv_bytes,
-        compute=estimate_context_buffers(computed_profile, drafter_options, n_outputs).compute + output_bytes
-        + _estimate_hidden_rows(kind, target, options.n_seqs),
-    )  # fmt: skip
+        weights=weights, kv_cache=context.kv_cache,
+        compute=context.compute + output_bytes + _estimate_hidden_rows(kind, target, options.n_seqs),
+        gpu=gpu_weights + context.gpu, bytes_per_cell=bytes_per_cell,
+    ).resize_target(options.n_ctx)  # fmt: skip
 
 
 def _fill_windows(profile: ModelProfile) -> ModelProfile:
@@ -141,16 +170,18 @@ def make_heads_profile(profile: ModelProfile) -> ModelProfile:
     )
 
 
-def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOptions) -> int:
-    """Return the memory of the weights, in bytes.
+def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOptions) -> tuple[int, int]:
+    """Return the CPU memory and the GPU memory of the weights, in bytes.
 
     The heads in the file of the target count with the size of their tensors, which are either mapped or copied into
     another layout. A file of its own also has a vocabulary.
     """
     if kind == "mtp":
-        return make_heads_profile(profile).tensor_bytes
+        n_bytes = make_heads_profile(profile).tensor_bytes
+        return (0, n_bytes) if options.n_gpu_layers else (n_bytes, 0)
     sizes = estimate_buffers(profile, options)
-    return sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile)
+    gpu_bytes = sizes.gpu - estimate_context_buffers(profile, options).gpu
+    return sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile), gpu_bytes
 
 
 def _estimate_hidden_rows(kind: DrafterKind, target: ModelProfile, n_seqs: int) -> int:

@@ -38,13 +38,29 @@ class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int = MAX_MODEL_DRAFT_TOKENS
     """Maximum number of tokens in a draft."""
     weights: int = 0
-    """Estimated memory of the weights, in bytes."""
+    """Estimated CPU memory of the weights, in bytes."""
     kv_cache: int = 0
-    """Estimated memory of the context, in bytes."""
+    """Estimated CPU memory of the context, in bytes."""
     compute: int = 0
-    """Estimated memory of compute buffers and outputs, in bytes."""
+    """Estimated CPU memory of compute buffers and outputs, in bytes."""
+    gpu: int = 0
+    """Estimated GPU memory of all buffers, in bytes."""
+    bytes_per_cell: int = 0
+    """Part of `compute`, or of `gpu`, for each token of the target's context: the attention mask of an assistant."""
+
+    @property
+    def cpu(self) -> int:
+        """Estimated CPU memory of the drafter, in bytes."""
+        return self.weights + self.kv_cache + self.compute
 
     @property
     def total(self) -> int:
-        """Estimated memory of the drafter, in bytes."""
-        return self.weights + self.kv_cache + self.compute
+        """Estimated memory of the drafter on the CPU and the GPU, in bytes."""
+        return self.cpu + self.gpu
+
+    def resize_target(self, n_added: int) -> DrafterPlan:
+        """Return the plan for a target whose context is longer by `n_added` tokens; shorter if it is negative."""
+        n_bytes = self.bytes_per_cell * n_added
+        if self.gpu:
+            return msgspec.structs.replace(self, gpu=self.gpu + n_bytes)
+        return msgspec.structs.replace(self, compute=self.compute + n_bytes)

@@ -9,6 +9,7 @@ import msgspec
 
 from edgechat.modelfile.header import Tensor
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.drafter_plan import MAX_DRAFTED_SEQS, DrafterPlan
 from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes, round_up_to_cells
 from edgechat.planner.kv_types import KvType
 
@@ -97,7 +98,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     speculation: int = 0
     """Memory of state copies, which allow drafts to be rolled back, and of suffix indices."""
     drafter: int = 0
-    """Memory of the model drafter: its weights, context and compute buffers."""
+    """CPU memory of the model drafter: its weights, context and compute buffers."""
     process: int = CLIENT_BYTES + ENGINE_BYTES
     """Memory of the client and engine processes without a model."""
     observed_excess: int = msgspec.field(default=0, name="learned")
@@ -133,13 +134,13 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 def estimate(
     profile: ModelProfile, options: LoadOptions, buffers: BufferSizes | None = None, *, extra_bytes: int = 0,
-    is_unified: bool = False, draft_tokens: int = 0, drafter_bytes: int = 0,
+    is_unified: bool = False, draft_tokens: int = 0, drafter: DrafterPlan | None = None,
 ) -> MemoryEstimate:  # fmt: skip
     """Estimate the memory of a model loaded with `options`.
 
     `buffers` defaults to the result of `estimate_buffers`. `extra_bytes` is the observed additional memory,
     `is_unified` is True if the GPU shares the machine's memory, `draft_tokens` is the capacity of the draft corpus, and
-    `drafter_bytes` is the memory of the model drafter.
+    `drafter` is the model drafter for a context of this length.
     """
     sizes = buffers or estimate_buffers(profile, options)
     n_seqs = n_seqs_with_scratch(options)
@@ -147,18 +148,20 @@ def estimate(
     # Copies of a recurrent state are stored in the same memory as its layer.
     gpu_copy_bytes = state_copy_bytes if options.n_gpu_layers and not is_unified else 0
     output_bytes = max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES
+    n_texts = min(options.n_seqs, MAX_DRAFTED_SEQS)  # each has a suffix index, and may share the cells of the others
     mapped_bytes = sizes.file_cache - lazy_bytes(profile, options)
     # The buffers that are allocated after the whole file was mapped.
     later_bytes = sizes.repacked_weights + sizes.kv_cache + sizes.compute + output_bytes
     return MemoryEstimate(
         weights=sizes.weights, repacked_weights=sizes.repacked_weights, kv_cache=sizes.kv_cache, compute=sizes.compute,
         output=output_bytes, vocabulary=compute_vocabulary_bytes(profile),
-        speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
-        drafter=drafter_bytes,
+        speculation=(n_texts * options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
+        drafter=drafter.cpu if drafter is not None else 0,
         observed_excess=extra_bytes,
         loading=max(0, mapped_bytes + profile.n_vocab * _LOADING_TOKEN_BYTES - later_bytes) if sizes.file_cache else 0,
         file_cache=sizes.file_cache,
-        gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
+        gpu=sizes.gpu + gpu_copy_bytes + (drafter.gpu if drafter is not None else 0), is_unified=is_unified,
+        is_exact=sizes.is_exact,
     )  # fmt: skip
 
 

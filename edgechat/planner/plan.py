@@ -13,7 +13,7 @@ from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
 from edgechat.planner.context_growth import plan_growth
-from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, add_drafter
+from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, FreeMemory, add_drafter
 from edgechat.planner.kv_memory import compute_states_bytes
 from edgechat.planner.load_plan import (
     MAX_PREFIX_DISK_BYTES,
@@ -159,7 +159,7 @@ def _make_load_plan(
     options, draft_tokens, added = variant.options, 0, AddedDrafter(None, "")
     if drafter is not None:
         options, draft_tokens = _add_speculation(
-            profile, options, _count_free_bytes(machine, memory, options) // SPECULATION_DIVISOR
+            profile, options, _count_free_memory(machine, memory, options).smaller // SPECULATION_DIVISOR
         )
         estimate_again = partial(
             estimate, profile, options, buffers, extra_bytes=memory.observed_excess, is_unified=machine.gpu_is_unified,
@@ -167,16 +167,16 @@ def _make_load_plan(
         )  # fmt: skip
         memory = estimate_again()
         added = add_drafter(
-            drafter, profile, options, _count_free_bytes(machine, memory, options),
+            drafter, profile, options, _count_free_memory(machine, memory, options),
             has_concessions=bool(variant.concessions),
         )  # fmt: skip
-        memory = estimate_again(drafter_bytes=added.plan.total) if added.plan is not None else memory
+        memory = estimate_again(drafter=added.plan)
     free_bytes = max(0, machine.available_bytes - memory.total)
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
     if longest_n_ctx is not None and (not options.n_gpu_layers or machine.gpu_is_unified):
         growth_bytes = machine.available_bytes - prefix_ram_bytes
-        growth = plan_growth(profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens)
+        growth = plan_growth(profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens, added.plan)
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
@@ -190,12 +190,11 @@ def _make_load_plan(
     return msgspec.structs.replace(load_plan, reasons=reasons | ({"drafter": added.reason} if added.reason else {}))
 
 
-def _count_free_bytes(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> int:
-    """Return the memory that a plan leaves; with layers on a GPU of its own, in the fuller of both memories."""
-    free_bytes = machine.available_bytes - memory.total
-    if options.n_gpu_layers and not machine.gpu_is_unified:  # state copies and heads are stored on the GPU
-        free_bytes = min(free_bytes, machine.gpu_free_bytes - memory.gpu)
-    return free_bytes
+def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> FreeMemory:
+    """Return the memory that a plan leaves."""
+    cpu_bytes = machine.available_bytes - memory.total
+    has_own_memory = options.n_gpu_layers and not machine.gpu_is_unified
+    return FreeMemory(cpu_bytes, machine.gpu_free_bytes - memory.gpu if has_own_memory else None)
 
 
 def _add_speculation(profile: ModelProfile, options: LoadOptions, budget_bytes: int) -> tuple[LoadOptions, int]:

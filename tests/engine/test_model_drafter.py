@@ -420,12 +420,19 @@ def test_memory_of_other_draft_models_is_as_planned(architecture: Kind, native: 
     _check_memory(native, target, "draft-model", draft, 2)
 
 
-def _check_memory(native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, n_seqs: int) -> None:
+def test_memory_of_an_assistant_beside_a_long_context_is_as_planned(native: Bindings, tmp_path: Path) -> None:
+    target, draft = write_pair("assistant", tmp_path)
+    _check_memory(native, target, "assistant", draft, 2, n_ctx=1 << 17)
+
+
+def _check_memory(
+    native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, n_seqs: int, n_ctx: int = 2048
+) -> None:
     profile = ModelProfile.from_header(read_header(target))
     own_profile = profile if draft is None else ModelProfile.from_header(read_header(draft))
-    options = LoadOptions(n_ctx=2048, n_seqs=n_seqs, n_rs_seq=N_DRAFT if profile.n_state_layers else 0)
+    options = LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, n_rs_seq=N_DRAFT if profile.n_state_layers else 0)
     plan = estimate_drafter(kind, own_profile, profile, options)
-    with open_run(native, target, kind, draft, plan={"n_seqs": plan.n_seqs}, n_seqs=n_seqs) as run:
+    with open_run(native, target, kind, draft, plan={"n_seqs": plan.n_seqs}, n_seqs=n_seqs, n_ctx=n_ctx) as run:
         run.prefill(PROMPT)
         assert run.draft()
         assert run.drafter.context is not None

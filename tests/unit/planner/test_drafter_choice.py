@@ -8,8 +8,8 @@ import pytest
 from edgechat.modelfile.heads import DraftingHeads
 from edgechat.modelfile.layers import Layer
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.planner.drafter_choice import DrafterChoice, estimate_drafter, make_heads_profile
-from edgechat.planner.drafter_plan import DRAFTER_CELLS, MAX_DRAFTED_SEQS, MAX_MODEL_DRAFT_TOKENS
+from edgechat.planner.drafter_choice import DrafterChoice, FreeMemory, estimate_drafter, make_heads_profile
+from edgechat.planner.drafter_plan import DRAFTER_CELLS, MAX_DRAFTED_SEQS, MAX_MODEL_DRAFT_TOKENS, DrafterPlan
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import make_smaller_plan, plan
@@ -167,6 +167,39 @@ def test_a_discrete_gpu_must_have_room_too() -> None:
         assert (load_plan.drafter is not None) == is_added
 
 
+def test_a_drafter_on_a_gpu_is_counted_in_the_memory_of_the_gpu() -> None:
+    target = with_layers(llama(), 64 * MIB)
+    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)
+    alone, load_plan = plan(target, gpu_machine), plan(target, gpu_machine, drafter=large_draft_model())
+    drafter = load_plan.drafter
+    assert drafter is not None
+    assert drafter.gpu > GIB
+    assert drafter.cpu == load_plan.estimate.drafter < 64 * MIB
+    assert load_plan.estimate.gpu == alone.estimate.gpu + drafter.gpu
+    assert load_plan.estimate.total == alone.estimate.total + drafter.cpu
+    unified = plan(target, msgspec.structs.replace(gpu_machine, gpu_is_unified=True), drafter=large_draft_model())
+    assert unified.drafter == drafter
+    assert unified.growth is not None
+    assert unified.growth.sizes[-1].total_bytes >= unified.estimate.total >= unified.estimate.gpu + drafter.cpu
+
+
+def test_prediction_heads_are_on_the_gpu_with_the_last_layers() -> None:
+    target = with_heads(llama())
+    for n_gpu_layers, is_on_gpu in ((0, False), (1, False), (2, True), (99, True)):
+        options = msgspec.structs.replace(OPTIONS, n_gpu_layers=n_gpu_layers)
+        drafter = estimate_drafter("mtp", target, target, options)
+        assert (drafter.gpu > 64 * MIB) == is_on_gpu
+        assert (drafter.weights == 64 * MIB) == (not is_on_gpu)
+
+
+@pytest.mark.parametrize(("cpu", "gpu", "name"), [(64 * MIB, 64 * GIB, "CPU"), (64 * GIB, 64 * MIB, "GPU")])
+def test_either_memory_can_be_too_small_for_a_drafter(cpu: int, gpu: int, name: str) -> None:
+    drafter = DrafterPlan(kind="draft-model", weights=128 * MIB, gpu=128 * MIB)
+    assert FreeMemory(cpu, gpu).find_shortage(drafter) == (128 * MIB, 64 * MIB), name
+    assert FreeMemory(64 * GIB, 64 * GIB).find_shortage(drafter) is None
+    assert FreeMemory(128 * MIB, None).find_shortage(drafter) == (256 * MIB, 128 * MIB)
+
+
 def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
     first = plan(llama(), machine(64 * GIB), drafter=large_draft_model())
     assert first.drafter is not None
@@ -205,3 +238,22 @@ def test_layers_of_an_assistant_need_no_cache() -> None:
     drafter = estimate_drafter("assistant", assistant, llama(), OPTIONS)
     assert drafter.kv_cache == 0
     assert drafter.weights >= DRAFT_BYTES
+
+
+def test_mask_of_an_assistant_grows_with_the_context_of_its_target() -> None:
+    shared = Layer(cache_kind="none", n_head=8, n_head_kv=8, key_length=64, value_length=64, n_ff=8192)
+    assistant = msgspec.structs.replace(llama(DRAFT_BYTES, type_id=I8), layers=(shared,) * 4)
+    short, long = (
+        estimate_drafter("assistant", assistant, llama(), msgspec.structs.replace(OPTIONS, n_ctx=n_ctx))
+        for n_ctx in (2048, 1 << 17)
+    )
+    assert long.compute - short.compute == ((1 << 17) - 2048) * short.bytes_per_cell > 3 * MIB
+    assert short.resize_target((1 << 17) - 2048) == long
+    choice = DrafterChoice(kind="assistant", name="assistant", profile=assistant, reason="installed")
+    load_plan = plan(llama(), machine(64 * GIB), drafter=choice)
+    assert load_plan.growth is not None
+    sizes = load_plan.growth.sizes
+    other = plan(llama(), machine(64 * GIB))
+    assert other.growth is not None
+    added = [a.total_bytes - b.total_bytes for a, b in zip(sizes, other.growth.sizes, strict=True)]
+    assert added[-1] - added[0] == (sizes[-1].n_ctx - sizes[0].n_ctx) * short.bytes_per_cell

@@ -40,6 +40,14 @@ def test_reported_buffer_sizes_replace_the_formulas() -> None:
     assert mapped.total == read.total + 5 + mapped.loading
 
 
+def test_each_of_four_texts_has_a_suffix_index() -> None:
+    profile = llama()
+    sizes = [
+        estimate(profile, msgspec.structs.replace(options(profile, 8192), n_seqs=n)).speculation for n in (1, 2, 4, 8)
+    ]
+    assert sizes == [n * 8192 * 64 for n in (1, 2, 4, 4)]
+
+
 # Breakdown of the starter with the module cpu-sapphirerapids, whose AMX buffer llama.cpp does not call host memory. The
 # size of that buffer was measured; the other sizes are examples.
 AMX_REPORT = {
