@@ -211,6 +211,11 @@ class ContextSizer:
                 self._notified_ids.append(request_id)
                 self._send(self._refusal.replace_id(request_id))
 
+    def has_memory(self, n_bytes: int) -> bool:
+        """Return whether `n_bytes` can be allocated, so that the margin for other programs stays free."""
+        memory = self._read_memory()
+        return memory.available_bytes >= n_bytes + _compute_margin_bytes(memory)
+
     # Shrinking
 
     def check_memory(self, n_running_tokens: int, paused_ids: Collection[int] = ()) -> None:

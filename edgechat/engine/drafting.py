@@ -90,6 +90,9 @@ class DraftManager:
         self.drafter_error = ""
         """Why the model drafter of the plan could not be opened, or failed later; "" without an error."""
         self._drafter: ModelDrafter | None = None
+        self.has_memory: Callable[[int], bool] = lambda _n_bytes: True
+        """Whether that many bytes can be allocated; asked before a sleeping drafter is woken."""
+        self._drafter_plan = load.plan.drafter
         self._must_measure_drafter = False
         self._model = self._open_model(load.plan.drafter, open_drafter)
         self._rates = profile.LearnedRates(self._profile, self._model.profile if self._model is not None else None)
@@ -192,12 +195,12 @@ class DraftManager:
     # Idle work
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Do one idle task: update or save the corpus, measure a step, or save the profile.
+        """Do one idle task: update or save the corpus, wake the model drafter, measure a step, or save the profile.
 
         Returns False if no task is left. Calls `allow_abort(True)` before a decode that a new request may abort, and
         `allow_abort(False)` after it. Raises OSError, MemoryError and EdgechatError.
         """
-        if self._extend_corpus():
+        if self._extend_corpus() or self._wake_drafter():
             return True
         if self._must_plan_idle_work:
             self._must_plan_idle_work = False
@@ -215,6 +218,21 @@ class DraftManager:
             self._has_unsaved_profile = False
             self._save_profile()
         return False
+
+    def _wake_drafter(self) -> bool:
+        """Wake the model drafter, or postpone its trial; return False if it need not be woken."""
+        if self._model is None or not self._model.wants_wake:
+            return False
+        self._model.wake(self._has_memory_for_drafter)
+        return True
+
+    def _has_memory_for_drafter(self) -> bool:
+        plan = self._drafter_plan
+        if plan is None:
+            return False
+        # Opening an assistant copies all sequences, because it shares their cells.
+        copied_bytes = self._context.state_bytes if plan.kind == "assistant" and self._context.is_open else 0
+        return self.has_memory(plan.total + copied_bytes)
 
     def _extend_corpus(self) -> bool:
         """Do a short step of adding the texts of finished requests to the corpus; return False if none is left."""

@@ -103,6 +103,8 @@ class TextModel(EngineModel):
         manager = self._draft_manager
         free_drafter = manager.free_drafter_memory if manager is not None and manager.has_model else None
         self._sizer = ContextSizer(context, self._cache, plan.growth, send, free_drafter=free_drafter)
+        if manager is not None:
+            manager.has_memory = self._sizer.has_memory
         batch_speculator = manager.batch_speculator if manager is not None else None
         self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer, batch_speculator)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))

@@ -82,6 +82,10 @@ class ModelSource:
         self.profile = profile
         self.is_asleep = False
         """True if the memory of the drafter is freed."""
+        self._n_frees = 0
+        """Number of calls of `free_memory` that freed memory."""
+        self._is_cold = False
+        """True after `wake`: the next draft is slower than others, because its memory is used for the first time."""
         self.draft_s = 0.0
         """Time of the last call of `draft`, in seconds."""
         self.is_disturbed = False
@@ -101,13 +105,13 @@ class ModelSource:
         each. `other_gain` is the expected gain of the best other draft. The draft and its step must cost at most
         `max_cost` even if all tokens are rejected. Occasionally returns a trial, to learn whether the model pays now.
         """
-        if self._has_failed or (self.is_asleep and not self.profile.schedule.is_due):
+        if self._has_failed or self.is_asleep:
             return None
         n_seqs, single_step_s = len(candidates), costs.single_step_s(depth)
         drafter_costs = self.profile.costs
         step_cost = drafter_costs.step_cost(n_seqs, single_step_s)
         max_step_cost = drafter_costs.max_step_cost(n_seqs, single_step_s)
-        pending = [self._count_pending(c.seq) if c.max_tokens > 0 else 0 for c in candidates]
+        pending = [self._drafter.count_pending(c.seq) if c.max_tokens > 0 else 0 for c in candidates]
         n_pending = sum(pending)
         n_counted = min(n_pending, _MAX_COUNTED_PENDING * n_seqs)
         counted_cost = drafter_costs.pending_cost(n_counted, n_seqs, single_step_s)
@@ -137,9 +141,6 @@ class ModelSource:
         best = best._replace(pays=best.gain > MIN_MODEL_GAIN * max(1.0, other_gain))
         return best if best.pays or (self.profile.schedule.is_due and other_gain <= 1.0) else None
 
-    def _count_pending(self, seq: int) -> int:
-        return FIRST_PENDING_TOKENS if self.is_asleep else self._drafter.count_pending(seq)
-
     def draft(
         self, choice: ModelChoice, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int
     ) -> dict[int, Draft]:
@@ -162,8 +163,6 @@ class ModelSource:
         }  # fmt: skip
         stop_timer = self._start_timer()
         try:
-            if self.is_asleep and not self._wake():
-                return {}
             n_pending = sum(min(self._drafter.count_pending(seq), choice.max_pending) for seq in requests)
             drafts = self._drafter.draft(requests)
         except (EdgechatError, MemoryError, OSError) as error:
@@ -178,9 +177,11 @@ class ModelSource:
         n_steps = max((len(draft.tokens) for draft in checked.values()), default=0)
         # The model computes a token more than it drafts if it ends a draft early.
         n_steps = min(n_steps + 1, choice.n_tokens)
-        self.profile.costs.record(
-            n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed
-        )  # fmt: skip
+        if not self._is_cold:
+            self.profile.costs.record(
+                n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed
+            )  # fmt: skip
+        self._is_cold = False
         return checked
 
     def measure(self, seq: int, next_token: int) -> None:
@@ -237,15 +238,32 @@ class ModelSource:
         if self.is_asleep or self._has_failed:
             return False
         self.sleep()
-        self.profile.schedule.defer()
+        self.profile.schedule.defer(self._n_frees)
+        self._n_frees += 1
         return True
 
-    def _wake(self) -> bool:
-        if not self._drafter.wake():
+    @property
+    def wants_wake(self) -> bool:
+        """True if the memory of the drafter is freed, and its next trial is due."""
+        return self.is_asleep and not self._has_failed and self.profile.schedule.is_due
+
+    def wake(self, has_memory: Callable[[], bool]) -> None:
+        """Allocate the memory of the drafter again if it wants to wake, or postpone its trial if that fails.
+
+        Call it between replies: loading the weights can take seconds, which no reply must lose. Nothing is allocated if
+        `has_memory` returns False.
+        """
+        if not self.wants_wake:
+            return
+        try:
+            is_awake = has_memory() and self._drafter.wake()
+        except (EdgechatError, MemoryError, OSError) as error:
+            self._fail(error)
+            return
+        if is_awake:
+            self.is_asleep, self._is_cold = False, True
+        else:
             self.profile.schedule.postpone()
-            return False
-        self.is_asleep = False
-        return True
 
     def _fail(self, error: Exception) -> None:
         self._has_failed = True

@@ -69,7 +69,10 @@ class TrialSchedule(msgspec.Struct):
         self.n_trial_drafts = self.n_waited = 0
         self.interval = min(2 * self.interval, MAX_INTERVAL)
 
-    def defer(self) -> None:
-        """Wait for a long time before the next draft, although drafts may pay: their memory is needed."""
+    def defer(self, n_earlier: int = 0) -> None:
+        """Wait for a long time before the next draft, although drafts may pay: their memory is needed.
+
+        The time doubles with each of `n_earlier` times, so that a drafter is not loaded again and again.
+        """
         self.n_trial_drafts = self.n_waited = 0
-        self.interval = max(self.interval, _SLEEP_INTERVAL)
+        self.interval = max(self.interval, min(_SLEEP_INTERVAL << min(n_earlier, 16), MAX_INTERVAL))

@@ -165,6 +165,16 @@ def test_drafter_frees_its_memory_when_memory_is_short(native: Bindings, tmp_pat
     assert model.source.is_asleep
     assert model.drafter.context is None
     assert output == follow_chain(PROMPT[-1], 80)
+    schedule = model.source.profile.schedule
+    schedule.n_waited = interval = schedule.interval
+    model.model.idle_step(lambda _allow: None)
+    assert model.source.is_asleep  # memory is still short
+    assert schedule.interval > interval
+    model.memory = FreeMemory(total_bytes=8 << 30, available_bytes=4 << 30)
+    schedule.n_waited = schedule.interval
+    model.model.idle_step(lambda _allow: None)
+    assert not model.source.is_asleep
+    assert model.drafter.context is not None
     model.model.close()
 
 

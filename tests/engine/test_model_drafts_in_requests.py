@@ -143,8 +143,24 @@ def test_growing_and_shrinking_context(kind: PairKind, native: Bindings, tmp_pat
             model.memory = FreeMemory(1 << 40, 1)
             model.now += 400.0
             model.sizer.idle_step(301.0)
+            model.memory = FreeMemory(1 << 40, 1 << 39)
+        _wake_drafter(comparison.drafted)
         comparison.ask(make_prompt(11))
         assert comparison.n_drafted > 100
+
+
+def _wake_drafter(model: SteppedModel) -> None:
+    """Let the model wake its drafter in idle time, as before a trial."""
+    manager = model.model._draft_manager
+    assert manager is not None
+    source = manager._model
+    assert source is not None
+    if not source.is_usable:  # the cells that an assistant shares were full
+        return
+    assert source.is_asleep
+    source.profile.schedule.n_waited = source.profile.schedule.interval
+    manager.idle_step(lambda _allow: None)
+    assert not source.is_asleep
 
 
 @pytest.mark.parametrize("kind", PAIR_KINDS)

@@ -72,6 +72,7 @@ class ScriptedModel:
         self.is_awake = True
         self.n_sleeps = 0
         self.can_draft = self.can_wake = True
+        self.n_wakes, self.wake_cost = 0, 0.0
 
     def count_pending(self, seq: int) -> int:
         return min(self.reader.position - self.n_known, 256)
@@ -103,6 +104,8 @@ class ScriptedModel:
 
     def wake(self) -> bool:
         self.is_awake = self.can_wake
+        self.n_wakes += 1
+        self.now_s += self.wake_cost
         self.n_known = -200
         return self.is_awake
 
@@ -122,6 +125,7 @@ class Replay:
         self.rates = LearnedRates(self.speculation_profile, self.profile)
         self.model: ScriptedModel | None = None
         self.source: ModelSource | None = None
+        self.has_memory = True
         self.costs_of_replies: list[float] = []
         """Time of each reply, relative to decoding without drafts."""
 
@@ -135,6 +139,8 @@ class Replay:
         rng = random.Random(n_tokens)
         reader, costs = self.reader, self.costs
         reader.reply, reader.position = [rng.randrange(N_VOCAB) for _ in range(n_tokens)], 1
+        if self.source is not None:
+            self.source.wake(lambda: self.has_memory)
         if self.model is not None:
             self.model.n_known = -200
         drafters = [ScriptedText(reader, is_right, match_length) for is_right, match_length in texts]

@@ -125,6 +125,16 @@ def test_replies_that_are_not_saved_teach_the_next_ones() -> None:
     assert replay.profile.greedy == CalibrationCounts()
 
 
+def test_no_reply_waits_for_a_drafter_that_wakes() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(never, step_cost=0.3)
+    model.wake_cost = 10.0
+    for _ in range(100):
+        replay.run(300)
+    assert model.n_wakes > 0
+    assert max(replay.costs_of_replies) <= MAX_COST
+
+
 def test_model_that_gets_useful_is_found_again() -> None:
     replay = Replay(STAIRCASE)
     model = replay.add_model(never, step_cost=0.1)

@@ -30,13 +30,42 @@ def test_drafts_that_the_model_ends_at_once_count_as_rejected() -> None:
     assert replay.profile.greedy.positions[0].n_rejected > 0
 
 
+def sleep_until_due(replay: Replay) -> None:
+    assert replay.source is not None
+    replay.source.sleep()
+    replay.profile.schedule.n_waited = replay.profile.schedule.interval
+
+
 def test_model_that_cannot_be_woken_learns_nothing() -> None:
     replay = Replay(STAIRCASE)
     model = replay.add_model(lambda _position: True, step_cost=0.1)
-    assert replay.source is not None
-    replay.source.sleep()
     model.can_wake = False
-    replay.profile.schedule.n_waited = replay.profile.schedule.interval
+    sleep_until_due(replay)
     replay.run(100)
+    assert model.n_wakes == 1
     assert replay.profile.greedy == CalibrationCounts()
     assert replay.profile.schedule.interval > TrialSchedule().interval
+
+
+def test_model_stays_asleep_while_memory_is_short() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1)
+    replay.has_memory = False
+    sleep_until_due(replay)
+    replay.run(100)
+    assert (model.n_wakes, model.n_calls) == (0, 0)
+    replay.has_memory = True
+    sleep_until_due(replay)
+    replay.run(100)
+    assert model.n_wakes == 1
+    assert model.n_calls > 0
+
+
+def test_memory_that_is_needed_again_and_again_is_taken_ever_more_rarely() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1)
+    for _ in range(200):
+        replay.run(100)
+        assert replay.source is not None
+        replay.source.free_memory()
+    assert 0 < model.n_wakes <= 5
