@@ -13,9 +13,10 @@ from edgechat.errors import DrafterError, PlanError
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout, SequenceDraft
-from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.model import Model
 
+_NO_CELL: Final = 1
 _ABORTED: Final = 2
 """Code of llama_decode after an abort."""
 
@@ -125,7 +126,8 @@ class DrafterContext:
         """Compute the pending tokens of all sequences, and return a draft for each.
 
         Afterwards, `chain_seq` contains the draft tokens, except the last one. Raises DecodeAborted after an abort of
-        the target, and DrafterError if llama.cpp fails; then the sequences contain any part of the tokens.
+        the target, NoKvSlotError if no cell is free, and DrafterError if llama.cpp fails; then the sequences contain
+        any part of the tokens.
         """
         arrays = [_Arrays(d) for d in drafts]
         native_drafts = (SequenceDraft * len(drafts))(*(a.to_native(d) for a, d in zip(arrays, drafts, strict=True)))
@@ -153,6 +155,8 @@ class DrafterContext:
     def _check(self, code: int, work: str) -> None:
         if code == _ABORTED:
             raise DecodeAborted
+        if code == _NO_CELL:
+            raise NoKvSlotError("No cell is free for a draft.")
         if code:
             raise DrafterError(f"llama.cpp failed to {work} with {self.model.path} (code {code}).")
 

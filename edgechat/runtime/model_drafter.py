@@ -10,7 +10,7 @@ from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout
-from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.draft_window import DraftWindow, WindowUpdate
 from edgechat.runtime.drafter_context import DrafterContext, PendingDraft, TokenChain
 from edgechat.runtime.drafter_source import DrafterSource, make_source
@@ -160,9 +160,11 @@ class NativeDrafter:
                 if draft is not None:
                     prepared[seq] = draft
             chains = context.draft(self._layout, [p.draft for p in prepared.values()]) if prepared else []
-        except (DecodeAborted, EdgechatError, MemoryError) as error:
+        except (DecodeAborted, NoKvSlotError, EdgechatError, MemoryError) as error:
             for unfinished in prepared.values():
-                self._undo(context, unfinished, is_valid=isinstance(error, DecodeAborted))
+                self._undo(context, unfinished, is_valid=isinstance(error, (DecodeAborted, NoKvSlotError)))
+            if isinstance(error, NoKvSlotError):  # other sequences hold all cells of the target, which soon may change
+                return {}
             if isinstance(error, (DecodeAborted, DrafterError)):
                 raise
             raise DrafterError(f"The drafter failed: {error or 'out of memory'}") from error

@@ -313,6 +313,16 @@ def test_abort_of_a_draft_model_with_a_state(architecture: Kind, native: Binding
         assert run.draft() == expected
 
 
+def test_assistant_waits_for_free_cells(native: Bindings, tmp_path: Path) -> None:
+    """It needs a cell of its target for a moment; other sequences may hold all of them."""
+    with open_run(native, *_order(write_pair("assistant", tmp_path), "assistant"), n_ctx=256) as run:
+        run.prefill(PROMPT)
+        run.context.decode([1] * (256 - len(PROMPT)), 1)
+        assert run.draft() == {}
+        run.context.drop(1)
+        assert run.draft() == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
+
+
 def test_failure_becomes_one_error(native: Bindings, tmp_path: Path) -> None:
     target, draft = write_pair("draft-model", tmp_path)
     with open_run(native, target, "draft-model", draft) as run:

@@ -155,8 +155,6 @@ def _wake_drafter(model: SteppedModel) -> None:
     assert manager is not None
     source = manager._model
     assert source is not None
-    if not source.is_usable:  # the cells that an assistant shares were full
-        return
     assert source.is_asleep
     source.profile.schedule.n_waited = source.profile.schedule.interval
     manager.idle_step(lambda _allow: None)
