@@ -9,6 +9,7 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.cache_use import format_cache_use, make_cache_object
+from edgechat.cli.drafter_state import format_drafter, make_drafter_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
 from edgechat.errors import EdgechatError, EngineError
@@ -185,7 +186,7 @@ def _list_distrusted_backends() -> list[dict[str, Any]]:
 
 
 def _describe_engines(*, shows_prompts: bool) -> list[dict[str, Any]]:
-    """Return how much the running engines reuse of their prompts, and why not more of the last one."""
+    """Return how the running engines draft, how much they reuse of their prompts, and why not more of the last one."""
     from edgechat.engine.resident_client import read_status
     from edgechat.engine.resident_files import list_records
 
@@ -194,6 +195,7 @@ def _describe_engines(*, shows_prompts: bool) -> list[dict[str, Any]]:
         {
             "pid": record.pid,
             "model": record.model_path,
+            **make_drafter_object(status, record.model_path),
             "prompt_cache": make_cache_object(status.cache_use, shows_text=shows_prompts),
         }
         for record, status in statuses
@@ -261,7 +263,8 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
     click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
     for engine in diagnosis["engines"]:
-        lines = [f"{engine['pid']}: {engine['model']}", *format_cache_use(engine["prompt_cache"])]
+        lines = [f"{engine['pid']}: {engine['model']}", *format_drafter(engine)]
+        lines += format_cache_use(engine["prompt_cache"])
         click.echo(f"engine         {escape_controls((chr(10) + ' ' * 15).join(lines))}")
     click.echo(f"starter model  {diagnosis['starter_model'] or 'not installed'}")
     locations = diagnosis["paths"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from edgechat.cli.cache_use import format_cache_use, make_cache_object
+from edgechat.cli.drafter_state import format_drafter, make_drafter_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import IntRange
 from edgechat.cli.progress import echo_note
@@ -17,11 +18,6 @@ from edgechat.terminal import escape_controls
 if TYPE_CHECKING:
     from edgechat.engine.protocol import EngineStatus
     from edgechat.engine.resident_files import EngineRecord
-
-_DRAFTER_NAMES = {
-    "draft-model": "a draft model", "mtp": "the MTP heads of the model", "eagle3": "an EAGLE-3 head",
-    "assistant": "a Gemma 4 assistant",
-}  # fmt: skip
 
 
 class _Row(NamedTuple):
@@ -102,7 +98,6 @@ def _list_rows() -> list[_Row]:
 
 def _make_object(row: _Row) -> dict[str, Any]:
     from edgechat.hardware.memory import read_rss_bytes, read_tree_pss_bytes
-    from edgechat.runtime.drafter_crashes import list_crashes
 
     record, status = row
     loaded = status.loaded if status is not None else None
@@ -113,9 +108,7 @@ def _make_object(row: _Row) -> dict[str, Any]:
         "state": _find_state(record, status),
         "memory_bytes": read_tree_pss_bytes(record.pid) or read_rss_bytes(record.pid),
         "n_ctx": loaded.n_ctx if loaded is not None else None,
-        "drafter": loaded.drafter if loaded is not None else "",
-        "drafter_error": loaded.drafter_error if loaded is not None else "",
-        "crashed_drafters": list_crashes(record.model_path),
+        **make_drafter_object(status, record.model_path),
         "clients": [
             {"name": c.name, "pid": c.pid, "n_requests": c.n_requests} for c in (status.clients if status else [])
         ],
@@ -153,13 +146,7 @@ def _format_row(row: _Row) -> list[str]:
     speed = f", last reply {status.decode_tps:.1f} tokens/s" if status.decode_tps else ""
     context = f", context up to {values['n_ctx']:,} tokens" if values["n_ctx"] else ""
     lines.append(f"  {values['state']}, {memory}{context}{speed}")
-    if values["drafter"]:
-        lines.append(f"  drafts with {_DRAFTER_NAMES.get(values['drafter'], values['drafter'])}")
-    elif values["drafter_error"]:
-        lines.append(f"  drafts without a model: {values['drafter_error']}")
-    for name, cause in values["crashed_drafters"].items():
-        lines.append(f"  does not draft with {name}: the engine died with {cause} in it")
-    lines += [f"  {line}" for line in format_cache_use(values["prompt_cache"])]
+    lines += [f"  {line}" for line in (*format_drafter(values), *format_cache_use(values["prompt_cache"]))]
     clients = [f"{client.name} (process {client.pid})" for client in status.clients]
     lines.append(f"  used by {', '.join(clients)}" if clients else f"  used by no program; {_format_end(status)}")
     return lines

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from msgspec import structs
 
 from edgechat.engine import frames, protocol
-from edgechat.engine.generation import PromptCacheUse
+from edgechat.engine.generation import DrafterState, PromptCacheUse
 from edgechat.engine.pipe import Channel
 from edgechat.errors import EngineError
 
@@ -109,6 +109,7 @@ class ClientConnections:
         self._keep_alive_s = 0.0
         self._decode_tps: float | None = None
         self._cache_use = PromptCacheUse()
+        self._drafter: DrafterState | None = None
         self._is_ending = False
         self.on_end: Callable[[], None] = lambda: None
         """Function that hides the engine from new clients; called when it begins to end."""
@@ -139,12 +140,20 @@ class ClientConnections:
             if connection_or_none is not None and isinstance(event, protocol.FINAL_EVENTS):
                 connection_or_none.unfinished_ids.discard(event.id)
                 self._idle_since = time.monotonic()
-            if isinstance(event, protocol.RequestFinished) and event.stats.decode_tps:
-                self._decode_tps = event.stats.decode_tps
-            if isinstance(event, protocol.RequestFinished) and event.finish_reason != "cancelled":
-                self._cache_use = self._cache_use.add(event.stats, event.cache_miss)
+            if isinstance(event, protocol.Loaded):
+                self._drafter = None  # of another model
+            if isinstance(event, protocol.RequestFinished):
+                self._record_request(event)
         if connection_or_none is not None:
             connection_or_none.write(structs.replace(event, id=event.id & _MAX_REQUEST_ID) if number else event)
+
+    def _record_request(self, event: protocol.RequestFinished) -> None:
+        """Save what a finished request says about the engine, for `describe_status`."""
+        if event.stats.decode_tps:
+            self._decode_tps = event.stats.decode_tps
+        if event.finish_reason != "cancelled":
+            self._cache_use = self._cache_use.add(event.stats, event.cache_miss)
+        self._drafter = event.drafter
 
     def describe_status(self, request_id: int = 0) -> protocol.EngineStatus:
         """Return the attached clients and the loaded model."""
@@ -162,7 +171,7 @@ class ClientConnections:
         return protocol.EngineStatus(
             id=request_id, load=attached.load, loaded=attached.loaded, clients=clients,
             idle_s=0.0 if is_busy else time.monotonic() - self._idle_since, keep_alive_s=self._keep_alive_s,
-            decode_tps=self._decode_tps, cache_use=self._cache_use,
+            decode_tps=self._decode_tps, cache_use=self._cache_use, drafter=self._drafter,
         )  # fmt: skip
 
     def begin_end(self) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.engine.generation import DrafterState
 from edgechat.engine.protocol import Generate, Load
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.planner.drafter_plan import MAX_DRAFTED_SEQS, DrafterPlan
@@ -163,6 +164,15 @@ class DraftManager:
     def free_drafter_memory(self) -> bool:
         """Free the memory of the model drafter until its next trial; return whether it had any."""
         return self._model is not None and self._model.free_memory()
+
+    def describe_drafter(self) -> DrafterState | None:
+        """Return the state of the model drafter; None if the plan has none."""
+        if self._model is None and not self.drafter_error:
+            return None
+        return DrafterState(
+            is_open=self.has_model, is_asleep=self.is_drafter_asleep, error=self.drafter_error,
+            draft_costs=self.draft_costs(),
+        )  # fmt: skip
 
     def draft_costs(self) -> dict[int, float]:
         """Return the measured cost of a draft of the model by its number of tokens; a step of one token costs 1."""

@@ -100,6 +100,19 @@ class DraftCounts(msgspec.Struct, frozen=True):
     n_accepted: int
 
 
+class DrafterState(msgspec.Struct, frozen=True, kw_only=True):
+    """State of the model drafter of an engine."""
+
+    is_open: bool
+    """True if it can draft, or will be opened again for its next trial; False after an error."""
+    is_asleep: bool = False
+    """True if its memory was freed, because its drafts did not pay or memory was short."""
+    error: str = ""
+    """Why it could not be opened, or why it failed, one sentence; "" without an error."""
+    draft_costs: dict[int, float] = {}
+    """Measured cost of a draft by its number of tokens, relative to a step of one token; empty if not measured yet."""
+
+
 class ReplyOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """Reply of another conversation of which a reply is a copy."""
 

@@ -11,7 +11,14 @@ from typing import Final, Literal
 import msgspec
 
 from edgechat.config import Sampling
-from edgechat.engine.generation import CacheMiss, GenerationStats, PromptCacheUse, ThinkingLimit, TokenLogprobs
+from edgechat.engine.generation import (
+    CacheMiss,
+    DrafterState,
+    GenerationStats,
+    PromptCacheUse,
+    ThinkingLimit,
+    TokenLogprobs,
+)
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.drafter_plan import DrafterKind
 from edgechat.planner.load_plan import LoadPlan
@@ -462,6 +469,8 @@ class RequestFinished(Event, frozen=True):
     """The stop string that ended the first reply; "" if none did."""
     cache_miss: CacheMiss | None = None
     """Why more of the prompt was not cached; None if nothing is to be explained."""
+    drafter: DrafterState | None = None
+    """State of the model drafter after the request; None if the plan has none."""
 
 
 class EngineStats(Event, frozen=True):
@@ -477,10 +486,8 @@ class EngineStats(Event, frozen=True):
     """Bytes by ggml buffer type, split into model, context and compute."""
     step_costs: dict[int, float] = {}
     """Measured cost of a decode step at the current depth, by its number of tokens; a step of one token costs 1."""
-    draft_costs: dict[int, float] = {}
-    """Measured cost of a draft of the model drafter, by its number of tokens, relative to a step of one token."""
-    is_drafter_asleep: bool = False
-    """True if the memory of the model drafter was freed, because its drafts did not pay."""
+    drafter: DrafterState | None = None
+    """State of the model drafter; None if the plan has none."""
     current_n_ctx: int = 0
     """Length that the context has now, in tokens."""
 
@@ -506,6 +513,8 @@ class EngineStatus(Event, frozen=True):
     decode_tps: float | None
     """Decode speed of the last reply, in tokens per second; None before the first one."""
     cache_use: PromptCacheUse = PromptCacheUse()
+    drafter: DrafterState | None = None
+    """State of the model drafter after the last request; None before the first one, or if the plan has none."""
 
 
 class RequestFailed(Event, frozen=True):

@@ -183,7 +183,8 @@ class TextModel(EngineModel):
         self._speed_recorder.add(request.speeds)
         miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
-            event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx, cache_miss=miss)
+            drafter = self._draft_manager.describe_drafter() if self._draft_manager is not None else None
+            event = msgspec.structs.replace(event, peak_n_ctx=self._sizer.peak_n_ctx, cache_miss=miss, drafter=drafter)
         self._on_finished(request.params.id, event)
 
     def _create_stats(self, request_id: int) -> protocol.EngineStats:
@@ -197,8 +198,7 @@ class TextModel(EngineModel):
             memory=read_memory_breakdown(self._context) if self._context.is_open else {},
             current_n_ctx=self._context.n_ctx,
             step_costs=self._draft_manager.step_costs() if self._draft_manager is not None else {},
-            draft_costs=self._draft_manager.draft_costs() if self._draft_manager is not None else {},
-            is_drafter_asleep=self._draft_manager is not None and self._draft_manager.is_drafter_asleep,
+            drafter=self._draft_manager.describe_drafter() if self._draft_manager is not None else None,
         )
 
     def step(self, cancelled_ids: set[int]) -> None:

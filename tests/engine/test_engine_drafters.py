@@ -193,7 +193,10 @@ def test_drafter_in_an_engine_process(tmp_path: Path) -> None:
         )  # fmt: skip
         output = [t for e in client.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
         assert output == follow_chain(PROMPT[-1], 30)
-        assert not client.stats().is_drafter_asleep
+        state = client.stats().drafter
+        assert state is not None
+        assert (state.is_open, state.is_asleep) == (kind is not None, False)
+        assert state.error == loaded.drafter_error
         client.close()
 
 

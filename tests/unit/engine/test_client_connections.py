@@ -10,7 +10,7 @@ import pytest
 
 from edgechat.engine import client_connections, frames, protocol
 from edgechat.engine.client_connections import ClientConnections
-from edgechat.engine.generation import GenerationStats
+from edgechat.engine.generation import DrafterState, GenerationStats
 from edgechat.engine.pipe import Channel, make_frame
 from edgechat.engine.resident_server import must_end
 from edgechat.hardware.free_memory import FreeMemory
@@ -252,6 +252,19 @@ def test_cancelled_request_is_not_counted_in_the_use_of_the_prompt_cache(connect
         connections.write(protocol.RequestFinished(id=3, finish_reason=reason, stats=stats, context_tokens=2))
     use = connections.describe_status().cache_use
     assert (use.n_prompts, use.prompt_tokens, use.cached_tokens) == (1, 9, 3)
+
+
+def test_status_has_the_drafter_after_the_last_request_of_the_model(
+    connections: ClientConnections,
+) -> None:
+    stats = GenerationStats(
+        prompt_tokens=9, cached_tokens=3, completion_tokens=1, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0
+    )
+    states = [DrafterState(is_open=True), DrafterState(is_open=False, error="It failed."), None]
+    for state in states:
+        event = protocol.RequestFinished(id=3, finish_reason="stop", stats=stats, context_tokens=2, drafter=state)
+        connections.write(event)
+        assert connections.describe_status().drafter == state
 
 
 @pytest.mark.parametrize("is_used", [False, True])

@@ -1,0 +1,48 @@
+"""State of the model drafter of a running engine, for `edgechat engine status` and `edgechat doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from edgechat.engine.protocol import EngineStatus
+
+_NAMES: Final = {
+    "draft-model": "a draft model", "mtp": "the MTP heads of the model", "eagle3": "an EAGLE-3 head",
+    "assistant": "a Gemma 4 assistant",
+}  # fmt: skip
+
+
+def make_drafter_object(status: EngineStatus | None, model_path: str) -> dict[str, Any]:
+    """Return the state of the drafter, and the drafters that crashed with the model, as JSON-compatible values."""
+    from edgechat.runtime.drafter_crashes import list_crashes
+
+    loaded = status.loaded if status is not None else None
+    state = status.drafter if status is not None else None
+    has_failed = state is not None and not state.is_open
+    return {
+        "drafter": loaded.drafter if loaded is not None and not has_failed else None,
+        "drafter_error": (state.error if state is not None else "") or (loaded.drafter_error if loaded else ""),
+        "drafter_is_asleep": state.is_asleep if state is not None else False,
+        "draft_costs": {str(n): round(cost, 3) for n, cost in state.draft_costs.items()} if state is not None else {},
+        "crashed_drafters": list_crashes(model_path),
+    }
+
+
+def format_drafter(drafter_object: dict[str, Any]) -> list[str]:
+    """Return lines for users: the drafter, whether it is asleep, the cost of a draft, and what failed."""
+    lines = []
+    if drafter_object["drafter"]:
+        line = f"drafts with {_NAMES.get(drafter_object['drafter'], drafter_object['drafter'])}"
+        if cost := drafter_object["draft_costs"].get("1"):
+            line += f"; a draft token takes {cost:.2f} of the time of a token without drafts"
+        if drafter_object["drafter_is_asleep"]:
+            line += "; asleep until its next trial: no gain, or no free memory"
+        lines.append(line)
+    elif drafter_object["drafter_error"]:
+        lines.append(f"drafts without a model: {drafter_object['drafter_error']}")
+    lines += [
+        f"does not draft with {name}: the engine died with {cause} in it"
+        for name, cause in drafter_object["crashed_drafters"].items()
+    ]
+    return lines
