@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from edgechat import process
-from edgechat.bench.draft_models import plan_drafter
+from edgechat.bench.model_drafters import plan_drafter
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from edgechat.bench.draft_models import select_kinds
 from edgechat.bench.edgechat_server import EdgechatServer
+from edgechat.bench.model_drafters import select_kinds
 from edgechat.bench.prefix import PAUSE_S
 from edgechat.bench.serve import N_CLIENTS, StreamingClient
 from edgechat.bench.workloads import Workloads

@@ -63,7 +63,7 @@ def speculation(
     peer      speed of llama-server with the drafter relative to without
     to peer   speed with all drafts relative to llama-server with the drafter
     """  # noqa: D301  (click reads the control character)
-    from edgechat.bench import draft_models, workloads
+    from edgechat.bench import model_drafters, workloads
     from edgechat.bench import speculation as text_drafts
     from edgechat.bench.speculation_report import format_table
     from edgechat.catalogue.resolve import find_model
@@ -75,10 +75,10 @@ def speculation(
     status = StderrStatus()
     cases, report, table = workloads.read_workloads(file), None, ""
     if draft_model is not None:
-        draft_report = draft_models.run(options, draft_model, cases, kinds, status.show)
-        report, table = _as_any(draft_report), draft_models.format_table(draft_report)
+        draft_report = model_drafters.run(options, draft_model, cases, kinds, status.show)
+        report, table = _as_any(draft_report), model_drafters.format_table(draft_report)
     else:
-        text_report = text_drafts.run(options, draft_models.select_kinds(cases, kinds), status.show)
+        text_report = text_drafts.run(options, model_drafters.select_kinds(cases, kinds), status.show)
         report, table = _as_any(text_report), format_table(text_report)
     status.clear()
     echo_json(report) if as_json else click.echo(table)

@@ -99,9 +99,9 @@ def _find_mtp_problem(header: ModelHeader, first_layer: int) -> str:
     names = {t.name for t in header.tensors}
     parts = (*_MTP_TENSORS, *_MORE_MTP_TENSORS.get(architecture, ()))
     layers = range(first_layer, header.n_layers)
-    wanted = (f"blk.{layer}.{part}.weight" for layer in layers for part in parts)
-    missing = next((name for name in wanted if name not in names), "")
-    return f"has MTP heads without the tensor {missing!r}" if missing else ""
+    needed_names = (f"blk.{layer}.{part}.weight" for layer in layers for part in parts)
+    missing_name = next((name for name in needed_names if name not in names), "")
+    return f"has MTP heads without the tensor {missing_name!r}" if missing_name else ""
 
 
 def _read_separate_heads(header: ModelHeader, kind: HeadsKind) -> DraftingHeads:

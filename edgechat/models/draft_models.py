@@ -63,19 +63,19 @@ def add_drafters(
     candidates: Sequence[Candidate], settings: Settings, installed_models: Iterable[InstalledModel] | None = None
 ) -> list[Candidate]:
     """Return candidates with the drafters that a load would choose, or the reasons why they have none."""
-    added = []
+    new_candidates = []
     models = list(installed_models) if installed_models is not None else None
     for candidate in candidates:
         is_file = os.path.exists(candidate.profile.path)  # noqa: PTH110  (Path.exists raises OSError for long names)
         if not is_file and candidate.profile.heads is None:
-            added.append(candidate)
+            new_candidates.append(candidate)
             continue
         try:
             drafter = choose_drafter(candidate.profile, settings, models)
         except EdgechatError as error:
             drafter = DrafterChoice(reason=str(error))
-        added.append(msgspec.structs.replace(candidate, drafter=drafter))
-    return added
+        new_candidates.append(msgspec.structs.replace(candidate, drafter=drafter))
+    return new_candidates
 
 
 def add_own_heads(candidate: Candidate, settings: Settings) -> Candidate:

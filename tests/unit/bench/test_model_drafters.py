@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat.bench.draft_models import (
+from edgechat.bench.model_drafters import (
     DraftReport,
     DraftRow,
     format_table,
