@@ -156,7 +156,7 @@ def _make_load_plan(
     rest. Without speculation, `drafter` is None. Without `longest_n_ctx`, the context does not grow. With layers on a
     discrete GPU, it does not grow either, because the engine cannot read how much memory of the GPU is free.
     """
-    options, draft_tokens, added = variant.options, 0, AddedDrafter(None, "")
+    options, draft_tokens, addition = variant.options, 0, AddedDrafter(None, "")
     if drafter is not None:
         options, draft_tokens = _add_speculation(
             profile, options, _count_free_memory(machine, memory, options).smaller // SPECULATION_DIVISOR
@@ -166,28 +166,32 @@ def _make_load_plan(
             draft_tokens=draft_tokens,
         )  # fmt: skip
         memory = estimate_again()
-        added = add_drafter(
+        addition = add_drafter(
             drafter, profile, options, _count_free_memory(machine, memory, options),
             has_concessions=bool(variant.concessions),
         )  # fmt: skip
-        memory = estimate_again(drafter=added.plan)
+        memory = estimate_again(drafter=addition.plan)
     free_bytes = max(0, machine.available_bytes - memory.total)
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
     if longest_n_ctx is not None and (not options.n_gpu_layers or machine.gpu_is_unified):
         growth_bytes = machine.available_bytes - prefix_ram_bytes
-        growth = plan_growth(profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens, added.plan)
+        growth = plan_growth(
+            profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens, addition.plan
+        )
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
         adapts_n_threads=machine.adapts_n_threads and not options.n_gpu_layers,
         prefix_ram_bytes=prefix_ram_bytes,
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
-        speculation=drafter is not None, draft_tokens=draft_tokens, drafter=added.plan, estimate=memory,
-        concessions=(*([added.concession] if added.concession else []), *variant.concessions), growth=growth,
+        speculation=drafter is not None, draft_tokens=draft_tokens, drafter=addition.plan, estimate=memory,
+        concessions=(*([addition.concession] if addition.concession else []), *variant.concessions), growth=growth,
     )  # fmt: skip
     reasons = explain.explain_plan(profile, machine, load_plan, n_ctx)
-    return msgspec.structs.replace(load_plan, reasons=reasons | ({"drafter": added.reason} if added.reason else {}))
+    return msgspec.structs.replace(
+        load_plan, reasons=reasons | ({"drafter": addition.reason} if addition.reason else {})
+    )
 
 
 def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> FreeMemory:
