@@ -38,6 +38,8 @@ def register_loaded_model(engine: EngineClient, load_plan: LoadPlan | None) -> N
     """Save a record of the engine's planned memory, so that other edgechat processes do not plan to use this memory."""
     if engine.pid is not None and load_plan is not None:
         mapped_bytes = load_plan.estimate.weights if load_plan.options.use_mmap else 0
+        if load_plan.drafter is not None:
+            mapped_bytes += load_plan.drafter.mapped_weights
         instances.register(engine.pid, load_plan.model_path, load_plan.estimate.engine, mapped_bytes)
 
 

@@ -138,13 +138,13 @@ def estimate_drafter(
     context = estimate_context_buffers(computed_profile, drafter_options, n_outputs)
     # An assistant attends to all cells of its target, and can compute one token of each sequence of the target.
     bytes_per_cell = max(EAGLE3_UBATCH, options.n_seqs + 2) * _MASK_BYTES if kind == "assistant" else 0
-    weights, gpu_weights = _estimate_weights(kind, profile, drafter_options)
+    weights = _estimate_weights(kind, profile, drafter_options)
     output_bytes = n_outputs * max(profile.n_vocab, target.n_vocab) * _F32_BYTES
     return DrafterPlan(
         kind=kind, model_path="" if kind == "mtp" else profile.path, n_seqs=n_seqs, max_tokens=max_tokens,
-        weights=weights, kv_cache=context.kv_cache,
+        weights=weights.cpu, mapped_weights=weights.mapped, kv_cache=context.kv_cache,
         compute=context.compute + output_bytes + _estimate_hidden_rows(kind, target, options.n_seqs),
-        gpu=gpu_weights + context.gpu, bytes_per_cell=bytes_per_cell,
+        gpu=weights.gpu + context.gpu, bytes_per_cell=bytes_per_cell,
     ).resize_target(options.n_ctx)  # fmt: skip
 
 
@@ -170,18 +170,27 @@ def make_heads_profile(profile: ModelProfile) -> ModelProfile:
     )
 
 
-def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOptions) -> tuple[int, int]:
-    """Return the CPU memory and the GPU memory of the weights, in bytes.
+class _Weights(NamedTuple):
+    """Memory of weights, in bytes; `mapped` is the part of `cpu` that is mapped from the model file."""
+
+    cpu: int
+    gpu: int
+    mapped: int
+
+
+def _estimate_weights(kind: DrafterKind, profile: ModelProfile, options: LoadOptions) -> _Weights:
+    """Return the memory of the weights.
 
     The heads in the file of the target count with the size of their tensors, which are either mapped or copied into
     another layout. A file of its own also has a vocabulary.
     """
     if kind == "mtp":
         n_bytes = make_heads_profile(profile).tensor_bytes
-        return (0, n_bytes) if options.n_gpu_layers else (n_bytes, 0)
+        return _Weights(0, n_bytes, 0) if options.n_gpu_layers else _Weights(n_bytes, 0, n_bytes * options.use_mmap)
     sizes = estimate_buffers(profile, options)
     gpu_bytes = sizes.gpu - estimate_context_buffers(profile, options).gpu
-    return sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile), gpu_bytes
+    cpu_bytes = sizes.weights + sizes.repacked_weights + compute_vocabulary_bytes(profile)
+    return _Weights(cpu_bytes, gpu_bytes, sizes.weights * options.use_mmap)
 
 
 def _estimate_hidden_rows(kind: DrafterKind, target: ModelProfile, n_seqs: int) -> int:

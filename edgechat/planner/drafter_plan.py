@@ -39,6 +39,8 @@ class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum number of tokens in a draft."""
     weights: int = 0
     """Estimated CPU memory of the weights, in bytes."""
+    mapped_weights: int = 0
+    """Part of `weights` that is mapped from the model file."""
     kv_cache: int = 0
     """Estimated CPU memory of the context, in bytes."""
     compute: int = 0

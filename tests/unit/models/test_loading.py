@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.models import context_limits, load_records, loading, observed_memory
+from edgechat.models import context_limits, instances, load_records, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
@@ -220,3 +221,14 @@ def test_cpu_plan_after_a_gpu_failure_has_the_drafter(monkeypatch: pytest.Monkey
     assert [bool(p.options.n_gpu_layers) for p in engine.plans] == [True, True, False]
     assert engine.plans[-1].drafter is not None
     assert engine.plans[-1].reasons["drafter"].startswith("small, chosen by the user")
+
+
+@pytest.mark.parametrize("kind", ["draft-model", None])
+def test_record_of_a_loaded_model_includes_the_mapped_weights_of_its_drafter(kind: Any) -> None:
+    choice = DrafterChoice(kind=kind, name="small", profile=llama(GIB // 4), reason="installed")
+    load_plan = plan(llama(), machine(64 * GIB), drafter=choice)
+    engine: Any = SimpleNamespace(pid=os.getppid())  # a process that runs
+    load_records.register_loaded_model(engine, load_plan)
+    [instance] = instances.other_instances()
+    assert instance.mapped_bytes == load_plan.estimate.weights + (GIB // 4 if kind else 0)
+    assert instance.total_bytes == load_plan.estimate.engine
