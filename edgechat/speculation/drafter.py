@@ -114,8 +114,9 @@ class LivePool:
         Raises MemoryError.
         """
         if not self._free and self._n_drafters < self._max_drafters:
+            drafter = LiveDrafter(self._make_index())
             self._n_drafters += 1
-            return LiveDrafter(self._make_index())
+            return drafter
         if not self._free:
             return None
         best = max(self._free, key=lambda drafter: drafter.count_shared(tokens))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgechat.speculation.drafter import FROM_CONTEXT, Draft, LiveDrafter
+import pytest
+
+from edgechat.speculation.drafter import FROM_CONTEXT, Draft, LiveDrafter, LivePool
 from tests.suffix_reference import PlainIndex
 
 
@@ -17,3 +19,23 @@ def test_new_text_reindexes_only_the_tokens_after_the_shared_prefix() -> None:
     drafter.start([])
     assert index.tokens == []
     assert drafter.draft(3).tokens == []
+
+
+def test_pool_whose_index_cannot_be_allocated_keeps_its_place() -> None:
+    n_failures = 3
+
+    def make_index() -> PlainIndex:
+        nonlocal n_failures
+        if pool is not None and n_failures:
+            n_failures -= 1
+            raise MemoryError
+        return PlainIndex()
+
+    pool: LivePool | None = None
+    pool = LivePool(make_index, 2)
+    assert pool.acquire([]) is not None
+    while n_failures:
+        with pytest.raises(MemoryError):
+            pool.acquire([])
+    assert pool.acquire([]) is not None
+    assert pool.acquire([]) is None
