@@ -107,6 +107,8 @@ class Scheduler:
                 self._end_request(request, error)
         for request in [r for r in self._running if r.is_finished]:
             self._end_request(request)
+        if not self._running:
+            self._drafts.stop()  # frees finished sequences, and their indexes for the next replies
 
     def _end_request(self, request: ActiveRequest, error: Exception | None = None) -> None:
         if request in self._running:

@@ -75,6 +75,7 @@ def test_drafts_of_one_and_of_four_replies(
     prompts = [[1, *CYCLE[start : start + 30]] for start in (5, 15, 25, 35)]
     ids = [model.start(prompt, max_tokens=60) for prompt in prompts]
     model.finish()
+    assert not model.model._scheduler._drafts._started  # finished sequences are freed
     for request_id, prompt in zip(ids, prompts, strict=True):
         assert model.tokens(request_id) == follow_chain(prompt[-1], 60)
     if is_right:
