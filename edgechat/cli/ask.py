@@ -325,6 +325,7 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
 
     model_properties, reply = session.model_properties, final_event.reply
     stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
+    stats.pop("context_hash", None)  # used by edgechat itself
     is_remote = session.source.is_remote or (reply.stats is not None and reply.stats.is_remote is True)
     if is_remote or not session.model.is_open:
         # The other statistics are those of an engine, or the server did not report them.

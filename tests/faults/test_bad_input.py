@@ -148,11 +148,11 @@ def test_json_output_has_the_documented_keys(cli: Cli) -> None:
         "text", "reasoning", "finish_reason", "conversation_id", "message_id", "model", "backend", "stats",
     }  # fmt: skip
     stats = output["stats"]
-    assert set(stats) == {
+    # These two are there only if other programs were busy, and if anything was drafted.
+    assert set(stats) - {"is_disturbed", "drafts_by_source"} == {
         "prompt_tokens", "cached_tokens", "cached_ram_tokens", "cached_disk_tokens", "completion_tokens", "ttft_s",
         "prefill_tps", "decode_tps",
-        "n_drafts", "n_drafted", "n_accepted", "mean_acceptance_length", "speculation_gain", "is_disturbed", "load_s",
-        "peak_rss_bytes",
+        "n_drafts", "n_drafted", "n_accepted", "mean_acceptance_length", "speculation_gain", "load_s", "peak_rss_bytes",
     }  # fmt: skip
     assert stats["completion_tokens"] == 5
     assert output["finish_reason"] == "length"
