@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
-from edgechat.chat.messages import format_speed
 from edgechat.terminal import escape_controls
 from edgechat.tui import messages as ui_messages
 from edgechat.tui.conversation_frame import ConversationFrame
@@ -307,6 +306,8 @@ class ConversationPane(ConversationFrame):
             self._has_named_keys = True
             number, count = entry.alternative
             self.notify(f"Reply {number} of {count}; {self.format_alternative_keys()}")
+        from edgechat.chat.messages import format_speed  # imported here, so that the first frame is not delayed
+
         self._end_operation(format_speed(stats) if stats is not None and stats.decode_tps else "")
 
     def _finish_streaming(self, view: ui_messages.ConversationView) -> None:

@@ -49,7 +49,7 @@ TOPICS: Final = (
          "message.previous", "message.next", "message.branch", "message.delete", "message.delete_pair", "message.undo",
          "chat.also", "chat.compare", "compare.other", "compare.choose", "compare.first", "compare.second",
          "compare.stop", "compare.up", "compare.down", "compare.leave"),
-        ("edit", "retry", "best", "also", "compare", "continue", "earlier", "switch", "delete", "undo"),
+        ("edit", "retry", "best", "hard", "also", "compare", "continue", "earlier", "switch", "delete", "undo"),
     ),
     Topic(
         "Conversations",

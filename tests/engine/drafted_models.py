@@ -196,7 +196,11 @@ def make_models_eager(patch: pytest.MonkeyPatch) -> None:
     def choose(
         self: ModelSource, candidates: list[ModelCandidate], *_args: object, **_options: object
     ) -> ModelChoice | None:
-        return ModelChoice(self._drafter.max_tokens, 1000, 9.0, pays=True) if self.is_usable else None
+        return (
+            ModelChoice(self._drafter.max_tokens, 1000, 9.0, pays=True)
+            if self.is_usable and not self.is_asleep
+            else None
+        )
 
     patch.setattr(ModelSource, "choose", choose)
     patch.setattr(ModelSource, "record_tokens", lambda self, n_tokens: None)

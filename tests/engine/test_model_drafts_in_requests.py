@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from edgechat.config import Sampling
+from edgechat.engine.drafting import DraftManager
 from edgechat.hardware.free_memory import FreeMemory
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.model_drafter import open_model_drafter
@@ -186,6 +187,15 @@ def test_text_longer_than_the_window_of_the_drafter(kind: PairKind, native: Bind
             assert comparison.n_accepted > 10
 
 
+def wake_drafter(manager: DraftManager) -> None:
+    """Do idle work until it has woken the drafter, as if its next trial were due."""
+    assert manager._model is not None
+    schedule = manager._model.profile.schedule
+    schedule.n_waited = schedule.interval
+    while manager.is_drafter_asleep:
+        assert manager.idle_step(lambda _allow: None)
+
+
 @pytest.mark.parametrize("kind", PAIR_KINDS)
 def test_drafter_that_sleeps_and_wakes(kind: PairKind, native: Bindings, tmp_path: Path) -> None:
     with open_pair(native, kind, tmp_path) as comparison:
@@ -193,8 +203,6 @@ def test_drafter_that_sleeps_and_wakes(kind: PairKind, native: Bindings, tmp_pat
         assert manager is not None
         text = make_prompt(14)
         for is_between_steps in (False, True, False):
-            manager.free_drafter_memory()
-            assert manager.is_drafter_asleep
             if is_between_steps:
                 request_id = comparison.drafted.start(text, max_tokens=30)
 
@@ -204,7 +212,11 @@ def test_drafter_that_sleeps_and_wakes(kind: PairKind, native: Bindings, tmp_pat
 
                 comparison.drafted.finish(free)
                 assert len(comparison.drafted.tokens(request_id)) == 30
+            manager.free_drafter_memory()
+            assert manager.is_drafter_asleep
             text += comparison.ask(text)
+            wake_drafter(manager)
+        comparison.ask(make_prompt(15))
         assert comparison.n_drafted > 0
 
 
