@@ -39,7 +39,7 @@ def test_text_with_too_many_tokens_is_refused(engine: EngineClient) -> None:
 
 
 def test_other_requests_are_served_while_a_text_is_tokenised(engine: EngineClient) -> None:
-    slow = protocol.Tokenize(id=engine.next_id(), text=LONG_TEXT * 3)
+    slow = protocol.Tokenize(id=engine.next_id(), text=LONG_TEXT * 6)
     slow_outcomes = submit(engine, slow)
     # Sent at once, so that the engine has only a few steps to do before they end, however busy the machine is.
     tokenized = submit(engine, protocol.Tokenize(id=engine.next_id(), text="Hi"))
