@@ -60,7 +60,8 @@ def load_model(
 
     `start_renderer` starts the render process while the engine process starts. As long as the plan needs concessions,
     `free_memory` ends another engine that is idle; it returns False if there is none. If memory runs out in spite of
-    the plan, retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU.
+    the plan, retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU. If the engine
+    crashes when it opens the model drafter, loads without it.
     """
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
