@@ -27,6 +27,7 @@ from edgechat.runtime.backends.verdicts import Verdict
 from edgechat.store import open_ephemeral_store
 from tests.conftest import ROOT
 from tests.faults.test_backends import copy_bundle
+from tests.faults.test_gpu import n_gpu_layers, reply
 from tests.serve.client import CERTAIN_PROMPT
 
 pytestmark = [
@@ -142,16 +143,6 @@ def open_session(machine: None, monkeypatch: pytest.MonkeyPatch, request: pytest
         return session
 
     return start
-
-
-def reply(session: Session, text: str = CERTAIN_PROMPT) -> str:
-    *_, last = session.send(text)
-    return last.reply.text  # type: ignore[union-attr]
-
-
-def n_gpu_layers(session: Session) -> int:
-    assert session.model.plan is not None
-    return session.model.plan.options.n_gpu_layers
 
 
 def test_driver_on_the_cpu_is_not_for_users(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,14 +56,19 @@ def growing_texts(app: ChatApp) -> list[str]:
     return [reply.text for reply in session(app).second.growing_replies]
 
 
+async def start_both_replies(app: ChatApp) -> None:
+    """Send a message, and answer it with a second model while the first one replies."""
+    await wait_until_ready(app)
+    app.pane.submit("Hi")
+    await until_async(lambda: app.pane.is_streaming)
+    app.actions.run("also", "starter")
+
+
 async def test_both_replies_grow_and_remain_as_alternatives() -> None:
     script, second = held(ANSWER), held(OTHER_ANSWER)
     app = make_app(script, second)
     async with app.run_test(size=(120, 36)) as pilot:
-        await wait_until_ready(app)
-        app.pane.submit("Hi")
-        await until_async(lambda: app.pane.is_streaming)
-        app.actions.run("also", "starter")
+        await start_both_replies(app)
         await until_async(lambda: growing_texts(app) == [ANSWER[:4], OTHER_ANSWER[:4]])
         await until_async(lambda: "1/2" in screen_text(app) and "words" in status_text(app))
         app.actions.run("also", "starter")
@@ -105,10 +110,7 @@ async def test_escape_stops_both_and_keeps_their_texts() -> None:
     script, second = held(ANSWER), held(OTHER_ANSWER)
     app = make_app(script, second)
     async with app.run_test() as pilot:
-        await wait_until_ready(app)
-        app.pane.submit("Hi")
-        await until_async(lambda: app.pane.is_streaming)
-        app.actions.run("also", "starter")
+        await start_both_replies(app)
         await until_async(lambda: len(growing_texts(app)) == 2 and growing_texts(app)[1])
         await pilot.press("escape")
         script.may_continue.set()
@@ -155,10 +157,7 @@ async def test_comparison_grows_and_the_chosen_reply_is_continued(size: tuple[in
     script, second = held(ANSWER), held(OTHER_ANSWER)
     app = make_app(script, second)
     async with app.run_test(size=size) as pilot:
-        await wait_until_ready(app)
-        app.pane.submit("Hi")
-        await until_async(lambda: app.pane.is_streaming)
-        app.actions.run("also", "starter")
+        await start_both_replies(app)
         await until_async(lambda: len(growing_texts(app)) == 2 and growing_texts(app)[1])
         await pilot.press("f9")
         await until_async(lambda: is_open(app, "CompareScreen"))
@@ -182,10 +181,7 @@ async def test_comparison_stops_one_reply_and_the_choice_waits_for_the_other() -
     script, second = held(ANSWER), held(OTHER_ANSWER)
     app = make_app(script, second)
     async with app.run_test(size=(120, 36)) as pilot:
-        await wait_until_ready(app)
-        app.pane.submit("Hi")
-        await until_async(lambda: app.pane.is_streaming)
-        app.actions.run("also", "starter")
+        await start_both_replies(app)
         await until_async(lambda: len(growing_texts(app)) == 2 and growing_texts(app)[1])
         await pilot.press("f9")
         await until_async(lambda: is_open(app, "CompareScreen") and "Reply 2 of 2" in screen_text(app))
@@ -224,10 +220,7 @@ async def test_crash_of_the_second_engine_leaves_the_reply_of_the_first() -> Non
     script, second = held(ANSWER), Script([OTHER_ANSWER], crash_after_tokens=2)
     app = make_app(script, second)
     async with app.run_test(size=(120, 36)):
-        await wait_until_ready(app)
-        app.pane.submit("Hi")
-        await until_async(lambda: app.pane.is_streaming)
-        app.actions.run("also", "starter")
+        await start_both_replies(app)
         await until_async(lambda: "starter: the engine process died" in "".join(shown_texts(app, "error")))
         script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
