@@ -61,7 +61,7 @@ class AddedDrafter(msgspec.Struct, frozen=True):
     """Concession of the plan if the drafter that the user named has no room; otherwise ""."""
 
 
-class FreeMemory(NamedTuple):
+class RemainingMemory(NamedTuple):
     """Memory that the plan of the target leaves, in bytes; negative if it does not fit."""
 
     cpu: int
@@ -73,9 +73,9 @@ class FreeMemory(NamedTuple):
         """The fuller of both memories."""
         return self.cpu if self.gpu is None else min(self.cpu, self.gpu)
 
-    def divide(self, divisor: int) -> FreeMemory:
+    def divide(self, divisor: int) -> RemainingMemory:
         """Return a fraction of both memories."""
-        return FreeMemory(self.cpu // divisor, self.gpu // divisor if self.gpu is not None else None)
+        return RemainingMemory(self.cpu // divisor, self.gpu // divisor if self.gpu is not None else None)
 
     def find_shortage(self, plan: DrafterPlan) -> tuple[int, int] | None:
         """Return the needed and the free bytes of the memory that has no room for a drafter; None if both have."""
@@ -84,7 +84,7 @@ class FreeMemory(NamedTuple):
 
 
 def add_drafter(
-    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free: FreeMemory, *, has_concessions: bool
+    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free: RemainingMemory, *, has_concessions: bool
 ) -> AddedDrafter:
     """Return the plan of the chosen drafter, or why it is left out.
 

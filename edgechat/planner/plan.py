@@ -13,7 +13,7 @@ from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
 from edgechat.planner.context_growth import plan_growth
-from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, FreeMemory, add_drafter
+from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, RemainingMemory, add_drafter
 from edgechat.planner.kv_memory import compute_states_bytes
 from edgechat.planner.load_plan import (
     MAX_PREFIX_DISK_BYTES,
@@ -194,11 +194,11 @@ def _make_load_plan(
     )
 
 
-def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> FreeMemory:
+def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> RemainingMemory:
     """Return the memory that a plan leaves."""
     cpu_bytes = machine.available_bytes - memory.total
     has_own_memory = options.n_gpu_layers and not machine.gpu_is_unified
-    return FreeMemory(cpu_bytes, machine.gpu_free_bytes - memory.gpu if has_own_memory else None)
+    return RemainingMemory(cpu_bytes, machine.gpu_free_bytes - memory.gpu if has_own_memory else None)
 
 
 def _add_speculation(profile: ModelProfile, options: LoadOptions, budget_bytes: int) -> tuple[LoadOptions, int]:

@@ -18,7 +18,7 @@ from edgechat.runtime.hidden_rows import HiddenRows
 from edgechat.runtime.model import OnLoadProgress
 
 
-class DraftRequest(Protocol):
+class DraftRequestFields(Protocol):
     """Interface of requests for a draft of one sequence; `edgechat.speculation.drafter` describes the fields."""
 
     @property
@@ -140,7 +140,7 @@ class NativeDrafter:
         update = window.plan(tokens, -1, self.max_tokens, first_index=first_index)
         return len(update.pending) if update is not None else 0
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
+    def draft(self, requests: Mapping[int, DraftRequestFields]) -> dict[int, TokenChain]:
         """Draft for several sequences at once, by sequence.
 
         A sequence for which no draft is possible is missing in the result; one that the model ends at once is empty.
@@ -187,7 +187,7 @@ class NativeDrafter:
         return self._rows.find_first(seq, n_tokens - 1) + 1 if self._rows is not None else 0
 
     def _prepare(
-        self, context: DrafterContext, seq: int, request: DraftRequest, requests: Mapping[int, DraftRequest]
+        self, context: DrafterContext, seq: int, request: DraftRequestFields, requests: Mapping[int, DraftRequestFields]
     ) -> _PreparedDraft | None:
         """Adapt the memory of the drafter to the text; return None if no draft is possible."""
         tokens, next_token = self._target.tokens(seq), request.next_token
@@ -231,7 +231,7 @@ class NativeDrafter:
         rows = self._rows.join(seq, start - 1, len(self._target.tokens(seq)))
         return self._source.encode(context, rows)
 
-    def _choose_slot(self, seq: int, requests: Mapping[int, DraftRequest]) -> int:
+    def _choose_slot(self, seq: int, requests: Mapping[int, DraftRequestFields]) -> int:
         slot = self._slots.pop(seq, None)
         if slot is None and len(self._slots) < self._plan.n_seqs:
             slot = next(i for i in range(self._plan.n_seqs) if i not in self._slots.values())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.tui.render.palette import Palette
 
-# On a screen with at least so many columns, the replies are side by side; on a narrower one, one is below the other.
+# Minimum width of the screen, in columns, for replies side by side; on a narrower screen, one is below the other.
 MIN_COLUMNS_BESIDE: Final = 120
 _PARTS: Final = ("first", "second")
 

@@ -8,7 +8,7 @@ import pytest
 from edgechat.modelfile.heads import DraftingHeads
 from edgechat.modelfile.layers import Layer
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.planner.drafter_choice import DrafterChoice, FreeMemory, estimate_drafter, make_heads_profile
+from edgechat.planner.drafter_choice import DrafterChoice, RemainingMemory, estimate_drafter, make_heads_profile
 from edgechat.planner.drafter_plan import DRAFTER_CELLS, MAX_DRAFTED_SEQS, MAX_MODEL_DRAFT_TOKENS, DrafterPlan
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
@@ -195,9 +195,9 @@ def test_prediction_heads_are_on_the_gpu_with_the_last_layers() -> None:
 @pytest.mark.parametrize(("cpu", "gpu", "name"), [(64 * MIB, 64 * GIB, "CPU"), (64 * GIB, 64 * MIB, "GPU")])
 def test_either_memory_can_be_too_small_for_a_drafter(cpu: int, gpu: int, name: str) -> None:
     drafter = DrafterPlan(kind="draft-model", weights=128 * MIB, gpu=128 * MIB)
-    assert FreeMemory(cpu, gpu).find_shortage(drafter) == (128 * MIB, 64 * MIB), name
-    assert FreeMemory(64 * GIB, 64 * GIB).find_shortage(drafter) is None
-    assert FreeMemory(128 * MIB, None).find_shortage(drafter) == (256 * MIB, 128 * MIB)
+    assert RemainingMemory(cpu, gpu).find_shortage(drafter) == (128 * MIB, 64 * MIB), name
+    assert RemainingMemory(64 * GIB, 64 * GIB).find_shortage(drafter) is None
+    assert RemainingMemory(128 * MIB, None).find_shortage(drafter) == (256 * MIB, 128 * MIB)
 
 
 def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
