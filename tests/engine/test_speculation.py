@@ -16,7 +16,7 @@ import pytest
 
 from edgechat import paths
 from edgechat.config import GREEDY
-from edgechat.engine import drafting, protocol
+from edgechat.engine import drafting, protocol, sequence
 from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import DraftCounts
 from edgechat.engine.server import IDLE_DELAY_S
@@ -116,8 +116,9 @@ def test_prompt_continues_from_the_cache_after_drafts(open_model: Open) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "hybrid", "sliding"])
-def test_reply_can_be_cancelled_during_drafts(open_model: Open, kind: str) -> None:
+def test_reply_can_be_cancelled_during_drafts(open_model: Open, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first cancellation comes between two steps, and the others abort a step of several tokens."""
+    monkeypatch.setattr(sequence, "FLUSH_INTERVAL_S", 0)  # this model generates 900 tokens in a few intervals
     model = open_model(kind, n_rs_seq=7, free_drafts=True)
     forced = list(range(20, 40)) * 45
     for number in range(3):

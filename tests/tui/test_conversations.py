@@ -131,14 +131,11 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
         app.actions.run("export", "")
         await until_async(lambda: "no messages yet" in problem_text(app))
         await ask(app, "Question")
-        for command in (
-            "/rename A new name",
-            "/pin",
-            "/export",
-            "/export out.json",
-            "/export out.html",
-            "/export out.pdf",
-        ):
+        for command in ("/rename A new name", "/pin"):
+            app.pane.prompt.load(command)
+            app.pane.prompt.action_send()
+        await until_async(lambda: "Pinned" in footer_text(app))
+        for command in ("/export", "/export out.json", "/export out.html", "/export out.pdf"):
             app.pane.prompt.load(command)
             app.pane.prompt.action_send()
         await until_async(lambda: "out.pdf" in problem_text(app))
