@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -115,6 +116,41 @@ def test_one_of_two_gpu_packages_is_used_and_mismatched_ones_are_reported(site_p
     assert "edgechat_cuda13 is for llama.cpp 1234567, but edgechat uses 0c1e57098" in doctor.stdout
     assert "edgechat_cuda12 is damaged" in doctor.stdout
     assert doctor.returncode == 0
+
+
+def test_own_module_in_a_copy_of_the_bundle_is_tested_like_any_other(
+    tmp_path: Path, headers: Path, home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of docs/install.md."""
+    original = json.loads(cli("doctor", "--json").stdout)["bundle"]["directory"]
+    own = tmp_path / "my bundle"
+    shutil.copytree(original, own)
+    module = own / "libggml-hip.so"
+    build_gpu(headers, own, module)
+    manifest = json.loads((own / "manifest.json").read_text())
+    (own / "manifest.json").write_text(json.dumps(manifest | {"files": [*manifest["files"], module.name]}))
+    monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(own))
+
+    def diagnose(*arguments: str) -> tuple[str, str]:
+        done = cli("doctor", "--json", *arguments)
+        assert done.returncode == 0
+        [found] = [b for b in json.loads(done.stdout)["backends"] if b["module"] == "hip"]
+        assert found["path"] == str(module)
+        return found["status"], found["reason"]
+
+    status, reason = diagnose()
+    assert (status, reason.startswith("passed")) == ("passed", True)
+    session = Session(open_ephemeral_store(), Settings(n_ctx=512, max_tokens=4), starter_model())
+    with contextlib.closing(session):
+        session.open()
+        assert n_gpu_layers(session) == 31
+        assert reply(session)
+    monkeypatch.setenv("GPU_WRONG", "1")
+    status, reason = diagnose("--retest")
+    assert status == "wrong"
+    assert "computes wrong numbers: product of" in reason
+    module.write_bytes(b"no library")
+    assert diagnose()[0] == "refused"
 
 
 @pytest.fixture
