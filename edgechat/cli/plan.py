@@ -143,20 +143,13 @@ def _evaluate_candidates(
     from edgechat.cli.session_factory import load_settings, settings_from_flags
     from edgechat.models import selection
     from edgechat.models.draft_models import add_drafters, find_draft_file
-    from edgechat.models.resources import save_gpus
     from edgechat.planner.machine import speeds_from_profile
     from edgechat.planner.picks import choose_evaluation
 
     settings_from_flags(budget=budget)
     flags = settings_from_flags(n_ctx=n_ctx, min_speed=min_speed, draft_model=draft_model)
     settings = config.with_overrides(load_settings(), flags)
-    if machine_file is None and settings.gpu and _has_gpu_modules():
-        devices = engine.list_devices(benchmark=False)
-        save_gpus(devices.gpus)
-        for reason in devices.slow_gpus:
-            status.note(reason)
     profile = _read_profile(machine_file) if machine_file is not None else None
-    machine = _make_target_machine(settings, budget, profile)
     if models:
         status.show("Reading the headers of the models ...")
         candidates = selection.make_named_candidates(engine, models, scratch_dir, with_quants=with_quants)
@@ -167,6 +160,9 @@ def _evaluate_candidates(
     if settings.draft_model not in {config.AUTO, config.OFF}:
         find_draft_file(settings.draft_model)  # raises an error for an unknown name
     candidates = add_drafters(candidates, settings)
+    if profile is None and settings.gpu and _has_gpu_modules():
+        _find_gpus(engine, candidates if measure and len(candidates) <= _MAX_EXACT_MODELS else [], status)
+    machine = _make_target_machine(settings, budget, profile)
     if with_catalogue:
         candidates += selection.list_catalogue_candidates()
     if profile is None:
@@ -186,6 +182,25 @@ def _evaluate_candidates(
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
     return evaluations, choice, json_facts
+
+
+def _find_gpus(engine: EngineClient, candidates: list[Candidate], status: StderrStatus) -> None:
+    """Save the GPUs of this machine, after they were tested and measured with the types of the candidates' weights."""
+    from edgechat.engine import protocol
+    from edgechat.models.loading import count_weights
+    from edgechat.models.resources import save_gpus
+
+    n_weights: dict[int, int] = {}
+    for candidate in candidates:
+        for type_id, count in count_weights(candidate.profile).items():
+            n_weights[type_id] = n_weights.get(type_id, 0) + count
+    devices = engine.list_devices(
+        benchmark=False, n_weights=n_weights,
+        on_event=lambda event: status.show(event.message) if isinstance(event, protocol.BackendTesting) else None,
+    )  # fmt: skip
+    save_gpus(devices.gpus)
+    for reason in devices.slow_gpus:
+        status.note(reason)
 
 
 def _measure_quants(

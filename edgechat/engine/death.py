@@ -155,7 +155,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def _is_on_gpu(self) -> bool:
-        return self.load is not None and self.load.plan.options.n_gpu_layers > 0
+        return self.load is not None and self.load.plan.options.uses_gpu
 
     def record_crash(self) -> None:
         """Record a crash of kernels, of a GPU's driver or of a drafter for the module or drafter and the model.

@@ -93,7 +93,8 @@ class ModelInspector:
             loaded_bindings = self.load_backend(request.id)
             excluded = [*gpu_probe.list_excluded_devices(gpu_verdicts), *slow]
             bindings.exclude_devices(loaded_bindings, excluded)
-            gpus = list_gpus(loaded_bindings)
+            devices = [device for _, verdict in gpu_verdicts for device in verdict.devices]
+            gpus = list_gpus(loaded_bindings, {device.name: device.speeds for device in devices})
         return protocol.DevicesListed(
             id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems,
             slow_gpus=list(slow.values()),

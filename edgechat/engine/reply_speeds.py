@@ -63,7 +63,7 @@ class SpeedRecorder:
 
     def add(self, reply: ReplySpeeds) -> None:
         """Add the speeds of a reply, to be saved by `save`."""
-        if self._plan.options.n_gpu_layers:
+        if self._plan.options.uses_gpu:
             return
         decode_tps, prefill_tps = reply.decode_tps, reply.prefill_tps
         if decode_tps is not None:

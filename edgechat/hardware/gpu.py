@@ -13,6 +13,39 @@ _NVIDIA_SMI_TIMEOUT_S: Final = 3.0
 _DRIVER_VERSION: Final = Path("/proc/driver/nvidia/version")
 
 
+class TypeRates(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights of one type that a GPU and the CPU multiply per second, counted once per batch; 0.0 if unknown."""
+
+    type_id: int
+    """Weight type, as ggml's number."""
+    decode: float
+    """Rate of the GPU with one column."""
+    prefill: float
+    """Rate of the GPU with `PREFILL_COLUMNS` columns."""
+    cpu_decode: float
+    cpu_prefill: float
+    cpu_plain_decode: float = 0.0
+    """Rate of the CPU with one column and weights in the layout of the file, which a GPU can read."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the rates of the GPU and of the CPU are known."""
+        return min(self.decode, self.prefill, self.cpu_decode, self.cpu_prefill) > 0
+
+
+PREFILL_COLUMNS: Final = 256
+"""Number of columns in the products that measure prefill."""
+
+
+class GpuSpeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """Speeds of a GPU that were measured on this machine, together with those of the CPU."""
+
+    rates: tuple[TypeRates, ...] = ()
+    """Rates of the weight types that were measured."""
+    copied_bytes_per_s: float = 0.0
+    """Speed at which weights in CPU memory are copied to the GPU, in bytes per second; 0.0 if unknown."""
+
+
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """Properties of a GPU, as a backend reports them."""
 
@@ -25,6 +58,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """Memory bandwidth in bytes per second; 0.0 if unknown."""
     prefill_weights_per_s: float = 0.0
     """Number of weights multiplied per second in prefill, counted once per token; 0.0 if unknown."""
+    speeds: GpuSpeeds = GpuSpeeds()
 
 
 def find_gpu_problem() -> str:

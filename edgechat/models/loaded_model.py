@@ -136,11 +136,7 @@ class LoadedModel:
         """Load the model on the CPU if `error` is a GPU failure; return whether the model was loaded again."""
         is_crash = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
         failed_plan = self.plan
-        if (
-            failed_plan is None
-            or not failed_plan.options.n_gpu_layers
-            or not (is_crash or isinstance(error, ComputeError))
-        ):
+        if failed_plan is None or not failed_plan.options.uses_gpu or not (is_crash or isinstance(error, ComputeError)):
             return False
         from edgechat.models.loading import reload_model
 

@@ -157,19 +157,17 @@ def _find_gpus(
         return [], []
     earlier_gpus = load_saved_gpus()
     devices = engine.list_devices(
-        benchmark=False, n_weights=_count_weights(profile), n_bytes=profile.tensor_bytes, model_path=profile.path,
+        benchmark=False, n_weights=count_weights(profile), n_bytes=profile.tensor_bytes, model_path=profile.path,
         on_event=lambda event: _forward_progress(event, on_event),
     )  # fmt: skip
     save_gpus(devices.gpus)
     if devices.gpus:
         return devices.gpus, []
-    if devices.slow_gpus:  # not a problem: `doctor` and `plan` show it
-        return [], []
     problems = devices.problems or [f"The GPU {gpu.name} was not found" for gpu in earlier_gpus]
     return [], [f"{problem}; edgechat uses the CPU" for problem in problems]
 
 
-def _count_weights(profile: ModelProfile) -> dict[int, int]:
+def count_weights(profile: ModelProfile) -> dict[int, int]:
     """Return the number of weights in matrices by type, as ggml's number."""
     counts: dict[int, int] = {}
     for tensor in profile.tensors:
@@ -194,8 +192,7 @@ def _make_plan(
             raise
     else:
         fills_gpu = (
-            bool(rough_plan.options.n_gpu_layers)
-            and rough_plan.estimate.gpu > _EXACT_SIZES_FRACTION * machine.gpu_free_bytes
+            rough_plan.options.uses_gpu and rough_plan.estimate.gpu > _EXACT_SIZES_FRACTION * machine.gpu_free_bytes
         )
         if rough_plan.estimate.total <= _EXACT_SIZES_FRACTION * machine.available_bytes and not fills_gpu:
             return rough_plan
@@ -254,7 +251,7 @@ def _make_retry_plan(
 
     A plan without the GPU includes `drafter` if there is room; the others are smaller by the memory of the drafter.
     """
-    if failed_plan.options.n_gpu_layers:
+    if failed_plan.options.uses_gpu:
         if attempt == 0 and not machine.gpu_is_unified:
             return make_smaller_plan(profile, machine, failed_plan, n_ctx)
         machine_without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
@@ -283,7 +280,7 @@ def _is_out_of_memory(error: EdgechatError) -> bool:
 
 def _format_retry_warning(error: EdgechatError, failed_plan: LoadPlan, retry_plan: LoadPlan) -> str:
     first_line = str(error).partition("\n")[0]
-    reason = f"The GPU could not be used ({first_line})" if failed_plan.options.n_gpu_layers else (
+    reason = f"The GPU could not be used ({first_line})" if failed_plan.options.uses_gpu else (
         f"Memory ran out with {format_size(failed_plan.estimate.total)} planned"
     )  # fmt: skip
     concessions = [concession for concession in retry_plan.concessions if concession not in failed_plan.concessions]

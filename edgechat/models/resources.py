@@ -11,7 +11,7 @@ from edgechat.config import Settings, parse_size
 from edgechat.errors import EdgechatError
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import candidate_thread_counts, count_usable_threads
-from edgechat.hardware.gpu import Gpu
+from edgechat.hardware.gpu import Gpu, GpuSpeeds
 from edgechat.hardware.memory import read_memory, read_private_bytes
 from edgechat.humanize import format_size
 from edgechat.models.instances import RunningInstance, other_instances
@@ -55,12 +55,14 @@ def current_machine(
         disk_free_bytes=_read_prefix_disk_free_bytes(settings), max_download_bytes=_read_max_download_bytes(),
         gpu_name=gpu.name if gpu else "",
         gpu_is_unified=bool(gpu and gpu.is_unified),
-        gpu_free_bytes=_compute_gpu_budget_bytes(gpu) if gpu and not gpu.is_unified else 0,
+        gpu_free_bytes=_compute_gpu_budget_bytes(gpu) if gpu else 0, gpu_speeds=gpu.speeds if gpu else GpuSpeeds(),
         other_instances_text="".join(f"; {describe_instance(r)}" for r in running_instances),
     )  # fmt: skip
 
 
 def _compute_gpu_budget_bytes(gpu: Gpu) -> int:
+    if gpu.is_unified:  # plans leave a part of the machine's memory free
+        return gpu.free_bytes
     return max(0, gpu.free_bytes - min(_GPU_RESERVE_BYTES, gpu.total_bytes // _GPU_RESERVE_DIVISOR))
 
 

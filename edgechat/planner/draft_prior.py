@@ -36,7 +36,7 @@ def predict_heads_gain(
         if not gpu_is_unified:
             return 1.0
         step_ratio = 1.0  # limited by the memory bandwidth
-    elif plan.options.n_gpu_layers or speeds is None:
+    elif plan.options.uses_gpu or speeds is None:
         return 1.0
     else:
         step_ratio = _predict_step_ratio(profile, speeds)

@@ -6,11 +6,12 @@ from typing import Final
 
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.gpu_use import explain_measured_speeds
 from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, size_share
 from edgechat.planner.load_plan import MAX_PREFIX_DISK_BYTES, MAX_PREFIX_RAM_BYTES, LoadPlan
 from edgechat.planner.load_variants import MANY_SEQS, N_UBATCHES, default_n_ctx
 from edgechat.planner.machine import Machine
-from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.memory import LoadOptions, MemoryEstimate
 
 # Largest factor for which model families recommend YaRN: 4 in the model cards of Qwen2.5 and Qwen3.
 _MAX_YARN_FACTOR: Final = 4
@@ -52,11 +53,20 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
             f"({format_size(plan.growth.max_bytes)}) while memory is free"
         )
     if machine.gpu_name:
-        reasons["n_gpu_layers"] = (
-            f"{machine.gpu_name} computes {max(0, options.n_gpu_layers - 1)} of {profile.n_layers} layers and uses "
-            f"{format_size(memory.gpu)} of {format_size(machine.gpu_free_bytes or machine.available_bytes)} of memory"
-        )
+        reasons["n_gpu_layers"] = _explain_gpu(profile, machine, options, memory)
     return reasons
+
+
+def _explain_gpu(profile: ModelProfile, machine: Machine, options: LoadOptions, memory: MemoryEstimate) -> str:
+    n_layers, budget_bytes = max(0, options.n_gpu_layers - 1), machine.gpu_free_bytes or machine.available_bytes
+    use_text = f"computes {n_layers} of {profile.n_layers} layers"
+    if options.prefill_on_gpu:
+        use_text = "computes the prefill with copies of the weights, and the CPU decodes"
+    text = f"{machine.gpu_name} {use_text} and uses {format_size(memory.gpu)} of {format_size(budget_bytes)} of memory"
+    if not options.uses_gpu:
+        text = f"{machine.gpu_name} is left alone"
+    speeds_text = explain_measured_speeds(profile, options, machine.gpu_speeds)
+    return f"{text}; {speeds_text}" if speeds_text else text
 
 
 def _explain_mapping(memory: MemoryEstimate) -> str:

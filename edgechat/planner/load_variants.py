@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.gpu_use import predict_turn_s, put_prefill_on_gpu
 from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.planner.kv_types import DIVERGENCE_BY_KV_TYPE, KvType, list_kv_types, size_share, split_kv_type
 from edgechat.planner.machine import Machine
@@ -63,7 +64,11 @@ def compute_yarn_factor(profile: ModelProfile, n_ctx: int) -> float:
 
 
 def list_load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) -> Iterator[LoadVariant]:
-    """Yield load variants in the order in which `plan` tries them; `n_ctx` is the context length that the user set."""
+    """Yield load variants in the order in which `plan` tries them; `n_ctx` is the context length that the user set.
+
+    The uses of a GPU whose speed was measured are tried in the order of the time that a typical turn takes with them,
+    and those that are slower than the CPU last.
+    """
     if profile.is_embedding:
         yield from _list_embedding_variants(profile, n_ctx)
         return
@@ -71,11 +76,27 @@ def list_load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | Non
         n_ctx=n_ctx or default_n_ctx(profile), n_seqs=default_n_seqs(profile),
         yarn_factor=compute_yarn_factor(profile, n_ctx or 0),
     )  # fmt: skip
-    if machine.gpu_is_unified:  # GPU and CPU share memory, so mapped pages would be a second copy of the weights
-        best_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1, use_mmap=False)
-    elif machine.gpu_free_bytes:
-        yield from _list_gpu_variants(profile, best_options, may_shorten_context=n_ctx is None)
-    yield from _list_cpu_variants(profile, best_options, may_shorten_context=n_ctx is None)
+    cpu_variants = _list_cpu_variants(profile, best_options, may_shorten_context=n_ctx is None)
+    if not machine.gpu_is_unified and not machine.gpu_free_bytes:
+        yield from cpu_variants
+        return
+    list_gpu_variants = _list_unified_variants if machine.gpu_is_unified else _list_gpu_variants
+    gpu_variants = list_gpu_variants(profile, best_options, may_shorten_context=n_ctx is None)
+    cpu_s = predict_turn_s(profile, best_options, machine.gpu_speeds)
+    if math.isinf(cpu_s):  # the speed of the GPU was not measured
+        yield from gpu_variants
+        yield from cpu_variants
+        return
+    prefill_options = put_prefill_on_gpu(best_options)
+    prefill_variants = _list_cpu_variants(profile, prefill_options, may_shorten_context=n_ctx is None)
+    timed_variants = [
+        (predict_turn_s(profile, variant.options, machine.gpu_speeds), variant)
+        for variant in (*gpu_variants, *prefill_variants)
+    ]
+    timed_variants.sort(key=lambda timed: timed[0])  # keeps the order of concessions that do not change the time
+    yield from (variant for turn_s, variant in timed_variants if turn_s < cpu_s)
+    yield from cpu_variants
+    yield from (variant for turn_s, variant in timed_variants if turn_s >= cpu_s)
 
 
 def _list_cpu_variants(
@@ -139,30 +160,48 @@ def describe_kv_type(kv_type: KvType) -> str:
 def _list_gpu_variants(
     profile: ModelProfile, best_options: LoadOptions, *, may_shorten_context: bool
 ) -> Iterator[LoadVariant]:
-    """Yield variants with the whole model on the GPU, then variants that need less GPU memory.
+    """Yield variants for a GPU with its own memory: each first with memory mapping, and then without it.
 
-    The concessions are: a KV cache in smaller types, then also a shorter context, experts in CPU memory, and fewer
-    layers on the GPU. Each variant is yielded first with memory mapping, and then without it, which avoids a copy of
-    the GPU weights in CPU memory.
+    Without memory mapping, there is no copy of the GPU weights in CPU memory.
     """
-    all_gpu_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1)
-    variants = [LoadVariant(all_gpu_options, ())]
-    options, concessions = all_gpu_options, dict[str, str]()
-    for kv_type in list_offered_kv_types(profile, on_gpu=True)[1:]:
-        options = msgspec.structs.replace(options, kv_type=kv_type)
-        concessions["kv_type"] = describe_kv_type(kv_type)
-        variants.append(LoadVariant(options, tuple(concessions.values())))
-    if may_shorten_context and _N_CTXS[1] < best_options.n_ctx:
-        concessions["n_ctx"] = _describe_context_concession(_N_CTXS[1], best_options)
-        variants.append(LoadVariant(msgspec.structs.replace(options, n_ctx=_N_CTXS[1]), tuple(concessions.values())))
-    if profile.n_experts:
-        cpu_expert_options = msgspec.structs.replace(all_gpu_options, experts_on_cpu=True)
-        variants.append(LoadVariant(cpu_expert_options, ("the experts stay in CPU memory",)))
-    for n_layers in range(profile.n_layers - 1, 0, -max(1, profile.n_layers // 16)):
-        concession = f"{n_layers} of {profile.n_layers} layers fit on the GPU"
-        variants.append(LoadVariant(msgspec.structs.replace(best_options, n_gpu_layers=n_layers + 1), (concession,)))
-    for variant in variants:
+    for variant in _list_layer_variants(profile, best_options, may_shorten_context=may_shorten_context):
         yield variant
         yield LoadVariant(
             msgspec.structs.replace(variant.options, use_mmap=False), (*variant.concessions, _NO_MMAP_CONCESSION)
         )
+
+
+def _list_unified_variants(
+    profile: ModelProfile, best_options: LoadOptions, *, may_shorten_context: bool
+) -> Iterator[LoadVariant]:
+    """Yield variants for a GPU that shares the memory of the CPU, so that mapped pages would be a second copy."""
+    best_options = msgspec.structs.replace(best_options, use_mmap=False)
+    yield from _list_layer_variants(profile, best_options, may_shorten_context=may_shorten_context)
+    all_gpu_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1)
+    yield from _list_cpu_variants(profile, all_gpu_options, may_shorten_context=may_shorten_context)
+
+
+def _list_layer_variants(
+    profile: ModelProfile, best_options: LoadOptions, *, may_shorten_context: bool
+) -> Iterator[LoadVariant]:
+    """Yield variants with the whole model on the GPU, then variants that need less GPU memory.
+
+    The concessions are: a KV cache in smaller types, then also a shorter context, experts in CPU memory, and fewer
+    layers on the GPU.
+    """
+    all_gpu_options = msgspec.structs.replace(best_options, n_gpu_layers=profile.n_layers + 1)
+    yield LoadVariant(all_gpu_options, ())
+    options, concessions = all_gpu_options, dict[str, str]()
+    for kv_type in list_offered_kv_types(profile, on_gpu=True)[1:]:
+        options = msgspec.structs.replace(options, kv_type=kv_type)
+        concessions["kv_type"] = describe_kv_type(kv_type)
+        yield LoadVariant(options, tuple(concessions.values()))
+    if may_shorten_context and _N_CTXS[1] < best_options.n_ctx:
+        concessions["n_ctx"] = _describe_context_concession(_N_CTXS[1], best_options)
+        yield LoadVariant(msgspec.structs.replace(options, n_ctx=_N_CTXS[1]), tuple(concessions.values()))
+    if profile.n_experts:
+        cpu_expert_options = msgspec.structs.replace(all_gpu_options, experts_on_cpu=True)
+        yield LoadVariant(cpu_expert_options, ("the experts stay in CPU memory",))
+    for n_layers in range(profile.n_layers - 1, 0, -max(1, profile.n_layers // 16)):
+        concession = f"{n_layers} of {profile.n_layers} layers fit on the GPU"
+        yield LoadVariant(msgspec.structs.replace(best_options, n_gpu_layers=n_layers + 1), (concession,))

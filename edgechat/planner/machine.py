@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.hardware.gpu import Gpu
+from edgechat.hardware.gpu import Gpu, GpuSpeeds
 from edgechat.hardware.profile import HardwareProfile
 from edgechat.planner.memory import REPACKED_TYPES
 from edgechat.planner.throughput import DeviceRates, KernelSpeeds
@@ -41,12 +41,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     max_download_bytes: int | None = None
     """Size of the largest file that edgechat recommends to download; None without a limit."""
     gpu_free_bytes: int = 0
-    """Memory budget on a discrete GPU, in bytes; 0 without a discrete GPU."""
+    """Memory budget on a GPU, in bytes; 0 without a GPU, or if it is unknown. If the GPU shares the machine's memory,
+    this is the part of `available_bytes` that it can use."""
     gpu_is_unified: bool = False
     gpu_name: str = ""
     rates: DeviceRates = DeviceRates()
     """Speed of the processor, used for models whose kernels were not measured."""
     gpu_rates: DeviceRates = DeviceRates()
+    gpu_speeds: GpuSpeeds = GpuSpeeds()
     other_instances_text: str = ""
     """Text about the memory of other edgechat processes, for the error message about a model that does not fit."""
 
@@ -84,7 +86,8 @@ def machine_from_profile(profile: HardwareProfile) -> Machine:
         disk_free_bytes=profile.disk_free_bytes,
         max_download_bytes=profile.disk_free_bytes // DOWNLOAD_DISK_DIVISOR if profile.disk_free_bytes else None,
         gpu_name=gpu.name if gpu else "",
-        gpu_free_bytes=gpu.free_bytes if gpu and not gpu.is_unified else 0, gpu_is_unified=bool(gpu and gpu.is_unified),
+        gpu_free_bytes=gpu.free_bytes if gpu else 0, gpu_is_unified=bool(gpu and gpu.is_unified),
+        gpu_speeds=gpu.speeds if gpu else GpuSpeeds(),
         rates=DeviceRates(
             read_bytes_per_s=profile.read_bytes_per_s, prefill_weights_per_s=profile.prefill_weights_per_s
         ),

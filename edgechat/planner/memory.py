@@ -63,6 +63,14 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Number of layers on a GPU, counted from the last layer; `n_layers` + 1 also includes the output layer."""
     experts_on_cpu: bool = False
     """True if the expert weights of GPU layers stay in CPU memory."""
+    prefill_on_gpu: bool = False
+    """True if a GPU computes large batches with copies of weights that stay in CPU memory; the CPU decodes. Needs
+    `use_extra_bufts` = False, because a GPU can read weights only in the layout of the file."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """True if a GPU computes anything."""
+        return self.n_gpu_layers > 0 or self.prefill_on_gpu
 
 
 class BufferSizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,9 +214,13 @@ def estimate_context_buffers(profile: ModelProfile, options: LoadOptions, n_outp
     compute = _compute_bytes(profile, options, n_outputs)
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     cpu_compute = compute // 8 if is_all_on_gpu(profile, options) else compute
+    gpu_compute = compute if options.uses_gpu else 0
+    if options.prefill_on_gpu:  # copies of the weights of one product, and of the KV cache of one layer
+        weights = [t for t in profile.loaded_tensors if t.name != _LAYER_ROW_TABLE]
+        gpu_compute += max((t.size_bytes for t in weights), default=0) + max(kv_bytes_by_layer, default=0)
     return BufferSizes(
         weights=0, repacked_weights=0, kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=cpu_compute,
-        gpu=gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
+        gpu=gpu_kv_bytes + gpu_compute,
     )  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def _read_weights(variant: LoadVariant) -> LoadVariant:
 
 
 def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:
-    if options.n_gpu_layers and not machine.gpu_is_unified and memory.gpu > machine.gpu_free_bytes:
+    is_limited = bool(machine.gpu_free_bytes) or not machine.gpu_is_unified
+    if options.uses_gpu and is_limited and memory.gpu > machine.gpu_free_bytes:
         return False
     return memory.total <= machine.available_bytes
 
@@ -153,8 +154,8 @@ def _make_load_plan(
     """Return the plan for a variant that fits, and divide the free memory.
 
     Speculation gets a part of the free memory, then the drafter and the prefix cache; the context can grow into the
-    rest. Without speculation, `drafter` is None. Without `longest_n_ctx`, the context does not grow. With layers on a
-    discrete GPU, it does not grow either, because the engine cannot read how much memory of the GPU is free.
+    rest. Without speculation, `drafter` is None. Without `longest_n_ctx`, the context does not grow. If a discrete GPU
+    is used, it does not grow either, because the engine cannot read how much memory of the GPU is free.
     """
     options, draft_tokens, addition = variant.options, 0, AddedDrafter(None, "")
     if drafter is not None:
@@ -174,7 +175,7 @@ def _make_load_plan(
     free_bytes = max(0, machine.available_bytes - memory.total)
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
-    if longest_n_ctx is not None and (not options.n_gpu_layers or machine.gpu_is_unified):
+    if longest_n_ctx is not None and (not options.uses_gpu or machine.gpu_is_unified):
         growth_bytes = machine.available_bytes - prefix_ram_bytes
         growth = plan_growth(
             profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens, addition.plan
@@ -182,7 +183,7 @@ def _make_load_plan(
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
-        adapts_n_threads=machine.adapts_n_threads and not options.n_gpu_layers,
+        adapts_n_threads=machine.adapts_n_threads and not options.uses_gpu,
         prefix_ram_bytes=prefix_ram_bytes,
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
         speculation=drafter is not None, draft_tokens=draft_tokens, drafter=addition.plan, estimate=memory,
@@ -197,7 +198,7 @@ def _make_load_plan(
 def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> RemainingMemory:
     """Return the memory that a plan leaves."""
     cpu_bytes = machine.available_bytes - memory.total
-    has_own_memory = options.n_gpu_layers and not machine.gpu_is_unified
+    has_own_memory = options.uses_gpu and not machine.gpu_is_unified
     return RemainingMemory(cpu_bytes, machine.gpu_free_bytes - memory.gpu if has_own_memory else None)
 
 

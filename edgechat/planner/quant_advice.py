@@ -41,7 +41,7 @@ def find_faster_quants(profile: ModelProfile, speeds: KernelSpeeds, options: Loa
     Empty for models with layers on a GPU, and if `speeds` lacks a tensor type.
     """
     speed = predict_speed(profile, speeds, options=options)
-    if speed is None or options.n_gpu_layers:
+    if speed is None or options.uses_gpu:
         return []
     is_precise = profile.quant in _PRECISE_QUANTS
     advice: list[QuantAdvice] = []

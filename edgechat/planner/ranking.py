@@ -12,6 +12,7 @@ from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.draft_prior import predict_heads_gain
 from edgechat.planner.drafter_choice import NO_DRAFTER, DrafterChoice
+from edgechat.planner.gpu_use import predict_measured_speed
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX, default_n_ctx, default_n_seqs, list_offered_kv_types
 from edgechat.planner.machine import Machine
@@ -125,7 +126,7 @@ def evaluate(
         return _make_too_large_evaluation(candidate, n_ctx)
     options = load_plan.options
     speed, speed_reasons = _predict_speed(profile, machine, speeds, options), {}
-    if speed is not None and not options.n_gpu_layers:
+    if speed is not None and not options.uses_gpu:
         correction = correct_speed(speed, candidate.observed_speed)
         speed, speed_reasons = correction.speed, correction.reasons
     points = candidate.quality.points - kv_loss(options.kv_type)
@@ -157,6 +158,9 @@ def _predict_speed(
     profile: ModelProfile, machine: Machine, speeds: KernelSpeeds | None, options: LoadOptions
 ) -> PredictedSpeed | None:
     """Predict the speed of a model; None if it is unknown."""
+    measured = predict_measured_speed(profile, options, machine.gpu_speeds) if options.uses_gpu else None
+    if measured is not None:
+        return measured
     if is_all_on_gpu(profile, options):
         return predict_speed_by_bandwidth(profile, machine.rates, machine.gpu_rates, options)
     # The layers in CPU memory decide the speed, so the slowest GPU is a good enough guess for the others.

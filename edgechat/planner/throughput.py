@@ -33,8 +33,8 @@ _LOOKUP_TENSORS: Final = (
     "position_embd.weight",
     "token_types.weight",
 )
-# Tensors that compute logits: `output.weight`, or the token embedding in models without it.
-_OUTPUT_TENSORS: Final = ("output.weight", "token_embd.weight")
+OUTPUT_TENSORS: Final = ("output.weight", "token_embd.weight")
+"""Tensors that compute logits: `output.weight`, or the token embedding in models without it."""
 
 
 class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +112,7 @@ def predict_speed(
     The layers that `options` put on a GPU are predicted from `gpu_rates`, without their attention. The result is None
     if the bandwidth of the GPU is unknown.
     """
-    cpu_tensors, gpu_tensors = _split_tensors(profile, options)
+    cpu_tensors, gpu_tensors = split_tensors(profile, options)
     gpu_token_s = _predict_token_s_by_bandwidth(profile, gpu_tensors, gpu_rates or DeviceRates())
     decode_s = _predict_step_s(profile, cpu_tensors, speeds, 1, use_extra_bufts=use_extra_bufts)
     prefill_s = _predict_step_s(profile, cpu_tensors, speeds, BATCH_SIZES[-1], use_extra_bufts=use_extra_bufts)
@@ -145,7 +145,7 @@ def predict_speed_by_bandwidth(
     Q5_K, Q6_K and Q8_0 on a Raspberry Pi 5). Without a prefill rate, prefill counts as 2.6 times as fast as decoding.
     Returns None if the bandwidth of a device that holds weights is unknown.
     """
-    cpu_tensors, gpu_tensors = _split_tensors(profile, options)
+    cpu_tensors, gpu_tensors = split_tensors(profile, options)
     cpu_token_s = _predict_token_s_by_bandwidth(profile, cpu_tensors, cpu)
     gpu_token_s = _predict_token_s_by_bandwidth(profile, gpu_tensors, gpu or DeviceRates())
     if cpu_token_s is None or gpu_token_s is None:
@@ -157,12 +157,12 @@ def predict_speed_by_bandwidth(
     return PredictedSpeed(decode_tps=1.0 / max(decode_s, prefill_s), prefill_tps=1.0 / prefill_s)
 
 
-def _split_tensors(profile: ModelProfile, options: LoadOptions | None) -> tuple[list[Tensor], list[Tensor]]:
+def split_tensors(profile: ModelProfile, options: LoadOptions | None) -> tuple[list[Tensor], list[Tensor]]:
     """Return the tensors that each step multiplies: those in CPU memory, and those in GPU memory with `options`."""
     tensors = used_tensors(profile)
     if options is None or not options.n_gpu_layers:
         return tensors, []
-    gpu_tensors = [t for t in tensors if t.name in _OUTPUT_TENSORS or is_on_gpu(profile, t, options)]
+    gpu_tensors = [t for t in tensors if t.name in OUTPUT_TENSORS or is_on_gpu(profile, t, options)]
     gpu_names = {t.name for t in gpu_tensors}
     return [t for t in tensors if t.name not in gpu_names], gpu_tensors
 
@@ -178,7 +178,7 @@ def _predict_token_s_by_bandwidth(
         fraction = used_fraction(profile, tensor)
         read_s = tensor.size_bytes * fraction / rates.read_bytes_per_s
         decode_s += read_s
-        if tensor.name in _OUTPUT_TENSORS:  # only the last token of a prompt needs logits
+        if tensor.name in OUTPUT_TENSORS:  # only the last token of a prompt needs logits
             continue
         if rates.prefill_weights_per_s > 0:
             product_s = math.prod(tensor.shape) * fraction / rates.prefill_weights_per_s
@@ -217,7 +217,7 @@ def _predict_step_s(
 
 def _predict_product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n_tokens: int) -> float:
     n_weights = math.prod(tensor.shape)
-    if tensor.name in _OUTPUT_TENSORS:
+    if tensor.name in OUTPUT_TENSORS:
         return n_weights / rates[1] if n_tokens == 1 else 0.0  # only the last token of a prompt needs logits
     fraction = used_fraction(profile, tensor)
     if fraction == 1.0 or n_tokens == 1:

@@ -45,7 +45,7 @@ class Context(ResizableContext):
         """
         self._min_n_threads = min(plan.n_threads, plan.n_threads_batch)
         self._thread_count = AdaptiveThreadCount(plan.n_threads) if plan.adapts_n_threads else None
-        self._is_cpu_bound = plan.options.n_gpu_layers == 0
+        self._is_cpu_bound = not plan.options.uses_gpu
         self._logprob_buffer: NDArray[Any] | None = None
         self._hidden_rows: HiddenRows | None = None
         super().__init__(model, plan)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
-from edgechat.hardware.gpu import Gpu
+from edgechat.hardware.gpu import Gpu, GpuSpeeds
 from edgechat.planner.kv_types import split_kv_type
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
@@ -62,14 +64,15 @@ def _read_gpu_names(bindings: Bindings) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def list_gpus(bindings: Bindings) -> list[Gpu]:
-    """Return the GPUs that the loaded modules support, with their free memory."""
+def list_gpus(bindings: Bindings, speeds: Mapping[str, GpuSpeeds] = MappingProxyType({})) -> list[Gpu]:
+    """Return the GPUs that the loaded modules support, with their free memory, and `speeds` by llama.cpp's name."""
     entries = (Device * _MAX_DEVICES)()
     count = bindings.edgechat.edgechat_devices(entries, len(entries))
     return [
         Gpu(
             name=entry.description.decode("utf-8", "replace") or entry.name.decode("utf-8", "replace"),
             total_bytes=entry.total_bytes, free_bytes=entry.free_bytes, is_unified=bool(entry.is_unified),
+            speeds=speeds.get(entry.name.decode("utf-8", "replace"), GpuSpeeds()),
         )
         for entry in entries[: min(count, len(entries))]
     ]  # fmt: skip
@@ -90,7 +93,9 @@ class MemoryEstimator:
 
         Raises ModelFileError and PlanError.
         """
-        key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
+        key = (
+            path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu, options.prefill_on_gpu
+        )  # fmt: skip
         if self._model is None or self._key != key:
             self.close()
             self._model, self._key = Model(bindings, path, options, is_probe=True), key

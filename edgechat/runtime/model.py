@@ -70,7 +70,9 @@ class Model:
         params.use_extra_bufts = options.use_extra_bufts
         # Embeddings of tokens for each layer are read row by row. Their table can be more than half of the file.
         params.lazy_mode = llama.LLAMA_LAZY_MODE_AUTO if options.n_gpu_layers else llama.LLAMA_LAZY_MODE_ON
-        bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
+        n_placed = options.n_gpu_layers or int(options.prefill_on_gpu)  # with 0, llama.cpp gets no GPU
+        bindings.edgechat.edgechat_place(ctypes.byref(params), n_placed, options.experts_on_cpu)
+        params.n_gpu_layers = options.n_gpu_layers
         params.no_alloc = is_probe
         params.load_mtp = self.has_mtp = load_mtp
         pages = MappedPages(list_model_files(path), unused_ranges if options.use_mmap else ())

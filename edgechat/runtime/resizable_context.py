@@ -234,7 +234,7 @@ def _create_context_params(llama: Any, plan: LoadPlan) -> Any:
         params.rope_freq_scale = 1.0 / options.yarn_factor
         params.yarn_orig_ctx = 0  # the training length in the model file
     params.n_rs_seq = options.n_rs_seq
-    params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
+    params.offload_kqv = params.op_offload = options.uses_gpu
     params.kv_unified = True
     params.swa_full = False  # allocate cells only for the sliding window
     params.no_perf = True

@@ -32,7 +32,8 @@ class Report {
 };
 
 // Measures products of `types` on the device and then on the CPU with n_threads threads, and writes the "speed" lines of
-// edgechat_speeds; the buffer type tells the two apart.
+// edgechat_speeds; the buffer type tells the two apart. A line "copy" has the bytes per second that are copied to the
+// device.
 void selftest_speeds(const Opened & opened, const std::vector<ggml_type> & types, int n_threads, int fd);
 
 // Decodes eight tokens of a tiny random model on `device` in one batch and one by one, and compares the logits.

@@ -29,6 +29,7 @@ constexpr int64_t n_out = 512;
 // compute-bound.
 constexpr size_t streamed_bytes = 160u << 20;
 constexpr size_t computed_bytes = 2u << 20;
+constexpr size_t copied_bytes   = 64u << 20;
 // Number of small operations in a graph that measures the overhead per operation.
 constexpr int n_small = 200;
 // Shape of the measured KV cache: 4 heads of 64 elements, and this number of tokens.
@@ -88,6 +89,19 @@ class Measurement {
         for (ggml_type type : types) {
             products(type, {1, 256});
         }
+    }
+
+    // Measures the bytes per second that are copied from ordinary memory to a device with its own buffers.
+    void copies() {
+        const ggml_context_ptr context = new_context(2);
+        ggml_tensor *          tensor  = ggml_new_tensor_1d(context.get(), GGML_TYPE_I8, copied_bytes);
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
+        if (!buffer) {
+            return;
+        }
+        const std::vector<uint8_t> data(copied_bytes, 1);
+        const double seconds = median_s([&] { ggml_backend_tensor_set(tensor, data.data(), 0, data.size()); });
+        line("copy", ggml_backend_buffer_name(buffer.get()), 1, static_cast<double>(copied_bytes) / seconds);
     }
 
     // Measures only one common type, to compare thread counts.
@@ -249,7 +263,9 @@ static void with_threads(
 }
 
 void selftest_speeds(const Opened & opened, const std::vector<ggml_type> & types, int n_threads, int fd) {
-    Measurement(opened.device, opened.backend.get(), fd).some(types);
+    Measurement measurement(opened.device, opened.backend.get(), fd);
+    measurement.copies();
+    measurement.some(types);
     ggml_backend_dev_t     cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     const ggml_backend_ptr backend(cpu == nullptr ? nullptr : ggml_backend_dev_init(cpu, nullptr));
     if (backend) {

@@ -16,12 +16,12 @@ import msgspec
 from edgechat.hardware import vulkan
 from edgechat.hardware.contention import AwakeClock
 from edgechat.hardware.cpu import count_usable_threads, read_cpu
-from edgechat.hardware.gpu import read_driver_version
+from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates, read_driver_version
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.probe import OnProgress, SelftestReport
-from edgechat.runtime.backends.verdicts import DeviceVerdict, TypeRates, Verdict
+from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
 # Limits of a test: in total, without output and CPU time, and CPU time without output. Mesa's driver for the CPU, the
 # slowest compiler, took 15 s for a kernel on a busy machine.
@@ -29,12 +29,9 @@ _TIMEOUT_S: Final = 600.0
 _STALL_TIMEOUT_S: Final = 20.0
 _MAX_COMPILE_S: Final = 120.0
 _MAX_DEVICES: Final = 16
-# Time limit of the measurement of speeds, and batch sizes that it uses for decoding and prefill.
 _SPEED_TIMEOUT_S: Final = 60.0
-_DECODE_BATCH, _PREFILL_BATCH = 1, 256
-# Tokens of a prompt and of a reply for which a device must be faster than the CPU.
-_N_PROMPT_TOKENS: Final = 1024
-_N_REPLY_TOKENS: Final = 256
+# Type of buffer in CPU memory in which weights have the layout of the file.
+_PLAIN_BUFFER: Final = "CPU"
 # Set by tests whose device computes on the CPU and must be used nevertheless.
 _IGNORE_SPEED_VARIABLE: Final = "EDGECHAT_TEST_IGNORE_GPU_SPEED"
 # Factor by which a model must be larger than the memory that was tested before memory is tested again.
@@ -86,33 +83,39 @@ def find_slow_devices(results: Sequence[tuple[BackendModule, Verdict]], n_weight
     """Return the usable devices that are slower than the CPU with a model, and the reason for each.
 
     `n_weights` is the number of weights of each type; if it is empty, all measured types count the same. A device
-    whose speed was not measured is not slow.
+    whose speed was not measured is not slow. Empty if all devices are slow: the load plan decides about a single one,
+    whereas the layers of a model would be divided among all devices.
     """
+    devices = [d for _, verdict in results if verdict.is_usable for d in verdict.devices if d.is_usable]
     slow = {}
-    for device in (d for _, verdict in results if verdict.is_usable for d in verdict.devices if d.is_usable):
+    for device in devices:
         is_slower, text = describe_speed(device, n_weights)
-        if is_slower and not os.environ.get(_IGNORE_SPEED_VARIABLE):
+        if is_slower:
             slow[device.name] = f"{device.description} is left alone, because the CPU is faster: {text}"
-    return slow
+    return slow if len(slow) < len(devices) else {}
 
 
 def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = None) -> tuple[bool, str]:
-    """Return whether a device is slower than the CPU, and its speed relative to the CPU as text; "" if not measured.
+    """Return whether a device is slower than the CPU in prefill and in decoding, and both speeds as text.
 
-    The device is slower if the CPU needs less time for a prompt of `_N_PROMPT_TOKENS` and a reply of `_N_REPLY_TOKENS`.
+    The text is "" if the speeds were not measured. `n_weights` is the number of weights of each type; by default, all
+    measured types count the same. The speeds are those of a model with a billion weights.
     """
-    rates = [r for r in device.rates if min(r.decode, r.prefill, r.cpu_decode, r.cpu_prefill) > 0]
+    rates = [r for r in device.speeds.rates if r.is_complete]
     pairs = [(r, n_weights.get(r.type_id, 0) if n_weights else 1) for r in rates]
-    if not any(count for _, count in pairs):
+    total = sum(count for _, count in pairs)
+    if not total:
         return False, ""
-    decode_s, prefill_s = sum(n / r.decode for r, n in pairs), sum(n / r.prefill for r, n in pairs)
-    cpu_decode_s, cpu_prefill_s = sum(n / r.cpu_decode for r, n in pairs), sum(n / r.cpu_prefill for r, n in pairs)
-    n_batches = _N_PROMPT_TOKENS / _PREFILL_BATCH
-    is_slower = (
-        n_batches * prefill_s + _N_REPLY_TOKENS * decode_s > n_batches * cpu_prefill_s + _N_REPLY_TOKENS * cpu_decode_s
-    )
+    token_s = {
+        name: sum(n / getattr(r, name) for r, n in pairs) / total * 1e9 / (PREFILL_COLUMNS if "prefill" in name else 1)
+        for name in ("prefill", "decode", "cpu_prefill", "cpu_decode")
+    }
+    is_slower = token_s["prefill"] >= token_s["cpu_prefill"] and token_s["decode"] >= token_s["cpu_decode"]
+    names = ", ".join(TENSOR_TYPES[r.type_id].name for r, n in pairs if n and r.type_id in TENSOR_TYPES)
+    tps = {name: f"{1 / seconds:.3g}" for name, seconds in token_s.items()}
     text = (
-        f"prefill {cpu_prefill_s / prefill_s:.2g} and decoding {cpu_decode_s / decode_s:.2g} times as fast as the CPU"
+        f"prefill {tps['prefill']} and decoding {tps['decode']} tokens/s with a billion weights in {names}; the CPU "
+        f"{tps['cpu_prefill']} and {tps['cpu_decode']}"
     )
     return is_slower, text
 
@@ -127,16 +130,15 @@ def _load_or_test(
     key = _compute_key(bundle, module)
     verdict = verdicts.load_verdict(key, model_path)
     if verdict is not None and not any(_lacks(device, demand) for device in verdict.devices):
-        return verdict
-    earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
-    new = _test_devices(module, cpu_module, on_progress, demand, earlier)
-    if new.is_usable and not os.environ.get(_IGNORE_SPEED_VARIABLE):
+        new = verdict
+    else:
+        earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
+        new = _test_devices(module, cpu_module, on_progress, demand, earlier)
+    if new.is_usable and any(_list_unmeasured_types(device, demand) for device in new.devices):
         on_progress(f"Measuring the speed of the backend {module.name}")
         devices = (_measure(module, cpu_module, n, device, demand) for n, device in enumerate(new.devices))
         new = msgspec.structs.replace(new, devices=tuple(devices))
-    if new.status == "untested" and verdict is not None:  # the earlier verdict still holds for what it covers
-        return new
-    if new.status != "untested":
+    if new.status != "untested" and new != verdict:  # an earlier verdict still holds for what it covers
         verdicts.save_verdict(key, new)
     return new
 
@@ -173,6 +175,13 @@ def _list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[i
     if device.types is None:
         return ()
     return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
+
+
+def _list_unmeasured_types(device: DeviceVerdict, demand: Demand) -> list[int]:
+    """Return the types of `demand` whose speed on a usable device must still be measured."""
+    if not device.is_usable or os.environ.get(_IGNORE_SPEED_VARIABLE):
+        return []
+    return sorted(set(demand.types or ()) - {rates.type_id for rates in device.speeds.rates})
 
 
 def _test_devices(
@@ -248,7 +257,7 @@ def _test_device(
         status=status, reason=reason, types=tested,
         allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
         asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
-        rates=previous.rates if previous else (),
+        speeds=previous.speeds if previous else GpuSpeeds(),
     )  # fmt: skip
 
 
@@ -259,17 +268,19 @@ def _measure(
 
     Measures in a child process of its own, so that a failure does not make the device unusable.
     """
-    missing = sorted(set(demand.types or ()) - {rates.type_id for rates in device.rates})
-    if not missing or not device.is_usable:
+    missing = _list_unmeasured_types(device, demand)
+    if not missing:
         return device
-    speeds: dict[tuple[str, bool, int], float] = {}
+    speeds: dict[tuple[str, str, int], float] = {}
 
     def read_line(line: str) -> None:
         kind, *values = line.rstrip("\n").split("\t")
         if kind == "speed" and len(values) == 4:  # noqa: PLR2004
             name, buffer_type, batch, rate = values
-            key = (name.upper(), buffer_type.startswith(device.name), int(batch))
-            speeds[key] = max(speeds.get(key, 0.0), float(rate))
+            where = "gpu" if buffer_type.startswith(device.name) else "cpu"
+            for place in {where, buffer_type}:
+                key = (name.upper(), place, int(batch))
+                speeds[key] = max(speeds.get(key, 0.0), float(rate))
 
     n_threads = count_usable_threads()
     arguments = [
@@ -282,14 +293,16 @@ def _measure(
     )  # fmt: skip
     rates = [
         TypeRates(
-            type_id=type_id, decode=speeds.get((name, True, _DECODE_BATCH), 0.0),
-            prefill=speeds.get((name, True, _PREFILL_BATCH), 0.0),
-            cpu_decode=speeds.get((name, False, _DECODE_BATCH), 0.0),
-            cpu_prefill=speeds.get((name, False, _PREFILL_BATCH), 0.0),
+            type_id=type_id, decode=speeds.get((name, "gpu", 1), 0.0),
+            prefill=speeds.get((name, "gpu", PREFILL_COLUMNS), 0.0), cpu_decode=speeds.get((name, "cpu", 1), 0.0),
+            cpu_prefill=speeds.get((name, "cpu", PREFILL_COLUMNS), 0.0),
+            cpu_plain_decode=speeds.get((name, _PLAIN_BUFFER, 1), 0.0),
         )
         for type_id in missing if type_id in TENSOR_TYPES for name in (TENSOR_TYPES[type_id].name,)
     ]  # fmt: skip
-    return msgspec.structs.replace(device, rates=(*device.rates, *rates))
+    copied_bytes_per_s = max(speeds.get(("COPY", "gpu", 1), 0.0), device.speeds.copied_bytes_per_s)
+    measured = GpuSpeeds(rates=(*device.speeds.rates, *rates), copied_bytes_per_s=copied_bytes_per_s)
+    return msgspec.structs.replace(device, speeds=measured)
 
 
 def _add_types(previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool) -> tuple[int, ...] | None:

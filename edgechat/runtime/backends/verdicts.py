@@ -20,6 +20,7 @@ import msgspec
 from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import Cpu, count_usable_threads
+from edgechat.hardware.gpu import GpuSpeeds
 from edgechat.humanize import format_count
 from edgechat.modelfile.content_hash import read_stamp
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
@@ -39,18 +40,6 @@ Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "di
 engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
 
 
-class TypeRates(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights of one type that a device and the CPU multiply per second, counted once per batch."""
-
-    type_id: int
-    decode: float
-    """Rate of the device with one column."""
-    prefill: float
-    """Rate of the device with 256 columns."""
-    cpu_decode: float
-    cpu_prefill: float
-
-
 class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the self-test of one device of a GPU module."""
 
@@ -68,8 +57,7 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Memory that was allocated on the device, written and read back."""
     asked_bytes: int = 0
     """Memory that the largest tested model wants."""
-    rates: tuple[TypeRates, ...] = ()
-    """Measured speeds of the device and of the CPU; empty if they were not measured."""
+    speeds: GpuSpeeds = GpuSpeeds()
 
     @property
     def is_usable(self) -> bool:

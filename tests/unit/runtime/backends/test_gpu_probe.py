@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.hardware import vulkan
+from edgechat.hardware.gpu import TypeRates
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_probe import Demand
@@ -17,7 +18,7 @@ from edgechat.runtime.backends.verdicts import Verdict
 
 CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
 PASSED = ChildResult(was_killed=False, exit_code=0)
-Q4_0, Q4_K, Q6_K = 2, 12, 14
+Q4_0, Q8_0, Q4_K, Q6_K = 2, 8, 12, 14
 
 
 class Devices:
@@ -29,6 +30,8 @@ class Devices:
         self.failures: dict[int, str] = {}
         self.timed: list[str] = []
         self.rates: dict[str, float] = {}
+        self.faster = {0: 1.0}
+        """Factor of the rates of each device."""
         self.speed_result = PASSED
 
     def run_child(
@@ -37,9 +40,10 @@ class Devices:
         device, types, n_bytes, decodes, n_speed_threads = arguments[5:]
         if n_speed_threads != "0":
             self.timed.append(types)
+            on_line(f"speed\tcopy\tVulkan{device}\t1\t5e9\n")
             for name, rate in self.rates.items():
                 for batch in (1, 256):
-                    on_line(f"speed\t{name}\tVulkan{device}\t{batch}\t{rate * batch}\n")
+                    on_line(f"speed\t{name}\tVulkan{device}\t{batch}\t{rate * batch * self.faster[int(device)]}\n")
                     on_line(f"speed\t{name}\tCPU\t{batch}\t{90 * batch}\n")
                     on_line(f"speed\t{name}\tCPU_REPACK\t{batch}\t{100 * batch}\n")
             return self.speed_result
@@ -161,19 +165,46 @@ def test_vulkan_is_left_alone_beside_a_module_for_the_same_gpus(
     assert [module.name for module, _ in gpu_probe.check_gpu_modules(both, CPU_MODULE)] == ["cuda"]
 
 
-def test_device_that_is_slower_than_the_cpu_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_of_the_types_of_a_model_are_measured_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(PASSED)
     devices.rates = {"q4_0": 50.0, "q4_K": 400.0}
+    [device] = check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K))).devices
+    assert device.speeds.copied_bytes_per_s == 5e9
+    assert [rates.type_id for rates in device.speeds.rates] == [Q4_0, Q4_K]
+    assert device.speeds.rates[0] == TypeRates(
+        type_id=Q4_0, decode=50, prefill=50 * 256, cpu_decode=100, cpu_prefill=100 * 256, cpu_plain_decode=90
+    )
+    [device] = check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q6_K))).devices
+    assert devices.timed == ["2 12", "14"]
+    assert not device.speeds.rates[-1].is_complete
+    check(bundle, monkeypatch, devices)  # tests all types, as `edgechat doctor` does
+    [device] = check(bundle, monkeypatch, devices, Demand(types=(Q8_0,))).devices
+    assert device.types is None
+    assert devices.timed == ["2 12", "14", "8"]
+    check(bundle, monkeypatch, devices, Demand(types=(Q8_0,)))
+    assert devices.timed == ["2 12", "14", "8"]
+
+
+def test_only_a_slower_one_of_several_devices_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED, PASSED)
+    devices.rates, devices.faster = {"q4_0": 50.0, "q4_K": 400.0}, {0: 1.0, 1: 3.0}
     monkeypatch.setattr(probe, "run_child", devices.run_child)
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K)))
-    assert devices.timed == ["2 12"]
     slow = gpu_probe.find_slow_devices(results, {Q4_0: 1000, Q4_K: 10})
     assert list(slow) == ["Vulkan0"]
-    assert "prefill 0.5 and decoding 0.5 times as fast as the CPU" in slow["Vulkan0"]
+    assert "Graphics 0 is left alone, because the CPU is faster: prefill " in slow["Vulkan0"]
     assert gpu_probe.find_slow_devices(results, {Q4_0: 10, Q4_K: 1000}) == {}
     assert gpu_probe.find_slow_devices(results, {Q6_K: 1000}) == {}  # was not measured
-    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q6_K)))
-    assert devices.timed == ["2 12", "14"]
+    devices.faster[1] = 1.0
+    monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 2")
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
+    assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}  # the plan decides about all of them
+    for device in results[0][1].devices:
+        is_slower, text = gpu_probe.describe_speed(device)
+        assert is_slower
+        assert text == (
+            "prefill 0.00328 and decoding 5e-08 tokens/s with a billion weights in Q4_0; the CPU 0.00655 and 1e-07"
+        )
 
 
 def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,167 @@
+"""Use of a GPU by measured speeds: for all layers, some layers, only prefill, or nothing."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates
+from edgechat.modelfile.header import Tensor
+from edgechat.planner.gpu_use import predict_measured_speed, put_prefill_on_gpu
+from edgechat.planner.memory import estimate
+from edgechat.planner.plan import make_smaller_plan, plan
+from edgechat.planner.quality import quality
+from edgechat.planner.ranking import Candidate, evaluate
+from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, machine, options, with_layers
+
+MIB = 1 << 20
+PROFILE = with_layers(llama(), 128 * MIB)
+N_WEIGHTS = 16 * 128 * MIB
+CPU_DECODE, CPU_PREFILL = 10e9, 0.2e9
+
+
+def make_speeds(decode: float, prefill: float, *, copied: float = 10e9, plain: float = CPU_DECODE) -> GpuSpeeds:
+    """Return speeds of a GPU that decodes and prefills so many times as fast as the CPU."""
+    rates = TypeRates(
+        type_id=I8, decode=decode * CPU_DECODE, prefill=prefill * CPU_PREFILL, cpu_decode=CPU_DECODE,
+        cpu_prefill=CPU_PREFILL, cpu_plain_decode=plain,
+    )  # fmt: skip
+    return GpuSpeeds(rates=(rates,), copied_bytes_per_s=copied)
+
+
+def choose(speeds: GpuSpeeds, *, available_bytes: int = 64 * GIB, **more: object) -> tuple[int, bool]:
+    """Return the number of layers on the GPU, and whether it computes the prefill of the others."""
+    resources = machine(available_bytes, gpu_name="a GPU", gpu_speeds=speeds, **({"gpu_free_bytes": 24 * GIB} | more))
+    chosen = plan(PROFILE, resources).options
+    return chosen.n_gpu_layers, chosen.prefill_on_gpu
+
+
+@pytest.mark.parametrize("is_unified", [False, True])
+@pytest.mark.parametrize(
+    ("decode", "prefill", "use"),
+    [
+        (2.0, 20.0, (17, False)),
+        (0.5, 20.0, (0, True)),  # decodes more slowly
+        (2.0, 0.5, (17, False)),  # prefills more slowly, but the turn is faster
+        (1.2, 0.2, (0, False)),  # decodes a little faster, but the turn is slower
+        (0.5, 0.5, (0, False)),
+    ],
+)
+def test_fastest_use_of_the_gpu_is_chosen(
+    decode: float, prefill: float, use: tuple[int, bool], is_unified: bool
+) -> None:
+    assert choose(make_speeds(decode, prefill), gpu_is_unified=is_unified) == use
+
+
+def test_layers_are_divided_only_if_the_gpu_decodes_faster() -> None:
+    n_gpu_layers, _ = choose(make_speeds(2.0, 20.0), gpu_free_bytes=GIB)
+    assert 1 < n_gpu_layers < 17
+    assert choose(make_speeds(0.5, 20.0), gpu_free_bytes=GIB) == (0, True)
+    assert choose(make_speeds(0.5, 0.5), gpu_free_bytes=GIB) == (0, False)
+    # Each batch of the prefill copies the weights of the layers in CPU memory, which takes longer than few layers gain.
+    assert choose(make_speeds(2.0, 20.0, copied=0.02e9), gpu_free_bytes=GIB) == (0, False)
+    assert choose(make_speeds(2.0, 20.0), gpu_free_bytes=64 * MIB) == (0, False)
+
+
+def test_prefill_on_the_gpu_must_pay_for_its_copies_and_for_the_layout_of_the_weights() -> None:
+    assert choose(make_speeds(0.5, 20.0, copied=0.1e9)) == (0, False)
+    assert choose(make_speeds(0.5, 20.0, copied=0.0)) == (0, False)  # unknown
+    assert choose(make_speeds(0.5, 20.0, plain=CPU_DECODE / 2)) == (0, False)
+
+
+def test_slower_gpu_is_used_if_the_cpu_lacks_memory() -> None:
+    n_gpu_layers, _ = choose(make_speeds(0.5, 0.5), available_bytes=GIB)
+    assert 1 < n_gpu_layers < 17  # as few as possible
+
+
+def test_gpu_without_measured_speeds_gets_as_many_layers_as_fit() -> None:
+    rates = msgspec.structs.replace(make_speeds(0.5, 0.5).rates[0], type_id=Q4_0)
+    for speeds in (GpuSpeeds(), GpuSpeeds(rates=(rates,), copied_bytes_per_s=1e9)):
+        assert choose(speeds) == (17, False)
+
+
+def test_memory_that_a_gpu_shares_is_counted_once_and_limited() -> None:
+    speeds = make_speeds(2.0, 20.0)
+    unified = machine(3 * GIB, gpu_is_unified=True, gpu_free_bytes=3 * GIB, gpu_name="a GPU", gpu_speeds=speeds)
+    everything = plan(PROFILE, unified)
+    assert everything.options.n_gpu_layers == 17
+    assert everything.estimate.gpu > 2 * GIB
+    assert everything.estimate.total <= 3 * GIB
+    part = plan(PROFILE, msgspec.structs.replace(unified, available_bytes=8 * GIB, gpu_free_bytes=GIB))
+    assert 1 < part.options.n_gpu_layers < 17
+    assert part.estimate.gpu <= GIB
+    assert part.estimate.total > 2 * GIB
+
+
+def test_prefill_on_the_gpu_needs_memory_for_copies_there_and_no_second_layout() -> None:
+    profile = with_layers(llama(type_id=Q4_0), 128 * MIB)
+    on_cpu = options(profile, 8192)
+    memory, cpu_memory = estimate(profile, put_prefill_on_gpu(on_cpu)), estimate(profile, on_cpu)
+    assert 128 * MIB < memory.gpu < GIB
+    assert memory.repacked_weights == cpu_memory.gpu == 0
+    assert memory.weights == profile.tensor_bytes
+
+
+def test_plan_after_memory_of_the_gpu_ran_out_uses_less_of_it() -> None:
+    resources = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU", gpu_speeds=make_speeds(0.5, 20.0))
+    failed_plan = plan(PROFILE, resources)
+    assert failed_plan.options.prefill_on_gpu
+    smaller_plan = make_smaller_plan(PROFILE, resources, failed_plan)
+    assert smaller_plan is not None
+    assert smaller_plan.estimate.gpu <= 0.8 * failed_plan.estimate.gpu
+
+
+def test_speeds_count_products_and_copies() -> None:
+    speeds = make_speeds(0.5, 20.0, copied=1e9)
+    on_cpu = options(PROFILE, 8192)
+    cpu, prefill = (predict_measured_speed(PROFILE, o, speeds) for o in (on_cpu, put_prefill_on_gpu(on_cpu)))
+    assert cpu is not None
+    assert prefill is not None
+    assert cpu.decode_tps == prefill.decode_tps == pytest.approx(CPU_DECODE / N_WEIGHTS)
+    assert cpu.prefill_tps == pytest.approx(PREFILL_COLUMNS * CPU_PREFILL / N_WEIGHTS)
+    copies_s = 2 * N_WEIGHTS / 1e9 / 600  # a typical prompt has 600 tokens, and a batch 512
+    assert 1 / prefill.prefill_tps == pytest.approx(N_WEIGHTS / (PREFILL_COLUMNS * 20 * CPU_PREFILL) + copies_s)
+
+
+def test_types_that_were_not_measured_count_like_the_others() -> None:
+    other = Tensor("blk.0.v", (2048, 65536), Q4_0, 0, 72 * MIB)
+    profile = PROFILE.with_tensors("m.gguf", (*PROFILE.tensors, other))
+    speed = predict_measured_speed(profile, options(profile, 8192), make_speeds(1.0, 1.0))
+    assert speed is not None
+    assert speed.decode_tps == pytest.approx(CPU_DECODE / (N_WEIGHTS + 128 * MIB))
+
+
+def test_output_matrix_is_not_part_of_prefill() -> None:
+    output = Tensor("output.weight", (2048, 65536), I8, 0, 128 * MIB)
+    profile = PROFILE.with_tensors("m.gguf", (*PROFILE.tensors, output))
+    speed = predict_measured_speed(profile, options(profile, 8192), make_speeds(1.0, 1.0))
+    assert speed is not None
+    assert speed.prefill_tps == pytest.approx(PREFILL_COLUMNS * CPU_PREFILL / N_WEIGHTS)
+    assert speed.decode_tps == pytest.approx(CPU_DECODE / (N_WEIGHTS + 128 * MIB))
+
+
+@pytest.mark.parametrize(
+    ("decode", "prefill", "words"),
+    [
+        (2.0, 20.0, "a GPU computes 16 of 16 layers"),
+        (0.5, 20.0, "a GPU computes the prefill with copies of the weights, and the CPU decodes"),
+        (0.5, 0.5, "a GPU is left alone"),
+    ],
+)
+def test_reason_shows_what_was_measured(decode: float, prefill: float, words: str) -> None:
+    speeds = make_speeds(decode, prefill)
+    resources = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU", gpu_speeds=speeds)
+    reason = plan(PROFILE, resources).reasons["n_gpu_layers"]
+    assert reason.startswith(words)
+    assert f"decoding {decode * CPU_DECODE / N_WEIGHTS:.3g} tokens/s on the GPU" in reason
+    assert "23.8 and 4.66 on the CPU; a typical turn takes" in reason
+    assert "89.6 s on the CPU" in reason
+
+
+def test_model_on_a_measured_gpu_is_ranked_by_its_speed_there() -> None:
+    speeds = make_speeds(2.0, 20.0)
+    resources = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU", gpu_speeds=speeds)
+    candidate = Candidate(name="m", quant="Q8_0", profile=PROFILE, quality=quality("Q8_0", N_WEIGHTS))
+    speed = evaluate(candidate, resources).speed
+    assert speed is not None
+    assert speed.decode_tps == pytest.approx(2 * CPU_DECODE / N_WEIGHTS)
