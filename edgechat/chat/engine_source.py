@@ -12,7 +12,6 @@ from edgechat.chat.reply_generation import ReplyGeneration
 from edgechat.chat.reply_source import Generation, ReplyOptions, SourcePrompt
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
-from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 
@@ -51,7 +50,7 @@ class EngineSource:
         """Do nothing, because nothing leaves this machine."""
 
     def prepare_turn(self) -> Iterator[ModelLoadProgressed]:
-        if self.model.engine.needs_restart:
+        if self.model.needs_restart:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
             self.model.restart_if_dead()
 
@@ -68,17 +67,12 @@ class EngineSource:
     ) -> Generation:  # fmt: skip
         # The prompts are those of `build_prompt`.
         return ReplyGeneration(
-            self.model.engine, self.model.builder, settings, cast("ConversationPrompt | None", prompt),
+            self.model, settings, cast("ConversationPrompt | None", prompt),
             cast("Callable[[int], ConversationPrompt | None]", rebuild_prompt), options,
         )  # fmt: skip
 
     def expect_end(self) -> None:
         self.model.engine.expect_end()
-
-    def recover(self, error: EdgechatError, settings: Settings) -> str:
-        if isinstance(error, EngineError) and self.model.fall_back_to_cpu(error, settings):
-            return "The GPU failed, so edgechat now uses the CPU. Send the message again."
-        return ""
 
     def count_tokens(self, text: str) -> int:
         return len(self.model.engine.tokenize(text))

@@ -10,7 +10,7 @@ from edgechat.chat.messages import Message
 from edgechat.documents.descriptions import describe_omitted
 from edgechat.documents.passages import PassageSet
 from edgechat.humanize import format_count, format_duration
-from edgechat.models.events import ModelLoadProgressed
+from edgechat.models.events import CpuFallback, ModelLoadProgressed
 
 if TYPE_CHECKING:
     from edgechat.prompt.agreement.picker import ReplyPick
@@ -293,7 +293,7 @@ class SecondReplyEnded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
+    ModelLoadProgressed | CpuFallback | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
     | DocumentsSearched | TurnsDropped | PromptProgressed | RemoteRetryScheduled
     | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
     | PickProgressed | ReplyPicked | RouteChosen | EscalationStarted | EngineReplaced | ReplyRouted
@@ -330,8 +330,11 @@ def format_notice(event: SessionEvent) -> str:
         return f"The context is full: the model no longer sees the first {messages}."
     if isinstance(
         event,
-        (CollectionUpdated, ContextLimitReached, DocumentsSearched, EngineReplaced, ReplyRouted, SecondReplyEnded),
-    ):
+        (
+            CollectionUpdated, ContextLimitReached, CpuFallback, DocumentsSearched, EngineReplaced, ReplyRouted,
+            SecondReplyEnded,
+        ),
+    ):  # fmt: skip
         return event.notice
     if isinstance(event, PickStarted):
         return _describe_pick_costs(event)

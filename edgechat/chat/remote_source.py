@@ -11,7 +11,7 @@ from edgechat.chat.remote_prompt import RemotePrompt
 from edgechat.chat.reply_source import Generation, ReplyOptions, SourcePrompt
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
-from edgechat.errors import EdgechatError, UsageError
+from edgechat.errors import UsageError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.remote.client import RemoteClient
 from edgechat.remote.connection import DEFAULT_TIMEOUTS, Timeouts
@@ -90,9 +90,6 @@ class RemoteSource:
 
     def expect_end(self) -> None:
         """Do nothing: a stop closes the connection, whatever the server does."""
-
-    def recover(self, error: EdgechatError, settings: Settings) -> str:  # noqa: ARG002
-        return ""
 
     def count_tokens(self, text: str) -> int:
         return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN + 1

@@ -18,16 +18,18 @@ from edgechat.chat.reply_source import ReplyOptions
 from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import EngineClient
 from edgechat.engine.overflow import format_growth_refusal
 from edgechat.errors import ContextOverflowError
-from edgechat.prompt.builder import PromptBuilder
+from edgechat.models.events import CpuFallback, ModelLoadProgressed
+from edgechat.models.loaded_model import LoadedModel
 from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
 # The larger one applies: a minimum for a reply without a penalty, or a step above a penalty that was too small.
 _MIN_PENALTY: Final = 1.3
 _PENALTY_STEP: Final = 0.1
 NO_OPTIONS: Final = ReplyOptions()
+
+_GenerationEvent = protocol.AnyEvent | events.TurnsDropped | ModelLoadProgressed | CpuFallback
 
 
 def add_repetition_penalty(settings: Settings) -> Settings:
@@ -51,21 +53,21 @@ class ReplyGeneration:
     """Generates parallel replies to one message. Call `run` once; `stop` is thread-safe."""
 
     def __init__(
-        self, engine: EngineClient, builder: PromptBuilder, settings: Settings, prompt: ConversationPrompt | None,
+        self, model: LoadedModel, settings: Settings, prompt: ConversationPrompt | None,
         rebuild_prompt: Callable[[int], ConversationPrompt | None], options: ReplyOptions = NO_OPTIONS,
     ) -> None:  # fmt: skip
-        """Prepare the generation of replies to `prompt`.
+        """Prepare the generation of replies of `model` to `prompt`.
 
         `prompt` is None if the generation was stopped before its prompt was built; the replies then remain unchanged.
         If the context cannot grow to hold it, `rebuild_prompt` builds one for the length in its argument.
         """
-        self._engine = engine
+        self._model, self._engine = model, model.engine
         self._prompt = prompt
         self._rebuild_prompt = rebuild_prompt
         self._picker = options.picker
         self._indexes = options.indexes
         self._needs_logprob = options.needs_logprob or options.picker is not None
-        self._builder = builder
+        self._builder = model.builder
         self._settings = settings
         self._request_id: int | None = None
         self._is_stopped = False
@@ -128,12 +130,10 @@ class ReplyGeneration:
         context_tokens = request_finished.context_tokens if request_finished is not None else 0
         yield final_event(reply=first_reply, context_tokens=context_tokens, alternatives=tuple(alternatives))
 
-    def _generate(
-        self, prompt: ConversationPrompt, conversation_id: str
-    ) -> Iterator[protocol.AnyEvent | events.TurnsDropped]:
+    def _generate(self, prompt: ConversationPrompt, conversation_id: str) -> Iterator[_GenerationEvent]:
         """Yield the engine's events. If the context cannot grow for the prompt, generate with a shorter prompt."""
         try:
-            yield from self._engine.generate(self._create_request(prompt, conversation_id))
+            yield from self._model.generate(self._create_request(prompt, conversation_id))
         except ContextOverflowError as error:
             if self._refused_growth is None:
                 raise
@@ -148,7 +148,7 @@ class ReplyGeneration:
         self._rebuilt_prompt = shorter_prompt
         if shorter_prompt.start_id is not None and shorter_prompt.start != prompt.start:
             yield events.TurnsDropped(n_messages=shorter_prompt.start, context_start_id=shorter_prompt.start_id)
-        yield from self._engine.generate(self._create_request(shorter_prompt, conversation_id))
+        yield from self._model.generate(self._create_request(shorter_prompt, conversation_id))
 
     def _create_request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
         settings, sampling = self._settings, self._settings.sampling
@@ -165,17 +165,23 @@ class ReplyGeneration:
             stop=self._builder.stop_strings(prompt.prompt.reply_format), thinking=prompt.thinking,
         )  # fmt: skip
         self._request_id = request.id
-        if self._is_stopped:
-            self._engine.cancel(request.id)
-        if self._is_thinking_ended:
-            self._engine.end_thinking(request.id)
+        self._repeat_commands(request.id)
         return request
 
-    def _handle_event(
-        self, event: protocol.AnyEvent | events.TurnsDropped, started_at: float
-    ) -> Iterator[events.SessionEvent]:
-        if isinstance(event, events.TurnsDropped):
+    def _repeat_commands(self, request_id: int) -> None:
+        """Send what the user has demanded of the request, which the engine process does not know yet."""
+        if self._is_stopped:
+            self._engine.cancel(request_id)
+        if self._is_thinking_ended:
+            self._engine.end_thinking(request_id)
+
+    def _handle_event(self, event: _GenerationEvent, started_at: float) -> Iterator[events.SessionEvent]:
+        if isinstance(event, (events.TurnsDropped, ModelLoadProgressed)):
             yield event
+        elif isinstance(event, CpuFallback):
+            yield event
+            if self._request_id is not None:
+                self._repeat_commands(self._request_id)
         elif isinstance(event, protocol.ContextResizing):
             yield events.ContextSizeChanging(n_ctx=event.n_ctx, is_growing=event.is_growing)
         elif isinstance(event, protocol.ContextGrowthRefused):

@@ -15,7 +15,6 @@ from edgechat.chat.messages import Conversation, Message
 from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine.cancellation import Cancellation
-from edgechat.errors import EdgechatError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 
 if TYPE_CHECKING:
@@ -137,9 +136,6 @@ class ReplySource(Protocol):
 
     def expect_end(self) -> None:
         """Note that the turn was stopped: a source that does not end it within some seconds is broken."""
-
-    def recover(self, error: EdgechatError, settings: Settings) -> str:
-        """Repair the source after `error` ended a turn, if possible; return a sentence for the user, or ""."""
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, or an estimate of it for the budget of documents."""

@@ -14,7 +14,7 @@ from edgechat.chat.reply_source import Generation, ReplyOptions, ReplySource, So
 from edgechat.chat.route_target import Route
 from edgechat.config import AUTO, OFF, Settings, parse_size
 from edgechat.engine.cancellation import Cancellation
-from edgechat.errors import EdgechatError, PlanError, UsageError
+from edgechat.errors import PlanError, UsageError
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.route_settings import Side
 
@@ -154,9 +154,6 @@ class RoutedSource:
 
     def expect_end(self) -> None:
         self.source.expect_end()
-
-    def recover(self, error: EdgechatError, settings: Settings) -> str:
-        return self.source.recover(error, settings)
 
     def count_tokens(self, text: str) -> int:
         return self.source.count_tokens(text)

@@ -20,7 +20,6 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import (
     ContextOverflowError,
-    EdgechatError,
     GrammarError,
     RequestCancelledError,
     TemplateError,
@@ -194,7 +193,7 @@ class TurnRunner:
             try:
                 if self._is_stop_requested:
                     return None
-                engine_events = list(self._model.engine.generate(request))
+                engine_events = [e for e in self._model.generate(request) if isinstance(e, protocol.Event)]
                 return None if ephemeral.is_stopped else engine_events
             finally:
                 self.was_stopped = self._is_stop_requested
@@ -233,10 +232,6 @@ class TurnRunner:
             generation.end_thinking()
         try:
             yield from generation.run(conversation.store, conversation.metadata, replies, started_at)
-        except EdgechatError as error:
-            if advice := source.recover(error, settings):
-                error.args = (f"{error}\n{advice}",)
-            raise
         finally:
             self.was_stopped = self._is_stop_requested
             self._generation, self._is_stop_requested = None, False

@@ -12,7 +12,14 @@ import msgspec
 
 from edgechat import paths
 from edgechat.documents.embedding_prompts import VERSION, find_prompts
-from edgechat.errors import CatalogueError, ContextOverflowError, DocumentError, EdgechatError, EngineDiedError
+from edgechat.errors import (
+    CatalogueError,
+    ComputeError,
+    ContextOverflowError,
+    DocumentError,
+    EdgechatError,
+    EngineDiedError,
+)
 
 if TYPE_CHECKING:
     from edgechat.catalogue.library import InstalledModel
@@ -263,10 +270,13 @@ def _get_properties(model: LoadedModel) -> protocol.Loaded:
 
 
 def _retry(model: LoadedModel, compute: Callable[[], _ResultT]) -> _ResultT:
-    """Call `compute`, once more if the engine has ended, for example because memory was short."""
-    with contextlib.suppress(EngineDiedError):
+    """Call `compute`, once more if the engine has ended, for example because memory was short, or if the GPU failed."""
+    try:
         model.restart_if_dead()
         return compute()
+    except (ComputeError, EngineDiedError) as error:
+        if not model.fall_back_to_cpu(error) and not isinstance(error, EngineDiedError):
+            raise
     model.restart_if_dead()
     return compute()
 

@@ -66,16 +66,19 @@ class EngineClient:
     def _make_attach(self, share: ShareRequest) -> protocol.Attach:
         return protocol.Attach(id=self.next_id(), client=share.client, keep_alive_s=share.keep_alive_s)
 
-    def leave(self, share: ShareRequest | None, replace: Callable[[], object] | None = None) -> None:
+    def leave(
+        self, share: ShareRequest | None, replace: Callable[[], object] | None = None, timeout_s: float = EXIT_TIMEOUT_S
+    ) -> None:
         """Leave the current engine, and use one that `share` describes from now on: None for a private process.
 
-        `restart_if_dead` calls `replace` after the end of a shared engine, which other clients may have replaced.
+        `restart_if_dead` calls `replace` after the end of a shared engine, which other clients may have replaced. A
+        private process is killed after `timeout_s`.
         """
         with self._lock:
             process, self._process = self._process, None
             self._share, self._replace, self._last_load, self.model_properties = share, replace, None, None
         if process is not None:
-            process.stop(EXIT_TIMEOUT_S)
+            process.stop(timeout_s)
 
     def attach(self) -> protocol.Load | None:
         """Attach to a running engine with the right model; return the request that loaded it, None if there is none.

@@ -150,8 +150,12 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def _is_gpu_crash(self) -> bool:
-        """True if the kernels or the driver of the GPU may have caused the crash; a lost device aborts the process."""
-        return self.exit_code in CRASH_CODES and self.state.activities == {Activity.COMPUTING} and self._is_on_gpu
+        """True if the kernels or the driver of the GPU may have caused the death.
+
+        A lost device aborts the process, and a driver may never return.
+        """
+        is_failure = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
+        return is_failure and self.state.activities == {Activity.COMPUTING} and self._is_on_gpu
 
     @property
     def _is_on_gpu(self) -> bool:
@@ -167,7 +171,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             drafter_crashes.record_crash(plan.model_path, self.load.plan.drafter, describe_exit(self.exit_code))
         if self._is_gpu_crash and self.load is not None:
             with contextlib.suppress(EdgechatError):
-                gpu_probe.record_crash(find_bundle(), describe_exit(self.exit_code), self.load.plan.model_path)
+                gpu_probe.record_failure(find_bundle(), describe_exit(self.exit_code), self.load.plan.model_path)
         if not self.is_kernel_crash:
             return
         with contextlib.suppress(EdgechatError):  # the bundle may have been removed

@@ -26,6 +26,8 @@ class EngineModel:
     """Kind of the open model drafter; None without one."""
     drafter_error = ""
     """Why the planned model drafter could not be opened."""
+    has_failed = False
+    """True if a computation failed, so that new clients must not use the model."""
 
     @property
     def is_busy(self) -> bool:

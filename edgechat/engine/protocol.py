@@ -121,6 +121,23 @@ class Detokenize(Request, frozen=True):
     tokens: list[int]
 
 
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
+"""Reason why a reply ended: the model or a stop string ended it, it reached a length limit, it repeated itself
+(`Generate.stop_repetition`), or its request was cancelled."""
+
+
+class ResumedReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process that failed had generated and sent of one reply."""
+
+    tokens: list[int] = []
+    n_chars: int = 0
+    """Number of characters of text; the text of the tokens can be longer, because stop strings are held back."""
+    finish_reason: FinishReason | None = None
+    """Finish reason of a reply that had ended; None for a reply that another engine process continues."""
+    logprob_sum: float = 0.0
+    """Last `TokensGenerated.logprob_sum` of the reply."""
+
+
 class Generate(Request, frozen=True):
     """Generate replies to a prompt, which is either rendered text (`text`) or tokens (`tokens`)."""
 
@@ -172,6 +189,11 @@ class Generate(Request, frozen=True):
     """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
     thinking: ThinkingLimit | None = None
     """Tags and limit of the reasoning; None if the model does not reason, or its format is unknown."""
+    resumed: list[ResumedReply] = []
+    """Beginnings of all replies of the request, which continue after them; empty for new replies. Their tokens count
+    for `max_tokens`, grammars, penalties and stop strings, but they and their text are not sent again."""
+    n_sent_prompt_logprobs: int = 0
+    """Number of prompt tokens whose logprobs are not sent again."""
 
 
 class Cancel(Request, frozen=True):
@@ -434,11 +456,8 @@ class TokensGenerated(Event, frozen=True):
     draft_source: str = ""
     """Source of most of the accepted draft tokens so far, one of `edgechat.speculation.drafter.SOURCE_NAMES`; "" if no
     draft token was accepted."""
-
-
-FinishReason = Literal["stop", "length", "repetition", "cancelled"]
-"""Reason why a reply ended: the model or a stop string ended it, it reached a length limit, it repeated itself
-(`Generate.stop_repetition`), or its request was cancelled."""
+    logprob_sum: float = 0.0
+    """Sum of the logprobs of the reply's tokens so far; 0 if `Generate.mean_logprob` is False."""
 
 
 class SequenceFinished(Event, frozen=True):

@@ -86,6 +86,8 @@ class ActiveRequest:
             raise make_prompt_overflow_error(len(prompt), context.max_n_ctx, context.model.n_ctx_train)
         if not 1 <= params.n_sequences <= context.n_seqs:
             raise EngineError(f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs}.")
+        if params.resumed and len(params.resumed) != params.n_sequences:
+            raise EngineError(f"Cannot resume {len(params.resumed)} of {params.n_sequences} replies. Resume all.")
         self.params = params
         self.prompt = prompt
         self.sequences: list[OutputSequence] = []
@@ -105,7 +107,7 @@ class ActiveRequest:
         self._arrived_at = arrived_at
         self._pending_prefills: list[PendingPrefill] = []
         self._cached_prefix = CachedPrefix(seq=0)
-        self._n_scored_tokens = 0
+        self._n_scored_tokens = params.n_sent_prompt_logprobs
         """Number of prompt tokens whose logprobs were sent."""
         self._prefill_s = 0.0
         self.speeds = ReplySpeeds()
@@ -113,6 +115,7 @@ class ActiveRequest:
         """Total time of all steps, and of the steps that other programs or a pause slowed down."""
         self._context_tokens = 0
         self._is_thinking_ended = False
+        self._has_failed = False
 
     def record_timing(self, timing: Timing) -> None:
         """Record the time of a step of this request, and whether it was disturbed."""
@@ -203,6 +206,16 @@ class ActiveRequest:
         for sequence in self.sequences:
             sequence.finish("cancelled")
 
+    def fail(self) -> None:
+        """Send the tokens that were not sent yet, and drop all sequences: a failed computation may have damaged them.
+
+        The sequences do not end, so that another engine process can resume the request.
+        """
+        self._has_failed = True
+        self.preempt()
+        for sequence in self.sequences:
+            sequence.send_rest()
+
     def cancel_sequences(self, indexes: Collection[int]) -> None:
         """End the unfinished sequences with these indexes with the finish reason "cancelled"; the others continue."""
         for sequence in self.sequences:
@@ -224,7 +237,7 @@ class ActiveRequest:
         if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):
             self._context_tokens = len(self._context.tokens(seq))
         self._context.commit_rollback(seq)
-        if self._is_ephemeral:
+        if self._is_ephemeral or self._has_failed:
             self._cache.drop(seq)
         else:
             self._cache.commit(seq)
@@ -339,11 +352,29 @@ class ActiveRequest:
             self._cache.publish(seq)
         self._pending_prefills.remove(pending)
         self.decoding_sequences += sequences
+        if pending.output is None:
+            sequences = self._resume_sequences()
         for sequence in sequences:
             if self.params.max_tokens == 0:
                 self.finish_sequence(sequence, "length")
             else:
                 self.accept(sequence, sequence.sample(-1))
+
+    def _resume_sequences(self) -> list[OutputSequence]:
+        """Advance the new sequences by the tokens that another engine process has generated, and queue their prefill.
+
+        Returns the sequences without such tokens, which sample their first token now. Raises GrammarError.
+        """
+        for sequence, reply in zip(self.sequences, self.params.resumed, strict=False):
+            sequence.resume(reply)
+            if sequence.finish_reason is not None:
+                self.release_sequence(sequence)
+            elif sequence.tokens:
+                pending = PendingPrefill([*self.prompt, *sequence.tokens], sequence)
+                pending.seq = sequence.seq
+                self.decoding_sequences.remove(sequence)
+                self._pending_prefills.append(pending)
+        return list(self.decoding_sequences)
 
     def _create_sequences(self, seqs: list[int]) -> list[OutputSequence]:
         """Create an output sequence for each of `seqs`. On an error, drop all of `seqs` except the first."""
@@ -403,8 +434,10 @@ class ActiveRequest:
                 draft_stats.add(sequence.speculator.stats)
         n_computed = len(self.prompt) - self._n_cached
         n_tokens = sum(s.n_tokens for s in sequences)
-        first_token_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)
-        decode_s = max((s.last_token_at for s in sequences), default=0.0) - first_token_at
+        sampled = [s for s in sequences if s.first_token_at]
+        first_token_at = min((s.first_token_at for s in sampled), default=0.0)
+        decode_s = max((s.last_token_at for s in sampled), default=0.0) - first_token_at
+        n_decoded = sum(s.n_tokens - s.n_resumed_tokens - 1 for s in sampled)
         return GenerationStats(
             prompt_tokens=len(self.prompt),
             cached_tokens=self._n_cached,
@@ -414,7 +447,7 @@ class ActiveRequest:
             reasoning_tokens=sum(s.n_reasoning_tokens for s in sequences) or msgspec.UNSET,
             ttft_s=max(0.0, first_token_at - self._arrived_at),
             prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
-            decode_tps=(n_tokens - len(sequences)) / decode_s if decode_s > 0 else 0.0,
+            decode_tps=n_decoded / decode_s if decode_s > 0 else 0.0,
             n_drafts=draft_stats.n_drafts,
             n_drafted=draft_stats.n_drafted,
             n_accepted=draft_stats.n_accepted,

@@ -13,7 +13,7 @@ from edgechat.engine.protocol import Event
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
 from edgechat.engine.sequence_drafts import RunningSequence, SequenceDrafts
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
+from edgechat.errors import ComputeError, ContextOverflowError, EdgechatError, EngineError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.speculation.batch_speculator import BatchSpeculator
@@ -115,7 +115,10 @@ class Scheduler:
             self._running.remove(request)
         else:
             self._waiting.remove(request)
-        request.cancel()
+        if isinstance(error, ComputeError):
+            request.fail()
+        else:
+            request.cancel()
         event: Event = request.create_final_event()
         if error is not None:
             event = create_failure_event(request.params.id, error)

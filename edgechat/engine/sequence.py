@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from edgechat.engine.generation import TokenLogprobs
-from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokensGenerated
+from edgechat.engine.protocol import FinishReason, Generate, ResumedReply, SequenceFinished, TokensGenerated
 from edgechat.engine.repetition import RepetitionDetector
 from edgechat.engine.stop_strings import StopStringFilter
 from edgechat.engine.thinking import ThoughtTracker
@@ -52,15 +52,24 @@ class MeanLogprob:
         self._last = logprob
         self._n_tokens += 1
 
+    def resume(self, total: float, n_tokens: int) -> None:
+        """Replace the logprobs so far by `n_tokens` logprobs with the sum `total`."""
+        self._sum_before_last, self._last, self._n_tokens = total, 0.0, n_tokens
+
     def remove_last(self) -> None:
         """Remove the last logprob, of the token that ends the reply; a second call without `add` is an error."""
         self._last = 0.0
         self._n_tokens -= 1
 
     @property
+    def total(self) -> float:
+        """Sum of the logprobs."""
+        return self._sum_before_last + self._last
+
+    @property
     def value(self) -> float | None:
         """The mean; None for a reply without tokens."""
-        return (self._sum_before_last + self._last) / self._n_tokens if self._n_tokens else None
+        return self.total / self._n_tokens if self._n_tokens else None
 
 
 class OutputSequence:
@@ -82,6 +91,9 @@ class OutputSequence:
         self.next_token = -1
         """The last sampled token, which the next step decodes; -1 before the first sample."""
         self.first_token_at = self.last_token_at = 0.0
+        """Times of the first and of the last token that this process has sampled; 0 before the first one."""
+        self.n_resumed_tokens = 0
+        """Number of tokens that another engine process has sampled."""
         self.finish_reason: FinishReason | None = None
         self._context = context
         self._params = params
@@ -108,6 +120,30 @@ class OutputSequence:
         self._logprobs: list[TokenLogprobs] = []
         self._score = MeanLogprob() if params.mean_logprob else None
         self._flushed_at = 0.0
+        self._n_sent_chars: int | None = None
+        """Number of characters that another engine process has sent, while their tokens are added; otherwise None."""
+
+    def resume(self, reply: ResumedReply) -> None:
+        """Continue after the tokens of `reply`, which another engine process has sampled and sent.
+
+        The sampler, the stop conditions and the tracking of the reasoning advance as if this process had sampled the
+        tokens, but their text is not sent. The caller decodes them. Raises GrammarError.
+        """
+        if self._score is not None:
+            self._score.resume(reply.logprob_sum, len(reply.tokens))
+        if reply.finish_reason is not None:
+            self.tokens += reply.tokens
+            self.n_resumed_tokens, self.finish_reason = self.n_tokens, reply.finish_reason
+            return
+        self._n_sent_chars = reply.n_chars
+        for token in reply.tokens:
+            if self.closing_tokens:
+                self.closing_tokens.pop(0)
+            self._sampler.accept_output(token)
+            if not self.accept(token):
+                break
+        self._skip_sent_text()
+        self.n_resumed_tokens, self.first_token_at = self.n_tokens, 0.0
 
     @property
     def n_tokens(self) -> int:
@@ -180,8 +216,7 @@ class OutputSequence:
         """Append a sampled token and send its text. Return whether the sequence continues after the token."""
         self.tokens.append(token)
         self.last_token_at = time.monotonic()
-        if self.n_tokens == 1:
-            self.first_token_at = self.last_token_at
+        self.first_token_at = self.first_token_at or self.last_token_at
         model = self._context.model
         if self._thoughts is not None:
             self._thoughts.feed(model.token_to_piece(token, special=True), self.last_token_at)
@@ -218,11 +253,22 @@ class OutputSequence:
         return detector.check()
 
     def _append_text(self, token: int, piece: bytes) -> None:
-        self._unsent_tokens.append(token)
         self._unsent_text += self._stop_filter.feed(self._decoder.decode(piece))
+        if self._n_sent_chars is not None:
+            return
+        self._unsent_tokens.append(token)
         if self._unsent_text and self.last_token_at - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flush()
             self._flushed_at = self.last_token_at
+
+    def _skip_sent_text(self) -> None:
+        if self._n_sent_chars is not None:
+            self._unsent_text, self._n_sent_chars = self._unsent_text[self._n_sent_chars :], None
+
+    def send_rest(self) -> None:
+        """Send the tokens that were not sent yet, so that another engine process can resume the reply after them."""
+        if self.finish_reason is None and self._unsent_tokens:
+            self._flush()
 
     def _flush(self) -> None:
         drafts = self.speculator.stats if self.speculator is not None else None
@@ -230,6 +276,7 @@ class OutputSequence:
             id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self.index,
             logprobs=self._logprobs, draft_gain=drafts.gain if drafts is not None else 1.0,
             draft_source=drafts.main_source if drafts is not None else "",
+            logprob_sum=self._score.total if self._score is not None else 0.0,
         ))  # fmt: skip
         self._unsent_text, self._unsent_tokens, self._logprobs = "", [], []
 
@@ -239,6 +286,7 @@ class OutputSequence:
             return
         self.finish_reason = reason
         self._unsent_text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
+        self._skip_sent_text()
         if self._unsent_text or self._unsent_tokens:
             self._flush()
         if self._params.n_sequences > 1 or self._score is not None:

@@ -203,10 +203,11 @@ class EngineServer:
             }
 
     def describe_model(self, request_id: int) -> protocol.Attached:
-        """Return the loaded model, as the result of an Attach request."""
+        """Return the loaded model, as the result of an Attach request; none if it has failed."""
         with self._lock:
-            load = self._load_request if self._loaded_event is not None else None
-            return protocol.Attached(id=request_id, load=load, loaded=self._loaded_event)
+            loaded = self._loaded_event if not self._model.has_failed else None
+            load = self._load_request if loaded is not None else None
+            return protocol.Attached(id=request_id, load=load, loaded=loaded)
 
     def _queue_request(self, request: protocol.AnyRequest, arrived_at: float) -> None:
         self._requests.put((request, arrived_at))

@@ -22,11 +22,12 @@ from edgechat.engine.drafting import DraftManager, OpenDrafter
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.failures import create_failure_event
 from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
+from edgechat.engine.idle_selftests import IdleSelftests
 from edgechat.engine.reply_speeds import SpeedRecorder
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, detokenize, iterate_prompt, iterate_request
-from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
+from edgechat.errors import ComputeError, EdgechatError, EngineError, RequestCancelledError
 from edgechat.hardware.contention import Stopwatch
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
@@ -93,6 +94,7 @@ class TextModel(EngineModel):
         self._speed_recorder = SpeedRecorder(plan, backend)
         self._disk = open_disk_tier(load, context, find_bundle())
         may_write = load.prefix_dir and plan.prefix_disk_bytes > 0
+        self._selftests = IdleSelftests() if plan.options.uses_gpu else None
         self._mark = ComputingMark(Path(load.prefix_dir) / "computing.lock" if may_write else None)
         self._idle_since: float | None = None
         """Monotonic time at which idle work began to wait for other engines; None while a reply is being generated."""
@@ -164,6 +166,8 @@ class TextModel(EngineModel):
             active_request.end_thinking()
         self._mark.set(True)
         self._idle_since = None
+        if self._selftests is not None:
+            self._selftests.pause()
         if self._disk is not None:
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
@@ -181,6 +185,8 @@ class TextModel(EngineModel):
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
+        if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__:
+            self.has_failed = True
         miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
             drafter = self._draft_manager.describe_drafter() if self._draft_manager is not None else None
@@ -251,7 +257,10 @@ class TextModel(EngineModel):
             return _DISK_BUSY_DELAY_S
         if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0
-        return sizing_delay_s
+        test_delay_s = (
+            self._selftests.step(time.monotonic() - self._idle_since) if self._selftests is not None else None
+        )
+        return min((d for d in (sizing_delay_s, test_delay_s) if d is not None), default=None)
 
     def cancel_sequences(self, request_id: int, indexes: Collection[int]) -> None:
         self._scheduler.cancel_sequences(request_id, indexes)
@@ -273,6 +282,8 @@ class TextModel(EngineModel):
                 self._draft_manager.finish(max(deadline, time.monotonic() + _MIN_CORPUS_SAVE_S))
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        if self._selftests is not None:
+            self._selftests.pause()
         self._mark.close()
         if self._draft_manager is not None:
             self._draft_manager.close()

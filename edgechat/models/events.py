@@ -18,4 +18,10 @@ class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
     """Fraction of the weights that is loaded, from 0 to 1; None if the fraction is unknown."""
 
 
+class CpuFallback(msgspec.Struct, frozen=True, kw_only=True):
+    """The GPU failed while replies were generated, and the model was loaded with the CPU, which continues them."""
+
+    notice: str
+
+
 LoadCallback = Callable[[ModelLoadProgressed], None]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
-from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelCrashError, ModelFileError
+from edgechat.engine.resumption import RequestRecord
+from edgechat.errors import (
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    EngineError,
+    ModelCrashError,
+    ModelFileError,
+    PlanError,
+)
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.vocabulary import check_vocabulary
-from edgechat.models.events import LoadCallback
+from edgechat.models.events import CpuFallback, LoadCallback, ModelLoadProgressed
 from edgechat.models.load_records import (
     find_load_warnings,
     prepare_unload,
@@ -21,7 +31,6 @@ from edgechat.models.load_records import (
 )
 from edgechat.models.sharing import open_model, replace_engine
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_formats import PromptOptions
@@ -104,27 +113,37 @@ class LoadedModel:
             think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
             self._builder.formats.prepare(PromptOptions(bool(think)))
 
+    @property
+    def needs_restart(self) -> bool:
+        """True if a model was loaded, but the engine has died since, or has failed to load the model again."""
+        return self.engine.needs_restart or (self._needs_new_plan and self.engine.model_properties is None)
+
     def restart_if_dead(self) -> None:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.
 
         If the system killed the engine because of its memory use, the model is loaded with a new plan, which may use
-        less memory.
+        less memory. If the GPU has failed, or the model cannot be loaded on it any more, the CPU is used.
         """
-        if not self.engine.needs_restart:
+        if not self.needs_restart:
             return
         if self.engine.is_shared:
             self.engine.restart_if_dead()  # calls `_replace_engine`
             return
-        if self.plan is not None and record_memory_kill(self.engine, self.plan):
+        if self.plan is not None and (record_memory_kill(self.engine, self.plan) or self._is_gpu_distrusted()):
             self._needs_new_plan = True
         if self.plan is not None and self._needs_new_plan:
             from edgechat.models.loading import reload_model
 
             self.plan, model_properties = reload_model(self.engine, self.plan, self._settings)
             self.set_model_properties(model_properties)
-        else:
+            return
+        try:
             self.engine.restart_if_dead()
             register_loaded_model(self.engine, self.plan)
+        except (EngineDiedError, ModelFileError, PlanError):
+            if self.plan is None or not self.plan.options.uses_gpu:
+                raise
+            self._load_on_cpu(self.plan)
 
     def _replace_engine(self) -> None:
         """Replace a shared engine that has ended. Raises EdgechatError."""
@@ -132,22 +151,78 @@ class LoadedModel:
             self.plan, model_properties, _ = replace_engine(self.engine, self.plan, self._settings)
             self.set_model_properties(model_properties)
 
-    def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
-        """Load the model on the CPU if `error` is a GPU failure; return whether the model was loaded again."""
-        is_crash = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
-        failed_plan = self.plan
-        if failed_plan is None or not failed_plan.options.uses_gpu or not (is_crash or isinstance(error, ComputeError)):
+    def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent | ModelLoadProgressed | CpuFallback]:
+        """Generate replies and yield the events, as `EngineClient.generate` does.
+
+        If the GPU fails, the model is loaded with the CPU, which continues the replies after the text so far. Raises
+        EngineError, also after a second failure.
+        """
+        record = RequestRecord(request)
+        try:
+            for event in self.engine.generate(request):
+                record.add(event)
+                yield event
+        except EngineError as error:
+            if not self._is_gpu_failure(error):
+                raise
+            failure = error
+        else:
+            return
+        yield ModelLoadProgressed(phase="loading", message="The GPU failed. Loading the model with the CPU")
+        if not self.fall_back_to_cpu(failure):
+            raise failure
+        cause = str(failure).partition("\n")[0].partition(". ")[0].rstrip(".")
+        yield CpuFallback(notice=f"The GPU failed ({cause}). The reply goes on with the CPU.")
+        try:
+            yield from self.engine.generate(record.make_request())
+        except ContextOverflowError as error:  # the text so far must be kept
+            raise EngineError(str(error)) from error
+
+    def _is_gpu_distrusted(self) -> bool:
+        if self.plan is None or not self.plan.options.uses_gpu:
             return False
+        from edgechat.models.gpu_failures import is_gpu_distrusted
+
+        return is_gpu_distrusted(self.plan.model_path)
+
+    def _is_gpu_failure(self, error: EdgechatError) -> bool:
+        if self.plan is None or not self.plan.options.uses_gpu:
+            return False
+        from edgechat.models.gpu_failures import is_gpu_failure
+
+        return is_gpu_failure(error)
+
+    def fall_back_to_cpu(self, error: EngineError) -> bool:
+        """Load the model with the CPU if `error` is a GPU failure; return whether the model was loaded again.
+
+        The failure is recorded, so that later loads use the CPU, too. If the model cannot be loaded, the reason is
+        appended to the text of `error`.
+        """
+        if self.plan is None or not self._is_gpu_failure(error):
+            return False
+        from edgechat.models.gpu_failures import record_gpu_failure
+
+        record_gpu_failure(error, self.plan)
+        try:
+            self._load_on_cpu(self.plan)
+        except EdgechatError as load_error:
+            error.args = (f"{error}\nThe model could not be loaded with the CPU: {load_error}",)
+            return False
+        return True
+
+    def _load_on_cpu(self, failed_plan: LoadPlan) -> None:
+        """Load the model of `failed_plan` with the CPU into a new, private engine process.
+
+        Raises EdgechatError; the next `restart_if_dead` then tries again.
+        """
         from edgechat.models.loading import reload_model
 
-        try:
-            if self.engine.is_shared:  # other clients may use it
-                self.engine.leave(None)
-            self.plan, model_properties = reload_model(self.engine, failed_plan, settings, ())
-        except EdgechatError:  # the caller reports the GPU failure
-            return False
+        # Other clients may use a shared engine. A private one can hang or crash when it frees the memory of a lost
+        # device, and what it would save may be wrong, so it is killed.
+        self._needs_new_plan = True
+        self.engine.leave(None, timeout_s=0)
+        self.plan, model_properties = reload_model(self.engine, failed_plan, self._settings, ())
         self.set_model_properties(model_properties)
-        return True
 
     def unload(self) -> None:
         """Leave the engine, and free its memory if no other client uses it. `open` loads a model again."""

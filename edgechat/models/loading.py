@@ -22,6 +22,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
 from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
+from edgechat.models.gpu_failures import is_gpu_distrusted
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.drafter_choice import DrafterChoice
@@ -123,9 +124,11 @@ def reload_model(
 ) -> tuple[LoadPlan, protocol.Loaded]:  # fmt: skip
     """Load the model of `failed_plan` again with a new plan; an empty list of `gpus` means the CPU.
 
-    `gpus` defaults to the GPUs that were found last, and `free_memory` ends an idle engine, as in `load_model`. Raises
-    EdgechatError.
+    `gpus` defaults to the GPUs that were found last, unless one failed with this model, and `free_memory` ends an idle
+    engine, as in `load_model`. Raises EdgechatError.
     """
+    if gpus is None and failed_plan.options.uses_gpu and is_gpu_distrusted(failed_plan.model_path):
+        gpus = ()
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     drafter = choose_drafter(profile, settings)
     _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)

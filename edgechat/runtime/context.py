@@ -121,6 +121,14 @@ class Context(ResizableContext):
         pointer = self.model.bindings.llama.llama_get_logits_ith(self.pointer, index)
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
 
+    def check_logits(self, index: int) -> None:
+        """Raise ComputeError if a GPU computed NaN or infinity in place of the logits at `index` of the last batch."""
+        if self._is_cpu_bound:
+            return
+        logit = float(self.model.bindings.llama.llama_get_logits_ith(self.pointer, index)[0])
+        if not math.isfinite(logit):  # one wrong value at the end of the last layer makes all logits wrong
+            raise ComputeError(f"The GPU computed {logit} in place of logits.")
+
     def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
         """Return the logprob of `token`, and the `n_top` most likely tokens with their logprobs, before sampling.
 

@@ -156,8 +156,9 @@ class Sampler:
     def sample(self, context: Context, index: int = -1) -> int:
         """Sample a token from the logits at `index` of the last batch (-1 for the last position), and accept it.
 
-        Raises GrammarError if the grammar allows no token.
+        Raises GrammarError if the grammar allows no token, and ComputeError if a GPU computed no numbers.
         """
+        context.check_logits(index)
         if self._grammar is None:
             return self._sample_logits(context, index)
         with self._grammar.mask_disallowed(context.logits(index)):

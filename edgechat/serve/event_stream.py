@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from edgechat.engine import protocol
+from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import EdgechatError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.serve.errors import ApiError
 
 E = TypeVar("E", bound=protocol.Event)
+OnOutcome = Callable[[protocol.AnyEvent | EdgechatError], None]
 
 
 class RequestEvent(NamedTuple):
@@ -30,15 +32,24 @@ class StreamOwner(Protocol):
     def plan(self) -> LoadPlan | None:
         """Load plan of the model; None if no model is loaded."""
 
-    async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> None:
-        """Load the model again after an error, if that can help; `plan` is the plan of the failed request."""
+    async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> bool:
+        """Load the model again after an error, if that can help; return whether the failed request can be sent again.
+
+        `plan` is the plan of the failed request.
+        """
+
+    def resubmit(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
+        """Submit a request that failed again. Raises EngineDiedError."""
 
     def release(self, stream: EventStream) -> None:
         """Cancel the unfinished requests of a stream."""
 
 
 class EventStream:
-    """Stream of the engine events of one or more requests. The caller must call `close`, even after errors."""
+    """Stream of the engine events of one or more requests. The caller must call `close`, even after errors.
+
+    If the GPU fails, the stream goes on with the events of the same requests, resumed with the CPU.
+    """
 
     def __init__(
         self, owner: StreamOwner, requests: Sequence[protocol.Request], heartbeat_s: float | None = None,
@@ -49,6 +60,10 @@ class EventStream:
         self._owner = owner
         self._plan = owner.plan
         self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
+        self._records = [RequestRecord(request) for request in requests]
+        self._is_closed = False
+        self._resumed_indexes: set[int] = set()
+        """Requests that failed and were submitted again."""
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError | None]] = asyncio.Queue()
         self._heartbeat_s = heartbeat_s
@@ -68,7 +83,7 @@ class EventStream:
         """IDs of the requests without a final event."""
         return list(self._unfinished_id_by_index.values())
 
-    def make_event_handler(self, request_index: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
+    def make_event_handler(self, request_index: int) -> OnOutcome:
         """Return a thread-safe callback for the engine events of one request."""
 
         def on_event(event: protocol.AnyEvent | EdgechatError) -> None:
@@ -84,12 +99,29 @@ class EventStream:
         index, event = await self._events.get()
         self.has_started = self.has_started or event is not None
         if isinstance(event, EdgechatError):
-            self._unfinished_id_by_index.pop(index, None)
-            await self._owner.recover_from(event, self._plan)
-            raise event
+            await self._resume(index, event)
+            return RequestEvent(index, None)
+        if event is not None:
+            self._records[index].add(event)
+        if isinstance(event, protocol.PrefillProgressed) and index in self._resumed_indexes:
+            event = None  # the client has seen the progress of this prompt
         if isinstance(event, protocol.FINAL_EVENTS):
             self._unfinished_id_by_index.pop(index, None)
         return RequestEvent(index, event)
+
+    async def _resume(self, index: int, error: EdgechatError) -> None:
+        """Submit a failed request again, to continue its replies.
+
+        Raises `error` if that cannot help or the request has failed before, and EngineDiedError.
+        """
+        is_first_failure = index not in self._resumed_indexes
+        self._resumed_indexes.add(index)
+        request_id = self._unfinished_id_by_index.pop(index, None)
+        if not await self._owner.recover_from(error, self._plan) or not is_first_failure:
+            raise error
+        if request_id is not None and not self._is_closed:
+            self._owner.resubmit(self._records[index].make_request(), self.make_event_handler(index))
+            self._unfinished_id_by_index[index] = request_id
 
     async def wait_for(self, event_type: type[E]) -> E:
         """Return the first event of a type. Raises ApiError if the stream ends without one, and EdgechatError."""
@@ -100,6 +132,7 @@ class EventStream:
 
     def close(self) -> None:
         """Cancel the unfinished requests and release the lease. Further calls have no effect."""
+        self._is_closed = True
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         self._owner.release(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,7 +19,7 @@ from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
-from edgechat.errors import EdgechatError, EngineError
+from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError
 from edgechat.humanize import format_count
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
@@ -27,13 +28,14 @@ from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
-from edgechat.serve.event_stream import EventStream
+from edgechat.serve.event_stream import EventStream, OnOutcome
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.prompt_rules import apply_prompt_rules
 from edgechat.serve.schemas import GenerationParams
 
 CACHE_OWNER: Final = "served"
 """Conversation ID in the prefix cache for all requests of the server, so that clients share cached prefixes."""
+_log: Final = logging.getLogger("edgechat.serve")
 _N_SEEDS: Final = 1 << 32
 T = TypeVar("T")
 ModelKind = Literal["text", "embedding", "reranker"]
@@ -298,7 +300,7 @@ class ModelQueue:
 
     async def _ensure_engine(self) -> None:
         async with self._engine_lock:
-            if self._model.engine.needs_restart:
+            if self._model.needs_restart:
                 await asyncio.to_thread(self._model.restart_if_dead)
 
     async def submit(
@@ -323,15 +325,24 @@ class ModelQueue:
             raise
         return stream
 
-    async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> None:
-        """Load the model again on the CPU if `error` is a GPU failure; other errors have no effect.
+    async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> bool:
+        """Load the model with the CPU if `error` is a GPU failure; return whether the failed request can be sent again.
 
         `plan` is the load plan at the time of the failed request. If several requests fail with the same plan, only the
-        first failure has an effect.
+        first failure loads the model, which ends the others.
         """
+        if plan is None or not plan.options.uses_gpu or not isinstance(error, (ComputeError, EngineDiedError)):
+            return False
         async with self._engine_lock:
-            if isinstance(error, EngineError) and plan is self._model.plan:
-                await asyncio.to_thread(self._model.fall_back_to_cpu, error, self.settings)
+            if self._is_stopped or self.plan is None:
+                return False
+            if plan is self.plan and await asyncio.to_thread(self._model.fall_back_to_cpu, error):
+                _log.warning("The GPU failed; replies go on with the CPU: %s", error)
+            return not self.plan.options.uses_gpu and not self._model.needs_restart
+
+    def resubmit(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
+        """Submit a request that failed again. Raises EngineDiedError."""
+        self._model.engine.submit(request, on_outcome)
 
     def release(self, stream: EventStream) -> None:
         """Cancel the unfinished requests of a stream and release the lease. Further calls have no effect."""

@@ -73,7 +73,7 @@ def test_crashes_of_one_model_change_the_backend_only_for_this_model(
     assert [d["model"] for d in doctor["distrusted"]] == ["bad.gguf"]
     text = cli("doctor").stdout
     assert f"{best}" in text
-    assert "not used with bad.gguf: the engine crashed on it 2 times, most recently with SIGSEGV (signal 11) on" in text
+    assert "not used with bad.gguf: the engine failed on it 2 times, most recently with SIGSEGV (signal 11) on" in text
     assert json.loads(cli("doctor", "--json", "--retest").stdout)["distrusted"] == []
 
 

@@ -1,11 +1,13 @@
 // Scripted GPU module: allocates host memory up to a limit and computes with the kernels of the real CPU module.
-// Environment variables: GPU_BYTES is the memory limit, GPU_SAYS_BYTES the reported memory; while the file GPU_FAILS_IF
-// exists, every graph fails; with GPU_WRONG results are wrong; with GPU_GONE there is no device.
+// Environment variables: GPU_BYTES is the memory limit, GPU_SAYS_BYTES the reported memory; with GPU_WRONG results are
+// wrong; with GPU_GONE there is no device. While the file GPU_FAILS_IF exists, the device fails as the file says: with
+// "fail N", graphs return an error after N graphs; with "die N", they abort the process; with "nan N", they compute NaN;
+// with "load 0", the process aborts when it allocates memory for weights.
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
@@ -20,6 +22,20 @@ static ggml_backend_reg         reg;
 static ggml_backend_device      device;
 static ggml_backend_buffer_type buffer_type;
 static ggml_backend_dev_t       cpu;
+
+static bool must_fail(const char * how, bool is_graph) {
+    const char * path = std::getenv("GPU_FAILS_IF");
+    FILE *       file = path == nullptr ? nullptr : std::fopen(path, "r");
+    if (file == nullptr) {
+        return false;
+    }
+    static std::atomic<int> n_graphs{0};
+    char                    mode[16] = "fail";
+    int                     n        = 0;
+    const int               n_read   = std::fscanf(file, "%15s %d", mode, &n);
+    std::fclose(file);
+    return n_read >= 0 && std::strcmp(mode, how) == 0 && (is_graph ? n_graphs++ : 0) >= n;
+}
 
 static void free_buffer(ggml_backend_buffer_t buffer) {
     used -= buffer->size;
@@ -45,6 +61,9 @@ static void clear(ggml_backend_buffer_t buffer, uint8_t value) { std::memset(buf
 static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     if (used + size > number("GPU_BYTES", size_t{1} << 30)) {
         return nullptr;
+    }
+    if (size > size_t{1} << 22 && must_fail("load", false)) {
+        std::abort();
     }
     void * memory = nullptr;
     if (posix_memalign(&memory, 64, size + 64) != 0) {
@@ -72,13 +91,19 @@ static void         backend_free(ggml_backend_t backend) {
 }
 
 static ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    const char * fails = std::getenv("GPU_FAILS_IF");
-    if (fails != nullptr && access(fails, F_OK) == 0) {
+    if (must_fail("fail", true)) {
         return GGML_STATUS_FAILED;
     }
+    if (must_fail("die", true)) {
+        std::abort();
+    }
+    const bool is_nan = must_fail("nan", true);
     const ggml_status status = ggml_backend_graph_compute(static_cast<ggml_backend_t>(backend->context), graph);
     if (std::getenv("GPU_WRONG") != nullptr) {
         static_cast<float *>(ggml_graph_node(graph, -1)->data)[0] += 1.0f;
+    }
+    if (is_nan) {
+        std::memset(ggml_graph_node(graph, -1)->data, 0xff, ggml_nbytes(ggml_graph_node(graph, -1)));
     }
     return status;
 }

@@ -189,7 +189,7 @@ def test_second_engine_crash_withdraws_a_verdict() -> None:
     verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     other, _ = probe.choose_module(bundle)
     assert other != module
-    assert "crashed on it 2 times" in find_verdict(bundle, module.name).reason
+    assert "failed on it 2 times" in find_verdict(bundle, module.name).reason
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can hold a process to one core")

@@ -5,27 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from edgechat.catalogue.library import starter_model
+from edgechat.chat.events import ReplyTextGenerated, SessionEvent, TurnFinished, TurnInterrupted, format_notice
 from edgechat.chat.session import Session
+from edgechat.cli.output_schema import make_schema_rule
 from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu
 from edgechat.models import resources
+from edgechat.models.events import ModelLoadProgressed
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
 from tests.faults.test_backends import copy_bundle, headers
-from tests.serve.client import CERTAIN_PROMPT
+from tests.serve.client import CERTAIN_PROMPT, ServerProcess
+from tests.waiting import until
 
 __all__ = ["headers"]  # fixture
 
@@ -159,9 +168,13 @@ def open_session(
 ) -> OpenSession:
     """Open a session on a machine with the scripted GPU, configured by environment variables."""
 
+    has_verdicts = False
+
     def start(settings: Settings | None = None, **environment: object) -> Session:
-        if not {"GPU_WRONG", "GPU_GONE"}.intersection(environment):
+        nonlocal has_verdicts
+        if not has_verdicts and not {"GPU_WRONG", "GPU_GONE"}.intersection(environment):
             shutil.copy(gpu_verdicts, home / "cache")
+            has_verdicts = True  # later sessions remember what happened
         monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
@@ -213,14 +226,171 @@ def test_gpu_out_of_memory_at_load_reduces_layers_with_a_warning(open_session: O
     assert reply(session)
 
 
-def test_gpu_failure_during_a_reply_falls_back_to_the_cpu(open_session: OpenSession, tmp_path: Path) -> None:
-    session = open_session(GPU_FAILS_IF=tmp_path / "fails")
+LONGER = Settings(n_ctx=1024, temperature=0.0, max_tokens=40)
+
+
+@pytest.fixture
+def fails(tmp_path: Path) -> Path:
+    """File that says how and when the GPU fails, see gpu.cpp."""
+    return tmp_path / "fails"
+
+
+class Turn:
+    """Events of one turn: the text of each reply, the notices and the last event."""
+
+    def __init__(self, events: Iterable[SessionEvent]) -> None:
+        self.texts: dict[int, str] = {}
+        self.notices: list[str] = []
+        for event in events:
+            self.last = event
+            self.notices += filter(None, [format_notice(event)])
+            if isinstance(event, ReplyTextGenerated):
+                self.texts[event.reply_index] = self.texts.get(event.reply_index, "") + event.text
+
+
+@pytest.fixture
+def text_of_cpu(open_session: OpenSession) -> str:
+    return reply(open_session(msgspec.structs.replace(LONGER, gpu=False)))
+
+
+@pytest.mark.parametrize(("failure", "n_graphs"), [("fail", 0), ("fail", 25), ("die", 25), ("nan", 25)])
+def test_reply_goes_on_with_the_cpu_once_and_the_failure_is_remembered(
+    open_session: OpenSession, fails: Path, text_of_cpu: str, failure: str, n_graphs: int
+) -> None:
+    """After a failure while the prompt is computed, or within the reply."""
+    session = open_session(LONGER, GPU_FAILS_IF=fails)
     assert n_gpu_layers(session) == 31
-    (tmp_path / "fails").touch()
-    with pytest.raises(EngineError, match="now uses the CPU"):
-        reply(session)
+    fails.write_text(f"{failure} {n_graphs}")
+    turn = Turn(session.send(CERTAIN_PROMPT))
+    assert isinstance(turn.last, TurnFinished)
+    assert turn.last.reply.text == turn.texts[0]
+    assert turn.texts[0][:30] == text_of_cpu[:30]
+    assert turn.last.reply.stats is not None
+    assert turn.last.reply.stats.completion_tokens == 40
+    [notice] = turn.notices
+    assert re.fullmatch(r"The GPU failed \(.+\)\. The reply goes on with the CPU\.", notice), notice
     assert n_gpu_layers(session) == 0
+    assert Turn(session.send("And then?")).notices == []
+    later = open_session(GPU_FAILS_IF=fails)
+    assert n_gpu_layers(later) == 0
+    assert "not used with SmolLM2" in later.warnings[0]
+
+
+def test_second_failure_ends_the_reply_with_an_error(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(msgspec.structs.replace(LONGER, max_tokens=400), GPU_FAILS_IF=fails)
+    fails.write_text("fail 10")
+
+    def kill_second_engine() -> None:
+        for event in session.send(CERTAIN_PROMPT):
+            if isinstance(event, ReplyTextGenerated) and not n_gpu_layers(session):
+                os.kill(session.model.engine.pid, signal.SIGSEGV)  # type: ignore[arg-type]
+
+    with pytest.raises(EngineError, match="SIGSEGV"):
+        kill_second_engine()
+    assert session.tree.path[-1].text
     assert reply(session)
+
+
+def test_several_replies_go_on(open_session: OpenSession, fails: Path) -> None:
+    settings = msgspec.structs.replace(LONGER, temperature=0.7, seed=1)
+    session = open_session(settings, GPU_FAILS_IF=fails)
+    fails.write_text("die 20")
+    turn = Turn(session.send(CERTAIN_PROMPT, n_replies=2))
+    assert isinstance(turn.last, TurnFinished)
+    replies = [turn.last.reply, *turn.last.alternatives]
+    assert [r.text for r in replies] == [turn.texts[0], turn.texts[1]]
+    assert all(r.finish_reason in {"stop", "length"} for r in replies)
+    assert len(turn.notices) == 1
+
+
+def test_picked_replies_go_on(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(msgspec.structs.replace(LONGER, temperature=0.7), GPU_FAILS_IF=fails)
+    fails.write_text("fail 20")
+    turn = Turn(session.send(CERTAIN_PROMPT, n_replies=3, pick="agree"))
+    assert isinstance(turn.last, TurnFinished)
+    assert turn.last.picked is not None
+    assert sum("goes on with the CPU" in notice for notice in turn.notices) == 1
+
+
+def test_structured_reply_goes_on_within_its_grammar(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(msgspec.structs.replace(LONGER, max_tokens=200), GPU_FAILS_IF=fails)
+    fails.write_text("fail 20")
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": {"type": "integer"}, "minItems": 12,
+              "maxItems": 12}}, "required": ["items"], "additionalProperties": False}  # fmt: skip
+    turn = Turn(session.send(CERTAIN_PROMPT, output_rule=make_schema_rule(schema, "schema"), output_schema=schema))
+    assert len(json.loads(turn.texts[0])["items"]) == 12
+    assert len(turn.notices) == 1
+
+
+def test_stop_during_the_fallback_ends_the_reply(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(msgspec.structs.replace(LONGER, max_tokens=400), GPU_FAILS_IF=fails)
+    fails.write_text("fail 10")
+    last = None
+    for event in session.send(CERTAIN_PROMPT):
+        last = event
+        if isinstance(event, ModelLoadProgressed):
+            session.stop()
+    assert isinstance(last, TurnInterrupted)
+    assert last.reply.finish_reason == "cancelled"
+    assert last.reply.text
+    assert reply(session)
+
+
+def test_gpu_that_dies_during_the_load_is_not_used(open_session: OpenSession, fails: Path) -> None:
+    open_session(GPU_FAILS_IF=fails).close()
+    fails.write_text("load 0")
+    session = open_session(GPU_FAILS_IF=fails)
+    assert n_gpu_layers(session) == 0
+    assert any("The GPU could not be used" in words for words in session.warnings)
+    assert reply(session)
+
+
+def test_gpu_that_dies_when_the_engine_restarts_is_not_used(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(GPU_FAILS_IF=fails)
+    assert n_gpu_layers(session) == 31
+    fails.write_text("load 0")
+    os.kill(session.model.engine.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    until(lambda: session.model.needs_restart)
+    assert reply(session)
+    assert n_gpu_layers(session) == 0
+
+
+def test_ask_prints_one_reply_and_one_sentence(open_session: OpenSession, fails: Path, cli: Cli) -> None:
+    open_session(GPU_FAILS_IF=fails).close()
+    fails.write_text("die 25")
+    result = cli("ask", "-m", "starter", "--ctx", "1024", "--temperature", "0", "--max-tokens", "40", CERTAIN_PROMPT)
+    assert result.returncode == 0, result.stderr
+    assert "6\n7. 7\n8. 8" in result.stdout
+    assert result.stderr.count("The reply goes on with the CPU.") == 1
+
+
+def test_responses_of_the_server_go_on(open_session: OpenSession, fails: Path, home: Path) -> None:
+    open_session(GPU_FAILS_IF=fails).close()
+    body = {"messages": [{"role": "user", "content": CERTAIN_PROMPT}], "temperature": 0, "max_tokens": 40,
+            "logprobs": True}  # fmt: skip
+    server = ServerProcess(home, "-m", "starter", "--ctx", "1024")
+    try:
+        fails.write_text("fail 25")
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(lambda _: list(server.stream(body)), range(2))
+        cpu = list(server.stream(body))
+        log = "".join(server.errors)
+    finally:
+        server.close()
+    expected = text_of_stream(cpu)
+    for chunks in (first, second):
+        text, n_logprobs = text_of_stream(chunks)
+        assert text[:30] == expected[0][:30]
+        assert n_logprobs == expected[1]
+        assert chunks[-1] == "[DONE]"
+    assert "replies go on with the CPU" in log
+
+
+def text_of_stream(chunks: list[Any]) -> tuple[str, int]:
+    """Return the text of a stream, and the number of its tokens with logprobs."""
+    choices = [choice for chunk in chunks[:-1] for choice in chunk["choices"]]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return text, sum(len(choice["logprobs"]["content"]) for choice in choices if choice.get("logprobs"))
 
 
 def test_gpu_with_a_failed_selftest_is_not_used(open_session: OpenSession) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgechat.catalogue.library import starter_model
-from edgechat.chat.events import ReplyTextGenerated
+from edgechat.chat.events import ReplyTextGenerated, SessionEvent, TurnFinished
 from edgechat.chat.session import Session
 from edgechat.config import Settings
-from edgechat.errors import EngineError
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
@@ -27,7 +28,7 @@ from edgechat.runtime.backends.verdicts import Verdict
 from edgechat.store import open_ephemeral_store
 from tests.conftest import ROOT
 from tests.faults.test_backends import copy_bundle
-from tests.faults.test_gpu import n_gpu_layers, reply
+from tests.faults.test_gpu import Turn, n_gpu_layers, reply
 from tests.serve.client import CERTAIN_PROMPT
 
 pytestmark = [
@@ -160,6 +161,16 @@ def test_device_passes_with_the_types_of_a_model(machine: None) -> None:
     assert device.allocated_bytes == 100 * MIB
 
 
+def test_types_that_the_model_does_not_use_are_tested_in_idle_time(
+    machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_probe, "TENSOR_TYPES", {n: TENSOR_TYPES[n] for n in (Q4_0, Q4_1, Q8_0)})
+    gpu_probe.test_unused_types(find_bundle(), probe.choose_module(find_bundle())[0], lambda: False)
+    verdict = check(Demand())
+    assert verdict.is_usable, verdict.reason
+    assert verdict.devices[0].types == (Q4_0, Q4_1, Q8_0)
+
+
 def test_reply_equals_that_of_the_cpu(open_session: OpenSession) -> None:
     on_gpu = open_session()
     assert (n_gpu_layers(on_gpu), on_gpu.warnings) == (31, [])
@@ -197,37 +208,45 @@ def test_stopped_reply_is_followed_by_a_right_one(open_session: OpenSession) -> 
     assert (session.model.engine.pid, n_gpu_layers(session)) == (pid, 31)
 
 
-def fail_on_a_lost_device(session: Session, path: Path) -> None:
+def test_reply_goes_on_after_a_lost_device_which_is_remembered(open_session: OpenSession, tmp_path: Path) -> None:
+    settings = Settings(n_ctx=512, temperature=0.0, max_tokens=40)
+    on_cpu = reply(open_session(msgspec.structs.replace(settings, gpu=False)))
+    session = open_session(settings, VULKAN_LOST_IF=tmp_path / "lost")
     assert n_gpu_layers(session) == 31
-    assert reply(session)  # ends what the engine prepares after a load
-    path.touch()
-    with pytest.raises(EngineError, match="now uses the CPU"):
-        reply(session)
-    path.unlink()
+    assert reply(session, "Hello")  # ends what the engine prepares after a load
+    turn = Turn(lose_device(session.send(CERTAIN_PROMPT), tmp_path / "lost"))
+    assert isinstance(turn.last, TurnFinished)
+    assert turn.texts[0][:30] == on_cpu[:30]
+    assert [notice.endswith("The reply goes on with the CPU.") for notice in turn.notices] == [True]
     assert n_gpu_layers(session) == 0
-    assert reply(session)
-
-
-def test_lost_device_falls_back_to_the_cpu_and_is_remembered(open_session: OpenSession, tmp_path: Path) -> None:
-    for _ in range(2):
-        fail_on_a_lost_device(open_session(VULKAN_LOST_IF=tmp_path / "lost"), tmp_path / "lost")
     session = open_session()
     assert n_gpu_layers(session) == 0
     assert "vulkan: not used with SmolLM2" in session.warnings[0]
 
 
-def test_driver_that_kills_the_engine_falls_back_to_the_cpu(open_session: OpenSession) -> None:
+def lose_device(events: Iterator[SessionEvent], path: Path) -> Iterator[SessionEvent]:
+    for event in events:
+        if isinstance(event, ReplyTextGenerated):
+            path.touch()
+        yield event
+
+
+def test_reply_goes_on_after_a_driver_that_kills_the_engine(open_session: OpenSession) -> None:
     session = open_session(Settings(n_ctx=512, temperature=0.0, max_tokens=100))
+    pid = session.model.engine.pid
+    assert pid is not None
 
-    def kill_engine() -> None:
+    def kill_engine() -> Iterator[SessionEvent]:
         for event in session.send(CERTAIN_PROMPT):
-            if isinstance(event, ReplyTextGenerated):
-                os.kill(session.model.engine.pid, signal.SIGSEGV)  # type: ignore[arg-type]
+            if isinstance(event, ReplyTextGenerated) and session.model.engine.pid == pid:
+                os.kill(pid, signal.SIGSEGV)
+            yield event
 
-    with pytest.raises(EngineError, match="now uses the CPU"):
-        kill_engine()
+    turn = Turn(kill_engine())
+    assert isinstance(turn.last, TurnFinished)
+    assert turn.last.reply.text == turn.texts[0]
+    assert len(turn.notices) == 1
     assert n_gpu_layers(session) == 0
-    assert reply(session)
 
 
 def test_driver_on_the_cpu_is_left_alone_by_its_speed(

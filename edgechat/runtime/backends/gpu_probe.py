@@ -7,7 +7,7 @@ with the types of the model that is about to be loaded; the verdict grows when a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -59,7 +59,7 @@ def check_gpu_modules(
 ) -> list[tuple[BackendModule, Verdict]]:
     """Return the GPU modules and their verdicts; `cpu_module` computes operations that a GPU module does not implement.
 
-    A module on which the engine crashed repeatedly with the model at `model_path` is distrusted.
+    A module on which the engine failed with the model at `model_path` is distrusted.
     Tests what `demand` asks for and no earlier test has covered. After a module of a kind (such as CUDA) has passed,
     other modules of that kind are skipped, because they would list the same devices. So is the Vulkan module after a
     module for the same GPUs.
@@ -143,22 +143,54 @@ def _load_or_test(
     return new
 
 
+def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: Callable[[], bool]) -> None:
+    """Test the weight types that no model has needed yet on all usable devices, until `is_cancelled`; save the results.
+
+    Only right and wrong numbers count. Other failures can be due to the memory that a loaded model takes, and are left
+    to the test before the next use. Raises RuntimeLoadError if edgechat was upgraded.
+    """
+    demand = Demand(types=tuple(sorted(TENSOR_TYPES)))
+    for module in bundle.gpu_modules:
+        key = _compute_key(bundle, module)
+        verdict = verdicts.load_verdict(key)
+        if verdict is None or not verdict.is_usable:
+            continue
+        for number, device in enumerate(verdict.devices):
+            if is_cancelled() or not _lacks(device, demand):
+                continue
+            report, tested = _test_device(
+                module, cpu_module, lambda status: None, demand, number, device, is_cancelled
+            )  # fmt: skip
+            if tested.is_usable or tested.status == "wrong":
+                devices = [*verdict.devices[:number], tested, *verdict.devices[number + 1 :]]
+                verdict = _combine(module, devices, verdict.checks + report.n_checks, verdict.elapsed_s)
+                verdicts.save_verdict(key, verdict)
+
+
 def _compute_key(bundle: Bundle, module: BackendModule) -> str:
     driver = vulkan.read_driver_stamp() if module.name == "vulkan" else read_driver_version()
     return verdicts.compute_verdict_key(bundle, module, read_cpu(), driver)
 
 
-def record_crash(bundle: Bundle, cause: str, model_path: str) -> None:
-    """Record a crash of the engine while it computed on a GPU; the second makes the module distrusted for the model.
+def record_failure(bundle: Bundle, cause: str, model_path: str) -> None:
+    """Record a failure of the engine on a GPU, which makes the module distrusted for the model.
 
-    `cause` describes the signal or the exit code.
+    `cause` describes the failure, such as a signal. Clients of the same engine record its failure only once.
     """
+    if is_distrusted(bundle, model_path):
+        return
     for module in bundle.gpu_modules:
         key = _compute_key(bundle, module)
         verdict = verdicts.load_verdict(key)
         if verdict is not None and verdict.is_usable:
-            verdicts.record_engine_crash(key, module.name, cause, model_path)
+            verdicts.record_engine_crash(key, module.name, cause, model_path, causes_distrust=True)
             return
+
+
+def is_distrusted(bundle: Bundle, model_path: str) -> bool:
+    """Return whether a GPU module is distrusted for the model at `model_path`, which was to use it."""
+    distrusted = verdicts.list_distrusted_modules(model_path)
+    return any(module.name in distrusted for module in bundle.gpu_modules)
 
 
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
@@ -205,14 +237,19 @@ def _test_devices(
         elif not devices:  # the module cannot be loaded, or crashes before it names its first device
             return Verdict(module.name, device.status, device.reason, report.n_checks, round(clock.read(), 3))
         devices.append(device)
+    return _combine(module, devices, n_checks, round(clock.read(), 3))
+
+
+def _combine(module: BackendModule, devices: Sequence[DeviceVerdict], n_checks: int, elapsed_s: float) -> Verdict:
+    """Return the verdict of a module, which is usable if one of its devices is."""
     status = next((d.status for d in devices if d.is_usable), devices[0].status)
     reasons = [d.reason if len(devices) == 1 else f"{d.name} ({d.description}): {d.reason}" for d in devices]
-    return Verdict(module.name, status, "; ".join(reasons), n_checks, round(clock.read(), 3), tuple(devices))
+    return Verdict(module.name, status, "; ".join(reasons), n_checks, elapsed_s, tuple(devices))
 
 
 def _test_device(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
-    previous: DeviceVerdict | None,
+    previous: DeviceVerdict | None, is_cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
     """Test one device in a child process; return the child's report, and the verdict together with `previous`."""
     report, clock = SelftestReport(), AwakeClock()
@@ -238,7 +275,7 @@ def _test_device(
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     result = probe.run_child(
         Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
-        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S,
+        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S, is_cancelled=is_cancelled,
     )  # fmt: skip
     status, reason = probe.interpret_report(module, report, result, clock.read(), _STALL_TIMEOUT_S)
     # A type that the module cannot multiply is as good as tested.

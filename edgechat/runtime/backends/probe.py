@@ -176,13 +176,14 @@ class ChildResult(msgspec.Struct, frozen=True):
 def run_child(
     directory: Path, arguments: list[str], on_line: Callable[[str], None], *, n_threads: int, timeout_s: float,
     stall_timeout_s: float = STALL_TIMEOUT_S, max_compile_s: float = 0.0,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> ChildResult:  # fmt: skip
     """Run a child process of edgechat with the bundle in `directory`, and pass each line of its output to `on_line`.
 
     The child computes with `n_threads` threads. It is killed if it makes no progress for `stall_timeout_s` without
-    being paused or starved, or after `timeout_s`. Up to `max_compile_s` of CPU time between two lines count as
-    progress, because drivers of GPUs compile kernels. Raises RuntimeLoadError if edgechat was upgraded since this
-    process started.
+    being paused or starved, after `timeout_s`, and as soon as `is_cancelled` returns True. Up to `max_compile_s` of CPU
+    time between two lines count as progress, because drivers of GPUs compile kernels. Raises RuntimeLoadError if
+    edgechat was upgraded since this process started.
     """
     child = subprocess.Popen(
         process.make_command_line(*arguments),
@@ -190,7 +191,7 @@ def run_child(
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
     deadline = _ProgressDeadline(child.pid, n_threads, timeout_s, stall_timeout_s, max_compile_s)
-    was_killed = not _read_lines(child, on_line, deadline)
+    was_killed = not _read_lines(child, on_line, lambda: is_cancelled() or deadline.is_over(), deadline.record_line)
     if was_killed:
         child.kill()
     exit_code = child.wait()
@@ -268,8 +269,11 @@ class _ProgressDeadline:
         return min(active_s, cpu_s / self._n_threads) if is_starved else active_s, silent_s
 
 
-def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], deadline: _ProgressDeadline) -> bool:
-    """Pass each line of the child's output to `on_line`; return False if the child stalled or took too long."""
+def _read_lines(
+    child: subprocess.Popen[bytes], on_line: Callable[[str], None], is_over: Callable[[], bool],
+    record_line: Callable[[], None],
+) -> bool:  # fmt: skip
+    """Pass each line of the child's output to `on_line`; return False as soon as `is_over` returns True."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read_output() -> None:
@@ -288,9 +292,9 @@ def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], 
         else:
             if line is None:
                 return True
-            deadline.record_line()
+            record_line()
             on_line(line)
-        if deadline.is_over():
+        if is_over():
             return False
 
 

@@ -4,8 +4,9 @@ A verdict is valid for one build on one machine: its key covers the build, the C
 driver, and the size and modification time of the module file. Cache errors never prevent a start: an unreadable cache
 is treated as empty, and a verdict that could not be saved is determined again at the next start.
 
-A crash while the engine computes is recorded by module and model. The second crash makes the module distrusted for this
-model only. Distrust lasts a day, and longer after further crashes; then the self-test decides again.
+A crash while the engine computes is recorded by module and model. The second crash, or the first failure of a GPU,
+makes the module distrusted for this model only. Distrust lasts a day, and longer after further crashes; then the
+self-test decides again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MAX_FILE_BYTES: Final = 1 << 20
 
 Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
 """Outcome of a self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`: the
-engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
+engine failed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
 
 
 class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ class CrashRecord(msgspec.Struct, frozen=True, kw_only=True):
     def describe(self) -> str:
         """Return an explanation for the user, without the module name."""
         return (
-            f"not used with {self.model or 'this model'}: the engine crashed on it "
+            f"not used with {self.model or 'this model'}: the engine failed on it "
             f"{format_count(self.n_crashes, 'time')}, most recently with {self.cause} on "
             f"{_format_time(self.crashed_at)}. It is tested again after {_format_time(self.retest_at)}, or by "
             "`edgechat doctor --retest`."
@@ -176,11 +177,14 @@ def save_verdict(key: str, verdict: Verdict) -> None:
     _open_cache_file().save(content)
 
 
-def record_engine_crash(key: str, module: str, cause: str, model_path: str = "") -> None:
+def record_engine_crash(
+    key: str, module: str, cause: str, model_path: str = "", *, causes_distrust: bool = False
+) -> None:
     """Record a crash of the engine while it computed with `module` and with the model at `model_path`.
 
     `cause` describes the signal or the exit code. A model that has repeatedly crashed on one module needs only one
-    crash on each further module, so that edgechat soon finds a module that works, or tries all modules.
+    crash on each further module, so that edgechat soon finds a module that works, or tries all modules. With
+    `causes_distrust`, the first crash is enough.
     """
     content = _read_cache()
     crash_key = _make_crash_key(key, model_path)
@@ -189,7 +193,8 @@ def record_engine_crash(key: str, module: str, cause: str, model_path: str = "")
     content.crashes[crash_key] = CrashRecord(
         module=module, model=_make_printable(Path(model_path).name), n_crashes=n_crashes, cause=cause,
         crashed_at=time.time(),
-        causes_distrust=n_crashes >= _CRASHES_UNTIL_DISTRUSTED or bool(_list_distrusted(content, model_path)),
+        causes_distrust=causes_distrust or n_crashes >= _CRASHES_UNTIL_DISTRUSTED
+        or bool(_list_distrusted(content, model_path)),
     )  # fmt: skip
     content.crashes = dict(list(content.crashes.items())[-_MAX_CRASH_RECORDS:])
     _open_cache_file().save(content)

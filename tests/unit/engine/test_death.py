@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgechat import paths
@@ -14,9 +15,10 @@ from edgechat.engine.protocol import Load
 from edgechat.errors import EngineDiedError, ModelCrashError, PlanError
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
+from edgechat.process import EXIT_STALLED
 from edgechat.runtime import drafter_crashes
 from edgechat.runtime.activity import Activity, ActivityState
-from edgechat.runtime.backends import verdicts
+from edgechat.runtime.backends import gpu_probe, verdicts
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
 COMPUTING = ActivityState(frozenset({Activity.COMPUTING}), has_computed=True)
@@ -63,13 +65,27 @@ def test_other_deaths_do_not_count_against_the_kernels(
     signal_name: str, activities: set[Activity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     death = make_death(signal_name, ActivityState(frozenset(activities), has_computed=True))
-    monkeypatch.setattr(verdicts, "record_engine_crash", lambda *_: pytest.fail("recorded"))
+    monkeypatch.setattr(verdicts, "record_engine_crash", lambda *_, **__: pytest.fail("recorded"))
     assert not death.is_kernel_crash
     death.record_crash()
 
 
 def test_crash_of_a_model_on_a_gpu_does_not_count_against_the_cpu_module() -> None:
     assert not make_death("SIGSEGV", COMPUTING, n_gpu_layers=9).is_kernel_crash
+
+
+def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    causes: list[str] = []
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda _bundle, cause, _path: causes.append(cause))
+    for name in ("SIGSEGV", "SIGABRT"):  # an exception about a lost device aborts the process
+        make_death(name, COMPUTING, n_gpu_layers=9).record_crash()
+    stalled = msgspec.structs.replace(make_death("SIGSEGV", COMPUTING, n_gpu_layers=9), exit_code=EXIT_STALLED)
+    stalled.record_crash()
+    assert causes == ["SIGSEGV (signal 11)", "SIGABRT (signal 6)", f"exit code {EXIT_STALLED}"]
+    make_death("SIGSEGV", COMPUTING).record_crash()
+    make_death("SIGKILL", COMPUTING, n_gpu_layers=9).record_crash()
+    make_death("SIGABRT", LOADING, n_gpu_layers=9).record_crash()
+    assert len(causes) == 3
 
 
 def test_assertion_while_loading_is_an_error_of_the_model_file() -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from edgechat.config import Settings
-from edgechat.engine import frames
+from edgechat.engine import frames, protocol
 from edgechat.engine.cancellation import Cancellation
+from edgechat.errors import ComputeError, EngineDiedError, EngineError
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.errors import ApiError
-from edgechat.serve.event_stream import EventStream
+from edgechat.serve.event_stream import EventStream, OnOutcome
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.schemas import ChatRequest
@@ -71,6 +72,91 @@ async def test_heartbeats_are_events_and_end_with_the_stream() -> None:
 
 class _Request:
     id = 1
+
+
+class _Owner:
+    """Owner of a stream whose requests can be sent again as often as `can_recover` says."""
+
+    plan = None
+
+    def __init__(self, *can_recover: bool) -> None:
+        self.can_recover = list(can_recover)
+        self.resubmitted: list[Any] = []
+
+    async def recover_from(self, error: object, plan: object) -> bool:
+        return self.can_recover.pop(0)
+
+    def resubmit(self, request: object, on_outcome: OnOutcome) -> None:
+        self.resubmitted.append((request, on_outcome))
+
+    def release(self, stream: EventStream) -> None:
+        pass
+
+
+FAILURE = ComputeError("The GPU failed.")
+
+
+def make_stream(owner: _Owner, n_requests: int) -> tuple[EventStream, list[OnOutcome]]:
+    requests = [protocol.Generate(id=5 + i, tokens=[1], max_tokens=4) for i in range(n_requests)]
+    stream = EventStream(owner, requests)
+    return stream, [stream.make_event_handler(i) for i in range(n_requests)]
+
+
+async def test_stream_goes_on_after_a_failure_of_the_gpu() -> None:
+    owner = _Owner(True, True)
+    stream, handlers = make_stream(owner, 2)
+    handlers[0](protocol.TokensGenerated(id=5, text="a", tokens=[7]))
+    for handler in handlers:
+        handler(FAILURE)
+    events = [await stream.next() for _ in range(3)]
+    assert [event and event.event and event.event.id for event in events] == [5, None, None]
+    (resumed, on_outcome), (restarted, _) = owner.resubmitted
+    assert (resumed.id, resumed.resumed[0].tokens) == (5, [7])
+    assert (restarted.id, restarted.resumed) == (6, [])
+    on_outcome(protocol.PrefillProgressed(id=5, done_tokens=1, total_tokens=1))
+    on_outcome(protocol.TokensGenerated(id=5, text="b", tokens=[8]))
+    progress, text = await stream.next(), await stream.next()
+    assert progress is not None
+    assert progress.event is None  # the client has seen the progress of this prompt
+    assert text is not None
+    assert isinstance(text.event, protocol.TokensGenerated)
+    assert stream.unfinished_ids == [5, 6]
+
+
+async def test_second_failure_and_other_errors_end_a_stream() -> None:
+    owner = _Owner(True, True)
+    stream, [handler] = make_stream(owner, 1)
+    handler(FAILURE)
+    await stream.next()
+    owner.resubmitted[0][1](FAILURE)
+    with pytest.raises(ComputeError):
+        await stream.next()
+    assert len(owner.resubmitted) == 1
+    assert await stream.next() is None
+    stream, [handler] = make_stream(_Owner(False), 1)
+    handler(FAILURE)
+    with pytest.raises(ComputeError):
+        await stream.next()
+    assert stream.unfinished_ids == []
+
+
+async def test_only_failures_of_a_gpu_are_recovered_from_and_others_of_the_same_engine_share_the_cpu() -> None:
+    queue: Any = make_queue(1)
+    gpu, cpu = (SimpleNamespace(options=SimpleNamespace(uses_gpu=uses_gpu)) for uses_gpu in (True, False))
+    failures = []
+
+    def fall_back(error: Exception) -> bool:
+        failures.append(error)
+        queue._model.plan = cpu
+        return True
+
+    queue._model = SimpleNamespace(plan=gpu, fall_back_to_cpu=fall_back, needs_restart=False)
+    assert not await queue.recover_from(EngineError("wrong request"), gpu)
+    assert not await queue.recover_from(FAILURE, cpu)
+    assert not await queue.recover_from(FAILURE, None)
+    assert await queue.recover_from(FAILURE, gpu)
+    assert await queue.recover_from(EngineDiedError("killed", -9), gpu)
+    assert failures == [FAILURE]
 
 
 async def test_cancelled_task_cancels_its_prompt() -> None:

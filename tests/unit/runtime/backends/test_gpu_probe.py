@@ -10,6 +10,7 @@ import pytest
 
 from edgechat.hardware import vulkan
 from edgechat.hardware.gpu import TypeRates
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_probe import Demand
@@ -216,17 +217,74 @@ def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypat
     assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}
 
 
-def test_second_crash_of_the_engine_makes_the_module_distrusted_for_the_model(
+def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = Devices(PASSED)
     check(bundle, monkeypatch, devices)
-    statuses = []
-    for _ in range(2):
-        gpu_probe.record_crash(bundle, "SIGSEGV (signal 11)", "/models/bad.gguf")
+    assert not gpu_probe.is_distrusted(bundle, "/models/bad.gguf")
+    for _ in range(2):  # two clients of one engine
+        gpu_probe.record_failure(bundle, "SIGSEGV (signal 11)", "/models/bad.gguf")
         [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/bad.gguf")
-        statuses.append(verdict.status)
-    assert statuses == ["passed", "distrusted"]
-    assert "not used with bad.gguf" in verdict.reason
+        assert verdict.status == "distrusted"
+    assert "not used with bad.gguf: the engine failed on it 1 time" in verdict.reason
+    assert gpu_probe.is_distrusted(bundle, "/models/bad.gguf")
+    assert not gpu_probe.is_distrusted(bundle, "/models/good.gguf")
     [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/good.gguf")
     assert verdict.is_usable
+
+
+def test_types_that_no_model_uses_are_tested_in_idle_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,), n_bytes=1000))
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    _, (number, types, n_bytes, is_first) = devices.calls
+    assert (number, n_bytes, is_first) == (0, 0, False)
+    assert set(map(int, types.split())) == TENSOR_TYPES.keys() - {Q4_0}
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q6_K,), n_bytes=1000))
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    assert verdict.is_usable
+    assert len(devices.calls) == 2  # nothing is tested twice
+    assert verdict.devices[0].asked_bytes == 1000
+
+
+def test_idle_test_that_a_request_ends_keeps_what_it_has_tested(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices(PASSED)
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    is_requested = False
+
+    def run_child(directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object) -> object:
+        nonlocal is_requested
+        on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
+        on_line(f"type\t{Q4_K}\n")
+        is_requested = True
+        return ChildResult(was_killed=True, exit_code=-9)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: is_requested)
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K)))
+    assert verdict.is_usable
+    assert verdict.devices[0].types == (Q4_0, Q4_K)
+    assert len(devices.calls) == 1
+
+
+@pytest.mark.parametrize(("exit_code", "is_usable"), [(10, False), (-signal.SIGABRT, True), (1, True)])
+def test_only_wrong_numbers_in_idle_time_refuse_a_device(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, exit_code: int, *, is_usable: bool
+) -> None:
+    """The memory of the loaded model can be the reason of other failures."""
+    devices = Devices(PASSED)
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+
+    def run_child(directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object) -> object:
+        on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
+        on_line("fail\tproduct of q4_K: row 1\n")
+        return ChildResult(was_killed=False, exit_code=exit_code)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    assert verdict.is_usable == is_usable
+    assert len(devices.calls) == 1

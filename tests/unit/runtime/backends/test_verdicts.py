@@ -151,7 +151,7 @@ def test_reason_names_model_signal_and_times(model: str, now: list[float]) -> No
     verdict = verdicts.load_verdict("key", model)
     assert verdict is not None
     assert verdict.reason == (
-        "not used with model.gguf: the engine crashed on it 2 times, most recently with SIGILL (signal 4) on "
+        "not used with model.gguf: the engine failed on it 2 times, most recently with SIGILL (signal 4) on "
         "2026-11-28 20:15. It is tested again after 2026-11-29 20:15, or by `edgechat doctor --retest`."
     )
 
@@ -162,7 +162,7 @@ def test_files_of_earlier_releases_are_read_without_their_distrust() -> None:
     path.write_text(
         '{"verdicts":{"good":{"module":"cpu-x64","status":"passed","reason":"passed 3 checks","checks":3,'
         '"elapsed_s":0.5},"lost":{"module":"cpu-zen4","status":"distrusted","reason":"passed its self-test, but the '
-        'engine crashed on it 2 times","checks":0,"elapsed_s":0.0}},"deaths":{"lost":2}}'
+        'engine failed on it 2 times","checks":0,"elapsed_s":0.0}},"deaths":{"lost":2}}'
     )
     assert status("good") == "passed"
     assert status("lost") is None

@@ -1,0 +1,57 @@
+"""Record of what an engine has sent for a request, with which another engine process can resume the request."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from edgechat.engine import protocol
+
+RequestT = TypeVar("RequestT", bound=protocol.Request)
+
+
+class RequestRecord(Generic[RequestT]):
+    """Record of a request and of its events so far."""
+
+    def __init__(self, request: RequestT) -> None:
+        self._request = request
+        n_replies = request.n_sequences if isinstance(request, protocol.Generate) else 0
+        self._tokens: list[list[int]] = [[] for _ in range(n_replies)]
+        self._n_chars = [0] * n_replies
+        self._logprob_sums = [0.0] * n_replies
+        self._finish_reasons: list[protocol.FinishReason | None] = [None] * n_replies
+        self._n_prompt_logprobs = 0
+
+    def add(self, event: protocol.AnyEvent) -> None:
+        """Add an event of the request."""
+        if isinstance(event, protocol.TokensGenerated):
+            self._tokens[event.sequence] += event.tokens
+            self._n_chars[event.sequence] += len(event.text)
+            self._logprob_sums[event.sequence] = event.logprob_sum
+        elif isinstance(event, protocol.SequenceFinished):
+            self._finish_reasons[event.sequence] = event.finish_reason
+        elif isinstance(event, protocol.PromptLogprobs):
+            self._n_prompt_logprobs += len(event.logprobs)
+
+    @property
+    def has_replies(self) -> bool:
+        """True if the engine has sent a part of a reply."""
+        return any(self._tokens) or any(self._finish_reasons)
+
+    def make_request(self) -> RequestT:
+        """Return the request for another engine process, with the same ID; it continues the replies after their tokens.
+
+        A request without replies starts again.
+        """
+        request = self._request
+        if not isinstance(request, protocol.Generate):
+            return request
+        fields = zip(self._tokens, self._n_chars, self._finish_reasons, self._logprob_sums, strict=True)
+        replies = [
+            protocol.ResumedReply(tokens=tokens, n_chars=n_chars, finish_reason=reason, logprob_sum=logprob_sum)
+            for tokens, n_chars, reason, logprob_sum in fields
+        ]
+        return msgspec.structs.replace(
+            request, resumed=replies if self.has_replies else [], n_sent_prompt_logprobs=self._n_prompt_logprobs
+        )

@@ -1,0 +1,42 @@
+"""Failures of a GPU in use: which errors are such failures, and records of them, so that later loads use the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+from edgechat.errors import ComputeError, EdgechatError, EngineDiedError
+from edgechat.planner.load_plan import LoadPlan
+from edgechat.process import EXIT_STALLED
+from edgechat.runtime import drafter_crashes
+from edgechat.runtime.backends import gpu_probe
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.probe import CRASH_CODES, describe_exit
+
+
+def is_gpu_failure(error: EdgechatError) -> bool:
+    """Return whether an error of a request means that the GPU failed, if the model has layers on one.
+
+    A lost device, exhausted memory or wrong numbers end the computation with an error, or the driver ends the process
+    or never returns.
+    """
+    is_crash = isinstance(error, EngineDiedError) and error.code in {*CRASH_CODES, EXIT_STALLED}
+    return is_crash or isinstance(error, ComputeError)
+
+
+def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:
+    """Record a failure of the GPU with a plan, unless a crash was recorded for its model drafter."""
+    drafter, cause = failed_plan.drafter, "a failed computation"
+    if isinstance(error, EngineDiedError) and error.code is not None:
+        cause = describe_exit(error.code)
+        if drafter is not None and drafter_crashes.find_crash(failed_plan.model_path, drafter.kind, drafter.model_path):
+            return
+    with contextlib.suppress(EdgechatError):  # the bundle may have been removed
+        gpu_probe.record_failure(find_bundle(), cause, failed_plan.model_path)
+
+
+def is_gpu_distrusted(model_path: str) -> bool:
+    """Return whether the GPU failed with the model at `model_path`, so that the CPU must be used for now."""
+    try:
+        return gpu_probe.is_distrusted(find_bundle(), model_path)
+    except EdgechatError:  # the bundle may have been removed; loading the model reports the error
+        return False
