@@ -17,6 +17,12 @@ import msgspec
 STEP_SIZES: Final = (2, 3, 4, 8, 12, 16, 24, 32)
 # Upper bounds of the depth ranges in tokens. Costs are measured for each range, because they grow with depth.
 DEPTH_LIMITS: Final = (512, 2048, 8192, 32768)
+_N_DEPTH_RANGES: Final = len(DEPTH_LIMITS) + 1
+# Depth ranges for each depth range, nearest first.
+_RANGES_BY_DISTANCE: Final = tuple(
+    tuple(sorted(range(_N_DEPTH_RANGES), key=lambda i: (abs(i - depth_range), i)))
+    for depth_range in range(_N_DEPTH_RANGES)
+)
 # Assumed cost of each further token in a step before the first measurement, relative to a single-token step. With this
 # cost, prefill is about six times as fast as decoding.
 _PRIOR_SLOPE: Final = 1 / 5.9
@@ -83,22 +89,22 @@ class StepCosts:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTH_LIMITS) + 1)]
+        self.single_steps: list[RunningMean] = [RunningMean() for _ in range(_N_DEPTH_RANGES)]
         """Mean seconds of a single-token step by depth range; not saved, so measured again in each process."""
-        self.ratios: list[dict[int, RunningMean]] = [{} for _ in range(len(DEPTH_LIMITS) + 1)]
+        self.ratios: list[dict[int, RunningMean]] = [{} for _ in range(_N_DEPTH_RANGES)]
         """Mean time of a step, relative to a single-token step, by depth range and number of tokens."""
         self._clock = clock
         self._steps_since_single = SINGLE_STEP_INTERVAL
         self._steps_since_reference = SINGLE_STEP_INTERVAL
         """Number of multi-token steps since the last undisturbed single-token step."""
-        self._actual_single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTH_LIMITS) + 1)]
+        self._actual_single_steps: list[RunningMean] = [RunningMean() for _ in range(_N_DEPTH_RANGES)]
         """Mean seconds of a single-token step by depth range, including disturbed steps."""
         self._recent_single_steps: list[deque[float]] = [
-            deque(maxlen=_N_RECENT_SINGLE_STEPS) for _ in range(len(DEPTH_LIMITS) + 1)
+            deque(maxlen=_N_RECENT_SINGLE_STEPS) for _ in range(_N_DEPTH_RANGES)
         ]
         self._disturbed_steps: dict[tuple[int, int], list[float]] = {}
         """Seconds of disturbed steps by depth range and number of tokens, at most `MIN_SAMPLES`."""
-        self._contradictions: list[dict[int, tuple[int, float]]] = [{} for _ in range(len(DEPTH_LIMITS) + 1)]
+        self._contradictions: list[dict[int, tuple[int, float]]] = [{} for _ in range(_N_DEPTH_RANGES)]
         """Steps that contradict a mean, as (number of tokens, ratio), by depth range and value of `_n_single_steps`.
 
         At most one step is recorded after each single-token step, so that one wrong reference has little effect.
@@ -293,8 +299,7 @@ class StepCosts:
 
         Returns an empty dictionary before the first measurement.
         """
-        ranges_by_distance = sorted(range(len(self.ratios)), key=lambda i: (abs(i - depth_range), i))
-        return next((self.ratios[i] for i in ranges_by_distance if self.ratios[i]), {})
+        return next((self.ratios[i] for i in _RANGES_BY_DISTANCE[depth_range] if self.ratios[i]), {})
 
 
 class BatchStepCosts(StepCosts):
