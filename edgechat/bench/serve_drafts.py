@@ -19,8 +19,8 @@ from edgechat.bench.prefix import PAUSE_S
 from edgechat.bench.serve import N_CLIENTS, StreamingClient
 from edgechat.bench.workloads import Workloads
 
-DEFAULT_KINDS: Final = ("edit", "open chat")
-"""Kinds of conversations that are measured unless the user chooses others: repeating text, and text that is not."""
+DEFAULT_KINDS: Final = ("reprint", "edit", "open chat")
+"""Kinds of conversations that are measured unless the user chooses others: from repeating text to text that is not."""
 # Part of the scripted reply that each prompt contains, so that a small model also continues the reply.
 _STARTED_FRACTION: Final = 3
 _WITH, _WITHOUT = "with drafts", "without drafts"

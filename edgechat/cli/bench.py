@@ -198,7 +198,7 @@ def kv(
 @threads_option
 @click.option("--drafts", "with_drafts", is_flag=True, help="Compare four clients with and without drafts instead.")
 @draft_model_option("Draft model or heads for --drafts; auto (default), or off for drafts from the text only.")
-@kinds_option("Kind of conversation for --drafts; may be repeated. Default: edit and open chat.")
+@kinds_option("Kind of conversation for --drafts; may be repeated. Default: reprint, edit and open chat.")
 @rounds_option(5)
 @json_option
 def serve(

@@ -65,6 +65,7 @@ def test_bundled_workloads_are_complete() -> None:
     kinds = {case.kind for case in found.cases}
     assert kinds == {
         "edit",
+        "reprint",
         "refactor",
         "summarise",
         "answer from a text",
