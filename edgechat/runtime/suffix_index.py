@@ -27,6 +27,8 @@ class SuffixIndex:
         self._finalizer = weakref.finalize(self, library.edgechat_suffix_index_free, self._pointer)
         self._length, self._position = ctypes.c_int32(), ctypes.c_int32()
         self._draft = (ctypes.c_int32 * MAX_MATCH_TOKENS)()
+        self._token = (ctypes.c_int32 * 1)()
+        """Appended token: most steps append one, and creating an array for it takes longer."""
 
     def close(self) -> None:
         """Free the index now. A second call does nothing."""
@@ -42,7 +44,9 @@ class SuffixIndex:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append tokens to the indexed text; a negative token separates two texts. Raises MemoryError."""
-        if self._library.edgechat_suffix_index_append(self._pointer, _make_int32_array(tokens), len(tokens)) < 0:
+        self._token[0] = tokens[0] if tokens else 0
+        array_of_tokens = self._token if len(tokens) == 1 else _make_int32_array(tokens)
+        if self._library.edgechat_suffix_index_append(self._pointer, array_of_tokens, len(tokens)) < 0:
             raise MemoryError
 
     def truncate(self, size: int) -> None:
