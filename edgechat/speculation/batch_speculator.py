@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH, choose_size
@@ -21,6 +21,9 @@ _MAX_FRUITLESS_STEPS: Final = 8
 _SEARCH_INTERVAL: Final = 4
 # Maximum number of drafted tokens of one reply.
 _MAX_REPLY_DRAFT: Final = 15
+# Part of a reply's budget, in steps, that only steps may use from which this reply itself is expected to gain. Without
+# it, the drafts of the other replies use up the budget, and when all texts repeat, no step can have a draft.
+_RESERVED_BUDGET: Final = 1.25
 
 
 class BatchMember(NamedTuple):
@@ -71,14 +74,15 @@ class BatchSpeculator:
             member.speculator.find_text_draft(min(member.max_tokens, _MAX_REPLY_DRAFT, max_drafted), is_cautious=True)
             for member in members
         ]
-        lengths, gain = _choose_lengths([chain for _, chain in choices], max_drafted, costs, depth, max_cost)
+        budgets = [member.speculator.budget.remaining for member in members]
+        lengths, gain = _choose_lengths([chain for _, chain in choices], max_drafted, costs, depth, budgets)
         if self._ask_model(members, costs, depth, gain, max_cost):
             choices = [
                 _choose_better(member.speculator, *choice) for member, choice in zip(members, choices, strict=True)
             ]
             chains = [chain for _, chain in choices]
-            max_cost -= self._compute_draft_cost(costs, depth)
-            lengths, _ = _choose_lengths(chains, max_drafted, costs, depth, max_cost)
+            draft_cost = self._compute_draft_cost(costs, depth)
+            lengths, _ = _choose_lengths(chains, max_drafted, costs, depth, [b - draft_cost for b in budgets])
         if any(lengths):
             self._n_fruitless_steps = 0
         return [draft.tokens[:n] for (draft, _), n in zip(choices, lengths, strict=True)]
@@ -136,25 +140,48 @@ def _choose_better(speculator: Speculator, draft: Draft, chain: list[float]) -> 
 
 
 def _choose_lengths(
-    chains: list[list[float]], max_drafted: int, costs: StepCosts, depth: int, max_cost: float
+    chains: list[list[float]], max_drafted: int, costs: StepCosts, depth: int, budgets: Sequence[float]
 ) -> tuple[list[int], float]:
     """Choose the number of tokens of each chain in a step, and return the expected gain, too.
 
-    The tokens that are most likely to be accepted come first, whatever their reply is.
+    `budgets` are the losses that the replies can cover, relative to a step without drafts.
     """
-    lengths = [0] * len(chains)
-    queue = [(-chain[0], i) for i, chain in enumerate(chains) if chain]
+    best: dict[int, tuple[float, list[int]]] = {}
+    """Expected tokens per reply and the lengths, by size of the step."""
+    for order in (_order_tokens(chains, max_drafted, balanced=balanced) for balanced in (False, True)):
+        lengths, expected = [0] * len(chains), [1.0] * len(chains)
+        for n_drafted, i in enumerate(order, 1):
+            expected[i] += chains[i][lengths[i]]
+            lengths[i] += 1
+            size, mean = 1 + n_drafted, sum(expected) / len(chains)
+            is_better = size in STEP_SIZES and (size not in best or mean > best[size][0])
+            if is_better and _is_covered(costs.ratio(size, depth), expected, budgets):
+                best[size] = mean, lengths.copy()
+    expected_by_size = {size: mean for size, (mean, _) in sorted(best.items())}
+    size, gain = choose_size(expected_by_size, costs, depth, min_gain=MIN_BATCH_GAIN)
+    return best[size][1] if size > 1 else [0] * len(chains), gain
+
+
+def _order_tokens(chains: Sequence[Sequence[float]], max_drafted: int, *, balanced: bool) -> Iterator[int]:
+    """Yield the reply of each drafted token of a step, at most `max_drafted` times.
+
+    The tokens that are most likely to be accepted come first, whatever their reply is. With `balanced`, the next token
+    is always one of the reply that expects fewest tokens, so that as many replies as possible gain.
+    """
+    queue = [(0.0 if balanced else -chain[0], i, 0) for i, chain in enumerate(chains) if chain]
     heapq.heapify(queue)
-    order: list[int] = []
-    expected, expected_by_size = 1.0, {}
-    while queue and len(order) < max_drafted:
-        probability, i = heapq.heappop(queue)
-        order.append(i)
-        lengths[i] += 1
-        expected -= probability / len(chains)
-        if lengths[i] < len(chains[i]):
-            heapq.heappush(queue, (-chains[i][lengths[i]], i))
-        if 1 + len(order) in STEP_SIZES:
-            expected_by_size[1 + len(order)] = expected
-    size, gain = choose_size(expected_by_size, costs, depth, max_cost, MIN_BATCH_GAIN)
-    return [order[: size - 1].count(i) for i in range(len(chains))], gain
+    for _ in range(max_drafted):
+        if not queue:
+            return
+        key, i, n = heapq.heappop(queue)
+        yield i
+        if n + 1 < len(chains[i]):
+            heapq.heappush(queue, (key + chains[i][n] if balanced else -chains[i][n + 1], i, n + 1))
+
+
+def _is_covered(cost: float, expected: Sequence[float], budgets: Sequence[float]) -> bool:
+    """Return whether all budgets cover a step of `cost`, of which the replies expect `expected` tokens."""
+    return all(
+        cost - 1 <= budget - (0.0 if n_tokens >= cost else _RESERVED_BUDGET)
+        for n_tokens, budget in zip(expected, budgets, strict=True)
+    )

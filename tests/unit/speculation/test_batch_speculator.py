@@ -8,7 +8,7 @@ import pytest
 
 from edgechat.bench.draft_replay import FixedStepCosts
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.batch_speculator import BatchMember, BatchSpeculator
+from edgechat.speculation.batch_speculator import BatchMember, BatchSpeculator, _choose_lengths
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import FROM_CONTEXT, Draft
 from edgechat.speculation.speculator import Speculator
@@ -69,6 +69,32 @@ def test_exhausted_budget_of_one_reply_stops_the_drafts_of_all() -> None:
     batch, members, _ = make_batch(STAIRCASE, 64, 64)
     members[1].speculator.budget.record(1, 30.0)
     assert batch.propose(members, 100) == [[], []]
+
+
+def test_drafts_of_others_leave_a_part_of_the_budget() -> None:
+    """When later all texts repeat, the rest of the budget pays for drafts of all replies."""
+    batch, members, _ = make_batch(STAIRCASE, 64, 0)
+    members[1].speculator.budget.record(1, 1 + members[1].speculator.budget.remaining - 1.5)
+    n_steps = 0
+    while any(drafts := batch.propose(members, 100)) and n_steps < 100:
+        batch.record_step(members, drafts, [[*drafts[0], 99], [5]], 100, 2.0)
+        n_steps += 1
+    left = members[1].speculator.budget.remaining
+    assert n_steps > 0
+    assert left >= 1.25
+    members[1].speculator._drafters[0].match_length = 64  # type: ignore[attr-defined]
+    lengths = [len(draft) for draft in batch.propose(members, 100)]
+    assert min(lengths) >= 2
+
+
+def test_all_replies_get_drafts_when_a_budget_does_not_cover_those_of_others_alone() -> None:
+    _, _, costs = make_batch(STAIRCASE, 64, 64)
+    sure, likely = [0.99**n for n in range(1, 16)], [0.85**n for n in range(1, 16)]
+    lengths, _ = _choose_lengths([sure, likely], 30, costs, 100, [20.0, 20.0])
+    assert lengths[0] > 3 * lengths[1]
+    lengths, gain = _choose_lengths([sure, likely], 30, costs, 100, [20.0, 1.5])
+    assert min(lengths) >= 3
+    assert gain > 1.2
 
 
 def test_all_replies_pay_for_a_step() -> None:
