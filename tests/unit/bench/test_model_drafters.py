@@ -36,7 +36,7 @@ def test_kinds_choose_conversations() -> None:
     chosen = select_kinds(workloads, ["edit", "open chat"])
     assert {case.kind for case in chosen.cases} == {"edit", "open chat"}
     assert select_kinds(workloads, []) == workloads
-    with pytest.raises(UsageError, match="no kind 'edits' of conversations; choose from edit, refactor"):
+    with pytest.raises(UsageError, match="no kind 'edits' of conversations; choose from edit, reprint, refactor"):
         select_kinds(workloads, ["edits"])
 
 
