@@ -24,7 +24,7 @@ from edgechat.errors import ContextOverflowError, EdgechatError, RequestCancelle
 from edgechat.remote.client import ChatRequest, RemoteClient, RetryScheduled
 from edgechat.remote.inline_thoughts import InlineThoughts
 from edgechat.remote.reply_stream import ReplyChunk, Usage
-from edgechat.remote.request_options import make_options
+from edgechat.remote.request_options import CONTINUATION_FIELDS, make_options
 from edgechat.remote.target import RemoteModel
 
 # Maximum wait for the threads of a turn. Cancelling closes their connections, so that only connecting takes time.
@@ -170,6 +170,8 @@ class RemoteGeneration:
         """Put the chunks of one reply into `items`. Runs in a thread of its own."""
         seed_offset = self._options.indexes.start + index
         options = make_options(self._settings, self._options.output_schema, seed_offset)
+        if prompt.continues_reply:
+            options |= CONTINUATION_FIELDS
         try:
             for chunk in client.stream_reply(self._target, ChatRequest(messages=prompt.messages, options=options)):
                 items.put((index, chunk))

@@ -32,6 +32,11 @@ class RemotePrompt:
         self.start_id = path[self.start].id if self.start else None
         self.messages = self._make_messages()
 
+    @property
+    def continues_reply(self) -> bool:
+        """True if the last message is the beginning of the reply."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
     def _make_messages(self) -> list[dict[str, Any]]:
         path, reply_text = self._path, ""
         if path and path[-1].role == "assistant":

@@ -20,6 +20,7 @@ from edgechat.remote.connection import (
     iterate_delays,
 )
 from edgechat.remote.reply_stream import ReplyChunk, decode_chunk, decode_object
+from edgechat.remote.request_options import CONTINUATION_FIELDS
 from edgechat.remote.sse import read_events, read_lines
 from edgechat.remote.target import RemoteModel
 from edgechat.remote_settings import RemoteSettings
@@ -31,7 +32,8 @@ _MAX_LIST_BYTES: Final = 8 << 20
 _MAX_MODELS: Final = 10_000
 _MAX_NAME_CHARS: Final = 300
 _DONE: Final = b"[DONE]"
-_BAD_REQUEST: Final = 400
+# Statuses for a request with a field that the server does not know.
+_REFUSALS: Final = (400, 422)
 
 
 class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,13 +188,20 @@ def _choose_delay(error: RemoteError, delay_s: float | None) -> float | None:
 
 def _adapt_body(body: dict[str, Any], error: RemoteError) -> dict[str, Any] | None:
     """Return a body without a field that this server does not know; None if the error has another cause."""
-    if not isinstance(error, RemoteStatusError) or error.status != _BAD_REQUEST:
+    if not isinstance(error, RemoteStatusError) or error.status not in _REFUSALS:
         return None
     text = str(error)
     if "max_tokens" in body and "max_completion_tokens" in text:
         return {n: v for n, v in body.items() if n != "max_tokens"} | {"max_completion_tokens": body["max_tokens"]}
     if "stream_options" in body and "stream_options" in text:
         return {n: v for n, v in body.items() if n != "stream_options"}
+    if any(name in body and name in text for name in CONTINUATION_FIELDS):
+        return {n: v for n, v in body.items() if n not in CONTINUATION_FIELDS}
+    response_format = body.get("response_format", {})
+    if response_format.get("json_schema", {}).get("strict") and "response_format" in text:
+        # Services with a strict mode refuse schemas that use more than a part of JSON schema.
+        json_schema = {**response_format["json_schema"], "strict": False}
+        return body | {"response_format": {**response_format, "json_schema": json_schema}}
     return None
 
 

@@ -14,6 +14,7 @@ from edgechat.terminal import escape_controls
 MAX_REASON_CHARS: Final = 300
 """Maximum number of characters of a server's message in an error."""
 _MAX_TOKENS: Final = 1 << 40
+_MAX_INVALID_FIELDS: Final = 5
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +59,18 @@ def find_error_message(value: Mapping[str, Any]) -> str:
     candidates = [error.get("message"), error.get("code")] if isinstance(error, dict) else [error]
     candidates += [value.get("message"), value.get("detail")] if error is not None or "choices" not in value else []
     text = next((text for text in candidates if isinstance(text, str) and text.strip()), "")
-    return clean_message(text)
+    return clean_message(text or _describe_invalid_fields(value.get("detail")))
+
+
+def _describe_invalid_fields(detail: object) -> str:
+    """Return the fields that a server refuses, and why, from the list of pydantic's errors; "" for other values."""
+    errors = [error for error in detail if isinstance(error, dict)] if isinstance(detail, list) else []
+    parts = []
+    for error in errors[:_MAX_INVALID_FIELDS]:
+        location, reason = error.get("loc"), error.get("msg")
+        names = [str(name) for name in location if name != "body"] if isinstance(location, list) else []
+        parts.append(": ".join(filter(None, (".".join(names), reason if isinstance(reason, str) else ""))))
+    return "; ".join(filter(None, parts))
 
 
 def clean_message(text: str) -> str:
@@ -81,9 +93,11 @@ def decode_chunk(value: Mapping[str, Any], host: str) -> ReplyChunk:
     if not isinstance(delta, dict):
         raise RemoteError(f"{host} sent a reply without the fields of the OpenAI API. Check the URL of the remote.")
     reasoning = _read_text(delta.get("reasoning_content"), host) or _read_text(delta.get("reasoning"), host)
+    # A service that refuses to reply in the format of a schema says why in a field of its own.
+    text = _read_text(delta.get("content"), host) or _read_text(delta.get("refusal"), host)
     finish_reason = choice.get("finish_reason")
     return ReplyChunk(
-        text=_read_text(delta.get("content"), host), reasoning=reasoning,
+        text=text, reasoning=reasoning,
         finish_reason=finish_reason if isinstance(finish_reason, str) else "", usage=_read_usage(value.get("usage")),
     )  # fmt: skip
 

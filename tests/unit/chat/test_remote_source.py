@@ -229,7 +229,7 @@ def test_server_that_changes_its_models_and_its_key_keeps_the_message(
     ]  # fmt: skip
 
 
-def test_reply_that_breaks_off_keeps_its_text_and_is_continued(open_session: OpenSession) -> None:
+def test_reply_that_breaks_off_keeps_its_text_and_is_continued(open_session: OpenSession, server: RemoteServer) -> None:
     def cut(exchange: Exchange) -> None:
         exchange.chunk("Half of")
         exchange.chunk(" the")
@@ -242,6 +242,9 @@ def test_reply_that_breaks_off_keeps_its_text_and_is_continued(open_session: Ope
     assert "/continue" in broken.end_notice
     assert session.store.messages(session.conversation.id)[-1] == broken
     assert finish(session.continue_reply()).reply.text == "Half of the rest."
+    bodies = [chat.body for chat in server.chats]
+    assert ["continue_final_message" in body for body in bodies] == [False, True]
+    assert bodies[1]["add_generation_prompt"] is False
 
 
 def test_passages_of_documents_are_sent_with_their_message(

@@ -75,6 +75,7 @@ def test_event_of_many_lines_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({"error": {"message": "Bad."}}, "Bad"), ({"error": "Bad"}, "Bad"), ({"detail": "Bad"}, "Bad"),
         ({"message": "a\n\x1b[31m  b"}, "a ␛[31m b"), ({"error": {"code": 5}}, ""), ({}, ""),
+        ({"detail": [{"loc": ["body", "top_k", 0], "msg": "Extra"}, {"msg": 5}, 7]}, "top_k.0: Extra"),
         ({"choices": [], "message": "not an error"}, ""), ({"error": {"message": None, "code": "full"}}, "full"),
     ],
 )  # fmt: skip
