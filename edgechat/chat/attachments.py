@@ -32,10 +32,10 @@ def is_document(path: Path) -> bool:
     return path.suffix.lower() in _DOCUMENT_SUFFIXES
 
 
-def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+def load_attachments(paths: Sequence[Path]) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
     """Read files to attach to a message; return the attachments, and their bytes by SHA-256 hash.
 
-    Raises AttachmentError if a file cannot be read or is an image. `model` is the model name for the error message.
+    Raises AttachmentError if a file cannot be read or is an image.
     """
     attachments: list[Attachment] = []
     contents: dict[str, bytes] = {}
@@ -46,7 +46,7 @@ def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachmen
         sha256 = hashlib.sha256(data).hexdigest()
         contents[sha256] = data
         attachments.append(Attachment(sha256=sha256, name=path.name, media_type=media_type, size_bytes=len(data)))
-    reject_images(attachments, model)
+    _reject_images(attachments)
     return tuple(attachments), contents
 
 
@@ -111,11 +111,11 @@ def convert_file(data: bytes, name: str) -> tuple[bytes, str]:
     return (data if data.startswith(codecs.BOM_UTF8) else text.encode()), "text/plain"
 
 
-def reject_images(attachments: Sequence[Attachment], model: str) -> None:
-    """Raise AttachmentError if an attachment is an image: edgechat does not support vision models yet."""
+def _reject_images(attachments: Sequence[Attachment]) -> None:
+    """Raise AttachmentError if an attachment is an image, which edgechat sends to no model, local or remote."""
     images = [a.name for a in attachments if a.is_image]
     if images:
-        raise AttachmentError(f"{images[0]} is an image, and {model} cannot read images. Remove the attachment.")
+        raise AttachmentError(f"{images[0]} is an image. edgechat does not read images. Remove the attachment.")
 
 
 def prepend_attachments(text: str, attachments: Sequence[Attachment], read_attachment: Callable[[str], bytes]) -> str:

@@ -296,12 +296,12 @@ def _tokens(session: Session, _argument: str) -> Outcome:
     return Outcome(f"{n_tokens:,} of {n_ctx:,} context tokens used.{dropped_text}")
 
 
-def _attach(session: Session, name: str) -> Outcome:
+def _attach(_session: Session, name: str) -> Outcome:
     from edgechat.chat.attachments import load_attachments
     from edgechat.chat.mentions import parse_path
 
     file = parse_path(name)
-    load_attachments([file], session.model_path.stem)  # raises AttachmentError for a file that cannot be sent
+    load_attachments([file])  # raises AttachmentError for a file that cannot be sent
     return Outcome(f"{file.name} will be sent with the next message", attachment=file)
 
 

@@ -41,7 +41,7 @@ class ContextCounter:
         """
         if file.is_dir():
             return 0
-        attachments, contents = load_attachments([file], model_path.stem)
+        attachments, contents = load_attachments([file])
         status = file.stat()
         key = (file.absolute(), status.st_mtime_ns, status.st_size, model_path)
         n_tokens = self._n_tokens_by_file.get(key)
@@ -80,7 +80,7 @@ class ContextCounter:
         ContextOverflowError if the message does not fit; also AttachmentError, TemplateError and EngineError.
         """
         files = [file for file in files if not file.is_dir() and not self.is_long_document(file, model_path)]
-        attachments, contents = load_attachments(files, model_path.stem)
+        attachments, contents = load_attachments(files)
         documents, document_contents = self._documents.predict(path, settings)
         if text or files or (documents and not path):
             path = [*path, Message(id="", role="user", text=text, attachments=(*attachments, *documents))]

@@ -89,7 +89,7 @@ class Session(SessionBase):
         this conversation.
         """
         attachments = yield from self._add_collections(attachments)
-        message_attachments, files = load_attachments(attachments, self.model_path.stem)
+        message_attachments, files = load_attachments(attachments)
         message = new_user_message(self.tree.head_id, text, message_attachments)
 
         def run_turn(turn: Turn) -> Iterator[events.SessionEvent]:

@@ -68,7 +68,7 @@ def print_earlier_reply(
 
     if session.conversation.head_id is not None or session.settings.docs or any(path.is_dir() for path in attachments):
         return False
-    files, _ = load_attachments(attachments, session.model_path.stem)
+    files, _ = load_attachments(attachments)
     earlier = session.find_earlier_reply(new_user_message(None, text.strip(), files))
     if earlier is None:
         return False

@@ -195,7 +195,7 @@ def test_files_are_attached_to_a_message(open_chat: Callable[..., OpenChat], tmp
     assert stats is not None
     assert stats.prompt_tokens > n_tokens_without_file
     for file, words in (
-        (picture, "cannot read images"),
+        (picture, "does not read images"),
         (binary, "is a program"),
         (tmp_path / "no", "Cannot read"),
     ):

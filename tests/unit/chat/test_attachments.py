@@ -42,16 +42,16 @@ def test_special_files_are_refused_at_once(tmp_path: Path, kind: str) -> None:
     elif not path.exists():
         pytest.skip("exists on Linux only")
     with pytest.raises(AttachmentError, match="Cannot read"):
-        load_attachments([path], "model")
+        load_attachments([path])
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="exists on Linux only")
 def test_files_of_the_system_without_a_size_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    [attachment], contents = load_attachments([Path("/proc/cpuinfo")], "model")
+    [attachment], contents = load_attachments([Path("/proc/cpuinfo")])
     assert attachment.size_bytes == len(contents[attachment.sha256]) > 0
     monkeypatch.setattr(attachments, "MAX_BYTES", 100)
     with pytest.raises(AttachmentError, match="larger than 100 B") as caught:
-        load_attachments([Path("/proc/cpuinfo")], "model")
+        load_attachments([Path("/proc/cpuinfo")])
     assert caught.value.exit_code == ContextOverflowError.exit_code
 
 
@@ -60,9 +60,9 @@ def test_attachments_of_a_message_are_limited_together(tmp_path: Path, monkeypat
     files = [tmp_path / name for name in ("a", "b", "c")]
     for file in files:
         file.write_text("x" * 40)
-    assert len(load_attachments(files[:2], "model")[0]) == 2
+    assert len(load_attachments(files[:2])[0]) == 2
     with pytest.raises(AttachmentError, match="at most 100 B together"):
-        load_attachments(files, "model")
+        load_attachments(files)
 
 
 def test_text_that_grows_in_utf8_is_limited_in_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +71,8 @@ def test_text_that_grows_in_utf8_is_limited_in_utf8(tmp_path: Path, monkeypatch:
     (tmp_path / "a").write_text("x" * 60)
     (tmp_path / "b").write_bytes(("\ufeff" + "你" * 15).encode("utf-16-le"))  # 32 bytes, in UTF-8 45
     with pytest.raises(AttachmentTooLargeError, match=r"big: its text in UTF-8 is larger than 100 B\.$"):
-        load_attachments([tmp_path / "big"], "model")
+        load_attachments([tmp_path / "big"])
     with pytest.raises(AttachmentTooLargeError, match="b: the attachments of a message can have at most 100 B toget"):
-        load_attachments([tmp_path / "a", tmp_path / "b"], "model")
-    loaded, _ = load_attachments([tmp_path / "b", tmp_path / "b"], "model")
+        load_attachments([tmp_path / "a", tmp_path / "b"])
+    loaded, _ = load_attachments([tmp_path / "b", tmp_path / "b"])
     assert sum(attachment.size_bytes for attachment in loaded) == 90

@@ -181,7 +181,7 @@ def test_damaged_document_is_one_clear_error(tmp_path: Path) -> None:
     file = tmp_path / "broken.pdf"
     file.write_bytes(b"%PDF-1.4 broken")
     with pytest.raises(AttachmentError, match=r"^broken\.pdf cannot be read: it is damaged"):
-        load_attachments([file], "model")
+        load_attachments([file])
 
 
 def test_docs_command_shows_and_chooses_collections(session: ScriptedSession, ships: Path) -> None:

@@ -41,7 +41,7 @@ def test_unicode_is_decoded(encoding: str, text: str, tmp_path: Path) -> None:
     data = text.encode(encoding)
     assert decode_text(data) == text
     (tmp_path / "a.txt").write_bytes(data)
-    [attachment], contents = load_attachments([tmp_path / "a.txt"], "model")
+    [attachment], contents = load_attachments([tmp_path / "a.txt"])
     assert (attachment.media_type, attachment.size_bytes) == ("text/plain", len(contents[attachment.sha256]))
     assert contents[attachment.sha256].decode("utf-8-sig") == text
 
@@ -93,7 +93,7 @@ def test_other_format_is_named_with_the_next_step(tmp_path: Path, name: str) -> 
         decode_text(data)
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(AttachmentError, match=f"^file .*{message}") as caught:
-        load_attachments([tmp_path / "file"], "model")
+        load_attachments([tmp_path / "file"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 
@@ -103,4 +103,4 @@ def test_sqlite_database_is_named(tmp_path: Path) -> None:
         db.execute("CREATE TABLE a (b)")
     db.close()
     with pytest.raises(AttachmentError, match=r"x.db is an SQLite database. Export the data"):
-        load_attachments([tmp_path / "x.db"], "model")
+        load_attachments([tmp_path / "x.db"])
