@@ -67,6 +67,15 @@ def parse_route(value: object) -> tuple[RouteSettings | None, str]:
     return (None, problem) if (problem := _check_route(route)) else (route, "")
 
 
+def describe_route(value: object) -> str:
+    """Return a text with the two models of the table `route`, such as "starter, or box/llama3"; "" for an invalid one.
+
+    The table is empty if there is no route.
+    """
+    route = parse_route(value)[0] if value else None
+    return f"{route.small}, or {route.large}" if route is not None else ""
+
+
 def _check_route(route: RouteSettings) -> str:
     """Return the reason why a route is invalid, as a clause; "" if it is valid."""
     problems = [_check_name("small", route.small), _check_name("large", route.large)]

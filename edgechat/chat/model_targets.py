@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgechat.catalogue.resolve import find_model
-from edgechat.errors import ModelFileError
+from edgechat.errors import ModelFileError, UsageError
 from edgechat.remote_settings import ROUTE
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ def find_model_target(settings: Settings) -> ModelTarget:
 def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> Path | RemoteModel:
     """Return the file of the local model `name`, or the remote model `REMOTE/MODEL` (or only `REMOTE`).
 
-    Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, and the other errors of
-    `find_model`.
+    Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, UsageError for a route,
+    and the other errors of `find_model`.
     """
     remote_name, separator, _ = name.partition("/")
+    if name == ROUTE:
+        raise UsageError("A route chooses between two models. Name one of them here.")
     if remote_name not in remotes:
         try:
             return find_model(name)

@@ -30,12 +30,16 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
     from edgechat import config
     from edgechat.catalogue import curated, library
 
-    remotes = config.load()[0].remotes
+    settings = config.load()[0]
     remote_names: list[str] = []
-    if remotes:
+    if settings.remotes:
         from edgechat.remote.model_lists import list_names
 
-        remote_names = list_names(remotes)
+        remote_names = list_names(settings.remotes)
+    if settings.route:
+        from edgechat.remote_settings import ROUTE
+
+        remote_names.append(ROUTE)
     try:
         entries = [entry for entry in library.scan() if entry.is_usable]
         installed_names = sorted(name for entry in entries for name in (entry.name, *entry.aliases))

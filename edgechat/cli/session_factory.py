@@ -197,6 +197,7 @@ def choose_model(settings: Settings) -> tuple[str, Path]:
     """Return name and path of the local model in `settings`, or of the best installed one. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.resolve import find_model
+    from edgechat.remote_settings import ROUTE
 
     if settings.model == config.AUTO:
         from edgechat.models.selection import choose_installed_model
@@ -205,10 +206,12 @@ def choose_model(settings: Settings) -> tuple[str, Path]:
     try:
         return settings.model, find_model(settings.model)
     except ModelFileError:
-        if settings.model.partition("/")[0] not in settings.remotes:
+        is_route = settings.model == ROUTE
+        if not is_route and settings.model.partition("/")[0] not in settings.remotes:
             raise
+        kind = "a route between two models" if is_route else "a remote model"
         raise UsageError(
-            f"{settings.model} is a remote model, but this command needs a model on this machine."
+            f"{settings.model} is {kind}, but this command needs a model on this machine. Choose one with -m NAME."
         ) from None
 
 

@@ -81,11 +81,16 @@ def _list_argument_values(command: str) -> list[str]:
     from edgechat import config
     from edgechat.catalogue import library
 
+    settings = config.load()[0]
     names: list[str] = []
-    if remotes := config.load()[0].remotes:
+    if settings.remotes:
         from edgechat.remote.model_lists import list_names
 
-        names = list_names(remotes)
+        names = list_names(settings.remotes)
+    if settings.route and command == "model":  # /also needs one model
+        from edgechat.remote_settings import ROUTE
+
+        names.append(ROUTE)
     try:
         return [*(n for entry in library.scan() if entry.is_usable for n in (entry.name, *entry.aliases)), *names]
     except EdgechatError:

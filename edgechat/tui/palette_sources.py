@@ -69,7 +69,10 @@ def list_personas() -> Iterator[PaletteEntry]:
 
 
 def list_models() -> Iterator[PaletteEntry]:
-    """Yield the models of remotes and the installed ones, unless the records of models are damaged. Reads the disk."""
+    """Yield the route, the models of remotes, and the installed ones unless their records are damaged.
+
+    Reads the disk.
+    """
     from edgechat import config
     from edgechat.catalogue import library
     from edgechat.humanize import format_size
@@ -78,7 +81,13 @@ def list_models() -> Iterator[PaletteEntry]:
         models = [model for model in library.scan() if model.is_usable]
     except EdgechatError:
         models = []
-    remotes = config.load()[0].remotes
+    settings = config.load()[0]
+    remotes = settings.remotes
+    if settings.route:
+        from edgechat.remote_settings import ROUTE
+        from edgechat.route_settings import describe_route
+
+        yield PaletteEntry("model", ROUTE, ROUTE, escape_controls(describe_route(settings.route)))
     if remotes:
         from edgechat.remote.model_lists import find_hosts
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from textual import on
 from textual.widgets import Input, Static
 
+from edgechat.remote_settings import ROUTE
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
 from edgechat.tui.row_text import contains_words
@@ -27,6 +28,8 @@ HUB_PREFIX: Final = "hub:"
 """Prefix of the option IDs of repositories on the hub, before the name."""
 REMOTE_PREFIX: Final = "remote:"
 """Prefix of the option IDs of remote models, before the name."""
+ROUTE_ID: Final = "route:"
+"""Option ID of the route between two models."""
 MODEL_PREFIX: Final = "model:"
 """Prefix of the option IDs of models with several quants, before the name."""
 
@@ -41,6 +44,8 @@ class ModelListScreen(FilterListScreen[str | None]):
         self._groups: list[ModelGroup] = []
         self._remote_models: dict[str, str] = {}
         """Hosts of the known models of remotes, by name."""
+        self._route = ""
+        """The two models of the route; "" if there is no route."""
         self._hub_results: list[SearchResult] = []
         self._hub_quants: dict[str, list[ModelFile]] = {}
         """Quants by repository, for the repositories that the user has unfolded."""
@@ -72,7 +77,7 @@ class ModelListScreen(FilterListScreen[str | None]):
             if group_options:
                 rows += [make_heading(model_groups.format_heading(title, width)), *group_options]
             if is_installed:
-                rows += self._make_remote_options()
+                rows += self._make_remote_options() + self._make_route_options()
         if self._hub_results:
             rows.append(make_heading("On Hugging Face"))
             rows += [option for result in self._hub_results for option in self._make_hub_options(result)]
@@ -119,6 +124,12 @@ class ModelListScreen(FilterListScreen[str | None]):
         models = {name: host for name, host in self._remote_models.items() if contains_words(name, self.filter_text)}
         rows = [make_option(f"  {name}  {host}", f"{REMOTE_PREFIX}{name}") for name, host in models.items()]
         return [make_heading("Remote"), *rows] if rows else []
+
+    def _make_route_options(self) -> list[Option]:
+        """Return the row of the route with its heading, if there is a route that matches the filter."""
+        if not self._route or not contains_words(f"{ROUTE} {self._route}", self.filter_text):
+            return []
+        return [make_heading("Route"), make_option(f"  {ROUTE}  {self._route}", ROUTE_ID)]
 
     def _make_quant_option(self, file: ModelFile, *, is_recommended: bool = False) -> Option:
         return self._make_file_option(file, f"  {file.quant}", "*" if is_recommended else "", is_quant=True)

@@ -15,12 +15,14 @@ from textual.widgets import Input, OptionList, Static
 
 from edgechat.engine.cancellation import Cancellation
 from edgechat.humanize import format_size
+from edgechat.remote_settings import ROUTE
+from edgechat.route_settings import describe_route
 from edgechat.terminal import escape_controls
 from edgechat.tui.messages import MeasurementProgressed
 from edgechat.tui.screens import download_rows, hub_models, model_groups
 from edgechat.tui.screens.download_rows import DOWNLOAD_PREFIX, DownloadLine, find_current, make_download_rows
 from edgechat.tui.screens.model_groups import ModelFile, ModelGroup
-from edgechat.tui.screens.model_list import HUB_PREFIX, MODEL_PREFIX, REMOTE_PREFIX, ModelListScreen
+from edgechat.tui.screens.model_list import HUB_PREFIX, MODEL_PREFIX, REMOTE_PREFIX, ROUTE_ID, ModelListScreen
 from edgechat.tui.widgets.entry_list import EntryList
 from edgechat.tui.widgets.filter_input import FilterInput
 from edgechat.tui.workers import thread_worker
@@ -114,6 +116,7 @@ class ModelsScreen(ModelListScreen):
             from edgechat.remote.model_lists import find_hosts
 
             self._remote_models = find_hosts(self._settings.remotes)
+        self._route = describe_route(self._settings.route)
         if not self._groups:  # before the imports, which take time
             self._name_in_use = model_groups.find_installed_name(self._model_path, installed)
             self.post_message(self.GroupsReady(model_groups.list_unplanned(installed)))
@@ -177,6 +180,11 @@ class ModelsScreen(ModelListScreen):
             name = option_id.removeprefix(REMOTE_PREFIX)
             self.show_details(
                 f"{name}\nRemote model: messages are sent to {self._remote_models.get(name, 'its host')}."
+            )
+        elif option_id == ROUTE_ID:
+            self.show_details(
+                f"{ROUTE}\nChooses a model for each message, by the rules and checks of [route] in the settings: "
+                f"{self._route}."
             )
         elif file is not None and (file.row is not None or not file.name.count("/")):
             is_model, marks = option_id.startswith(MODEL_PREFIX), model_groups.list_marks(self._groups)
@@ -252,6 +260,8 @@ class ModelsScreen(ModelListScreen):
             self.action_pause()
         elif option_id.startswith(REMOTE_PREFIX):
             self.dismiss(option_id.removeprefix(REMOTE_PREFIX))
+        elif option_id == ROUTE_ID:
+            self.dismiss(ROUTE)
         elif file is not None and (file.is_installed or file.installed_name):
             self.dismiss(file.installed_name or file.name)
         else:

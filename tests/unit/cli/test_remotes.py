@@ -145,6 +145,9 @@ def test_server_refuses_a_remote_model(home: Path, cli: Cli, server: RemoteServe
     run = cli("serve", "-m", "box/big")
     assert run.returncode == 2
     assert "box/big is a remote model, but this command needs a model on this machine." in run.stderr
+    run = cli("serve", "-m", "route", "--port", "0")
+    assert run.returncode == 2
+    assert "route is a route between two models, but this command needs a model on this machine." in run.stderr
     assert not server.exchanges
 
 
