@@ -80,6 +80,11 @@ class RoutedSource:
         return self._is_open
 
     @property
+    def opens_engine(self) -> bool:
+        """True if `open` loads a model into the engine of the session."""
+        return self._sources["small"] is self._engine
+
+    @property
     def is_remote(self) -> bool:
         """True if both models are remote."""
         return all(source.is_remote for source in self._sources.values())
@@ -120,7 +125,7 @@ class RoutedSource:
             except PlanError:
                 if not isinstance(other, EngineSource) or not other.is_open:
                     raise
-                other.model.unload()
+                other.model.unload(ends_engine=True)
                 yield events.EngineReplaced(
                     notice=f"{name} and {other.path.stem} do not fit in memory together, so {name} was loaded in its "
                     "place."

@@ -112,6 +112,12 @@ class SessionBase:
         return cast("RoutedSource", self.source) if hasattr(self.source, "route") else None
 
     @property
+    def _opens_engine(self) -> bool:
+        """True if `open` loads a model; False for a remote model, and for a route whose small model is remote."""
+        routed = self._routed_source
+        return self.source is self._engine_source if routed is None else routed.opens_engine
+
+    @property
     def is_open(self) -> bool:
         """True if the session can generate replies: its model is loaded, or belongs to a remote."""
         return self.source.is_open
@@ -197,6 +203,8 @@ class SessionBase:
         if self.model_error is not None:
             raise self.model_error
         self.source.open(self.settings, on_event)
+        if not self._opens_engine:  # a model that was loaded before, and its processes
+            self.model.unload()
         if "thinking" in self._flags and (problem := self.describe_useless_limit()):
             self.warnings.append(problem)
 
@@ -226,8 +234,6 @@ class SessionBase:
                 raise
             if previous_source is not self._engine_source:
                 previous_source.close()
-            if self.source.is_remote and not previous_source.is_remote:
-                self.model.unload()
         self._chosen_model = model
         self._stored_conversation.update_metadata(model=model)
 

@@ -181,6 +181,24 @@ def stop_idle_engine(kept_pid: int | None = None) -> bool:
     )
 
 
+def end_left_engine(pid: int) -> None:
+    """End an engine that this program has just left, unless another one uses it.
+
+    Ignores errors, because the engine also ends later.
+    """
+    with contextlib.suppress(LocalSocketError):
+        for record in [record for record in list_records() if record.pid == pid]:
+            deadline = time.monotonic() + _END_TIMEOUT_S
+            # The engine may not have noticed yet that its client has left.
+            while (status := read_status(record)) is not None and time.monotonic() < deadline:
+                if not status.clients:
+                    stop_engine(record, if_unused=True)
+                    return
+                if any(client.pid != os.getpid() for client in status.clients):
+                    return
+                time.sleep(_POLL_S)
+
+
 def _list_idle_engines() -> list[tuple[float, EngineRecord]]:
     """Return the engines without clients, and for how many seconds each has been idle. Raises LocalSocketError."""
     engines = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgechat.config import Settings
-from edgechat.engine import protocol
+from edgechat.engine import protocol, resident_client
 from edgechat.engine.client import EngineClient
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.engine.resumption import RequestRecord
@@ -224,10 +224,18 @@ class LoadedModel:
         self.plan, model_properties = reload_model(self.engine, failed_plan, self._settings, ())
         self.set_model_properties(model_properties)
 
-    def unload(self) -> None:
-        """Leave the engine, and free its memory if no other client uses it. `open` loads a model again."""
+    def unload(self, *, ends_engine: bool = False) -> None:
+        """Leave the engine, which frees its memory if no other client uses it, and end the render process.
+
+        A shared engine stays in memory for a while; with `ends_engine`, it ends at once if nobody uses it. `open` loads
+        a model again.
+        """
+        pid = self.engine.pid if ends_engine and self.engine.is_shared else None
         prepare_unload(self.engine, self.plan)
         self.engine.leave(None)
+        if pid is not None:
+            resident_client.end_left_engine(pid)
+        self._renderer.end_process()
         self.plan = self.model_properties = self._builder = None
 
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:

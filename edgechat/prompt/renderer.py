@@ -198,7 +198,7 @@ class Renderer:
         considered the cause.
         """
         for _ in range(_MAX_ATTEMPTS):
-            with cancellation.call_on_cancel(self._kill_child):
+            with cancellation.call_on_cancel(self.end_process):
                 reply = self._exchange_once(request_frame)
             cancellation.check()
             if reply is not None:
@@ -214,11 +214,11 @@ class Renderer:
         try:
             reply = start_exchange(channel, request_frame).get(timeout=TIMEOUT_S)
         except queue.Empty:
-            self._kill_child()
+            self.end_process()
             raise TemplateError(f"The model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
             is_upgraded = self._exit_code() == process.EXIT_VERSION_CHANGED
-            self._kill_child()
+            self.end_process()
             if is_upgraded:
                 raise TemplateError(process.UPGRADED_MESSAGE)
         return reply
@@ -233,10 +233,10 @@ class Renderer:
         """Kill the child process; `start` and `render` then raise EngineDiedError."""
         with self._lock:
             self._is_closed = True  # prevents a load in progress from starting another process
-        self._kill_child()
+        self.end_process()
 
-    def _kill_child(self) -> None:
-        """Kill the child process. The next `render` starts a new one."""
+    def end_process(self) -> None:
+        """Kill the child process, if there is one. The next `start` or `render` starts a new one."""
         with self._lock:
             child, self._child = self._child, None
             channel, self._channel = self._channel, None

@@ -40,6 +40,7 @@ def open_route(
     session = ScriptedSession(store, settings, Script([small]))
     session.second_script = Script([large])
     try:
+        session.open()
         load_model(session, "route", lambda event: None)
         yield session
     finally:
@@ -114,6 +115,10 @@ def test_hard_without_a_route_is_refused(home: Path) -> None:
     session = ScriptedSession(open_store(), Settings(), Script(["Reply"]))
     with pytest.raises(UsageError, match="/hard needs a route"):
         session.mark_next_hard()
+    also = COMMANDS_BY_NAME["also"].run
+    assert also is not None
+    with pytest.raises(UsageError, match="Name one of them"):
+        also(session, "route")
     session.close()
 
 
@@ -139,6 +144,18 @@ def test_remote_receives_an_escalated_message_and_the_screen_says_so(home: Path,
             end = finish(session.send("Hi"))
             assert (end.reply.text, end.reply.model) == ("Hello there.", "box/big")
             assert len(server.exchanges) == 1
+
+
+def test_remote_small_model_frees_the_engine_until_the_local_one_is_needed(home: Path, models: tuple[str, str]) -> None:
+    with remote_server() as server:
+        route = {"small": "box/small", "large": models[1], "rules": [{"use": "large", "min_chars": 10}]}
+        with open_route(open_store(), route, remotes={"box": server.settings}) as session:
+            assert not session.model.is_open, "nobody replies with the model that was loaded before"
+            assert session.is_open
+            assert finish(session.send("Hi")).reply.text == "Hello there."
+            assert not session.model.is_open
+            assert finish(session.send("A long message")).reply.model == "large.gguf"
+            assert session.model.is_open
 
 
 def test_local_conversation_is_not_escalated_to_a_remote(home: Path, models: tuple[str, str]) -> None:

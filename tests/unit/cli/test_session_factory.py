@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edgechat import paths
 from edgechat.cli.session_factory import create_session, prepare_session
+from edgechat.config import save_remote
 from edgechat.errors import EngineDiedError, ModelFileError
 from edgechat.prompt.renderer import Renderer
+from edgechat.remote_settings import RemoteSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,3 +45,18 @@ def test_render_process_that_was_started_early_ends_if_the_session_cannot_be_cre
     assert renderer._child is None
     with pytest.raises(EngineDiedError, match="was closed"):
         renderer.start()
+
+
+@pytest.mark.parametrize("model", ["box/big", "route"])
+def test_render_process_that_was_started_early_ends_if_a_remote_model_replies(model: str, home: Path) -> None:
+    save_remote("box", RemoteSettings(url="http://127.0.0.1:9/v1"))
+    with paths.config_file().open("a", encoding="utf-8") as file:
+        file.write('[route]\nsmall = "box/big"\nlarge = "starter"\n')
+    session = create_session(model=model)
+    try:
+        assert session.model._renderer._child is not None
+        session.open()
+        assert session.model._renderer._child is None
+        session.model._renderer.start()  # a local model of a route can follow
+    finally:
+        session.close()

@@ -138,13 +138,13 @@ def test_reply_survives_a_hung_render_process(
         if current == position:
             child_of(renderer).send_signal(signal.SIGSTOP)
             monkeypatch.setattr(renderer_module, "TIMEOUT_S", 0.5)
-            monkeypatch.setattr(Renderer, "_kill_child", kill_and_wait_longer)
+            monkeypatch.setattr(Renderer, "end_process", kill_and_wait_longer)
 
     def kill_and_wait_longer(renderer: Renderer) -> None:
         monkeypatch.setattr(renderer_module, "TIMEOUT_S", HANG_S)
         kill_child(renderer)
 
-    kill_child = Renderer._kill_child
+    kill_child = Renderer.end_process
     reply = read(make_parser(renderer, qwen), OUTPUT, stop)
     check_reply(reply)
 
