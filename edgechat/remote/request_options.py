@@ -10,7 +10,7 @@ from edgechat.prompt.thinking import THINKING_OFF
 _DEFAULTS: Final = Sampling()
 _EFFORTS: Final = ("low", "medium", "high")
 _SEEDS: Final = 1 << 32
-CONTINUATION_FIELDS: Final = {"continue_final_message": True, "add_generation_prompt": False}
+CONTINUATION_FIELDS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
 """Fields that let vLLM and SGLang continue the last message instead of replying to it; other servers ignore them."""
 JsonSchema = dict[str, Any] | bool
 """JSON schema, which can be a boolean."""
