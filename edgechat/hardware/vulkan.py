@@ -129,9 +129,20 @@ def _list_manifests() -> Iterator[Path]:
 def _list_libraries() -> Iterator[Path]:
     """Yield the files of the loader, and of drivers with usual names, whose time changes with an update."""
     search_dirs = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
-    for directory in (*search_dirs, *_LIBRARY_DIRS):
-        for pattern in ("libvulkan*.so*", "*-linux-gnu*/libvulkan*.so*"):
-            yield from Path(directory).glob(pattern)
+    # Each folder once: where /lib is a link to /usr/lib, listing a thousand libraries again would delay every start.
+    for folder in dict.fromkeys(map(os.path.realpath, (*search_dirs, *_LIBRARY_DIRS))):
+        names = _list_names(folder)
+        for subfolder in (folder, *(f"{folder}/{name}" for name in names if "-linux-gnu" in name)):
+            for name in names if subfolder == folder else _list_names(subfolder):
+                if name.startswith("libvulkan") and ".so" in name:
+                    yield Path(subfolder, name)
+
+
+def _list_names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208  (the fastest)
+    except OSError:
+        return []
 
 
 def _read_stamp(path: Path) -> str:

@@ -40,6 +40,7 @@ from edgechat.planner.plan import Estimator, make_smaller_plan, plan
 from edgechat.process import KILL_SIGNAL
 from edgechat.runtime import drafter_crashes
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
+from edgechat.runtime.backends.gpu_absence import has_no_gpu
 
 # If a plan uses more than this fraction of the available memory, llama.cpp computes exact buffer sizes before the load.
 # This computation takes at least 0.1 s.
@@ -155,10 +156,12 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
 def _find_gpus(
     engine: EngineClient, profile: ModelProfile, settings: Settings, bundle: Bundle, on_event: LoadCallback
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the GPUs that work with this model, and warnings about others; without GPU modules, ask no engine."""
+    """Return the GPUs that work with this model, and warnings about others; without a GPU, ask no engine."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     earlier_gpus = load_saved_gpus()
+    if not earlier_gpus and has_no_gpu(bundle):
+        return [], []
     devices = engine.list_devices(
         benchmark=False, n_weights=count_weights(profile), n_bytes=profile.tensor_bytes, model_path=profile.path,
         on_event=lambda event: _forward_progress(event, on_event),

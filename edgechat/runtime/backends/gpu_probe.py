@@ -13,12 +13,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from edgechat.hardware import vulkan
 from edgechat.hardware.contention import AwakeClock
-from edgechat.hardware.cpu import count_usable_threads, read_cpu
-from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates, read_driver_version
+from edgechat.hardware.cpu import count_usable_threads
+from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import probe, verdicts
+from edgechat.runtime.backends import gpu_absence, probe, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.probe import OnProgress, SelftestReport
 from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
@@ -127,7 +126,7 @@ def _load_or_test(
     """Return the cached verdict of a module, extended by tests of what `demand` asks for and it does not cover."""
     if not Path(module.path).is_file():
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
-    key = _compute_key(bundle, module)
+    key = gpu_absence.compute_key(bundle, module)
     verdict = verdicts.load_verdict(key, model_path)
     if verdict is not None and not any(_lacks(device, demand) for device in verdict.devices):
         new = verdict
@@ -151,7 +150,7 @@ def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: C
     """
     demand = Demand(types=tuple(sorted(TENSOR_TYPES)))
     for module in bundle.gpu_modules:
-        key = _compute_key(bundle, module)
+        key = gpu_absence.compute_key(bundle, module)
         verdict = verdicts.load_verdict(key)
         if verdict is None or not verdict.is_usable:
             continue
@@ -167,11 +166,6 @@ def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: C
                 verdicts.save_verdict(key, verdict)
 
 
-def _compute_key(bundle: Bundle, module: BackendModule) -> str:
-    driver = vulkan.read_driver_stamp() if module.name == "vulkan" else read_driver_version()
-    return verdicts.compute_verdict_key(bundle, module, read_cpu(), driver)
-
-
 def record_failure(bundle: Bundle, cause: str, model_path: str) -> None:
     """Record a failure of the engine on a GPU, which makes the module distrusted for the model.
 
@@ -180,7 +174,7 @@ def record_failure(bundle: Bundle, cause: str, model_path: str) -> None:
     if is_distrusted(bundle, model_path):
         return
     for module in bundle.gpu_modules:
-        key = _compute_key(bundle, module)
+        key = gpu_absence.compute_key(bundle, module)
         verdict = verdicts.load_verdict(key)
         if verdict is not None and verdict.is_usable:
             verdicts.record_engine_crash(key, module.name, cause, model_path, causes_distrust=True)
