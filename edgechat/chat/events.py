@@ -132,6 +132,12 @@ class ContextLimitReached(msgspec.Struct, frozen=True, kw_only=True):
     notice: str
 
 
+class DrafterFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """The model drafter failed in a reply, which went on without it; so do all later replies of this engine."""
+
+    notice: str
+
+
 class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     """New text or reasoning of a reply was generated."""
 
@@ -295,8 +301,8 @@ class SecondReplyEnded(msgspec.Struct, frozen=True, kw_only=True):
 SessionEvent = (
     ModelLoadProgressed | CpuFallback | CollectionProgressed | CollectionUpdated | DocumentSearchStarted | TurnStarted
     | DocumentsSearched | TurnsDropped | PromptProgressed | RemoteRetryScheduled
-    | ContextSizeChanging | ContextLimitReached | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed | PickStarted
-    | PickProgressed | ReplyPicked | RouteChosen | EscalationStarted | EngineReplaced | ReplyRouted
+    | ContextSizeChanging | ContextLimitReached | DrafterFailed | ThinkingLimited | ReplyTextGenerated | ReplySaveFailed
+    | PickStarted | PickProgressed | ReplyPicked | RouteChosen | EscalationStarted | EngineReplaced | ReplyRouted
     | TurnFinished | TurnInterrupted | SecondReplyEnded
 )  # fmt: skip
 
@@ -331,8 +337,8 @@ def format_notice(event: SessionEvent) -> str:
     if isinstance(
         event,
         (
-            CollectionUpdated, ContextLimitReached, CpuFallback, DocumentsSearched, EngineReplaced, ReplyRouted,
-            SecondReplyEnded,
+            CollectionUpdated, ContextLimitReached, CpuFallback, DocumentsSearched, DrafterFailed, EngineReplaced,
+            ReplyRouted, SecondReplyEnded,
         ),
     ):  # fmt: skip
         return event.notice

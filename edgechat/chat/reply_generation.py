@@ -202,11 +202,16 @@ class ReplyGeneration:
             yield from self._finish_replies(event)
 
     def _finish_replies(self, event: protocol.RequestFinished) -> Iterator[events.SessionEvent]:
-        """Complete the replies that have not ended on their own: a single reply, or all of a cancelled request."""
+        """Complete the replies that have not ended on their own: a single reply, or all of a cancelled request.
+
+        Reports a model drafter that failed, once.
+        """
         for index, streaming_reply in enumerate(self._replies):
             if streaming_reply.finish_reason is None:
                 streaming_reply.finish_reason = event.finish_reason
                 yield from self._append_text(index, streaming_reply.parser.finish(), 0)
+        if failure := self._model.find_drafter_failure(event.drafter):
+            yield events.DrafterFailed(notice=f"Decoding without the model drafter: {failure}")
 
     def _finish_reply(self, event: protocol.SequenceFinished) -> Iterator[events.SessionEvent]:
         """Complete one of several replies, and end the others if the picker needs no more."""

@@ -9,6 +9,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol, resident_client
 from edgechat.engine.client import EngineClient
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S
+from edgechat.engine.generation import DrafterState
 from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import (
     ContextOverflowError,
@@ -52,6 +53,8 @@ class LoadedModel:
         self._settings = Settings()
         self._needs_new_plan = False
         """True if the current plan used more memory than the system had."""
+        self._drafter_error = ""
+        """Error of the model drafter that has been reported; "" without one."""
         self._builder: PromptBuilder | None = None
         self._renderer = renderer or Renderer()
 
@@ -107,6 +110,7 @@ class LoadedModel:
         """Save the engine's response to a load, and create the prompt builder for the loaded model."""
         self.model_properties = model_properties
         self._needs_new_plan = False
+        self._drafter_error = model_properties.drafter_error
         self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
         if not model_properties.is_embedding:
             settings = self._settings
@@ -117,6 +121,13 @@ class LoadedModel:
     def needs_restart(self) -> bool:
         """True if a model was loaded, but the engine has died since, or has failed to load the model again."""
         return self.engine.needs_restart or (self._needs_new_plan and self.engine.model_properties is None)
+
+    def find_drafter_failure(self, state: DrafterState | None) -> str:
+        """Return the error of a model drafter in this `state`; "" without one, or if it has been reported before."""
+        error = state.error if state is not None and not state.is_open else ""
+        is_new = error != self._drafter_error
+        self._drafter_error = error
+        return error if is_new else ""
 
     def restart_if_dead(self) -> None:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.

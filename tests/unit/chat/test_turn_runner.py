@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgechat.bench import scripted_session
@@ -13,6 +14,7 @@ from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnInterrupted,
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
+from edgechat.engine.generation import DrafterState
 from edgechat.errors import ContextOverflowError, NotFoundError
 from edgechat.store import open_ephemeral_store, open_store
 
@@ -70,6 +72,28 @@ def test_prompt_is_built_again_if_the_context_cannot_grow(monkeypatch: pytest.Mo
     path = session.tree.path
     assert finished.reply.context_start_id in {m.id for m in path[1:]}
     assert path[-1].context_start_id == finished.reply.context_start_id
+    session.close()
+
+
+def test_failed_drafter_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine reports the state of the drafter after each reply; a restarted engine may have a new failure."""
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["word"]))
+    session.open()
+    generate = session._scripted_engine.generate
+    states = [
+        DrafterState(is_open=is_open, error="" if is_open else "Memory ran out.")
+        for is_open in (True, False, False, True, False)
+    ]
+
+    def add_state(request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
+        for event in generate(request):
+            is_last = isinstance(event, protocol.RequestFinished)
+            yield msgspec.structs.replace(event, drafter=states.pop(0)) if is_last else event
+
+    monkeypatch.setattr(session._scripted_engine, "generate", add_state)
+    notices = [[n for n in map(format_notice, session.send("Hi")) if n] for _ in range(5)]
+    failure = ["Decoding without the model drafter: Memory ran out."]
+    assert notices == [[], failure, [], [], failure]
     session.close()
 
 
