@@ -56,7 +56,7 @@ def native(warm_verdicts: Path) -> Bindings:
 @pytest.fixture
 def eager_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every model drafter draft as much as it can in every step, whatever that costs on this machine."""
-    make_models_eager(monkeypatch)
+    make_models_eager(monkeypatch.setattr)
 
 
 @pytest.fixture

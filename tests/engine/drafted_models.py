@@ -28,7 +28,6 @@ from tests.nextn_models import make_nextn
 from tests.tiny_files import TinyFile
 
 if TYPE_CHECKING:
-    import pytest
     from typing_extensions import Self
 
 PairKind = Literal[
@@ -190,7 +189,7 @@ class Comparison:
             self.n_rounded += 1
 
 
-def make_models_eager(patch: pytest.MonkeyPatch) -> None:
+def make_models_eager(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Let every model drafter draft as much as it can in every step, whatever that costs on this machine."""
 
     def choose(
@@ -202,10 +201,10 @@ def make_models_eager(patch: pytest.MonkeyPatch) -> None:
             else None
         )
 
-    patch.setattr(ModelSource, "choose", choose)
-    patch.setattr(ModelSource, "record_tokens", lambda self, n_tokens: None)
-    patch.setattr(StepCosts, "ratio", lambda self, size, depth: 1.0)
-    patch.setattr(StepCosts, "needs_single_step", False)
-    patch.setattr(Speculator, "compute_draft_cost", lambda self, depth: 0.0)
-    patch.setattr(BatchSpeculator, "_compute_draft_cost", lambda self, costs, depth: 0.0)
-    patch.setattr(Calibration, "find_min_probability", lambda self, rate: 0.0)
+    set_attribute(ModelSource, "choose", choose)
+    set_attribute(ModelSource, "record_tokens", lambda self, n_tokens: None)
+    set_attribute(StepCosts, "ratio", lambda self, size, depth: 1.0)
+    set_attribute(StepCosts, "needs_single_step", False)
+    set_attribute(Speculator, "compute_draft_cost", lambda self, depth: 0.0)
+    set_attribute(BatchSpeculator, "_compute_draft_cost", lambda self, costs, depth: 0.0)
+    set_attribute(Calibration, "find_min_probability", lambda self, rate: 0.0)
