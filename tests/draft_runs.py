@@ -21,13 +21,13 @@ N_DRAFT = 4
 
 
 class DraftRun:
-    """A target with its drafter, which counts the drafted and the accepted tokens."""
+    """A target with its drafter, which counts the steps, and the drafted and the accepted tokens."""
 
     def __init__(self, context: Context, drafter: NativeDrafter) -> None:
         self.context = context
         self.drafter = drafter
         self.protocol: ModelDrafter = drafter
-        self.n_drafted = self.n_accepted = 0
+        self.n_steps = self.n_drafted = self.n_accepted = 0
         self.next_tokens: dict[int, int] = {}
 
     @property
@@ -57,6 +57,7 @@ class DraftRun:
                 break
         self.context.rollback(seq, len(draft) - len(tokens) + 1)
         self.next_tokens[seq] = tokens[-1]
+        self.n_steps += 1
         self.n_drafted += len(draft)
         self.n_accepted += len(tokens) - 1
         return tokens

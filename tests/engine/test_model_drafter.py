@@ -84,6 +84,7 @@ def test_right_drafter_is_right(kind: DrafterKind, native: Bindings, tmp_path: P
         assert run.generate(400) == follow_chain(PROMPT[-1], 400)
         assert run.acceptance > 0.95
 
+        assert run.n_steps <= 400 / (1 + N_DRAFT) / 0.95
 
 def test_random_drafter_changes_nothing(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
     with open_run(native, *_order(write_pair(kind, tmp_path, is_right=False), kind)) as run:
