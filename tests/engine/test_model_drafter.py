@@ -16,7 +16,8 @@ from edgechat.planner.drafter_choice import estimate_drafter
 from edgechat.planner.drafter_plan import DRAFTER_CELLS, DrafterKind, DrafterPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.context import DecodeAborted
+from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.drafter_context import DrafterContext
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.model_drafter import open_model_drafter
@@ -83,8 +84,8 @@ def test_right_drafter_is_right(kind: DrafterKind, native: Bindings, tmp_path: P
         run.prefill(PROMPT)
         assert run.generate(400) == follow_chain(PROMPT[-1], 400)
         assert run.acceptance > 0.95
-
         assert run.n_steps <= 400 / (1 + N_DRAFT) / 0.95
+
 
 def test_random_drafter_changes_nothing(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
     with open_run(native, *_order(write_pair(kind, tmp_path, is_right=False), kind)) as run:
@@ -439,6 +440,7 @@ def test_memory_of_an_assistant_beside_a_long_context_is_as_planned(native: Bind
 def _check_memory(
     native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, n_seqs: int, n_ctx: int = 2048
 ) -> None:
+    """Compare the plan with what llama.cpp allocates for the drafter, and in addition for its target."""
     profile = ModelProfile.from_header(read_header(target))
     own_profile = profile if draft is None else ModelProfile.from_header(read_header(draft))
     options = LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, n_rs_seq=N_DRAFT if profile.n_state_layers else 0)
@@ -447,9 +449,23 @@ def _check_memory(
         run.prefill(PROMPT)
         assert run.draft()
         assert run.drafter.context is not None
-        sizes = read_memory_breakdown(run.drafter.context).values()
-        n_used = {part: sum(s[f"{part}_bytes"] for s in sizes) for part in ("model", "context", "compute")}
+        n_used = _sum_memory(run.drafter.context)
+        n_used_by_target = _sum_memory(run.context)
+    model = Model(native, target)
+    context = open_context(model, n_seqs=n_seqs, n_threads=2, n_ctx=n_ctx, n_batch=512, n_rs_seq=N_DRAFT)
+    n_used_alone = _sum_memory(context)
+    context.close()
+    model.close()
+    assert n_used_by_target["context"] == n_used_alone["context"]
+    n_used["compute"] += n_used_by_target["compute"] - n_used_alone["compute"]
+    if kind == "mtp":
+        n_used["model"] = n_used_by_target["model"] - n_used_alone["model"]
     assert n_used["context"] <= plan.kv_cache <= 1.3 * n_used["context"]
     assert n_used["compute"] <= plan.compute <= n_used["compute"] + (3 << 20)  # of which 2 MiB are a reserve
-    if kind != "mtp":
-        assert n_used["model"] <= plan.weights
+    assert n_used["model"] <= plan.weights
+
+
+def _sum_memory(context: Context | DrafterContext) -> dict[str, int]:
+    """Return the bytes of a context over all types of buffers."""
+    sizes = read_memory_breakdown(context).values()
+    return {part: sum(s[f"{part}_bytes"] for s in sizes) for part in ("model", "context", "compute")}
