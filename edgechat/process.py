@@ -7,8 +7,10 @@ files of a running program, and a child of another version could use an incompat
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from typing import Final
 
 from edgechat import __version__
@@ -36,3 +38,16 @@ def make_command_line(*arguments: str) -> list[str]:
     if arguments[0] in HIDDEN_COMMANDS:
         return [*command, arguments[0], __version__, *arguments[1:]]
     return [*command, *arguments]
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its standard input is closed, even while native code computes.
+
+    The parent keeps a pipe to the standard input open, which the system closes when the parent ends, even by SIGKILL.
+    """
+    threading.Thread(target=_end_at_eof, name="end-with-parent", daemon=True).start()
+
+
+def _end_at_eof() -> None:
+    os.read(0, 1)  # takes no lock for which the exit of the interpreter would wait
+    os._exit(1)

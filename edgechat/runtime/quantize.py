@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 
+from edgechat import process
 from edgechat.planner.requantize import QuantModel
 from edgechat.runtime import bindings
 from edgechat.runtime.backends import probe
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     code.
     """
     source, target, preset, max_buffer_bytes = arguments
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    process.end_with_parent()
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
     llama = bindings.load(bundle, module).llama
@@ -52,11 +52,6 @@ def main(arguments: list[str]) -> int:
     params.allow_requantize = True
     params.max_buf_size = int(max_buffer_bytes)
     return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # takes no lock for which the exit of the interpreter would wait
-    os._exit(1)
 
 
 def choose_quant_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat import paths
+from edgechat import paths, process
 from edgechat.files import JsonFile
 from edgechat.hardware.contention import LongStopwatch, is_machine_busy
 from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
@@ -50,6 +50,7 @@ _Rates = dict[tuple[str, str, int], float]
 def main(arguments: list[str]) -> int:
     """Benchmark one module and write the rates to stdout. If QUICK is 1, only Q4_0 is measured."""
     module, n_threads, quick = arguments
+    process.end_with_parent()
     if sys.platform == "linux":
         disable_core_dumps()
     library = ctypes.CDLL(str(find_bundle().library_path("edgechat")))

@@ -187,14 +187,16 @@ def run_child(
     """
     child = subprocess.Popen(
         process.make_command_line(*arguments),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
-    deadline = _ProgressDeadline(child.pid, n_threads, timeout_s, stall_timeout_s, max_compile_s)
-    was_killed = not _read_lines(child, on_line, lambda: is_cancelled() or deadline.is_over(), deadline.record_line)
-    if was_killed:
-        child.kill()
-    exit_code = child.wait()
+    assert child.stdin is not None  # noqa: S101  (it is a pipe)
+    with child.stdin:  # the child ends when it is closed
+        deadline = _ProgressDeadline(child.pid, n_threads, timeout_s, stall_timeout_s, max_compile_s)
+        was_killed = not _read_lines(child, on_line, lambda: is_cancelled() or deadline.is_over(), deadline.record_line)
+        if was_killed:
+            child.kill()
+        exit_code = child.wait()
     if exit_code == process.EXIT_VERSION_CHANGED:
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
     return ChildResult(

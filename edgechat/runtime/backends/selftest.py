@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from edgechat import process
 from edgechat.runtime.backends.bundle import find_bundle
 
 # Exit codes. Neither Python nor the C library uses 10 or 11 for its own errors.
@@ -40,8 +41,9 @@ def main(arguments: list[str]) -> int:
     that the GPU module does not implement.
     """
     module, n_threads, timeout_s, cpu_module, *gpu_arguments = arguments
+    process.end_with_parent()
     if hasattr(signal, "alarm"):
-        signal.alarm(int(timeout_s))  # ends this process at the timeout even if its parent has died
+        signal.alarm(int(timeout_s))  # ends this process at the timeout even if its parent is stopped
     if sys.platform == "linux":
         disable_core_dumps()
     if cpu_module:
