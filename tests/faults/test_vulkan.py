@@ -26,7 +26,7 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.gpu_probe import Demand
 from edgechat.runtime.backends.verdicts import Verdict
 from edgechat.store import open_ephemeral_store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Cli
 from tests.faults.test_backends import copy_bundle
 from tests.faults.test_gpu import Turn, n_gpu_layers, reply
 from tests.serve.client import CERTAIN_PROMPT
@@ -250,7 +250,7 @@ def test_reply_goes_on_after_a_driver_that_kills_the_engine(open_session: OpenSe
 
 
 def test_driver_on_the_cpu_is_left_alone_by_its_speed(
-    machine: None, open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, home: Path
+    machine: None, open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, home: Path, cli: Cli
 ) -> None:
     monkeypatch.delenv("EDGECHAT_TEST_IGNORE_GPU_SPEED")
     (home / "cache" / "backends.json").unlink()
@@ -263,6 +263,8 @@ def test_driver_on_the_cpu_is_left_alone_by_its_speed(
     reason = session.model.plan.reasons["n_gpu_layers"]
     assert reason.startswith(f"{device.description} is left alone; measured: prefill ")
     assert "with only prefill on the GPU" in reason
+    plan = " ".join(cli("plan", "starter", "--explain", "--no-measure").stdout.split())
+    assert f"n_gpu_layers = 0: {device.description} is left alone; measured: prefill " in plan
     assert reply(session)
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import pytest  # noqa: TC002
+import numpy as np
+import pytest  # noqa: TC002  (fixtures are annotated with it)
 
 from edgechat.config import Settings
 from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu, GpuSpeeds, TypeRates
 from edgechat.models import resources
 from edgechat.planner.machine import choose_gpu
+from edgechat.planner.memory import LoadOptions
+from edgechat.runtime import bindings
+from edgechat.runtime.backends import probe
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.memory_report import read_memory_breakdown
+from edgechat.runtime.model import Model
+from tests.conftest import ROOT
 from tests.faults import test_vulkan
 from tests.faults.test_gpu import n_gpu_layers, reply
 from tests.faults.test_vulkan import (
@@ -27,6 +39,8 @@ from tests.faults.test_vulkan import (
     open_session,
     saved_verdicts,
 )
+from tests.layered_models import write_tiny_gemma4
+from tests.models import Kind, open_context, write_tiny
 
 __all__ = ["bundle", "driver", "machine", "native", "open_session", "saved_verdicts"]  # fixtures
 
@@ -107,3 +121,41 @@ def test_memory_of_an_integrated_gpu_is_that_of_the_machine(
     assert estimate.is_unified
     assert estimate.gpu + estimate.process < estimate.total <= resources_now.available_bytes
     assert reply(session)
+
+
+def compare_with_the_cpu(*paths: str) -> None:
+    """Write the largest difference of the logits after a long batch and after one more token, for each model file.
+
+    The difference is relative to the standard deviation of the logits. Runs in a process of its own, because a GPU
+    module cannot be unloaded.
+    """
+    backends = find_bundle()
+    loaded_bindings = bindings.load(backends, probe.choose_module(backends)[0], list(backends.gpu_modules))
+    for path in map(Path, paths):
+        logits: list[Any] = []
+        for on_gpu in (False, True):
+            options = LoadOptions(n_ctx=256, n_seqs=1, use_extra_bufts=False, prefill_on_gpu=on_gpu)
+            model = Model(loaded_bindings, path, options)
+            context = open_context(model, n_threads=2, n_ctx=256, use_extra_bufts=False, prefill_on_gpu=on_gpu)
+            context.decode([1, *range(100, 190)])
+            first = context.logits().copy()
+            context.decode([5])
+            logits.append(np.concatenate([first, context.logits()]))
+            n_bytes = read_memory_breakdown(context).get("Vulkan0", {}).get("compute_bytes", 0)
+            context.close()
+            model.close()
+        difference = float(np.abs(logits[0] - logits[1]).max() / logits[0].std())
+        sys.stdout.write(f"{json.dumps([path.name, n_bytes, difference])}\n")
+
+
+def test_architectures_compute_the_same_with_prefill_on_the_gpu(machine: None, tmp_path: Path) -> None:
+    kinds: tuple[Kind, ...] = ("moe", "hybrid sliding")
+    paths = [write_tiny(tmp_path / f"{kind}.gguf", kind) for kind in kinds]
+    paths.append(write_tiny_gemma4(tmp_path / "gemma4.gguf"))  # reads embeddings by row
+    program = f"from {__name__} import compare_with_the_cpu as f; f(*{list(map(str, paths))!r})"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    results = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    assert [name for name, *_ in results] == [path.name for path in paths]
+    assert all(n_bytes > 0 for _, n_bytes, _ in results)
+    assert all(0 < difference < 0.05 for *_, difference in results), results
