@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from edgechat.errors import ComputeError, EdgechatError, EngineDiedError
+from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, ModelCrashError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import EXIT_STALLED
 from edgechat.runtime import drafter_crashes
@@ -26,6 +26,8 @@ def is_gpu_failure(error: EdgechatError) -> bool:
 def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:
     """Record a failure of the GPU with a plan, unless a crash was recorded for its model drafter."""
     drafter, cause = failed_plan.drafter, "a failed computation"
+    if isinstance(error, ModelCrashError):
+        cause = "a crash while it loaded the model"
     if isinstance(error, EngineDiedError) and error.code is not None:
         cause = describe_exit(error.code)
         if drafter is not None and drafter_crashes.find_crash(failed_plan.model_path, drafter.kind, drafter.model_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
 from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.gpu_failures import is_gpu_distrusted
+from edgechat.models.gpu_failures import is_gpu_distrusted, is_gpu_failure, record_gpu_failure
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.drafter_choice import DrafterChoice
@@ -63,16 +64,18 @@ def load_model(
     `start_renderer` starts the render process while the engine process starts. As long as the plan needs concessions,
     `free_memory` ends another engine that is idle; it returns False if there is none. If memory runs out in spite of
     the plan, retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU. If the engine
-    crashes when it opens the model drafter, loads without it.
+    crashes when it opens the model drafter, loads without it. A GPU on which the engine crashes is remembered.
     """
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
     bundle = find_bundle()
     gpus, warnings = _find_gpus(engine, profile, settings, bundle, on_event)
-    warnings += bundle.warnings
     drafter = choose_drafter(profile, settings)
-    machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
+    with _append_to_plan_error(warnings):  # the model may fit on a GPU that is not used
+        machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
+    warnings += bundle.warnings
     model_properties = None
+    gpu_crash: tuple[EdgechatError, LoadPlan] | None = None
     for attempt in range(_MAX_RETRIES):
         try:
             model_properties = _load(engine, profile, load_plan, on_event)
@@ -91,11 +94,23 @@ def load_model(
             if retry_plan is None:
                 raise
             warnings.append(_format_retry_warning(error, load_plan, retry_plan))
+            if load_plan.options.uses_gpu and (isinstance(error, ModelCrashError) or is_gpu_failure(error)):
+                gpu_crash = error, load_plan
             load_plan = retry_plan
     if model_properties is None:
         model_properties = _load(engine, profile, load_plan, on_event)
+    if gpu_crash is not None and not load_plan.options.uses_gpu:  # the model file is not the cause
+        record_gpu_failure(*gpu_crash)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties, warnings
+
+
+@contextlib.contextmanager
+def _append_to_plan_error(warnings: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except PlanError as error:
+        raise PlanError(" ".join([str(error), *(f"{warning}." for warning in warnings)])) from error
 
 
 def _plan_in_free_memory(

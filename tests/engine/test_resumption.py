@@ -16,6 +16,7 @@ from edgechat.engine.generation import ThinkingLimit
 from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import ComputeError, EngineError
 from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
 from tests.engine.fake_engine import N_VOCAB, FakeEngine
 from tests.fake_context import FakeModel, FakeSampler
 
@@ -139,6 +140,8 @@ def test_all_or_no_replies_are_resumed(fake: FakeModel) -> None:
 # In a real engine process
 
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "minimum": 10, "maximum": 99}, "minItems": 8}'
+# A call that begins with what the model writes anyway.
+CALL = ToolGrammar(gbnf='root ::= "2." [a-c ]+ "!"', triggers=[Trigger("2.")])
 THINKING = ThinkingLimit(start_tags=("<think>",), end_tags=("</think>",), is_open=True, max_tokens=8)
 
 
@@ -155,11 +158,12 @@ def generate(engine: EngineClient, request: protocol.Generate) -> tuple[str, lis
     "options",
     [
         {"grammars": [NUMBERS]},
+        {"grammars": [CALL]},
         {"thinking": THINKING},
         {"n_logprobs": 2, "stop": [" 5,"]},
         {"sampling": PENALTIES},
     ],
-    ids=["grammar", "thinking", "logprobs", "penalties"],
+    ids=["grammar", "tool call", "thinking", "logprobs", "penalties"],
 )  # fmt: skip
 def test_reply_goes_on_within_grammars_and_reasoning(engine: EngineClient, options: dict[str, Any]) -> None:
     tokens = engine.tokenize("<|im_start|>user\nCount from 1 to 20.<|im_end|>\n<|im_start|>assistant\n")

@@ -343,6 +343,8 @@ def test_gpu_that_dies_during_the_load_is_not_used(open_session: OpenSession, fa
     assert n_gpu_layers(session) == 0
     assert any("The GPU could not be used" in words for words in session.warnings)
     assert reply(session)
+    [warning] = open_session(GPU_FAILS_IF=fails).warnings
+    assert "the engine failed on it 1 time, most recently with a crash while it loaded the model" in warning
 
 
 def test_gpu_that_dies_when_the_engine_restarts_is_not_used(open_session: OpenSession, fails: Path) -> None:
@@ -353,6 +355,21 @@ def test_gpu_that_dies_when_the_engine_restarts_is_not_used(open_session: OpenSe
     until(lambda: session.model.needs_restart)
     assert reply(session)
     assert n_gpu_layers(session) == 0
+
+
+@pytest.mark.usefixtures("resident")
+def test_shared_engine_whose_gpu_failed_gets_no_new_clients(open_session: OpenSession, fails: Path) -> None:
+    first, second = open_session(LONGER, GPU_FAILS_IF=fails), open_session(LONGER)
+    assert first.model.engine.pid == second.model.engine.pid
+    fails.write_text("fail 10")
+    assert len(Turn(first.send(CERTAIN_PROMPT)).notices) == 1
+    third = open_session(LONGER)
+    assert n_gpu_layers(third) == 0
+    assert reply(third)
+    turn = Turn(second.send(CERTAIN_PROMPT))
+    assert isinstance(turn.last, TurnFinished)
+    assert len(turn.notices) == 1
+    assert n_gpu_layers(second) == 0
 
 
 def test_ask_prints_one_reply_and_one_sentence(open_session: OpenSession, fails: Path, cli: Cli) -> None:

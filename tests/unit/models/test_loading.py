@@ -223,6 +223,14 @@ def test_cpu_plan_after_a_gpu_failure_has_the_drafter(monkeypatch: pytest.Monkey
     assert engine.plans[-1].reasons["drafter"].startswith("small, chosen by the user")
 
 
+def test_model_that_would_fit_on_a_gpu_that_failed_names_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    warning = "vulkan: not used with m.gguf: the engine failed on it 1 time, or by `edgechat doctor --retest`"
+    monkeypatch.setattr(loading, "_find_gpus", lambda *_: ([], [warning]))
+    monkeypatch.setattr(loading, "current_machine", lambda *_: machine(GIB // 8))
+    with pytest.raises(PlanError, match=r"doctor --retest`\.$"):
+        load(DyingEngine(real_bytes=GIB, unknown_bytes=0))
+
+
 @pytest.mark.parametrize("kind", ["draft-model", None])
 def test_record_of_a_loaded_model_includes_the_mapped_weights_of_its_drafter(kind: Any) -> None:
     choice = DrafterChoice(kind=kind, name="small", profile=llama(GIB // 4), reason="installed")
