@@ -47,6 +47,9 @@ def find_heads_problem(header: ModelHeader, target: ModelHeader) -> str:
     """
     if header.n_vocab != target.n_vocab:
         return f"has a vocabulary of {header.n_vocab:,} tokens, and the model has {target.n_vocab:,}"
+    n_out = target.hparam("embedding_length_out")
+    if n_out and n_out != target.n_embd:
+        return f"needs hidden rows as wide as the model, {target.n_embd}, and those of this model have {n_out}"
     n_heads, n_key_heads = header.hparam("attention.head_count"), header.hparam("attention.head_count_kv")
     if n_key_heads and n_heads % n_key_heads:
         return f"has {n_heads} attention heads for {n_key_heads} heads of keys"

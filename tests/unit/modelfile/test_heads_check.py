@@ -65,6 +65,12 @@ def test_eagle3_metadata(changes: dict[str, Any], problem: str, tmp_path: Path) 
     assert problem in find_problem(heads, make_llama(n_layer=4), tmp_path)
 
 
+def test_target_with_hidden_rows_of_another_width(tmp_path: Path) -> None:
+    target = make_llama(n_layer=4)
+    target.metadata["embedding_length_out"] = 128
+    assert "128" in find_problem(make_eagle3(), target, tmp_path)
+
+
 def test_eagle3_embeddings_of_fewer_tokens(tmp_path: Path) -> None:
     heads = make_eagle3()
     heads.tensors["token_embd.weight"] = np.zeros((10, 64), np.float32)
