@@ -158,6 +158,7 @@ class Scheduler:
         """Start a request. If it is the only one, grow the context for its prompt, or raise ContextOverflowError."""
         context, n_tokens = self._context, request.n_tokens
         if not context.is_open:
+            self._cache.drop_lost_sequences()
             context.reopen()
         n_needed = n_tokens + n_tokens // HEADROOM_DIVISOR
         if len(self._running) == 1 and n_needed > context.n_ctx:
