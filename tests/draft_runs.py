@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from edgechat.planner.draft_request import DraftRequest
 from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 from edgechat.runtime.model_drafter import NativeDrafter, open_model_drafter
-from edgechat.speculation.drafter import DraftRequest, ModelDrafter
+from edgechat.speculation.drafter import ModelDrafter
 from tests.models import open_context
 
 N_DRAFT = 4

@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
+from edgechat.engine.drafter_work import DrafterWork
 from edgechat.engine.generation import DrafterState
 from edgechat.engine.protocol import Generate, Load
 from edgechat.errors import EdgechatError, EngineError
+from edgechat.files import make_file_key
 from edgechat.planner.drafter_plan import MAX_DRAFTED_SEQS, DrafterPlan
 from edgechat.prefix.shared_prefix import make_folder_name
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
@@ -48,7 +50,10 @@ class _FinishedRequest(msgspec.Struct, frozen=True):
     outputs: list[list[int]]
 
 
-OpenDrafter = Callable[[Context, DrafterPlan], ModelDrafter]
+class OpenDrafter(Protocol):
+    """Opens the model drafter of a plan, or only checks its file if it `is_asleep`. Raises PlanError."""
+
+    def __call__(self, context: Context, plan: DrafterPlan, *, is_asleep: bool) -> ModelDrafter: ...
 
 
 class DraftManager:
@@ -93,20 +98,26 @@ class DraftManager:
         self._drafter: ModelDrafter | None = None
         self.has_memory: Callable[[int], bool] = lambda _n_bytes: True
         """Whether that many bytes can be allocated; asked before a sleeping drafter is woken."""
-        self._drafter_plan = load.plan.drafter
-        self._must_measure_drafter = False
+        self._drafter_work: DrafterWork | None = None
         self._model = self._open_model(load.plan.drafter, open_drafter)
         self._rates = profile.LearnedRates(self._profile, self._model.profile if self._model is not None else None)
         self.batch_speculator = BatchSpeculator(self._profile.find_batch_costs, self._model, context.max_outputs)
         """Chooses the drafts of several sequences in one batch."""
 
     def _open_model(self, plan: DrafterPlan | None, open_drafter: OpenDrafter | None) -> ModelSource | None:
-        """Open the model drafter of the plan; return None, and set `drafter_error`, if that fails."""
+        """Open the model drafter of the plan; return None, and set `drafter_error`, if that fails.
+
+        A drafter whose drafts did not pay in earlier processes stays asleep until its next trial.
+        """
         context = self._context
         if plan is None or open_drafter is None or not self._sizes:
             return None
+        # The key changes if another file takes the path of the draft model.
+        name = f"{plan.kind}-{make_folder_name(make_file_key(plan.model_path))}" if plan.model_path else plan.kind
+        drafter_profile = self._profile.find_drafter(name)
+        is_asleep = drafter_profile.schedule.is_rare
         try:
-            drafter = self._drafter = open_drafter(context, plan)
+            drafter = self._drafter = open_drafter(context, plan, is_asleep=is_asleep)
         except (EdgechatError, MemoryError, OSError) as error:
             self._report_failure(str(error) or "Memory ran out when the drafter was opened.")
             return None
@@ -120,9 +131,11 @@ class DraftManager:
 
             return stop
 
-        name = f"{plan.kind}-{make_folder_name(plan.model_path)}" if plan.model_path else plan.kind
-        drafter_profile = self._profile.find_drafter(name)
-        return ModelSource(drafter, drafter_profile, context.model.n_vocab, start_timer, self._report_failure)
+        source = ModelSource(
+            drafter, drafter_profile, context.model.n_vocab, start_timer, self._report_failure, is_asleep=is_asleep
+        )  # fmt: skip
+        self._drafter_work = DrafterWork(context, plan, source)
+        return source
 
     def _report_failure(self, message: str) -> None:
         self.drafter_error = message
@@ -205,7 +218,7 @@ class DraftManager:
     # Idle work
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Do one idle task: update or save the corpus, wake the model drafter, measure a step, or save the profile.
+        """Do one idle task: for the corpus or the model drafter, a measurement of a step, or saving the profile.
 
         Returns False if no task is left. Calls `allow_abort(True)` before a decode that a new request may abort, and
         `allow_abort(False)` after it. Raises OSError, MemoryError and EdgechatError.
@@ -217,13 +230,10 @@ class DraftManager:
             self._corpus.remove_deleted_texts()
             self._plan_measurements()
             return True
-        if self._corpus.save_next_conversation():
+        if self._corpus.save_next_conversation() or self._measure_drafter(allow_abort):
             return True
         if self._sizes_to_measure and time.monotonic() < self._measurement_deadline:
             return self._measure_next_size(allow_abort)
-        if self._must_measure_drafter:
-            self._must_measure_drafter = False
-            return self._measure_drafter(allow_abort)
         if self._has_unsaved_profile:
             self._has_unsaved_profile = False
             self._save_profile()
@@ -231,18 +241,17 @@ class DraftManager:
 
     def _wake_drafter(self) -> bool:
         """Wake the model drafter, or postpone its trial; return False if it need not be woken."""
-        if self._model is None or not self._model.wants_wake:
+        if self._drafter_work is None or not self._drafter_work.wake(self.has_memory):
             return False
-        self._model.wake(self._has_memory_for_drafter)
+        self._must_plan_idle_work = True
         return True
 
-    def _has_memory_for_drafter(self) -> bool:
-        plan = self._drafter_plan
-        if plan is None:
+    def _measure_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
+        """Measure the model drafter, or let it read a text; return False if nothing is left to do."""
+        if self._drafter_work is None or not self._drafter_work.step(allow_abort):
             return False
-        # Opening an assistant copies all sequences, because it shares their cells.
-        copied_bytes = self._context.state_bytes if plan.kind == "assistant" and self._context.is_open else 0
-        return self.has_memory(plan.total + copied_bytes)
+        self._has_unsaved_profile = True
+        return True
 
     def _extend_corpus(self) -> bool:
         """Do a short step of adding the texts of finished requests to the corpus; return False if none is left."""
@@ -278,12 +287,15 @@ class DraftManager:
             batch_costs.discard_contradicted()
         now = time.monotonic()
         self._measurement_deadline = now + _MEASUREMENT_ROUND_S
-        if not self._sizes_to_measure and now - self._measured_at >= _MEASUREMENT_INTERVAL_S:
+        is_due = not self._sizes_to_measure and now - self._measured_at >= _MEASUREMENT_INTERVAL_S
+        if self._drafter_work is not None:
+            # Every round measures it again, because a wrong high cost would keep the drafter from being asked.
+            self._drafter_work.plan(must_measure=is_due)
+        if is_due:
             self._measured_at = now
             depth = self._find_max_depth()
             has_all_samples = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
             self._sizes_to_measure = self._sizes[::-1] * (1 if has_all_samples else MIN_SAMPLES)
-            self._must_measure_drafter = True
 
     def _measure_next_size(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
@@ -294,25 +306,6 @@ class DraftManager:
             return False  # a request arrived; the next idle period measures the remaining sizes
         except (NoKvSlotError, EngineError):
             self._sizes_to_measure = []
-        finally:
-            allow_abort(False)
-        return True
-
-    def _measure_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Measure how long a draft takes, so that the first reply with drafts loses no time.
-
-        Every round measures it again, because a wrong high cost would keep the drafter from being asked.
-        """
-        tokens = self._context.tokens(self._find_longest_seq())
-        if self._model is None or not tokens or not self._context.is_open:
-            return True
-        allow_abort(True)
-        try:
-            self._model.measure(self._find_longest_seq(), tokens[-1])
-            self._has_unsaved_profile = True
-        except DecodeAborted:
-            self._must_measure_drafter = True
-            return False
         finally:
             allow_abort(False)
         return True

@@ -28,7 +28,7 @@ from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import open_inherited_channel, open_inherited_file
 from edgechat.engine.resident_server import ResidentServer
 from edgechat.engine.text_model import TextModel
-from edgechat.errors import EdgechatError, EngineError
+from edgechat.errors import EdgechatError, EngineError, ModelFileError
 from edgechat.runtime import activity
 from edgechat.runtime.model import Model, OnLoadProgress
 from edgechat.runtime.model_drafter import open_model_drafter
@@ -275,8 +275,11 @@ class EngineServer:
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, self._begin_embedding, self._end_request)
         else:
-            open_drafter = partial(open_model_drafter, on_progress=self._continue_load)
+            open_drafter = partial(open_model_drafter, on_progress=partial(self._continue_load, request.id))
             engine_model = TextModel(model, request, backend, self._send, self._end_request, open_drafter)
+        if self._is_load_cancelled:  # while the drafter was loaded, without which a model works
+            engine_model.close()
+            raise ModelFileError(f"Cannot load {model_path}: the load was cancelled")
         with self._lock:
             self._model = engine_model
         loaded_event = protocol.Loaded(
@@ -306,10 +309,13 @@ class EngineServer:
             self._load_request, self._loaded_event = request, loaded_event
         return loaded_event
 
-    def _continue_load(self, _fraction: float) -> bool:
-        """Record the progress of loading the drafter; return False if the load was cancelled."""
+    def _continue_load(self, request_id: int, _fraction: float) -> bool:
+        """Record the progress of loading the drafter; return False if the load `request_id` was cancelled.
+
+        A drafter that is woken later is not part of a load, which a cancelled reply could end.
+        """
         self._heartbeat.record_progress()
-        return not self._is_load_cancelled
+        return not (self._is_load_cancelled and request_id in self._running_ids)
 
     def _make_progress_callback(self, request_id: int) -> OnLoadProgress:
         """Create a callback for llama.cpp that sends up to ten progress events per second and can cancel the load."""

@@ -61,12 +61,12 @@ class DraftWindow:
 
     def plan(
         self, tokens: Sequence[int], next_token: int, max_tokens: int, *,
-        max_pending: int | None = None, first_index: int = 0,
+        max_pending: int | None = None, must_restart: bool = False, first_index: int = 0,
     ) -> WindowUpdate | None:  # fmt: skip
         """Return the changes before a draft of at most `max_tokens` tokens after `tokens` and `next_token`.
 
         At most half of the window and at most `max_pending` tokens are computed, and only tokens from `first_index` on.
-        Returns None if the next token itself cannot be computed.
+        With `must_restart`, no computed token stays. Returns None if the next token itself cannot be computed.
         """
         n_text, half = len(tokens) + 1, self.n_cells // 2
         if first_index >= n_text:
@@ -78,7 +78,8 @@ class DraftWindow:
         if len(self) + n_pending + max_tokens > self.n_cells:
             n_dropped = max(0, n_kept - max(0, half - n_pending))
         if (
-            n_kept - n_dropped <= 0
+            must_restart
+            or n_kept - n_dropped <= 0
             or (n_kept < len(self._tokens) and not self.can_truncate)
             or n_pending > max_new
             or self._start + n_kept < first_index

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgechat.errors import DrafterError, PlanError
+from edgechat.planner.draft_request import TokenChain
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout, SequenceDraft
@@ -49,13 +50,6 @@ class PendingDraft(NamedTuple):
     max_tokens: int
     min_probability: float
     ends_at_eog: bool
-
-
-class TokenChain(NamedTuple):
-    """Draft tokens of a model, each with the probability that the model gives it."""
-
-    tokens: list[int]
-    probabilities: list[float]
 
 
 class DrafterContext:

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from edgechat.errors import DrafterError, EdgechatError, EngineError, PlanError
+from edgechat.planner.draft_request import NO_WINDOW, DraftRequest, TextWindow, TokenChain
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.draft_window import DraftWindow, WindowUpdate
-from edgechat.runtime.drafter_context import DrafterContext, PendingDraft, TokenChain
+from edgechat.runtime.drafter_context import DrafterContext, PendingDraft
 from edgechat.runtime.drafter_source import DrafterSource, make_source
 from edgechat.runtime.hidden_rows import HiddenRows
 from edgechat.runtime.model import OnLoadProgress
-
-
-class DraftRequestFields(Protocol):
-    """Interface of requests for a draft of one sequence; `edgechat.speculation.drafter` describes the fields."""
-
-    @property
-    def next_token(self) -> int: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def min_probability(self) -> float: ...
-    @property
-    def max_pending(self) -> int | None: ...
-    @property
-    def ends_at_eog(self) -> bool: ...
 
 
 class _PreparedDraft(NamedTuple):
@@ -42,14 +28,17 @@ class _PreparedDraft(NamedTuple):
 
 
 def open_model_drafter(
-    context: Context, plan: DrafterPlan, *, on_progress: OnLoadProgress = lambda fraction: True
-) -> NativeDrafter:
-    """Open the drafter of `plan` for the sequences of `context`.
+    context: Context, plan: DrafterPlan, *, is_asleep: bool = False,
+    on_progress: OnLoadProgress = lambda fraction: True,
+) -> NativeDrafter:  # fmt: skip
+    """Open the drafter of `plan` for the sequences of `context`; if `is_asleep`, only check its file until `wake`.
 
     Raises PlanError, with the reason, if its file cannot be used, does not match the model, or memory runs out.
     """
     source = make_source(context, plan, on_progress)
     drafter = NativeDrafter(context, plan, source)
+    if is_asleep:
+        return drafter
     try:
         drafter.open()
     except BaseException:
@@ -122,25 +111,33 @@ class NativeDrafter:
         return self._context if self._context is not None and self._context.is_open else None
 
     @property
+    def is_open(self) -> bool:
+        """False if the drafter sleeps, or if the next draft opens the context again after a resize of the target."""
+        return self.context is not None
+
+    @property
     def shares_weights(self) -> bool:
         """True if the weights are those of the target's model."""
         return self._source.shares_weights
 
-    def count_pending(self, seq: int) -> int:
-        """Return how many tokens of `seq` must be computed before a draft, with the next one; 0 if it cannot draft."""
+    def find_window(self, seq: int) -> TextWindow:
+        """Return how much of the text of `seq` is computed; `n_pending` is 0 if the drafter cannot draft now."""
         tokens = self._target.tokens(seq)
         first_index = self._find_first_index(seq, len(tokens))
         if not self._is_awake or first_index > len(tokens):
-            return 0
+            return NO_WINDOW
         if self._source.shares_cells:
-            return 1
+            return TextWindow(1, len(tokens), 0)
         slot = self._slots.get(seq)
         is_open = self.context is not None and slot is not None
         window = self._windows[slot] if is_open and slot is not None else DraftWindow(self._plan.n_cells)
         update = window.plan(tokens, -1, self.max_tokens, first_index=first_index)
-        return len(update.pending) if update is not None else 0
+        if update is None:
+            return NO_WINDOW
+        n_restart = min(window.n_cells // 2, len(tokens) + 1 - first_index)
+        return TextWindow(len(update.pending), update.n_kept - update.n_dropped, n_restart)
 
-    def draft(self, requests: Mapping[int, DraftRequestFields]) -> dict[int, TokenChain]:
+    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
         """Draft for several sequences at once, by sequence.
 
         A sequence for which no draft is possible is missing in the result; one that the model ends at once is empty.
@@ -187,51 +184,56 @@ class NativeDrafter:
         return self._rows.find_first(seq, n_tokens - 1) + 1 if self._rows is not None else 0
 
     def _prepare(
-        self, context: DrafterContext, seq: int, request: DraftRequestFields, requests: Mapping[int, DraftRequestFields]
+        self, context: DrafterContext, seq: int, request: DraftRequest, requests: Mapping[int, DraftRequest]
     ) -> _PreparedDraft | None:
         """Adapt the memory of the drafter to the text; return None if no draft is possible."""
         tokens, next_token = self._target.tokens(seq), request.next_token
+        if next_token is None:
+            if not tokens:
+                return None
+            tokens, next_token = tokens[:-1], tokens[-1]
         max_tokens = min(request.max_tokens, self.max_tokens)
         first_index = self._find_first_index(seq, len(tokens))
         if max_tokens < 1 or first_index > len(tokens):
             return None
         limits = max_tokens, request.min_probability, request.ends_at_eog
         if self._source.shares_cells:
-            rows = self._join_rows(context, seq, len(tokens))
+            rows = self._join_rows(context, seq, len(tokens), len(tokens))
             return _PreparedDraft(PendingDraft(seq, seq, len(tokens), [next_token], rows, *limits), None)
         slot = self._choose_slot(seq, requests)
         window = self._windows[slot]
 
         def plan() -> WindowUpdate | None:
             return window.plan(
-                tokens, next_token, max_tokens, max_pending=request.max_pending, first_index=first_index
+                tokens, next_token, max_tokens, max_pending=request.max_pending, must_restart=request.must_restart,
+                first_index=first_index,
             )  # fmt: skip
 
         update = plan()
         if update is None:
             return None
         # Rows first: if an abort ends their conversion, the memory is still that which the window describes.
-        rows = self._join_rows(context, seq, update.start)
+        rows = self._join_rows(context, seq, update.start, len(tokens))
         if not _remove(context, slot, window, update):
             context.remove(slot, -1)
             window.clear()
             update = plan()
             if update is None:
                 return None
-            rows = self._join_rows(context, seq, update.start)
+            rows = self._join_rows(context, seq, update.start, len(tokens))
         window.apply(update)
         pending = self._source.replace_unknown(update.pending)
         chain_slot = slot + self._plan.n_seqs if self._source.has_state else slot
         return _PreparedDraft(PendingDraft(slot, chain_slot, update.position, pending, rows, *limits), window)
 
-    def _join_rows(self, context: DrafterContext, seq: int, start: int) -> bytes:
-        """Return the rows for the tokens of the text from index `start` on."""
+    def _join_rows(self, context: DrafterContext, seq: int, start: int, end: int) -> bytes:
+        """Return the rows for the tokens of the text from index `start` to index `end`, that of the next token."""
         if self._rows is None:
             return b""
-        rows = self._rows.join(seq, start - 1, len(self._target.tokens(seq)))
+        rows = self._rows.join(seq, start - 1, end)
         return self._source.encode(context, rows)
 
-    def _choose_slot(self, seq: int, requests: Mapping[int, DraftRequestFields]) -> int:
+    def _choose_slot(self, seq: int, requests: Mapping[int, DraftRequest]) -> int:
         slot = self._slots.pop(seq, None)
         if slot is None and len(self._slots) < self._plan.n_seqs:
             slot = next(i for i in range(self._plan.n_seqs) if i not in self._slots.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.prefix.common_prefix import common_prefix_length
 
 # Sources of drafts. The acceptance rates are measured separately for each source.
@@ -158,40 +159,6 @@ class PooledDrafter:
             self._drafter = None
 
 
-class DraftRequest(NamedTuple):
-    """Request for a draft of one sequence."""
-
-    next_token: int
-    """The last sampled token, which the sequence does not contain yet; the draft follows it."""
-    max_tokens: int
-    min_probability: float = 0.0
-    """The draft ends before the first token to which the model gives a lower probability."""
-    max_pending: int | None = None
-    """Maximum number of tokens that the model may compute before it drafts. If more tokens are pending, the model
-    computes only the last ones, as if the text began there. None for no limit."""
-    ends_at_eog: bool = True
-    """True if the draft ends before an end-of-generation token."""
-
-
-class ModelDraft(NamedTuple):
-    """Draft tokens of a model, each with the probability that the model gives it."""
-
-    tokens: list[int]
-    probabilities: list[float]
-
-
-class DraftedTokens(Protocol):
-    """Interface of the drafts of a model drafter, such as `ModelDraft`."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """The draft tokens."""
-
-    @property
-    def probabilities(self) -> list[float]:
-        """The probability that the model gives each token."""
-
-
 class ModelDrafter(Protocol):
     """Interface of drafters that compute tokens with a model. `edgechat.runtime.model_drafter` implements it."""
 
@@ -199,10 +166,14 @@ class ModelDrafter(Protocol):
     def max_tokens(self) -> int:
         """Maximum number of tokens in a draft."""
 
-    def count_pending(self, seq: int) -> int:
-        """Return how many tokens of sequence `seq` the model must compute before it can draft."""
+    @property
+    def is_open(self) -> bool:
+        """False if the next draft must first allocate memory that was freed."""
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, DraftedTokens]:
+    def find_window(self, seq: int) -> TextWindow:
+        """Return how much of the text of sequence `seq` the model has computed, and how much it must compute."""
+
+    def draft(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, TokenChain]:
         """Draft for several sequences at once, by sequence.
 
         A sequence for which no draft is possible is missing in the result; one that the model ends at once is empty.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from edgechat.errors import EdgechatError
+from edgechat.planner.draft_request import NO_WINDOW, DraftRequest, TokenChain
 from edgechat.speculation.calibration import Calibration, CalibrationCounts
-from edgechat.speculation.drafter import FROM_MODEL, Draft, DraftedTokens, DraftRequest, ModelDrafter
+from edgechat.speculation.drafter import FROM_MODEL, Draft, ModelDrafter
 from edgechat.speculation.drafter_costs import FIRST_PENDING_TOKENS, DrafterCosts
 from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, StepCosts
 from edgechat.speculation.trial_schedule import TrialSchedule
@@ -22,6 +23,9 @@ MIN_MODEL_GAIN: Final = 1.05
 # Number of pending tokens whose time counts in the expected gain of a draft. More tokens, as after a prompt, are
 # computed only once, for many drafts.
 _MAX_COUNTED_PENDING: Final = 4
+# In idle time, a model begins again with a longer part of the text if that is at least so many times as long as the
+# part that it has read.
+_RESTART_FACTOR: Final = 2
 # Number of tokens of the drafts that are timed in idle time.
 _MEASURED_TOKENS: Final = 3
 
@@ -68,11 +72,12 @@ class ModelSource:
 
     def __init__(
         self, drafter: ModelDrafter, profile: DrafterProfile, n_vocab: int, start_timer: StartTimer,
-        on_failure: Callable[[str], None] = lambda _message: None,
+        on_failure: Callable[[str], None] = lambda _message: None, *, is_asleep: bool = False,
     ) -> None:  # fmt: skip
         """Create a source of drafts whose tokens are less than `n_vocab`; other tokens end a draft.
 
-        `on_failure` is called once if the drafter fails; it is not used any more then.
+        `on_failure` is called once if the drafter fails; it is not used any more then. `is_asleep` is whether the
+        drafter has no memory yet.
         """
         self._drafter = drafter
         self._n_vocab = n_vocab
@@ -80,12 +85,12 @@ class ModelSource:
         self._on_failure = on_failure
         self._has_failed = False
         self.profile = profile
-        self.is_asleep = False
+        self.is_asleep = is_asleep
         """True if the memory of the drafter is freed."""
         self._n_frees = 0
         """Number of calls of `free_memory` that freed memory."""
         self._is_cold = False
-        """True after `wake`: the next draft is slower than others, because its memory is used for the first time."""
+        """True if the next draft is slower than others, because its memory is used for the first time."""
         self.draft_s = 0.0
         """Time of the last call of `draft`, in seconds."""
         self.is_disturbed = False
@@ -111,14 +116,14 @@ class ModelSource:
         drafter_costs = self.profile.costs
         step_cost = drafter_costs.step_cost(n_seqs, single_step_s)
         max_step_cost = drafter_costs.max_step_cost(n_seqs, single_step_s)
-        pending = [self._drafter.count_pending(c.seq) if c.max_tokens > 0 else 0 for c in candidates]
-        n_pending = sum(pending)
+        windows = [self._drafter.find_window(c.seq) if c.max_tokens > 0 else NO_WINDOW for c in candidates]
+        n_pending = sum(window.n_pending for window in windows)
         n_counted = min(n_pending, _MAX_COUNTED_PENDING * n_seqs)
         counted_cost = drafter_costs.pending_cost(n_counted, n_seqs, single_step_s)
         max_tokens = self._drafter.max_tokens
         estimates = [
-            c.calibration.estimate_accepted(min(c.max_tokens, max_tokens) if n else 0)
-            for c, n in zip(candidates, pending, strict=True)
+            c.calibration.estimate_accepted(min(c.max_tokens, max_tokens) if window.n_pending else 0)
+            for c, window in zip(candidates, windows, strict=True)
         ]
         best: ModelChoice | None = None
         for n_tokens in (size - 1 for size in STEP_SIZES):
@@ -157,19 +162,13 @@ class ModelSource:
         requests = {
             c.seq: DraftRequest(
                 c.next_token, min(choice.n_tokens, c.max_tokens), c.calibration.find_min_probability(min_rate),
-                choice.max_pending, c.ends_at_eog,
+                choice.max_pending, ends_at_eog=c.ends_at_eog,
             )
             for c in candidates if c.max_tokens > 0
         }  # fmt: skip
-        stop_timer = self._start_timer()
-        try:
-            n_pending = sum(min(self._drafter.count_pending(seq), choice.max_pending) for seq in requests)
-            drafts = self._drafter.draft(requests)
-        except (EdgechatError, MemoryError, OSError) as error:
-            self._fail(error)
-            return {}
-        finally:
-            self.draft_s, self.is_disturbed = stop_timer()
+        n_pending, stop_timer = self._count_pending(requests), self._start_timer()
+        drafts = self._ask(requests)
+        self.draft_s, self.is_disturbed = stop_timer()
         if not n_pending or not drafts:
             return {}
         self.profile.schedule.record_draft(pays=choice.pays)
@@ -177,35 +176,84 @@ class ModelSource:
         n_steps = max((len(draft.tokens) for draft in checked.values()), default=0)
         # The model computes a token more than it drafts if it ends a draft early.
         n_steps = min(n_steps + 1, choice.n_tokens)
-        if not self._is_cold:
-            self.profile.costs.record(
-                n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed
-            )  # fmt: skip
-        self._is_cold = False
+        self._record_time(n_steps, n_pending, len(candidates), self.draft_s, is_disturbed=self.is_disturbed)
         return checked
 
-    def measure(self, seq: int, next_token: int) -> None:
-        """Measure the costs of a draft after the text of `seq`, which `next_token` continues, and discard the draft.
+    def _ask(self, requests: Mapping[int, DraftRequest]) -> Mapping[int, TokenChain]:
+        """Return the drafts of the model; none after an error.
+
+        If memory that a resize of the target freed cannot be allocated again, the drafter sleeps until its next trial.
+        """
+        is_open = self._drafter.is_open
+        self._is_cold |= not is_open
+        try:
+            return self._drafter.draft(requests)
+        except (EdgechatError, MemoryError, OSError) as error:
+            if is_open or self._drafter.is_open:
+                self._fail(error)
+                return {}
+        self.sleep()
+        self.profile.schedule.postpone()
+        return {}
+
+    def _record_time(
+        self, n_steps: int, n_pending: int, n_seqs: int, elapsed_s: float, *, is_disturbed: bool
+    ) -> None:  # fmt: skip
+        """Record the time of a draft, unless it was cold and another one is known."""
+        if not (self._is_cold and self.profile.costs.is_measured):
+            self.profile.costs.record(n_steps, n_pending, n_seqs, elapsed_s, is_disturbed=is_disturbed)
+        self._is_cold = False
+
+    def _count_pending(self, requests: Mapping[int, DraftRequest]) -> int:
+        """Return how many tokens the model must compute for `requests`."""
+        n_pending = 0
+        for seq, request in requests.items():
+            window = self._drafter.find_window(seq)
+            n_needed = window.n_restart if request.must_restart else window.n_pending
+            n_pending += min(n_needed, n_needed if request.max_pending is None else request.max_pending)
+        return n_pending
+
+    def read(self, seq: int) -> None:
+        """Let the model compute the text of `seq`, so that drafts after the next reply's message know the text before.
+
+        Also measures the cost of a token. Does nothing if the model has computed at least half as much as it can, up to
+        the end of the text, or cannot draft. Call it between replies.
+        """
+        window = self._drafter.find_window(seq)
+        if self._has_failed or self.is_asleep or not window.n_restart:
+            return
+        must_restart = window.n_restart >= _RESTART_FACTOR * window.size
+        if window.n_pending > 1 or must_restart:
+            self._draft_in_idle_time({seq: DraftRequest(None, 1, must_restart=must_restart)})
+
+    def measure(self, next_tokens: Mapping[int, int]) -> None:
+        """Measure the costs of drafts for some sequences at once, each continued by a token; discard the drafts.
 
         If other programs disturb all drafts, the costs stay provisional. Does nothing if the drafter cannot draft now.
         """
+        self._is_cold = True
         for n_tokens in (1, *(_MEASURED_TOKENS for _ in range(MIN_SAMPLES))):
-            if self._has_failed or self.is_asleep or not self._drafter.count_pending(seq):
+            if self._has_failed or self.is_asleep:
                 return
-            stop_timer = self._start_timer()
-            n_pending = min(self._drafter.count_pending(seq), FIRST_PENDING_TOKENS)
-            try:
-                self._drafter.draft(
-                    {seq: DraftRequest(next_token, n_tokens, 0.0, FIRST_PENDING_TOKENS, ends_at_eog=False)}
-                )
-            except (EdgechatError, MemoryError, OSError) as error:
-                self._fail(error)
+            requests = {
+                seq: DraftRequest(token, n_tokens, max_pending=FIRST_PENDING_TOKENS, ends_at_eog=False)
+                for seq, token in next_tokens.items()
+                if self._drafter.find_window(seq).n_pending
+            }
+            if len(requests) < len(next_tokens):
                 return
-            elapsed_s, is_disturbed = stop_timer()
-            if n_tokens > 1:  # the first draft also allocates memory
-                self.profile.costs.record(n_tokens, n_pending, 1, elapsed_s, is_disturbed=is_disturbed)
+            self._draft_in_idle_time(requests)
 
-    def _check(self, draft: DraftedTokens, request: DraftRequest) -> Draft:
+    def _draft_in_idle_time(self, requests: Mapping[int, DraftRequest]) -> None:
+        """Draft, record the time, and discard the drafts."""
+        n_pending, stop_timer = self._count_pending(requests), self._start_timer()
+        drafts = self._ask(requests)
+        elapsed_s, is_disturbed = stop_timer()
+        if drafts:
+            n_steps = max(request.max_tokens for request in requests.values())
+            self._record_time(n_steps, n_pending, len(requests), elapsed_s, is_disturbed=is_disturbed)
+
+    def _check(self, draft: TokenChain, request: DraftRequest) -> Draft:
         """Return the beginning of a draft that has valid tokens, at most as many as requested."""
         tokens: list[int] = []
         probabilities: list[float] = []
@@ -278,7 +326,7 @@ class ModelSource:
 
         Empty before the first measurement.
         """
-        if not self.profile.costs.step_s or single_step_s <= 0:
+        if not self.profile.costs.is_measured or single_step_s <= 0:
             return {}
         step_cost = self.profile.costs.step_cost(1, single_step_s)
         return {size - 1: (size - 1) * step_cost for size in STEP_SIZES if size - 1 <= self._drafter.max_tokens}

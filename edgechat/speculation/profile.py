@@ -14,6 +14,7 @@ from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
 from edgechat.speculation.calibration import N_POSITIONS, PROBABILITY_BOUNDS, CalibrationCounts
 from edgechat.speculation.drafter import N_TEXT_SOURCES
+from edgechat.speculation.drafter_costs import MAX_TIMES, DraftTimes
 from edgechat.speculation.model_source import DrafterProfile
 from edgechat.speculation.step_costs import (
     DEPTH_LIMITS,
@@ -117,6 +118,8 @@ def load_profile(path: Path) -> SpeculationProfile:
             costs.ratios = ratios
             costs.discard_outdated()
         profile.drafters = dict(content.drafters)
+        for drafter in profile.drafters.values():
+            drafter.costs.discard_outdated()
     return profile
 
 
@@ -175,18 +178,18 @@ def _is_valid_drafter(drafter: DrafterProfile) -> bool:
             and _are_valid_counts([*c.buckets, *c.positions])
             for c in (drafter.greedy, drafter.sampled)
         )
-        and all(
-            1 <= n <= _MAX_BATCH_SEQS and _is_valid_mean(s, _MIN_STEP_S, _MAX_STEP_S) for n, s in costs.step_s.items()
-        )
-        and all(
-            1 <= n <= _MAX_BATCH_SEQS
-            and len(samples) < MIN_SAMPLES
-            and all(_is_between(s, _MIN_STEP_S, _MAX_STEP_S) for s in samples)
-            for n, samples in costs.disturbed_step_s.items()
-        )
-        and _is_valid_mean(costs.token_s, _MIN_STEP_S if costs.token_s.count else 0, _MAX_STEP_S)
+        and all(1 <= n <= _MAX_BATCH_SEQS for n in costs.step_s)
+        and all(_are_valid_times(times) for times in (costs.token_s, *costs.step_s.values()))
         and MIN_INTERVAL <= schedule.interval <= MAX_INTERVAL
         and all(0 <= n <= _MAX_COUNT for n in (schedule.n_waited, schedule.n_trial_drafts, schedule.n_paid))
+    )
+
+
+def _are_valid_times(times: DraftTimes) -> bool:
+    return (
+        len(times.undisturbed) <= MAX_TIMES
+        and len(times.disturbed) <= MIN_SAMPLES
+        and all(_is_between(s, _MIN_STEP_S, _MAX_STEP_S) for s in (*times.undisturbed, *times.disturbed))
     )
 
 

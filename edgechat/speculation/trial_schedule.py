@@ -34,9 +34,14 @@ class TrialSchedule(msgspec.Struct):
         return self.n_trial_drafts > 0 or self.n_waited >= self.interval
 
     @property
+    def is_rare(self) -> bool:
+        """True if trials are so rare that the drafter has no memory between them."""
+        return self.interval >= _SLEEP_INTERVAL
+
+    @property
     def should_sleep(self) -> bool:
         """True if the memory of the drafter can be freed, because the next trial is far away."""
-        return self.interval >= _SLEEP_INTERVAL and not self.is_due and self.n_waited >= MIN_INTERVAL
+        return self.is_rare and not self.is_due and self.n_waited >= MIN_INTERVAL
 
     def wait(self, n_tokens: int) -> None:
         """Count tokens that were generated without the model.

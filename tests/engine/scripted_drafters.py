@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from edgechat.errors import EngineError
-from edgechat.speculation.drafter import DraftRequest, ModelDraft
+from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.model_source import DrafterProfile, ModelSource
 
 Behaviour = Literal["perfect", "random", "wrong", "half", "raising", "too long", "invalid", "silent", "no memory"]
@@ -24,6 +24,7 @@ class ScriptedDrafter:
     """Drafts for the sequences of `context`, which generate `texts` (prompts with their replies)."""
 
     max_tokens = 7
+    is_open = True
 
     def __init__(self, context: HasTokens, behaviour: Behaviour, n_vocab: int, texts: list[list[int]]) -> None:
         self.context, self.behaviour, self.n_vocab, self.texts = context, behaviour, n_vocab, texts
@@ -33,10 +34,10 @@ class ScriptedDrafter:
         self.n_sleeps = self.n_wakes = 0
         self.can_wake = True
 
-    def count_pending(self, seq: int) -> int:
-        return 1
+    def find_window(self, seq: int) -> TextWindow:
+        return TextWindow(1, 500, 0)
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
+    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
         self.n_calls += 1
         self.n_seqs_of_calls.append(len(requests))
         if self.behaviour == "raising" and self.n_calls >= 3:
@@ -45,23 +46,23 @@ class ScriptedDrafter:
             raise MemoryError
         return {seq: self._draft(seq, request) for seq, request in requests.items()}
 
-    def _draft(self, seq: int, request: DraftRequest) -> ModelDraft:
+    def _draft(self, seq: int, request: DraftRequest) -> TokenChain:
         assert request.max_tokens > 0
         n = 40 if self.behaviour == "too long" else request.max_tokens
         text = [*self.context.tokens(seq), request.next_token]
         # The longest of the texts that continue this one: two replies may begin alike.
         ahead = max((t[len(text) :] for t in self.texts if t[: len(text)] == text), key=len, default=[])[:n]
         if self.behaviour == "silent":
-            return ModelDraft([], [])
+            return TokenChain([], [])
         if self.behaviour == "invalid":
-            return ModelDraft([*ahead[:1], self.n_vocab + 5, -3], [float("nan"), 2.0, -1.0])
+            return TokenChain([*ahead[:1], self.n_vocab + 5, -3], [float("nan"), 2.0, -1.0])
         if self.behaviour == "random":
             ahead = [self.rng.randrange(self.n_vocab) for _ in range(n)]
         if self.behaviour == "wrong":
             ahead = [(t + 1) % self.n_vocab for t in ahead]
         if self.behaviour == "half":
             ahead = [t if self.rng.random() < 0.5 else (t + 1) % self.n_vocab for t in ahead]
-        return ModelDraft(ahead, [0.9] * len(ahead))
+        return TokenChain(ahead, [0.9] * len(ahead))
 
     def sleep(self) -> None:
         self.n_sleeps += 1

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from edgechat.config import GREEDY, Sampling
-from edgechat.engine import protocol
+from edgechat.engine import protocol, server
 from edgechat.engine.client import EngineClient
+from edgechat.engine.drafter_work import DrafterWork
 from edgechat.engine.drafting import DraftManager
-from edgechat.errors import DrafterError
-from edgechat.hardware.free_memory import FreeMemory
+from edgechat.engine.server import EngineServer
+from edgechat.errors import DrafterError, ModelFileError, PlanError
 from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.bindings import Bindings
@@ -54,6 +55,12 @@ class DraftingModel(SteppedModel):
         return manager
 
     @property
+    def work(self) -> DrafterWork:
+        work = self.manager._drafter_work
+        assert work is not None
+        return work
+
+    @property
     def drafter(self) -> NativeDrafter:
         drafter = self.manager._drafter
         assert isinstance(drafter, NativeDrafter)
@@ -65,7 +72,7 @@ class DraftingModel(SteppedModel):
 def test_drafts_of_one_and_of_four_replies(
     native: Bindings, tmp_path: Path, kind: DrafterKind, *, is_right: bool
 ) -> None:
-    model = DraftingModel(native, *_arrange(write_pair(kind, tmp_path, is_right=is_right), kind))
+    model = DraftingModel(native, *arrange(write_pair(kind, tmp_path, is_right=is_right), kind))
     output, final = model.ask(PROMPT, max_tokens=100)
     assert output == follow_chain(PROMPT[-1], 100)
     if is_right:
@@ -110,7 +117,7 @@ def test_starter_drafts_for_itself(native: Bindings, starter: Path) -> None:
 
 
 def test_drafter_that_fails_in_a_reply(native: Bindings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = DraftingModel(native, *_arrange(write_pair("draft-model", tmp_path), "draft-model"))
+    model = DraftingModel(native, *arrange(write_pair("draft-model", tmp_path), "draft-model"))
     n_calls, draft = 0, NativeDrafter.draft
 
     def fail(drafter: NativeDrafter, requests: Any) -> Any:
@@ -134,7 +141,7 @@ def test_drafter_that_fails_in_a_reply(native: Bindings, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_cancellation_while_drafting(native: Bindings, tmp_path: Path, kind: DrafterKind) -> None:
     """An abort arrives while the drafter computes; the cancelled reply ends, and the next one is right."""
-    model = DraftingModel(native, *_arrange(write_pair(kind, tmp_path), kind))
+    model = DraftingModel(native, *arrange(write_pair(kind, tmp_path), kind))
     draft = model.drafter.draft
     n_calls = 0
 
@@ -155,28 +162,29 @@ def test_cancellation_while_drafting(native: Bindings, tmp_path: Path, kind: Dra
     model.model.close()
 
 
-def test_drafter_frees_its_memory_when_memory_is_short(native: Bindings, tmp_path: Path) -> None:
-    model = DraftingModel(native, *_arrange(write_pair("draft-model", tmp_path), "draft-model"))
-    model.ask(PROMPT, max_tokens=20)
-    assert model.drafter.context is not None
-    model.source.__class__ = ModelSource  # which does not wake the drafter at once
-    model.memory = FreeMemory(total_bytes=8 << 30, available_bytes=50 << 20)
-    model.now += 2
-    output, _ = model.ask(PROMPT, max_tokens=80)
-    assert model.source.is_asleep
-    assert model.drafter.context is None
-    assert output == follow_chain(PROMPT[-1], 80)
-    schedule = model.source.profile.schedule
-    schedule.n_waited = interval = schedule.interval
-    model.model.idle_step(lambda _allow: None)
-    assert model.source.is_asleep  # memory is still short
-    assert schedule.interval > interval
-    model.memory = FreeMemory(total_bytes=8 << 30, available_bytes=4 << 30)
-    schedule.n_waited = schedule.interval
-    model.model.idle_step(lambda _allow: None)
-    assert not model.source.is_asleep
-    assert model.drafter.context is not None
-    model.model.close()
+def test_cancelled_load_of_a_drafter_cancels_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_server, answers = EngineServer(), list[bool]()
+
+    def open_and_cancel(*_arguments: Any, on_progress: Any, **_options: Any) -> Any:
+        answers.append(on_progress(0.1))
+        engine_server._cancel(1)
+        answers.append(on_progress(0.2))
+        on_progresses.append(on_progress)
+        raise PlanError("the load was cancelled")
+
+    on_progresses: list[Any] = []
+    monkeypatch.setattr(server, "open_model_drafter", open_and_cancel)
+    target, draft = write_pair("draft-model", tmp_path)
+    plan = make_manual_plan(
+        str(target), n_ctx=512, n_threads=1, drafter=DrafterPlan(kind="draft-model", model_path=str(draft))
+    )  # fmt: skip
+    engine_server._begin_request(1)
+    with pytest.raises(ModelFileError, match="cancelled"):
+        engine_server._load(protocol.Load(id=1, plan=plan))
+    assert answers == [True, False]
+    engine_server._running_ids.clear()
+    assert on_progresses[0](0.3)  # when the drafter is woken later
+    engine_server._unload()
 
 
 def test_drafter_in_an_engine_process(tmp_path: Path) -> None:
@@ -201,5 +209,5 @@ def test_drafter_in_an_engine_process(tmp_path: Path) -> None:
         client.close()
 
 
-def _arrange(pair: tuple[Path, Path | None], kind: DrafterKind) -> tuple[Path, DrafterKind, Path | None]:
+def arrange(pair: tuple[Path, Path | None], kind: DrafterKind) -> tuple[Path, DrafterKind, Path | None]:
     return pair[0], kind, pair[1]

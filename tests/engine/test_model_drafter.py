@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
@@ -12,16 +10,16 @@ import pytest
 from edgechat.errors import DrafterError, PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.planner.draft_request import DraftRequest
 from edgechat.planner.drafter_choice import estimate_drafter
-from edgechat.planner.drafter_plan import DRAFTER_CELLS, DrafterKind, DrafterPlan
+from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.context import Context
 from edgechat.runtime.drafter_context import DrafterContext
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.model_drafter import open_model_drafter
-from edgechat.speculation.drafter import DraftRequest
 from tests.draft_models import (
     CYCLE,
     copy_truth_to_eagle3,
@@ -32,9 +30,9 @@ from tests.draft_models import (
     make_qwen35,
     turn_into_chain,
 )
-from tests.draft_runs import N_DRAFT, DraftRun, open_run
+from tests.draft_runs import N_DRAFT, open_run
 from tests.gemma_drafts import copy_truth_to_assistant, make_assistant, make_gemma4
-from tests.models import KINDS, Kind, growth, open_context, write_tiny
+from tests.models import KINDS, Kind, open_context, write_tiny
 from tests.nextn_models import FIXED_STATE_ARCHITECTURES, NEXTN_ARCHITECTURES, make_nextn
 from tests.tiny_files import make_other_vocabularies
 
@@ -80,7 +78,7 @@ def test_model_drafts_for_itself_what_it_generates(architecture: Kind, native: B
 
 
 def test_right_drafter_is_right(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
+    with open_run(native, *order_pair(write_pair(kind, tmp_path), kind)) as run:
         run.prefill(PROMPT)
         assert run.generate(400) == follow_chain(PROMPT[-1], 400)
         assert run.acceptance > 0.95
@@ -88,7 +86,7 @@ def test_right_drafter_is_right(kind: DrafterKind, native: Bindings, tmp_path: P
 
 
 def test_random_drafter_changes_nothing(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path, is_right=False), kind)) as run:
+    with open_run(native, *order_pair(write_pair(kind, tmp_path, is_right=False), kind)) as run:
         run.prefill(PROMPT)
         assert run.generate(50) == follow_chain(PROMPT[-1], 50)
         assert run.acceptance < 0.5
@@ -103,7 +101,7 @@ def test_heads_of_each_architecture(architecture: str, native: Bindings, tmp_pat
         assert run.acceptance > 0.95
 
 
-def _order(pair: tuple[Path, Path | None], kind: DrafterKind) -> tuple[Path, DrafterKind, Path | None]:
+def order_pair(pair: tuple[Path, Path | None], kind: DrafterKind) -> tuple[Path, DrafterKind, Path | None]:
     return pair[0], kind, pair[1]
 
 
@@ -133,7 +131,7 @@ def test_draft_ends_before_an_end_token_unless_it_is_ignored(native: Bindings, t
 
 
 def test_two_sequences_with_drafts_of_different_lengths(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
+    with open_run(native, *order_pair(write_pair(kind, tmp_path), kind)) as run:
         run.prefill(PROMPT, 0)
         run.prefill(PROMPT[:15], 1)
         for n_tokens in (1, 3, 7):
@@ -153,89 +151,8 @@ def test_more_sequences_than_the_plan_has(native: Bindings, tmp_path: Path) -> N
         assert list(run.draft(0, 1)) == [0]
 
 
-def test_window_moves_with_the_text(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    """The text is several times as long as the drafter's memory, both the prompt and the reply."""
-    prompt = [1, *CYCLE * 7][:1300]
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind), n_ctx=4096) as run:
-        run.prefill(prompt)
-        assert run.drafter.count_pending(0) <= DRAFTER_CELLS // 2
-        assert run.generate(1300) == follow_chain(prompt[-1], 1300)
-        assert run.acceptance > 0.95
-
-
-@pytest.mark.parametrize("architecture", ["mamba", "hybrid", "sliding"])
-def test_window_of_a_draft_model_with_a_state(architecture: Kind, native: Bindings, tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "model.gguf", architecture)
-    target = turn_into_chain(make_llama()).write(tmp_path / "target.gguf")
-    with open_run(native, target, "draft-model", path, n_ctx=4096) as run:
-        run.prefill(PROMPT)
-        assert run.generate(1000) == follow_chain(PROMPT[-1], 1000)
-        assert run.n_drafted > 500
-
-
-def test_text_that_changes_is_computed_again_from_the_change(native: Bindings, tmp_path: Path) -> None:
-    target, draft = write_pair("draft-model", tmp_path)
-    with open_run(native, target, "draft-model", draft) as run:
-        run.prefill(PROMPT)
-        run.generate(20)
-        run.context.rewind(30)
-        run.prefill([CYCLE[5]])
-        assert run.drafter.count_pending(0) == 2  # the other token and the next one
-        assert run.draft() == {0: follow_chain(CYCLE[6], N_DRAFT)}
-
-
-def test_few_pending_tokens_start_a_new_window(native: Bindings, tmp_path: Path) -> None:
-    target, draft = write_pair("draft-model", tmp_path)
-    with open_run(native, target, "draft-model", draft) as run:
-        run.prefill(PROMPT)
-        assert run.drafter.count_pending(0) == len(PROMPT) + 1
-        assert run.draft(max_pending=3) == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
-        assert run.drafter.count_pending(0) == 1
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_heads_need_the_row_of_the_last_token(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    """A restored sequence has no rows until its next step."""
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
-        run.prefill(PROMPT)
-        run.generate(20)
-        tokens = list(run.context.tokens(0))
-        data = run.context.save(0, 0, len(tokens))
-        run.context.drop(0)
-        assert run.context.restore(0, 0, tokens, data)
-        assert run.drafter.count_pending(0) == 0
-        assert run.draft() == {}
-        run.verify([])
-        assert run.draft() == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
-
-
-def test_copied_sequence(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
-        run.prefill(PROMPT)
-        run.context.copy(0, 1, len(PROMPT))
-        run.next_tokens[1] = run.next_tokens[0]
-        assert run.draft(0, 1) == dict.fromkeys((0, 1), follow_chain(run.next_tokens[0], N_DRAFT))
-
-
-def test_resized_and_reopened_context(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"growth": growth(256, 2048), "n_ctx": 2048}
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind), **options) as run:
-        run.prefill(PROMPT)
-        run.generate(30)
-        run.context.resize(1024)
-        last_token = run.context.tokens(0)[-1]
-        assert run.generate(30) == follow_chain(last_token, 30)
-        run.context._close_context()
-        run.context._clear_token_lists()
-        assert run.draft() == {}
-        run.context.reopen()
-        run.prefill(PROMPT)
-        assert run.generate(30) == follow_chain(PROMPT[-1], 30)
-        assert run.acceptance > 0.95
-
-
 def test_sleeping_drafter_has_no_memory_and_no_drafts(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
+    with open_run(native, *order_pair(write_pair(kind, tmp_path), kind)) as run:
         run.prefill(PROMPT)
         run.generate(10)
         run.drafter.sleep()
@@ -258,66 +175,9 @@ def test_drafter_whose_file_has_gone_stays_asleep(native: Bindings, tmp_path: Pa
         assert run.draft() == {}
 
 
-def test_abort_leaves_a_valid_state(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
-        run.prefill(PROMPT)
-        run.context.abort()
-        with pytest.raises(DecodeAborted):
-            run.draft()
-        run.context.clear_abort()
-        _abort_while_drafting(run)
-        assert run.draft() == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
-        assert run.generate(30) == follow_chain(PROMPT[-1], 30)
-
-
-def _abort_while_drafting(run: DraftRun) -> None:
-    """Set only llama.cpp's flag, so that the abort happens within the native call."""
-    native, flag = run.context.model.bindings.edgechat, run.context._abort_flag
-    native.edgechat_abort_flag_set(flag, 1)
-    with pytest.raises(DecodeAborted):
-        run.draft()
-    native.edgechat_abort_flag_set(flag, 0)
-
-
-def test_abort_while_rows_are_converted(
-    native: Bindings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """The window describes the cells of the drafter also after an abort in the encoder of EAGLE-3."""
-
-    def abort(*_arguments: Any) -> bytes:
-        raise DecodeAborted
-
-    with open_run(native, *_order(write_pair("eagle3", tmp_path), "eagle3")) as run:
-        run.prefill(PROMPT)
-        run.generate(30)
-        run.context.drop(0)
-        other = [1, *CYCLE[80:120]]
-        run.prefill(other)
-        with monkeypatch.context() as patch:
-            patch.setattr(run.drafter._source, "encode", abort)
-            with pytest.raises(DecodeAborted):
-                run.draft()
-        context, window = run.drafter.context, run.drafter._windows[0]
-        assert context is not None
-        n_positions = native.llama.llama_memory_seq_pos_max(context._memory, 0) + 1
-        assert n_positions == window._start + len(window._tokens) - window._origin
-        assert run.generate(30) == follow_chain(other[-1], 30)
-
-
-@pytest.mark.parametrize("architecture", ["mamba", "hybrid"])
-def test_abort_of_a_draft_model_with_a_state(architecture: Kind, native: Bindings, tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "model.gguf", architecture)
-    target = make_llama().write(tmp_path / "target.gguf")
-    with open_run(native, target, "draft-model", path) as run:
-        run.prefill(PROMPT)
-        expected = run.draft()
-        _abort_while_drafting(run)
-        assert run.draft() == expected
-
-
 def test_assistant_waits_for_free_cells(native: Bindings, tmp_path: Path) -> None:
     """It needs a cell of its target for a moment; other sequences may hold all of them."""
-    with open_run(native, *_order(write_pair("assistant", tmp_path), "assistant"), n_ctx=256) as run:
+    with open_run(native, *order_pair(write_pair("assistant", tmp_path), "assistant"), n_ctx=256) as run:
         run.prefill(PROMPT)
         run.context.decode([1] * (256 - len(PROMPT)), 1)
         assert run.draft() == {}
@@ -400,24 +260,11 @@ def test_heads_that_were_not_loaded(native: Bindings, tmp_path: Path) -> None:
 
 
 def test_context_is_closed_before_its_drafter(kind: DrafterKind, native: Bindings, tmp_path: Path) -> None:
-    with open_run(native, *_order(write_pair(kind, tmp_path), kind)) as run:
+    with open_run(native, *order_pair(write_pair(kind, tmp_path), kind)) as run:
         run.prefill(PROMPT)
         run.generate(10)
         run.context.close()
         assert run.drafter.context is None
-
-
-def test_other_thread_aborts(native: Bindings, tmp_path: Path) -> None:
-    target, draft = write_pair("draft-model", tmp_path)
-    with open_run(native, target, "draft-model", draft) as run:
-        run.prefill(PROMPT)
-        thread = threading.Thread(target=run.context.abort)
-        thread.start()
-        with pytest.raises(DecodeAborted):
-            run.generate(100_000)
-        thread.join()
-        run.context.clear_abort()
-        assert run.draft() == {0: follow_chain(run.next_tokens[0], N_DRAFT)}
 
 
 @pytest.mark.parametrize("n_seqs", [1, 2, 4])

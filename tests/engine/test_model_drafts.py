@@ -74,7 +74,7 @@ def test_output_is_unchanged_by_any_drafter(
     requests = [
         protocol.Generate(
             id=i, tokens=prompt, sampling=Sampling(temperature=temperature, seed=i),
-            max_tokens=min(max_tokens, 40 // n),            n_sequences=n, stop=stop, ignore_eog=i % 2 == 0,
+            max_tokens=min(max_tokens, 40 // n), n_sequences=n, stop=stop, ignore_eog=i % 2 == 0,
         )
         for i, (prompt, temperature, max_tokens, n, stop) in enumerate(specs)
     ]  # fmt: skip
@@ -210,7 +210,7 @@ def test_model_works_without_a_drafter_that_cannot_be_opened(
     path = write_tiny(tmp_path / "tiny.gguf", "llama")
     plan = DrafterPlan(kind="draft-model", model_path="missing.gguf")
 
-    def refuse(_context: object, _plan: DrafterPlan) -> Any:
+    def refuse(context: object, plan: DrafterPlan, *, is_asleep: bool) -> Any:
         raise MemoryError
 
     model = SteppedModel(native, path, drafter=plan, open_drafter=refuse, n_ctx=512)

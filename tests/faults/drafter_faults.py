@@ -37,16 +37,19 @@ def arrange(directory: Path, fault: str, marker: Path | None = None) -> dict[str
 
 
 def install() -> None:
-    """Let the drafter of this process draft in every step, with the fault in the environment variables."""
+    """Let the drafter of this process draft in every step, but not in idle time, with the fault in the environment."""
+    from edgechat.planner.draft_request import TokenChain
     from edgechat.runtime.activity import Activity
-    from edgechat.runtime.drafter_context import DrafterContext, TokenChain
+    from edgechat.runtime.drafter_context import DrafterContext
     from edgechat.runtime.drafter_source import DrafterSource
+    from edgechat.speculation.model_source import ModelSource
     from tests.engine.drafted_models import make_models_eager
 
     when, _, what = os.environ["DRAFTER_FAULT"].partition(" ")
     marker = Path(os.environ["DRAFTER_FAULT_MARKER"])
 
     make_models_eager()
+    ModelSource.measure = ModelSource.read = lambda _source, _text: None  # type: ignore[assignment,method-assign]
     if when == "open":
         DrafterSource.load = lambda _source: _fail(what, Activity.OPENING_DRAFTER)  # type: ignore[assignment,method-assign]
         return

@@ -67,6 +67,15 @@ def test_limits_of_pending_tokens_and_of_rows() -> None:
     assert window.plan(text, 20, 4, first_index=21) is None
 
 
+def test_restart_discards_what_was_computed() -> None:
+    window, text = DraftWindow(N_CELLS), list(range(20))
+    window.extend(text)
+    assert window.plan(text, 20, 4, max_pending=8) == WindowUpdate(False, 20, 0, 20, 20, [20])
+    assert window.plan(text, 20, 4, max_pending=8, must_restart=True) == WindowUpdate(
+        True, 0, 0, 13, 0, list(range(13, 21))
+    )
+
+
 def test_positions_stay_below_their_limit() -> None:
     memory = FakeMemory(DraftWindow(N_CELLS, max_position=64))
     for n_tokens in range(1, 500):

@@ -6,16 +6,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from edgechat.bench.draft_replay import FixedStepCosts
+from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController
-from edgechat.speculation.drafter import FROM_CONTEXT, Draft, DraftRequest, ModelDraft
+from edgechat.speculation.drafter import FROM_CONTEXT, Draft
 from edgechat.speculation.model_source import ModelSource
 from edgechat.speculation.profile import LearnedRates, SpeculationProfile
 from edgechat.speculation.speculator import Speculator
 from tests.unit.speculation.costs import costs_of
 
 N_VOCAB = 1000
+# Tokens of each prompt, and of the text that a model reads at most.
+PROMPT_LENGTH = 200
+MAX_WINDOW = 512
 IsRight = Callable[[int], bool]
 """Whether a drafter is right about the token at a position of the reply."""
 
@@ -65,27 +69,37 @@ class ScriptedModel:
         self.reader, self.is_right, self.probability = reader, is_right, probability
         self.step_cost, self.token_cost, self.max_tokens = step_cost, token_cost, max_tokens
         self.first_cost, self.is_disturbed = first_cost, is_disturbed
+        self.slow_draft = 1
+        """Number of the draft that takes `first_cost` more."""
         self.now_s = 0.0
-        self.n_known = -200
-        """Number of tokens of the reply that the model has computed; the prompt has 200 tokens."""
+        self.n_known = self.start = -PROMPT_LENGTH
+        """End and start of the part of the text that the model has computed, as positions in the reply."""
         self.n_calls = 0
-        self.is_awake = True
+        self.is_awake = self.is_open = True
         self.n_sleeps = 0
         self.can_draft = self.can_wake = True
         self.n_wakes, self.wake_cost = 0, 0.0
 
-    def count_pending(self, seq: int) -> int:
-        return min(self.reader.position - self.n_known, 256)
+    def find_window(self, seq: int) -> TextWindow:
+        n_text = PROMPT_LENGTH + self.reader.position
+        n_restart = min(n_text, MAX_WINDOW // 2)
+        # The last token is computed again if no token follows it.
+        n_known = min(self.n_known, self.reader.position - 1)
+        return TextWindow(min(self.reader.position - n_known, n_restart), n_known - self.start, n_restart)
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
+    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
         assert self.is_awake
         self.n_calls += 1
         if not self.can_draft:
             return {}
         [(seq, request)] = requests.items()
-        pending = self.count_pending(seq)
-        if request.max_pending is not None:
-            pending = min(pending, request.max_pending)
+        window = self.find_window(seq)
+        max_pending = window.n_restart if request.max_pending is None else request.max_pending
+        n_pending = min(max_pending, window.n_restart if request.must_restart else window.n_pending)
+        if request.must_restart or self.reader.position - n_pending > self.n_known:
+            self.start = self.reader.position - n_pending
+        self.n_known = self.reader.position
+        self.start = max(self.start, self.n_known - MAX_WINDOW)
         tokens = self.reader.follow(self.is_right, request.max_tokens)
         start = self.reader.position
         probabilities = [
@@ -93,10 +107,10 @@ class ScriptedModel:
         ]
         end = next((i for i, p in enumerate(probabilities) if p < request.min_probability), len(tokens))
         n_steps = min(end + 1, request.max_tokens)
-        self.now_s += self.first_cost if self.n_calls == 1 else 0.0
-        self.now_s += n_steps * self.step_cost + max(0, pending - 1) * self.token_cost
-        self.n_known = self.reader.position
-        return {seq: ModelDraft(tokens[:end], probabilities[:end])}
+        self.now_s += self.first_cost if self.n_calls == self.slow_draft or not self.is_open else 0.0
+        self.is_open = True
+        self.now_s += n_steps * self.step_cost + max(0, n_pending - 1) * self.token_cost
+        return {seq: TokenChain(tokens[:end], probabilities[:end])}
 
     def sleep(self) -> None:
         self.is_awake = False
@@ -106,8 +120,12 @@ class ScriptedModel:
         self.is_awake = self.can_wake
         self.n_wakes += 1
         self.now_s += self.wake_cost
-        self.n_known = -200
+        self.forget()
         return self.is_awake
+
+    def forget(self) -> None:
+        """Start a new text, of which nothing is computed."""
+        self.n_known = self.start = -PROMPT_LENGTH
 
     def start_timer(self) -> Callable[[], tuple[float, bool]]:
         started_s = self.now_s
@@ -142,7 +160,7 @@ class Replay:
         if self.source is not None:
             self.source.wake(lambda: self.has_memory)
         if self.model is not None:
-            self.model.n_known = -200
+            self.model.forget()
         drafters = [ScriptedText(reader, is_right, match_length) for is_right, match_length in texts]
         acceptance, counts = self.rates.find(is_sampled=False, is_saved=is_saved)
         controller = DraftController(Acceptance(acceptance.counts), costs, Calibration(counts))
@@ -150,7 +168,7 @@ class Replay:
         speculator.start([reader.reply[0]])
         cost = 0.0
         while reader.position < n_tokens:
-            position, depth = reader.position, 200 + reader.position
+            position, depth = reader.position, PROMPT_LENGTH + reader.position
             draft = speculator.propose(n_tokens - position - 1, depth)
             n_accepted = next((i for i, t in enumerate(draft) if t != reader.reply[position + i]), len(draft))
             ratio = costs.ratio(1 + len(draft), depth)

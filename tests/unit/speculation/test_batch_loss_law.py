@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from edgechat.bench.draft_replay import FixedStepCosts
+from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.batch_speculator import BatchMember, BatchSpeculator
 from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController
-from edgechat.speculation.drafter import DraftRequest, ModelDraft
 from edgechat.speculation.model_source import DrafterProfile, ModelSource
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import BatchStepCosts
@@ -27,6 +27,7 @@ class BatchModel:
     """Model drafter of several replies, which is right where `is_right` says so; it takes `step_cost` per token."""
 
     max_tokens = 7
+    is_open = True
 
     def __init__(self, step_cost: float) -> None:
         self.step_cost, self.now_s = step_cost, 0.0
@@ -34,14 +35,14 @@ class BatchModel:
         self.is_right: list[IsRight] = []
         self.n_calls = 0
 
-    def count_pending(self, seq: int) -> int:
-        return 1
+    def find_window(self, seq: int) -> TextWindow:
+        return TextWindow(1, 500, 0)
 
-    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, ModelDraft]:
+    def draft(self, requests: Mapping[int, DraftRequest]) -> dict[int, TokenChain]:
         self.n_calls += 1
         tokens = {seq: self.readers[seq].follow(self.is_right[seq], r.max_tokens) for seq, r in requests.items()}
         self.now_s += self.step_cost * max(map(len, tokens.values()))
-        return {seq: ModelDraft(draft, [0.9] * len(draft)) for seq, draft in tokens.items()}
+        return {seq: TokenChain(draft, [0.9] * len(draft)) for seq, draft in tokens.items()}
 
     def sleep(self) -> None:
         pass

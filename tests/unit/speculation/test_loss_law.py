@@ -157,7 +157,7 @@ def test_trial_ends_although_its_first_draft_used_up_the_budget() -> None:
     for _ in range(3):
         replay.run(400)
     assert model.n_calls > 4  # the second trial
-    assert not costs.is_measured
+    assert not costs.step_s[1].undisturbed
     assert costs.max_step_cost(1, 1.0) < 0.15
     assert replay.costs_of_replies[-1] < 0.6
     assert max(replay.costs_of_replies[1:]) <= MAX_COST

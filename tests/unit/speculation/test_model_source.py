@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
+from edgechat.planner.draft_request import TextWindow
 from edgechat.speculation.calibration import CalibrationCounts
 from edgechat.speculation.drafter import FROM_MODEL
 from edgechat.speculation.trial_schedule import TrialSchedule
@@ -69,3 +73,48 @@ def test_memory_that_is_needed_again_and_again_is_taken_ever_more_rarely() -> No
         assert replay.source is not None
         replay.source.free_memory()
     assert 0 < model.n_wakes <= 5
+
+
+def test_model_reads_the_text_in_idle_time() -> None:
+    """The first draft of a reply computes only the new tokens then."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1, token_cost=0.02)
+    replay.run(100)
+    source, n_calls = replay.source, model.n_calls
+    assert source is not None
+    assert model.find_window(0).size < 150
+    source.read(0)
+    assert model.find_window(0) == TextWindow(1, 255, 256)
+    assert replay.profile.costs.token_s.value_s == pytest.approx(0.02, rel=0.1)
+    source.read(0)  # there is nothing left to read
+    source.sleep()
+    source.read(0)
+    assert model.n_calls == n_calls + 1
+
+
+@pytest.mark.parametrize("slow_draft", [1, 2])
+def test_slow_draft_does_not_keep_the_model_from_being_asked(slow_draft: int) -> None:
+    """The first draft allocates memory; any other one may be slow by chance, and idle time measures again."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1, token_cost=0.02)
+    model.slow_draft, model.first_cost = slow_draft, 25.0
+    for _ in range(3):
+        replay.run(300)
+        assert replay.source is not None
+        replay.reader.position = 100  # the scripted model knows the next tokens
+        replay.source.measure({0: 1})
+    assert replay.costs_of_replies[-1] < 0.5
+    assert replay.profile.costs.step_cost(1, 1.0) == pytest.approx(0.1, rel=0.2)
+
+
+def test_memory_that_a_resize_freed_is_no_cost_of_a_draft() -> None:
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: True, step_cost=0.1, token_cost=0.02)
+    replay.run(100)
+    costs = msgspec.json.encode(replay.profile.costs)
+    model.is_open, model.first_cost = False, 10.0
+    assert replay.source is not None
+    n_calls = model.n_calls
+    replay.source.read(0)
+    assert model.n_calls == n_calls + 1
+    assert msgspec.json.encode(replay.profile.costs) == costs

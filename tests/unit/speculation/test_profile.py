@@ -128,6 +128,19 @@ def test_profiles_of_drafters_and_batches_are_saved(tmp_path: Path) -> None:
     assert "19" in load_profile(path).drafters
 
 
+def test_costs_of_a_drafter_in_an_earlier_process_are_soon_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    for _ in range(9):
+        profile.find_drafter("mtp").costs.record(4, 1, 1, 4.0, is_disturbed=False)
+    save_profile(profile, path)
+    costs = load_profile(path).find_drafter("mtp").costs
+    assert costs.step_cost(1, 1.0) == 1.0
+    for _ in range(2):
+        costs.record(4, 1, 1, 0.4, is_disturbed=False)
+    assert costs.step_cost(1, 1.0) == pytest.approx(0.1)
+
+
 def test_file_of_an_earlier_version_has_no_drafters(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     profile = SpeculationProfile()
@@ -144,9 +157,9 @@ def test_file_of_an_earlier_version_has_no_drafters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [('"interval":64', '"interval":0'), ('"interval":64', '"interval":-5'), ('"n_waited":0', '"n_waited":-1'),
-     ('"step_s":{"2":{"value":0.01', '"step_s":{"2":{"value":0.0'), ('"step_s":{"2"', '"step_s":{"0"'),
-     ('"disturbed_step_s":{"1":[0.01]', '"disturbed_step_s":{"1":[0.0]'),
-     ('"disturbed_step_s":{"1":[0.01]', '"disturbed_step_s":{"1":[0.01,0.01,0.01]'),
+     ('"step_s":{"2":{"undisturbed":[0.01]', '"step_s":{"2":{"undisturbed":[0.0]'), ('"step_s":{"2"', '"step_s":{"0"'),
+     ('"undisturbed":[0.01]', '"undisturbed":[0.01,0.01,0.01,0.01,0.01,0.01]'),
+     ('"disturbed":[0.01]}', '"disturbed":[0.0]}'), ('"disturbed":[0.01]}', '"disturbed":[0.01,0.01,0.01,0.01]}'),
      ('"positions":[', '"positions":[{"right":1.0,"wrong":0.0},')],
 )  # fmt: skip
 def test_invalid_profile_of_a_drafter_gives_a_new_profile(tmp_path: Path, old: str, new: str) -> None:
