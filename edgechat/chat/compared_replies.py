@@ -27,7 +27,8 @@ class ComparedReply(NamedTuple):
     def heading(self) -> str:
         """Number, model and state of the reply."""
         model = f", {self.message.model.removesuffix('.gguf')}" if self.message.model else ""
-        state = " (growing)" if self.is_growing else ""
+        has_text = bool(self.message.text or self.message.reasoning)
+        state = "" if not self.is_growing else " (growing)" if has_text else " (waiting for its first word)"
         return f"Reply {self.number} of {self.n_alternatives}{model}{state}"
 
 

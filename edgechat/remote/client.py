@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -26,12 +27,16 @@ from edgechat.remote.target import RemoteModel
 from edgechat.remote_settings import RemoteSettings
 
 _N_RETRIES: Final = 3
+# Interval, in seconds, at which a server is asked again while it loads a model, and the maximum number of requests.
+_LOADING_INTERVAL_S: Final = 2.0
+_N_LOADING_RETRIES: Final = 300
 # A server that wants a longer pause ends the turn with an error, which names the time.
 _MAX_RETRY_AFTER_S: Final = 30.0
 _MAX_LIST_BYTES: Final = 8 << 20
 _MAX_MODELS: Final = 10_000
 _MAX_NAME_CHARS: Final = 300
 _DONE: Final = b"[DONE]"
+_UNAVAILABLE: Final = 503
 # Statuses for a request with a field that the server does not know.
 _REFUSALS: Final = (400, 422)
 
@@ -102,6 +107,7 @@ class RemoteClient:
             "stream_options": {"include_usage": True}, **request.options,
         }  # fmt: skip
         delays = iterate_delays(_N_RETRIES)
+        loading_delays = itertools.repeat(_LOADING_INTERVAL_S, _N_LOADING_RETRIES)
         while True:
             has_started = False
             try:
@@ -114,7 +120,8 @@ class RemoteClient:
                 if adapted_body is not None:
                     body = adapted_body
                     continue
-                delay_s = None if has_started else _choose_delay(error, next(delays, None))
+                next_delay_s = next(loading_delays if _is_loading(error) else delays, None)
+                delay_s = None if has_started else _choose_delay(error, next_delay_s)
                 if delay_s is None:
                     raise
                 yield RetryScheduled(reason=str(error), delay_s=delay_s)
@@ -174,6 +181,11 @@ class RemoteClient:
                 f"{self._connection.label} answers with {content_type[:60] or 'no content type'} instead of "
                 f"{expected_type}. Check the URL of the remote; it usually ends with /v1."
             )
+
+
+def _is_loading(error: RemoteError) -> bool:
+    """Return whether a server says that it is loading a model, which takes up to minutes."""
+    return isinstance(error, RemoteStatusError) and error.status == _UNAVAILABLE and "loading" in str(error).lower()
 
 
 def _choose_delay(error: RemoteError, delay_s: float | None) -> float | None:

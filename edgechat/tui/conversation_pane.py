@@ -183,9 +183,12 @@ class ConversationPane(ConversationFrame):
         """Count a reply as pending, and update the status line. Call it before the reply is requested."""
         self.n_pending += 1
         self.is_generating = True
-        if self.worker.session is not None:
-            self.worker.session.clear_stop()
-        self.status_line.show_state("Reading")
+        session = self.worker.session
+        if session is not None:
+            session.clear_stop()
+        # What a server does before the first word is not known here.
+        is_remote = session is not None and session.source.is_remote
+        self.status_line.show_state("Waiting for the server" if is_remote else "Reading")
 
     def measure_context(self) -> None:
         """Count the context tokens that the prompt would use if the input were sent now.

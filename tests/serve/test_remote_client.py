@@ -1,4 +1,8 @@
-"""Conversations with models behind real servers: `edgechat serve`, and llama-server if its build is in the cache."""
+"""Conversations with models behind real servers: `edgechat serve`, and llama-server if its build is in the cache.
+
+The tests also use the server at the URL in `EDGECHAT_TEST_REMOTE`, such as vLLM. Its model must be
+SmolLM2-135M-Instruct with a context of at most 4096 tokens.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +62,17 @@ def llama_server(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         child.wait()
 
 
-@pytest.fixture(params=["edgechat serve", pytest.param("llama-server", marks=pytest.mark.long)])
+_LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("llama-server", "other server")]
+
+
+@pytest.fixture(params=["edgechat serve", *_LONG])
 def url(request: pytest.FixtureRequest) -> str:
     if request.param == "llama-server":
         return str(request.getfixturevalue("llama_server"))
+    if request.param == "other server":
+        if not (url := os.environ.get("EDGECHAT_TEST_REMOTE")):
+            pytest.skip("EDGECHAT_TEST_REMOTE names no server")
+        return url
     server: ServerProcess = request.getfixturevalue("server")
     return server.url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from edgechat.remote.model_lists import save_list
 from edgechat.tui.completion import complete
 from edgechat.tui.screens.models import ModelsScreen
 from edgechat.tui.screens.plan import PlanScreen
-from tests.remote_server import RemoteServer, remote_server
+from tests.remote_server import Exchange, RemoteServer, remote_server, reply
 from tests.tui.app_driver import (
-    ask,
     make_scripted_app,
     screen_text,
     session,
@@ -56,7 +56,18 @@ async def test_remote_model_is_chosen_and_its_host_is_shown(home: Path, server: 
         await until_async(lambda: not app.pane.is_busy)
         assert "context" not in status_text(app)
         assert not server.exchanges
-        await ask(app, "Hi")
+        may_answer = threading.Event()
+
+        def answer(exchange: Exchange) -> None:
+            may_answer.wait(60)
+            reply("Hello", " there.")(exchange)
+
+        server.answers = [answer]
+        app.pane.prompt.load("Hi")
+        app.pane.prompt.action_send()
+        await until_async(lambda: "Waiting for the server" in status_text(app))
+        may_answer.set()
+        await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
         assert "Hello there." in " ".join(shown_texts(app, "assistant"))
         app.actions.run("plan", "")
         await until_async(lambda: isinstance(app.screen, PlanScreen) and place in screen_text(app))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +102,8 @@ def test_both_replies_grow_and_either_is_read_while_it_grows(session: ScriptedSe
     read = read_reply(session, second_reply.id)
     assert read is not None
     assert (read.is_growing, read.heading) == (True, "Reply 2 of 2, other (growing)")
+    empty = read._replace(message=msgspec.structs.replace(read.message, text=""))
+    assert empty.heading == "Reply 2 of 2, other (waiting for its first word)"
     assert session.tree[second_reply.id].text == OTHER_ANSWER[:4]
     list(turn)
     assert session.tree.head_id == first_reply.id

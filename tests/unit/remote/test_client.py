@@ -122,6 +122,13 @@ def test_request_is_repeated_before_the_first_token(server: RemoteServer, no_del
     assert "Trying again in 7" in retries[1].message
 
 
+def test_server_that_loads_its_model_is_asked_again_for_minutes(server: RemoteServer, no_delay: list[float]) -> None:
+    loading = fail(503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
+    server.answers = [*[loading] * 20, reply("Fine.")]
+    assert text_of(stream(server)) == "Fine."
+    assert no_delay == [2.0] * 20
+
+
 def test_long_retry_after_is_an_error_that_names_the_time(server: RemoteServer, no_delay: list[float]) -> None:
     server.answers = [fail(429, "", Retry_After="3600")]
     with pytest.raises(RemoteStatusError, match=r"Try again in (60 min|1 h|3600 s)"):
