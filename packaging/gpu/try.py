@@ -9,20 +9,27 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgechat.chat.session import Session
 from edgechat.config import Settings
+from edgechat.hardware.gpu import Gpu, GpuSpeeds, TypeRates
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
+from edgechat.planner.machine import choose_gpu
 from edgechat.store import open_ephemeral_store
 
 # Time of all steps, and of single ones, in seconds. A step that would end after the limit is left out.
 TOTAL_S = 450.0
 SELFTEST_S = 240.0
 BENCH_S = 90.0
-PROMPT = "Count from 1 to 20."
+# Longer than 32 tokens, the smallest batch of which a GPU computes the prefill with weights in CPU memory.
+PROMPT = f"Continue until 60: {', '.join(map(str, range(1, 41)))}"
 MIB = 1 << 20
 
 
@@ -84,18 +91,32 @@ def run_doctor(report: Report) -> None:
         report.add(f"- warning: {warning}")
 
 
+def choose_gpu_for(use: str, gpus: Sequence[Gpu]) -> Gpu | None:
+    """Return the GPU with speeds for which plans put layers or only prefill on it; unchanged if `use` is ""."""
+    gpu = choose_gpu(gpus)
+    if gpu is None or not use:
+        return gpu
+    rates = tuple(
+        TypeRates(type_id=n, decode=1.0, prefill=1e9, cpu_decode=1e9, cpu_prefill=1e6) for n in TENSOR_TYPES
+    )  # fmt: skip
+    speeds = GpuSpeeds(rates=rates, copied_bytes_per_s=1e12) if use == "prefill" else GpuSpeeds()
+    return msgspec.structs.replace(gpu, speeds=speeds)
+
+
 @contextlib.contextmanager
-def session(model: Path, *, budget: int | None = None, **options: Any) -> Iterator[Session]:
-    """Open a session; `budget` limits the GPU memory that the plan may use."""
+def session(model: Path, *, budget: int | None = None, use: str = "layers", **options: Any) -> Iterator[Session]:
+    """Open a session; `budget` limits the GPU memory that the plan may use, and `use` says for what."""
     original = resources._compute_gpu_budget_bytes  # noqa: SLF001
     if budget is not None:
         resources._compute_gpu_budget_bytes = lambda gpu: budget  # noqa: SLF001
+    resources.choose_gpu = partial(choose_gpu_for, use)
     opened = Session(open_ephemeral_store(), Settings(n_ctx=2048, temperature=0.0, max_tokens=64, **options), model)
     try:
         opened.open()
         yield opened
     finally:
         resources._compute_gpu_budget_bytes = original  # noqa: SLF001
+        resources.choose_gpu = choose_gpu
         opened.close()
 
 
@@ -111,14 +132,20 @@ def describe(opened: Session) -> tuple[str, str]:
     }
     planned = f"planned {plan.estimate.gpu / MIB:.0f} MiB on the GPU, {plan.estimate.total / MIB:.0f} MiB in all"
     speed = f"prefill {reply.stats.prefill_tps or 0:.1f}, decode {reply.stats.decode_tps or 0:.1f} tokens/s"
-    return reply.text, f"{plan.options.n_gpu_layers} layers; {planned}; used {memory}; {speed}; {opened.warnings}"
+    use = f"{plan.options.n_gpu_layers} layers{' and prefill' if plan.options.prefill_on_gpu else ''}"
+    reason = plan.reasons.get("n_gpu_layers", "")
+    return reply.text, f"{use}; {planned}; used {memory}; {speed}; {opened.warnings}; {reason}"
 
 
 def compare_replies(report: Report, model: Path) -> None:
-    """Reply on the GPU, on both, and on the CPU. The texts should be equal up to near ties."""
+    """Reply on the GPU, on both, on the CPU, and as chosen by speed. The texts should be equal up to near ties."""
     texts = {}
     size = model.stat().st_size
-    for name, options in {"GPU": {}, "half": {"budget": size * 2 // 3 + 64 * MIB}, "CPU": {"gpu": False}}.items():
+    variants = {
+        "GPU": {}, "half": {"budget": size * 2 // 3 + 64 * MIB}, "prefill": {"use": "prefill"}, "CPU": {"gpu": False},
+        "chosen": {"use": ""},
+    }  # fmt: skip
+    for name, options in variants.items():
         with session(model, **options) as opened:  # type: ignore[arg-type]
             describe(opened)  # compiles kernels
             opened.store.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates
+from edgechat.hardware.gpu import PREFILL_COLUMNS, Gpu, GpuSpeeds, TypeRates
+from edgechat.hardware.profile import HardwareProfile, read_profile
 from edgechat.modelfile.header import Tensor
 from edgechat.planner.gpu_use import predict_measured_speed, put_prefill_on_gpu
+from edgechat.planner.machine import machine_from_profile
 from edgechat.planner.memory import estimate
 from edgechat.planner.plan import make_smaller_plan, plan
 from edgechat.planner.quality import quality
@@ -165,3 +169,12 @@ def test_model_on_a_measured_gpu_is_ranked_by_its_speed_there() -> None:
     speed = evaluate(candidate, resources).speed
     assert speed is not None
     assert speed.decode_tps == pytest.approx(2 * CPU_DECODE / N_WEIGHTS)
+
+
+def test_speeds_of_a_described_machine_are_used(tmp_path: Path) -> None:
+    """The output of `edgechat doctor --json` has them."""
+    gpu = Gpu(name="a GPU", total_bytes=24 * GIB, free_bytes=20 * GIB, speeds=make_speeds(0.5, 20.0))
+    profile = msgspec.structs.replace(read_profile(tmp_path), gpus=(gpu,))
+    described = machine_from_profile(msgspec.json.decode(msgspec.json.encode(profile), type=HardwareProfile))
+    assert described.gpu_speeds == gpu.speeds
+    assert (described.gpu_free_bytes, described.gpu_is_unified) == (20 * GIB, False)
