@@ -137,6 +137,9 @@ def test_sequences_that_are_lost_when_an_assistant_wakes(
         model.model.idle_step(lambda _allow: None)
     assert not model.context.is_open
     model.model.idle_step(lambda _allow: None)
+    model.ask([1, 40, 41], max_tokens=1)
+    n_tokens = sum(len(model.context.tokens(seq)) for seq in range(model.context.n_seqs))
+    assert model.model._cache.idle_tokens == n_tokens  # the cache lists no lost tokens
     assert model.ask(PROMPT, max_tokens=20)[0] == expected
     assert model.ask([*PROMPT, *expected], max_tokens=20)[0] == follow_chain(expected[-1], 20)
     model.model.close()
