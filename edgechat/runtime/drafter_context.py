@@ -20,6 +20,8 @@ from edgechat.runtime.model import Model
 _NO_CELL: Final = 1
 _ABORTED: Final = 2
 """Code of llama_decode after an abort."""
+_EXCEPTION: Final = -100
+"""Code of libedgechat after a C++ exception, which nearly always is a failed allocation."""
 
 
 class DrafterShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,8 @@ class DrafterContext:
             raise DecodeAborted
         if code == _NO_CELL:
             raise NoKvSlotError("No cell is free for a draft.")
+        if code == _EXCEPTION:
+            raise DrafterError(f"llama.cpp failed to {work} with {self.model.path}: memory may have run out.")
         if code:
             raise DrafterError(f"llama.cpp failed to {work} with {self.model.path} (code {code}).")
 

@@ -14,7 +14,7 @@ from edgechat.engine.drafter_work import DrafterWork
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.server import EngineServer
 from edgechat.errors import DrafterError, ModelFileError, PlanError
-from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
+from edgechat.planner.drafter_plan import DRAFTER_CELLS, DrafterKind, DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.model_drafter import NativeDrafter, open_model_drafter
@@ -32,9 +32,10 @@ class DraftingModel(SteppedModel):
     """A model whose drafter is asked in every step, and whose texts are not searched for drafts."""
 
     def __init__(
-        self, native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, **options: Any
+        self, native: Bindings, target: Path, kind: DrafterKind, draft: Path | None, *,
+        n_cells: int = DRAFTER_CELLS, **options: Any,
     ) -> None:  # fmt: skip
-        plan = DrafterPlan(kind=kind, model_path=str(draft or ""), n_seqs=4)
+        plan = DrafterPlan(kind=kind, model_path=str(draft or ""), n_seqs=4, n_cells=n_cells)
         defaults: dict[str, Any] = {"n_ctx": 1024, "n_rs_seq": 7, "n_batch": 128, "draft_tokens": 0}
         super().__init__(native, target, open_drafter=open_model_drafter, drafter=plan, **(defaults | options))
         manager = self.manager
