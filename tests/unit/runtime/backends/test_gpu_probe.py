@@ -135,7 +135,16 @@ def test_slow_compiler_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.Monk
     assert (verdict.status, verdict.devices[0].types) == ("passed", devices.types)
     stalled = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=True))
     monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 2")
-    assert check(bundle, monkeypatch, stalled).status == "hung"
+    assert check(bundle, monkeypatch, stalled, Demand(types=(Q4_0,))).status == "hung"
+
+
+def test_slow_kernel_of_a_type_that_no_model_needs_is_not_a_failure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalled = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=True))
+    verdict = check(bundle, monkeypatch, stalled)
+    assert (verdict.status, verdict.devices[0].types) == ("passed", stalled.types)
+    assert check(bundle, monkeypatch, stalled, Demand(types=(99,))).status == "hung"
 
 
 def test_module_that_cannot_be_loaded_is_tested_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
