@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,12 +22,29 @@ from edgechat.hardware.gpu import Gpu, GpuSpeeds, TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
 from edgechat.planner.machine import choose_gpu
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.store import open_ephemeral_store
 
-# Time of all steps, and of single ones, in seconds. A step that would end after the limit is left out.
+# Time of all steps, and of single ones, in seconds. A step that would end after the limit is left out. The self-test
+# keeps the types that it has tested when its time is over; DOCTOR_S is for all of the command.
 TOTAL_S = 450.0
-SELFTEST_S = 240.0
+SELFTEST_S = 120.0
+DOCTOR_S = 200.0
 BENCH_S = 90.0
+# Starts `edgechat` with a time limit of the self-test that a busy machine does not extend.
+DOCTOR_CODE = f"""
+from edgechat.cli.main import main
+from edgechat.runtime.backends import probe
+class Deadline(probe._ProgressDeadline):
+    def is_over(self):
+        return super().is_over() or self._clock.read() > {SELFTEST_S}
+probe._ProgressDeadline = Deadline
+main()
+"""
+# Memory of the GPU that is left to a model which does not fit.
+LEFT_BYTES = 200 << 20
+# Names the variable that limits the memory of a stand-in for a GPU, in tests.
+MEMORY_VARIABLE = "EDGECHAT_TRY_MEMORY_VARIABLE"
 # Longer than 32 tokens, the smallest batch of which a GPU computes the prefill with weights in CPU memory.
 PROMPT = f"Continue until 60: {', '.join(map(str, range(1, 41)))}"
 MIB = 1 << 20
@@ -40,6 +57,8 @@ class Report:
         self.folder = folder
         self.lines: list[str] = []
         self.started_s = time.monotonic()
+        self.backends: list[dict[str, Any]] = []
+        """Tested modules and devices, from the output of `doctor`."""
 
     @property
     def left_s(self) -> float:
@@ -66,9 +85,9 @@ class Report:
         self.add(f"\n({time.monotonic() - started_s:.0f} s)")
 
 
-def edgechat(report: Report, name: str, *arguments: str, limit_s: float) -> str:
-    """Run a command of edgechat, keep its output in a file, and return it."""
-    command = [sys.executable, "-X", "utf8", "-m", "edgechat", *arguments]
+def edgechat(report: Report, name: str, *arguments: str, limit_s: float, code: str = "") -> str:
+    """Run a command of edgechat, started by `code` if given, keep its output in a file, and return it."""
+    command = [sys.executable, "-X", "utf8", *(("-c", code) if code else ("-m", "edgechat")), *arguments]
     with (report.folder / f"{name}.txt").open("w+", encoding="utf-8") as file:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(command, stdout=file, stderr=sys.stderr, check=False, timeout=min(limit_s, report.left_s))
@@ -77,16 +96,23 @@ def edgechat(report: Report, name: str, *arguments: str, limit_s: float) -> str:
 
 
 def run_doctor(report: Report) -> None:
-    """Test every type on every device."""
-    output = edgechat(report, "doctor", "doctor", "--json", limit_s=SELFTEST_S)
+    """Test every type on every device, as far as the time goes."""
+    output = edgechat(report, "doctor", "doctor", "--json", limit_s=DOCTOR_S, code=DOCTOR_CODE)
     if not output:
         steps = (report.folder / "errors.log").read_text("utf-8", "replace").splitlines()[-1:]
-        report.add(f"not finished in {SELFTEST_S:.0f} s, at: {''.join(steps)}")
+        report.add(f"not finished in {DOCTOR_S:.0f} s, at: {''.join(steps)}")
     diagnosis = json.loads(output or "{}")
-    for backend in diagnosis.get("backends", []):
+    report.backends = diagnosis.get("backends", [])
+    for backend in report.backends:
         report.add(f"- {backend['module']}: {backend['status']}, {backend['reason']}")
         for device in backend["devices"]:
-            report.add(f"  - {json.dumps(device)}")
+            numbers = device["types"] or ()
+            names = [TENSOR_TYPES[number].name if number in TENSOR_TYPES else str(number) for number in numbers]
+            types = "all types" if device["types"] is None else f"types {' '.join(names) or 'none'}"
+            report.add(
+                f"  - {device['name']}: {device['description']}, {device['kind']}, driver {device['driver'] or '?'}; "
+                f"{device['status']}, {types}; {device['speed']}"
+            )
     for warning in diagnosis.get("warnings", []):
         report.add(f"- warning: {warning}")
 
@@ -139,18 +165,19 @@ def describe(opened: Session) -> tuple[str, str]:
 
 def compare_replies(report: Report, model: Path) -> None:
     """Reply on the GPU, on both, on the CPU, and as chosen by speed. The texts should be equal up to near ties."""
-    texts = {}
-    size = model.stat().st_size
-    variants = {
-        "GPU": {}, "half": {"budget": size * 2 // 3 + 64 * MIB}, "prefill": {"use": "prefill"}, "CPU": {"gpu": False},
-        "chosen": {"use": ""},
-    }  # fmt: skip
-    for name, options in variants.items():
-        with session(model, **options) as opened:  # type: ignore[arg-type]
+    texts: dict[str, str] = {}
+    n_planned = 0
+    for name in ("GPU", "half", "prefill", "CPU", "chosen"):
+        variants: dict[str, dict[str, Any]] = {
+            "GPU": {}, "half": {"budget": n_planned // 2}, "prefill": {"use": "prefill"}, "CPU": {"gpu": False},
+            "chosen": {"use": ""},
+        }  # fmt: skip
+        options = variants[name]
+        with session(model, **options) as opened:
             describe(opened)  # compiles kernels
-            opened.store.close()
-        with session(model, **options) as opened:  # type: ignore[arg-type]
+        with session(model, **options) as opened:
             texts[name], line = describe(opened)
+            n_planned = n_planned or (opened.model.plan.estimate.gpu if opened.model.plan else 0)
             report.add(f"- {name}: {line}")
     for name, text in texts.items():
         same = next((i for i, (a, b) in enumerate(zip(text, texts["CPU"], strict=False)) if a != b), len(text))
@@ -158,48 +185,56 @@ def compare_replies(report: Report, model: Path) -> None:
 
 
 @contextlib.contextmanager
-def full_gpu() -> Iterator[bool]:
-    """Take the memory of an NVIDIA GPU but 200 MB, through its driver. Yields False without such a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        yield False
+def full_gpu(report: Report, model: Path) -> Iterator[str]:
+    """Let another process hold the memory of the GPU. Yields how much, or "" if its memory is that of the machine."""
+    variable = os.environ.get(MEMORY_VARIABLE)
+    if variable:
+        os.environ[variable] = str(model.stat().st_size // 2)
+        try:
+            yield f"{variable}={os.environ[variable]}"
+        finally:
+            del os.environ[variable]
         return
-    context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    driver.cuInit(0)
-    driver.cuCtxCreate_v2(ctypes.byref(context), 0, 0)
-    driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-    failed = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(max(0, free.value - 200 * MIB)))
-    try:
-        yield failed == 0
-    finally:
-        driver.cuMemFree_v2(pointer)
-        driver.cuCtxDestroy_v2(context)
+    modules = [b["path"] for b in report.backends if [d["kind"] for d in b["devices"][:1]] == ["discrete"]]
+    if not modules:
+        yield ""
+        return
+    command = [sys.executable, str(Path(__file__).parent / "hold.py"), modules[0], str(LEFT_BYTES)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            yield f"{int(holder.stdout.readline() or 0) / MIB:.0f} MiB held"  # type: ignore[union-attr]
+        finally:
+            holder.kill()
 
 
 def exhaust_memory(report: Report, model: Path) -> None:
     """Load the model while another program has the memory of the GPU, although the plan believes that it is free."""
-    with full_gpu() as is_full:
-        if not is_full:
-            report.add("no NVIDIA driver: left out")
+    with full_gpu(report, model) as held:
+        if not held:
+            report.add("left out: no discrete GPU; the memory of others is that of the machine")
             return
         with session(model, budget=model.stat().st_size * 4) as opened:
-            report.add(f"- {describe(opened)}")
+            report.add(f"- {held}: {describe(opened)[1]}")
 
 
 def run_llama_bench(report: Report, program: str, model: Path) -> None:
-    """Run llama-bench of the same build, to compare its speeds with those of the replies."""
+    """Run llama-bench with the same module, to compare its speeds with those of the replies."""
+    bundle = find_bundle()
+    module = next((b["path"] for b in report.backends if b["devices"] and b["status"] == "passed"), "")
     command = [program, "-m", str(model), "-p", "256", "-n", "64", "-ngl", "99", "-r", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=min(BENCH_S, report.left_s))
+    # ggml loads the module of the variable, and the best module for the CPU from the current directory.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=min(BENCH_S, report.left_s), cwd=bundle.directory,
+        env=os.environ | {"GGML_BACKEND_PATH": module},
+    )  # fmt: skip
     report.add(f"```\n{done.stdout or done.stderr[-1000:]}\n```")
 
 
 def main() -> int:
     """Run all steps."""
     folder, *names = map(str, sys.argv[1:])
-    models = [Path(name) for name in names[: names.index("--") if "--" in names else len(names)]]
-    bench = names[names.index("--") + 1 :] if "--" in names else []
+    models = [Path(name).resolve() for name in names[: names.index("--") if "--" in names else len(names)]]
+    bench = [str(Path(name).resolve()) for name in names[names.index("--") + 1 :]] if "--" in names else []
     report = Report(Path(folder))
     report.add(f"# edgechat on a GPU\n\n{' '.join(names)}")
     report.run("doctor: self-test of every type", lambda: run_doctor(report))
@@ -209,7 +244,7 @@ def main() -> int:
     if bench:
         report.run("llama-bench with all layers on the GPU", lambda: run_llama_bench(report, bench[0], models[-1]))
     for name, arguments in {
-        "speed": ["bench", "speed", "-m", str(models[-1]), "--rounds", "2"],
+        "speed": ["bench", "speed", "-m", str(models[-1]), "--rounds", "2", *(("--peer", bench[0]) if bench else ())],
         "speculation": ["bench", "speculation", "-m", str(models[-1]), "--rounds", "1", "--kinds", "edit"],
     }.items():
         report.run(

@@ -7,14 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from tests.conftest import ROOT
-from tests.packaging.conftest import toolchain
+from tests.packaging.conftest import as_newcomer, recipe_with, toolchain
+from tests.packaging.test_offline import PYTHON, QUESTION, edgechat, sh, tools
+
+__all__ = ["tools"]  # fixture
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="the package is for Linux")]
 MAX_WHEEL_BYTES = 10_000_000
@@ -73,6 +78,68 @@ def test_module_is_found_without_configuration_and_refused_without_vulkan(
     bundle = find_bundle()
     assert bundle.gpu_modules == ()
     assert "edgechat_vulkan is for llama.cpp 1234567" in bundle.warnings[0]
+
+
+def read_diagnosis(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the output of `doctor --json`."""
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def assert_refused(diagnosis: dict[str, Any]) -> None:
+    [module] = [backend for backend in diagnosis["backends"] if backend["module"] == "vulkan"]
+    assert (module["status"], module["devices"]) == ("refused", [])
+    assert "no driver or no supported device was found" in module["reason"]
+    assert diagnosis["warnings"] == []
+
+
+def test_package_in_an_environment_changes_nothing_without_vulkan(
+    wheel: Path, wheelhouse: Path, tools: Path, tmp_path: Path
+) -> None:
+    environment, no_driver = tmp_path / "venv", {"VK_DRIVER_FILES": "/none.json", "VK_ICD_FILENAMES": "/none.json"}
+    python = environment / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-index",
+        "--find-links",
+        wheelhouse,
+    ]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return as_newcomer(tmp_path / "user", tools, environment / "bin" / "edgechat", *arguments, **no_driver)
+
+    subprocess.run([*install, "edgechat[starter]"], check=True)
+    before = read_diagnosis(run("doctor", "--json"))
+    answer = run(*QUESTION)
+    subprocess.run([*install, wheel], check=True)
+    answer_with_package = run(*QUESTION)
+    assert answer_with_package.stdout == answer.stdout != ""
+    assert not [line for line in answer_with_package.stderr.splitlines() if "ulkan" in line or "GPU" in line]
+    after = read_diagnosis(run("doctor", "--json"))
+    assert_refused(after)
+    others = [backend for backend in after["backends"] if backend["module"] != "vulkan"]
+    assert (others, after["backend"]) == (before["backends"], before["backend"])
+    # Not tested again: the times of the tests are those of the first one.
+    assert read_diagnosis(run("doctor", "--json"))["backends"] == after["backends"]
+
+
+def test_bundle_installs_the_package(wheel: Path, wheelhouse: Path, tools: Path, tmp_path: Path) -> None:
+    recipe_with(wheelhouse, "offline.py", "--python", PYTHON, "--with-wheel", wheel, tmp_path / "dist")
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    home, no_driver = tmp_path / "user", {"VK_DRIVER_FILES": "/none.json", "VK_ICD_FILENAMES": "/none.json"}
+    done = sh(next(tmp_path.glob("edgechat-*")) / "install.sh", home, tools)
+    assert done.returncode == 0, done.stderr
+    assert edgechat(home, tools, *QUESTION).stdout.startswith("Gravity")
+    assert_refused(read_diagnosis(sh(home / ".local/bin/edgechat", home, tools, "doctor", "--json", **no_driver)))
 
 
 def test_build_without_tools_says_what_to_install(tmp_path: Path) -> None:
