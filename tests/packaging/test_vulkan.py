@@ -100,18 +100,8 @@ def test_package_in_an_environment_changes_nothing_without_vulkan(
     environment, no_driver = tmp_path / "venv", {"VK_DRIVER_FILES": "/none.json", "VK_ICD_FILENAMES": "/none.json"}
     python = environment / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-index",
-        "--find-links",
-        wheelhouse,
-    ]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python)]
+    install = [*pip, "install", "--no-index", "--find-links", str(wheelhouse)]
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return as_newcomer(tmp_path / "user", tools, environment / "bin" / "edgechat", *arguments, **no_driver)
@@ -119,7 +109,7 @@ def test_package_in_an_environment_changes_nothing_without_vulkan(
     subprocess.run([*install, "edgechat[starter]"], check=True)
     before = read_diagnosis(run("doctor", "--json"))
     answer = run(*QUESTION)
-    subprocess.run([*install, wheel], check=True)
+    subprocess.run([*install, str(wheel)], check=True)
     answer_with_package = run(*QUESTION)
     assert answer_with_package.stdout == answer.stdout != ""
     assert not [line for line in answer_with_package.stderr.splitlines() if "ulkan" in line or "GPU" in line]
