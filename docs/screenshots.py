@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Take pictures of the chat in a terminal window: five for docs/images, or all situations with `--all FOLDER`.
+"""Take pictures of the chat in a terminal window: seven for docs/images, or all situations with `--all FOLDER`.
 
-`make screenshots` runs it. It needs Xvfb, xterm, xdotool and ImageMagick. The replies are those of the starter model;
-the other conversations are written here.
+`make screenshots` runs it. It needs Xvfb, xterm, xdotool and ImageMagick. The replies are those of the starter model,
+and of the development model (`python -m tests.development_model`) in llama-server (`make peers`); the other
+conversations are written here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,10 +28,15 @@ PROGRAM: Final = [sys.executable, "-c", "from edgechat.cli.main import main; mai
 SCRIPTED_PROGRAM: Final = [sys.executable, "-m", "tests.tui.scripted_program"]
 SIZES: Final = {"80x24": (80, 24), "120x36": (120, 36), "200x60": (200, 60)}
 IMAGE_SIZE: Final = (100, 30)
+IMAGE_SIZES: Final = {"compare": (120, 36)}
+REMOTE_SITUATIONS: Final = ("remote", "compare")
+REMOTE_MODEL: Final = "qwen2.5-coder-0.5b"
+REMOTE_PORT: Final = 8080
 COLOURS: Final = {"dark": ("#121212", "#e0e0e0"), "light": ("#ffffff", "#202020")}
 DAY_MS: Final = 86_400_000
 STABLE_S: Final = 0.6
 DEADLINE_S: Final = 30.0
+START_S: Final = 120.0
 
 SORT_REPLY = """Merge sort splits the list, sorts both halves, and merges them:
 
@@ -77,6 +84,17 @@ SITUATIONS: Final[dict[str, list[str]]] = {
     "plan": ["key F3"],
     "attachments": ["type /attach README.md", "key Return", "type /attach missing.txt", "key Return"],
     "completion": ["type /te"],
+    "remote": ["type Write a Python function that reverses a string.", "key Return", "wait 60"],
+    "compare": [
+        "type Write a Python function that reverses a string.",
+        "key Return",
+        "wait 10",
+        f"type /also box/{REMOTE_MODEL}",
+        "key Return",
+        "type /compare",
+        "key Return",
+        "wait 80",
+    ],
 }
 """Steps from the start of the chat to the picture of each situation."""
 
@@ -149,8 +167,37 @@ def virtual_display() -> Iterator[str]:
         server.terminate()
 
 
-def prepare_home(home: Path, look: str, name: str) -> None:
-    """Write the conversations and the settings of a situation."""
+@contextlib.contextmanager
+def llama_server() -> Iterator[str]:
+    """Start a llama-server with the development model, and yield its URL."""
+    sys.path.insert(0, str(ROOT))
+    from edgechat.runtime.backends.bundle import find_bundle
+    from tests.development_model import model_path
+    from tests.llama_cpp import find_llama_server
+
+    module = [m.path for m in find_bundle().modules if m.name.startswith("cpu")][-1]
+    command = [
+        str(find_llama_server()), "-m", str(model_path()), "--alias", REMOTE_MODEL, "-c", "2048", "--port",
+        str(REMOTE_PORT), "--offline", "--jinja",
+    ]  # fmt: skip
+    environment = {**os.environ, "GGML_BACKEND_PATH": module}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:  # fmt: skip
+        url = f"http://127.0.0.1:{REMOTE_PORT}"
+        try:
+            deadline = time.monotonic() + START_S
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health"):  # noqa: S310
+                    break
+                time.sleep(0.2)
+            yield f"{url}/v1"
+        finally:
+            server.terminate()
+
+
+def prepare_home(home: Path, look: str, name: str, url: str) -> None:
+    """Write the conversations and the settings of a situation; `url` is that of a remote, or ""."""
     home.mkdir(parents=True)
     theme = "textual-dark" if look == "dark" else "textual-light"
     environment = {**os.environ, "EDGECHAT_HOME": str(home), "PYTHONPATH": str(ROOT)}
@@ -162,6 +209,8 @@ def prepare_home(home: Path, look: str, name: str) -> None:
     settings = Path(run("config", "path"))
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(f'theme = "{theme}"\ntemperature = 0.0\nmax_tokens = 120\ntitles = false\n')
+    if url:
+        run("remotes", "add", "box", url)
     if name == "first-run":
         return
     now_ms = int(time.time() * 1000)
@@ -189,11 +238,16 @@ def take_picture(name: str, size: tuple[int, int], look: str, file: Path) -> Non
     program, arguments = PROGRAM, ["-c"]
     if name == "first-run":
         arguments = []
+    elif name == "remote":
+        arguments = ["-m", f"box/{REMOTE_MODEL}"]
     elif name == "streaming":
         program, arguments = SCRIPTED_PROGRAM, ["9", STREAMED, str(len(STREAMED) // 4 - 1)]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, virtual_display() as display:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        display = stack.enter_context(virtual_display())
+        url = stack.enter_context(llama_server()) if name in REMOTE_SITUATIONS else ""
         home = Path(folder) / "home"
-        prepare_home(home, look, name)
+        prepare_home(home, look, name, url)
         window = Window(display, [*program, *arguments], size, look, home)
         try:
             time.sleep(3)
@@ -214,8 +268,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.all is None:
         IMAGES.mkdir(exist_ok=True)
-        for name in options.names or ("chat", "conversations", "search", "models", "plan"):
-            take_picture(name, IMAGE_SIZE, "dark", IMAGES / f"{name}.png")
+        for name in options.names or ("chat", "conversations", "search", "models", "plan", *REMOTE_SITUATIONS):
+            take_picture(name, IMAGE_SIZES.get(name, IMAGE_SIZE), "dark", IMAGES / f"{name}.png")
         return
     options.all.mkdir(parents=True, exist_ok=True)
     for name in options.names or SITUATIONS:

@@ -28,7 +28,7 @@ class ComparedReply(NamedTuple):
         """Number, model and state of the reply."""
         model = f", {self.message.model.removesuffix('.gguf')}" if self.message.model else ""
         has_text = bool(self.message.text or self.message.reasoning)
-        state = "" if not self.is_growing else " (growing)" if has_text else " (waiting for its first word)"
+        state = "" if not self.is_growing else " (growing)" if has_text else " (waiting)"
         return f"Reply {self.number} of {self.n_alternatives}{model}{state}"
 
 

@@ -103,7 +103,7 @@ def test_both_replies_grow_and_either_is_read_while_it_grows(session: ScriptedSe
     assert read is not None
     assert (read.is_growing, read.heading) == (True, "Reply 2 of 2, other (growing)")
     empty = read._replace(message=msgspec.structs.replace(read.message, text=""))
-    assert empty.heading == "Reply 2 of 2, other (waiting for its first word)"
+    assert empty.heading == "Reply 2 of 2, other (waiting)"
     assert session.tree[second_reply.id].text == OTHER_ANSWER[:4]
     list(turn)
     assert session.tree.head_id == first_reply.id
