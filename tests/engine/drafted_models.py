@@ -30,6 +30,9 @@ from tests.tiny_files import TinyFile
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Largest difference of a single logprob: two of 1,000 Gemma 4 with noise had one above `ROUNDING`, of 0.03 at most.
+_MAX_SINGLE_ROUNDING: Final = 2.5 * ROUNDING
+
 PairKind = Literal[
     "hybrid with head", "dense with head", "Mamba with head", "three heads", "EAGLE-3", "draft model",
     "recurrent draft model", "hybrid pair", "assistant",
@@ -166,7 +169,8 @@ class Comparison:
     ) -> None:
         """Compare a reply with that of the target alone, `expected`, and its logprobs with those of its tokens there.
 
-        The logprobs show damage to the state of the target, also where it did not change a token.
+        The logprobs show damage to the state of the target, also where it did not change a token. Damage stays until
+        the end of the text; a rounding difference above the usual ones does not.
         """
         self.n_replies += 1
         bias = {"logit_bias": fields["logit_bias"]} if "logit_bias" in fields else {}
@@ -179,7 +183,8 @@ class Comparison:
         request_id = self.plain.start(prompt, speculate=False, **forced, **bias)
         self.plain.finish()
         differences = [abs(a - b) for a, b in zip(logprobs, self.plain.logprobs(request_id), strict=True)]
-        assert max(differences, default=0.0) < ROUNDING, differences
+        assert max(differences, default=0.0) < _MAX_SINGLE_ROUNDING, differences
+        assert sum(difference >= ROUNDING for difference in differences) <= 1, differences
         if tokens == expected:
             return
         is_greedy = fields.get("sampling", GREEDY).temperature == 0 and not fields.get("grammars")
