@@ -229,9 +229,11 @@ class StepCosts:
     def single_step_s(self, depth: int) -> float:
         """Return the mean seconds of a single-token step at position `depth`; 0.0 before the first measurement.
 
-        Disturbed steps are included, so that the time of a disturbed reply is compared with other disturbed steps.
+        Without a step in the depth range of `depth`, return the time of the nearest range that has one. Disturbed steps
+        are included, so that the time of a disturbed reply is compared with other disturbed steps.
         """
-        return self._actual_single_steps[find_depth_range(depth)].value
+        ranges = _RANGES_BY_DISTANCE[find_depth_range(depth)]
+        return next((value for i in ranges if (value := self._actual_single_steps[i].value)), 0.0)
 
     @property
     def needs_single_step(self) -> bool:

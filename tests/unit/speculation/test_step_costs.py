@@ -219,3 +219,12 @@ def test_batch_costs_far_above_those_of_a_single_sequence_are_discarded() -> Non
     batch.discard_contradicted()
     assert batch.ratio(2, 1000) < 1.5
     assert batch.ratio(8, 1000) == 1.5
+
+
+def test_time_of_a_step_in_a_new_depth_range_is_that_of_the_nearest_one() -> None:
+    """Otherwise accepted tokens would count as no time, and drafts as free, until the next single-token step."""
+    costs = StepCosts()
+    assert costs.single_step_s(100) == 0.0
+    costs.record(1, 100, 0.01)
+    costs.record(1, 3000, 0.02)
+    assert [costs.single_step_s(depth) for depth in (400, 600, 3000, 40_000)] == [0.01, 0.01, 0.02, 0.02]
