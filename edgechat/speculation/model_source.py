@@ -26,6 +26,9 @@ _MAX_COUNTED_PENDING: Final = 4
 # In idle time, a model begins again with a longer part of the text if that is at least so many times as long as the
 # part that it has read.
 _RESTART_FACTOR: Final = 2
+# Number of steps for which a model that does not pay is not considered again: its costs and calibration change only
+# with drafts, and the choice takes a percent of a step of a small model.
+_N_SKIPPED_STEPS: Final = 7
 # Number of tokens of the drafts that are timed in idle time.
 _MEASURED_TOKENS: Final = 3
 
@@ -84,6 +87,8 @@ class ModelSource:
         self._start_timer = start_timer
         self._on_failure = on_failure
         self._has_failed = False
+        self._n_skipped_steps = 0
+        """Number of next steps in which the model is not considered unless a trial is due."""
         self.profile = profile
         self.is_asleep = is_asleep
         """True if the memory of the drafter is freed."""
@@ -111,6 +116,9 @@ class ModelSource:
         `max_cost` even if all tokens are rejected. Occasionally returns a trial, to learn whether the model pays now.
         """
         if self._has_failed or self.is_asleep:
+            return None
+        if self._n_skipped_steps and not self.profile.schedule.is_due:
+            self._n_skipped_steps -= 1
             return None
         n_seqs, single_step_s = len(candidates), costs.single_step_s(depth)
         drafter_costs = self.profile.costs
@@ -144,6 +152,8 @@ class ModelSource:
         if best is None:
             return None
         best = best._replace(pays=best.gain > MIN_MODEL_GAIN * max(1.0, other_gain))
+        if best.gain <= MIN_MODEL_GAIN:
+            self._n_skipped_steps = _N_SKIPPED_STEPS
         return best if best.pays or (self.profile.schedule.is_due and other_gain <= 1.0) else None
 
     def draft(

@@ -118,3 +118,22 @@ def test_memory_that_a_resize_freed_is_no_cost_of_a_draft() -> None:
     replay.source.read(0)
     assert model.n_calls == n_calls + 1
     assert msgspec.json.encode(replay.profile.costs) == costs
+
+
+def test_model_that_does_not_pay_is_considered_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are still made when they are due."""
+    replay = Replay(STAIRCASE)
+    model = replay.add_model(lambda _position: False, step_cost=0.9)
+    replay.run(200)
+    n_considered, find_window = 0, model.find_window
+
+    def count(seq: int) -> TextWindow:
+        nonlocal n_considered
+        n_considered += 1
+        return find_window(seq)
+
+    monkeypatch.setattr(model, "find_window", count)
+    n_calls = model.n_calls
+    replay.run(2000)
+    assert model.n_calls > n_calls
+    assert n_considered < 600
