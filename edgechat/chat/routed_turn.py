@@ -13,7 +13,7 @@ from edgechat.chat.messages import Message, new_reply
 from edgechat.chat.routed_source import RoutedSource
 from edgechat.chat.turn_runner import Turn, TurnRunner
 from edgechat.config import Settings
-from edgechat.errors import EdgechatError, StoreError
+from edgechat.errors import EdgechatError, RemoteError, StoreError
 from edgechat.prompt.agreement.doubts import Doubt, find_doubt
 from edgechat.route_settings import RouteChoice, RoutedMessage, Side, choose_side
 
@@ -40,19 +40,26 @@ class RoutedTurn:
         """Generate the replies of `turn` with the model that the route chooses, and escalate a doubtful reply.
 
         The escalated reply becomes the head, and the doubtful one stays as an alternative. If the large model fails,
-        the doubtful reply stays the head. Yields the events of a turn; TurnStarted occurs twice after an escalation.
-        Raises EdgechatError.
+        the doubtful reply stays the head. If a remote small model fails before its first word, the large model replies
+        in its place. Yields the events of a turn; TurnStarted occurs twice after an escalation. Raises EdgechatError.
         """
         choice = self._choose(turn)
         checks = not choice.is_final and choice.side == "small" and len(turn.replies) == 1
         yield events.RouteChosen(model=self._source.model_name(choice.side), reason=choice.reason, may_escalate=checks)
         yield from self._use(choice.side)
         final_event: FinalEvent | None = None
-        for event in self._runner.run(self._conversation, self._prepare(turn, choice, checks=checks), self._settings):
-            if isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
-                final_event = event
-            else:
-                yield event
+        first_turn = self._prepare(turn, choice, checks=checks)
+        try:
+            for event in self._runner.run(self._conversation, first_turn, self._settings):
+                if isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
+                    final_event = event
+                else:
+                    yield event
+        except RemoteError as error:
+            if not checks or not self._may_replace(first_turn):
+                raise
+            yield from self._replace(first_turn, str(error).rstrip("."))
+            return
         if final_event is None:
             return
         doubt = self._check(final_event) if checks and isinstance(final_event, events.TurnFinished) else None
@@ -136,6 +143,33 @@ class RoutedTurn:
         if final_event is not None:
             alternatives = (small_reply, *small_event.alternatives)
             yield from self._finish(msgspec.structs.replace(final_event, alternatives=alternatives), record)
+
+    def _may_replace(self, turn: Turn) -> bool:
+        """Return whether the large model may reply in place of a small one that failed: no reply has a word."""
+        tree = self._conversation.tree
+        is_empty = all(
+            not tree[reply.id].text and not tree[reply.id].reasoning for reply in turn.replies if reply.id in tree
+        )
+        return is_empty and turn.original_reply is None and self._source.may_use("large")
+
+    def _replace(self, turn: Turn, reason: str) -> Iterator[events.SessionEvent]:
+        """Generate the reply of the large model, and remove the empty replies of `turn`, whose model failed."""
+        failed, model = turn.replies, self._source.model_name("large")
+        yield events.EscalationStarted(model=model, reason=reason)
+        yield from self._use("large")
+        reply = new_reply(failed[0].parent_id or "", model)
+        next_turn = Turn([reply], output_rule=turn.output_rule, output_schema=turn.output_schema)
+        record = events.ReplyRouted(
+            model=model, reason=reason, small_model=failed[0].model, doubt="failed", is_escalated=True
+        )  # fmt: skip
+        for event in self._runner.run(self._conversation, next_turn, self._settings):
+            if isinstance(event, events.TurnStarted):  # not before: this would undo the title of the conversation
+                with contextlib.suppress(EdgechatError):
+                    self._conversation.discard([r for r in failed if r.id in self._conversation.tree])
+            if isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
+                yield from self._finish(event, record)
+            else:
+                yield event
 
     def _return_to(self, small_reply: Message, failed_reply: Message) -> None:
         """Make the doubtful reply the head again, and remove the failed one if it has no text."""

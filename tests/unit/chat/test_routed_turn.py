@@ -19,7 +19,7 @@ from edgechat.chat import events
 from edgechat.chat.commands import COMMANDS_BY_NAME, load_model
 from edgechat.chat.store import Store
 from edgechat.config import Settings
-from edgechat.errors import EdgechatError, ModelFileError, SettingsError, UsageError
+from edgechat.errors import EdgechatError, ModelFileError, RemoteError, SettingsError, UsageError
 from edgechat.store import open_ephemeral_store, open_store
 from tests.remote_server import RemoteServer, remote_server
 
@@ -133,6 +133,22 @@ def test_failure_of_the_large_model_keeps_the_small_reply(home: Path, models: tu
             assert len(session.tree) == 2, "the empty reply of the remote is removed"
             assert end.routed is not None
             assert "box/big failed: " in end.routed.notice
+
+
+def test_large_model_replies_in_place_of_a_remote_small_one_that_fails(home: Path, models: tuple[str, str]) -> None:
+    with remote_server() as server:
+        server.required_key = "secret"
+        route = {"small": "box/small", "large": models[1], "rules": [{"use": "small", "min_chars": 10}]}
+        with open_route(open_store(), route, remotes={"box": server.settings}) as session:
+            end = finish(session.send("Hi"))
+            assert (end.reply.model, end.alternatives) == ("large.gguf", ())
+            assert [m.id for m in session.tree.path][1:] == [end.reply.id]
+            assert len(session.tree) == 2, "the empty reply of the remote is removed"
+            assert session.conversation.title == "Hi"
+            assert end.routed is not None
+            assert end.routed.notice.startswith(f"Escalated from box/small to large: box (127.0.0.1:{server.port})")
+            with pytest.raises(RemoteError, match="needs an API key"):
+                list(session.send("A long message"))  # the choice of a rule is final
 
 
 def test_remote_receives_an_escalated_message_and_the_screen_says_so(home: Path, models: tuple[str, str]) -> None:
