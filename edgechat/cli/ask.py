@@ -18,11 +18,11 @@ from edgechat.cli.options import FilePath, IntRange, conversation_options
 from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.cli.session_factory import create_session
 from edgechat.errors import ContextOverflowError, EngineError, StoreError, UsageError
-from edgechat.humanize import format_count, format_size
+from edgechat.humanize import format_count, format_size, shorten
 from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Message
@@ -42,6 +42,11 @@ _STDIN_NOTICE_S: Final = 3.0
 _REMOTE_STATS: Final = (
     "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "ttft_s", "decode_tps", "is_remote",
 )  # fmt: skip
+# Options that only concern an engine on this machine, by parameter. A limit of --thinking is one, too.
+_LOCAL_OPTIONS: Final = {
+    "n_ctx": "--ctx", "n_threads": "--threads", "speculation": "--speculation", "draft_model": "--draft-model",
+}  # fmt: skip
+_MAX_VALUE_CHARS: Final = 20
 _STDIN_NOTICE: Final = (
     "edgechat: Waiting for the end of standard input. If there is no input, use --no-stdin or < /dev/null."
 )
@@ -208,18 +213,20 @@ def print_reply(
                 return
             stack.pop_all()
     with use_session(session, status) as interruption:
+        status.note(_describe_unused_options(session, options))
         with interruption.stop_reply():
             events = session.send(text, attachments, n_replies, pick, output_rule, output_schema)
             final_event = stream_reply(events, status, quiet=as_json or (n_replies > 1 and pick is None))
         status.clear()
+        # The doubtful reply of a route is an alternative that is not printed.
+        printed_replies = [final_event.reply, *(final_event.alternatives if n_replies > 1 and pick is None else ())]
         if as_json:
             _print_json(session, final_event)
         else:
             if n_replies > 1 and pick is None:
                 _print_alternatives(final_event)
-            _report_cut_replies(session, final_event, status)
+            _report_cut_replies(session, printed_replies, final_event.context_tokens, status)
             print_sources(session, final_event.reply, status)
-    printed_replies = [final_event.reply, *(final_event.alternatives if pick is None else ())]
     if output_rule and any(r.finish_reason != "stop" for r in printed_replies):
         raise ContextOverflowError("The reply was cut, so that its JSON is incomplete. Raise --max-tokens or --ctx.")
     if output_rule and session.source.is_remote and not all(_is_json(r.text) for r in printed_replies):
@@ -242,8 +249,11 @@ def stream_reply(
     from edgechat.chat.events import (
         EscalationStarted,
         PickStarted,
+        ReplyPicked,
+        ReplyRouted,
         ReplyTextGenerated,
         RouteChosen,
+        SecondReplyEnded,
         TurnFinished,
         TurnInterrupted,
         format_notice,
@@ -260,7 +270,13 @@ def stream_reply(
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
         stack.callback(lambda: _end_line(last_text, escaper))
         for event in events:
-            status.note(format_notice(event))
+            notice = format_notice(event)
+            if notice and isinstance(event, (ReplyPicked, ReplyRouted, SecondReplyEnded)):  # the reply is complete
+                _end_line(last_text, escaper)
+                last_text = ""
+            elif notice and last_text and not last_text.endswith("\n") and sys.stdout.isatty() and sys.stderr.isatty():
+                echo_note("")
+            status.note(notice)
             thinking.add(event)
             status.show(", ".join(filter(None, (thinking.text, thinking.pick_text))) or format_progress(event))
             if isinstance(event, RouteChosen):
@@ -280,6 +296,18 @@ def stream_reply(
     return final_event
 
 
+def _describe_unused_options(session: Session, options: Mapping[str, Any]) -> str:
+    """Return a sentence about the options that a remote model ignores; "" if there are none."""
+    if not session.source.is_remote:
+        return ""
+    names = [name for key, name in _LOCAL_OPTIONS.items() if options.get(key) is not None]
+    thinking = options.get("thinking")
+    if isinstance(thinking, str) and any(char.isdigit() for char in thinking):
+        names.append(f"--thinking {shorten(thinking, _MAX_VALUE_CHARS)}")
+    verb = "has" if len(names) == 1 else "have"
+    return f"{' and '.join(names)} {verb} no effect: the server of a remote model decides." if names else ""
+
+
 def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
     """Print the text that `escaper` held back, and end the last line of a reply that ends with `last_text`."""
     remaining_text = escaper.finish() if escaper is not None else ""
@@ -287,11 +315,12 @@ def _end_line(last_text: str, escaper: TextEscaper | None) -> None:
         click.echo(remaining_text, nl=bool(remaining_text) or not last_text.endswith("\n"))
 
 
-def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterrupted, status: StderrStatus) -> None:
+def _report_cut_replies(
+    session: Session, replies: Sequence[Message], context_tokens: int, status: StderrStatus
+) -> None:  # fmt: skip
     """Print notes about replies that were cut: they repeat themselves, or reached a limit, or the context is full."""
     from edgechat.planner.kv_memory import round_up_to_cells
 
-    replies = [final_event.reply, *(final_event.alternatives if final_event.picked is None else ())]
     max_tokens, properties = session.settings.max_tokens, session.model_properties
     for number, reply in enumerate(replies, start=1):
         if reply.finish_reason == "length":
@@ -305,7 +334,7 @@ def _report_cut_replies(session: Session, final_event: TurnFinished | TurnInterr
             else:
                 n_ctx, n_ctx_train = properties.n_ctx, properties.n_ctx_train
                 advice = " --ctx sets its length." if n_ctx < n_ctx_train else ""
-                used_n_ctx = round_up_to_cells(final_event.context_tokens)
+                used_n_ctx = round_up_to_cells(context_tokens)
                 if len(replies) == 1 and used_n_ctx < n_ctx:
                     n_ctx, advice = used_n_ctx, " It could not grow, because memory is short. Close other programs."
                 status.note(f"{name} was cut, because the context of {n_ctx} tokens is full.{advice}")

@@ -65,7 +65,7 @@ class RetryScheduled(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def message(self) -> str:
-        return f"{self.reason.rstrip('.')}. Trying again in {format_duration(self.delay_s)}"
+        return f"Trying again in {format_duration(self.delay_s)}: {self.reason.rstrip('.')}"
 
 
 class RemoteClient:

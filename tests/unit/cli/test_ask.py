@@ -15,7 +15,8 @@ import msgspec
 import psutil
 import pytest
 
-from edgechat.chat.events import ReplyTextGenerated, SessionEvent, TurnFinished
+from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.chat.events import ContextLimitReached, ReplyRouted, ReplyTextGenerated, SessionEvent, TurnFinished
 from edgechat.chat.messages import Message
 from edgechat.cli import ask, plain_chat
 from edgechat.cli.progress import StderrStatus
@@ -24,6 +25,7 @@ from edgechat.engine.generation import GenerationStats
 from edgechat.errors import ContextOverflowError, UsageError
 from edgechat.planner.load_variants import MANY_SEQS
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES
+from edgechat.store import open_ephemeral_store
 from tests.conftest import ROOT, edgechat_command
 from tests.waiting import until
 
@@ -158,6 +160,53 @@ def test_reply_ends_with_one_newline_at_least(parts: list[str], capsys: pytest.C
     assert capsys.readouterr().out == (text if text.endswith("\n") else f"{text}\n")
 
 
+def test_note_about_a_complete_reply_is_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    events: list[SessionEvent] = [
+        ReplyTextGenerated(text="The reply.", reasoning="", n_tokens=1),
+        ReplyRouted(model="large.gguf", reason="rule 1"),
+        finished(Message(id="a", role="assistant")),
+    ]
+    ask.stream_reply((event for event in events), StderrStatus(), quiet=False)
+    assert capsys.readouterr().out == "The reply.\nedgechat: large replied: rule 1.\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_note_during_a_reply_is_a_line_of_its_own_on_a_terminal(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = StderrStatus()
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    events: list[SessionEvent] = [
+        ReplyTextGenerated(text="The", reasoning="", n_tokens=1),
+        ContextLimitReached(notice="The context is full."),
+        ReplyTextGenerated(text=" reply.", reasoning="", n_tokens=1),
+        finished(Message(id="a", role="assistant")),
+    ]
+    ask.stream_reply((event for event in events), status, quiet=False)
+    printed = capsys.readouterr()
+    assert printed.out == "The reply.\n", "a note changes nothing in standard output"
+    assert printed.err == f"{chr(10) if is_terminal else ''}edgechat: The context is full.\n"
+
+
+def test_escalated_reply_that_was_cut_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = ScriptedSession(open_ephemeral_store(), Settings(max_tokens=3), Script(["Reply"]))
+    small, large = (Message(id=i, role="assistant", n_tokens=3, finish_reason="length") for i in "ab")
+    routed = ReplyRouted(model="large.gguf", reason="empty", small_model="small.gguf", doubt="empty", is_escalated=True)
+    end = msgspec.structs.replace(finished(large, small), routed=routed)
+    monkeypatch.setattr(session, "send", lambda *_arguments: (event for event in [end]))
+    monkeypatch.setattr(ask, "create_session", lambda **_options: session)
+    monkeypatch.setattr(ask, "print_sources", lambda *_arguments: None)
+    ask.print_reply("Hi", as_json=False)
+    notes = [line for line in capsys.readouterr().err.splitlines() if "was cut" in line]
+    assert notes == ["edgechat: The reply was cut after 3 tokens, the limit of --max-tokens."]
+
+
 @pytest.mark.parametrize(
     ("max_tokens", "n_tokens", "notes"),
     [
@@ -178,7 +227,7 @@ def test_cut_reply_is_reported(
     ]
     properties = SimpleNamespace(n_ctx=256, n_ctx_train=512 if n_tokens != [4] else 256)
     session = SimpleNamespace(settings=Settings(max_tokens=max_tokens), model_properties=properties)
-    ask._report_cut_replies(session, finished(*replies), StderrStatus())  # type: ignore[arg-type]
+    ask._report_cut_replies(session, replies, 9, StderrStatus())  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [f"edgechat: {note}" for note in notes]
 
 
@@ -189,7 +238,7 @@ def test_reply_that_repeats_itself_is_reported_before_other_limits(capsys: pytes
     )  # fmt: skip
     reply = Message(id="a", role="assistant", n_tokens=3, finish_reason="length", stats=stats)
     session = SimpleNamespace(settings=Settings(max_tokens=3), model_properties=None)
-    ask._report_cut_replies(session, finished(reply), StderrStatus())  # type: ignore[arg-type]
+    ask._report_cut_replies(session, [reply], 9, StderrStatus())  # type: ignore[arg-type]
     note = "The reply was stopped, because it repeats itself. --no-stop-repetition prevents this."
     assert capsys.readouterr().err == f"edgechat: {note}\n"
 
@@ -198,8 +247,7 @@ def test_reply_cut_by_a_context_that_could_not_grow_names_memory(capsys: pytest.
     reply = Message(id="a", role="assistant", n_tokens=3, finish_reason="length")
     properties = SimpleNamespace(n_ctx=4096, n_ctx_train=8192)
     session = SimpleNamespace(settings=Settings(), model_properties=properties)
-    event = msgspec.structs.replace(finished(reply), context_tokens=250)
-    ask._report_cut_replies(session, event, StderrStatus())  # type: ignore[arg-type]
+    ask._report_cut_replies(session, [reply], 250, StderrStatus())  # type: ignore[arg-type]
     note = "The reply was cut, because the context of 256 tokens is full. It could not grow, because memory is short."
     assert capsys.readouterr().err.startswith(f"edgechat: {note} Close other programs.")
 

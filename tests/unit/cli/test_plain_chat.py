@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,15 @@ def test_second_reply_is_printed_and_compared(
     assert "No reply has the number or model '5'" in capsys.readouterr().err
     chat.handle("/also")
     assert "starter" in capsys.readouterr().out
+
+
+def test_notice_of_a_second_reply_is_a_line_of_its_own(
+    chat: PlainChat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    chat.handle("Hi")
+    chat.handle("/also starter")
+    assert f"{SECOND}\nedgechat: Reply 2 of 2" in capsys.readouterr().out
 
 
 def test_interrupted_second_reply_is_kept_as_an_alternative(

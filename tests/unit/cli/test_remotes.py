@@ -86,8 +86,9 @@ def test_ask_uses_a_remote_model(home: Path, cli: Cli, server: RemoteServer, mon
     monkeypatch.setenv("BOX_KEY", KEY)
     server.required_key = KEY
     cli("remotes", "add", "box", server.url, "--key-env", "BOX_KEY")
-    run = cli("ask", "-m", "box/big", "Hi", "--no-stdin")
+    run = cli("ask", "-m", "box/big", "Hi", "--no-stdin", "--ctx", "512", "--thinking", "5s")
     assert (run.returncode, run.stdout) == (0, "Hello there.\n")
+    assert "edgechat: --ctx and --thinking 5s have no effect: the server of a remote model decides.\n" in run.stderr
     assert f"Model: box/big (remote, 127.0.0.1:{server.port})" in run.stderr
     data = json.loads(cli("ask", "-m", "box/big", "Again", "--json", "--no-stdin", "-c").stdout)
     assert (data["text"], data["model"], data["stats"]["prompt_tokens"]) == ("Hello there.", "box/big", 10)
