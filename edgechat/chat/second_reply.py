@@ -28,12 +28,14 @@ from edgechat.errors import (
     RequestCancelledError,
     UsageError,
 )
-from edgechat.humanize import format_size
+from edgechat.humanize import format_size, shorten
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 
 # Maximum wait for the end of a stopped reply.
 _END_TIMEOUT_S: Final = 5.0
+# Maximum length of the name of a remote model in a list, so that its host is visible.
+_MAX_NAME_CHARS: Final = 28
 _OPTIONS: Final = ReplyOptions()
 
 
@@ -95,7 +97,8 @@ def list_second_models(session: Chat) -> list[tuple[str, str]]:
     if session.settings.remotes:
         from edgechat.remote.model_lists import find_hosts
 
-        entries += [(name, f"{name}  (remote, {host})") for name, host in find_hosts(session.settings.remotes).items()]
+        hosts = find_hosts(session.settings.remotes)
+        entries += [(name, f"{shorten(name, _MAX_NAME_CHARS)}  (remote, {host})") for name, host in hosts.items()]
     return entries
 
 

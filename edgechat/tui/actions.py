@@ -114,8 +114,13 @@ class Actions:
     def use_model(self, name: str, line: str = "") -> None:
         """Load another model for the next replies, and stop the reply that is being generated.
 
-        `line` is the typed command, which is restored in the input if the load fails.
+        While a second model replies, the load is refused, because it would stop two replies. `line` is the typed
+        command, which is restored in the input if the load fails.
         """
+        if self._pane.second_status:
+            text = "Another model is replying, too. Press Esc to stop it, or wait for its end."
+            self._pane.show_failure(text, line, is_mistake=True)
+            return
         if self._pane.is_generating:
             self._worker.stop()
         self._worker.load_model(name, line)

@@ -12,7 +12,7 @@ from edgechat.tui.conversation_frame import ConversationFrame
 if TYPE_CHECKING:
     from textual.timer import Timer
 
-    from edgechat.tui.render.entries import MessageEntry
+    from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
     from edgechat.tui.render.palette import Palette
     from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.composer_bar import ComposerBar
@@ -100,6 +100,18 @@ class ConversationPane(ConversationFrame):
         self.transcript.set_entries(entries, follow=False)
         self.footer.show_notice("")
 
+    def _remove_errors_below(self, message_id: str) -> None:
+        """Remove the errors below a reply that is continued, because they say why it ended."""
+        above_id = ""
+        entries: list[TranscriptEntry] = []
+        for entry in self.transcript.entries:
+            message = entry.as_message
+            above_id = message.message.id if message is not None else above_id
+            if entry.kind != "error" or above_id != message_id:
+                entries.append(entry)
+        if len(entries) < len(self.transcript.entries):
+            self.transcript.set_entries(entries, follow=True)
+
     def on_note_added(self, message: ui_messages.NoteAdded) -> None:
         self.add_note(message.text)
 
@@ -180,7 +192,11 @@ class ConversationPane(ConversationFrame):
         self.worker.send(outgoing_message)
 
     def begin_reply(self) -> None:
-        """Count a reply as pending, and update the status line. Call it before the reply is requested."""
+        """Count a reply as pending, and update the status line. Call it before the reply is requested.
+
+        A notice in the footer is removed: it is about the time before, and hides the key that stops the reply.
+        """
+        self.footer.show_notice("")
         self.n_pending += 1
         self.is_generating = True
         session = self.worker.session
@@ -268,6 +284,8 @@ class ConversationPane(ConversationFrame):
         if self.view is not None and not self.view.path:
             self.composer.start_conversation(message.view.conversation.id)
         self.hide_offer()
+        self.footer.end_information()
+        self._remove_errors_below(message.reply_id)
         if [alternative for _, alternative in message.view.path] == _FIRST_REPLY:
             self.worker.find_earlier_reply()
         self.worker.paint_pace.start_reply()

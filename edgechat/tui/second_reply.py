@@ -46,6 +46,7 @@ class SecondReplyActions:
             raise UsageError("The reply has not begun yet. Try again in a moment.")
         if pane.second_status:
             raise UsageError("Another model is replying already. Press Esc to stop it, or wait for its end.")
+        pane.footer.show_notice("")
         self._reply, self._conversation_id = None, session.conversation.id
         self._show_status(f"{argument}: starting")
         self._timer = pane.set_interval(GROWTH_INTERVAL_S, self.show_growth)

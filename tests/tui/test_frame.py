@@ -158,6 +158,41 @@ def test_wide_title_leaves_room_for_the_marks() -> None:
     assert 58 <= cell_len(text) <= 60
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        f"box/{'long-model-name' * 4} (remote, 192.168.100.50:8080)",
+        f"route: {'small' * 9}, or box/{'large' * 9} (remote, 192.168.100.50:8080)",
+    ],
+    ids=["remote", "route"],
+)
+def test_host_of_a_remote_is_shown_before_titles_and_names(model: str) -> None:
+    text = ChatTitle("A long title of a conversation " * 3, model, ("temperature 0.5",)).format(" · ", "…", 76)
+    host = " (remote, 192.168.100.50:8080)"
+    assert cell_len(text[: text.index(host) + len(host)]) <= 76
+    assert text.startswith("A long title of a conver… · box/long" if "long-model" in model else "A long title")
+    narrow = ChatTitle("A long title of a conversation", model).format(" · ", "…", 52)
+    assert cell_len(narrow) <= 52
+    assert narrow.endswith(host)
+
+
+async def test_start_of_a_reply_removes_notices_and_shows_the_key_that_stops_it() -> None:
+    script = Script(["An answer."])
+    script.may_continue.clear()
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        app.notify("New conversation")
+        app.actions.run("system", "Be short.")  # its notice arrives after the message is sent
+        app.pane.submit("Hi")
+        assert app.pane.footer.notice == ""
+        await until_async(lambda: app.pane.is_streaming)
+        await until_async(lambda: "stop" in footer_text(app))
+        assert app.pane.footer.notice == ""
+        script.may_continue.set()
+        await until_async(lambda: not app.pane.is_busy)
+
+
 async def test_notice_before_the_start_and_after_the_end_is_no_error() -> None:
     app = make_scripted_app()
     app.notify("too early")

@@ -12,11 +12,13 @@ from textual.widgets import OptionList
 from edgechat.models import selection
 from edgechat.remote.client import ListedModel
 from edgechat.remote.model_lists import save_list
+from edgechat.remote_settings import RemoteSettings
 from edgechat.tui.completion import complete
 from edgechat.tui.screens.models import ModelsScreen
 from edgechat.tui.screens.plan import PlanScreen
 from tests.remote_server import Exchange, RemoteServer, remote_server, reply
 from tests.tui.app_driver import (
+    ask,
     make_scripted_app,
     screen_text,
     session,
@@ -104,3 +106,51 @@ def test_models_of_remotes_complete_the_command(
     save_list("box", server.settings, [ListedModel(id="big")])
     assert "box/big" in [completion.text for completion in complete("/model bo", home)]
     assert not server.exchanges
+
+
+async def test_error_of_a_reply_goes_when_the_reply_continues(home: Path, server: RemoteServer) -> None:
+    server.answers = [lambda exchange: exchange.chunk("Half of the"), reply(" reply.")]
+    app = make_scripted_app("Local reply", remotes={"box": server.settings})
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        app.actions.run("model", "box/big")
+        await until_async(lambda: "box/big (remote" in title_text(app) and not app.pane.is_busy)
+        app.pane.submit("Hi")
+        await until_async(lambda: "closed the connection" in screen_text(app) and not app.pane.is_busy)
+        app.actions.run("continue")
+        await until_async(lambda: "Half of the reply." in " ".join(shown_texts(app, "assistant")))
+        assert shown_texts(app, "error") == []
+
+
+async def test_statement_that_nothing_was_sent_goes_when_a_message_is_sent(home: Path, server: RemoteServer) -> None:
+    may_answer = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        may_answer.wait(60)
+        reply("Hello there.")(exchange)
+
+    server.answers = [answer]
+    app = make_scripted_app("Local reply", remotes={"box": server.settings})
+    async with app.run_test(size=(100, 30)):
+        await wait_until_ready(app)
+        app.actions.run("model", "box/big")
+        await until_async(lambda: "box/big (remote" in title_text(app) and not app.pane.is_busy)
+        app.pane.show_notice("Nothing was sent to HOST.", "error")
+        app.pane.submit("Hi")
+        assert app.pane.footer.notice == ""
+        may_answer.set()
+        await until_async(lambda: not app.pane.is_busy)
+
+
+async def test_lists_of_models_show_the_host_beside_a_long_name(home: Path) -> None:
+    remote = RemoteSettings(url="http://192.168.100.50:8080/v1")
+    save_list("box", remote, [ListedModel(id="long-model-name" * 5)])
+    app = make_scripted_app("Local reply", remotes={"box": remote})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("ctrl+o")
+        await until_async(lambda: "192.168.100.50:8080" in screen_text(app))
+        await pilot.press("escape")
+        await ask(app, "Hi")
+        await pilot.press("f8")
+        await until_async(lambda: "(remote, 192.168.100.50:8080)" in screen_text(app))

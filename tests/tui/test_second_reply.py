@@ -73,6 +73,8 @@ async def test_both_replies_grow_and_remain_as_alternatives() -> None:
         await until_async(lambda: "1/2" in screen_text(app) and "words" in status_text(app))
         app.actions.run("also", "starter")
         assert "replying already" in problem_text(app)
+        app.actions.run("model", "starter")
+        assert "replying, too" in problem_text(app), "another model would stop two replies"
         second.may_continue.set()
         await until_async(lambda: any("Reply 2 of 2" in note for note in shown_texts(app, "note")))
         assert app.pane.is_generating

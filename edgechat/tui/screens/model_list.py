@@ -8,6 +8,7 @@ from rich.text import Text
 from textual import on
 from textual.widgets import Input, Static
 
+from edgechat.humanize import shorten
 from edgechat.remote_settings import ROUTE
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.palette import ASCII_GLYPHS, UNICODE_GLYPHS
@@ -30,6 +31,8 @@ REMOTE_PREFIX: Final = "remote:"
 """Prefix of the option IDs of remote models, before the name."""
 ROUTE_ID: Final = "route:"
 """Option ID of the route between two models."""
+# Maximum length of the name of a remote model in the list, so that its host is visible.
+_MAX_NAME_CHARS: Final = 40
 MODEL_PREFIX: Final = "model:"
 """Prefix of the option IDs of models with several quants, before the name."""
 
@@ -122,7 +125,10 @@ class ModelListScreen(FilterListScreen[str | None]):
     def _make_remote_options(self) -> list[Option]:
         """Return the rows of the remote models that match the filter, with their heading."""
         models = {name: host for name, host in self._remote_models.items() if contains_words(name, self.filter_text)}
-        rows = [make_option(f"  {name}  {host}", f"{REMOTE_PREFIX}{name}") for name, host in models.items()]
+        rows = [
+            make_option(f"  {shorten(name, _MAX_NAME_CHARS)}  {host}", f"{REMOTE_PREFIX}{name}")
+            for name, host in models.items()
+        ]
         return [make_heading("Remote"), *rows] if rows else []
 
     def _make_route_options(self) -> list[Option]:

@@ -134,6 +134,11 @@ class Footer(Static):
         self._is_until_key = until_key
         self.redraw()
 
+    def end_information(self) -> None:
+        """Remove a notice that is neither a warning nor an error."""
+        if self.notice and self.severity == "information":
+            self._end_notice()
+
     def has_room_for(self, text: str) -> bool:
         """Return whether the footer can show the whole text as a notice."""
         width = self.size.width or self.app.size.width - _PADDING

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
 from edgechat.terminal import escape_controls
+from edgechat.tui.widgets.title_line import shorten_model_name
 
 # Minimum time between two updates while a reply is being generated.
 _UPDATE_INTERVAL_S: Final = 0.25
@@ -17,6 +19,8 @@ _UPDATE_INTERVAL_S: Final = 0.25
 _MIN_MEASUREMENT_S: Final = 0.2
 # Minimum width in columns to show the name of the model.
 _MODEL_NAME_COLUMNS: Final = 60
+# Columns to which the name of the model is not shortened further.
+_MIN_NAME_COLUMNS: Final = 16
 _BAR_COLUMNS: Final = 8
 # Used shares of the context from which the bar has the colour of a warning, or the colour of an error.
 _WARNING_SHARE: Final = 0.75
@@ -107,7 +111,9 @@ class StatusLine(Static):
         if status.n_ctx is not None:
             parts.append(format_context(self.context_tokens, status.n_ctx, status.bar_glyphs))
         if status.has_model and self.size.width >= _MODEL_NAME_COLUMNS:
-            parts.append(status.model_name)
+            n_free = self.size.width - sum(cell_len(str(part)) + 2 for part in parts if part)
+            ellipsis = "..." if self.app.has_class("ascii") else "…"
+            parts.append(shorten_model_name(status.model_name, max(_MIN_NAME_COLUMNS, n_free), ellipsis))
         parts.append(status.download_status)
         context = next((part for part in parts if isinstance(part, Content)), None)
         texts = [_one_line(part) if isinstance(part, str) else part for part in parts if part]

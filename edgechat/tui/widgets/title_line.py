@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from textual.widgets import Static
 
+from edgechat.lazy_pattern import LazyPattern
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _PADDING: Final = 4
 # Maximum number of collections of documents that are named.
 _MAX_COLLECTIONS: Final = 3
 _NEW_TITLE: Final = "New conversation"
+# Parts between the names in the description of a model, which are not shortened.
+_FIXED_PARTS: Final = LazyPattern(r"( \(remote, [^()]*\)|^route: |, or )")
 # Settings of a conversation that the line shows if they differ from the settings file, with their labels.
 _SHOWN_SETTINGS: Final = {
     "temperature": "temperature", "top_k": "top-k", "top_p": "top-p", "min_p": "min-p",
@@ -40,14 +43,42 @@ class ChatTitle(NamedTuple):
     """Persona, system prompt, changed settings and `ephemeral`, in the order of importance."""
 
     def format(self, separator: str, ellipsis: str, width: int) -> str:
-        """Return the text of the line; a title that is too long is cut, so that the marks are visible."""
-        others = [part for part in (self.model_name, *self.marks) if part]
-        rest = separator.join(["", *others])
+        """Return the text of the line; a title that is too long is cut, so that the marks are visible.
+
+        If the title has a third of the line and the model does not fit into the rest, the names of models are cut, and
+        then the title, so that the hosts of remote models are visible.
+        """
         title = self.title or _NEW_TITLE
+        n_free = width - min(cell_len(title), width // 3) - cell_len(separator)
+        model_name = shorten_model_name(self.model_name, n_free, ellipsis)
+        others = [part for part in (model_name, *self.marks) if part]
+        rest = separator.join(["", *others])
         n_columns = max(width // 3, width - cell_len(rest))
-        if cell_len(title) > n_columns:
-            title = set_cell_size(title, max(0, n_columns - cell_len(ellipsis))).rstrip() + ellipsis
-        return title + rest
+        if " (remote, " in model_name:
+            n_columns = min(n_columns, max(0, width - cell_len(separator + model_name)))
+        return _cut(title, n_columns, ellipsis) + rest
+
+
+def shorten_model_name(text: str, width: int, ellipsis: str) -> str:
+    """Cut the names in `text`, such as `box/llama (remote, HOST)` or `route: A, or B`, to fit into `width` columns.
+
+    The hosts of remote models remain, even if the text is then wider.
+    """
+    parts = _FIXED_PARTS.compiled.split(text)  # names, with fixed parts between them
+    n_free = width - sum(map(cell_len, parts[1::2]))
+    lengths = [cell_len(name) for name in parts[::2]]
+    limit = max(lengths)
+    while limit > 1 and sum(min(length, limit) for length in lengths) > n_free:
+        limit -= 1
+    parts[::2] = [_cut(name, limit, ellipsis) for name in parts[::2]]
+    return "".join(parts)
+
+
+def _cut(text: str, n_columns: int, ellipsis: str) -> str:
+    if cell_len(text) <= n_columns:
+        return text
+    kept = set_cell_size(text, max(0, n_columns - cell_len(ellipsis))).rstrip()
+    return kept + set_cell_size(ellipsis, min(n_columns, cell_len(ellipsis)))
 
 
 def describe_settings(settings: Settings, base_settings: Settings, persona: Persona | None) -> tuple[str, ...]:
