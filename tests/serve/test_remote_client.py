@@ -108,7 +108,8 @@ def test_conversation_with_usage_and_prefix_statistics(url: str, home: Path) -> 
         assert second.stats is not None
         assert first.stats is not None
         assert second.stats.prompt_tokens > first.stats.prompt_tokens
-        assert second.stats.cached_tokens > 0, "the server shares its prefix statistics"
+        if url != _OTHER_URL:  # others share whole blocks only, of 128 tokens in vLLM, or no statistics
+            assert second.stats.cached_tokens > 0, "the server shares its prefix statistics"
         assert first.text == finish(session.edit(first.parent_id or "", CERTAIN_PROMPT)).reply.text
 
 
