@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.events import Key
@@ -18,6 +19,8 @@ from tests.tui.app_driver import make_app, screen_text, session, shown_texts, st
 from tests.waiting import until_async
 
 LONG = "Tell me a very long story about the sea."
+# The reply to `LONG` must not end before the test has pressed a key, even if it repeats itself and is drafted.
+ENDLESS: dict[str, Any] = {"stop_repetition": False, "speculation": False}
 
 
 def answers(app: ChatApp) -> list[str]:
@@ -47,7 +50,7 @@ async def test_message_sent_while_the_model_loads_gets_a_reply(starter: Path) ->
 
 
 async def test_escape_stops_the_reply_and_keeps_its_text(starter: Path) -> None:
-    app = make_app(starter)
+    app = make_app(starter, **ENDLESS)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
         await pilot.press("enter")
@@ -63,7 +66,7 @@ async def test_escape_stops_the_reply_and_keeps_its_text(starter: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 async def test_killed_engine_is_reported_and_restarted_and_keeps_the_partial_reply(starter: Path) -> None:
-    app = make_app(starter)
+    app = make_app(starter, **ENDLESS)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
         await pilot.press("enter")
@@ -119,7 +122,7 @@ async def test_idle_screen_uses_no_cpu_time(starter: Path) -> None:
 
 
 async def test_quit_during_a_reply_ends_at_once(starter: Path) -> None:
-    app = make_app(starter)
+    app = make_app(starter, **ENDLESS)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
         await pilot.press("enter")
