@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Container, Iterable
 from pathlib import Path
+from typing import Final
 
 from edgechat import paths
 from edgechat.catalogue import registry
 from edgechat.catalogue.library import STARTER, InstalledModel, is_path_like, scan, starter_model
 from edgechat.errors import ModelFileError, UsageError
+from edgechat.humanize import shorten
+
+# Control characters, and separators of lines and paragraphs.
+_CONTROL_PATTERN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Maximum length of an invalid name in an error message.
+_MAX_SHOWN_CHARS: Final = 60
 
 
 def find_model(name: str, kinds: Container[str] = ("model",)) -> Path:
     """Return the model file for a path, an alias, a display name, a catalogue id or `owner/repo[:QUANT]`.
 
     `kinds` are the kinds of files to find (`ModelHeader.kind`). Raises ModelFileError if no installed model or several
-    match. Raises CatalogueError if library.json is damaged, and UsageError if `name` is empty.
+    match. Raises CatalogueError if library.json is damaged, and the errors of `check_name`.
     """
     check_name(name)
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
@@ -33,9 +41,36 @@ def find_model(name: str, kinds: Container[str] = ("model",)) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if the name of a model is empty."""
+    """Raise UsageError if the name of a model is empty, or has control characters and is not that of a file."""
     if not name.strip():
         raise UsageError("The name of the model is empty. `edgechat models list` shows all names.")
+    if _CONTROL_PATTERN.search(name) and not os.path.lexists(name):
+        raise UsageError(
+            f"The name of the model, {shorten(name, _MAX_SHOWN_CHARS)!a}, has control characters, such as a line "
+            "break. Type it again; `edgechat models list` shows all names."
+        )
+
+
+def describe_remote(name: str) -> str:
+    """Return a sentence that says that a model belongs to a remote of the settings; "" for any other name."""
+    from edgechat import config  # only needed after an error
+
+    remote = name.partition("/")[0]
+    if remote not in config.load()[0].remotes:
+        return ""
+    return (
+        f"{name} is a model of the remote {remote}, and this command needs a model on this machine. "
+        "`edgechat models list` shows those."
+    )
+
+
+def check_is_not_remote(name: str) -> None:
+    """Raise UsageError if a name that is not that of a file belongs to a remote of the settings.
+
+    Commands call this before they ask the hub, which must not learn the names of a remote and its models.
+    """
+    if "/" in name and not os.path.lexists(name) and (problem := describe_remote(name)):
+        raise UsageError(problem)
 
 
 def find_installed_model(
@@ -75,9 +110,7 @@ def find_installed_model(
         return matches[0]
     if matches:
         return _choose_default_quant(name, matches, quant)
-    if repo:
-        raise ModelFileError(f"{name} is not installed. Download it with `edgechat models pull {name}`.")
-    raise ModelFileError(_make_unknown_name_message(name, models))
+    raise ModelFileError(_describe_missing_model(name, repo, models))
 
 
 def _choose_default_quant(name: str, matches: list[InstalledModel], quant: str) -> InstalledModel:
@@ -112,6 +145,15 @@ def _has_repo_and_quant(model: InstalledModel, repos: Iterable[str], quant: str)
     # The file name takes precedence, because the header cannot name custom type mixtures such as UD-Q4_K_XL.
     model_quant = parse_quant(model.path.name) or model.facts.quant
     return not quant or quant.lower() in {model_quant.lower(), model.path.name.lower()}
+
+
+def _describe_missing_model(name: str, repo: str, models: list[InstalledModel]) -> str:
+    """Return the error message for a model that is not installed; `repo` is its repository or catalogue name."""
+    if ("/" in name or not repo) and (problem := describe_remote(name)):
+        return problem
+    if repo:
+        return f"{name} is not installed. Download it with `edgechat models pull {name}`."
+    return _make_unknown_name_message(name, models)
 
 
 def _make_unknown_name_message(name: str, models: list[InstalledModel]) -> str:

@@ -37,6 +37,7 @@ def print_info(model: str, *, as_json: bool) -> None:
     try:
         path = resolve.find_model(model)
     except ModelFileError:
+        resolve.check_is_not_remote(model)
         if catalogue_entry is None and (remote := remote_header.find_remote_model(model)) is None:
             raise
     if path is not None:

@@ -88,9 +88,11 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     To resume an interrupted download, run the same command again. Files from the hub are verified with the hub's
     hashes.
     """
-    from edgechat.catalogue import library
+    from edgechat.catalogue import library, resolve
     from edgechat.catalogue.pull import download_model, find_target
     from edgechat.errors import HubError
+
+    resolve.check_is_not_remote(model)
 
     if name is not None:
         library.check_alias(name)

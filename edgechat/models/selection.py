@@ -119,7 +119,7 @@ def make_named_candidates(
 
     Models of the catalogue are planned without the network. The headers of models on the hub are downloaded into
     `directory`. With `with_quants`, each candidate is followed by candidates for its other quants, with sizes computed
-    by llama.cpp's rules. Raises EdgechatError for an unknown name.
+    by llama.cpp's rules. Raises EdgechatError for an unknown name, and for a model of a remote before it asks the hub.
     """
     candidates: list[Candidate] = []
     for name in names:
@@ -153,6 +153,7 @@ def _find_header(name: str, directory: Path) -> tuple[ModelHeader, str, bool]:
         check_header(header)
         return header, "", True
     except ModelFileError:
+        resolve.check_is_not_remote(name)
         if library.is_path_like(name):
             raise
         directory.mkdir()
