@@ -31,6 +31,7 @@
     |- DownloadError           (4)
     |- HubError                (6)
     |- RemoteError             (6)
+    |  |- RemoteSetupError     (2)
     |  `- RemoteStatusError    (6)
     |- ContextOverflowError    (5)
     `- PlanError               (5)
@@ -247,6 +248,12 @@ class RemoteError(EdgechatError):
     """Raised when a remote cannot be reached, refuses a request, or sends a response that cannot be used."""
 
     exit_code = 6
+
+
+class RemoteSetupError(RemoteError):
+    """Raised when nothing can be sent to a remote, because the name of a model or the API key is missing."""
+
+    exit_code = 2
 
 
 class RemoteStatusError(RemoteError):

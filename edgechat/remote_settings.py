@@ -59,9 +59,14 @@ def parse_remotes(value: object) -> tuple[dict[str, RemoteSettings], dict[str, s
     return remotes, problems
 
 
+def is_remote_name(name: str) -> bool:
+    """Return whether a remote can have this name; some of these names are reserved."""
+    return 0 < len(name) <= _MAX_NAME_CHARS and _NAME_CHARS.issuperset(name) and name[0].isalnum()
+
+
 def check_remote(name: str, remote: RemoteSettings) -> str:
     """Return the reason why a remote is invalid, as a clause; "" if it is valid."""
-    if not 0 < len(name) <= _MAX_NAME_CHARS or not _NAME_CHARS.issuperset(name) or not name[0].isalnum():
+    if not is_remote_name(name):
         return f"must have a name of 1 to {_MAX_NAME_CHARS} characters: a to z, digits, - and _"
     if name in RESERVED_NAMES:
         return f"must have another name, because {name} has a meaning of its own"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgechat.catalogue.resolve import find_model
 from edgechat.errors import ModelFileError, UsageError
-from edgechat.remote_settings import ROUTE
+from edgechat.remote_settings import ROUTE, is_remote_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,19 +37,22 @@ def find_model_target(settings: Settings) -> ModelTarget:
 def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> Path | RemoteModel:
     """Return the file of the local model `name`, or the remote model `REMOTE/MODEL` (or only `REMOTE`).
 
-    Raises ModelFileError for an unknown name, RemoteError for a remote without a default model, UsageError for a route,
-    and the other errors of `find_model`.
+    Raises ModelFileError for an unknown name, and for a missing file whose name can be that of a remote model;
+    RemoteSetupError for a remote without a default model, UsageError for a route, and other errors of `find_model`.
     """
     remote_name, separator, _ = name.partition("/")
     if name == ROUTE:
         raise UsageError("A route chooses between two models. Name one of them here.")
     if remote_name not in remotes:
         try:
-            return find_model(name)
+            path = find_model(name)
         except ModelFileError as error:
             if separator and remote_name:  # a conversation may have the model of a remote that was removed
                 error.args = (f"{error} If {remote_name} is a remote, add it with `edgechat remotes add`.",)
             raise
+        if separator and is_remote_name(remote_name):
+            _check_file(name, path, remote_name)
+        return path
     from edgechat.remote.target import find_remote_model
 
     try:
@@ -61,3 +64,21 @@ def find_target(name: str, remotes: Mapping[str, RemoteSettings]) -> Path | Remo
     target = find_remote_model(name, remotes)
     assert target is not None  # noqa: S101  (the name of the remote was checked)
     return target
+
+
+def _check_file(name: str, path: Path, remote_name: str) -> None:
+    """Raise ModelFileError for a missing file such as `box/model.gguf`, whose name may be that of a remote model."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        advice = "/model NAME or -m NAME chooses another model."
+        if path.parent.is_dir():
+            raise ModelFileError(
+                f"{name} does not exist. If {remote_name} is a remote, add it with `edgechat remotes add`; {advice}"
+            ) from None
+        raise ModelFileError(
+            f"There is no remote {remote_name}, and no file {name}. Add the remote with "
+            f"`edgechat remotes add {remote_name} URL`; {advice}"
+        ) from None
+    except OSError:  # the load reports it
+        return

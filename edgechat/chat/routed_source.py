@@ -67,7 +67,7 @@ class RoutedSource:
                 return candidate
         raise UsageError(
             "This conversation stays on this machine, but both models of the route are remote, so nothing was sent. "
-            "Use /model NAME to choose a model for it."
+            "Choose a model for it with -m NAME, or with /model NAME in the chat."
         )
 
     @property

@@ -189,7 +189,8 @@ class Session(SessionBase):
         """
         routed = self._routed_source
         if routed is None:
-            raise UsageError("/hard needs a route. Add the table [route] to the settings, and use /model route.")
+            advice = "Use" if self.settings.route else "Add the table [route] to the settings, and use"
+            raise UsageError(f"/hard needs a route. {advice} /model route.")
         if not routed.may_use("large"):
             raise UsageError(
                 f"This conversation stays on this machine, so {routed.model_name('large')} cannot reply to it."

@@ -371,7 +371,7 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
         "conversation_id": session.conversation.id,
         "message_id": reply.id,
         "model": session.reply_model if session.source.is_remote else str(session.model_path),
-        "backend": model_properties.backend if model_properties else "",
+        "backend": model_properties.backend if model_properties and not is_remote else "",
         "stats": stats,
     }
     result |= make_source_fields(session, reply)

@@ -149,6 +149,7 @@ def make_settings_template() -> str:
 def _check_settings() -> None:
     from edgechat.chat.model_targets import find_model_target
     from edgechat.config import AUTO, load
+    from edgechat.remote_settings import ROUTE
     from edgechat.tui.app import ChatApp
 
     settings, problems = load()
@@ -158,7 +159,11 @@ def _check_settings() -> None:
         try:
             find_model_target(settings)
         except EdgechatError as error:
-            all_problems.append(f"{_locate('model')}: {error}")
+            text = str(error)
+            if text.startswith(f"{ROUTE}."):
+                all_problems.append(f"{_locate(ROUTE).removesuffix(ROUTE)}{text}")
+            elif not any(str(problem) in text for problem in problems):
+                all_problems.append(f"{_locate('model')}: {text}")
     if all_problems:
         raise SettingsError("\n".join(["Problems in the settings:", *(f"  {problem}" for problem in all_problems)]))
 

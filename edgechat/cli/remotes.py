@@ -160,8 +160,12 @@ def remove(name: str, as_json: bool) -> None:
     from edgechat.remote.model_lists import remove_list
 
     remote = _find_remote(name)
+    users = _find_users(name)
     save_remote(name, None)
     remove_list(name)
+    if users:
+        subject = f"{' and '.join(users)} in the settings still {'uses' if len(users) == 1 else 'use'}"
+        echo_note(f"edgechat: {subject} {name}. `edgechat config edit` changes this.")
     if as_json:
         echo_json(_make_object(name, remote, None))
     else:
@@ -183,6 +187,15 @@ def _find_remote(name: str) -> RemoteSettings:
     return known[name]
 
 
+def _find_users(name: str) -> list[str]:
+    """Return the names of the settings that use models of the remote `name`."""
+    from edgechat.config import load
+
+    settings = load()[0]
+    models = {"model": settings.model, **{f"route.{side}": settings.route.get(side) for side in ("small", "large")}}
+    return [setting for setting, model in models.items() if str(model).partition("/")[0] == name]
+
+
 def _check_local_names(name: str) -> None:
     """Raise UsageError if a model on this machine has the name, which would then mean that model."""
     from edgechat.catalogue.resolve import find_model
@@ -195,13 +208,14 @@ def _check_local_names(name: str) -> None:
 
 
 def _describe_key(remote: RemoteSettings) -> str:
+    from edgechat.remote.keys import has_keyring
     from edgechat.remote_settings import KEYRING
 
     variable = remote.api_key_env
     if not variable:
         return "no key"
     if variable == KEYRING:
-        return "key in the keyring"
+        return "key in the keyring" if has_keyring() else "key in the keyring, but the package keyring is not installed"
     return f"key in {variable}" if os.environ.get(variable) else f"key missing in {variable}"
 
 

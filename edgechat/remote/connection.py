@@ -106,7 +106,7 @@ class RemoteConnection:
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._send(url, headers, data, timeout_s)
             if response.status not in _REDIRECTS:
-                self._check_status(response)
+                self._check_status(response, has_body=body is not None)
                 return response
             response.close()
             target = urllib.parse.urljoin(url, response.headers.get("Location", ""))
@@ -185,7 +185,7 @@ class RemoteConnection:
             f"The connection to {self.label} was lost: {reason}." if is_lost else f"{self.label}: {text}."
         )
 
-    def _check_status(self, response: http.Response) -> None:
+    def _check_status(self, response: http.Response, *, has_body: bool) -> None:
         status = response.status
         if status in _OK:
             return
@@ -200,22 +200,24 @@ class RemoteConnection:
                 content += data
         reason = self._key.redact(_find_reason(bytes(content[:_MAX_ERROR_BYTES])))
         retry_after_s = http.parse_retry_after(response.headers)
-        message = f"{self._describe_status(status, reason, retry_after_s)}".replace("..", ".")
+        message = self._describe_status(status, reason, retry_after_s, has_body=has_body).replace("..", ".")
         if status in {400, 413, 422} and any(words in reason.lower() for words in _OVERFLOW_WORDS):
             raise ContextOverflowError(f"The conversation is too long for {self.label}: {reason}. Shorten the message.")
         raise RemoteStatusError(message, status, retry_after_s)
 
-    def _describe_status(self, status: int, reason: str, retry_after_s: float | None) -> str:
+    def _describe_status(self, status: int, reason: str, retry_after_s: float | None, *, has_body: bool) -> str:
         detail = f"HTTP {status}: {reason}" if reason else f"HTTP {status}"
         if status in {401, 403}:
             variable = self._settings.api_key_env
             advice = f"Correct the key in {variable}." if variable else "Name the variable with its key in api_key_env."
             refusal = "refuses the API key" if self._key else "needs an API key"
             return f"{self.label} {refusal} ({detail}). {advice}"
+        if status == 404 and not has_body:  # noqa: PLR2004  (the list of models)
+            return f"{self.label} does not have this API ({detail}). Check its URL, which usually ends with /v1."
         if status == 404:  # noqa: PLR2004
             return (
                 f"{self.label} does not have this model or this API ({detail}). "
-                f"`edgechat remotes test {self._name}` lists its models."
+                f"`edgechat remotes test {self._name}` lists its models; the URL usually ends with /v1."
             )
         if status == 429:  # noqa: PLR2004
             wait = f"in {format_duration(retry_after_s)}" if retry_after_s else "later"

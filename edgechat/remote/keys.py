@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Final
 
-from edgechat.errors import RemoteError
+from edgechat.errors import RemoteSetupError
 from edgechat.remote_settings import KEYRING, RemoteSettings
 
 KEYRING_SERVICE: Final = "edgechat"
@@ -40,7 +41,10 @@ class ApiKey:
 
 
 def read_key(name: str, settings: RemoteSettings) -> ApiKey:
-    """Return the API key of the remote `name`; an empty one if it needs none. Raises RemoteError if it is missing."""
+    """Return the API key of the remote `name`; an empty one if it needs none.
+
+    Raises RemoteSetupError if the key is missing or invalid.
+    """
     if not settings.api_key_env:
         return ApiKey("")
     if settings.api_key_env == KEYRING:
@@ -49,28 +53,36 @@ def read_key(name: str, settings: RemoteSettings) -> ApiKey:
         source, text = settings.api_key_env, os.environ.get(settings.api_key_env, "").strip()
     if not text:
         advice = f"`keyring set {KEYRING_SERVICE} {name}` adds it" if settings.api_key_env == KEYRING else "Set it"
-        raise RemoteError(f"The API key of the remote {name} is not in {source}. {advice}.".replace("..", "."))
+        raise RemoteSetupError(f"The API key of the remote {name} is not in {source}. {advice}.".replace("..", "."))
     if not all("!" <= character <= "~" for character in text):
-        raise RemoteError(
+        raise RemoteSetupError(
             f"The API key of the remote {name}, from {source}, contains characters that are not allowed in a key. "
             "Copy it again."
         )
     return ApiKey(text)
 
 
+def has_keyring() -> bool:
+    """Return whether the package is installed that reads the keyring of the system."""
+    try:
+        return importlib.util.find_spec("keyring") is not None
+    except ValueError:  # a module without a specification, which is there all the same
+        return True
+
+
 def _read_keyring(name: str) -> str:
-    """Return the key of a remote in the keyring; "" if there is none. Raises RemoteError without the package."""
+    """Return the key of a remote in the keyring; "" if there is none. Raises RemoteSetupError without the package."""
     try:
         import keyring
     except ImportError:
-        raise RemoteError(
+        raise RemoteSetupError(
             f"The API key of the remote {name} is in the keyring, but the package keyring is not installed. "
             "Install it, or name an environment variable in api_key_env."
         ) from None
     try:
         return str(keyring.get_password(KEYRING_SERVICE, name) or "").strip()
     except Exception as error:
-        raise RemoteError(
+        raise RemoteSetupError(
             f"The keyring cannot be read ({type(error).__name__}). Unlock it, or name an environment variable in "
             f"api_key_env of the remote {name}."
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgechat.errors import RemoteError
+from edgechat.errors import RemoteSetupError
 from edgechat.remote_settings import RemoteSettings
 
 
@@ -40,7 +40,7 @@ def find_host(url: str) -> str:
 def find_remote_model(name: str, remotes: Mapping[str, RemoteSettings]) -> RemoteModel | None:
     """Return the remote model `REMOTE/MODEL`, or the model that the settings of `REMOTE` name; None for other names.
 
-    Raises RemoteError if only the remote is named, and its settings name no model.
+    Raises RemoteSetupError if only the remote is named, and its settings name no model.
     """
     remote_name, _, model = name.partition("/")
     settings = remotes.get(remote_name)
@@ -48,7 +48,7 @@ def find_remote_model(name: str, remotes: Mapping[str, RemoteSettings]) -> Remot
         return None
     if not (model or settings.model):
         example = f"{remote_name}/MODEL"
-        raise RemoteError(
+        raise RemoteSetupError(
             f"The remote {remote_name} has no default model. Use -m {example}; "
             f"`edgechat remotes test {remote_name}` lists its models."
         )

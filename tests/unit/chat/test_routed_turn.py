@@ -113,7 +113,10 @@ def test_rules_and_hard_choose_the_large_model(home: Path, models: tuple[str, st
 
 def test_hard_without_a_route_is_refused(home: Path) -> None:
     session = ScriptedSession(open_store(), Settings(), Script(["Reply"]))
-    with pytest.raises(UsageError, match="/hard needs a route"):
+    with pytest.raises(UsageError, match=r"/hard needs a route\. Add the table"):
+        session.mark_next_hard()
+    session.set_base_settings(Settings(route={"small": "a", "large": "b"}))
+    with pytest.raises(UsageError, match=r"/hard needs a route\. Use /model route\."):
         session.mark_next_hard()
     also = COMMANDS_BY_NAME["also"].run
     assert also is not None

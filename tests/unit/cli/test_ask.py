@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -241,6 +242,25 @@ def test_reply_that_repeats_itself_is_reported_before_other_limits(capsys: pytes
     ask._report_cut_replies(session, [reply], 9, StderrStatus())  # type: ignore[arg-type]
     note = "The reply was stopped, because it repeats itself. --no-stop-repetition prevents this."
     assert capsys.readouterr().err == f"edgechat: {note}\n"
+
+
+@pytest.mark.parametrize(("is_remote", "backend"), [(True, ""), (False, "cpu-zen4")])
+def test_backend_is_that_of_the_reply(
+    is_remote: bool, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ask, "make_source_fields", lambda *_arguments: {})
+    stats = GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=3, ttft_s=0.1, prefill_tps=1.0, decode_tps=1.0,
+        is_remote=is_remote or msgspec.UNSET,
+    )  # fmt: skip
+    reply = Message(id="a", role="assistant", model="box/big", stats=stats)
+    engine = SimpleNamespace(stats=lambda: SimpleNamespace(peak_rss_bytes=1))
+    session = SimpleNamespace(  # of a route, whose other model is in the engine
+        model_properties=SimpleNamespace(backend="cpu-zen4", load_s=0.1), source=SimpleNamespace(is_remote=False),
+        model=SimpleNamespace(is_open=True, engine=engine), conversation=SimpleNamespace(id="c"), model_path="a",
+    )  # fmt: skip
+    ask._print_json(session, finished(reply))  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["backend"] == backend
 
 
 def test_reply_cut_by_a_context_that_could_not_grow_names_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgechat import paths
+from edgechat import config, paths
 from edgechat.cli.options import complete_model
 from edgechat.cli.remotes import complete_remote
+from edgechat.cli.session_factory import prepare_session
+from edgechat.errors import ModelFileError
 from tests.conftest import Cli
+from tests.hub import local_hub
 from tests.remote_server import KEY, Exchange, RemoteServer, remote_server, reply
 
 
@@ -72,8 +76,11 @@ def test_server_that_refuses_is_exit_code_6(
 ) -> None:
     cli("remotes", "add", "box", server.url, "--key-env", "BOX_KEY")
     run = cli("remotes", "test", "box")
-    assert (run.returncode, run.stdout) == (6, "")
+    assert (run.returncode, run.stdout) == (2, ""), "nothing was sent"
     assert "The API key of the remote box is not in BOX_KEY" in run.stderr
+    run = cli("ask", "-m", "box", "Hi", "--no-stdin")
+    assert (run.returncode, "The remote box has no default model" in run.stderr) == (2, True)
+    assert not server.exchanges
     monkeypatch.setenv("BOX_KEY", KEY)
     server.required_key = "another"
     run = cli("remotes", "test", "box")
@@ -165,3 +172,115 @@ def test_persona_and_setting_choose_a_remote_model(
     assert cli("ask", "Hi", "--no-stdin").returncode == 0
     assert server.chats[1].body["model"] == "big"
     assert cli("config", "validate").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "-m", "box/llama", "--no-measure"],
+        ["models", "info", "box/llama"],
+        ["models", "pull", "box/llama"],
+        ["bench", "routing", "--small", "box/llama", "--large", "starter"],
+    ],
+    ids=["plan", "info", "pull", "bench"],
+)
+def test_hub_learns_no_name_of_a_remote(
+    arguments: list[str], home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with local_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        cli("remotes", "add", "box", "http://127.0.0.1:9")
+        run = cli(*arguments)
+        assert run.returncode in {2, 3}
+        assert "box/llama is a model of the remote box, and this command needs a model on this machine" in run.stderr
+        assert "models pull" not in run.stderr
+        assert not hub.requests
+
+
+def test_conversation_with_a_removed_remote_names_it(
+    home: Path, cli: Cli, server: RemoteServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli("remotes", "add", "box", server.url)
+    server.models = [{"id": "/models/x.gguf"}]
+    assert cli("ask", "-m", "box//models/x.gguf", "Hi", "--no-stdin").returncode == 0
+    cli("remotes", "remove", "box")
+    run = cli("ask", "-c", "More", "--no-stdin")
+    assert run.returncode == 3
+    assert "There is no remote box, and no file box//models/x.gguf. Add the remote with" in run.stderr
+    session = prepare_session(continue_last=True, allow_missing_model=True)[0]()  # as the chat does
+    for _ in range(2):  # at the start of the chat, and when a message is sent
+        with pytest.raises(ModelFileError, match="There is no remote box"):
+            session.open()
+    session.close()
+    run = cli("ask", "-m", "nosuch/smol.gguf", "Hi", "--no-stdin")
+    assert (run.returncode, "There is no remote nosuch" in run.stderr) == (3, True)
+    (tmp_path / "nosuch").mkdir()
+    run = cli("ask", "-m", "nosuch/smol.gguf", "Hi", "--no-stdin")
+    assert "nosuch/smol.gguf does not exist. If nosuch is a remote" in run.stderr
+
+
+def test_remove_names_the_settings_that_use_the_remote(home: Path, cli: Cli, server: RemoteServer) -> None:
+    cli("remotes", "add", "box", server.url)
+    config.save("model", "box/big")
+    config.save("route", {"small": "starter", "large": "box/big"})
+    run = cli("remotes", "remove", "box")
+    assert "model and route.large in the settings still use box. `edgechat config edit` changes this." in run.stderr
+    cli("remotes", "add", "shop", server.url)
+    assert cli("remotes", "remove", "shop").stderr == ""
+
+
+def test_list_says_that_the_keyring_cannot_be_read(
+    home: Path, cli: Cli, server: RemoteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    cli("remotes", "add", "box", server.url, "--keyring")
+    assert "key in the keyring, but the package keyring is not installed" in cli("remotes", "list").stdout
+
+
+@pytest.mark.parametrize("name", ["box/big\nX", "box/\x1b[31m", "starter\n", "box/a\u2028b"])
+def test_name_with_control_characters_is_refused(name: str, home: Path, cli: Cli, server: RemoteServer) -> None:
+    cli("remotes", "add", "box", server.url)
+    run = cli("ask", "-m", name, "Hi", "--no-stdin")
+    assert (run.returncode, "has control characters" in run.stderr) == (2, True)
+    assert not server.exchanges
+
+
+def test_ephemeral_question_to_a_route_of_remotes_names_the_option(home: Path, cli: Cli, server: RemoteServer) -> None:
+    cli("remotes", "add", "box", server.url)
+    config.save("route", {"small": "box/small", "large": "box/big"})
+    run = cli("ask", "--ephemeral", "-m", "route", "Hi", "--no-stdin")
+    assert "Choose a model for it with -m NAME" in run.stderr
+    assert not server.exchanges
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('large = "starter"', "must be a table such as [route]"),
+        ('small = "starter"\nlarge = "starter"', "must name two different models"),
+        ('small = "route"\nlarge = "starter"', "not the route itself"),
+        ('small = "a"\nlarge = "b"\nagree = "yes"', "agree"),
+        ('small = "a"\nlarge = "b"\nmin_logprob = 3.0', "min_logprob between -100 and 0, not 3"),
+        ('small = "a"\nlarge = "b"\n[[route.rules]]\nuse = "large"', "must have a condition in rule 1"),
+    ],
+)
+def test_mistake_in_the_route_is_named(table: str, words: str, home: Path, cli: Cli) -> None:
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text(f'model = "route"\n[route]\n{table}\n')
+    for arguments in (["ask", "Hi", "--no-stdin"], ["--plain"]):
+        run = cli(*arguments)
+        assert run.returncode == 2
+        assert words in run.stderr.splitlines()[-1]
+        assert "There is no route" not in run.stderr
+    lines = cli("config", "validate").stderr.splitlines()
+    assert lines[0] == "edgechat: Problems in the settings:"
+    assert len(lines) == 2
+    assert words in lines[1]
+
+
+def test_validate_names_the_side_of_a_missing_model(home: Path, cli: Cli) -> None:
+    paths.config_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.config_file().write_text('model = "route"\n[route]\nsmall = "starter"\nlarge = "gone-model"\n')
+    [_, line] = cli("config", "validate").stderr.splitlines()
+    assert f"{paths.config_file()}: route.large: No model with the name 'gone-model'" in line

@@ -113,6 +113,14 @@ def test_status_becomes_one_sentence(
     assert no_delay == ([0.5, 1.0, 2.0] if is_retried else [])
 
 
+def test_missing_list_of_models_is_no_advice_to_list_them(
+    server: RemoteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "handle", fail(404, {"detail": "Not Found"}))
+    with pytest.raises(RemoteStatusError, match=r"this API .* Check its URL, which usually ends with /v1"):
+        RemoteClient("box", server.settings).list_models()
+
+
 def test_request_is_repeated_before_the_first_token(server: RemoteServer, no_delay: list[float]) -> None:
     server.answers = [fail(503, ""), fail(429, {}, Retry_After="7"), reply("Now.")]
     chunks = stream(server)
