@@ -217,7 +217,7 @@ def _redirect(location: str) -> Answer:
         (_sleep, "did not answer in time"),
         (_sleep_after_headers, "did not answer in time|did not send the first word"),
         (_sleep_after_text, "did not answer in time|did not send the next word"),
-        (_ping_for_ever, "did not send the first word of the reply within"),
+        (_ping_for_ever, "did not answer in time|did not send the first word of the reply within"),
         (_write_without_newline, "a line of more than 1 MiB"),
         (_write(b"data: {not json}\n\n"), r"not JSON in UTF-8: '\{not json\}'"),
         (_write(b"data: [1]\n\n"), "JSON that is not an object"),
