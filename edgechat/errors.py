@@ -259,10 +259,14 @@ class RemoteSetupError(RemoteError):
 class RemoteStatusError(RemoteError):
     """Raised when a remote responds with an HTTP status that reports an error."""
 
-    def __init__(self, message: str, status: int = 0, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, status: int = 0, retry_after_s: float | None = None, reason: str = ""
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.status = status
         """HTTP status; 0 if it is unknown, as in an error that another process reported."""
+        self.reason = reason
+        """The remote's own text; "" without one."""
         self.retry_after_s = retry_after_s
         """Seconds after which the remote wants the next request; None if it did not say."""
 

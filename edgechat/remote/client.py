@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -37,6 +38,9 @@ _MAX_MODELS: Final = 10_000
 _MAX_NAME_CHARS: Final = 300
 _DONE: Final = b"[DONE]"
 _UNAVAILABLE: Final = 503
+_LOADING_PATTERN: Final = re.compile(
+    r"(?<!error )\bloading (?:the )?model\b|\bmodel\b.{0,40}\bis (?:currently )?loading\b", re.IGNORECASE
+)
 # Statuses for a request with a field that the server does not know.
 _REFUSALS: Final = (400, 422)
 
@@ -150,7 +154,12 @@ class RemoteClient:
             if remaining_s <= 0:
                 raise self._make_timeout_error(is_first=not has_text)
             connection.set_read_timeout(remaining_s)
-            return connection.read(response, count)
+            try:
+                return connection.read(response, count)
+            except RemoteError:
+                if time.monotonic() >= deadline:
+                    raise self._make_timeout_error(is_first=not has_text) from None
+                raise
 
         has_text = has_ended = False
         for data in read_events(read_lines(read, connection.label)):
@@ -185,7 +194,9 @@ class RemoteClient:
 
 def _is_loading(error: RemoteError) -> bool:
     """Return whether a server says that it is loading a model, which takes up to minutes."""
-    return isinstance(error, RemoteStatusError) and error.status == _UNAVAILABLE and "loading" in str(error).lower()
+    if not isinstance(error, RemoteStatusError) or error.status != _UNAVAILABLE:
+        return False
+    return _LOADING_PATTERN.search(error.reason) is not None
 
 
 def _choose_delay(error: RemoteError, delay_s: float | None) -> float | None:

@@ -203,7 +203,7 @@ class RemoteConnection:
         message = self._describe_status(status, reason, retry_after_s, has_body=has_body).replace("..", ".")
         if status in {400, 413, 422} and any(words in reason.lower() for words in _OVERFLOW_WORDS):
             raise ContextOverflowError(f"The conversation is too long for {self.label}: {reason}. Shorten the message.")
-        raise RemoteStatusError(message, status, retry_after_s)
+        raise RemoteStatusError(message, status, retry_after_s, reason)
 
     def _describe_status(self, status: int, reason: str, retry_after_s: float | None, *, has_body: bool) -> str:
         detail = f"HTTP {status}: {reason}" if reason else f"HTTP {status}"

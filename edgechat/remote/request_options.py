@@ -11,7 +11,10 @@ _DEFAULTS: Final = Sampling()
 _EFFORTS: Final = ("low", "medium", "high")
 _SEEDS: Final = 1 << 32
 CONTINUATION_FIELDS: Final[dict[str, Any]] = {"continue_final_message": True, "add_generation_prompt": False}
-"""Fields that let vLLM and SGLang continue the last message instead of replying to it; other servers ignore them."""
+"""Fields that let vLLM and SGLang continue the last message instead of replying to it.
+
+Some services refuse them; the client then repeats the request without them.
+"""
 JsonSchema = dict[str, Any] | bool
 """JSON schema, which can be a boolean."""
 
