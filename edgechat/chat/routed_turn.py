@@ -44,7 +44,8 @@ class RoutedTurn:
         in its place. Yields the events of a turn; TurnStarted occurs twice after an escalation. Raises EdgechatError.
         """
         choice = self._choose(turn)
-        checks = not choice.is_final and choice.side == "small" and len(turn.replies) == 1
+        is_replaceable = choice.side == "small" and not choice.reason and len(turn.replies) == 1
+        checks = is_replaceable and not choice.is_final
         yield events.RouteChosen(model=self._source.model_name(choice.side), reason=choice.reason, may_escalate=checks)
         yield from self._use(choice.side)
         final_event: FinalEvent | None = None
@@ -56,7 +57,7 @@ class RoutedTurn:
                 else:
                     yield event
         except RemoteError as error:
-            if not checks or not self._may_replace(first_turn):
+            if not is_replaceable or not self._may_replace(first_turn):
                 raise
             yield from self._replace(first_turn, str(error).rstrip("."))
             return
@@ -154,18 +155,18 @@ class RoutedTurn:
 
     def _replace(self, turn: Turn, reason: str) -> Iterator[events.SessionEvent]:
         """Generate the reply of the large model, and remove the empty replies of `turn`, whose model failed."""
-        failed, model = turn.replies, self._source.model_name("large")
+        failed_replies, model = turn.replies, self._source.model_name("large")
         yield events.EscalationStarted(model=model, reason=reason)
         yield from self._use("large")
-        reply = new_reply(failed[0].parent_id or "", model)
+        reply = new_reply(failed_replies[0].parent_id or "", model)
         next_turn = Turn([reply], output_rule=turn.output_rule, output_schema=turn.output_schema)
         record = events.ReplyRouted(
-            model=model, reason=reason, small_model=failed[0].model, doubt="failed", is_escalated=True
+            model=model, reason=reason, small_model=failed_replies[0].model, doubt="failed", is_escalated=True
         )  # fmt: skip
         for event in self._runner.run(self._conversation, next_turn, self._settings):
             if isinstance(event, events.TurnStarted):  # not before: this would undo the title of the conversation
                 with contextlib.suppress(EdgechatError):
-                    self._conversation.discard([r for r in failed if r.id in self._conversation.tree])
+                    self._conversation.discard([r for r in failed_replies if r.id in self._conversation.tree])
             if isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
                 yield from self._finish(event, record)
             else:

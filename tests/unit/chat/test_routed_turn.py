@@ -138,10 +138,15 @@ def test_failure_of_the_large_model_keeps_the_small_reply(home: Path, models: tu
             assert "box/big failed: " in end.routed.notice
 
 
-def test_large_model_replies_in_place_of_a_remote_small_one_that_fails(home: Path, models: tuple[str, str]) -> None:
+@pytest.mark.parametrize("dont_know", [True, False])
+def test_large_model_replies_in_place_of_a_remote_small_one_that_fails(
+    home: Path, models: tuple[str, str], *, dont_know: bool
+) -> None:
+    """Whether the replies of the small model are checked does not matter."""
     with remote_server() as server:
         server.required_key = "secret"
-        route = {"small": "box/small", "large": models[1], "rules": [{"use": "small", "min_chars": 10}]}
+        rules = [{"use": "small", "min_chars": 10}]
+        route = {"small": "box/small", "large": models[1], "rules": rules, "dont_know": dont_know}
         with open_route(open_store(), route, remotes={"box": server.settings}) as session:
             end = finish(session.send("Hi"))
             assert (end.reply.model, end.alternatives) == ("large.gguf", ())
