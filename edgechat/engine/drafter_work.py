@@ -22,9 +22,9 @@ class DrafterWork:
         """Sequences whose texts are read, after the measurements."""
 
     def wake(self, has_memory: Callable[[int], bool]) -> bool:
-        """Wake the drafter if its next trial is due and `has_memory` is True of its bytes; return False if it is not.
+        """Wake the drafter if its next trial is due; return False if none is due.
 
-        A trial for which there is no memory is postponed.
+        If `has_memory` refuses the number of bytes that the drafter needs, postpone the trial and return True.
         """
         if not self._model.wants_wake:
             return False
@@ -58,7 +58,7 @@ class DrafterWork:
         try:
             if self._batches_to_measure:
                 seqs = self._list_seqs()[-self._batches_to_measure[-1] :]
-                self._model.measure({seq: [0, *self._context.tokens(seq)[-1:]][-1] for seq in seqs})
+                self._model.measure({seq: tokens[-1] if (tokens := self._context.tokens(seq)) else 0 for seq in seqs})
                 self._batches_to_measure.pop()
             else:
                 self._model.read(self._seqs_to_read[-1])

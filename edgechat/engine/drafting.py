@@ -230,10 +230,12 @@ class DraftManager:
             self._corpus.remove_deleted_texts()
             self._plan_measurements()
             return True
-        if self._corpus.save_next_conversation() or self._measure_drafter(allow_abort):
+        if self._corpus.save_next_conversation():
             return True
         if self._sizes_to_measure and time.monotonic() < self._measurement_deadline:
             return self._measure_next_size(allow_abort)
+        if self._do_drafter_work(allow_abort):
+            return True
         if self._has_unsaved_profile:
             self._has_unsaved_profile = False
             self._save_profile()
@@ -246,7 +248,7 @@ class DraftManager:
         self._must_plan_idle_work = True
         return True
 
-    def _measure_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
+    def _do_drafter_work(self, allow_abort: Callable[[bool], None]) -> bool:
         """Measure the model drafter, or let it read a text; return False if nothing is left to do."""
         if self._drafter_work is None or not self._drafter_work.step(allow_abort):
             return False

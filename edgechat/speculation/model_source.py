@@ -23,8 +23,7 @@ MIN_MODEL_GAIN: Final = 1.05
 # Number of pending tokens whose time counts in the expected gain of a draft. More tokens, as after a prompt, are
 # computed only once, for many drafts.
 _MAX_COUNTED_PENDING: Final = 4
-# In idle time, a model begins again with a longer part of the text if that is at least so many times as long as the
-# part that it has read.
+# In idle time, a model restarts if it could then read at least this many times as much text as it has read.
 _RESTART_FACTOR: Final = 2
 # Number of steps for which a model that does not pay is not considered again: its costs and calibration change only
 # with drafts, and the choice takes a percent of a step of a small model.
@@ -259,8 +258,8 @@ class ModelSource:
         n_pending, stop_timer = self._count_pending(requests), self._start_timer()
         drafts = self._ask(requests)
         elapsed_s, is_disturbed = stop_timer()
-        if drafts:
-            n_steps = max(request.max_tokens for request in requests.values())
+        if len(drafts) == len(requests):
+            n_steps = max(1, *(len(draft.tokens) for draft in drafts.values()))
             self._record_time(n_steps, n_pending, len(requests), elapsed_s, is_disturbed=is_disturbed)
 
     def _check(self, draft: TokenChain, request: DraftRequest) -> Draft:
