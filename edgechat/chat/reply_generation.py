@@ -169,7 +169,7 @@ class ReplyGeneration:
         return request
 
     def _repeat_commands(self, request_id: int) -> None:
-        """Send what the user has demanded of the request, which the engine process does not know yet."""
+        """Send the user's stop and end of reasoning again, because a new engine process does not know them."""
         if self._is_stopped:
             self._engine.cancel(request_id)
         if self._is_thinking_ended:

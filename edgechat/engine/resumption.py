@@ -1,4 +1,4 @@
-"""Record of what an engine has sent for a request, with which another engine process can resume the request."""
+"""Record of the tokens and states that an engine has sent for a request, from which another process resumes it."""
 
 from __future__ import annotations
 

@@ -133,6 +133,9 @@ class OutputSequence:
             self._score.resume(reply.logprob_sum, len(reply.tokens))
         if reply.finish_reason is not None:
             self.tokens += reply.tokens
+            if self._thoughts is not None:
+                for token in reply.tokens:
+                    self._thoughts.feed(self._context.model.token_to_piece(token, special=True), 0.0)
             self.n_resumed_tokens, self.finish_reason = self.n_tokens, reply.finish_reason
             return
         self._n_sent_chars = reply.n_chars

@@ -87,6 +87,7 @@ class TextModel(EngineModel):
         plan = load.plan
         self._model = model
         self._backend = backend
+        self._uses_gpu = plan.options.uses_gpu
         self._send = send
         self._on_finished = on_finished
         self._context = context = Context(model, plan)
@@ -186,7 +187,7 @@ class TextModel(EngineModel):
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
         if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__:
-            self.has_failed = True
+            self.has_failed = self._uses_gpu  # another load would use the same CPU
         miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
             drafter = self._draft_manager.describe_drafter() if self._draft_manager is not None else None

@@ -183,11 +183,13 @@ class LoadedModel:
         if not self.fall_back_to_cpu(failure):
             raise failure
         cause = str(failure).partition("\n")[0].partition(". ")[0].rstrip(".")
-        yield CpuFallback(notice=f"The GPU failed ({cause}). The reply goes on with the CPU.")
+        yield CpuFallback(notice=f"The GPU failed ({cause}). The reply continues on the CPU.")
         try:
             yield from self.engine.generate(record.make_request())
-        except ContextOverflowError as error:  # the text so far must be kept
-            raise EngineError(str(error)) from error
+        except ContextOverflowError as error:
+            if not record.has_replies:
+                raise
+            raise EngineError(str(error)) from error  # the text so far must be kept
 
     def _is_gpu_distrusted(self) -> bool:
         if self.plan is None or not self.plan.options.uses_gpu:

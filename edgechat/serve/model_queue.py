@@ -337,7 +337,7 @@ class ModelQueue:
             if self._is_stopped or self.plan is None:
                 return False
             if plan is self.plan and await asyncio.to_thread(self._model.fall_back_to_cpu, error):
-                _log.warning("The GPU failed; replies go on with the CPU: %s", error)
+                _log.warning("The GPU failed; replies continue on the CPU: %s", error)
             return not self.plan.options.uses_gpu and not self._model.needs_restart
 
     def resubmit(self, request: protocol.Request, on_outcome: OnOutcome) -> None:

@@ -268,7 +268,7 @@ def test_reply_goes_on_with_the_cpu_once_and_the_failure_is_remembered(
     assert turn.last.reply.stats is not None
     assert turn.last.reply.stats.completion_tokens == 40
     [notice] = turn.notices
-    assert re.fullmatch(r"The GPU failed \(.+\)\. The reply goes on with the CPU\.", notice), notice
+    assert re.fullmatch(r"The GPU failed \(.+\)\. The reply continues on the CPU\.", notice), notice
     assert n_gpu_layers(session) == 0
     assert Turn(session.send("And then?")).notices == []
     later = open_session(GPU_FAILS_IF=fails)
@@ -309,7 +309,7 @@ def test_picked_replies_go_on(open_session: OpenSession, fails: Path) -> None:
     turn = Turn(session.send(CERTAIN_PROMPT, n_replies=3, pick="agree"))
     assert isinstance(turn.last, TurnFinished)
     assert turn.last.picked is not None
-    assert sum("goes on with the CPU" in notice for notice in turn.notices) == 1
+    assert sum("continues on the CPU" in notice for notice in turn.notices) == 1
 
 
 def test_structured_reply_goes_on_within_its_grammar(open_session: OpenSession, fails: Path) -> None:
@@ -378,7 +378,7 @@ def test_ask_prints_one_reply_and_one_sentence(open_session: OpenSession, fails:
     result = cli("ask", "-m", "starter", "--ctx", "1024", "--temperature", "0", "--max-tokens", "40", CERTAIN_PROMPT)
     assert result.returncode == 0, result.stderr
     assert "6\n7. 7\n8. 8" in result.stdout
-    assert result.stderr.count("The reply goes on with the CPU.") == 1
+    assert result.stderr.count("The reply continues on the CPU.") == 1
 
 
 def test_responses_of_the_server_go_on(open_session: OpenSession, fails: Path, home: Path) -> None:
@@ -400,7 +400,7 @@ def test_responses_of_the_server_go_on(open_session: OpenSession, fails: Path, h
         assert text[:30] == expected[0][:30]
         assert n_logprobs == expected[1]
         assert chunks[-1] == "[DONE]"
-    assert "replies go on with the CPU" in log
+    assert "replies continue on the CPU" in log
 
 
 def text_of_stream(chunks: list[Any]) -> tuple[str, int]:

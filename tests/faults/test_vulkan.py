@@ -225,7 +225,7 @@ def test_reply_goes_on_after_a_lost_device_which_is_remembered(open_session: Ope
     turn = Turn(lose_device(session.send(CERTAIN_PROMPT), tmp_path / "lost"))
     assert isinstance(turn.last, TurnFinished)
     assert turn.texts[0][:30] == on_cpu[:30]
-    assert [notice.endswith("The reply goes on with the CPU.") for notice in turn.notices] == [True]
+    assert [notice.endswith("The reply continues on the CPU.") for notice in turn.notices] == [True]
     assert n_gpu_layers(session) == 0
     session = open_session()
     assert n_gpu_layers(session) == 0
