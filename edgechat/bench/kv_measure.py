@@ -5,11 +5,9 @@ The process loads llama.cpp itself, because the engine's protocol does not conta
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from edgechat import process
 from edgechat.bench.kv_report import (
     N_NEEDLES,
     KvCase,
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> int:
     """Run the child process `edgechat _kv`: read a KvWorkload from standard input, write progress and the result."""
     del arguments
     workload = msgspec.json.decode(sys.stdin.buffer.readline(), type=KvWorkload)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    process.end_with_parent()
     try:
         bundle = find_bundle()
         module, _ = probe.choose_module(bundle)
@@ -71,11 +70,6 @@ def main(arguments: list[str]) -> int:
         _send(KvFailure(str(error)))
         return 1
     return 0
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
 
 
 def _send(message: KvProgress | KvReport | KvFailure) -> None:

@@ -6,11 +6,9 @@ never loads llama.cpp.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -116,7 +114,7 @@ def main(arguments: list[str]) -> int:
 
     del arguments
     workload = msgspec.json.decode(sys.stdin.buffer.readline(), type=DivergenceWorkload)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    process.end_with_parent()
     message: DivergenceResult | DivergenceFailure
     try:
         bundle = find_bundle()
@@ -127,11 +125,6 @@ def main(arguments: list[str]) -> int:
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
     return int(isinstance(message, DivergenceFailure))
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
 
 
 def _compare(bindings: Bindings, workload: DivergenceWorkload) -> DivergenceResult:
