@@ -149,17 +149,7 @@ class RemoteClient:
         deadline = started_at + timeouts.first_token_s
 
         def read(count: int) -> bytes:
-            # The limit applies to text: a server could send empty events for ever.
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
-                raise self._make_timeout_error(is_first=not has_text)
-            connection.set_read_timeout(remaining_s)
-            try:
-                return connection.read(response, count)
-            except RemoteError:
-                if time.monotonic() >= deadline:
-                    raise self._make_timeout_error(is_first=not has_text) from None
-                raise
+            return self._read_before(deadline, response, count, is_first=not has_text)
 
         has_text = has_ended = False
         for data in read_events(read_lines(read, connection.label)):
@@ -176,6 +166,19 @@ class RemoteClient:
                 yield chunk
         if not has_ended:
             raise RemoteError(f"{connection.label} closed the connection before the end of the reply.")
+
+    def _read_before(self, deadline: float, response: http.Response, count: int, *, is_first: bool) -> bytes:
+        """Read available bytes. Raises RemoteError at `deadline`, also if only empty events arrive until then."""
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise self._make_timeout_error(is_first=is_first)
+        self._connection.set_read_timeout(remaining_s)
+        try:
+            return self._connection.read(response, count)
+        except RemoteError:
+            if time.monotonic() >= deadline:
+                raise self._make_timeout_error(is_first=is_first) from None
+            raise
 
     def _make_timeout_error(self, *, is_first: bool) -> RemoteError:
         timeouts = self._connection.timeouts
