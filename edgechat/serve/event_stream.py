@@ -58,7 +58,8 @@ class EventStream:
         self.response_id = response_id
         self.has_started = False
         self._owner = owner
-        self._plan = owner.plan
+        self.plan = owner.plan
+        """Load plan with which the requests were submitted."""
         self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
         self._records = [RequestRecord(request) for request in requests]
         self._is_closed = False
@@ -117,7 +118,7 @@ class EventStream:
         is_first_failure = index not in self._resumed_indexes
         self._resumed_indexes.add(index)
         request_id = self._unfinished_id_by_index.pop(index, None)
-        if not await self._owner.recover_from(error, self._plan) or not is_first_failure:
+        if not await self._owner.recover_from(error, self.plan) or not is_first_failure:
             raise error
         if request_id is not None and not self._is_closed:
             self._owner.resubmit(self._records[index].make_request(), self.make_event_handler(index))

@@ -317,6 +317,7 @@ class ModelQueue:
         self._streams.add(stream)
         try:
             await self._ensure_engine()
+            stream.plan = self.plan  # a restart can have replaced it
             check_accepts_requests(is_accepting=not self._is_stopped)
             for index, request in enumerate(requests):
                 self._model.engine.submit(request, stream.make_event_handler(index))
