@@ -84,7 +84,8 @@ class PlainChat:
 
     def __init__(self, program: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            [*program, "--plain", "--temperature", "0", "--max-tokens", "2000"],
+            [*program, "--plain", "--temperature", "0", "--max-tokens", "2000", "--no-speculation"],
+            env={**os.environ, "EDGECHAT_STOP_REPETITION": "false"},  # the replies must not end by themselves
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.output = bytearray()

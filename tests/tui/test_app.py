@@ -164,7 +164,7 @@ async def test_escape_returns_queued_messages_to_the_prompt_one_by_one(
     starter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_screen, "_DOUBLE_PRESS_S", 0.0)
-    app = make_app(starter)
+    app = make_app(starter, **ENDLESS)
     async with app.run_test() as pilot:
         for text in (LONG, "next", "and then"):
             app.pane.prompt.text = text

@@ -128,10 +128,11 @@ async def test_failed_command_does_not_stop_the_reply() -> None:
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["A ve"])
         app.actions.run("export", "bad.xyz")
+        await until_async(lambda: problem_text(app))
         app.pane.prompt.load("Next")
         await pilot.press("enter")
         script.may_continue.set()
-        await until_async(lambda: problem_text(app) and len(shown_texts(app, "user")) == 2)
+        await until_async(lambda: len(shown_texts(app, "user")) == 2)
         assert app.pane.is_busy or len(session(app).tree) == 4
         await wait_until_ready(app)
         await until_async(lambda: len(saved_texts(app)) == 4)
