@@ -62,7 +62,8 @@ class BatchSpeculator:
         for speculator, _ in members:
             speculator.begin_step()
         costs = self._find_costs(len(members))
-        max_cost = 1 + min(member.speculator.budget.remaining for member in members)
+        budgets = [member.speculator.budget.remaining for member in members]
+        max_cost = 1 + min(budgets)
         no_drafts: list[list[int]] = [[] for _ in members]
         if costs.needs_single_step or costs.ratio(STEP_SIZES[0], depth) > max_cost:
             return no_drafts
@@ -74,7 +75,6 @@ class BatchSpeculator:
             member.speculator.find_text_draft(min(member.max_tokens, _MAX_REPLY_DRAFT, max_drafted), is_cautious=True)
             for member in members
         ]
-        budgets = [member.speculator.budget.remaining for member in members]
         lengths, gain = _choose_lengths([chain for _, chain in choices], max_drafted, costs, depth, budgets)
         if self._ask_model(members, costs, depth, gain, max_cost):
             choices = [
@@ -146,8 +146,8 @@ def _choose_lengths(
 
     `budgets` are the losses that the replies can cover, relative to a step without drafts.
     """
+    # Expected tokens per reply and the lengths, by size of the step.
     best: dict[int, tuple[float, list[int]]] = {}
-    """Expected tokens per reply and the lengths, by size of the step."""
     for order in (_order_tokens(chains, max_drafted, balanced=balanced) for balanced in (False, True)):
         lengths, expected = [0] * len(chains), [1.0] * len(chains)
         for n_drafted, i in enumerate(order, 1):
