@@ -123,15 +123,22 @@ def saved_verdicts(
     return home / "cache" / warm_verdicts.name
 
 
+def use_lavapipe(
+    monkeypatch: pytest.MonkeyPatch, driver: dict[str, str], bundle: Path, home: Path, verdicts: Path
+) -> None:  # fmt: skip
+    """Let edgechat use `bundle` and `driver`, with a copy of the file `verdicts` in its home."""
+    for name, value in {**driver, "EDGECHAT_NATIVE_DIR": str(bundle)}.items():
+        monkeypatch.setenv(name, value)
+    (home / "cache").mkdir(parents=True, exist_ok=True)
+    shutil.copy(verdicts, home / "cache")
+
+
 @pytest.fixture
 def machine(
     driver: dict[str, str], bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch, saved_verdicts: Path
 ) -> None:
     """A machine whose only GPU is lavapipe, which has passed its test for the starter model."""
-    for name, value in {**driver, "EDGECHAT_NATIVE_DIR": str(bundle)}.items():
-        monkeypatch.setenv(name, value)
-    (home / "cache").mkdir(parents=True, exist_ok=True)
-    shutil.copy(saved_verdicts, home / "cache")
+    use_lavapipe(monkeypatch, driver, bundle, home, saved_verdicts)
 
 
 @pytest.fixture

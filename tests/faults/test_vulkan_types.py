@@ -7,7 +7,6 @@ test-exhaustive` all of `ORDER` are tested. docs/platforms.md lists the results.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import gpu_probe
 from edgechat.runtime.backends.gpu_probe import Demand
-from tests.faults.test_vulkan import bundle, check, driver, native
+from tests.faults.test_vulkan import bundle, check, driver, native, use_lavapipe
 
 __all__ = ["bundle", "driver", "native"]  # fixtures
 
@@ -42,10 +41,7 @@ def machine(
     driver: dict[str, str], bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch, warm_verdicts: Path
 ) -> None:
     """A machine whose only GPU is lavapipe, which was not tested yet."""
-    for name, value in {**driver, "EDGECHAT_NATIVE_DIR": str(bundle)}.items():
-        monkeypatch.setenv(name, value)
-    (home / "cache").mkdir(parents=True)
-    shutil.copy(warm_verdicts, home / "cache")
+    use_lavapipe(monkeypatch, driver, bundle, home, warm_verdicts)
 
 
 @pytest.fixture(scope="module")
