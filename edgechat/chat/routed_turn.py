@@ -146,7 +146,7 @@ class RoutedTurn:
             yield from self._finish(msgspec.structs.replace(final_event, alternatives=alternatives), record)
 
     def _may_replace(self, turn: Turn) -> bool:
-        """Return whether the large model may reply in place of a small one that failed: no reply has a word."""
+        """Return whether the large model may reply in place of a small one that failed: only before its first word."""
         tree = self._conversation.tree
         is_empty = all(
             not tree[reply.id].text and not tree[reply.id].reasoning for reply in turn.replies if reply.id in tree

@@ -66,7 +66,7 @@ def has_keyring() -> bool:
     """Return whether the package is installed that reads the keyring of the system."""
     try:
         return importlib.util.find_spec("keyring") is not None
-    except ValueError:  # a module without a specification, which is there all the same
+    except ValueError:  # the module exists, but has no specification
         return True
 
 

@@ -48,7 +48,7 @@ class StreamOwner(Protocol):
 class EventStream:
     """Stream of the engine events of one or more requests. The caller must call `close`, even after errors.
 
-    If the GPU fails, the stream goes on with the events of the same requests, resumed with the CPU.
+    If the GPU fails, the stream continues with the events of the same requests, which the CPU resumes.
     """
 
     def __init__(

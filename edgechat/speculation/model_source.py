@@ -208,7 +208,7 @@ class ModelSource:
     def _record_time(
         self, n_steps: int, n_pending: int, n_seqs: int, elapsed_s: float, *, is_disturbed: bool
     ) -> None:  # fmt: skip
-        """Record the time of a draft, unless it was cold and another one is known."""
+        """Record the time of a draft, unless the memory was used for the first time and another time is known."""
         if not (self._is_cold and self.profile.costs.is_measured):
             self.profile.costs.record(n_steps, n_pending, n_seqs, elapsed_s, is_disturbed=is_disturbed)
         self._is_cold = False

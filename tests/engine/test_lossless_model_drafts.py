@@ -27,7 +27,7 @@ from tests.engine.drafted_models import (
 pytestmark = pytest.mark.usefixtures("eager_model")
 # Share of sampled replies in which a rounding difference may choose another token.
 MAX_ROUNDED_SHARE = 0.1
-# A model is written and loaded once for so many seeds, which takes longer than the replies.
+# Number of seeds for which one model is written and loaded, which takes longer than the replies.
 SEEDS_PER_MODEL = 10
 
 

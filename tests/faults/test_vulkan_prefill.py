@@ -52,7 +52,7 @@ LONG_PROMPT = f"Continue: {', '.join(map(str, range(1, 60)))}"
 
 
 def set_speeds(monkeypatch: pytest.MonkeyPatch, *, decode: float, prefill: float) -> None:
-    """Let lavapipe decode and prefill so many times as fast as the CPU, according to the measurement."""
+    """Report that lavapipe decodes and prefills `decode` and `prefill` times as fast as the CPU."""
     rates = tuple(
         TypeRates(type_id=n, decode=decode * 1e9, prefill=prefill * 1e8, cpu_decode=1e9, cpu_prefill=1e8)
         for n in (Q4_1, Q8_0)

@@ -25,7 +25,7 @@ CPU_DECODE, CPU_PREFILL = 10e9, 0.2e9
 
 
 def make_speeds(decode: float, prefill: float, *, copied: float = 10e9, plain: float = CPU_DECODE) -> GpuSpeeds:
-    """Return speeds of a GPU that decodes and prefills so many times as fast as the CPU."""
+    """Return speeds of a GPU that decodes and prefills `decode` and `prefill` times as fast as the CPU."""
     rates = TypeRates(
         type_id=I8, decode=decode * CPU_DECODE, prefill=prefill * CPU_PREFILL, cpu_decode=CPU_DECODE,
         cpu_prefill=CPU_PREFILL, cpu_plain_decode=plain,
