@@ -27,7 +27,7 @@ class EngineModel:
     drafter_error = ""
     """Why the planned model drafter could not be opened."""
     has_failed = False
-    """True if a computation failed, so that new clients must not use the model."""
+    """True if a computation on a GPU failed: new clients must not use the model, and nothing of it may be saved."""
 
     @property
     def is_busy(self) -> bool:

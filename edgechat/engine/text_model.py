@@ -186,8 +186,10 @@ class TextModel(EngineModel):
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
-        if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__:
-            self.has_failed = self._uses_gpu  # another load would use the same CPU
+        # A model on the CPU goes on, because another load would use the same CPU.
+        if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__ and self._uses_gpu:
+            self.has_failed = True
+            self._cache.drop_lost_sequences()  # the failed computation may have damaged all of them
         miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
             drafter = self._draft_manager.describe_drafter() if self._draft_manager is not None else None
@@ -243,6 +245,8 @@ class TextModel(EngineModel):
         if self._idle_since is None:
             self._mark.set(False)
             self._idle_since = time.monotonic()
+        if self.has_failed:  # all idle work computes with damaged memory, or saves it
+            return None
         # First, because other engines may need the memory for which they wait.
         sizing_delay_s = self._sizer.idle_step(time.monotonic() - self._idle_since)
         if time.monotonic() - self._idle_since < _MAX_OTHER_ENGINE_S and self._mark.is_set_by_others():
@@ -278,8 +282,9 @@ class TextModel(EngineModel):
         self._speed_recorder.save()
         deadline = time.monotonic() + _MAX_PREFIX_SAVE_S
         try:
-            self._cache.finish(_MAX_PREFIX_SAVE_S)
-            if self._draft_manager is not None:
+            if not self.has_failed:
+                self._cache.finish(_MAX_PREFIX_SAVE_S)
+            if self._draft_manager is not None and not self.has_failed:
                 self._draft_manager.finish(max(deadline, time.monotonic() + _MIN_CORPUS_SAVE_S))
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
