@@ -32,6 +32,7 @@ from edgechat.serve.event_stream import EventStream, OnOutcome
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.prompt_rules import apply_prompt_rules
 from edgechat.serve.schemas import GenerationParams
+from edgechat.serve.shared_load import SharedLoad
 
 CACHE_OWNER: Final = "served"
 """Conversation ID in the prefix cache for all requests of the server, so that clients share cached prefixes."""
@@ -71,7 +72,7 @@ class ModelQueue:
         self._model = LoadedModel("serve")
         self._lease = lease
         self._streams: set[EventStream] = set()
-        self._engine_lock = asyncio.Lock()
+        self._load = SharedLoad()
         # With one thread for each request, a long prompt does not delay the other requests.
         self._threads = ThreadPoolExecutor(max_requests, "prompt")
 
@@ -299,9 +300,9 @@ class ModelQueue:
         return bias_by_token
 
     async def _ensure_engine(self) -> None:
-        async with self._engine_lock:
-            if self._model.needs_restart:
-                await asyncio.to_thread(self._model.restart_if_dead)
+        await self._load.wait()
+        if self._model.needs_restart:
+            await self._load.run(self._model.restart_if_dead)
 
     async def submit(
         self, requests: Sequence[protocol.Generate | protocol.Embed | protocol.Rerank],
@@ -334,12 +335,15 @@ class ModelQueue:
         """
         if plan is None or not plan.options.uses_gpu or not isinstance(error, (ComputeError, EngineDiedError)):
             return False
-        async with self._engine_lock:
-            if self._is_stopped or self.plan is None:
-                return False
-            if plan is self.plan and await asyncio.to_thread(self._model.fall_back_to_cpu, error):
-                _log.warning("The GPU failed; replies continue on the CPU: %s", error)
-            return not self.plan.options.uses_gpu and not self._model.needs_restart
+        await self._load.wait()
+        if not self._is_stopped and plan is self.plan:
+            await self._load.run(functools.partial(self._fall_back_to_cpu, error))
+        has_cpu_plan = self.plan is not None and not self.plan.options.uses_gpu
+        return has_cpu_plan and not self._is_stopped and not self._model.needs_restart
+
+    def _fall_back_to_cpu(self, error: EngineError) -> None:
+        if self._model.fall_back_to_cpu(error):
+            _log.warning("The GPU failed; replies continue on the CPU: %s", error)
 
     def resubmit(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
         """Submit a request that failed again. Raises EngineDiedError."""

@@ -24,6 +24,7 @@ from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.schemas import ChatRequest
 from tests.time_limit import HANG_S
 from tests.unit.serve.examples import chat_request
+from tests.waiting import until_async
 
 
 def make_queue(max_requests: int) -> ModelQueue:
@@ -94,6 +95,7 @@ class _Owner:
 
 
 FAILURE = ComputeError("The GPU failed.")
+GPU_PLAN, CPU_PLAN = (SimpleNamespace(options=SimpleNamespace(uses_gpu=uses_gpu)) for uses_gpu in (True, False))
 
 
 def make_stream(owner: _Owner, n_requests: int) -> tuple[EventStream, list[OnOutcome]]:
@@ -142,8 +144,7 @@ async def test_second_failure_and_other_errors_end_a_stream() -> None:
 
 async def test_only_failures_of_a_gpu_are_recovered_from_and_others_of_the_same_engine_share_the_cpu() -> None:
     queue: Any = make_queue(1)
-    gpu, cpu = (SimpleNamespace(options=SimpleNamespace(uses_gpu=uses_gpu)) for uses_gpu in (True, False))
-    failures = []
+    gpu, cpu, failures = GPU_PLAN, CPU_PLAN, []
 
     def fall_back(error: Exception) -> bool:
         failures.append(error)
@@ -157,6 +158,54 @@ async def test_only_failures_of_a_gpu_are_recovered_from_and_others_of_the_same_
     assert await queue.recover_from(FAILURE, gpu)
     assert await queue.recover_from(EngineDiedError("killed", -9), gpu)
     assert failures == [FAILURE]
+
+
+class _SlowModel:
+    """Model whose loads wait for `may_end`."""
+
+    def __init__(self, plan: object) -> None:
+        self.plan, self.needs_restart = plan, False
+        self.n_loads = self.n_loads_at_once = self.max_loads_at_once = 0
+        self.may_end = threading.Event()
+
+    def restart_if_dead(self) -> None:
+        self.n_loads += 1
+        self.n_loads_at_once += 1
+        self.max_loads_at_once = max(self.max_loads_at_once, self.n_loads_at_once)
+        self.needs_restart = True
+        self.may_end.wait(HANG_S)
+        self.plan, self.needs_restart = CPU_PLAN, False
+        self.n_loads_at_once -= 1
+
+    def fall_back_to_cpu(self, error: Exception) -> bool:
+        self.restart_if_dead()
+        return True
+
+
+@pytest.mark.parametrize("fails_in_reply", [True, False])
+async def test_cancelled_request_leaves_its_load_to_the_others(fails_in_reply: bool) -> None:
+    queue: Any = make_queue(1)
+    model = queue._model = _SlowModel(GPU_PLAN)
+    model.needs_restart = not fails_in_reply
+
+    async def load() -> bool:
+        if fails_in_reply:
+            return bool(await queue.recover_from(FAILURE, GPU_PLAN))
+        await queue._ensure_engine()
+        return True
+
+    first = asyncio.create_task(load())
+    await until_async(lambda: model.n_loads)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    others = [asyncio.create_task(load()), asyncio.create_task(queue._ensure_engine())]
+    for _ in range(9):  # enough for a second load to begin
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in others)
+    model.may_end.set()
+    assert (await asyncio.gather(*others))[0]
+    assert (model.n_loads, model.max_loads_at_once) == (1, 1)
 
 
 async def test_cancelled_task_cancels_its_prompt() -> None:
