@@ -63,6 +63,8 @@ class EventStream:
         self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
         self._records = [RequestRecord(request) for request in requests]
         self._is_closed = False
+        self._recovery: tuple[int, asyncio.Task[None]] | None = None
+        """Index of a request that failed, and the task that submits it again; None while there is none."""
         self._resumed_indexes: set[int] = set()
         """Requests that failed and were submitted again."""
         self._loop = asyncio.get_running_loop()
@@ -72,7 +74,7 @@ class EventStream:
         self._schedule_heartbeat()
 
     def _schedule_heartbeat(self) -> None:
-        if self._heartbeat_s is not None:
+        if self._heartbeat_s is not None and not self._is_closed:
             self._heartbeat = self._loop.call_later(self._heartbeat_s, self._beat)
 
     def _beat(self) -> None:
@@ -95,13 +97,15 @@ class EventStream:
 
     async def next(self) -> RequestEvent | None:
         """Return the next event; None after the final events of all requests. Raises the engine's EdgechatError."""
+        if self._recovery is not None:
+            return await self._wait_for_recovery(*self._recovery)
         if not self._unfinished_id_by_index:
             return None
         index, event = await self._events.get()
         self.has_started = self.has_started or event is not None
         if isinstance(event, EdgechatError):
-            await self._resume(index, event)
-            return RequestEvent(index, None)
+            self._recovery = index, asyncio.create_task(self._resume(index, event))
+            return await self._wait_for_recovery(*self._recovery)
         if event is not None:
             self._records[index].add(event)
         if isinstance(event, protocol.PrefillProgressed) and index in self._resumed_indexes:
@@ -109,6 +113,22 @@ class EventStream:
         if isinstance(event, protocol.FINAL_EVENTS):
             self._unfinished_id_by_index.pop(index, None)
         return RequestEvent(index, event)
+
+    async def _wait_for_recovery(self, index: int, task: asyncio.Task[None]) -> RequestEvent:
+        """Return a heartbeat after its interval, or as soon as the request was submitted again.
+
+        Loading the model can take minutes. Raises the exceptions of `_resume`.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        try:
+            await asyncio.wait({task}, timeout=self._heartbeat_s)
+        finally:
+            self._schedule_heartbeat()
+        if task.done() and not task.cancelled():
+            self._recovery = None
+            task.result()
+        return RequestEvent(index, None)
 
     async def _resume(self, index: int, error: EdgechatError) -> None:
         """Submit a failed request again, to continue its replies.
@@ -136,5 +156,10 @@ class EventStream:
         self._is_closed = True
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+        if self._recovery is not None:
+            task, self._recovery = self._recovery[1], None
+            task.cancel()  # which only ends the wait for a load
+            # asyncio logs the exception of a task unless something retrieves it.
+            task.add_done_callback(lambda done_task: done_task.cancelled() or done_task.exception())
         self._owner.release(self)
         self._unfinished_id_by_index.clear()

@@ -142,6 +142,51 @@ async def test_second_failure_and_other_errors_end_a_stream() -> None:
     assert stream.unfinished_ids == []
 
 
+async def test_stream_has_heartbeats_while_the_model_is_loaded_again() -> None:
+    can_recover = asyncio.Event()
+
+    class LoadingOwner(_Owner):
+        async def recover_from(self, error: object, plan: object) -> bool:
+            return await can_recover.wait()
+
+    owner = LoadingOwner()
+    stream = EventStream(owner, [protocol.Generate(id=5, tokens=[1])], heartbeat_s=0.01)
+    handler = stream.make_event_handler(0)
+    handler(FAILURE)
+    for _ in range(3):
+        event = await asyncio.wait_for(stream.next(), HANG_S)
+        assert event is not None
+        assert event.event is None
+    assert not owner.resubmitted
+    can_recover.set()
+    while not owner.resubmitted:
+        await stream.next()
+    owner.resubmitted[0][1](protocol.TokensGenerated(id=5, text="b", tokens=[8]))
+    while (event := await stream.next()) is None or event.event is None:
+        pass
+    assert isinstance(event.event, protocol.TokensGenerated)
+    stream.close()
+
+
+async def test_stream_that_is_closed_during_a_load_submits_nothing() -> None:
+    can_recover = asyncio.Event()
+
+    class LoadingOwner(_Owner):
+        async def recover_from(self, error: object, plan: object) -> bool:
+            return await can_recover.wait()
+
+    owner = LoadingOwner()
+    stream = EventStream(owner, [protocol.Generate(id=5, tokens=[1])], heartbeat_s=0.01)
+    stream.make_event_handler(0)(FAILURE)
+    await stream.next()
+    await stream.next()
+    stream.close()
+    can_recover.set()
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert not owner.resubmitted
+
+
 async def test_only_failures_of_a_gpu_are_recovered_from_and_others_of_the_same_engine_share_the_cpu() -> None:
     queue: Any = make_queue(1)
     gpu, cpu, failures = GPU_PLAN, CPU_PLAN, []
