@@ -67,7 +67,8 @@ def list_load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | Non
     """Yield load variants in the order in which `plan` tries them; `n_ctx` is the context length that the user set.
 
     The uses of a GPU whose speed was measured are tried in the order of the time that a typical turn takes with them,
-    and those that are slower than the CPU last.
+    and those that are slower than the CPU last. Before the context is shortened for a faster use, all other faster uses
+    and the CPU are tried.
     """
     if profile.is_embedding:
         yield from _list_embedding_variants(profile, n_ctx)
@@ -94,8 +95,10 @@ def list_load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | Non
         for variant in (*gpu_variants, *prefill_variants)
     ]
     timed_variants.sort(key=lambda timed: timed[0])  # keeps the order of concessions that do not change the time
-    yield from (variant for turn_s, variant in timed_variants if turn_s < cpu_s)
-    yield from cpu_variants
+    faster_variants = [variant for turn_s, variant in timed_variants if turn_s < cpu_s]
+    preferred_variants = [*faster_variants, *cpu_variants]
+    # Sorting keeps the order of both kinds, and puts the shortened contexts last.
+    yield from sorted(preferred_variants, key=lambda variant: variant.options.n_ctx < best_options.n_ctx)
     yield from (variant for turn_s, variant in timed_variants if turn_s >= cpu_s)
 
 

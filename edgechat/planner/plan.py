@@ -105,6 +105,7 @@ def make_smaller_plan(
 ) -> LoadPlan | None:
     """Return a plan with at most 80 % of the memory of `failed_plan`, which ran out of memory; None if none fits.
 
+    After a plan that used a GPU, this is the memory of the GPU, or else that of the CPU with no more on the GPU.
     The context of the plan does not grow, and it has no model drafter. Without a GPU, the weights are read instead of
     mapped, because a limited address space (`ulimit -v`) may not have room for both the file and the copies of its
     weights.
@@ -114,6 +115,7 @@ def make_smaller_plan(
     drafter = _NO_MEMORY_DRAFTER
     if failed_plan.drafter is None:
         drafter = DrafterChoice(reason=failed_plan.reasons.get("drafter", ""))
+    fallback: LoadPlan | None = None
     for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
         buffers = estimate_buffers(profile, variant.options)
         memory = estimate(profile, variant.options, buffers, is_unified=machine.gpu_is_unified)
@@ -125,11 +127,15 @@ def make_smaller_plan(
             n_ctx=n_ctx,
         )  # fmt: skip
         memory = smaller_plan.estimate  # includes the memory of speculation, as does the estimate of the failed plan
-        if memory.total <= _RETRY_FRACTION * failed_bytes or (
-            failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu
-        ):
+        if failed_estimate.gpu and memory.gpu <= _RETRY_FRACTION * failed_estimate.gpu:
             return smaller_plan
-    return None
+        if memory.total <= _RETRY_FRACTION * failed_bytes:
+            if not failed_estimate.gpu:
+                return smaller_plan
+            # Less CPU memory with more on the GPU does not help if the memory of the GPU ran out.
+            if memory.gpu <= failed_estimate.gpu:
+                fallback = fallback or smaller_plan
+    return fallback
 
 
 def _read_weights(variant: LoadVariant) -> LoadVariant:

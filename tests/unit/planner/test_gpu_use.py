@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from edgechat.hardware.gpu import PREFILL_COLUMNS, Gpu, GpuSpeeds, TypeRates
 from edgechat.hardware.profile import HardwareProfile, read_profile
 from edgechat.modelfile.header import Tensor
 from edgechat.planner.gpu_use import predict_measured_speed, put_prefill_on_gpu
+from edgechat.planner.load_variants import list_load_variants, list_offered_kv_types
 from edgechat.planner.machine import machine_from_profile
 from edgechat.planner.memory import estimate
 from edgechat.planner.plan import make_smaller_plan, plan
@@ -78,6 +80,36 @@ def test_slower_gpu_is_used_if_the_cpu_lacks_memory() -> None:
     assert 1 < n_gpu_layers < 17  # as few as possible
 
 
+def test_faster_gpu_is_not_used_at_the_price_of_a_shorter_context() -> None:
+    """The CPU has memory for the whole context, and the GPU only for a short one, or for layers that are no gain."""
+    smallest_type = list_offered_kv_types(PROFILE, on_gpu=True)[-1]
+    on_gpu = [options(PROFILE, n_ctx, n_gpu_layers=17, kv_type=smallest_type, use_mmap=False) for n_ctx in (4096, 8192)]
+    short_bytes, full_bytes = (estimate(PROFILE, o, is_unified=True).gpu for o in on_gpu)
+    for is_unified in (False, True):
+        for gpu_free_bytes, n_gpu_layers in ((full_bytes - 1, 0), (full_bytes, 17)):
+            assert gpu_free_bytes > short_bytes
+            resources = machine(
+                64 * GIB, gpu_name="a GPU", gpu_speeds=make_speeds(2.0, 20.0, copied=0.001e9),
+                gpu_free_bytes=gpu_free_bytes, gpu_is_unified=is_unified,
+            )  # fmt: skip
+            chosen = plan(PROFILE, resources).options
+            assert (chosen.n_gpu_layers, chosen.n_ctx) == (n_gpu_layers, 8192)
+            assert chosen.uses_gpu == bool(n_gpu_layers)
+
+
+def test_order_of_the_uses_of_a_gpu_and_of_shorter_contexts() -> None:
+    faster = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU", gpu_speeds=make_speeds(0.5, 20.0))
+    variants = [variant.options for variant in list_load_variants(PROFILE, faster, None)]
+    order = [(o.n_ctx < 8192, o.uses_gpu) for o in variants]
+    assert [kind for kind, _ in itertools.groupby(order)][:5] == [
+        (False, True), (False, False), (True, True), (True, False),
+        (False, True),  # slower than the CPU
+    ]  # fmt: skip
+    assert min(o.n_ctx for o in variants) == 512
+    given = [variant.options.n_ctx for variant in list_load_variants(PROFILE, faster, 6000)]
+    assert set(given) == {6000}
+
+
 def test_gpu_without_measured_speeds_gets_as_many_layers_as_fit() -> None:
     rates = msgspec.structs.replace(make_speeds(0.5, 0.5).rates[0], type_id=Q4_0)
     for speeds in (GpuSpeeds(), GpuSpeeds(rates=(rates,), copied_bytes_per_s=1e9)):
@@ -113,6 +145,30 @@ def test_plan_after_memory_of_the_gpu_ran_out_uses_less_of_it() -> None:
     smaller_plan = make_smaller_plan(PROFILE, resources, failed_plan)
     assert smaller_plan is not None
     assert smaller_plan.estimate.gpu <= 0.8 * failed_plan.estimate.gpu
+    # The CPU remains if nothing else takes less memory of the GPU.
+    only_cpu = make_smaller_plan(PROFILE, msgspec.structs.replace(resources, gpu_free_bytes=MIB), failed_plan)
+    assert only_cpu is not None
+    assert not only_cpu.options.uses_gpu
+    assert only_cpu.options.n_ctx == 8192
+
+
+def test_plan_after_memory_ran_out_does_not_need_more_of_the_gpu() -> None:
+    """More layers on the GPU take less CPU memory, which does not help if the memory of the GPU ran out."""
+    resources = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU", gpu_speeds=make_speeds(2.0, 20.0))
+    failed_plan = plan(PROFILE, msgspec.structs.replace(resources, gpu_free_bytes=GIB))
+    assert 1 < failed_plan.options.n_gpu_layers < 17
+    smaller_plan = make_smaller_plan(PROFILE, resources, failed_plan)
+    assert smaller_plan is not None
+    assert smaller_plan.estimate.gpu <= 0.8 * failed_plan.estimate.gpu
+
+
+def test_plan_after_memory_of_the_cpu_ran_out_keeps_what_the_gpu_has() -> None:
+    resources = machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU")
+    failed_plan = plan(PROFILE, resources)
+    smaller_plan = make_smaller_plan(PROFILE, msgspec.structs.replace(resources, available_bytes=GIB), failed_plan)
+    assert smaller_plan is not None
+    assert smaller_plan.estimate.total <= 0.8 * failed_plan.estimate.total
+    assert smaller_plan.estimate.gpu <= failed_plan.estimate.gpu
 
 
 def test_speeds_count_products_and_copies() -> None:
