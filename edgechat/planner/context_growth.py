@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,14 @@ class ContextSize(msgspec.Struct, frozen=True):
 
     n_ctx: int
     total_bytes: int
+
+
+class MemoryLimits(NamedTuple):
+    """Memory that a growing context may fill together with the rest of its plan, in bytes."""
+
+    total: int
+    gpu: int | None
+    """Part that may be on a GPU; None without a limit beside `total`."""
 
 
 class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,21 +73,21 @@ class ContextGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_growth(
-    profile: ModelProfile, options: LoadOptions, buffers: BufferSizes, memory: MemoryEstimate, available_bytes: int,
+    profile: ModelProfile, options: LoadOptions, buffers: BufferSizes, memory: MemoryEstimate, limits: MemoryLimits,
     longest_n_ctx: int, draft_tokens: int = 0, drafter: DrafterPlan | None = None,
 ) -> ContextGrowth | None:  # fmt: skip
     """Return how the context of a plan with `options` grows; None if its length is fixed.
 
     `memory` is the estimate of the plan with `buffers`, `draft_tokens` and `drafter`. The largest context is the
-    longest one up to `longest_n_ctx` whose memory fits in `available_bytes`, together with the copy of all sequences
-    that a resize needs. If even the planned context does not fit with this copy, its length is fixed.
+    longest one up to `longest_n_ctx` whose memory is within `limits`, together with the copy of all sequences that a
+    resize needs. If even the planned context does not fit with this copy, its length is fixed.
     """
     if profile.is_embedding or any(_LENGTH_DEPENDENT_TENSOR in tensor.name for tensor in profile.tensors):
         return None
     planned_sizes = estimate_context_buffers(profile, options)
 
-    def estimate_bytes(n_ctx: int) -> tuple[int, int]:
-        """Return the memory with a context of `n_ctx` tokens, and the size of all its cells, in bytes."""
+    def estimate_sizes(n_ctx: int) -> tuple[MemoryEstimate, BufferSizes]:
+        """Return the memory with a context of `n_ctx` tokens, and the buffers of which a resize needs a copy."""
         resized_options = msgspec.structs.replace(options, n_ctx=n_ctx)
         sizes = estimate_context_buffers(profile, resized_options)
         resized_buffers = msgspec.structs.replace(
@@ -88,22 +96,26 @@ def plan_growth(
             compute=buffers.compute + sizes.compute - planned_sizes.compute,
             gpu=buffers.gpu + sizes.gpu - planned_sizes.gpu,
         )
-        total_bytes = estimate(
+        resized_memory = estimate(
             profile, resized_options, resized_buffers, extra_bytes=memory.observed_excess,
             is_unified=memory.is_unified, draft_tokens=draft_tokens,
             drafter=drafter.resize_target(n_ctx - options.n_ctx) if drafter is not None else None,
-        ).total  # fmt: skip
-        return total_bytes, sizes.kv_cache + (sizes.gpu if memory.is_unified else 0)
+        )  # fmt: skip
+        return resized_memory, sizes
 
     def fits(n_ctx: int) -> bool:
-        return sum(estimate_bytes(n_ctx)) <= available_bytes
+        resized_memory, sizes = estimate_sizes(n_ctx)
+        copy_bytes = sizes.kv_cache + (sizes.gpu if memory.is_unified else 0)
+        return resized_memory.total + copy_bytes <= limits.total and (
+            limits.gpu is None or resized_memory.gpu + sizes.gpu <= limits.gpu
+        )
 
     initial_n_ctx = min(INITIAL_N_CTX, options.n_ctx)
     max_n_ctx = max(options.n_ctx, _find_largest(longest_n_ctx, fits))
     if max_n_ctx <= initial_n_ctx or not fits(options.n_ctx):
         return None
     doublings = itertools.takewhile(lambda n: n < max_n_ctx, (initial_n_ctx << i for i in itertools.count()))
-    return ContextGrowth(sizes=tuple(ContextSize(n, estimate_bytes(n)[0]) for n in (*doublings, max_n_ctx)))
+    return ContextGrowth(sizes=tuple(ContextSize(n, estimate_sizes(n)[0].total) for n in (*doublings, max_n_ctx)))
 
 
 def _find_largest(max_n_ctx: int, is_allowed: Callable[[int], bool]) -> int:

@@ -66,7 +66,9 @@ class RemainingMemory(NamedTuple):
 
     cpu: int
     gpu: int | None
-    """None without layers on a GPU with its own memory; then buffers on the GPU are CPU memory."""
+    """None without layers on a GPU whose memory is limited; then buffers on the GPU are CPU memory."""
+    is_unified: bool = False
+    """True if the GPU shares the memory of the CPU: buffers on it take both."""
 
     @property
     def smaller(self) -> int:
@@ -75,11 +77,13 @@ class RemainingMemory(NamedTuple):
 
     def divide(self, divisor: int) -> RemainingMemory:
         """Return a fraction of both memories."""
-        return RemainingMemory(self.cpu // divisor, self.gpu // divisor if self.gpu is not None else None)
+        gpu_bytes = self.gpu // divisor if self.gpu is not None else None
+        return self._replace(cpu=self.cpu // divisor, gpu=gpu_bytes)
 
     def find_shortage(self, plan: DrafterPlan) -> tuple[int, int] | None:
         """Return the needed and the free bytes of the memory that has no room for a drafter; None if both have."""
-        needed = ((plan.total, self.cpu),) if self.gpu is None else ((plan.cpu, self.cpu), (plan.gpu, self.gpu))
+        cpu_bytes = plan.total if self.gpu is None or self.is_unified else plan.cpu
+        needed = [(cpu_bytes, self.cpu), *([(plan.gpu, self.gpu)] if self.gpu is not None else [])]
         return next(((n_bytes, max(0, free)) for n_bytes, free in needed if n_bytes > max(0, free)), None)
 
 

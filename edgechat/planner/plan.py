@@ -12,7 +12,7 @@ import msgspec
 from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
-from edgechat.planner.context_growth import plan_growth
+from edgechat.planner.context_growth import MemoryLimits, plan_growth
 from edgechat.planner.drafter_choice import NO_DRAFTER, AddedDrafter, DrafterChoice, RemainingMemory, add_drafter
 from edgechat.planner.kv_memory import compute_states_bytes
 from edgechat.planner.load_plan import (
@@ -147,10 +147,14 @@ def _read_weights(variant: LoadVariant) -> LoadVariant:
 
 
 def _fits(memory: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:
+    limit_bytes = _find_gpu_limit(options, machine)
+    return (limit_bytes is None or memory.gpu <= limit_bytes) and memory.total <= machine.available_bytes
+
+
+def _find_gpu_limit(options: LoadOptions, machine: Machine) -> int | None:
+    """Return how many bytes a plan may put on the GPU; None without a GPU or a limit beside that of all memory."""
     is_limited = bool(machine.gpu_free_bytes) or not machine.gpu_is_unified
-    if options.uses_gpu and is_limited and memory.gpu > machine.gpu_free_bytes:
-        return False
-    return memory.total <= machine.available_bytes
+    return machine.gpu_free_bytes if options.uses_gpu and is_limited else None
 
 
 def _make_load_plan(
@@ -182,10 +186,8 @@ def _make_load_plan(
     prefix_ram_bytes = min(free_bytes // PREFIX_RAM_DIVISOR, MAX_PREFIX_RAM_BYTES)
     growth = None
     if longest_n_ctx is not None and (not options.uses_gpu or machine.gpu_is_unified):
-        growth_bytes = machine.available_bytes - prefix_ram_bytes
-        growth = plan_growth(
-            profile, options, buffers, memory, growth_bytes, longest_n_ctx, draft_tokens, addition.plan
-        )
+        limits = MemoryLimits(machine.available_bytes - prefix_ram_bytes, _find_gpu_limit(options, machine))
+        growth = plan_growth(profile, options, buffers, memory, limits, longest_n_ctx, draft_tokens, addition.plan)
     load_plan = LoadPlan(
         model_path=profile.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
@@ -203,9 +205,9 @@ def _make_load_plan(
 
 def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> RemainingMemory:
     """Return the memory that a plan leaves."""
-    cpu_bytes = machine.available_bytes - memory.total
-    has_own_memory = options.uses_gpu and not machine.gpu_is_unified
-    return RemainingMemory(cpu_bytes, machine.gpu_free_bytes - memory.gpu if has_own_memory else None)
+    cpu_bytes, limit_bytes = machine.available_bytes - memory.total, _find_gpu_limit(options, machine)
+    gpu_bytes = limit_bytes - memory.gpu if limit_bytes is not None else None
+    return RemainingMemory(cpu_bytes, gpu_bytes, is_unified=machine.gpu_is_unified)
 
 
 def _add_speculation(profile: ModelProfile, options: LoadOptions, budget_bytes: int) -> tuple[LoadOptions, int]:

@@ -16,7 +16,7 @@ from edgechat.planner import memory as memory_module
 from edgechat.planner import plan as plan_module
 from edgechat.planner.context_growth import ContextGrowth, ContextSize
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.planner.memory import MemoryEstimate, estimate
+from edgechat.planner.memory import MemoryEstimate, estimate, estimate_context_buffers
 from edgechat.planner.plan import make_smaller_plan, plan
 from tests.unit.planner.profiles import GIB, Q4_0, llama, machine
 
@@ -71,6 +71,23 @@ def test_context_on_a_discrete_gpu_is_fixed() -> None:
     assert load_plan.growth is None
     unified = msgspec.structs.replace(machine(64 * GIB), gpu_name="GPU", gpu_is_unified=True)
     assert plan(profile, unified).max_n_ctx == 40_000
+
+
+def test_context_on_an_integrated_gpu_grows_up_to_the_limit_of_its_driver() -> None:
+    profile = msgspec.structs.replace(llama(), n_ctx_train=1 << 20)
+    unified = machine(64 * GIB, gpu_name="GPU", gpu_is_unified=True)
+    unlimited, limited = (
+        plan(profile, msgspec.structs.replace(unified, gpu_free_bytes=n_bytes)) for n_bytes in (0, 4 * GIB)
+    )
+    assert unlimited.options == limited.options
+    assert 8192 < limited.max_n_ctx < unlimited.max_n_ctx
+
+    def peak(n_ctx: int) -> int:
+        """Return the memory on the GPU while the context is resized, when there is a copy of its buffers."""
+        options = msgspec.structs.replace(limited.options, n_ctx=n_ctx)
+        return estimate(profile, options, is_unified=True).gpu + estimate_context_buffers(profile, options).gpu
+
+    assert peak(limited.max_n_ctx) <= 4 * GIB < peak(limited.max_n_ctx + 256)
 
 
 def test_growth_needs_no_further_estimates_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

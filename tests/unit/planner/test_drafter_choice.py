@@ -158,11 +158,13 @@ def test_the_memory_of_other_programs_is_left_to_them() -> None:
     assert plan(target, reserving, drafter=draft_model(is_required=True)).drafter is None
 
 
-def test_a_discrete_gpu_must_have_room_too() -> None:
+@pytest.mark.parametrize("is_unified", [False, True])
+def test_the_memory_of_a_gpu_must_have_room_too(*, is_unified: bool) -> None:
     target = with_layers(llama(), 64 * MIB)
+    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB, gpu_is_unified=is_unified)
+    full = plan(target, gpu_machine).estimate.gpu
     for gpu_bytes, is_added in ((64 * GIB, True), (0, False)):
-        full = plan(target, machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)).estimate.gpu
-        gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=full + gpu_bytes + MIB)
+        gpu_machine = msgspec.structs.replace(gpu_machine, gpu_free_bytes=full + gpu_bytes + MIB)
         load_plan = plan(target, gpu_machine, drafter=draft_model(is_required=True))
         assert (load_plan.drafter is not None) == is_added
 
@@ -198,6 +200,9 @@ def test_either_memory_can_be_too_small_for_a_drafter(cpu: int, gpu: int, name: 
     assert RemainingMemory(cpu, gpu).find_shortage(drafter) == (128 * MIB, 64 * MIB), name
     assert RemainingMemory(64 * GIB, 64 * GIB).find_shortage(drafter) is None
     assert RemainingMemory(128 * MIB, None).find_shortage(drafter) == (256 * MIB, 128 * MIB)
+    shared = RemainingMemory(128 * MIB, 64 * GIB, is_unified=True)
+    assert shared.find_shortage(drafter) == (256 * MIB, 128 * MIB)
+    assert shared.divide(2) == RemainingMemory(64 * MIB, 32 * GIB, is_unified=True)
 
 
 def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
