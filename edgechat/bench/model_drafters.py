@@ -23,7 +23,7 @@ from edgechat.bench.speculation import (
     make_load_options,
 )
 from edgechat.bench.workloads import Workloads
-from edgechat.config import Settings
+from edgechat.config import AUTO, OFF, Settings
 from edgechat.engine.generation import GenerationStats
 from edgechat.errors import UsageError
 from edgechat.modelfile.profile import ModelProfile
@@ -82,10 +82,13 @@ class DraftReport(msgspec.Struct, frozen=True, kw_only=True):
 def plan_drafter(profile: ModelProfile, name: str, options: LoadOptions) -> DrafterPlan:
     """Return the plan of the drafter `name` for a model with `options`; `auto` is chosen as for a load.
 
-    Raises UsageError if `auto` finds none, and EdgechatError if the drafter does not fit.
+    Raises UsageError if `auto` finds none, or if the drafter does not exist or does not fit.
     """
-    choice = choose_drafter(profile, Settings(draft_model=name))
+    settings = Settings(draft_model=name)
+    choice = choose_drafter(profile, settings)
     if choice.kind is None or choice.profile is None:
+        if settings.draft_model not in {AUTO, OFF}:
+            raise UsageError(f"{choice.reason}. Choose another model with --draft-model, or --draft-model auto.")
         raise UsageError(
             f"There is no drafter for {Path(profile.path).name}: {choice.reason}. Name one with --draft-model."
         )

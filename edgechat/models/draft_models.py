@@ -14,7 +14,7 @@ from edgechat import paths
 from edgechat.catalogue import curated, library, resolve
 from edgechat.catalogue.library import InstalledModel
 from edgechat.config import AUTO, OFF, Settings
-from edgechat.errors import CatalogueError, EdgechatError, ModelFileError
+from edgechat.errors import CatalogueError, EdgechatError
 from edgechat.files import JsonFile
 from edgechat.humanize import format_size
 from edgechat.modelfile.checks import check_header
@@ -45,8 +45,9 @@ def choose_drafter(
 ) -> DrafterChoice:
     """Return the drafter for the model `target`, or the reason why there is none.
 
-    `installed_models` defaults to the result of `library.scan`, which is called only if needed. Raises ModelFileError
-    if the model or heads that the user named do not exist or do not fit.
+    A named model that does not exist or does not fit is no error, because each model can decode without it: a chat may
+    load models of several vocabularies with one setting. `installed_models` defaults to the result of `library.scan`,
+    which is called only if needed. Raises ModelFileError if the file of `target` cannot be read.
     """
     if target.is_embedding:
         return DrafterChoice(reason="an embedding model generates no text")
@@ -55,7 +56,10 @@ def choose_drafter(
     if settings.draft_model == OFF:
         return DrafterChoice(reason="turned off by the user")
     if settings.draft_model != AUTO:
-        return _choose_named_drafter(target, settings.draft_model)
+        try:
+            return _choose_named_drafter(target, settings.draft_model)
+        except EdgechatError as error:
+            return DrafterChoice(reason=str(error).rstrip("."))
     return _choose_drafter_automatically(target, installed_models)
 
 
@@ -98,10 +102,7 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
     label, model = library.find_display_name(path), Path(target.path).name
     problem = find_draft_problem(header, read_header(Path(target.path)))
     if problem:
-        raise ModelFileError(
-            f"{label} cannot draft for {model}: it {problem}. Choose another model with --draft-model, "
-            "or --draft-model auto or off."
-        )
+        return DrafterChoice(reason=f"{label} cannot draft for {model}: it {problem}")
     if crash := _describe_crash(target, _find_kind(header), str(path)):
         return DrafterChoice(reason=f"{label} is not used with {model}: {crash}")
     return DrafterChoice(
