@@ -97,9 +97,13 @@ def find_draft_file(name: str) -> Path:
 
 def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
     path = find_draft_file(name)
+    label, model = library.find_display_name(path), Path(target.path).name
+    if _is_same_file(path, Path(target.path)):
+        if target.heads is not None and not _find_own_heads_problem(target):
+            return _make_own_heads_choice(target, is_required=True)
+        return DrafterChoice(reason=f"{label} is the model itself, whose drafts take as long as its own tokens")
     header = read_header(path)
     check_header(header)
-    label, model = library.find_display_name(path), Path(target.path).name
     problem = find_draft_problem(header, read_header(Path(target.path)))
     if problem:
         return DrafterChoice(reason=f"{label} cannot draft for {model}: it {problem}")
@@ -109,6 +113,28 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
         kind=_find_kind(header), name=label, profile=ModelProfile.from_header(header), is_required=True,
         reason="chosen by the user",
     )  # fmt: skip
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them does not exist
+        return path == other
+
+
+def _find_own_heads_problem(target: ModelProfile) -> str:
+    """Return why the heads in the target's own file cannot be used, as a clause; "" if they can, or without heads."""
+    if target.heads is None:
+        return ""
+    if crash := _describe_crash(target, "mtp"):
+        return f"its MTP heads are not used: {crash}"
+    return f"its file {target.heads.problem}" if target.heads.problem else ""
+
+
+def _make_own_heads_choice(target: ModelProfile, *, is_required: bool) -> DrafterChoice:
+    return DrafterChoice(
+        kind="mtp", name="the MTP heads", profile=target, is_required=is_required, reason="in the file of the model"
+    )
 
 
 def _describe_crash(target: ModelProfile, kind: DrafterKind, draft_path: str = "") -> str:
@@ -124,12 +150,9 @@ def _find_kind(header: ModelHeader) -> DrafterKind:
 def _choose_drafter_automatically(
     target: ModelProfile, installed_models: Iterable[InstalledModel] | None
 ) -> DrafterChoice:
-    heads_problem = f"its file {target.heads.problem}" if target.heads is not None and target.heads.problem else ""
-    if target.heads is not None and (crash := _describe_crash(target, "mtp")):
-        heads_problem = f"its MTP heads are not used: {crash}"
+    heads_problem = _find_own_heads_problem(target)
     if target.heads is not None and not heads_problem:
-        reason = "in the file of the model"
-        return DrafterChoice(kind="mtp", name="the MTP heads", profile=target, reason=reason)
+        return _make_own_heads_choice(target, is_required=False)
     note = f"; {heads_problem}" if heads_problem else ""
     target_bytes = _count_bytes_per_token(target)
     if target_bytes < _MIN_TARGET_BYTES:

@@ -126,8 +126,10 @@ def test_heads_that_the_engine_would_refuse_are_not_chosen(folder: Path) -> None
     make_llama(n_layer=SMALL).write(folder / "small.gguf")
     heads = make_eagle3(layers=(1, 2, LARGE)).write(folder / "heads.gguf")
     assert choose(target).kind == "draft-model", "llama.cpp does not expose the last layer of the architecture"
-    assert re.match(r"heads cannot draft for target\.gguf: it reads .* does not expose", choose(
-        target, draft_model=str(heads)).reason)
+    assert re.match(
+        r"heads cannot draft for target\.gguf: it reads .* does not expose",
+        choose(target, draft_model=str(heads)).reason,
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,19 @@ def test_named_models_that_do_not_exist_are_no_errors(folder: Path) -> None:
         assert choice.kind is None
         assert message in choice.reason
         assert not choice.reason.endswith(".")
-    own = choose(target, draft_model=str(target))
-    assert own.kind == "draft-model", "a model may draft for itself"
+
+
+def test_a_model_does_not_draft_for_itself(folder: Path) -> None:
+    """Its drafts would take as long as its replies; heads in its file are used."""
+    target, hybrid = make_llama().write(folder / "target.gguf"), make_qwen35().write(folder / "hybrid.gguf")
+    link = folder / "link.gguf"
+    link.hardlink_to(target)
+    for name in (str(target), str(link)):
+        choice = choose(target, draft_model=name)
+        assert choice.kind is None
+        assert "is the model itself" in choice.reason
+    own_heads = choose(hybrid, draft_model="hybrid")
+    assert (own_heads.kind, own_heads.is_required) == ("mtp", True)
 
 
 def test_drafter_with_which_the_engine_died_is_not_chosen_again(folder: Path) -> None:
