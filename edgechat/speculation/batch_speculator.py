@@ -95,7 +95,9 @@ class BatchSpeculator:
         if model is None or not model.is_usable:
             return False
         candidates = [member.speculator.make_candidate(member.max_tokens) for member in members]
-        choice = model.choose(candidates, costs, depth, other_gain=gain, max_cost=max_cost)
+        choice = model.choose(
+            candidates, costs, depth, other_gain=gain, max_cost=max_cost, reserve=_RESERVED_BUDGET
+        )  # fmt: skip
         if choice is None:
             return False
         drafts = model.draft(choice, candidates, costs, depth)

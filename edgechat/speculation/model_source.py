@@ -106,13 +106,15 @@ class ModelSource:
         return not self._has_failed
 
     def choose(
-        self, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int, *, other_gain: float, max_cost: float
-    ) -> ModelChoice | None:
+        self, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int, *, other_gain: float, max_cost: float,
+        reserve: float = 0.0,
+    ) -> ModelChoice | None:  # fmt: skip
         """Choose how many tokens to ask for; return None if no draft of the model is worth its time now.
 
         `costs` are those of steps for as many sequences as there are `candidates`: a step of size 1 has one token of
         each. `other_gain` is the expected gain of the best other draft. The draft and its step must cost at most
-        `max_cost` even if all tokens are rejected. Occasionally returns a trial, to learn whether the model pays now.
+        `max_cost` even if all tokens are rejected, less `reserve` if a sequence is not expected to gain from the step.
+        Occasionally returns a trial, to learn whether the model pays now.
         """
         if self._has_failed or self.is_asleep:
             return None
@@ -140,12 +142,12 @@ class ModelSource:
             if not n_drafted:
                 return None
             ratio = costs.ratio(1 + n_drafted, depth)
-            free_cost = max_cost - ratio - n_tokens * max_step_cost
+            all_expected = [1 + sums[min(n_tokens, len(sums) - 1)] for sums in estimates]
+            free_cost = max_cost - (reserve if min(all_expected) < ratio else 0.0) - ratio - n_tokens * max_step_cost
             max_pending = drafter_costs.max_pending(free_cost, n_seqs, single_step_s)
             if free_cost < 0 or max_pending < min(n_pending, FIRST_PENDING_TOKENS * n_seqs):
                 break
-            expected = 1 + sum(sums[min(n_tokens, len(sums) - 1)] for sums in estimates) / n_seqs
-            gain = expected / (ratio + n_tokens * step_cost + counted_cost)
+            gain = sum(all_expected) / n_seqs / (ratio + n_tokens * step_cost + counted_cost)
             if best is None or gain > best.gain:
                 best = ModelChoice(n_tokens, max(1, max_pending // n_seqs), gain, pays=False)
         if best is None:

@@ -68,8 +68,8 @@ class BatchReplay:
         self.source = ModelSource(self.model, self.profile, N_VOCAB, self.model.start_timer)
         self.batch = BatchSpeculator(lambda _n_seqs: self.costs, self.source, 32)
 
-    def run(self, texts: Sequence[tuple[IsRight, int]], model_is_right: Sequence[IsRight]) -> float:
-        """Replay a batch until its first reply has `N_TOKENS` tokens; return the cost per token of the slowest one."""
+    def start(self, texts: Sequence[tuple[IsRight, int]], model_is_right: Sequence[IsRight]) -> list[BatchMember]:
+        """Start a batch of replies, whose text drafters and model are right as given."""
         rng = random.Random(len(texts))
         readers, members = [ReplyReader() for _ in texts], []
         for seq, (reader, (is_right, match_length)) in enumerate(zip(readers, texts, strict=True)):
@@ -82,7 +82,12 @@ class BatchReplay:
             speculator.start([])
             members.append(BatchMember(speculator, 31))
         self.model.readers, self.model.is_right = readers, list(model_is_right)
-        cost = 0.0
+        return members
+
+    def run(self, texts: Sequence[tuple[IsRight, int]], model_is_right: Sequence[IsRight]) -> float:
+        """Replay a batch until its first reply has `N_TOKENS` tokens; return the cost per token of the slowest one."""
+        members = self.start(texts, model_is_right)
+        readers, cost = self.model.readers, 0.0
         while all(reader.position < N_TOKENS for reader in readers):
             drafts, outputs = self.batch.propose(members, 100), []
             for reader, draft in zip(readers, drafts, strict=True):
@@ -121,3 +126,20 @@ def test_batches_of_right_drafts_are_faster() -> None:
         cost = replay.run([(guess(0.0, 0), 1)] * 3, [guess(1.0, 0)] * 3)
     assert replay.model.n_calls > 10
     assert cost < 0.8
+
+
+@pytest.mark.parametrize(("budget", "n_calls"), [(1.4, 0), (2.5, 1)])
+def test_model_is_asked_only_for_drafts_that_all_replies_can_afford(budget: float, n_calls: int) -> None:
+    """The last part of the budget of a reply without a draft pays for no drafts of others."""
+    replay = BatchReplay(2, STAIRCASE, step_cost=0.05)
+    replay.profile.costs.record(1, 2, 2, 0.05, is_disturbed=False)
+    members = replay.start([(guess(0.0, 0), 0)] * 2, [guess(1.0, 0)] * 2)
+    members[0].speculator._drafters = []  # only the model drafts
+    members[1] = BatchMember(members[1].speculator, 0)
+    while replay.costs.needs_single_step:
+        replay.costs.record(1, 100, 1.0)
+    left = members[1].speculator.budget.remaining
+    members[1].speculator.budget.record(1, 1 + left - budget)
+    drafts = replay.batch.propose(members, 100)
+    assert replay.model.n_calls == n_calls
+    assert bool(drafts[0]) == bool(n_calls)
