@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgechat.planner.drafter_plan import DrafterPlan
-from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.context import Context
 from edgechat.speculation.model_source import ModelSource
 
 
@@ -21,16 +21,22 @@ class DrafterWork:
         self._seqs_to_read: list[int] = []
         """Sequences whose texts are read, after the measurements."""
 
-    def wake(self, has_memory: Callable[[int], bool]) -> bool:
+    def wake(self, has_memory: Callable[[int], bool], allow_abort: Callable[[bool], None]) -> bool:
         """Wake the drafter if its next trial is due; return False if none is due.
 
-        If `has_memory` refuses the number of bytes that the drafter needs, postpone the trial and return True.
+        If `has_memory` refuses the number of bytes that the drafter needs, postpone the trial and return True. Loading
+        the weights can take seconds: a request ends it, with DecodeAborted, and the next idle time loads them again.
+        Calls `allow_abort` as `DraftManager.idle_step` does.
         """
         if not self._model.wants_wake:
             return False
         # Opening an assistant copies all sequences, because it shares their cells.
         copied_bytes = self._context.state_bytes if self._plan.kind == "assistant" and self._context.is_open else 0
-        self._model.wake(lambda: has_memory(self._plan.total + copied_bytes))
+        allow_abort(True)
+        try:
+            self._model.wake(lambda: has_memory(self._plan.total + copied_bytes))
+        finally:
+            allow_abort(False)
         return True
 
     def plan(self, *, must_measure: bool) -> None:
@@ -46,7 +52,7 @@ class DrafterWork:
         return seqs[-self._plan.n_seqs :]
 
     def step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Do the next task; return False if none is left, or if a request aborts it. Then it stays the next one.
+        """Do the next task; return False if none is left. If it raises DecodeAborted, it stays the next one.
 
         Calls `allow_abort` as `DraftManager.idle_step` does.
         """
@@ -63,8 +69,6 @@ class DrafterWork:
             else:
                 self._model.read(self._seqs_to_read[-1])
                 self._seqs_to_read.pop()
-        except DecodeAborted:
-            return False
         finally:
             allow_abort(False)
         return True

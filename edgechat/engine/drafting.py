@@ -220,10 +220,18 @@ class DraftManager:
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
         """Do one idle task: for the corpus or the model drafter, a measurement of a step, or saving the profile.
 
-        Returns False if no task is left. Calls `allow_abort(True)` before a decode that a new request may abort, and
-        `allow_abort(False)` after it. Raises OSError, MemoryError and EdgechatError.
+        Returns False if no task is left, or if a request aborts the task, which the next idle time then repeats. Calls
+        `allow_abort(True)` before work that a new request may abort, and `allow_abort(False)` after it. Raises OSError,
+        MemoryError and EdgechatError.
         """
-        if self._extend_corpus() or self._wake_drafter():
+        try:
+            return self._do_next_task(allow_abort)
+        except DecodeAborted:
+            return False
+
+    def _do_next_task(self, allow_abort: Callable[[bool], None]) -> bool:
+        """Do one idle task; return False if none is left. Raises DecodeAborted, too."""
+        if self._extend_corpus() or self._wake_drafter(allow_abort):
             return True
         if self._must_plan_idle_work:
             self._must_plan_idle_work = False
@@ -241,9 +249,9 @@ class DraftManager:
             self._save_profile()
         return False
 
-    def _wake_drafter(self) -> bool:
+    def _wake_drafter(self, allow_abort: Callable[[bool], None]) -> bool:
         """Wake the model drafter, or postpone its trial; return False if it need not be woken."""
-        if self._drafter_work is None or not self._drafter_work.wake(self.has_memory):
+        if self._drafter_work is None or not self._drafter_work.wake(self.has_memory, allow_abort):
             return False
         self._must_plan_idle_work = True
         return True
@@ -304,8 +312,6 @@ class DraftManager:
         try:
             self._measure_step(self._sizes_to_measure[-1])
             self._sizes_to_measure.pop()
-        except DecodeAborted:
-            return False  # a request arrived; the next idle period measures the remaining sizes
         except (NoKvSlotError, EngineError):
             self._sizes_to_measure = []
         finally:

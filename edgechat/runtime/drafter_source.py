@@ -21,7 +21,7 @@ from edgechat.planner.kv_memory import round_up_to_cells
 from edgechat.planner.mapped_file import list_unused_ranges
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import DraftLayout
-from edgechat.runtime.context import Context
+from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.drafter_context import DrafterContext, DrafterShape
 from edgechat.runtime.hidden_rows import HiddenRows
 from edgechat.runtime.model import Model, OnLoadProgress
@@ -59,7 +59,7 @@ class DrafterSource:
         return self._model
 
     def load(self) -> None:
-        """Load the model of the drafter, unless it is loaded. Raises PlanError."""
+        """Load the model of the drafter, unless it is loaded. Raises PlanError, and DecodeAborted after an abort."""
         if self._model is None:
             target_options, path = self.target.options, Path(self.plan.model_path)
             options = LoadOptions(
@@ -70,9 +70,11 @@ class DrafterSource:
                 unused_ranges = list_unused_ranges(ModelProfile.from_header(read_header(path)), options)
                 self._model = Model(
                     self.target.model.bindings, path, options, is_drafter=True, unused_ranges=unused_ranges,
-                    on_progress=self._on_progress,
+                    on_progress=lambda fraction: self._on_progress(fraction) and not self.target.is_aborted,
                 )  # fmt: skip
             except ModelFileError as error:
+                if self.target.is_aborted:
+                    raise DecodeAborted from error
                 raise PlanError(str(error)) from error
 
     def unload(self) -> None:

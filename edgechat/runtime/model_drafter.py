@@ -68,7 +68,10 @@ class NativeDrafter:
         """Sequence of the drafter for each sequence of the target, the least recently used first."""
 
     def open(self) -> None:
-        """Load the model, if it is in a file of its own, and allocate the memory. Raises PlanError."""
+        """Load the model, if it is in a file of its own, and allocate the memory.
+
+        Raises PlanError, and DecodeAborted after an abort of the target.
+        """
         source = self._source
         with activity.during(Activity.OPENING_DRAFTER):
             source.load()
@@ -277,11 +280,17 @@ class NativeDrafter:
         self._source.unload()
 
     def wake(self) -> bool:
-        """Allocate the memory again, which also loads the weights; return False if that fails."""
+        """Allocate the memory again, which also loads the weights; return False if that fails.
+
+        Raises DecodeAborted, and stays asleep, if an abort of the target ends the load.
+        """
         if self._is_awake:
             return True
         try:
             self.open()
+        except DecodeAborted:
+            self.sleep()
+            raise
         except (EdgechatError, MemoryError):
             self.sleep()
         return self._is_awake

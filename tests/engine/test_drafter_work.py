@@ -94,6 +94,29 @@ def test_drafter_frees_its_memory_when_memory_is_short(native: Bindings, tmp_pat
     model.model.close()
 
 
+def test_request_ends_the_load_of_a_waking_drafter(native: Bindings, tmp_path: Path) -> None:
+    """Its weights are loaded in the next idle time; the trial is not postponed."""
+    model = DraftingModel(native, *arrange(write_pair("draft-model", tmp_path), "draft-model"))
+    model.source.__class__ = ModelSource
+    schedule = model.source.profile.schedule
+    model.source.sleep()
+    schedule.n_waited = interval = schedule.interval
+
+    def abort(can_abort: bool) -> None:
+        if can_abort:
+            model.model.abort()
+
+    assert not model.manager.idle_step(abort)
+    assert model.source.is_asleep
+    assert model.drafter.context is None
+    assert (schedule.n_waited, schedule.interval) == (interval, interval)
+    model.model.clear_abort()
+    assert model.manager.idle_step(lambda _allow: None)
+    assert not model.source.is_asleep
+    assert model.ask(PROMPT, max_tokens=20)[0] == follow_chain(PROMPT[-1], 20)
+    model.model.close()
+
+
 def test_drafter_that_did_not_pay_is_not_opened_at_the_next_start(native: Bindings, tmp_path: Path) -> None:
     pair = arrange(write_pair("draft-model", tmp_path), "draft-model")
     options: dict[str, Any] = {"prefix_dir": tmp_path / "caches", "prefix_disk_bytes": 1 << 20}
