@@ -22,6 +22,8 @@ AUTO: Final = "auto"
 """Value of the setting `model` that chooses the best installed model, and of `draft_model` that chooses a drafter."""
 OFF: Final = "off"
 """Value of the setting `draft_model` for no model drafter."""
+# Words for these two values of `draft_model`, in any case; other words are names of models.
+_DRAFT_MODEL_WORDS: Final = {"off": OFF, "none": OFF, "no": OFF, "false": OFF, "auto": AUTO}
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +152,12 @@ class Settings(Sampling, frozen=True, kw_only=True):
     remotes: dict[str, RemoteSettings] = {}
     route: dict[str, Any] = {}
     keys: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """Replace another word for the values `off` and `auto` of `draft_model`."""
+        word = _DRAFT_MODEL_WORDS.get(self.draft_model.strip().lower(), self.draft_model)
+        if word != self.draft_model:
+            msgspec.structs.force_setattr(self, "draft_model", word)
 
     @property
     def sampling(self) -> Sampling:

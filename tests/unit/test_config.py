@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +104,18 @@ def test_defaults_are_valid_and_nan_is_not() -> None:
 def test_environment_accepts_words_for_booleans(text: str, value: bool) -> None:
     settings, problems = load(environment={"EDGECHAT_STRICT": text, "EDGECHAT_REASONING": text})
     assert (settings.strict, settings.reasoning, problems) == (value, value, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("OFF", "off"), ("none", "off"), ("False", "off"), (" no ", "off"), ("AUTO", "auto"), ("Nonesuch", "Nonesuch")],
+)
+def test_words_for_no_draft_model(tmp_path: Path, text: str, value: str) -> None:
+    settings, problems = load(write(tmp_path / "c.toml", f'draft_model = "{text}"\n'), {})
+    assert (settings.draft_model, problems) == (value, [])
+    assert load(tmp_path / "none.toml", {"EDGECHAT_DRAFT_MODEL": text})[0].draft_model == value
+    assert config.with_overrides(Settings(), {"draft_model": text}).draft_model == value
+    assert msgspec.structs.replace(Settings(), draft_model=text).draft_model == value
 
 
 def test_names_of_collections_are_read_from_file_environment_and_conversation(tmp_path: Path) -> None:
