@@ -22,6 +22,7 @@ def make_drafter_object(status: EngineStatus | None, model_path: str) -> dict[st
     has_failed = state is not None and not state.is_open
     return {
         "drafter": loaded.drafter if loaded is not None and not has_failed else None,
+        "drafter_file": _find_file(status, model_path) if loaded is not None and not has_failed else None,
         "drafter_error": (state.error if state is not None else "") or (loaded.drafter_error if loaded else ""),
         "drafter_is_asleep": state.is_asleep if state is not None else False,
         "draft_costs": {str(n): round(cost, 3) for n, cost in state.draft_costs.items()} if state is not None else {},
@@ -29,11 +30,21 @@ def make_drafter_object(status: EngineStatus | None, model_path: str) -> dict[st
     }
 
 
+def _find_file(status: EngineStatus | None, model_path: str) -> str | None:
+    """Return the path of the draft model or heads, which is that of the model for its own heads; None if unknown."""
+    load = status.load if status is not None else None
+    if load is None or load.plan.drafter is None:
+        return None
+    return load.plan.drafter.model_path or model_path
+
+
 def format_drafter(drafter_object: dict[str, Any]) -> list[str]:
-    """Return lines for users: the drafter, whether it is asleep, the cost of a draft, and what failed."""
+    """Return lines for users: the drafter and its file, its sleep, the cost of a draft, and what failed."""
     lines = []
     if drafter_object["drafter"]:
         line = f"drafts with {_NAMES.get(drafter_object['drafter'], drafter_object['drafter'])}"
+        if drafter_object["drafter"] != "mtp" and drafter_object["drafter_file"]:
+            line += f" ({drafter_object['drafter_file']})"
         if cost := drafter_object["draft_costs"].get("1"):
             line += f"; a draft token takes {cost:.2f} of the time of a token without drafts"
         if drafter_object["drafter_is_asleep"]:

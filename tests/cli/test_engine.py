@@ -63,9 +63,10 @@ def test_status_names_the_model_drafter_and_those_that_crashed(cli: Cli, tmp_pat
     draft = make_llama(seed=1).write(tmp_path / "draft.gguf")
     flags = ("--draft-model", str(draft), "--ctx", "1024", "--max-tokens", "4")
     assert cli("ask", "-m", str(target), *flags, "Hi").returncode == 0
-    assert read_idle_engine(cli)["drafter"] == "draft-model"
+    engine = read_idle_engine(cli)
+    assert (engine["drafter"], engine["drafter_file"]) == ("draft-model", str(draft))
     text = cli("engine", "status").stdout
-    assert "drafts with a draft model" in text
+    assert f"drafts with a draft model ({draft})" in text
     assert "does not draft" not in text
     record_crash(str(target), DrafterPlan(kind="eagle3", model_path=str(tmp_path / "head.gguf")), "SIGSEGV (signal 11)")
     text = cli("engine", "status").stdout

@@ -9,30 +9,46 @@ import pytest
 
 from edgechat.cli.drafter_state import format_drafter, make_drafter_object
 from edgechat.engine.generation import DrafterState
+from edgechat.planner.drafter_plan import DrafterPlan
 
 
 def describe(state: DrafterState | None, drafter: str | None = "eagle3", error: str = "") -> list[str]:
-    status: Any = SimpleNamespace(loaded=SimpleNamespace(drafter=drafter, drafter_error=error), drafter=state)
-    return format_drafter(make_drafter_object(status, "m.gguf"))
+    return format_drafter(make_drafter_object(make_status(state, drafter, error), "m.gguf"))
+
+
+def make_status(state: DrafterState | None, drafter: Any, error: str = "", file: str = "/heads.gguf") -> Any:
+    plan = SimpleNamespace(drafter=DrafterPlan(kind=drafter, model_path=file) if drafter else None)
+    loaded = SimpleNamespace(drafter=drafter, drafter_error=error)
+    return SimpleNamespace(loaded=loaded, load=SimpleNamespace(plan=plan), drafter=state)
 
 
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        (None, "drafts with an EAGLE-3 head"),
+        (None, "drafts with an EAGLE-3 head (/heads.gguf)"),
         (
             DrafterState(is_open=True, draft_costs={1: 0.254, 3: 0.762}),
-            "drafts with an EAGLE-3 head; a draft token takes 0.25 of the time of a token without drafts",
+            "drafts with an EAGLE-3 head (/heads.gguf); a draft token takes 0.25 of the time of a token without drafts",
         ),
         (
             DrafterState(is_open=True, is_asleep=True),
-            "drafts with an EAGLE-3 head; asleep until its next trial: no gain, or no free memory",
+            "drafts with an EAGLE-3 head (/heads.gguf); asleep until its next trial: no gain, or no free memory",
         ),
         (DrafterState(is_open=False, error="It failed."), "drafts without a model: It failed."),
     ],
 )
 def test_states_of_a_drafter(state: DrafterState | None, text: str) -> None:
     assert describe(state) == [text]
+
+
+def test_file_of_the_drafter_is_named() -> None:
+    """Heads in the file of the model are in that file, which the status names already."""
+    assert make_drafter_object(make_status(None, "draft-model"), "m.gguf")["drafter_file"] == "/heads.gguf"
+    own_heads = make_drafter_object(make_status(None, "mtp", file=""), "m.gguf")
+    assert own_heads["drafter_file"] == "m.gguf"
+    assert format_drafter(own_heads) == ["drafts with the MTP heads of the model"]
+    failed = make_drafter_object(make_status(DrafterState(is_open=False, error="It failed."), "eagle3"), "m.gguf")
+    assert failed["drafter_file"] is None
 
 
 def test_a_drafter_that_was_not_opened_or_not_planned() -> None:
