@@ -148,7 +148,8 @@ def make_settings_template() -> str:
 
 def _check_settings() -> None:
     from edgechat.chat.model_targets import find_model_target
-    from edgechat.config import AUTO, load
+    from edgechat.config import AUTO, OFF, load
+    from edgechat.models.draft_models import check_draft_file
     from edgechat.remote_settings import ROUTE
     from edgechat.tui.app import ChatApp
 
@@ -164,6 +165,11 @@ def _check_settings() -> None:
                 all_problems.append(f"{_locate(ROUTE).removesuffix(ROUTE)}{text}")
             elif not any(str(problem) in text for problem in problems):
                 all_problems.append(f"{_locate('model')}: {text}")
+    if settings.draft_model not in {AUTO, OFF}:
+        try:
+            check_draft_file(settings.draft_model)
+        except EdgechatError as error:
+            all_problems.append(f"{_locate('draft_model')}: {error}")
     if all_problems:
         raise SettingsError("\n".join(["Problems in the settings:", *(f"  {problem}" for problem in all_problems)]))
 

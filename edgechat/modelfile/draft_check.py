@@ -27,12 +27,19 @@ def find_draft_problem(header: ModelHeader, target: ModelHeader) -> str:
 
 
 def _find_problem(header: ModelHeader, target: ModelHeader) -> str:
+    if problem := find_kind_problem(header):
+        return problem
+    return find_pair_problem(header, target) if header.kind == "heads" else find_vocabulary_difference(target, header)
+
+
+def find_kind_problem(header: ModelHeader) -> str:
+    """Return why a file cannot draft for any target, as a predicate; "" if it is a model or heads that can draft."""
     if header.kind == "heads":
-        return find_pair_problem(header, target)
+        return ""
     if header.kind != "model":
         return f"is no model, but of the kind {header.kind!r}"
     if header.is_embedding:
         return "is an embedding model, which generates no text"
     if header.architecture in _OTHER_ARCHITECTURES:
         return f"is of the architecture {header.architecture!r}, which does not generate text token by token"
-    return find_vocabulary_difference(target, header)
+    return ""

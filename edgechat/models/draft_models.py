@@ -14,12 +14,12 @@ from edgechat import paths
 from edgechat.catalogue import curated, library, resolve
 from edgechat.catalogue.library import InstalledModel
 from edgechat.config import AUTO, OFF, Settings
-from edgechat.errors import CatalogueError, EdgechatError
+from edgechat.errors import CatalogueError, EdgechatError, ModelFileError
 from edgechat.files import JsonFile
 from edgechat.humanize import format_size
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.content_hash import read_stamp
-from edgechat.modelfile.draft_check import find_draft_problem
+from edgechat.modelfile.draft_check import find_draft_problem, find_kind_problem
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.heads import read_heads
 from edgechat.modelfile.profile import ModelProfile
@@ -93,6 +93,15 @@ def add_own_heads(candidate: Candidate, settings: Settings) -> Candidate:
 def find_draft_file(name: str) -> Path:
     """Return the absolute path of the draft model or heads with this name. Raises EdgechatError."""
     return resolve.find_model(name, _FILE_KINDS).absolute()
+
+
+def check_draft_file(name: str) -> None:
+    """Raise EdgechatError unless `name` is a draft model or heads that can draft for a model."""
+    path = find_draft_file(name)
+    header = read_header(path)
+    check_header(header)
+    if problem := find_kind_problem(header):
+        raise ModelFileError(f"{library.find_display_name(path)} cannot draft for a model: it {problem}.")
 
 
 def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:

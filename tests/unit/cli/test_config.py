@@ -13,7 +13,9 @@ import tomlkit
 
 from edgechat import config, paths
 from edgechat.cli import config as config_commands
+from edgechat.errors import SettingsError
 from tests.conftest import Cli
+from tests.draft_models import make_llama
 
 
 @pytest.mark.slow
@@ -36,6 +38,22 @@ def test_validate_names_the_variable_of_an_unknown_theme(cli: Cli, home: Path, m
     monkeypatch.setenv("EDGECHAT_THEME", "nrod")
     result = cli("config", "validate")
     assert (result.returncode, "EDGECHAT_THEME: unknown theme 'nrod'; did you mean nord?" in result.stderr) == (2, True)
+
+
+def test_validate_checks_the_draft_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = make_llama().write(tmp_path / "draft.gguf")
+    (tmp_path / "text.gguf").write_text("no model")
+    for name, problem in (
+        ("no-such-model", "EDGECHAT_DRAFT_MODEL: No model with the name 'no-such-model'"),
+        (str(tmp_path / "gone.gguf"), "gone.gguf does not exist"),
+        (str(tmp_path / "text.gguf"), "text.gguf"),
+    ):
+        monkeypatch.setenv("EDGECHAT_DRAFT_MODEL", name)
+        with pytest.raises(SettingsError, match=re.escape(problem)):
+            config_commands._check_settings()
+    for name in (str(draft), "off", "NONE", "auto"):
+        monkeypatch.setenv("EDGECHAT_DRAFT_MODEL", name)
+        config_commands._check_settings()
 
 
 def test_new_settings_file_explains_every_setting_in_valid_toml(
