@@ -95,6 +95,12 @@ def plan_drafter(profile: ModelProfile, name: str, options: LoadOptions) -> Draf
     return estimate_drafter(choice.kind, choice.profile, profile, options)
 
 
+def check_named_drafter(model: str, name: str) -> None:
+    """Raise EdgechatError if `name` is no drafter for the model file `model`; `auto` and `off` always are."""
+    if Settings(draft_model=name).draft_model not in {AUTO, OFF}:
+        plan_drafter(ModelProfile.from_header(read_header(Path(model))), name, make_load_options())
+
+
 def run(
     options: SpeculationOptions, draft_model: str, workloads: Workloads, kinds: Sequence[str] = (),
     on_progress: Callable[[str], None] = lambda text: None,

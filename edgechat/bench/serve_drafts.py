@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from edgechat.bench.edgechat_server import EdgechatServer
-from edgechat.bench.model_drafters import select_kinds
+from edgechat.bench.model_drafters import check_named_drafter, select_kinds
 from edgechat.bench.prefix import PAUSE_S
 from edgechat.bench.serve import N_CLIENTS, StreamingClient
 from edgechat.bench.workloads import Workloads
@@ -65,6 +65,7 @@ def run(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> ServeDraftsReport:  # fmt: skip
     """Measure four clients of a server with drafts and of one without, in turn. Raises EdgechatError."""
+    check_named_drafter(options.model, options.draft_model)  # a server would decode without it
     prompts = {kind: make_prompts(select_kinds(workloads, [kind])) for kind in kinds}
     speeds: dict[tuple[str, str], list[float]] = {}
     flags = {_WITH: ("--draft-model", options.draft_model), _WITHOUT: ("--no-speculation",)}

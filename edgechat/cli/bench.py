@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -15,20 +14,17 @@ from edgechat.cli.bench_options import (
     json_option,
     model_option,
     peer_option,
+    print_progress,
     rounds_option,
     threads_option,
 )
 from edgechat.cli.bench_reasoning import reasoning
 from edgechat.cli.bench_routing import routing
-from edgechat.cli.bench_speculation import draft_model_option, kinds_option, speculation
+from edgechat.cli.bench_serve import serve
+from edgechat.cli.bench_speculation import draft_model_option, speculation
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FloatRange, IntRange
-from edgechat.cli.progress import StderrStatus, echo_note
-
-
-def _print_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        echo_note(text)
+from edgechat.cli.progress import StderrStatus
 
 
 @click.group()
@@ -61,7 +57,7 @@ def speed(
     workload = make_workload(
         find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
     )
-    report = compare(workload, peer, _print_progress)
+    report = compare(workload, peer, print_progress)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -100,7 +96,7 @@ def busy(
     if peer is not None and peer_module is not None:
         peers.append(Peer("llama-bench, other module", peer, str(peer_module.resolve())))
     workload = make_workload(find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, rounds=rounds)
-    report = run(workload, peers, _print_progress)
+    report = run(workload, peers, print_progress)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -143,9 +139,9 @@ def memory(
     paths = [*(find_model(model) for model in models), *files] or [starter_model()]
     with tempfile.TemporaryDirectory() as scratch_dir:
         if with_quants or with_ladder:
-            _print_progress("Converting the first model to other quants")
+            print_progress("Converting the first model to other quants")
             paths += write_quants(paths[0], Path(scratch_dir))
-        report = run(paths, rounds, _print_progress, draft_model)
+        report = run(paths, rounds, print_progress, draft_model)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -193,53 +189,6 @@ def kv(
 
 
 @bench.command()
-@model_option
-@peer_option("llama-server")
-@threads_option
-@click.option("--drafts", "with_drafts", is_flag=True, help="Compare four clients with and without drafts instead.")
-@draft_model_option("Draft model or heads for --drafts; auto (default), or off for drafts from the text only.")
-@kinds_option("Kind of conversation for --drafts; may be repeated. Default: reprint, edit and open chat.")
-@rounds_option(5)
-@json_option
-def serve(
-    model: str, peer: Path | None, n_threads: int | None, draft_model: str | None, kinds: tuple[str, ...], rounds: int,
-    *, with_drafts: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure the speed of the OpenAI-compatible server.
-
-    Measures the turns of one conversation, and four concurrent clients. With --peer, the same requests are also sent to
-    llama-server, in alternating order. With --drafts, measures the total speed of four clients of a server with drafts
-    and of one without, in turn.
-    """
-    if with_drafts:
-        _measure_serve_drafts(model, n_threads, draft_model or "auto", kinds, rounds, as_json=as_json)
-        return
-    from edgechat.bench.serve import ServeWorkload, format_table, run
-    from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import count_usable_threads
-
-    workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds)
-    report = run(workload, peer, _print_progress)
-    echo_json(report) if as_json else click.echo(format_table(report))
-
-
-def _measure_serve_drafts(
-    model: str, n_threads: int | None, draft_model: str, kinds: tuple[str, ...], rounds: int, *, as_json: bool
-) -> None:
-    from edgechat.bench.serve_drafts import DEFAULT_KINDS, ServeDraftsOptions, format_table, run
-    from edgechat.bench.workloads import read_workloads
-    from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import count_usable_threads
-
-    options = ServeDraftsOptions(
-        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), draft_model=draft_model,
-        rounds=rounds,
-    )  # fmt: skip
-    report = run(options, read_workloads(), kinds or DEFAULT_KINDS, _print_progress)
-    echo_json(report) if as_json else click.echo(format_table(report))
-
-
-@bench.command()
 @rounds_option(5)
 @click.option(
     "--idle",
@@ -258,7 +207,7 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
     """
     from edgechat.bench.tui import format_table, run
 
-    report = run(rounds, _print_progress, idle_s)
+    report = run(rounds, print_progress, idle_s)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -337,7 +286,7 @@ def prefix(
         model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), n_history=n_history, n_new=n_new,
         rounds=rounds,
     )  # fmt: skip
-    report = run(workload, peer, _print_progress)
+    report = run(workload, peer, print_progress)
     echo_json(report) if as_json else click.echo(format_table(report))
 
 
@@ -345,4 +294,5 @@ bench.add_command(agent)
 bench.add_command(documents)
 bench.add_command(reasoning)
 bench.add_command(routing)
+bench.add_command(serve)
 bench.add_command(speculation)

@@ -1,13 +1,15 @@
-"""Options that several benchmarks share."""
+"""Options and progress messages that several benchmarks share."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from edgechat.cli.options import IntRange
+from edgechat.cli.progress import echo_note
 
 Command = Callable[..., None]
 model_option = click.option(
@@ -40,3 +42,9 @@ def peer_option(tool: str) -> Callable[[Command], Command]:
         metavar=tool.replace("-", "_").upper(),
         help=f"{tool} executable to compare with; `make peers` builds it.",
     )
+
+
+def print_progress(text: str) -> None:
+    """Print the progress of a measurement to a terminal."""
+    if sys.stderr.isatty():
+        echo_note(text)

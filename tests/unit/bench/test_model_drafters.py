@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgechat.bench import serve_drafts
 from edgechat.bench.model_drafters import (
     DraftReport,
     DraftRow,
@@ -16,7 +17,7 @@ from edgechat.bench.model_drafters import (
     select_kinds,
 )
 from edgechat.bench.serve import N_CLIENTS
-from edgechat.bench.serve_drafts import ServeDraftsReport, make_prompts, make_row
+from edgechat.bench.serve_drafts import ServeDraftsOptions, ServeDraftsReport, make_prompts, make_row
 from edgechat.bench.serve_drafts import format_table as format_serve_table
 from edgechat.bench.speculation import make_load_options
 from edgechat.bench.workloads import read_workloads
@@ -59,6 +60,13 @@ def test_drafter_of_a_measurement_is_that_of_a_load(tmp_path: Path) -> None:
         plan_drafter(profile(target), "auto", make_load_options())
     with pytest.raises(UsageError, match=r"No model with the name 'missing'.*Choose another model with --draft-model"):
         plan_drafter(profile(target), "missing", make_load_options())
+
+
+def test_a_server_is_not_measured_without_its_named_drafter(tmp_path: Path) -> None:
+    target = make_llama().write(tmp_path / "target.gguf")
+    options = ServeDraftsOptions(model=str(target), n_threads=1, draft_model="missing")
+    with pytest.raises(UsageError, match="No model with the name 'missing'"):
+        serve_drafts.run(options, read_workloads())
 
 
 def test_table_names_the_gain_and_the_accepted_drafts() -> None:

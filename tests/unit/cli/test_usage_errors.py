@@ -196,3 +196,13 @@ def test_number_out_of_range_is_described_without_an_inequality(
     code, error = run(*command)
     assert code == 2
     assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--draft-model", "auto"), ("--kinds", "edit"), ("--drafts", "--peer", "/bin/sh")]
+)
+def test_options_that_a_measurement_would_ignore_are_refused(run: Run, arguments: tuple[str, ...]) -> None:
+    code, error = run("bench", "serve", *arguments)
+    assert code == 2
+    assert arguments[0] in error
+    assert "--drafts" in error
