@@ -278,8 +278,10 @@ class ChatApp(ThemedApp):
     def _open_models(self) -> None:
         from edgechat.tui.screens.models import ModelsScreen
 
-        path = self.worker.session.model_path if self.worker.session is not None else None
-        screen = ModelsScreen(self.settings, self.downloads, lambda: self.pane.is_generating, path)
+        session = self.worker.session
+        path = session.model_path if session is not None else None
+        settings = session.settings if session is not None else self.settings  # with the options of the command line
+        screen = ModelsScreen(settings, self.downloads, lambda: self.pane.is_generating, path)
         self.push_screen(screen, lambda name: self.actions.use_model(name) if name is not None else None)
 
     def _choose_persona(self, _argument: str) -> None:

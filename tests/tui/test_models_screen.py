@@ -8,15 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from edgechat import paths
 from edgechat.catalogue import library
 from edgechat.catalogue.download.request import RetryPolicy
+from edgechat.config import Settings
 from edgechat.models import resources, selection
 from edgechat.planner.throughput import DeviceRates
 from edgechat.tui.app import ChatApp
-from edgechat.tui.screens import hub_models
+from edgechat.tui.screens import hub_models, model_groups
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import FakeRepo, LocalHub
 from tests.models import write_parrot
@@ -65,6 +67,25 @@ async def test_names_and_sizes_are_shown_before_the_models_are_planned(monkeypat
             may_plan.set()
         await until_async(lambda: len(row_texts(app)["qwen3.5-4b:Q4_K_M"].split()) > 6)
         assert highlighted_id(app) == "qwen3.5-4b:Q4_K_M"  # the plan recommends another quant than the highlighted one
+
+
+async def test_plans_follow_the_options_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the load of a chosen model does."""
+    plan_models, planned = model_groups.plan_models, []
+
+    def record(settings: Settings, installed: Any) -> Any:
+        planned.append((settings.draft_model, settings.budget))
+        return plan_models(settings, installed)
+
+    monkeypatch.setattr(model_groups, "plan_models", record)
+    set_machine(monkeypatch)
+    app = make_scripted_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until_ready(app)
+        current = session(app)
+        current.settings = msgspec.structs.replace(current.settings, draft_model="off", budget="3GB")
+        await open_models(app, pilot)
+        assert set(planned) == {("off", "3GB")}
 
 
 async def test_speeds_are_filled_in_after_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ class PlanScreen(TextScreen):
         """Compare the installed models in a thread, because this reads the headers of their files."""
         from edgechat.models.selection import explain_automatic_choice
 
-        self.app.call_from_thread(self._show_choice, explain_automatic_choice(self._settings))
+        settings = self._session.settings if self._session is not None else self._settings
+        self.app.call_from_thread(self._show_choice, explain_automatic_choice(settings))
 
 
 def _describe_origin(session: Session, model_setting: str) -> str:
