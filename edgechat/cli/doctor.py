@@ -165,7 +165,7 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 def _make_backend_object(module: BackendModule, verdict: Verdict) -> dict[str, Any]:
     import msgspec
 
-    from edgechat.runtime.backends.gpu_probe import describe_speed
+    from edgechat.runtime.backends.gpu_speeds import describe_speed
 
     backend: dict[str, Any] = {**msgspec.to_builtins(verdict), "path": module.path}
     for device, device_verdict in zip(backend["devices"], verdict.devices, strict=True):

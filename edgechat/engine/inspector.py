@@ -8,7 +8,7 @@ from pathlib import Path
 from edgechat.engine import protocol
 from edgechat.errors import BackendMismatchError
 from edgechat.runtime import bindings, quantize
-from edgechat.runtime.backends import gpu_probe, kernel_benchmark, probe, verdicts
+from edgechat.runtime.backends import gpu_probe, gpu_speeds, kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.memory_report import MemoryEstimator, list_gpus
 
@@ -87,7 +87,7 @@ class ModelInspector:
             for gpu, verdict in gpu_verdicts
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
-        slow = gpu_probe.find_slow_devices(gpu_verdicts, request.n_weights)
+        slow = gpu_speeds.find_slow_devices(gpu_verdicts, request.n_weights)
         gpus = []
         if any(verdict.is_usable for _, verdict in gpu_verdicts):
             loaded_bindings = self.load_backend(request.id)

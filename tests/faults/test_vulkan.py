@@ -21,7 +21,7 @@ from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
-from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends import gpu_probe, gpu_speeds, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.gpu_probe import Demand
 from edgechat.runtime.backends.verdicts import Verdict
@@ -271,7 +271,7 @@ def test_driver_on_the_cpu_is_left_alone_by_its_speed(
     (home / "cache" / "backends.json").unlink()
     session = open_session()
     [device] = check(Demand()).devices
-    assert gpu_probe.describe_speed(device)[0], device
+    assert gpu_speeds.describe_speed(device)[0], device
     assert device.speeds.copied_bytes_per_s > MIB
     assert session.model.plan is not None
     assert (session.model.plan.options.uses_gpu, session.warnings) == (False, [])

@@ -6,8 +6,7 @@ with the types of the model that is about to be loaded; the verdict grows when a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,24 +14,16 @@ import msgspec
 
 from edgechat.hardware.contention import AwakeClock
 from edgechat.hardware.cpu import count_usable_threads
-from edgechat.hardware.gpu import PREFILL_COLUMNS, GpuSpeeds, TypeRates
+from edgechat.hardware.gpu import GpuSpeeds
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_absence, probe, verdicts
+from edgechat.runtime.backends import gpu_absence, gpu_speeds, probe, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
+from edgechat.runtime.backends.gpu_speeds import MAX_COMPILE_S, STALL_TIMEOUT_S
 from edgechat.runtime.backends.probe import OnProgress, SelftestReport
 from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
-# Limits of a test: in total, without output and CPU time, and CPU time without output. Mesa's driver for the CPU, the
-# slowest compiler, took 15 s for a kernel on a busy machine.
 _TIMEOUT_S: Final = 600.0
-_STALL_TIMEOUT_S: Final = 20.0
-_MAX_COMPILE_S: Final = 120.0
 _MAX_DEVICES: Final = 16
-_SPEED_TIMEOUT_S: Final = 60.0
-# Type of buffer in CPU memory in which weights have the layout of the file.
-_PLAIN_BUFFER: Final = "CPU"
-# Set by tests whose device computes on the CPU and must be used nevertheless.
-_IGNORE_SPEED_VARIABLE: Final = "EDGECHAT_TEST_IGNORE_GPU_SPEED"
 # Factor by which a model must be larger than the memory that was tested before memory is tested again.
 _MEMORY_STEP: Final = 1.25
 
@@ -78,47 +69,6 @@ def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> l
     return [d.name for _, verdict in results if verdict.is_usable for d in verdict.devices if not d.is_usable]
 
 
-def find_slow_devices(results: Sequence[tuple[BackendModule, Verdict]], n_weights: Mapping[int, int]) -> dict[str, str]:
-    """Return the usable devices that are slower than the CPU with a model, and the reason for each.
-
-    `n_weights` is the number of weights of each type; if it is empty, all measured types count the same. A device
-    whose speed was not measured is not slow. Empty if all devices are slow: the load plan decides about a single one,
-    whereas the layers of a model would be divided among all devices.
-    """
-    devices = [d for _, verdict in results if verdict.is_usable for d in verdict.devices if d.is_usable]
-    slow = {}
-    for device in devices:
-        is_slower, text = describe_speed(device, n_weights)
-        if is_slower:
-            slow[device.name] = f"{device.description} is left alone, because the CPU is faster: {text}"
-    return slow if len(slow) < len(devices) else {}
-
-
-def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = None) -> tuple[bool, str]:
-    """Return whether a device is slower than the CPU in prefill and in decoding, and both speeds as text.
-
-    The text is "" if the speeds were not measured. `n_weights` is the number of weights of each type; by default, all
-    measured types count the same. The speeds are those of a model with a billion weights.
-    """
-    rates = [r for r in device.speeds.rates if r.is_complete]
-    pairs = [(r, n_weights.get(r.type_id, 0) if n_weights else 1) for r in rates]
-    total = sum(count for _, count in pairs)
-    if not total:
-        return False, ""
-    token_s = {
-        name: sum(n / getattr(r, name) for r, n in pairs) / total * 1e9 / (PREFILL_COLUMNS if "prefill" in name else 1)
-        for name in ("prefill", "decode", "cpu_prefill", "cpu_decode")
-    }
-    is_slower = token_s["prefill"] >= token_s["cpu_prefill"] and token_s["decode"] >= token_s["cpu_decode"]
-    names = ", ".join(TENSOR_TYPES[r.type_id].name for r, n in pairs if n and r.type_id in TENSOR_TYPES)
-    tps = {name: f"{1 / seconds:.3g}" for name, seconds in token_s.items()}
-    text = (
-        f"prefill {tps['prefill']} and decoding {tps['decode']} tokens/s with a billion weights in {names}; the CPU "
-        f"{tps['cpu_prefill']} and {tps['cpu_decode']}"
-    )
-    return is_slower, text
-
-
 def _load_or_test(
     bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
     model_path: str,
@@ -133,9 +83,10 @@ def _load_or_test(
     else:
         earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
         new = _test_devices(module, cpu_module, on_progress, demand, earlier)
-    if new.is_usable and any(_list_unmeasured_types(device, demand) for device in new.devices):
+    types = demand.types or ()
+    if new.is_usable and any(gpu_speeds.list_unmeasured_types(device, types) for device in new.devices):
         on_progress(f"Measuring the speed of the backend {module.name}")
-        devices = (_measure(module, cpu_module, n, device, demand) for n, device in enumerate(new.devices))
+        devices = (gpu_speeds.measure(module, cpu_module, n, device, types) for n, device in enumerate(new.devices))
         new = msgspec.structs.replace(new, devices=tuple(devices))
     if new.status != "untested" and new != verdict:  # an earlier verdict still holds for what it covers
         verdicts.save_verdict(key, new)
@@ -203,13 +154,6 @@ def _list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[i
     return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
 
 
-def _list_unmeasured_types(device: DeviceVerdict, demand: Demand) -> list[int]:
-    """Return the types of `demand` whose speed on a usable device must still be measured."""
-    if not device.is_usable or os.environ.get(_IGNORE_SPEED_VARIABLE):
-        return []
-    return sorted(set(demand.types or ()) - {rates.type_id for rates in device.speeds.rates})
-
-
 def _test_devices(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
     earlier: dict[str, DeviceVerdict],
@@ -269,9 +213,9 @@ def _test_device(
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     result = probe.run_child(
         Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
-        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S, is_cancelled=is_cancelled,
+        stall_timeout_s=STALL_TIMEOUT_S, max_compile_s=MAX_COMPILE_S, is_cancelled=is_cancelled,
     )  # fmt: skip
-    status, reason = probe.interpret_report(module, report, result, clock.read(), _STALL_TIMEOUT_S)
+    status, reason = probe.interpret_report(module, report, result, clock.read(), STALL_TIMEOUT_S)
     # A type that the module cannot multiply is as good as tested.
     covered = [*report.types, *(types or () if report.is_done else ())]
     tested = _add_types(previous, covered, has_all=types is None and report.is_done)
@@ -291,50 +235,6 @@ def _test_device(
         asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
         speeds=previous.speeds if previous else GpuSpeeds(),
     )  # fmt: skip
-
-
-def _measure(
-    module: BackendModule, cpu_module: BackendModule, number: int, device: DeviceVerdict, demand: Demand
-) -> DeviceVerdict:
-    """Return the verdict with the speeds of the types of `demand` that were not measured yet.
-
-    Measures in a child process of its own, so that a failure does not make the device unusable.
-    """
-    missing = _list_unmeasured_types(device, demand)
-    if not missing:
-        return device
-    speeds: dict[tuple[str, str, int], float] = {}
-
-    def read_line(line: str) -> None:
-        kind, *values = line.rstrip("\n").split("\t")
-        if kind == "speed" and len(values) == 4:  # noqa: PLR2004
-            name, buffer_type, batch, rate = values
-            where = "gpu" if buffer_type.startswith(device.name) else "cpu"
-            for place in {where, buffer_type}:
-                key = (name.upper(), place, int(batch))
-                speeds[key] = max(speeds.get(key, 0.0), float(rate))
-
-    n_threads = count_usable_threads()
-    arguments = [
-        "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _SPEED_TIMEOUT_S)), cpu_module.path,
-        str(number), " ".join(map(str, missing)), "0", "0", str(n_threads),
-    ]  # fmt: skip
-    probe.run_child(
-        Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_SPEED_TIMEOUT_S,
-        stall_timeout_s=_STALL_TIMEOUT_S, max_compile_s=_MAX_COMPILE_S,
-    )  # fmt: skip
-    rates = [
-        TypeRates(
-            type_id=type_id, decode=speeds.get((name, "gpu", 1), 0.0),
-            prefill=speeds.get((name, "gpu", PREFILL_COLUMNS), 0.0), cpu_decode=speeds.get((name, "cpu", 1), 0.0),
-            cpu_prefill=speeds.get((name, "cpu", PREFILL_COLUMNS), 0.0),
-            cpu_plain_decode=speeds.get((name, _PLAIN_BUFFER, 1), 0.0),
-        )
-        for type_id in missing if type_id in TENSOR_TYPES for name in (TENSOR_TYPES[type_id].name,)
-    ]  # fmt: skip
-    copied_bytes_per_s = max(speeds.get(("COPY", "gpu", 1), 0.0), device.speeds.copied_bytes_per_s)
-    measured = GpuSpeeds(rates=(*device.speeds.rates, *rates), copied_bytes_per_s=copied_bytes_per_s)
-    return msgspec.structs.replace(device, speeds=measured)
 
 
 def _add_types(previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool) -> tuple[int, ...] | None:

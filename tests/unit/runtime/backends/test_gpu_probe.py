@@ -11,7 +11,7 @@ import pytest
 from edgechat.hardware import vulkan
 from edgechat.hardware.gpu import TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends import gpu_probe, gpu_speeds, probe
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_probe import Demand
 from edgechat.runtime.backends.probe import ChildResult
@@ -200,17 +200,17 @@ def test_only_a_slower_one_of_several_devices_is_left_alone(bundle: Bundle, monk
     devices.rates, devices.faster = {"q4_0": 50.0, "q4_K": 400.0}, {0: 1.0, 1: 3.0}
     monkeypatch.setattr(probe, "run_child", devices.run_child)
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K)))
-    slow = gpu_probe.find_slow_devices(results, {Q4_0: 1000, Q4_K: 10})
+    slow = gpu_speeds.find_slow_devices(results, {Q4_0: 1000, Q4_K: 10})
     assert list(slow) == ["Vulkan0"]
     assert "Graphics 0 is left alone, because the CPU is faster: prefill " in slow["Vulkan0"]
-    assert gpu_probe.find_slow_devices(results, {Q4_0: 10, Q4_K: 1000}) == {}
-    assert gpu_probe.find_slow_devices(results, {Q6_K: 1000}) == {}  # was not measured
+    assert gpu_speeds.find_slow_devices(results, {Q4_0: 10, Q4_K: 1000}) == {}
+    assert gpu_speeds.find_slow_devices(results, {Q6_K: 1000}) == {}  # was not measured
     devices.faster[1] = 1.0
     monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 2")
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
-    assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}  # the plan decides about all of them
+    assert gpu_speeds.find_slow_devices(results, {Q4_0: 1000}) == {}  # the plan decides about all of them
     for device in results[0][1].devices:
-        is_slower, text = gpu_probe.describe_speed(device)
+        is_slower, text = gpu_speeds.describe_speed(device)
         assert is_slower
         assert text == (
             "prefill 0.00328 and decoding 5e-08 tokens/s with a billion weights in Q4_0; the CPU 0.00655 and 1e-07"
@@ -223,7 +223,7 @@ def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypat
     monkeypatch.setattr(probe, "run_child", devices.run_child)
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
     assert results[0][1].is_usable
-    assert gpu_probe.find_slow_devices(results, {Q4_0: 1000}) == {}
+    assert gpu_speeds.find_slow_devices(results, {Q4_0: 1000}) == {}
 
 
 def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
