@@ -170,8 +170,11 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
             plan = self.load.plan
             drafter_crashes.record_crash(plan.model_path, self.load.plan.drafter, describe_exit(self.exit_code))
         if self._is_gpu_crash and self.load is not None:
+            plan = self.load.plan
             with contextlib.suppress(EdgechatError):
-                gpu_probe.record_failure(find_bundle(), describe_exit(self.exit_code), self.load.plan.model_path)
+                gpu_probe.record_failure(
+                    find_bundle(), describe_exit(self.exit_code), plan.model_path, plan.gpu_module
+                )  # fmt: skip
         if not self.is_kernel_crash:
             return
         with contextlib.suppress(EdgechatError):  # the bundle may have been removed

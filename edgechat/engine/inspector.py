@@ -10,7 +10,7 @@ from edgechat.errors import BackendMismatchError
 from edgechat.runtime import bindings, quantize
 from edgechat.runtime.backends import gpu_probe, gpu_speeds, kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.memory_report import MemoryEstimator, list_gpus
+from edgechat.runtime.memory_report import MemoryEstimator, list_gpu_names, list_gpus
 
 InspectionRequest = protocol.ProbeMemory | protocol.ListDevices | protocol.ListQuantTypes
 
@@ -90,11 +90,16 @@ class ModelInspector:
         slow = gpu_speeds.find_slow_devices(gpu_verdicts, request.n_weights)
         gpus = []
         if any(verdict.is_usable for _, verdict in gpu_verdicts):
-            loaded_bindings = self.load_backend(request.id)
-            excluded = [*gpu_probe.list_excluded_devices(gpu_verdicts), *slow]
+            loaded_bindings = self.load_backend(request.id, request.model_path)
+            devices = gpu_probe.find_usable_devices(gpu_verdicts)
+            bindings.exclude_devices(loaded_bindings, [])
+            # A module that was loaded for another model can be distrusted for this one.
+            excluded = [name for name in list_gpu_names(loaded_bindings) if name not in devices or name in slow]
             bindings.exclude_devices(loaded_bindings, excluded)
-            devices = [device for _, verdict in gpu_verdicts for device in verdict.devices]
-            gpus = list_gpus(loaded_bindings, {device.name: device.speeds for device in devices})
+            gpus = list_gpus(
+                loaded_bindings, {name: device.speeds for name, (_, device) in devices.items()},
+                {name: module.path for name, (module, _) in devices.items()},
+            )  # fmt: skip
         return protocol.DevicesListed(
             id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems,
             slow_gpus=list(slow.values()),

@@ -59,6 +59,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     prefill_weights_per_s: float = 0.0
     """Number of weights multiplied per second in prefill, counted once per token; 0.0 if unknown."""
     speeds: GpuSpeeds = GpuSpeeds()
+    module: str = ""
+    """Path of the module that computes on the GPU; "" if it is unknown."""
 
 
 def find_gpu_problem() -> str:

@@ -33,12 +33,12 @@ def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:
         if drafter is not None and drafter_crashes.find_crash(failed_plan.model_path, drafter.kind, drafter.model_path):
             return
     with contextlib.suppress(EdgechatError):  # the bundle may have been removed
-        gpu_probe.record_failure(find_bundle(), cause, failed_plan.model_path)
+        gpu_probe.record_failure(find_bundle(), cause, failed_plan.model_path, failed_plan.gpu_module)
 
 
-def is_gpu_distrusted(model_path: str) -> bool:
-    """Return whether the GPU failed with the model at `model_path`, so that the CPU must be used for now."""
+def is_gpu_distrusted(plan: LoadPlan) -> bool:
+    """Return whether the GPU of a plan failed with its model, so that the CPU must be used for now."""
     try:
-        return gpu_probe.is_distrusted(find_bundle(), model_path)
+        return gpu_probe.is_distrusted(find_bundle(), plan.model_path, plan.gpu_module)
     except EdgechatError:  # the bundle may have been removed; loading the model reports the error
         return False

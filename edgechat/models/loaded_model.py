@@ -196,7 +196,7 @@ class LoadedModel:
             return False
         from edgechat.models.gpu_failures import is_gpu_distrusted
 
-        return is_gpu_distrusted(self.plan.model_path)
+        return is_gpu_distrusted(self.plan)
 
     def _is_gpu_failure(self, error: EdgechatError) -> bool:
         if self.plan is None or not self.plan.options.uses_gpu:

@@ -143,7 +143,7 @@ def reload_model(
     `gpus` defaults to the GPUs that were found last, unless one failed with this model, and `free_memory` ends an idle
     engine, as in `load_model`. Raises EdgechatError.
     """
-    if gpus is None and failed_plan.options.uses_gpu and is_gpu_distrusted(failed_plan.model_path):
+    if gpus is None and failed_plan.options.uses_gpu and is_gpu_distrusted(failed_plan):
         gpus = ()
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     drafter = choose_drafter(profile, settings)

@@ -34,6 +34,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Budget of the prefix cache in RAM, in bytes."""
     prefix_disk_bytes: int
     """Budget of the prefix cache on disk, in bytes."""
+    gpu_module: str = ""
+    """Path of the module that computes on the GPU; "" without a GPU, or if it is unknown."""
     speculation: bool
     draft_tokens: int
     """Capacity of the draft corpus (texts of other conversations), in tokens."""

@@ -45,6 +45,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     this is the part of `available_bytes` that it can use."""
     gpu_is_unified: bool = False
     gpu_name: str = ""
+    gpu_module: str = ""
+    """Path of the module that computes on the GPU; "" if it is unknown."""
     rates: DeviceRates = DeviceRates()
     """Speed of the processor, used for models whose kernels were not measured."""
     gpu_rates: DeviceRates = DeviceRates()

@@ -56,16 +56,25 @@ def read_memory_breakdown(context: Context | DrafterContext) -> dict[str, dict[s
 
 def _read_gpu_names(bindings: Bindings) -> tuple[str, ...]:
     """Return the names with which the buffer types of GPUs start: device names without numbers, such as `CUDA`."""
-    entries = (Device * _MAX_DEVICES)()
-    count = bindings.edgechat.edgechat_devices(entries, len(entries))
-    names = (
-        entry.name.decode("utf-8", "replace").rstrip("0123456789") for entry in entries[: min(count, len(entries))]
-    )
+    names = (name.rstrip("0123456789") for name in list_gpu_names(bindings))
     return tuple(name for name in names if name)
 
 
-def list_gpus(bindings: Bindings, speeds: Mapping[str, GpuSpeeds] = MappingProxyType({})) -> list[Gpu]:
-    """Return the GPUs that the loaded modules support, with their free memory, and `speeds` by llama.cpp's name."""
+def list_gpu_names(bindings: Bindings) -> list[str]:
+    """Return llama.cpp's names of the GPUs that the loaded modules support, such as `Vulkan0`."""
+    entries = (Device * _MAX_DEVICES)()
+    count = bindings.edgechat.edgechat_devices(entries, len(entries))
+    return [entry.name.decode("utf-8", "replace") for entry in entries[: min(count, len(entries))]]
+
+
+def list_gpus(
+    bindings: Bindings, speeds: Mapping[str, GpuSpeeds] = MappingProxyType({}),
+    modules: Mapping[str, str] = MappingProxyType({}),
+) -> list[Gpu]:  # fmt: skip
+    """Return the GPUs that the loaded modules support, with their free memory.
+
+    `speeds` and `modules` have the measured speeds and the path of the module by llama.cpp's name of a GPU.
+    """
     entries = (Device * _MAX_DEVICES)()
     count = bindings.edgechat.edgechat_devices(entries, len(entries))
     return [
@@ -73,6 +82,7 @@ def list_gpus(bindings: Bindings, speeds: Mapping[str, GpuSpeeds] = MappingProxy
             name=entry.description.decode("utf-8", "replace") or entry.name.decode("utf-8", "replace"),
             total_bytes=entry.total_bytes, free_bytes=entry.free_bytes, is_unified=bool(entry.is_unified),
             speeds=speeds.get(entry.name.decode("utf-8", "replace"), GpuSpeeds()),
+            module=modules.get(entry.name.decode("utf-8", "replace"), ""),
         )
         for entry in entries[: min(count, len(entries))]
     ]  # fmt: skip

@@ -64,6 +64,16 @@ def check_gpu_modules(
     return results
 
 
+def find_usable_devices(
+    results: Sequence[tuple[BackendModule, Verdict]],
+) -> dict[str, tuple[BackendModule, DeviceVerdict]]:
+    """Return the usable devices with their modules and verdicts, by llama.cpp's name."""
+    return {
+        device.name: (module, device) for module, verdict in results if verdict.is_usable
+        for device in verdict.devices if device.is_usable
+    }  # fmt: skip
+
+
 def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> list[str]:
     """Return the names of devices that must not be used although another device of their module works."""
     return [d.name for _, verdict in results if verdict.is_usable for d in verdict.devices if not d.is_usable]
@@ -117,14 +127,15 @@ def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: C
                 verdicts.save_verdict(key, verdict)
 
 
-def record_failure(bundle: Bundle, cause: str, model_path: str) -> None:
+def record_failure(bundle: Bundle, cause: str, model_path: str, module_path: str = "") -> None:
     """Record a failure of the engine on a GPU, which makes the module distrusted for the model.
 
-    `cause` describes the failure, such as a signal. Clients of the same engine record its failure only once.
+    `cause` describes the failure, such as a signal. The module in use is at `module_path`; if that is "", it is the
+    first usable one. Clients of the same engine record its failure only once.
     """
-    if is_distrusted(bundle, model_path):
+    if is_distrusted(bundle, model_path, module_path):
         return
-    for module in bundle.gpu_modules:
+    for module in _list_modules(bundle, module_path):
         key = gpu_absence.compute_key(bundle, module)
         verdict = verdicts.load_verdict(key)
         if verdict is not None and verdict.is_usable:
@@ -132,10 +143,19 @@ def record_failure(bundle: Bundle, cause: str, model_path: str) -> None:
             return
 
 
-def is_distrusted(bundle: Bundle, model_path: str) -> bool:
-    """Return whether a GPU module is distrusted for the model at `model_path`, which was to use it."""
-    distrusted = verdicts.list_distrusted_modules(model_path)
-    return any(module.name in distrusted for module in bundle.gpu_modules)
+def is_distrusted(bundle: Bundle, model_path: str, module_path: str = "") -> bool:
+    """Return whether the GPU module at `module_path` is distrusted for the model at `model_path`.
+
+    If `module_path` is "", any GPU module counts.
+    """
+    modules = _list_modules(bundle, module_path)
+    found = (verdicts.load_verdict(gpu_absence.compute_key(bundle, module), model_path) for module in modules)
+    return any(verdict is not None and verdict.status == "distrusted" for verdict in found)
+
+
+def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
+    """Return the GPU module at `module_path`; all GPU modules if that is ""."""
+    return [module for module in bundle.gpu_modules if module_path in {"", module.path}]
 
 
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:

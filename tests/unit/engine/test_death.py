@@ -76,7 +76,7 @@ def test_crash_of_a_model_on_a_gpu_does_not_count_against_the_cpu_module() -> No
 
 def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     causes: list[str] = []
-    monkeypatch.setattr(gpu_probe, "record_failure", lambda _bundle, cause, _path: causes.append(cause))
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda _bundle, cause, _path, _module: causes.append(cause))
     for name in ("SIGSEGV", "SIGABRT"):  # an exception about a lost device aborts the process
         make_death(name, COMPUTING, n_gpu_layers=9).record_crash()
     stalled = msgspec.structs.replace(make_death("SIGSEGV", COMPUTING, n_gpu_layers=9), exit_code=EXIT_STALLED)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgechat.hardware import vulkan
@@ -241,6 +242,34 @@ def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
     assert not gpu_probe.is_distrusted(bundle, "/models/good.gguf")
     [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/good.gguf")
     assert verdict.is_usable
+
+
+@pytest.mark.parametrize("names", [("cuda", "vulkan"), ("cuda13/cuda", "cuda12/cuda")])
+def test_failure_is_recorded_for_the_module_in_use(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    devices = Devices(PASSED)
+    monkeypatch.setattr(probe, "run_child", devices.run_child)
+    modules = tuple(BackendModule(Path(name).name, str(tmp_path / f"{name}.so")) for name in names)
+    for module in modules:
+        Path(module.path).parent.mkdir(exist_ok=True)
+        Path(module.path).write_bytes(b"")
+    both = msgspec.structs.replace(bundle, gpu_modules=modules)
+
+    def find_used(model_path: str) -> list[BackendModule]:
+        results = gpu_probe.check_gpu_modules(both, CPU_MODULE, demand=Demand(), model_path=model_path)
+        return [module for module, _ in gpu_probe.find_usable_devices(results).values()]
+
+    first, second = modules
+    assert find_used("/models/bad.gguf") == [first]
+    for _ in range(2):  # two clients of one engine
+        gpu_probe.record_failure(both, "SIGSEGV (signal 11)", "/models/bad.gguf", first.path)
+        assert find_used("/models/bad.gguf") == [second]
+    assert not gpu_probe.is_distrusted(both, "/models/bad.gguf", second.path)
+    gpu_probe.record_failure(both, "SIGSEGV (signal 11)", "/models/bad.gguf", second.path)
+    assert gpu_probe.is_distrusted(both, "/models/bad.gguf", second.path)
+    assert find_used("/models/bad.gguf") == []
+    assert find_used("/models/good.gguf") == [first]
 
 
 def test_types_that_no_model_uses_are_tested_in_idle_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
