@@ -10,6 +10,7 @@ from edgechat.errors import BackendMismatchError
 from edgechat.runtime import bindings, quantize
 from edgechat.runtime.backends import gpu_probe, gpu_speeds, kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.gpu_device_test import Demand
 from edgechat.runtime.memory_report import MemoryEstimator, list_gpu_names, list_gpus
 
 InspectionRequest = protocol.ProbeMemory | protocol.ListDevices | protocol.ListQuantTypes
@@ -38,7 +39,7 @@ class ModelInspector:
         bundle = find_bundle()
         on_progress = self._make_progress_callback(request_id)
         module, _ = probe.choose_module(bundle, on_progress, model_path)
-        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, gpu_probe.Demand(), model_path)
+        gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, Demand(), model_path)
         gpus = [gpu for gpu, verdict in gpu_verdicts if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
@@ -79,7 +80,7 @@ class ModelInspector:
         speeds = kernel_benchmark.load_speeds(bundle, module)
         if request.benchmark and (request.remeasure or kernel_benchmark.needs_measurement(speeds)):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
-        demand = gpu_probe.Demand(types=tuple(sorted(request.n_weights)), n_bytes=request.n_bytes)
+        demand = Demand(types=tuple(sorted(request.n_weights)), n_bytes=request.n_bytes)
         gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand, request.model_path)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [

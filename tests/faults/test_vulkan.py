@@ -23,7 +23,7 @@ from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
 from edgechat.runtime.backends import gpu_probe, gpu_speeds, probe
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.backends.gpu_probe import Demand
+from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.verdicts import Verdict
 from edgechat.store import open_ephemeral_store
 from tests.conftest import ROOT, Cli
@@ -157,14 +157,14 @@ def open_session(machine: None, monkeypatch: pytest.MonkeyPatch, request: pytest
 
 def test_driver_on_the_cpu_is_not_for_users(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGECHAT_TEST_VULKAN_ON_CPU")
-    verdict = check(gpu_probe.ALL)
+    verdict = check(ALL)
     assert (verdict.status, verdict.devices) == ("refused", ())
 
 
 def test_loader_without_a_driver_is_refused(machine: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VK_DRIVER_FILES", str(tmp_path / "none.json"))
     monkeypatch.setenv("VK_ICD_FILENAMES", str(tmp_path / "none.json"))
-    verdict = check(gpu_probe.ALL)
+    verdict = check(ALL)
     assert (verdict.status, verdict.devices) == ("refused", ())
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_probe
-from edgechat.runtime.backends.gpu_probe import Demand
+from edgechat.runtime.backends import gpu_device_test
+from edgechat.runtime.backends.gpu_device_test import Demand
 from tests.faults.test_vulkan import bundle, check, driver, native, use_lavapipe
 
 __all__ = ["bundle", "driver", "native"]  # fixtures
@@ -69,6 +69,6 @@ def test_kernels_of_a_type_are_right(name: str, started_s: float, machine: None)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ORDER)
 def test_kernels_of_a_type_are_right_without_a_limit(name: str, machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_probe, "MAX_COMPILE_S", MAX_COMPILE_S)
-    monkeypatch.setattr(gpu_probe, "_TIMEOUT_S", 2 * MAX_COMPILE_S)
+    monkeypatch.setattr(gpu_device_test, "MAX_COMPILE_S", MAX_COMPILE_S)
+    monkeypatch.setattr(gpu_device_test, "_TIMEOUT_S", 2 * MAX_COMPILE_S)
     check_type(name)

@@ -8,36 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from edgechat.hardware.contention import AwakeClock
-from edgechat.hardware.cpu import count_usable_threads
-from edgechat.hardware.gpu import GpuSpeeds
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_absence, gpu_speeds, probe, verdicts
+from edgechat.runtime.backends import gpu_absence, gpu_speeds, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
-from edgechat.runtime.backends.gpu_speeds import MAX_COMPILE_S, STALL_TIMEOUT_S
-from edgechat.runtime.backends.probe import OnProgress, SelftestReport
+from edgechat.runtime.backends.gpu_device_test import (
+    ALL,
+    MAX_FAILED_TYPES,
+    Demand,
+    Work,
+    add_types,
+    list_missing_types,
+    run_test,
+    test_device,
+)
+from edgechat.runtime.backends.probe import OnProgress
 from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
-_TIMEOUT_S: Final = 600.0
 _MAX_DEVICES: Final = 16
 # Factor by which a model must be larger than the memory that was tested before memory is tested again.
 _MEMORY_STEP: Final = 1.25
-
-
-class Demand(msgspec.Struct, frozen=True):
-    """What the next model needs from a device."""
-
-    types: tuple[int, ...] | None = ()
-    """Weight types, as ggml's numbers; None for all."""
-    n_bytes: int = 0
-    """Memory on the device that is allocated, written and read back."""
-
-
-ALL: Final = Demand(types=None)
 
 
 def check_gpu_modules(
@@ -104,27 +98,60 @@ def _load_or_test(
 
 
 def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: Callable[[], bool]) -> None:
-    """Test the weight types that no model has needed yet on all usable devices, until `is_cancelled`; save the results.
+    """Test the weight types that no model has needed yet on all usable devices, until `is_cancelled`.
 
-    Only right and wrong numbers count. Other failures can be due to the memory that a loaded model takes, and are left
-    to the test before the next use. Raises RuntimeLoadError if edgechat was upgraded.
+    Each result is added to the newest saved verdict at once. A type with which the test crashes or hangs is left to the
+    test before its next use, because the memory that a loaded model takes can be the reason, and the test goes on with
+    the others; so are failures that are not due to one type. Raises RuntimeLoadError if edgechat was upgraded.
     """
-    demand = Demand(types=tuple(sorted(TENSOR_TYPES)))
     for module in bundle.gpu_modules:
         key = gpu_absence.compute_key(bundle, module)
         verdict = verdicts.load_verdict(key)
-        if verdict is None or not verdict.is_usable:
-            continue
-        for number, device in enumerate(verdict.devices):
-            if is_cancelled() or not _lacks(device, demand):
-                continue
-            report, tested = _test_device(
-                module, cpu_module, lambda status: None, demand, number, device, is_cancelled
-            )  # fmt: skip
-            if tested.is_usable or tested.status == "wrong":
-                devices = [*verdict.devices[:number], tested, *verdict.devices[number + 1 :]]
-                verdict = _combine(module, devices, verdict.checks + report.n_checks, verdict.elapsed_s)
-                verdicts.save_verdict(key, verdict)
+        n_devices = len(verdict.devices) if verdict is not None and verdict.is_usable else 0
+        for number in range(n_devices):
+            for _ in range(MAX_FAILED_TYPES + 1):
+                if is_cancelled() or not _test_unused_types(module, cpu_module, key, number, is_cancelled):
+                    break
+
+
+def _test_unused_types(
+    module: BackendModule, cpu_module: BackendModule, key: str, number: int, is_cancelled: Callable[[], bool]
+) -> bool:
+    """Test the remaining weight types of a device; return whether one of them failed, so that others may be left."""
+    verdict = verdicts.load_verdict(key)
+    device = verdict.devices[number] if verdict is not None and number < len(verdict.devices) else None
+    if device is None or not device.is_usable or device.types is None:
+        return False
+    failed = {failed.type_id for failed in device.failed_types}
+    missing = sorted(TENSOR_TYPES.keys() - {*device.types, *failed})
+    if not missing or len(failed) > MAX_FAILED_TYPES:
+        return False
+
+    def change(change_device: Callable[[DeviceVerdict], DeviceVerdict], n_checks: int = 0) -> None:
+        def change_newest(newest: Verdict) -> Verdict:
+            devices = list(newest.devices)
+            if number >= len(devices) or devices[number].name != device.name or not devices[number].is_usable:
+                return newest  # it was tested again meanwhile
+            devices[number] = change_device(devices[number])
+            return _combine(module, devices, newest.checks + n_checks, newest.elapsed_s)
+
+        verdicts.change_verdict(key, change_newest)
+
+    def add(types: Sequence[int]) -> None:
+        change(lambda newest: msgspec.structs.replace(newest, types=add_types(newest, types)))
+
+    test = run_test(
+        module, cpu_module, number, Work(missing), on_type=lambda type_id: add([type_id]), is_cancelled=is_cancelled
+    )  # fmt: skip
+    failed_type = None if is_cancelled() else test.failed_type
+    if test.status == "passed":
+        add(missing)  # a type that the module cannot multiply is as good as tested
+    elif test.status == "wrong":
+        change(lambda newest: msgspec.structs.replace(newest, status="wrong", reason=test.reason), test.report.n_checks)
+    elif failed_type is not None:
+        failure = msgspec.structs.replace(failed_type, is_final=False)
+        change(lambda newest: msgspec.structs.replace(newest, failed_types=(*newest.failed_types, failure)))
+    return failed_type is not None
 
 
 def record_failure(bundle: Bundle, cause: str, model_path: str, module_path: str = "") -> None:
@@ -161,17 +188,8 @@ def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
     """Return whether the verdict of a usable device does not cover what `demand` asks for."""
     return device.is_usable and (
-        bool(_list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes
+        bool(list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes
     )
-
-
-def _list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[int, ...] | None:
-    """Return the types that must still be tested; None for all."""
-    if device is None:
-        return demand.types
-    if device.types is None:
-        return ()
-    return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
 
 
 def _test_devices(
@@ -188,7 +206,7 @@ def _test_devices(
         if previous is not None and not _lacks(previous, demand):
             devices.append(previous)
             continue
-        report, device = _test_device(module, cpu_module, on_progress, demand, len(devices), previous)
+        report, device = test_device(module, cpu_module, on_progress, demand, len(devices), previous)
         n_checks += report.n_checks
         if report.device:
             n_devices = int(report.device[0])
@@ -203,71 +221,3 @@ def _combine(module: BackendModule, devices: Sequence[DeviceVerdict], n_checks: 
     status = next((d.status for d in devices if d.is_usable), devices[0].status)
     reasons = [d.reason if len(devices) == 1 else f"{d.name} ({d.description}): {d.reason}" for d in devices]
     return Verdict(module.name, status, "; ".join(reasons), n_checks, elapsed_s, tuple(devices))
-
-
-def _test_device(
-    module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
-    previous: DeviceVerdict | None, is_cancelled: Callable[[], bool] = lambda: False,
-) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
-    """Test one device in a child process; return the child's report, and the verdict together with `previous`."""
-    report, clock = SelftestReport(), AwakeClock()
-    types = _list_missing_types(previous, demand)
-
-    shown = ""
-
-    def read_line(line: str) -> None:
-        nonlocal shown
-        report.read_line(line)
-        stage = report.stage.partition(" in ")[0]  # a product is tested in several batch sizes
-        if stage != shown:
-            shown = stage
-            on_progress(f"Testing the backend {module.name}: {stage}")
-
-    n_threads = min(probe.MAX_SELFTEST_THREADS, count_usable_threads())
-    is_first = previous is None
-    arguments = [
-        "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _TIMEOUT_S)), cpu_module.path,
-        str(number), "all" if types is None else " ".join(map(str, types)), str(demand.n_bytes),
-        str(int(is_first)), "0",
-    ]  # fmt: skip
-    # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
-    result = probe.run_child(
-        Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
-        stall_timeout_s=STALL_TIMEOUT_S, max_compile_s=MAX_COMPILE_S, is_cancelled=is_cancelled,
-    )  # fmt: skip
-    status, reason = probe.interpret_report(module, report, result, clock.read(), STALL_TIMEOUT_S)
-    # A type that the module cannot multiply is as good as tested.
-    covered = [*report.types, *(types or () if report.is_done else ())]
-    tested = _add_types(previous, covered, has_all=types is None and report.is_done)
-    if result.was_killed and (not result.was_stalled or types is None) and not report.failures and report.types:
-        # The time is over, not the patience, or a driver compiles the kernel of a type for minutes that no model needs
-        # now: what was tested so far is right, and the rest follows before its use.
-        status, reason = (
-            "passed",
-            f"passed {report.n_checks} checks; {len(report.types)} weight types are tested so far, not {report.stage}",
-        )
-    _, name, description, kind = report.device if len(report.device) == 4 else ("", f"device {number}", "", "")  # noqa: PLR2004
-    physical = next((p for p in report.physical_devices if len(p) == 3 and p[2] == description), None)  # noqa: PLR2004
-    return report, DeviceVerdict(
-        name=name, description=description, kind=_find_kind(kind, physical), driver=physical[1] if physical else "",
-        status=status, reason=reason, types=tested,
-        allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
-        asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
-        speeds=previous.speeds if previous else GpuSpeeds(),
-    )  # fmt: skip
-
-
-def _add_types(previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool) -> tuple[int, ...] | None:
-    if has_all or (previous is not None and previous.types is None):
-        return None
-    return tuple(sorted({*(previous.types or () if previous is not None else ()), *new_types}))
-
-
-def _find_kind(
-    kind: str, physical: tuple[str, ...] | None
-) -> Literal["discrete", "integrated", "virtual", "cpu", "other"]:
-    """Return the kind of a device: as the driver says, or else as ggml says."""
-    for name in ("discrete", "integrated", "virtual", "cpu"):
-        if physical is not None and physical[0] == name:
-            return name
-    return {"gpu": "discrete", "igpu": "integrated"}.get(kind, "other")  # type: ignore[return-value]

@@ -11,15 +11,17 @@ self-test decides again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from edgechat import paths
-from edgechat.files import JsonFile
+from edgechat.files import FileLock, JsonFile
 from edgechat.hardware.cpu import Cpu, count_usable_threads
 from edgechat.hardware.gpu import GpuSpeeds
 from edgechat.humanize import format_count
@@ -34,11 +36,24 @@ _MAX_VERDICTS: Final = 100
 _MAX_CRASH_RECORDS: Final = 100
 # Maximum size of the cache file. A hundred verdicts take about 30 kB.
 _MAX_FILE_BYTES: Final = 1 << 20
+# Time to wait for another process that changes the file. A change takes milliseconds.
+_LOCK_TIMEOUT_S: Final = 2.0
 
 
 Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
 """Outcome of a self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`: the
 engine failed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
+
+
+class FailedType(msgspec.Struct, frozen=True):
+    """Weight type with which the test of a device crashed or hung, so that models with it use the CPU."""
+
+    type_id: int
+    """Weight type, as ggml's number."""
+    reason: str
+    """What happened, as a clause without a subject."""
+    is_final: bool = True
+    """False if a loaded model may be the reason; the type is then tested again before a model needs it."""
 
 
 class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +68,9 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     reason: str
     types: tuple[int, ...] | None = ()
-    """Tested weight types, as ggml's numbers, in increasing order; None if all were tested."""
+    """Weight types that were tested and are right, as ggml's numbers, in increasing order; None for all but those in
+    `failed_types`."""
+    failed_types: tuple[FailedType, ...] = ()
     allocated_bytes: int = 0
     """Memory that was allocated on the device, written and read back."""
     asked_bytes: int = 0
@@ -167,14 +184,29 @@ def load_verdict(key: str, model_path: str = "") -> Verdict | None:
 
 def save_verdict(key: str, verdict: Verdict) -> None:
     """Save a verdict in the cache, which holds the newest hundred verdicts."""
-    content = _read_cache()
-    content.verdicts.pop(key, None)
-    content.verdicts[key] = verdict
-    content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
-    for crash_key, record in content.crashes.items():
-        if crash_key.startswith(key) and record.needs_retest:
-            content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
-    _open_cache_file().save(content)
+    with _locked():
+        content = _read_cache()
+        content.verdicts.pop(key, None)
+        content.verdicts[key] = verdict
+        content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
+        for crash_key, record in content.crashes.items():
+            if crash_key.startswith(key) and record.needs_retest:
+                content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
+        _open_cache_file().save(content)
+
+
+def change_verdict(key: str, change: Callable[[Verdict], Verdict]) -> None:
+    """Replace the saved verdict for `key` by the result of `change`, which gets the newest one; do nothing without one.
+
+    Unlike `save_verdict`, this does not count as a test after a crash.
+    """
+    with _locked():
+        content = _read_cache()
+        verdict = content.verdicts.get(key)
+        new = verdict and change(verdict)
+        if new is not None and new != verdict:
+            content.verdicts[key] = new
+            _open_cache_file().save(content)
 
 
 def record_engine_crash(
@@ -186,18 +218,19 @@ def record_engine_crash(
     crash on each further module, so that edgechat soon finds a module that works, or tries all modules. With
     `causes_distrust`, the first crash is enough.
     """
-    content = _read_cache()
-    crash_key = _make_crash_key(key, model_path)
-    previous_record = content.crashes.pop(crash_key, None)
-    n_crashes = 1 + (previous_record.n_crashes if previous_record else 0)
-    content.crashes[crash_key] = CrashRecord(
-        module=module, model=_make_printable(Path(model_path).name), n_crashes=n_crashes, cause=cause,
-        crashed_at=time.time(),
-        causes_distrust=causes_distrust or n_crashes >= _CRASHES_UNTIL_DISTRUSTED
-        or bool(_list_distrusted(content, model_path)),
-    )  # fmt: skip
-    content.crashes = dict(list(content.crashes.items())[-_MAX_CRASH_RECORDS:])
-    _open_cache_file().save(content)
+    with _locked():
+        content = _read_cache()
+        crash_key = _make_crash_key(key, model_path)
+        previous_record = content.crashes.pop(crash_key, None)
+        n_crashes = 1 + (previous_record.n_crashes if previous_record else 0)
+        content.crashes[crash_key] = CrashRecord(
+            module=module, model=_make_printable(Path(model_path).name), n_crashes=n_crashes, cause=cause,
+            crashed_at=time.time(),
+            causes_distrust=causes_distrust or n_crashes >= _CRASHES_UNTIL_DISTRUSTED
+            or bool(_list_distrusted(content, model_path)),
+        )  # fmt: skip
+        content.crashes = dict(list(content.crashes.items())[-_MAX_CRASH_RECORDS:])
+        _open_cache_file().save(content)
 
 
 def has_crash_records() -> bool:
@@ -222,7 +255,23 @@ def _list_distrusted(content: _VerdictFile, model_path: str) -> list[str]:
 
 def clear_verdicts() -> None:
     """Delete all verdicts and crash records, so that every module is tested again."""
-    _open_cache_file().save(_VerdictFile())
+    with _locked():
+        _open_cache_file().save(_VerdictFile())
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """Keep other processes from changing the cache file meanwhile, where the file system has locks."""
+    path, lock = paths.verdicts_file(), None
+    with contextlib.suppress(OSError, UnicodeError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(path.with_name(path.name + ".lock"))
+        lock.acquire(_LOCK_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _open_cache_file() -> JsonFile[_VerdictFile]:

@@ -12,11 +12,11 @@ import pytest
 from edgechat.hardware import vulkan
 from edgechat.hardware.gpu import TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_probe, gpu_speeds, probe
+from edgechat.runtime.backends import gpu_absence, gpu_probe, gpu_speeds, probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
-from edgechat.runtime.backends.gpu_probe import Demand
+from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.probe import ChildResult
-from edgechat.runtime.backends.verdicts import Verdict
+from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
 CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
 PASSED = ChildResult(was_killed=False, exit_code=0)
@@ -75,7 +75,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     )  # fmt: skip
 
 
-def check(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, devices: Devices, demand: Demand = gpu_probe.ALL) -> Verdict:
+def check(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, devices: Devices, demand: Demand = ALL) -> Verdict:
     monkeypatch.setattr(probe, "run_child", devices.run_child)
     [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=demand)
     return verdict
@@ -306,6 +306,85 @@ def test_idle_test_that_a_request_ends_keeps_what_it_has_tested(
     assert verdict.is_usable
     assert verdict.devices[0].types == (Q4_0, Q4_K)
     assert len(devices.calls) == 1
+
+
+class Products:
+    """Script of a module that tests each type, and fails with those in `results`."""
+
+    def __init__(self, results: dict[int, ChildResult]) -> None:
+        self.results = results
+        self.calls: list[list[int]] = []
+        self.on_type: Callable[[int], None] = lambda number: None
+
+    def run_child(
+        self, directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object
+    ) -> ChildResult:
+        types = sorted(TENSOR_TYPES) if arguments[6] == "all" else [int(number) for number in arguments[6].split()]
+        self.calls.append(types)
+        on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
+        for number in types:
+            on_line(f"stage\trouted product of {TENSOR_TYPES[number].name.lower()} in Vulkan0, batch 4\n")
+            if number in self.results:
+                return self.results[number]
+            on_line(f"type\t{number}\n")
+            self.on_type(number)
+        if arguments[8] == "1":
+            on_line("stage\tdecoding one by one\n")
+        on_line("done\t4\t0\n")
+        return PASSED
+
+
+CRASHED = ChildResult(was_killed=False, exit_code=-signal.SIGSEGV)
+STALLED = ChildResult(was_killed=True, exit_code=-9, was_stalled=True)
+
+
+@pytest.mark.parametrize("result", [CRASHED, STALLED])
+def test_idle_test_leaves_out_a_type_that_fails_and_keeps_the_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, result: ChildResult
+) -> None:
+    devices, products = Devices(PASSED), Products({Q6_K: result})
+    key = gpu_absence.compute_key(bundle, bundle.gpu_modules[0])
+    others = TENSOR_TYPES.keys() - {Q4_0, Q6_K}
+
+    def load_device() -> DeviceVerdict:
+        verdict = verdicts.load_verdict(key)
+        assert verdict is not None
+        assert verdict.is_usable
+        return verdict.devices[0]
+
+    def check_saved(number: int) -> None:
+        assert number in (load_device().types or ())
+
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    products.on_type = check_saved
+    for _ in range(2):
+        gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+        assert [types[0] for types in products.calls] == [0, Q6_K + 1]
+    assert load_device().types == tuple(sorted({Q4_0, *others}))
+    [failed_type] = load_device().failed_types
+    assert (failed_type.type_id, failed_type.is_final) == (Q6_K, False)
+    assert failed_type.reason.endswith("at step: routed product of q6_k in Vulkan0, batch 4")
+    check(bundle, monkeypatch, devices, Demand(types=(Q6_K,)))
+    assert [call[1] for call in devices.calls] == ["2", "14"]
+
+
+def test_idle_test_does_not_replace_a_newer_verdict(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = Products({})
+    check(bundle, monkeypatch, Devices(PASSED), Demand(types=(Q4_0,)))
+    key = gpu_absence.compute_key(bundle, bundle.gpu_modules[0])
+    device = DeviceVerdict(name="Vulkan0", description="Graphics 0", kind="other", status="wrong", reason="wrong")
+    newer = Verdict("vulkan", "wrong", "computes wrong numbers", devices=(device,))
+
+    def test_again(number: int) -> None:
+        if number == Q4_K:
+            verdicts.save_verdict(key, newer)
+
+    products.on_type = test_again
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    assert len(products.calls) == 1
+    assert verdicts.load_verdict(key) == newer
 
 
 @pytest.mark.parametrize(("exit_code", "is_usable"), [(10, False), (-signal.SIGABRT, True), (1, True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -47,6 +48,33 @@ def test_saved_verdict_is_loaded_until_the_cache_is_cleared() -> None:
     assert verdicts.load_verdict("key") == PASSED
     verdicts.clear_verdicts()
     assert verdicts.load_verdict("key") is None
+
+
+def test_changed_verdict_is_not_a_test_after_a_crash(model: str, now: list[float]) -> None:
+    verdicts.change_verdict("key", lambda newest: newest)
+    assert verdicts.load_verdict("key") is None
+    verdicts.save_verdict("key", PASSED)
+    crash("key", model, 2)
+    now[0] += 3 * DAY_S
+    changed = msgspec.structs.replace(PASSED, reason="passed 4 checks")
+    verdicts.change_verdict("key", lambda newest: changed)
+    assert verdicts.load_verdict("key") == changed
+    assert verdicts.load_verdict("key", model) is None  # must be tested again
+    verdicts.save_verdict("key", changed)
+    assert verdicts.load_verdict("key", model) == changed
+
+
+def test_changes_of_several_threads_are_all_saved() -> None:
+    verdicts.save_verdict("key", PASSED)
+
+    def count(_number: int) -> None:
+        verdicts.change_verdict("key", lambda newest: msgspec.structs.replace(newest, checks=newest.checks + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(40)))
+    verdict = verdicts.load_verdict("key")
+    assert verdict is not None
+    assert verdict.checks == PASSED.checks + 40
 
 
 def test_oversized_file_is_not_read_and_is_replaced() -> None:

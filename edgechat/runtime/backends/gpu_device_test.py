@@ -1,0 +1,164 @@
+"""Test of one device of a GPU module in a child process, and what the next model needs from a device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from edgechat.hardware.contention import AwakeClock
+from edgechat.hardware.cpu import count_usable_threads
+from edgechat.hardware.gpu import GpuSpeeds
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
+from edgechat.runtime.backends import probe
+from edgechat.runtime.backends.bundle import BackendModule
+from edgechat.runtime.backends.gpu_speeds import MAX_COMPILE_S, STALL_TIMEOUT_S
+from edgechat.runtime.backends.probe import ChildResult, OnProgress, SelftestReport
+from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Status
+
+MAX_FAILED_TYPES: Final = 3
+"""Weight types with which a driver may crash or hang; with more, it is not tested any further."""
+_TIMEOUT_S: Final = 600.0
+# Name of a step that tests one weight type (native/src/selftest.cpp).
+_PRODUCT: Final = re.compile(r"(?:routed )?product of (\S+) in ")
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """What the next model needs from a device."""
+
+    types: tuple[int, ...] | None = ()
+    """Weight types, as ggml's numbers; None for all."""
+    n_bytes: int = 0
+    """Memory on the device that is allocated, written and read back."""
+
+
+ALL: Final = Demand(types=None)
+
+
+class Work(NamedTuple):
+    """What one child process tests."""
+
+    types: Sequence[int] | None
+    """Weight types; None for all."""
+    n_bytes: int = 0
+    """Memory that is allocated, written and read back."""
+    decodes: bool = False
+    """Whether a tiny model decodes."""
+
+
+class DeviceTest(NamedTuple):
+    """Result of one child process that tested a device."""
+
+    report: SelftestReport
+    result: ChildResult
+    status: Status
+    reason: str
+
+    @property
+    def failed_type(self) -> FailedType | None:
+        """Weight type with which the child crashed or hung; None if it did not, or at another step."""
+        match = _PRODUCT.match(self.report.stage)
+        if match is None or not (self.status == "crashed" or (self.status == "hung" and self.result.was_stalled)):
+            return None
+        number = next((n for n, row in TENSOR_TYPES.items() if row.name == match[1].upper()), None)
+        return None if number is None else FailedType(number, self.reason)
+
+
+def list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[int, ...] | None:
+    """Return the types that must still be tested; None for all."""
+    if device is None:
+        return demand.types
+    if device.types is None:
+        return ()
+    return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
+
+
+def run_test(
+    module: BackendModule, cpu_module: BackendModule, number: int, work: Work,
+    on_progress: OnProgress = lambda status: None, *, on_type: Callable[[int], None] = lambda type_id: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> DeviceTest:  # fmt: skip
+    """Test device `number` of a module in a child process.
+
+    `on_type` is called with each type whose numbers are right, and `on_progress` before each step. Raises
+    RuntimeLoadError if edgechat was upgraded.
+    """
+    report, clock, shown = SelftestReport(), AwakeClock(), ""
+
+    def read_line(line: str) -> None:
+        nonlocal shown
+        n_types = len(report.types)
+        report.read_line(line)
+        if len(report.types) > n_types and not report.failures:
+            on_type(report.types[-1])
+        stage = report.stage.partition(" in ")[0]  # a product is tested in several batch sizes
+        if stage != shown:
+            shown = stage
+            on_progress(f"Testing the backend {module.name}: {stage}")
+
+    n_threads = min(probe.MAX_SELFTEST_THREADS, count_usable_threads())
+    arguments = [
+        "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _TIMEOUT_S)), cpu_module.path,
+        str(number), "all" if work.types is None else " ".join(map(str, work.types)), str(work.n_bytes),
+        str(int(work.decodes)), "0",
+    ]  # fmt: skip
+    # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
+    result = probe.run_child(
+        Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
+        stall_timeout_s=STALL_TIMEOUT_S, max_compile_s=MAX_COMPILE_S, is_cancelled=is_cancelled,
+    )  # fmt: skip
+    return DeviceTest(
+        report, result, *probe.interpret_report(module, report, result, clock.read(), STALL_TIMEOUT_S)
+    )  # fmt: skip
+
+
+def test_device(
+    module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
+    previous: DeviceVerdict | None,
+) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
+    """Test what `demand` asks for; return the child's report, and the verdict together with `previous`."""
+    types = list_missing_types(previous, demand)
+    work = Work(types, demand.n_bytes, decodes=previous is None)
+    test = run_test(module, cpu_module, number, work, on_progress)
+    report, result, status, reason = test
+    # A type that the module cannot multiply is as good as tested.
+    covered = [*report.types, *(types or () if report.is_done else ())]
+    tested = add_types(previous, covered, has_all=types is None and report.is_done)
+    if result.was_killed and (not result.was_stalled or types is None) and not report.failures and report.types:
+        # The time is over, not the patience, or a driver compiles the kernel of a type for minutes that no model needs
+        # now: what was tested so far is right, and the rest follows before its use.
+        status, reason = (
+            "passed",
+            f"passed {report.n_checks} checks; {len(report.types)} weight types are tested so far, not {report.stage}",
+        )
+    _, name, description, kind = report.device if len(report.device) == 4 else ("", f"device {number}", "", "")  # noqa: PLR2004
+    physical = next((p for p in report.physical_devices if len(p) == 3 and p[2] == description), None)  # noqa: PLR2004
+    return report, DeviceVerdict(
+        name=name, description=description, kind=_find_kind(kind, physical), driver=physical[1] if physical else "",
+        status=status, reason=reason, types=tested, failed_types=previous.failed_types if previous else (),
+        allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
+        asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
+        speeds=previous.speeds if previous else GpuSpeeds(),
+    )  # fmt: skip
+
+
+def add_types(
+    previous: DeviceVerdict | None, new_types: Sequence[int], *, has_all: bool = False
+) -> tuple[int, ...] | None:
+    """Return the tested types of a verdict together with `new_types`; None for all."""
+    if has_all or (previous is not None and previous.types is None):
+        return None
+    return tuple(sorted({*(previous.types or () if previous is not None else ()), *new_types}))
+
+
+def _find_kind(
+    kind: str, physical: tuple[str, ...] | None
+) -> Literal["discrete", "integrated", "virtual", "cpu", "other"]:
+    """Return the kind of a device: as the driver says, or else as ggml says."""
+    for name in ("discrete", "integrated", "virtual", "cpu"):
+        if physical is not None and physical[0] == name:
+            return name
+    return {"gpu": "discrete", "igpu": "integrated"}.get(kind, "other")  # type: ignore[return-value]
