@@ -291,6 +291,8 @@ def _describe_device(device: dict[str, Any]) -> str:
     types = "all" if device["types"] is None else ", ".join(names) or "no"
     memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
     speed = f"; {device['speed']}{', so it is left alone' if device['is_slower'] else ''}" if device["speed"] else ""
+    unmeasured = ", ".join(TENSOR_TYPES[number].name for number in device["unmeasured_types"] if number in TENSOR_TYPES)
+    speed += f"; its speed with {unmeasured} could not be measured" if unmeasured else ""
     return f"{text}; {types} weight types tested{memory}{speed}"
 
 

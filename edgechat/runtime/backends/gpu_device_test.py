@@ -142,6 +142,8 @@ def test_device(
         allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
         asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
         speeds=previous.speeds if previous else GpuSpeeds(),
+        unmeasured_types=previous.unmeasured_types if previous else (),
+        unmeasured_at=previous.unmeasured_at if previous else 0.0,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ STALL_TIMEOUT_S: Final = 20.0
 """Time without output and processor time after which a driver hangs. Mesa's driver for the CPU, the slowest compiler,
 took 15 s for a kernel on a busy machine."""
 _TIMEOUT_S: Final = 60.0
+# Time until a failed measurement is repeated.
+_RETRY_S: Final = 86_400.0
 # Type of buffer in CPU memory in which weights have the layout of the file.
 _PLAIN_BUFFER: Final = "CPU"
 # Set by tests whose device computes on the CPU and must be used nevertheless.
@@ -70,10 +73,17 @@ def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = 
 
 
 def list_unmeasured_types(device: DeviceVerdict, types: Sequence[int]) -> list[int]:
-    """Return those of the weight types `types` whose speed on a usable device must still be measured."""
+    """Return those of the weight types `types` whose speed on a usable device must be measured now.
+
+    A type whose measurement failed is due again after a day, because other programs can be the reason.
+    """
     if not device.is_usable or os.environ.get(_IGNORE_SPEED_VARIABLE):
         return []
-    return sorted(set(types) - {rates.type_id for rates in device.speeds.rates})
+    known = {rates.type_id for rates in device.speeds.rates if rates.is_complete}
+    # A time in the future was recorded with a wrong clock.
+    if device.unmeasured_at <= time.time() < device.unmeasured_at + _RETRY_S:
+        known |= set(device.unmeasured_types)
+    return sorted(set(types) - known)
 
 
 def measure(
@@ -84,8 +94,18 @@ def measure(
     Measures in a child process of its own, so that a failure does not make the device unusable.
     """
     missing = list_unmeasured_types(device, types)
-    if not missing:
-        return device
+    # One of the types can be the reason of an earlier failure, so they are then measured alone.
+    has_failed = not set(missing).isdisjoint(device.unmeasured_types)
+    for group in [[type_id] for type_id in missing] if has_failed else [missing]:
+        if group:
+            device = _measure_together(module, cpu_module, number, device, group)
+    return device
+
+
+def _measure_together(
+    module: BackendModule, cpu_module: BackendModule, number: int, device: DeviceVerdict, types: Sequence[int]
+) -> DeviceVerdict:
+    """Return the verdict with the speeds of `types`, measured in one child process."""
     speeds: dict[tuple[str, str, int], float] = {}
 
     def read_line(line: str) -> None:
@@ -100,7 +120,7 @@ def measure(
     n_threads = count_usable_threads()
     arguments = [
         "_selftest", module.path, str(n_threads), str(int(probe.BUSY_FACTOR * _TIMEOUT_S)), cpu_module.path,
-        str(number), " ".join(map(str, missing)), "0", "0", str(n_threads),
+        str(number), " ".join(map(str, types)), "0", "0", str(n_threads),
     ]  # fmt: skip
     probe.run_child(
         Path(cpu_module.path).parent, arguments, read_line, n_threads=n_threads, timeout_s=_TIMEOUT_S,
@@ -113,8 +133,13 @@ def measure(
             cpu_prefill=speeds.get((name, "cpu", PREFILL_COLUMNS), 0.0),
             cpu_plain_decode=speeds.get((name, _PLAIN_BUFFER, 1), 0.0),
         )
-        for type_id in missing if type_id in TENSOR_TYPES for name in (TENSOR_TYPES[type_id].name,)
+        for type_id in types if type_id in TENSOR_TYPES for name in (TENSOR_TYPES[type_id].name,)
     ]  # fmt: skip
     copied_bytes_per_s = max(speeds.get(("COPY", "gpu", 1), 0.0), device.speeds.copied_bytes_per_s)
-    measured = GpuSpeeds(rates=(*device.speeds.rates, *rates), copied_bytes_per_s=copied_bytes_per_s)
-    return msgspec.structs.replace(device, speeds=measured)
+    measured = {r.type_id: r for r in (*device.speeds.rates, *rates) if r.is_complete}
+    unmeasured = {*device.unmeasured_types, *types} - measured.keys()
+    return msgspec.structs.replace(
+        device, speeds=GpuSpeeds(rates=tuple(measured.values()), copied_bytes_per_s=copied_bytes_per_s),
+        unmeasured_types=tuple(sorted(unmeasured)),
+        unmeasured_at=device.unmeasured_at if unmeasured.isdisjoint(types) else time.time(),
+    )  # fmt: skip

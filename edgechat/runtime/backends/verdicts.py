@@ -76,6 +76,10 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     asked_bytes: int = 0
     """Memory that the largest tested model wants."""
     speeds: GpuSpeeds = GpuSpeeds()
+    unmeasured_types: tuple[int, ...] = ()
+    """Weight types whose speed could not be measured, in increasing order."""
+    unmeasured_at: float = 0.0
+    """Time of the last measurement that failed, in seconds since 1970."""
 
     @property
     def is_usable(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
 PASSED = ChildResult(was_killed=False, exit_code=0)
 Q4_0, Q8_0, Q4_K, Q6_K = 2, 8, 12, 14
+
+
+CRASHED = ChildResult(was_killed=False, exit_code=-signal.SIGSEGV)
+STALLED = ChildResult(was_killed=True, exit_code=-9, was_stalled=True)
 
 
 class Devices:
@@ -187,7 +192,8 @@ def test_speeds_of_the_types_of_a_model_are_measured_once(bundle: Bundle, monkey
     )
     [device] = check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q6_K))).devices
     assert devices.timed == ["2 12", "14"]
-    assert not device.speeds.rates[-1].is_complete
+    assert [rates.type_id for rates in device.speeds.rates] == [Q4_0, Q4_K]
+    assert device.unmeasured_types == (Q6_K,)
     check(bundle, monkeypatch, devices)  # tests all types, as `edgechat doctor` does
     [device] = check(bundle, monkeypatch, devices, Demand(types=(Q8_0,))).devices
     assert device.types is None
@@ -225,6 +231,33 @@ def test_failed_measurement_does_not_refuse_the_device(bundle: Bundle, monkeypat
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
     assert results[0][1].is_usable
     assert gpu_speeds.find_slow_devices(results, {Q4_0: 1000}) == {}
+
+
+def test_failed_measurement_is_repeated_after_a_day(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    devices = Devices(PASSED)
+    devices.speed_result = CRASHED
+
+    def measure() -> DeviceVerdict:
+        return check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K))).devices[0]
+
+    for _ in range(2):
+        device = measure()
+        assert (device.speeds.rates, device.unmeasured_types) == ((), (Q4_0, Q4_K))
+    assert devices.timed == ["2 12"]
+    now += 86_401
+    devices.speed_result, devices.rates = PASSED, {"q4_0": 50.0}
+    device = measure()
+    assert devices.timed[1:] == ["2", "12"]  # either may be the reason
+    assert [rates.type_id for rates in device.speeds.rates] == [Q4_0]
+    assert device.unmeasured_types == (Q4_K,)
+    assert measure() == device
+    now -= 86_400  # the clock was wrong
+    devices.rates = {"q4_K": 50.0}
+    assert [rates.type_id for rates in measure().speeds.rates] == [Q4_0, Q4_K]
+    assert measure().unmeasured_types == ()
+    assert devices.timed[3:] == ["12"]
 
 
 def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
@@ -332,10 +365,6 @@ class Products:
             on_line("stage\tdecoding one by one\n")
         on_line("done\t4\t0\n")
         return PASSED
-
-
-CRASHED = ChildResult(was_killed=False, exit_code=-signal.SIGSEGV)
-STALLED = ChildResult(was_killed=True, exit_code=-9, was_stalled=True)
 
 
 @pytest.mark.parametrize("result", [CRASHED, STALLED])
