@@ -165,11 +165,13 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 def _make_backend_object(module: BackendModule, verdict: Verdict) -> dict[str, Any]:
     import msgspec
 
+    from edgechat.runtime.backends.gpu_probe import describe_failed_types
     from edgechat.runtime.backends.gpu_speeds import describe_speed
 
     backend: dict[str, Any] = {**msgspec.to_builtins(verdict), "path": module.path}
     for device, device_verdict in zip(backend["devices"], verdict.devices, strict=True):
         device["is_slower"], device["speed"] = describe_speed(device_verdict)
+        device["failed"] = describe_failed_types([f for f in device_verdict.failed_types if f.is_final])
     return backend
 
 
@@ -288,12 +290,14 @@ def _describe_device(device: dict[str, Any]) -> str:
     if device["status"] != "passed":
         return text
     names = [TENSOR_TYPES[number].name for number in device["types"] or () if number in TENSOR_TYPES]
-    types = "all" if device["types"] is None else ", ".join(names) or "no"
+    all_types = "all other" if device["failed"] else "all"
+    types = all_types if device["types"] is None else ", ".join(names) or "no"
     memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
     speed = f"; {device['speed']}{', so it is left alone' if device['is_slower'] else ''}" if device["speed"] else ""
     unmeasured = ", ".join(TENSOR_TYPES[number].name for number in device["unmeasured_types"] if number in TENSOR_TYPES)
     speed += f"; its speed with {unmeasured} could not be measured" if unmeasured else ""
-    return f"{text}; {types} weight types tested{memory}{speed}"
+    failed = f"; not used for models with {device['failed']}" if device["failed"] else ""
+    return f"{text}; {types} weight types tested{failed}{memory}{speed}"
 
 
 def _format_speed(speed: dict[str, Any] | None) -> str:

@@ -89,13 +89,16 @@ class ModelInspector:
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
         slow = gpu_speeds.find_slow_devices(gpu_verdicts, request.n_weights)
+        failed = gpu_probe.find_failed_devices(gpu_verdicts, request.n_weights)
+        problems += failed.values()
         gpus = []
         if any(verdict.is_usable for _, verdict in gpu_verdicts):
             loaded_bindings = self.load_backend(request.id, request.model_path)
             devices = gpu_probe.find_usable_devices(gpu_verdicts)
             bindings.exclude_devices(loaded_bindings, [])
             # A module that was loaded for another model can be distrusted for this one.
-            excluded = [name for name in list_gpu_names(loaded_bindings) if name not in devices or name in slow]
+            used = devices.keys() - slow.keys() - failed.keys()
+            excluded = [name for name in list_gpu_names(loaded_bindings) if name not in used]
             bindings.exclude_devices(loaded_bindings, excluded)
             gpus = list_gpus(
                 loaded_bindings, {name: device.speeds for name, (_, device) in devices.items()},

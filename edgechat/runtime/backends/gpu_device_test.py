@@ -1,9 +1,13 @@
-"""Test of one device of a GPU module in a child process, and what the next model needs from a device."""
+"""Test of one device of a GPU module in child processes, and what the next model needs from a device.
+
+A driver that crashes or hangs when it computes with one weight type can be right with the others. Wrong numbers are
+another matter: they refuse the device, because a fault that changes them seldom concerns only what a test can see.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -11,7 +15,6 @@ import msgspec
 
 from edgechat.hardware.contention import AwakeClock
 from edgechat.hardware.cpu import count_usable_threads
-from edgechat.hardware.gpu import GpuSpeeds
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import BackendModule
@@ -68,12 +71,23 @@ class DeviceTest(NamedTuple):
 
 
 def list_missing_types(device: DeviceVerdict | None, demand: Demand) -> tuple[int, ...] | None:
-    """Return the types that must still be tested; None for all."""
+    """Return the types that must still be tested; None for all.
+
+    Types that failed are not tested again, unless a loaded model may have been the reason.
+    """
     if device is None:
         return demand.types
-    if device.types is None:
-        return ()
-    return None if demand.types is None else tuple(sorted(set(demand.types) - set(device.types)))
+    failed = {failed.type_id: failed.is_final for failed in device.failed_types}
+    if demand.types is None and device.types is not None and not failed:
+        return None
+    wanted = set(TENSOR_TYPES) if demand.types is None else set(demand.types)
+    known = set(TENSOR_TYPES) - failed.keys() if device.types is None else set(device.types)
+    return tuple(sorted(wanted - known - {type_id for type_id, is_final in failed.items() if is_final}))
+
+
+def list_failed_types(device: DeviceVerdict, types: Collection[int]) -> list[FailedType]:
+    """Return the failures with those of the weight types `types` with which a device must not be used."""
+    return [failed for failed in device.failed_types if failed.is_final and failed.type_id in types]
 
 
 def run_test(
@@ -119,31 +133,65 @@ def test_device(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
     previous: DeviceVerdict | None,
 ) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
-    """Test what `demand` asks for; return the child's report, and the verdict together with `previous`."""
-    types = list_missing_types(previous, demand)
-    work = Work(types, demand.n_bytes, decodes=previous is None)
-    test = run_test(module, cpu_module, number, work, on_progress)
-    report, result, status, reason = test
-    # A type that the module cannot multiply is as good as tested.
-    covered = [*report.types, *(types or () if report.is_done else ())]
-    tested = add_types(previous, covered, has_all=types is None and report.is_done)
-    if result.was_killed and (not result.was_stalled or types is None) and not report.failures and report.types:
+    """Test what `demand` asks for; return the last child's report with all checks, and the extended verdict.
+
+    A type with which the child crashes or hangs is left out, and another child tests what is left. A device that fails
+    with more than `MAX_FAILED_TYPES` of them in one go, or at another step, is not usable.
+    """
+    clock, n_checks, n_failed, device, note = AwakeClock(), 0, 0, previous, ""
+    types, n_bytes, decodes = list_missing_types(previous, demand), demand.n_bytes, previous is None
+    while True:
+        test = run_test(module, cpu_module, number, Work(types, n_bytes, decodes), on_progress)
+        report, result = test.report, test.result
+        report.n_checks = n_checks = n_checks + report.n_checks
+        # A type that the module cannot multiply is as good as tested.
+        covered = [*report.types, *(types or () if report.is_done else ())]
+        has_all = demand.types is None and report.is_done and not note
+        device = _make_verdict(test, demand, number, device, covered, has_all=has_all)
+        if device.is_usable:
+            reason = f"passed {n_checks} checks in {clock.read():.1f} s{note}"
+            return report, msgspec.structs.replace(device, reason=reason)
+        if report.failures:
+            return report, device
         # The time is over, not the patience, or a driver compiles the kernel of a type for minutes that no model needs
         # now: what was tested so far is right, and the rest follows before its use.
-        status, reason = (
-            "passed",
-            f"passed {report.n_checks} checks; {len(report.types)} weight types are tested so far, not {report.stage}",
-        )
+        is_late = result.was_killed and (not result.was_stalled or demand.types is None)
+        if is_late and report.types:
+            note = f"; {len(device.types or ())} weight types are tested so far, not {report.stage}"
+            left: set[int] = set()
+        elif (failed := test.failed_type) is not None:
+            others = [other for other in device.failed_types if other.type_id != failed.type_id]
+            device = msgspec.structs.replace(device, failed_types=(*others, failed))
+            n_failed += 1
+            if n_failed > MAX_FAILED_TYPES:
+                reason = f"fails with {n_failed} weight types: {device.reason}"
+                return report, msgspec.structs.replace(device, reason=reason)
+            left = set(TENSOR_TYPES if types is None else types) - {*(device.types or ()), failed.type_id}
+            left -= {other.type_id for other in others if other.is_final}
+        else:
+            return report, device
+        device = msgspec.structs.replace(device, status="passed", reason=f"passed {n_checks} checks{note}")
+        types, n_bytes = tuple(sorted(left)), 0
+        if not types and not decodes:
+            return report, device
+
+
+def _make_verdict(
+    test: DeviceTest, demand: Demand, number: int, previous: DeviceVerdict | None, covered: Sequence[int], *,
+    has_all: bool,
+) -> DeviceVerdict:  # fmt: skip
+    """Return the verdict of a test together with that of earlier ones; the types `covered` are right."""
+    report = test.report
     _, name, description, kind = report.device if len(report.device) == 4 else ("", f"device {number}", "", "")  # noqa: PLR2004
     physical = next((p for p in report.physical_devices if len(p) == 3 and p[2] == description), None)  # noqa: PLR2004
-    return report, DeviceVerdict(
-        name=name, description=description, kind=_find_kind(kind, physical), driver=physical[1] if physical else "",
-        status=status, reason=reason, types=tested, failed_types=previous.failed_types if previous else (),
-        allocated_bytes=max(report.allocated_bytes, previous.allocated_bytes if previous else 0),
-        asked_bytes=max(demand.n_bytes, previous.asked_bytes if previous else 0),
-        speeds=previous.speeds if previous else GpuSpeeds(),
-        unmeasured_types=previous.unmeasured_types if previous else (),
-        unmeasured_at=previous.unmeasured_at if previous else 0.0,
+    types = add_types(previous, covered, has_all=has_all)
+    verdict = previous or DeviceVerdict(name="", description="", kind="other", status="untested", reason="")
+    return msgspec.structs.replace(
+        verdict, name=name, description=description, kind=_find_kind(kind, physical),
+        driver=physical[1] if physical else "", status=test.status, reason=test.reason, types=types,
+        failed_types=tuple(failed for failed in verdict.failed_types if failed.type_id not in covered),
+        allocated_bytes=max(report.allocated_bytes, verdict.allocated_bytes),
+        asked_bytes=max(demand.n_bytes, verdict.asked_bytes),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ with the types of the model that is about to be loaded; the verdict grows when a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +22,13 @@ from edgechat.runtime.backends.gpu_device_test import (
     Demand,
     Work,
     add_types,
+    list_failed_types,
     list_missing_types,
     run_test,
     test_device,
 )
 from edgechat.runtime.backends.probe import OnProgress
-from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
 
 _MAX_DEVICES: Final = 16
 # Factor by which a model must be larger than the memory that was tested before memory is tested again.
@@ -71,6 +72,24 @@ def find_usable_devices(
 def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> list[str]:
     """Return the names of devices that must not be used although another device of their module works."""
     return [d.name for _, verdict in results if verdict.is_usable for d in verdict.devices if not d.is_usable]
+
+
+def find_failed_devices(results: Sequence[tuple[BackendModule, Verdict]], types: Collection[int]) -> dict[str, str]:
+    """Return the usable devices whose driver failed with one of the weight types `types`, and the reason for each."""
+    return {
+        name: f"{device.description} is not used for a model with {describe_failed_types(failed)}"
+        for name, (_, device) in find_usable_devices(results).items()
+        if (failed := list_failed_types(device, types))
+    }
+
+
+def describe_failed_types(failed_types: Sequence[FailedType]) -> str:
+    """Return the names of weight types and why each failed, as a phrase."""
+    names = {number: row.name for number, row in TENSOR_TYPES.items()}
+    return "; ".join(
+        f"{names.get(failed.type_id, failed.type_id)} weights, because its test {failed.reason}"
+        for failed in failed_types
+    )
 
 
 def _load_or_test(
@@ -186,9 +205,14 @@ def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
 
 
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
-    """Return whether the verdict of a usable device does not cover what `demand` asks for."""
-    return device.is_usable and (
-        bool(list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes
+    """Return whether the verdict of a usable device does not cover what `demand` asks for.
+
+    A device that cannot be used with one of the types needs no further test for the model.
+    """
+    return (
+        device.is_usable
+        and not list_failed_types(device, demand.types or ())
+        and (bool(list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes)
     )
 
 

@@ -77,7 +77,8 @@ def list_unmeasured_types(device: DeviceVerdict, types: Sequence[int]) -> list[i
 
     A type whose measurement failed is due again after a day, because other programs can be the reason.
     """
-    if not device.is_usable or os.environ.get(_IGNORE_SPEED_VARIABLE):
+    failed = {failed.type_id for failed in device.failed_types}
+    if not device.is_usable or not failed.isdisjoint(types) or os.environ.get(_IGNORE_SPEED_VARIABLE):
         return []
     known = {rates.type_id for rates in device.speeds.rates if rates.is_complete}
     # A time in the future was recorded with a wrong clock.

@@ -21,7 +21,7 @@ from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
 CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
 PASSED = ChildResult(was_killed=False, exit_code=0)
-Q4_0, Q8_0, Q4_K, Q6_K = 2, 8, 12, 14
+Q4_0, Q8_0, Q4_K, Q6_K, BF16 = 2, 8, 12, 14, 30
 
 
 CRASHED = ChildResult(was_killed=False, exit_code=-signal.SIGSEGV)
@@ -63,7 +63,7 @@ class Devices:
         if int(device) in self.failures:
             on_line(f"fail\t{self.failures[int(device)]}\n")
             return ChildResult(was_killed=False, exit_code=10)
-        result = self.results[int(device)]
+        result = self.results[int(device)] if types else PASSED
         on_line("memory\t1000\n")
         if result == PASSED:
             on_line("done\t4\t0\n")
@@ -347,6 +347,7 @@ class Products:
     def __init__(self, results: dict[int, ChildResult]) -> None:
         self.results = results
         self.calls: list[list[int]] = []
+        self.decodes: list[bool] = []
         self.on_type: Callable[[int], None] = lambda number: None
 
     def run_child(
@@ -354,6 +355,7 @@ class Products:
     ) -> ChildResult:
         types = sorted(TENSOR_TYPES) if arguments[6] == "all" else [int(number) for number in arguments[6].split()]
         self.calls.append(types)
+        self.decodes.append(arguments[8] == "1")
         on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
         for number in types:
             on_line(f"stage\trouted product of {TENSOR_TYPES[number].name.lower()} in Vulkan0, batch 4\n")
@@ -365,6 +367,81 @@ class Products:
             on_line("stage\tdecoding one by one\n")
         on_line("done\t4\t0\n")
         return PASSED
+
+
+@pytest.mark.parametrize("result", [CRASHED, STALLED])
+def test_type_that_fails_refuses_only_models_with_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, result: ChildResult
+) -> None:
+    products = Products({Q4_K: result})
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    demand = Demand(types=(Q4_0, Q4_K, Q6_K), n_bytes=1000)
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=demand)
+    [device] = results[0][1].devices
+    assert (device.status, device.types) == ("passed", (Q4_0, Q6_K))
+    assert products.calls == [[Q4_0, Q4_K, Q6_K], [Q6_K]]
+    assert gpu_probe.find_failed_devices(results, {Q4_0, Q6_K}) == {}
+    failed = gpu_probe.find_failed_devices(results, {Q4_0, Q4_K})
+    words = "Graphics 0 is not used for a model with Q4_K weights, because its test "
+    assert list(failed) == ["Vulkan0"]
+    assert failed["Vulkan0"].startswith(words)
+    assert failed["Vulkan0"].endswith("at step: routed product of q4_k in Vulkan0, batch 4")
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=demand)
+    assert len(products.calls) == 2
+    assert gpu_speeds.list_unmeasured_types(device, (Q4_0, Q4_K)) == []
+    assert gpu_speeds.list_unmeasured_types(device, (Q4_0, Q6_K)) == [Q4_0, Q6_K]
+
+
+def test_all_types_are_tested_but_those_that_crash(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = Products({BF16: CRASHED, Q4_K: CRASHED})
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    for _ in range(2):
+        [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
+        [device] = verdict.devices
+        assert (verdict.status, device.types) == ("passed", None)
+        assert [failed.type_id for failed in device.failed_types] == [Q4_K, BF16]
+    assert [types[0] for types in products.calls] == [0, Q4_K + 1, BF16 + 4]
+    assert products.decodes == [True, True, True]
+
+
+def test_device_that_crashes_with_many_types_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = Products(dict.fromkeys(TENSOR_TYPES, CRASHED))
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
+    assert verdict.status == "crashed"
+    assert verdict.reason.startswith("fails with 4 weight types: crashed with SIGSEGV")
+    assert len(products.calls) == 4
+
+
+def test_stall_before_any_type_ends_the_test(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_calls = 0
+
+    def run_child(directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object) -> object:
+        nonlocal n_calls
+        n_calls += 1
+        on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
+        on_line("stage\tallocation of 64 MiB on the device\n")
+        return STALLED
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    for demand in (ALL, Demand(types=(Q4_0,))):
+        [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=demand)
+        assert (verdict.status, n_calls) == ("hung", 1)
+
+
+def test_type_that_failed_beside_a_loaded_model_is_tested_before_its_use(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = Products({})
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
+    products.results = {Q6_K: CRASHED}
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    products.results = {}
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q6_K,)))
+    assert products.calls[-1] == [Q6_K]
+    assert results[0][1].devices[0].failed_types == ()
+    assert gpu_probe.find_failed_devices(results, {Q6_K}) == {}
 
 
 @pytest.mark.parametrize("result", [CRASHED, STALLED])
