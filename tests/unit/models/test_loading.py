@@ -17,6 +17,7 @@ from edgechat.models import context_limits, instances, load_records, loading, ob
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.machine import Machine
 from edgechat.planner.plan import plan
 from tests.unit.planner.profiles import GIB, llama, machine
 
@@ -130,6 +131,24 @@ def test_engine_that_was_killed_during_a_reply_is_restarted_with_a_new_plan(monk
     assert model.plan == engine.plans[-1]
     assert model.plan.estimate.observed_excess >= 32 * MIB
     assert model.plan.estimate.total <= GIB * 3 // 2
+
+
+def test_model_on_the_cpu_is_reloaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved GPUs can be those of another model, whose weights have other types."""
+    profile = llama()
+    gpus_of_plans: list[object] = []
+
+    def current_machine(settings: object, path: str, pid: object, gpus: object) -> Machine:
+        gpus_of_plans.append(gpus)
+        return machine(64 * GIB)
+
+    monkeypatch.setattr(loading, "current_machine", current_machine)
+    monkeypatch.setattr(loading, "read_header", lambda path: None)
+    monkeypatch.setattr(ModelProfile, "from_header", lambda header: profile)
+    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)
+    for failed_plan in (plan(profile, machine(64 * GIB)), plan(profile, gpu_machine)):
+        loading.reload_model(DyingEngine(64 * GIB, 0), failed_plan, Settings())  # type: ignore[arg-type]
+    assert gpus_of_plans == [(), None]
 
 
 def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
