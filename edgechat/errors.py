@@ -153,10 +153,12 @@ class EngineDiedError(EngineError):
 
     max_chars = 4 * MAX_MESSAGE_CHARS
 
-    def __init__(self, message: str, code: int | None = None) -> None:
+    def __init__(self, message: str, code: int | None = None, *, is_gpu_failure: bool = False) -> None:
         super().__init__(message)
         self.code = code
         """Exit code, or a negative signal number; None if the process did not start or the code is unknown."""
+        self.is_gpu_failure = is_gpu_failure
+        """True if the kernels or the driver of the GPU may have caused the end, and nothing else."""
 
 
 class StoreError(EdgechatError):

@@ -89,7 +89,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     def find_error(self) -> EngineDiedError:
         """Return the error for later requests, with the cause of the death and the last lines of the engine log."""
-        return EngineDiedError(self._describe(), None if self.hang_reason else self.exit_code)
+        code = None if self.hang_reason else self.exit_code
+        return EngineDiedError(self._describe(), code, is_gpu_failure=self.is_gpu_failure)
 
     def _describe(self) -> str:
         if self.exit_code == EXIT_VERSION_CHANGED:
@@ -149,7 +150,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
-    def _is_gpu_crash(self) -> bool:
+    def is_gpu_failure(self) -> bool:
         """True if the kernels or the driver of the GPU may have caused the death.
 
         A lost device aborts the process, and a driver may never return.
@@ -169,7 +170,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_drafter_crash and self.load is not None and self.load.plan.drafter is not None:
             plan = self.load.plan
             drafter_crashes.record_crash(plan.model_path, self.load.plan.drafter, describe_exit(self.exit_code))
-        if self._is_gpu_crash and self.load is not None:
+        if self.is_gpu_failure and self.load is not None:
             plan = self.load.plan
             with contextlib.suppress(EdgechatError):
                 gpu_probe.record_failure(

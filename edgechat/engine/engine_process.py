@@ -46,6 +46,7 @@ class EngineProcess:
         """True if Linux killed the process because memory ran out."""
         self._backend = ""
         self._load: protocol.Load | None = None
+        """Last request that loads a model, also if another client has sent it."""
         self._opened_path = ""
         self._is_stopping = False
         self._n_clients = 1
@@ -146,6 +147,8 @@ class EngineProcess:
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
                 self._log_start = logs.size()
+            if isinstance(event, protocol.Attached) and event.load is not None:
+                self._load = event.load  # without `_backend`: the client that started the engine records its crashes
             if isinstance(event, protocol.BackendChosen):
                 self._backend = event.backend
             if on_outcome is not None:

@@ -17,10 +17,15 @@ def is_gpu_failure(error: EdgechatError) -> bool:
     """Return whether an error of a request means that the GPU failed, if the model has layers on one.
 
     A lost device, exhausted memory or wrong numbers end the computation with an error, or the driver ends the process
-    or never returns.
+    or never returns. Other crashes of the process, such as one while a grammar is compiled, are no failures of the GPU.
     """
+    return isinstance(error, ComputeError) or (isinstance(error, EngineDiedError) and error.is_gpu_failure)
+
+
+def may_be_gpu_failure(error: EdgechatError) -> bool:
+    """Return whether an error of a load on the GPU is one of the GPU if the model can then be loaded with the CPU."""
     is_crash = isinstance(error, EngineDiedError) and error.code in {*CRASH_CODES, EXIT_STALLED}
-    return is_crash or isinstance(error, ComputeError)
+    return is_crash or isinstance(error, (ComputeError, ModelCrashError))
 
 
 def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:

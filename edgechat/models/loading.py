@@ -23,7 +23,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
 from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.gpu_failures import is_gpu_distrusted, is_gpu_failure, record_gpu_failure
+from edgechat.models.gpu_failures import is_gpu_distrusted, may_be_gpu_failure, record_gpu_failure
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.drafter_choice import DrafterChoice
@@ -94,7 +94,7 @@ def load_model(
             if retry_plan is None:
                 raise
             warnings.append(_format_retry_warning(error, load_plan, retry_plan))
-            if load_plan.options.uses_gpu and (isinstance(error, ModelCrashError) or is_gpu_failure(error)):
+            if load_plan.options.uses_gpu and may_be_gpu_failure(error):
                 gpu_crash = error, load_plan
             load_plan = retry_plan
     if model_properties is None:

@@ -372,6 +372,19 @@ def test_shared_engine_whose_gpu_failed_gets_no_new_clients(open_session: OpenSe
     assert n_gpu_layers(second) == 0
 
 
+@pytest.mark.usefixtures("resident")
+def test_all_clients_go_on_after_a_crash_of_a_shared_engine(open_session: OpenSession, fails: Path) -> None:
+    sessions = [open_session(LONGER, GPU_FAILS_IF=fails) for _ in range(2)]
+    fails.write_text("die 25")
+    with ThreadPoolExecutor(2) as threads:
+        turns = list(threads.map(lambda session: Turn(session.send(CERTAIN_PROMPT)), sessions))
+    for turn in turns:
+        assert isinstance(turn.last, TurnFinished)
+        assert turn.last.reply.text == turn.texts[0]
+        assert len(turn.notices) == 1
+    assert [n_gpu_layers(session) for session in sessions] == [0, 0]
+
+
 def test_ask_prints_one_reply_and_one_sentence(open_session: OpenSession, fails: Path, cli: Cli) -> None:
     open_session(GPU_FAILS_IF=fails).close()
     fails.write_text("die 25")
