@@ -21,6 +21,8 @@ KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
 """Signal that Linux sends to a process to free memory when the machine runs out of it."""
 EXIT_STALLED: Final = 70
 """Exit code of an engine process that ended itself because it made no progress (EX_SOFTWARE of sysexits.h)."""
+EXIT_GPU_FAILED: Final = 71
+"""Exit code of a resident engine that ended itself because its GPU failed (EX_OSERR of sysexits.h)."""
 UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
 HIDDEN_COMMANDS: Final = (
     "_engine", "_selftest", "_speeds", "_quantise", "_case", "_busy", "_kv", "_divergence", "_render",

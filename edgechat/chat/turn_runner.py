@@ -25,6 +25,7 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
+from edgechat.models.events import CpuFallback
 from edgechat.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
@@ -193,7 +194,12 @@ class TurnRunner:
             try:
                 if self._is_stop_requested:
                     return None
-                engine_events = [e for e in self._model.generate(request) if isinstance(e, protocol.Event)]
+                engine_events: list[protocol.AnyEvent] = []
+                for event in self._model.generate(request):
+                    if isinstance(event, CpuFallback):
+                        self._model.cpu_notice = event.notice  # the reply of this turn reports it
+                    elif isinstance(event, protocol.Event):
+                        engine_events.append(event)
                 return None if ephemeral.is_stopped else engine_events
             finally:
                 self.was_stopped = self._is_stop_requested

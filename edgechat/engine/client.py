@@ -100,6 +100,15 @@ class EngineClient:
             process.stop(EXIT_TIMEOUT_S)
         return None
 
+    def wait_for_failed_engine(self, timeout_s: float) -> None:
+        """Wait until a shared engine whose GPU failed has ended by itself; it is killed after `timeout_s`.
+
+        `restart_if_dead` then replaces it.
+        """
+        process = self._process
+        if process is not None:
+            process.wait_for_end(timeout_s)
+
     def check_not_closed(self) -> None:
         """Raise EngineDiedError after `close`."""
         if self._is_closed:
@@ -312,6 +321,7 @@ class EngineClient:
             if self._replace is None:
                 self._load_once(msgspec.structs.replace(last_load, id=self.next_id()), _ignore_event)
                 return
+            self.model_properties = None  # if that fails, a new process can be running without a model
             try:
                 self._replace()
             finally:

@@ -26,6 +26,7 @@ _MAX_REQUEST_ID: Final = (1 << REQUEST_ID_BITS) - 1
 _ATTACH_TIMEOUT_S: Final = 2.0
 # A client that reads so slowly that more than this waits for it is disconnected. A reply of 100,000 tokens has 10 MB.
 MAX_WAITING_BYTES: Final = 64 << 20
+_POLL_S: Final = 0.005
 
 
 class RequestHandler(Protocol):
@@ -81,6 +82,12 @@ class ClientConnection:
             self._channel.leave()  # the client then leaves, too
         else:
             self._frames.put(frame)
+
+    @property
+    def has_unsent_events(self) -> bool:
+        """True if a thread has yet to write events."""
+        with self._lock:
+            return self._waiting_bytes > 0
 
     def close(self) -> None:
         """Close the connection, after the reader thread has read its end."""
@@ -179,6 +186,16 @@ class ClientConnections:
         with self._lock:
             self._is_ending = True
         self.on_end()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all events are written, at most `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self._lock:
+                connections = list(self._connections.values())
+            if not any(connection.has_unsent_events for connection in connections):
+                return
+            time.sleep(_POLL_S)
 
     def end_if(self, decide: Callable[[protocol.EngineStatus], bool], asking: ClientConnection | None = None) -> bool:
         """Refuse further clients if `decide` returns True for the status; return whether the engine must end.

@@ -18,7 +18,7 @@ from edgechat import paths
 from edgechat.engine.protocol import Load
 from edgechat.errors import EdgechatError, EngineDiedError, ModelCrashError, PlanError
 from edgechat.hardware.cpu import read_cpu
-from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
+from edgechat.process import EXIT_GPU_FAILED, EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
 from edgechat.runtime import drafter_crashes, logs
 from edgechat.runtime.activity import Activity, ActivityState
 from edgechat.runtime.backends import gpu_probe, verdicts
@@ -39,6 +39,13 @@ _OUT_OF_MEMORY: Final = re.compile(
     r"bad_alloc|failed to allocate|unable to allocate|Cannot allocate|out of memory", re.IGNORECASE
 )
 _MAX_ASSERTION_CHARS: Final = 300
+# Messages about processes that ended by themselves, by exit code.
+_END_MESSAGES: Final = {
+    EXIT_VERSION_CHANGED: UPGRADED_MESSAGE,
+    0: "The engine process ended, because it was idle or was stopped. Send the request again.",
+    EXIT_GPU_FAILED: "The engine process ended, because its GPU failed. Send the request again.",
+    EXIT_STALLED: "The engine process ended, because a step of its work took too long. Send the request again.",
+}
 _N_SEARCHED_LINES: Final = 40
 
 
@@ -93,14 +100,10 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         return EngineDiedError(self._describe(), code, is_gpu_failure=self.is_gpu_failure)
 
     def _describe(self) -> str:
-        if self.exit_code == EXIT_VERSION_CHANGED:
-            return UPGRADED_MESSAGE
         if self.hang_reason:
             return f"The engine process was killed, because {self.hang_reason}. Send the request again."
-        if self.exit_code == 0:
-            return "The engine process ended, because it was idle or was stopped. Send the request again."
-        if self.exit_code == EXIT_STALLED:
-            return "The engine process ended, because a step of its work took too long. Send the request again."
+        if self.exit_code in _END_MESSAGES:
+            return _END_MESSAGES[self.exit_code]
         activity = f" while {self.state.description}" if self.state.activities else ""
         message = f"The engine process died{activity}: {describe_exit(self.exit_code)}"
         if self.exit_code == -KILL_SIGNAL:
@@ -153,10 +156,11 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     def is_gpu_failure(self) -> bool:
         """True if the kernels or the driver of the GPU may have caused the death.
 
-        A lost device aborts the process, and a driver may never return.
+        A lost device aborts the process, a driver may never return, and a resident engine ends after a failure.
         """
         is_failure = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
-        return is_failure and self.state.activities == {Activity.COMPUTING} and self._is_on_gpu
+        is_failure = is_failure and self.state.activities == {Activity.COMPUTING}
+        return self._is_on_gpu and (is_failure or self.exit_code == EXIT_GPU_FAILED)
 
     @property
     def _is_on_gpu(self) -> bool:

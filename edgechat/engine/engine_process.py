@@ -5,6 +5,7 @@ A reader thread passes each event to the callback of its request.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -140,20 +141,24 @@ class EngineProcess:
                 on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
                 if is_final:
                     self._cancelled_at.pop(event.id, None)
-            if isinstance(event, protocol.RequestFinished):
-                self.peak_n_ctx = max(self.peak_n_ctx, event.peak_n_ctx)
-            if isinstance(event, protocol.ContextResizeStarted):
-                self.peak_n_ctx = max(self.peak_n_ctx, event.n_ctx)
-            if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
-                # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
-                self._log_start = logs.size()
-            if isinstance(event, protocol.Attached) and event.load is not None:
-                self._load = event.load  # without `_backend`: the client that started the engine records its crashes
-            if isinstance(event, protocol.BackendChosen):
-                self._backend = event.backend
+            self._record_event(event)
             if on_outcome is not None:
                 on_outcome(event)
         self._reap()
+
+    def _record_event(self, event: protocol.AnyEvent) -> None:
+        """Save what an event says about the process, for a report of its death."""
+        if isinstance(event, protocol.RequestFinished):
+            self.peak_n_ctx = max(self.peak_n_ctx, event.peak_n_ctx)
+        if isinstance(event, protocol.ContextResizeStarted):
+            self.peak_n_ctx = max(self.peak_n_ctx, event.n_ctx)
+        if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
+            # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
+            self._log_start = logs.size()
+        if isinstance(event, protocol.Attached) and event.load is not None:
+            self._load = event.load  # without `_backend`: the client that started the engine records its crashes
+        if isinstance(event, protocol.BackendChosen):
+            self._backend = event.backend
 
     def _reap(self) -> None:
         """Wait for the process to exit, record a crash of the backend, and fail all pending requests."""
@@ -198,6 +203,18 @@ class EngineProcess:
             on_outcome(request_error or error)
         self._frames.put(None)
         self.link.close()
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Wait until a process whose GPU failed has ended and its memory is free; kill it after `timeout_s`."""
+        try:
+            self.link.wait(timeout_s)
+        except TimeoutError:
+            self._hang_reason = "its GPU failed and it did not end"
+            self.link.kill()
+            with contextlib.suppress(TimeoutError):
+                self.link.wait(EXIT_TIMEOUT_S)
+        with self._lock:
+            self._lock.wait_for(lambda: self.error is not None, EXIT_TIMEOUT_S)
 
     def stop(self, timeout_s: float, *, shut_down: bool = False) -> None:
         """Ask a private process to exit; only leave a shared one, except with `shut_down`.

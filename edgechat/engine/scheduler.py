@@ -66,6 +66,11 @@ class Scheduler:
         """End a running or waiting request with an error."""
         self._end_request(request, error)
 
+    def fail_all(self, error: Exception) -> None:
+        """End all running and waiting requests with an error."""
+        for request in [*self._running, *self._waiting]:
+            self._end_request(request, error)
+
     def add(self, request: ActiveRequest) -> None:
         """Append a request to the queue of waiting requests."""
         self._waiting.append(request)

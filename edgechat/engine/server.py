@@ -28,8 +28,11 @@ from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import open_inherited_channel, open_inherited_file
 from edgechat.engine.resident_server import ResidentServer
 from edgechat.engine.text_model import TextModel
-from edgechat.errors import EdgechatError, EngineError, ModelFileError
+from edgechat.errors import ComputeError, EdgechatError, EngineError, ModelFileError
+from edgechat.process import EXIT_GPU_FAILED
 from edgechat.runtime import activity
+from edgechat.runtime.backends import gpu_probe
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.model import Model, OnLoadProgress
 from edgechat.runtime.model_drafter import open_model_drafter
 
@@ -46,6 +49,8 @@ _CONCURRENT_REQUEST_TYPES: Final = (
 # Number of later request IDs after which the ID of a cancelled request is deleted. A Cancel may arrive after its
 # request has ended.
 _MAX_CANCELLED_ID_AGE: Final = 100
+# Maximum time for sending the last events before the engine ends because its GPU failed.
+_FLUSH_TIMEOUT_S: Final = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -142,12 +147,24 @@ class EngineServer:
                 return self._requests.get_nowait()
             except queue.Empty:  # noqa: PERF203  (the usual case)
                 self._step()
+        if self._is_resident and self._model.has_failed:
+            self._end_after_failure()
         delay_s: float | None = IDLE_DELAY_S
         while True:
             try:
                 return self._requests.get(timeout=delay_s)
             except queue.Empty:  # noqa: PERF203  (the engine is idle)
                 delay_s = self._idle_step()
+
+    def _end_after_failure(self) -> None:
+        """End a resident engine whose GPU failed, so that its memory is free when the clients load the model again.
+
+        All requests have failed. The model is not freed, because the driver of a lost device may never return.
+        """
+        self.clients.begin_end()
+        self.clients.flush(_FLUSH_TIMEOUT_S)
+        activity.record_exit(EXIT_GPU_FAILED)
+        os._exit(EXIT_GPU_FAILED)
 
     def _step(self) -> None:
         with self._lock:
@@ -238,6 +255,8 @@ class EngineServer:
             self._is_load_cancelled = request_id in self._cancelled_ids
 
     def _end_request(self, request_id: int, event: protocol.Event) -> None:
+        if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__:
+            self._record_gpu_failure()
         self._send(event)
         self._heartbeat.remove_request()
         with self._lock:
@@ -247,6 +266,14 @@ class EngineServer:
             expired_ids = range(request_id >> REQUEST_ID_BITS << REQUEST_ID_BITS, request_id - _MAX_CANCELLED_ID_AGE)
             self._cancelled_ids.discard(request_id)
             self._cancelled_ids = {i for i in self._cancelled_ids if i not in expired_ids or i in self._running_ids}
+
+    def _record_gpu_failure(self) -> None:
+        """Record a failed computation, before a client that has not sent it loads the model on the same GPU again."""
+        plan = self._load_request.plan if self._load_request is not None else None
+        if plan is not None and plan.options.uses_gpu:
+            self._model.has_failed = True
+            with contextlib.suppress(EdgechatError):  # the bundle may have been removed
+                gpu_probe.record_failure(find_bundle(), "a failed computation", plan.model_path, plan.gpu_module)
 
     def _execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Load):

@@ -112,6 +112,8 @@ class TextModel(EngineModel):
         self._scheduler = Scheduler(context, self._cache, self._finish_request, self._sizer, batch_speculator)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
+        self._failure = ""
+        """Message of the computation that failed on a GPU; "" if none has failed."""
         self._early_thinking_ends: deque[int] = deque(maxlen=_MAX_EARLY_ENDS)
         """Ids of requests whose reasoning was ended while no such request was running or waiting."""
         self._tokenizations = TokenizationQueue(context.max_n_ctx, model.n_ctx_train)
@@ -158,6 +160,8 @@ class TextModel(EngineModel):
         )
 
     def _generate(self, request: protocol.Generate, prompt: list[int], arrived_at: float) -> None:
+        if self.has_failed:
+            raise ComputeError(self._failure)
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
         make_speculator = self._draft_manager.open_request(request) if self._draft_manager is not None else None
         active_request = ActiveRequest(
@@ -188,7 +192,7 @@ class TextModel(EngineModel):
         self._speed_recorder.add(request.speeds)
         # A model on the CPU goes on, because another load would use the same CPU.
         if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__ and self._uses_gpu:
-            self.has_failed = True
+            self.has_failed, self._failure = True, event.message
             self._cache.drop_lost_sequences()  # the failed computation may have damaged all of them
         miss = self._cache_miss_finder.find(request, event)
         if isinstance(event, protocol.RequestFinished):
@@ -217,6 +221,8 @@ class TextModel(EngineModel):
         self._tokenizations.step()
         if not self._scheduler.is_idle:
             self._scheduler.step()
+        if self.has_failed:
+            self._scheduler.fail_all(ComputeError(self._failure))
 
     def end_thinking(self, request_id: int) -> None:
         if not self._scheduler.end_thinking(request_id):

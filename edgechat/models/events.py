@@ -19,7 +19,7 @@ class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CpuFallback(msgspec.Struct, frozen=True, kw_only=True):
-    """The GPU failed while replies were generated, and the model was loaded with the CPU, which continues them."""
+    """The GPU failed, and the model was loaded with the CPU, which generates or continues the replies."""
 
     notice: str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from edgechat.config import Settings
 from edgechat.engine import protocol, resident_client
@@ -37,6 +38,14 @@ from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.reply_formats import PromptOptions
 from edgechat.prompt.thinking import is_thinking_on
 
+# Time for a shared engine whose GPU failed to send its last events and end.
+_FAILED_ENGINE_TIMEOUT_S: Final = 10.0
+
+
+def _find_cause(error: EdgechatError) -> str:
+    """Return the first sentence of an error, without its full stop."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+
 
 class LoadedModel:
     """Owner of the processes of one loaded model. `open` loads or replaces the model; `close` ends the processes."""
@@ -53,6 +62,12 @@ class LoadedModel:
         self._settings = Settings()
         self._needs_new_plan = False
         """True if the current plan used more memory than the system had."""
+        self._must_use_cpu = False
+        """True if the GPU failed with the open model."""
+        self._failed_plan: LoadPlan | None = None
+        """Plan whose GPU failed, if the CPU could not load the model either."""
+        self.cpu_notice = ""
+        """Sentence about a change from the GPU to the CPU that has not been reported yet; "" for none."""
         self._drafter_error = ""
         """Error of the model drafter that has been reported; "" without one."""
         self._builder: PromptBuilder | None = None
@@ -93,6 +108,7 @@ class LoadedModel:
             )
         check_header(header)
         self._settings = settings
+        self._must_use_cpu, self.cpu_notice = False, ""
         prepare_unload(self.engine, self.plan)
         try:
             self.plan, model_properties, warnings = open_model(
@@ -133,34 +149,59 @@ class LoadedModel:
         """Restart the engine and load the model again if the engine died. Raises EdgechatError.
 
         If the system killed the engine because of its memory use, the model is loaded with a new plan, which may use
-        less memory. If the GPU has failed, or the model cannot be loaded on it any more, the CPU is used.
+        less memory. If the GPU has failed, or the model cannot be loaded on it any more, the CPU is used;
+        `take_cpu_notice` then returns a sentence about it.
         """
         if not self.needs_restart:
             return
+        failed_plan = self.plan
+        try:
+            self._restart()
+        except (EngineDiedError, ModelFileError, PlanError) as error:
+            if failed_plan is None or not failed_plan.options.uses_gpu or self._must_use_cpu:
+                raise
+            from edgechat.models.gpu_failures import may_be_gpu_failure, record_gpu_failure
+
+            self._load_on_cpu(failed_plan)
+            if may_be_gpu_failure(error):  # not the model file, which the CPU has loaded
+                record_gpu_failure(error, failed_plan)
+            self.cpu_notice = f"The model could not be loaded on the GPU again ({_find_cause(error)}). It uses the CPU."
+
+    def _restart(self) -> None:
         if self.engine.is_shared:
             self.engine.restart_if_dead()  # calls `_replace_engine`
             return
-        if self.plan is not None and (record_memory_kill(self.engine, self.plan) or self._is_gpu_distrusted()):
+        if self.plan is not None and (record_memory_kill(self.engine, self.plan) or self._is_gpu_distrusted(self.plan)):
             self._needs_new_plan = True
         if self.plan is not None and self._needs_new_plan:
             from edgechat.models.loading import reload_model
 
-            self.plan, model_properties = reload_model(self.engine, self.plan, self._settings)
-            self.set_model_properties(model_properties)
+            self._use_plan(*reload_model(self.engine, self.plan, self._settings, self._gpus))
             return
-        try:
-            self.engine.restart_if_dead()
-            register_loaded_model(self.engine, self.plan)
-        except (EngineDiedError, ModelFileError, PlanError):
-            if self.plan is None or not self.plan.options.uses_gpu:
-                raise
-            self._load_on_cpu(self.plan)
+        self.engine.restart_if_dead()
+        register_loaded_model(self.engine, self.plan)
 
     def _replace_engine(self) -> None:
         """Replace a shared engine that has ended. Raises EdgechatError."""
         if self.plan is not None:
-            self.plan, model_properties, _ = replace_engine(self.engine, self.plan, self._settings)
-            self.set_model_properties(model_properties)
+            self._use_plan(*replace_engine(self.engine, self.plan, self._settings, self._gpus)[:2])
+
+    def _use_plan(self, plan: LoadPlan, model_properties: protocol.Loaded) -> None:
+        """Save the result of loading the model again; set `cpu_notice` if it uses the CPU because the GPU failed."""
+        failed_plan, self.plan = self.plan, plan
+        self.set_model_properties(model_properties)
+        if failed_plan is not None and not plan.options.uses_gpu and self._is_gpu_distrusted(failed_plan):
+            self.cpu_notice = "The GPU failed. The model uses the CPU from now on."
+
+    @property
+    def _gpus(self) -> tuple[()] | None:
+        """GPUs for the next load: none, or those that were found last."""
+        return () if self._must_use_cpu else None
+
+    def take_cpu_notice(self) -> str:
+        """Return a sentence about a restart with the CPU in place of the GPU; "" for none, and in a later call."""
+        notice, self.cpu_notice = self.cpu_notice, ""
+        return notice
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent | ModelLoadProgressed | CpuFallback]:
         """Generate replies and yield the events, as `EngineClient.generate` does.
@@ -169,6 +210,9 @@ class LoadedModel:
         EngineError, also after a second failure.
         """
         record = RequestRecord(request)
+        self.restart_if_dead()
+        if notice := self.take_cpu_notice():
+            yield CpuFallback(notice=notice)
         try:
             for event in self.engine.generate(request):
                 record.add(event)
@@ -182,8 +226,7 @@ class LoadedModel:
         yield ModelLoadProgressed(phase="loading", message="The GPU failed. Loading the model with the CPU")
         if not self.fall_back_to_cpu(failure):
             raise failure
-        cause = str(failure).partition("\n")[0].partition(". ")[0].rstrip(".")
-        yield CpuFallback(notice=f"The GPU failed ({cause}). The reply continues on the CPU.")
+        yield CpuFallback(notice=f"The GPU failed ({_find_cause(failure)}). The reply continues on the CPU.")
         try:
             yield from self.engine.generate(record.make_request())
         except ContextOverflowError as error:
@@ -191,12 +234,12 @@ class LoadedModel:
                 raise
             raise EngineError(str(error)) from error  # the text so far must be kept
 
-    def _is_gpu_distrusted(self) -> bool:
-        if self.plan is None or not self.plan.options.uses_gpu:
+    def _is_gpu_distrusted(self, plan: LoadPlan) -> bool:
+        if not plan.options.uses_gpu:
             return False
         from edgechat.models.gpu_failures import is_gpu_distrusted
 
-        return is_gpu_distrusted(self.plan)
+        return is_gpu_distrusted(plan)
 
     def _is_gpu_failure(self, error: EdgechatError) -> bool:
         if self.plan is None or not self.plan.options.uses_gpu:
@@ -209,33 +252,38 @@ class LoadedModel:
         """Load the model with the CPU if `error` is a GPU failure; return whether the model was loaded again.
 
         The failure is recorded, so that later loads use the CPU, too. If the model cannot be loaded, the reason is
-        appended to the text of `error`.
+        appended to the text of `error`; only `restart_if_dead` then tries again.
         """
-        if self.plan is None or not self._is_gpu_failure(error):
+        if self.plan is None or self.plan is self._failed_plan or not self._is_gpu_failure(error):
             return False
         from edgechat.models.gpu_failures import record_gpu_failure
 
         record_gpu_failure(error, self.plan)
         try:
+            if self.engine.is_shared:  # its memory must be free before the next plan is made
+                self.engine.wait_for_failed_engine(_FAILED_ENGINE_TIMEOUT_S)
             self._load_on_cpu(self.plan)
         except EdgechatError as load_error:
+            self._failed_plan = self.plan
             error.args = (f"{error}\nThe model could not be loaded with the CPU: {load_error}",)
             return False
+        self.cpu_notice = ""  # the caller reports the failure
         return True
 
     def _load_on_cpu(self, failed_plan: LoadPlan) -> None:
-        """Load the model of `failed_plan` with the CPU into a new, private engine process.
+        """Load the model of `failed_plan` with the CPU, or attach to a shared engine that has it.
 
-        Raises EdgechatError; the next `restart_if_dead` then tries again.
+        A private engine process is replaced. Raises EdgechatError; the next `restart_if_dead` then tries again.
         """
+        self._must_use_cpu = self._needs_new_plan = True
+        if self.engine.is_shared:
+            self.engine.restart_if_dead()  # calls `_replace_engine`
+            return
         from edgechat.models.loading import reload_model
 
-        # Other clients may use a shared engine. A private one can hang or crash when it frees the memory of a lost
-        # device, and what it would save may be wrong, so it is killed.
-        self._needs_new_plan = True
+        # It can hang or crash when it frees the memory of a lost device, and what it would save may be wrong.
         self.engine.leave(None, timeout_s=0)
-        self.plan, model_properties = reload_model(self.engine, failed_plan, self._settings, ())
-        self.set_model_properties(model_properties)
+        self._use_plan(*reload_model(self.engine, failed_plan, self._settings, ()))
 
     def unload(self, *, ends_engine: bool = False) -> None:
         """Leave the engine, which frees its memory if no other client uses it, and end the render process.

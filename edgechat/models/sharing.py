@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgechat import paths
@@ -15,6 +15,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.resident_client import ShareRequest
 from edgechat.errors import EdgechatError, LocalSocketError, PlanError
 from edgechat.hardware import vulkan
+from edgechat.hardware.gpu import Gpu
 from edgechat.modelfile.content_hash import read_stamp
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
@@ -107,17 +108,19 @@ def open_model(
         return plan, loaded, [*warnings, f"The model is not shared with other edgechat programs: {error}"]
 
 
-def replace_engine(engine: EngineClient, failed_plan: LoadPlan, settings: Settings) -> LoadResult:
+def replace_engine(
+    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, gpus: Sequence[Gpu] | None = None
+) -> LoadResult:
     """Attach to the engine with which another client has replaced an ended one, or load the model with a new plan.
 
-    The memory can be less than at the last load. Raises EdgechatError.
+    The memory can be less than at the last load. `reload_model` describes `gpus`. Raises EdgechatError.
     """
 
     def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
         from edgechat.models.loading import reload_model
 
         record_memory_kill(engine, failed_plan)
-        plan, loaded = reload_model(engine, failed_plan, settings, free_memory=free_memory)
+        plan, loaded = reload_model(engine, failed_plan, settings, gpus, free_memory)
         return plan, loaded, []
 
     try:

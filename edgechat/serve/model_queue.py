@@ -302,7 +302,12 @@ class ModelQueue:
     async def _ensure_engine(self) -> None:
         await self._load.wait()
         if self._model.needs_restart:
-            await self._load.run(self._model.restart_if_dead)
+            await self._load.run(self._restart_engine)
+
+    def _restart_engine(self) -> None:
+        self._model.restart_if_dead()
+        if notice := self._model.take_cpu_notice():
+            _log.warning("%s", notice)
 
     async def submit(
         self, requests: Sequence[protocol.Generate | protocol.Embed | protocol.Rerank],

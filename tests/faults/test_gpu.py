@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from edgechat.catalogue.library import starter_model
@@ -26,7 +27,7 @@ from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu
-from edgechat.models import resources
+from edgechat.models import loading, resources
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
@@ -353,29 +354,61 @@ def test_gpu_that_dies_when_the_engine_restarts_is_not_used(open_session: OpenSe
     fails.write_text("load 0")
     os.kill(session.model.engine.pid, signal.SIGKILL)  # type: ignore[arg-type]
     until(lambda: session.model.needs_restart)
-    assert reply(session)
+    check_restart_with_cpu(session)
+    [warning] = open_session(GPU_FAILS_IF=fails).warnings
+    assert "most recently with a crash while it loaded the model" in warning
+
+
+def check_restart_with_cpu(session: Session) -> None:
+    turn = Turn(session.send(CERTAIN_PROMPT))
+    assert isinstance(turn.last, TurnFinished)
+    [notice] = turn.notices
+    assert re.fullmatch(r"The model could not be loaded on the GPU again \(.+\)\. It uses the CPU\.", notice), notice
     assert n_gpu_layers(session) == 0
+    assert Turn(session.send("And then?")).notices == []
 
 
 @pytest.mark.usefixtures("resident")
-def test_shared_engine_whose_gpu_failed_gets_no_new_clients(open_session: OpenSession, fails: Path) -> None:
+def test_shared_engine_whose_gpu_dies_when_it_is_replaced_uses_the_cpu(open_session: OpenSession, fails: Path) -> None:
+    session = open_session(GPU_FAILS_IF=fails)
+    fails.write_text("load 0")
+    os.kill(session.model.engine.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    until(lambda: session.model.needs_restart)
+    check_restart_with_cpu(session)
+
+
+@pytest.mark.usefixtures("resident")
+def test_clients_of_a_shared_engine_whose_gpu_failed_share_one_with_the_cpu(
+    open_session: OpenSession, fails: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = open_session(LONGER, GPU_FAILS_IF=fails), open_session(LONGER)
-    assert first.model.engine.pid == second.model.engine.pid
+    pid = first.model.engine.pid
+    assert pid is not None
+    assert second.model.engine.pid == pid
+    had_ended = []
+
+    def read_machine(*arguments: Any) -> Any:
+        had_ended.append(not psutil.pid_exists(pid))
+        return resources.current_machine(*arguments)
+
+    monkeypatch.setattr(loading, "current_machine", read_machine)
     fails.write_text("fail 10")
     assert len(Turn(first.send(CERTAIN_PROMPT)).notices) == 1
+    assert had_ended == [True], "the plan was made while the failed engine took memory"
     third = open_session(LONGER)
     assert n_gpu_layers(third) == 0
-    assert reply(third)
     turn = Turn(second.send(CERTAIN_PROMPT))
     assert isinstance(turn.last, TurnFinished)
-    assert len(turn.notices) == 1
+    assert turn.notices == ["The GPU failed. The model uses the CPU from now on."]
     assert n_gpu_layers(second) == 0
+    assert {session.model.engine.pid for session in (first, second)} == {third.model.engine.pid}
 
 
 @pytest.mark.usefixtures("resident")
-def test_all_clients_go_on_after_a_crash_of_a_shared_engine(open_session: OpenSession, fails: Path) -> None:
+@pytest.mark.parametrize("failure", ["die", "fail"])
+def test_replies_of_all_clients_of_a_shared_engine_go_on(open_session: OpenSession, fails: Path, failure: str) -> None:
     sessions = [open_session(LONGER, GPU_FAILS_IF=fails) for _ in range(2)]
-    fails.write_text("die 25")
+    fails.write_text(f"{failure} 25")
     with ThreadPoolExecutor(2) as threads:
         turns = list(threads.map(lambda session: Turn(session.send(CERTAIN_PROMPT)), sessions))
     for turn in turns:
@@ -383,6 +416,7 @@ def test_all_clients_go_on_after_a_crash_of_a_shared_engine(open_session: OpenSe
         assert turn.last.reply.text == turn.texts[0]
         assert len(turn.notices) == 1
     assert [n_gpu_layers(session) for session in sessions] == [0, 0]
+    assert len({session.model.engine.pid for session in sessions}) == 1
 
 
 def test_ask_prints_one_reply_and_one_sentence(open_session: OpenSession, fails: Path, cli: Cli) -> None:

@@ -222,6 +222,9 @@ class _SlowModel:
         self.plan, self.needs_restart = CPU_PLAN, False
         self.n_loads_at_once -= 1
 
+    def take_cpu_notice(self) -> str:
+        return ""
+
     def fall_back_to_cpu(self, error: Exception) -> bool:
         self.restart_if_dead()
         return True
