@@ -18,7 +18,8 @@ class ThinkingLimit(msgspec.Struct, frozen=True, kw_only=True):
     end_tags: tuple[str, ...]
     """Texts that end reasoning. The engine writes the first one."""
     text_before_end: str = ""
-    """Text that the engine writes before the end tag. White space with which the reasoning already ends is left out."""
+    """Text that the engine writes before the end tag. A beginning with which the reasoning already ends, such as white
+    space, is left out."""
     text_after_end: str = ""
     """Text that the engine writes after the end tag, such as the start mark of the content."""
     is_open: bool = False
@@ -131,10 +132,15 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     cached_ram_tokens: int = 0
     cached_disk_tokens: int = 0
     completion_tokens: int
+    """Number of tokens of all replies, with those that an engine process generated before its GPU failed."""
     ttft_s: float
     """Time to first token, measured from the arrival of the request in the engine process."""
     prefill_tps: float
-    """Prefill speed in tokens per second, without cached tokens; 0 if no tokens were computed."""
+    """Prefill speed of the prompt in tokens per second, without cached tokens; 0 if no tokens were computed.
+
+    Tokens of replies that are computed again, after a preemption or a failure of the GPU, do not count. After such a
+    failure, it is the speed of the engine process that finished the request, on the CPU.
+    """
     decode_tps: float
     """Decode speed in tokens per second, without the first token of each reply; 0 if no reply has a second token."""
     n_drafts: int = 0

@@ -136,6 +136,10 @@ class ResumedReply(msgspec.Struct, frozen=True, kw_only=True):
     """Finish reason of a reply that had ended; None for a reply that another engine process continues."""
     logprob_sum: float = 0.0
     """Last `TokensGenerated.logprob_sum` of the reply."""
+    thinking_s: float = 0.0
+    """Last `TokensGenerated.thinking_s` of the reply."""
+    completion_tokens: int = 0
+    """Number of tokens of a reply that had ended, with the token that ended it, which is not in `tokens`."""
 
 
 class Generate(Request, frozen=True):
@@ -189,6 +193,8 @@ class Generate(Request, frozen=True):
     """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
     thinking: ThinkingLimit | None = None
     """Tags and limit of the reasoning; None if the model does not reason, or its format is unknown."""
+    is_thinking_ended: bool = False
+    """Whether to end the reasoning in all replies, now and later, as EndThinking does."""
     resumed: list[ResumedReply] = []
     """Beginnings of all replies of the request, which continue after them; empty for new replies. Their tokens count
     for `max_tokens`, grammars, penalties and stop strings, but they and their text are not sent again."""
@@ -458,6 +464,8 @@ class TokensGenerated(Event, frozen=True):
     draft token was accepted."""
     logprob_sum: float = 0.0
     """Sum of the logprobs of the reply's tokens so far; 0 if `Generate.mean_logprob` is False."""
+    thinking_s: float = 0.0
+    """Time in seconds that the reasoning of the reply has taken so far; 0 without reasoning."""
 
 
 class SequenceFinished(Event, frozen=True):

@@ -109,12 +109,13 @@ class ActiveRequest:
         self._cached_prefix = CachedPrefix(seq=0)
         self._n_scored_tokens = params.n_sent_prompt_logprobs
         """Number of prompt tokens whose logprobs were sent."""
+        self._n_prefill_tokens = 0
         self._prefill_s = 0.0
         self.speeds = ReplySpeeds()
         self._measured_s = self._disturbed_s = 0.0
         """Total time of all steps, and of the steps that other programs or a pause slowed down."""
         self._context_tokens = 0
-        self._is_thinking_ended = False
+        self._is_thinking_ended = params.is_thinking_ended
         self._has_failed = False
 
     def record_timing(self, timing: Timing) -> None:
@@ -284,7 +285,9 @@ class ActiveRequest:
         context.synchronize()
         timing = stopwatch.stop()
         self.record_timing(timing)
-        self._prefill_s += timing.elapsed_s
+        if pending.output is None:
+            self._n_prefill_tokens += end - start
+            self._prefill_s += timing.elapsed_s
         if not needs_all_logits:
             self.speeds.record_prefill(start, end, timing)
         if end - start >= _MIN_MEASURED_TOKENS:
@@ -346,14 +349,14 @@ class ActiveRequest:
         else:
             seqs = [seq, *self._cache.fork(seq, self.params.n_sequences - 1)]
             sequences = self.sequences = self._create_sequences(seqs)
-            if self._is_thinking_ended:
-                self.end_thinking()
         if not self._is_ephemeral:
             self._cache.publish(seq)
         self._pending_prefills.remove(pending)
         self.decoding_sequences += sequences
         if pending.output is None:
             sequences = self._resume_sequences()
+            if self._is_thinking_ended:  # after the resumed tokens, in which the reasoning had not ended yet
+                self.end_thinking()
         for sequence in sequences:
             if self.params.max_tokens == 0:
                 self.finish_sequence(sequence, "length")
@@ -432,7 +435,6 @@ class ActiveRequest:
         for sequence in sequences:
             if sequence.speculator is not None:
                 draft_stats.add(sequence.speculator.stats)
-        n_computed = len(self.prompt) - self._n_cached
         n_tokens = sum(s.n_tokens for s in sequences)
         sampled = [s for s in sequences if s.first_token_at]
         first_token_at = min((s.first_token_at for s in sampled), default=0.0)
@@ -446,7 +448,7 @@ class ActiveRequest:
             completion_tokens=n_tokens,
             reasoning_tokens=sum(s.n_reasoning_tokens for s in sequences) or msgspec.UNSET,
             ttft_s=max(0.0, first_token_at - self._arrived_at),
-            prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
+            prefill_tps=self._n_prefill_tokens / self._prefill_s if self._prefill_s > 0 else 0.0,
             decode_tps=n_decoded / decode_s if decode_s > 0 else 0.0,
             n_drafts=draft_stats.n_drafts,
             n_drafted=draft_stats.n_drafted,

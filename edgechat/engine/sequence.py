@@ -94,6 +94,8 @@ class OutputSequence:
         """Times of the first and of the last token that this process has sampled; 0 before the first one."""
         self.n_resumed_tokens = 0
         """Number of tokens that another engine process has sampled."""
+        self._n_unknown_tokens = 0
+        """Number of them that it has not sent: the token that ended the reply."""
         self.finish_reason: FinishReason | None = None
         self._context = context
         self._params = params
@@ -136,6 +138,7 @@ class OutputSequence:
             if self._thoughts is not None:
                 for token in reply.tokens:
                     self._thoughts.feed(self._context.model.token_to_piece(token, special=True), 0.0)
+            self._n_unknown_tokens = max(0, reply.completion_tokens - len(reply.tokens))
             self.n_resumed_tokens, self.finish_reason = self.n_tokens, reply.finish_reason
             return
         self._n_sent_chars = reply.n_chars
@@ -146,12 +149,14 @@ class OutputSequence:
             if not self.accept(token):
                 break
         self._skip_sent_text()
+        if self._thoughts is not None:
+            self._thoughts.resume(reply.thinking_s)
         self.n_resumed_tokens, self.first_token_at = self.n_tokens, 0.0
 
     @property
     def n_tokens(self) -> int:
         """Number of sampled tokens."""
-        return len(self.tokens)
+        return len(self.tokens) + self._n_unknown_tokens
 
     @property
     def stop_string(self) -> str:
@@ -280,6 +285,7 @@ class OutputSequence:
             logprobs=self._logprobs, draft_gain=drafts.gain if drafts is not None else 1.0,
             draft_source=drafts.main_source if drafts is not None else "",
             logprob_sum=self._score.total if self._score is not None else 0.0,
+            thinking_s=self._thoughts.elapsed_s if self._thoughts is not None else 0.0,
         ))  # fmt: skip
         self._unsent_text, self._unsent_tokens, self._logprobs = "", [], []
 

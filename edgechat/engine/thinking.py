@@ -79,6 +79,13 @@ class ThoughtTracker:
             position = text.find(tag, position + 1)
         return position
 
+    def resume(self, elapsed_s: float) -> None:
+        """Replace the time so far by `elapsed_s`, which the tokens took in another process.
+
+        The time until the next token, in which a model is loaded, does not count.
+        """
+        self.elapsed_s, self._last_token_at = elapsed_s, None
+
     def end(self) -> None:
         """End the reasoning now; if the sequence is not reasoning, end later reasoning when it starts."""
         self._is_ended = True
@@ -107,7 +114,8 @@ class ThoughtTracker:
     def closing_texts(self) -> Iterable[str]:
         """Return texts that end the reasoning, longest first: a grammar may allow only a shorter one.
 
-        If the text ends with the beginning of the end tag, the texts continue the tag.
+        If the text ends with the beginning of the end tag, the texts continue the tag; if it ends with the beginning of
+        the longest text, which another engine process has begun, that text is continued.
         """
         limit, end_tag = self._limit, self._limit.end_tags[0]
         n_partial = _find_overlap(self._text, end_tag.encode())
@@ -115,8 +123,9 @@ class ThoughtTracker:
             rest = end_tag.encode()[n_partial:].decode("utf-8", "ignore")
             return [rest + limit.text_after_end, rest]
         before = limit.text_before_end
-        n_space = _find_overlap(self._text, before[: len(before) - len(before.lstrip())].encode())
-        texts = [before[n_space:] + end_tag + limit.text_after_end, end_tag + limit.text_after_end, end_tag]
+        closing = (before + end_tag).encode() if before else b""
+        rest = closing[_find_overlap(self._text, closing) :].decode("utf-8", "ignore") or end_tag
+        texts = [rest + limit.text_after_end, end_tag + limit.text_after_end, end_tag]
         texts += [tag for tag in limit.end_tags if end_tag.startswith(tag)]
         return dict.fromkeys(texts)
 

@@ -144,6 +144,11 @@ class EventStream:
             self._owner.resubmit(self._records[index].make_request(), self.make_event_handler(index))
             self._unfinished_id_by_index[index] = request_id
 
+    def end_thinking(self) -> None:
+        """Record that the reasoning was ended, for an engine process that resumes the requests later."""
+        for record in self._records:
+            record.end_thinking()
+
     async def wait_for(self, event_type: type[E]) -> E:
         """Return the first event of a type. Raises ApiError if the stream ends without one, and EdgechatError."""
         while (request_event := await self.next()) is not None:

@@ -369,8 +369,10 @@ class ModelQueue:
     def end_thinking(self, response_id: str) -> bool:
         """End the reasoning in the response with this id; return False if no such response is being generated."""
         streams = [stream for stream in self._streams if stream.response_id == response_id]
-        for request_id in (i for stream in streams for i in stream.unfinished_ids):
-            self._model.engine.end_thinking(request_id)
+        for stream in streams:
+            stream.end_thinking()
+            for request_id in stream.unfinished_ids:
+                self._model.engine.end_thinking(request_id)
         return bool(streams)
 
     def cancel_all(self) -> None:

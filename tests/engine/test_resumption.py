@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.generation import ThinkingLimit
 from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import ComputeError, EngineError
+from edgechat.hardware.contention import Timing
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
 from tests.engine.fake_engine import N_VOCAB, FakeEngine
@@ -101,6 +103,7 @@ def test_resumed_replies_equal_undisturbed_ones(
     assert isinstance(undisturbed, protocol.RequestFinished)
     assert final.finish_reason == undisturbed.finish_reason
     assert final.stats.prompt_tokens == undisturbed.stats.prompt_tokens
+    assert final.stats.completion_tokens == undisturbed.stats.completion_tokens
     assert not second.cache._leased_seqs
 
 
@@ -129,6 +132,20 @@ def test_failed_computation_loses_no_token_and_leaves_nothing_in_the_cache(
         alone = RecordingEngine(fake, with_drafts=False)
         assert Output(events).texts == Output(run(alone, request)).texts
     assert not first.cache._leased_seqs
+
+
+def test_prefill_speed_is_that_of_the_prompt(fake: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the resumed tokens, which a step of their own computes."""
+    engine = FakeEngine(fake, with_drafts=False)
+    stopwatch = SimpleNamespace(stop=lambda: Timing(0.5))
+    monkeypatch.setattr(engine.context, "start_stopwatch", lambda: stopwatch)
+    engine.add(protocol.Generate(
+        id=1, tokens=[1] * 9, max_tokens=9, sampling=GREEDY, resumed=[protocol.ResumedReply(tokens=[2, 3, 4])]
+    ))  # fmt: skip
+    engine.finish()
+    final = engine.final[1]
+    assert isinstance(final, protocol.RequestFinished)
+    assert final.stats.prefill_tps == 18.0
 
 
 def test_all_or_no_replies_are_resumed(fake: FakeModel) -> None:
@@ -180,6 +197,28 @@ def test_reply_goes_on_within_grammars_and_reasoning(engine: EngineClient, optio
         assert rest_pieces == pieces[count:]
         assert rest_final.finish_reason == final.finish_reason
         assert rest_final.stats.completion_tokens == final.stats.completion_tokens
+
+
+@pytest.mark.parametrize("begun", ["", "\nTime is"])
+@pytest.mark.parametrize("by_time", [True, False])
+def test_reasoning_that_was_to_end_does_not_start_anew(engine: EngineClient, begun: str, by_time: bool) -> None:
+    """At its time limit, or at the user's command; the failed engine may have begun the text that ends it."""
+    thinking = ThinkingLimit(
+        start_tags=("<think>",), end_tags=("</think>",), text_before_end="\nTime is up.\n", is_open=True, max_s=3600.0
+    )
+    tokens = engine.tokenize("<|im_start|>user\nCount from 1 to 20.<|im_end|>\n<|im_start|>assistant\n")
+    request = protocol.Generate(id=0, tokens=tokens, max_tokens=30, sampling=GREEDY, thinking=thinking)
+    sent = "I should count"
+    record = RequestRecord(request)
+    generated = engine.tokenize(sent + begun, add_special=False)
+    record.add(
+        protocol.TokensGenerated(id=0, text="", tokens=generated, thinking_s=3600.0 if by_time else 0.0)
+    )  # fmt: skip
+    if not by_time:
+        record.end_thinking()
+    text, *_ = generate(engine, record.make_request())
+    assert text.startswith(f"{sent}\nTime is up.\n</think>")
+    assert text.count("Time is up") == 1
 
 
 def test_reply_goes_on_within_a_character(engine: EngineClient) -> None:

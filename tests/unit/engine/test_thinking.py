@@ -51,6 +51,18 @@ def test_limit_applies_to_all_reasoning_of_a_reply_together() -> None:
     assert tracker.must_end
 
 
+def test_time_and_closing_text_go_on_in_another_process() -> None:
+    tracker = make_tracker(limit(is_open=True, max_s=3.0, text_before_end="\n\nTime is up.\n"), "a", "\n\nTime i")
+    tracker.resume(2.5)
+    tracker.feed(b"s", 100.0)  # after a load and a prefill
+    assert (tracker.elapsed_s, tracker.must_end) == (2.5, False)
+    tracker.feed(b" ", 100.5)
+    assert tracker.must_end
+    assert next(iter(tracker.closing_texts())) == "up.\n</think>\n\n"
+    tracker.feed(b"up.\n<", 100.6)
+    assert next(iter(tracker.closing_texts())) == "/think>\n\n"
+
+
 def test_time_outside_reasoning_does_not_count() -> None:
     tracker = make_tracker(limit(max_s=3.0), "a", "b", "c", "d", "<think>", "e", "f")
     assert not tracker.must_end

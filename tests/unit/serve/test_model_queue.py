@@ -107,13 +107,15 @@ def make_stream(owner: _Owner, n_requests: int) -> tuple[EventStream, list[OnOut
 async def test_stream_goes_on_after_a_failure_of_the_gpu() -> None:
     owner = _Owner(True, True)
     stream, handlers = make_stream(owner, 2)
-    handlers[0](protocol.TokensGenerated(id=5, text="a", tokens=[7]))
+    handlers[0](protocol.TokensGenerated(id=5, text="a", tokens=[7], thinking_s=2.5))
+    stream.end_thinking()
     for handler in handlers:
         handler(FAILURE)
     events = [await stream.next() for _ in range(3)]
     assert [event and event.event and event.event.id for event in events] == [5, None, None]
     (resumed, on_outcome), (restarted, _) = owner.resubmitted
     assert (resumed.id, resumed.resumed[0].tokens) == (5, [7])
+    assert (resumed.is_thinking_ended, resumed.resumed[0].thinking_s) == (True, 2.5)
     assert (restarted.id, restarted.resumed) == (6, [])
     on_outcome(protocol.PrefillProgressed(id=5, done_tokens=1, total_tokens=1))
     on_outcome(protocol.TokensGenerated(id=5, text="b", tokens=[8]))
