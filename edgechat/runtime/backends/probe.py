@@ -50,6 +50,8 @@ CRASH_CODES: Final = (
     | {-getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE") if hasattr(signal, name)}
     | {0xC0000005, 0xC000001D}
 )
+# End of the description of a product for whose weights there was no memory (native/src/selftest.cpp).
+_NO_MEMORY: Final = ": its buffer can't be allocated"
 
 
 def _ignore_progress(_status: str) -> None:
@@ -311,8 +313,7 @@ def interpret_report(
     if exit_code in CRASH_CODES:
         return "crashed", f"crashed with {describe_exit(exit_code)} at step: {report.stage}"
     if exit_code == EXIT_WRONG and report.failures:
-        other_failures = f" (and {len(report.failures) - 1} more failures)" if len(report.failures) > 1 else ""
-        return "wrong", f"computes wrong numbers: {report.failures[0]}{other_failures}"
+        return _interpret_failures(report.failures)
     if exit_code == EXIT_REFUSED:
         is_cpu = module.name.startswith("cpu-")
         cause = "this CPU lacks required instructions" if is_cpu else "no driver or no supported device was found"
@@ -321,6 +322,13 @@ def interpret_report(
         return "passed", f"passed {report.n_checks} checks in {elapsed_s:.1f} s"
     # The cause is outside the module (no memory, no temporary file), so the module is tested again at the next start.
     return "untested", f"its self-test ended with {describe_exit(exit_code)} at step: {report.stage}"
+
+
+def _interpret_failures(failures: list[str]) -> tuple[verdicts.Status, str]:
+    if all(failure.endswith(_NO_MEMORY) for failure in failures):
+        return "untested", f"had no memory for its self-test: {failures[0]}"
+    other_failures = f" (and {len(failures) - 1} more failures)" if len(failures) > 1 else ""
+    return "wrong", f"computes wrong numbers: {failures[0]}{other_failures}"
 
 
 def _interpret_timeout(

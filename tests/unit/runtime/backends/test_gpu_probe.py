@@ -135,6 +135,19 @@ def test_device_that_fails_with_a_later_type_is_refused(bundle: Bundle, monkeypa
     assert len(devices.calls) == 2
 
 
+def test_memory_that_other_programs_take_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices(PASSED)
+    devices.failures[0] = "product of q4_0 in Vulkan0, batch 1: its buffer can't be allocated"
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    assert verdict.status == "untested"
+    assert verdict.reason.startswith("had no memory for its self-test: product of q4_0")
+    failures, devices.failures = devices.failures, {}
+    assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
+    devices.failures = failures
+    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
+
+
 def test_slow_compiler_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=False))
     verdict = check(bundle, monkeypatch, devices)
