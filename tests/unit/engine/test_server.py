@@ -1,4 +1,4 @@
-"""The engine server's idle work: a request aborts it, and its errors are only logged."""
+"""The engine server's idle work, which a request aborts, and its end after a failure of the GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pytest
 from edgechat.engine import frames, protocol, server
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.server import EngineServer
-from edgechat.errors import EngineError
+from edgechat.errors import ComputeError, EngineError
+from edgechat.planner.load_plan import make_manual_plan
+from edgechat.process import EXIT_GPU_FAILED
+from edgechat.runtime.backends import gpu_probe
 from tests.time_limit import HANG_S
 
 AllowAbort = Callable[[bool], None]
@@ -90,3 +93,31 @@ def test_error_in_idle_work_is_logged_and_ends_the_idle_work(
     engine_server = server_with(IdleModel(work))
     assert engine_server._idle_step() is None
     assert "Idle work failed" in capsys.readouterr().err
+
+
+def test_resident_engine_sends_a_failure_of_its_gpu_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingModel(EngineModel):
+        def execute(self, request: protocol.AnyRequest, arrived_at: float) -> None:
+            raise ComputeError("The device was lost.")
+
+    calls: list[object] = []
+
+    def end(code: int) -> None:
+        calls.append(code)
+        raise SystemExit
+
+    engine_server = EngineServer(is_resident=True)
+    engine_server._model = FailingModel()
+    plan = make_manual_plan("m.gguf", n_threads=1, n_ctx=64, n_gpu_layers=9)
+    engine_server._load_request = protocol.Load(id=1, plan=plan)
+    monkeypatch.setattr(server, "find_bundle", lambda: None)
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda *_: calls.append("recorded"))
+    monkeypatch.setattr(engine_server.clients, "write", lambda event: calls.append(type(event).__name__))
+    monkeypatch.setattr(engine_server.clients, "flush", lambda _: calls.append("flushed"))
+    monkeypatch.setattr("os._exit", end)
+    engine_server.receive(protocol.Embed(id=5, inputs=[[1]]))
+    engine_server.receive(protocol.Embed(id=6, inputs=[[1]]))
+    with pytest.raises(SystemExit):
+        engine_server.serve()
+    assert calls[:2] == ["recorded", "RequestFailed"]
+    assert calls[-2:] == ["flushed", EXIT_GPU_FAILED]
