@@ -29,8 +29,9 @@ from edgechat.errors import EngineError
 from edgechat.hardware.gpu import Gpu
 from edgechat.models import loading, resources
 from edgechat.models.events import ModelLoadProgressed
-from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends import gpu_absence, gpu_probe, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.verdicts import FailedType, Verdict
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
 from tests.faults.test_backends import copy_bundle, headers
@@ -41,6 +42,7 @@ __all__ = ["headers"]  # fixture
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripted GPU is built for Linux")
 MIB = 1 << 20
+Q4_1 = 3
 OpenSession = Callable[..., Session]
 
 
@@ -464,6 +466,25 @@ def test_gpu_with_a_failed_selftest_is_not_used(open_session: OpenSession) -> No
     assert "vulkan" in warning
     assert "computes wrong numbers" in warning
     assert reply(session)
+
+
+def test_model_with_a_weight_type_that_crashed_the_test_uses_the_cpu(open_session: OpenSession) -> None:
+    session = open_session()
+    [module] = find_bundle().gpu_modules
+    assert session.model.plan is not None
+    assert session.model.plan.gpu_module == module.path
+    failed = FailedType(Q4_1, "crashed with SIGSEGV (signal 11) at step: product of q4_1 in CUDA0, batch 1")
+
+    def fail(newest: Verdict) -> Verdict:
+        devices = [msgspec.structs.replace(device, failed_types=(failed,)) for device in newest.devices]
+        return msgspec.structs.replace(newest, devices=tuple(devices))
+
+    verdicts.change_verdict(gpu_absence.compute_key(find_bundle(), module), fail)
+    session = open_session()
+    [warning] = session.warnings
+    assert warning.startswith("a scripted GPU is not used for a model with Q4_1 weights, because its test crashed with")
+    assert warning.endswith("batch 1; edgechat uses the CPU")
+    assert n_gpu_layers(session) == 0
 
 
 def test_removed_gpu_is_reported_and_absent_gpu_is_not(open_session: OpenSession) -> None:
