@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgechat.planner.draft_request import DraftRequest
+from edgechat.draft_request import DraftRequest
 from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from edgechat.draft_request import TokenChain
 from edgechat.errors import DrafterError, PlanError
-from edgechat.planner.draft_request import TokenChain
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import DraftLayout, SequenceDraft

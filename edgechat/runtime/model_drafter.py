@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from edgechat.draft_request import NO_WINDOW, DraftRequest, TextWindow, TokenChain
 from edgechat.errors import DrafterError, EdgechatError, EngineError, PlanError
-from edgechat.planner.draft_request import NO_WINDOW, DraftRequest, TextWindow, TokenChain
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
+from edgechat.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.prefix.common_prefix import common_prefix_length
 
 # Sources of drafts. The acceptance rates are measured separately for each source.

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from edgechat.draft_request import NO_WINDOW, DraftRequest, TokenChain
 from edgechat.errors import EdgechatError
-from edgechat.planner.draft_request import NO_WINDOW, DraftRequest, TokenChain
 from edgechat.speculation.calibration import Calibration, CalibrationCounts
 from edgechat.speculation.drafter import FROM_MODEL, Draft, ModelDrafter
 from edgechat.speculation.drafter_costs import FIRST_PENDING_TOKENS, DrafterCosts

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from edgechat.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.errors import EngineError
-from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.model_source import DrafterProfile, ModelSource
 
 Behaviour = Literal["perfect", "random", "wrong", "half", "raising", "too long", "invalid", "silent", "no memory"]

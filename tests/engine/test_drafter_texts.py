@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgechat.planner.draft_request import DraftRequest, TextWindow
+from edgechat.draft_request import DraftRequest, TextWindow
 from edgechat.planner.drafter_plan import DRAFTER_CELLS, DrafterKind
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import DecodeAborted

@@ -7,10 +7,10 @@ from pathlib import Path
 import gguf
 import pytest
 
+from edgechat.draft_request import DraftRequest
 from edgechat.errors import DrafterError, PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner.draft_request import DraftRequest
 from edgechat.planner.drafter_choice import estimate_drafter
 from edgechat.planner.drafter_plan import DrafterKind, DrafterPlan
 from edgechat.planner.memory import LoadOptions

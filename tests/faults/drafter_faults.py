@@ -38,7 +38,7 @@ def arrange(directory: Path, fault: str, marker: Path | None = None) -> dict[str
 
 def install() -> None:
     """Let the drafter of this process draft in every step, but not in idle time, with the fault in the environment."""
-    from edgechat.planner.draft_request import TokenChain
+    from edgechat.draft_request import TokenChain
     from edgechat.runtime.activity import Activity
     from edgechat.runtime.drafter_context import DrafterContext
     from edgechat.runtime.drafter_source import DrafterSource

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from edgechat.bench.draft_replay import FixedStepCosts
-from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
+from edgechat.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.controller import DraftController

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from edgechat.bench.draft_replay import FixedStepCosts
-from edgechat.planner.draft_request import DraftRequest, TextWindow, TokenChain
+from edgechat.draft_request import DraftRequest, TextWindow, TokenChain
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.batch_speculator import BatchMember, BatchSpeculator
 from edgechat.speculation.calibration import Calibration

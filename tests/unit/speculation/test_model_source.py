@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgechat.planner.draft_request import TextWindow
+from edgechat.draft_request import TextWindow
 from edgechat.speculation.calibration import CalibrationCounts
 from edgechat.speculation.drafter import FROM_MODEL
 from edgechat.speculation.trial_schedule import TrialSchedule
