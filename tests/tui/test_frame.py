@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,31 @@ async def test_gain_from_drafts_is_shown_during_a_reply(gain: float, source: str
         await until_async(lambda: "tokens/s" in status_text(app) and "x by" not in status_text(app))
         await pilot.press("escape")
         await until_async(lambda: app.pane.status_line.state != "Generating")
+
+
+async def test_used_context_stays_visible_beside_the_gain_from_drafts() -> None:
+    script = Script(["word " * 2000], token_interval_s=0.02)
+    script.draft_gain, script.draft_source = 1.52, "model"
+    app = make_scripted_app(script=script)
+    async with app.run_test(size=(70, 24)) as pilot:
+        await wait_until_ready(app)
+        app.pane.prompt.load("Question")
+        await pilot.press("enter")
+        await until_async(lambda: "tokens/s" in status_text(app))
+        figure = re.search(r"context \S+ \d+/\d+", status_text(app))
+        assert figure is not None
+        assert figure.end() <= app.pane.status_line.size.width
+        assert "x by" not in status_text(app)
+        await pilot.press("escape")
+        await until_async(lambda: app.pane.status_line.state != "Generating")
+
+
+async def test_used_context_stays_visible_beside_a_long_warning() -> None:
+    app = make_scripted_app()
+    async with app.run_test(size=(70, 24)):
+        await wait_until_ready(app)
+        app.pane.status_line.show_state("Ready", "sending drops 2 messages from the start of the context")
+        assert re.match(r"Ready  context \S+ \d+/\d+  sending drops", status_text(app))
 
 
 async def test_command_is_not_counted_while_it_is_typed() -> None:

@@ -71,7 +71,11 @@ class StatusLine(Static):
         self.redraw()
 
     def show_state(self, state: str, detail: str = "") -> None:
-        """Show `state`, the current activity, and `detail`, such as the speed of the last reply."""
+        """Show `state`, the current activity, and `detail`, such as the speed of the last reply.
+
+        If the line is full, a part in brackets at the end of `detail`, such as the gain from drafts, is left out first.
+        If that is not enough, as with a long warning, the used context comes before `detail`.
+        """
         self.state, self.detail = state, detail
         self.redraw()
 
@@ -105,19 +109,23 @@ class StatusLine(Static):
         if status.message_keys:
             self.update(_one_line(status.message_keys), layout=False)
             return
-        parts: list[str | Content] = [self.state, self.detail, *status.composer_status]
+        # In the order of their importance, because the end of a full line is cut off.
+        n_ctx = status.n_ctx
+        context = format_context(self.context_tokens, n_ctx, status.bar_glyphs) if n_ctx is not None else ""
+        parts: list[str | Content] = [self.state, self.detail, context, *status.composer_status]
         if not status.shows_end:
             parts.append("More below (Ctrl+End)")
-        if status.n_ctx is not None:
-            parts.append(format_context(self.context_tokens, status.n_ctx, status.bar_glyphs))
+        if _count_columns(parts) > self.size.width:
+            parts[1] = _remove_brackets(self.detail)
+            if _count_columns(parts[:3]) > self.size.width:
+                parts[1], parts[2] = parts[2], parts[1]
         if status.has_model and self.size.width >= _MODEL_NAME_COLUMNS:
-            n_free = self.size.width - sum(cell_len(str(part)) + 2 for part in parts if part)
+            n_free = self.size.width - _count_columns(parts) - 2
             ellipsis = "..." if self.app.has_class("ascii") else "…"
             parts.append(shorten_model_name(status.model_name, max(_MIN_NAME_COLUMNS, n_free), ellipsis))
         parts.append(status.download_status)
-        context = next((part for part in parts if isinstance(part, Content)), None)
         texts = [_one_line(part) if isinstance(part, str) else part for part in parts if part]
-        self.update(Content("  ").join(texts) if context is not None else "  ".join(map(str, texts)), layout=False)
+        self.update(Content("  ").join(texts) if context else "  ".join(map(str, texts)), layout=False)
 
 
 def format_context(n_tokens: int, n_ctx: int, glyphs: tuple[str, str]) -> Content:
@@ -133,6 +141,16 @@ def format_context(n_tokens: int, n_ctx: int, glyphs: tuple[str, str]) -> Conten
     style = "$text-error" if share >= _ERROR_SHARE else "$text-warning"
     label = "nearly full" if share >= _ERROR_SHARE else f"{int(share * 100)} % full"
     return Content.styled(f"context {bar} {n_tokens}/{n_ctx} {label}", style)
+
+
+def _count_columns(parts: Sequence[str | Content]) -> int:
+    """Return the width of the parts in a line, with two columns between them."""
+    return sum(cell_len(str(part)) + 2 for part in parts if part) - 2
+
+
+def _remove_brackets(text: str) -> str:
+    """Remove a part in brackets at the end of a text."""
+    return text.rpartition(" (")[0] or text if text.endswith(")") else text
 
 
 def _one_line(text: str) -> str:
