@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgechat.documents.passages import PASSAGES_MEDIA_TYPE
-from edgechat.engine.generation import GenerationStats, ReplyOrigin
+from edgechat.engine.generation import GenerationStats, ReplyOrigin, are_drafts_noticeable
 from edgechat.humanize import format_count, format_day
 from edgechat.terminal import escape_controls
 
@@ -152,16 +152,16 @@ def format_title(title: str, n_chars: int = 200) -> str:
 def format_draft_gain(stats: GenerationStats) -> str:
     """Describe the gain from the drafts of a reply: `1.5x speed`, or `1.5x speed, 40 of 52 by the draft model`.
 
-    The second form counts the accepted draft tokens of a model drafter, if it drafted. Returns "" without drafts.
+    The second form counts the accepted draft tokens of a model drafter, if it drafted. The speed is left out if the
+    accepted drafts were no noticeable share of the reply. Returns "" without drafts.
     """
-    if not stats.n_drafted:
-        return ""
-    text = f"{stats.speculation_gain:.1f}x speed"
-    sources = stats.drafts_by_source if stats.drafts_by_source is not msgspec.UNSET else {}
-    counts = sources.get("model")
-    if counts is None or not counts.n_drafted:
-        return text
-    return f"{text}, {counts.n_accepted} of {counts.n_drafted} by the draft model"
+    parts = []
+    if are_drafts_noticeable(stats.n_accepted, stats.completion_tokens):
+        parts.append(f"{stats.speculation_gain:.1f}x speed")
+    counts = stats.drafts_by_source.get("model") if stats.drafts_by_source is not msgspec.UNSET else None
+    if counts is not None and counts.n_drafted:
+        parts.append(f"{counts.n_accepted} of {counts.n_drafted} by the draft model")
+    return ", ".join(parts)
 
 
 def format_live_gain(gain: float, source: str) -> str:
@@ -193,7 +193,7 @@ def format_performance(message: Message) -> str:
         parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
     if stats.n_drafted:
         gain = format_draft_gain(stats)
-        parts.append(f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted ({gain})")
+        parts.append(f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted" + (f" ({gain})" if gain else ""))
     if message.model:
         parts.append(message.model.removesuffix(".gguf"))
     return ", ".join(parts)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from edgechat.humanize import format_count
+
+# With a smaller share of accepted drafts in a reply, the estimated time without drafts is too inexact for their gain.
+_MIN_NOTICEABLE_SHARE: Final = 0.05
+
+
+def are_drafts_noticeable(n_accepted: int, n_tokens: int) -> bool:
+    """Return whether so many of a reply's tokens were accepted drafts that their gain can be shown."""
+    return n_accepted >= max(1, _MIN_NOTICEABLE_SHARE * n_tokens)
 
 
 class ThinkingLimit(msgspec.Struct, frozen=True, kw_only=True):

@@ -460,8 +460,8 @@ class TokensGenerated(Event, frozen=True):
     draft_gain: float = 1.0
     """Estimated speed of the reply so far, relative to decoding without drafts; 1.0 without drafts."""
     draft_source: str = ""
-    """Source of most of the accepted draft tokens so far, one of `edgechat.speculation.drafter.SOURCE_NAMES`; "" if no
-    draft token was accepted."""
+    """Source of most of the accepted draft tokens so far, one of `edgechat.speculation.drafter.SOURCE_NAMES`; "" if
+    they are not a noticeable share of the reply."""
     logprob_sum: float = 0.0
     """Sum of the logprobs of the reply's tokens so far; 0 if `Generate.mean_logprob` is False."""
     thinking_s: float = 0.0

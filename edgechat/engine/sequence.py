@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgechat.engine.generation import TokenLogprobs
+from edgechat.engine.generation import TokenLogprobs, are_drafts_noticeable
 from edgechat.engine.protocol import FinishReason, Generate, ResumedReply, SequenceFinished, TokensGenerated
 from edgechat.engine.repetition import RepetitionDetector
 from edgechat.engine.stop_strings import StopStringFilter
@@ -280,10 +280,11 @@ class OutputSequence:
 
     def _flush(self) -> None:
         drafts = self.speculator.stats if self.speculator is not None else None
+        is_noticeable = drafts is not None and are_drafts_noticeable(drafts.n_accepted, drafts.n_tokens)
         self._send(TokensGenerated(
             id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self.index,
             logprobs=self._logprobs, draft_gain=drafts.gain if drafts is not None else 1.0,
-            draft_source=drafts.main_source if drafts is not None else "",
+            draft_source=drafts.main_source if drafts is not None and is_noticeable else "",
             logprob_sum=self._score.total if self._score is not None else 0.0,
             thinking_s=self._thoughts.elapsed_s if self._thoughts is not None else 0.0,
         ))  # fmt: skip

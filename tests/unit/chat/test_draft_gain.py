@@ -8,9 +8,9 @@ from edgechat.chat.messages import format_draft_gain, format_speed
 from edgechat.engine.generation import DraftCounts, GenerationStats
 
 
-def stats(n_drafted: int, **sources: tuple[int, int]) -> GenerationStats:
+def stats(n_drafted: int, n_tokens: int = 50, **sources: tuple[int, int]) -> GenerationStats:
     return GenerationStats(
-        prompt_tokens=10, cached_tokens=0, completion_tokens=50, ttft_s=0.1, prefill_tps=100.0, decode_tps=42.4,
+        prompt_tokens=10, cached_tokens=0, completion_tokens=n_tokens, ttft_s=0.1, prefill_tps=100.0, decode_tps=42.4,
         n_drafted=n_drafted, n_accepted=n_drafted // 2, speculation_gain=1.46,
         drafts_by_source={name: DraftCounts(*counts) for name, counts in sources.items()},
     )  # fmt: skip
@@ -22,6 +22,12 @@ def stats(n_drafted: int, **sources: tuple[int, int]) -> GenerationStats:
         (stats(0), "", "42 tokens/s"),
         (stats(20, context=(20, 10)), "1.5x speed", "42 tokens/s"),
         (stats(20, context=(20, 10), model=(0, 0)), "1.5x speed", "42 tokens/s"),
+        (stats(4, 300, context=(4, 2)), "", "42 tokens/s"),
+        (
+            stats(20, 300, model=(20, 10)),
+            "10 of 20 by the draft model",
+            "42 tokens/s (10 of 20 by the draft model)",
+        ),
         (
             stats(72, context=(20, 10), model=(52, 40)),
             "1.5x speed, 40 of 52 by the draft model",
