@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ import click
 
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, FloatRange, IntRange, complete_draft_model, complete_model
-from edgechat.cli.progress import StderrStatus
+from edgechat.cli.progress import StderrStatus, echo_note
 from edgechat.decode_errors import describe_decode_error
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
@@ -109,6 +110,7 @@ def plan(
     from edgechat.planner.picks import choose_picks
     from edgechat.planner.report import make_plan_row, make_plan_rows
 
+    _note_missing_drafters([e for e in evaluations if e.candidate.name in models], json_facts.pop("draft_model"))
     picks = choose_picks(evaluations, defaults_only=not models)
     rows = make_plan_rows(evaluations, choice, picks)
     if as_json:
@@ -178,10 +180,23 @@ def _evaluate_candidates(
     choice = choose_evaluation(evaluations, defaults_only=not models)
     json_facts = {
         "available_bytes": machine.available_bytes, "reserved_bytes": machine.reserved_bytes,
-        "backend": speeds.backend if speeds else None,
+        "backend": speeds.backend if speeds else None, "draft_model": settings.draft_model,
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
     return evaluations, choice, json_facts
+
+
+def _note_missing_drafters(evaluations: Sequence[Evaluation], draft_model: str) -> None:
+    """Say for each model that the user named why it would decode without the draft model that the user named."""
+    from edgechat.config import AUTO, OFF
+
+    if draft_model in {AUTO, OFF}:
+        return
+    for evaluation in evaluations:
+        load_plan = evaluation.plan
+        if load_plan is not None and load_plan.drafter is None and "drafter" in load_plan.reasons:
+            text = f"{evaluation.candidate.name} decodes without the draft model: {load_plan.reasons['drafter']}."
+            echo_note(escape_controls(f"edgechat: {text}"))
 
 
 def _find_gpus(engine: EngineClient, candidates: list[Candidate], status: StderrStatus) -> None:

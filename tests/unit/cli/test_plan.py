@@ -188,5 +188,8 @@ def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
     assert "drafter: the MTP heads, in the file of the model" in " ".join(text.split())
     _, [row] = rows(cli, str(hybrid), "--draft-model", str(target), "--budget", "2GB")
     assert row["plan"]["drafter"]["kind"] == "draft-model", "the user's choice replaces the heads"
+    unused = cli("plan", str(target), "--draft-model", str(target), "--no-measure")
+    assert unused.returncode == 0
+    assert "decodes without the draft model: target is the model itself" in unused.stderr
     unknown = cli("plan", str(target), "--draft-model", "no-such-model", "--no-measure")
     assert (unknown.returncode, "no-such-model" in unknown.stderr) == (3, True)
