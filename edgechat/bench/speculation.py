@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from edgechat.bench import draft_replay
+from edgechat.bench.gpu import find_gpu
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.repetition import check_replies
 from edgechat.bench.speculation_report import Agreement, SpeculationReport, SpeculationRow
@@ -73,6 +74,8 @@ class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
     n_threads: int
     rounds: int = 3
     peer: Path | None = None
+    uses_gpu: bool = False
+    """Whether every layer is computed by a GPU; not with a peer or a model drafter."""
 
 
 def make_load_options() -> LoadOptions:
@@ -204,12 +207,13 @@ class EdgechatRun:
     def __init__(self, options: SpeculationOptions, drafter: DrafterPlan | None = None) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
+        gpu = find_gpu(self._engine, Path(options.model)) if options.uses_gpu else None
+        load_options = msgspec.structs.asdict(make_load_options()) | {"n_gpu_layers": gpu.n_layers if gpu else 0}
         plan = make_manual_plan(
-            options.model, n_threads=options.n_threads, n_batch=N_BATCH, drafter=drafter,
-            **msgspec.structs.asdict(make_load_options()),
-        )  # fmt: skip
+            options.model, n_threads=options.n_threads, n_batch=N_BATCH, drafter=drafter, **load_options
+        )
         self._model_properties = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
-        self.backend = self._model_properties.backend
+        self.backend = self._model_properties.backend + (f", every layer on {gpu.name}" if gpu else "")
 
     def tokenize_cases(self, workloads: Workloads, *, with_random_tokens: bool = True) -> list[TokenizedCase]:
         """Return all workload cases as tokens, and adversarial cases of random tokens after them."""

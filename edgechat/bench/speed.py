@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.bench.gpu import BenchGpu, find_gpu
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
@@ -37,6 +39,8 @@ class SpeedWorkload(msgspec.Struct, frozen=True, kw_only=True):
     n_depth: int = 0
     """Number of tokens in the context before the measured tokens."""
     rounds: int = 5
+    uses_gpu: bool = False
+    """Whether every layer is computed by a GPU, in edgechat and in the peer."""
 
 
 class SpeedSample(msgspec.Struct, frozen=True):
@@ -57,6 +61,8 @@ class SpeedReport(msgspec.Struct, frozen=True):
     prefill_ratio: float | None
     """Prefill speed of edgechat divided by that of the peer, median over the rounds; None without a peer."""
     decode_ratio: float | None
+    gpu: str = ""
+    """GPUs with every layer of the model; "" if the CPU computed everything."""
 
 
 def compare(
@@ -71,13 +77,14 @@ def compare(
     peer_samples: list[SpeedSample] = []
     engine = EngineClient()
     try:
-        backend = load_engine(engine, workload)
+        gpu = find_gpu(engine, Path(workload.model)) if workload.uses_gpu else None
+        backend = load_engine(engine, workload, n_gpu_layers=gpu.n_layers if gpu else 0)
         module = next(m for m in bundle.modules if m.name == backend)
         for round_index in range(workload.rounds):
             on_progress(f"round {round_index + 1} of {workload.rounds}")
             measurements: list[Callable[[], None]] = [lambda: edgechat_samples.append(measure_engine(engine, workload))]
             if peer is not None:
-                measurements.append(lambda: peer_samples.append(measure_peer(peer, module.path, workload)))
+                measurements.append(lambda: peer_samples.append(measure_peer(peer, module.path, workload, gpu)))
             # The order alternates, because the second run of each pair starts on a warmer machine.
             for measure in measurements if round_index % 2 == 0 else reversed(measurements):
                 measure()
@@ -87,16 +94,19 @@ def compare(
         workload=workload, backend=backend, build_id=bundle.build_id, edgechat=edgechat_samples, peer=peer_samples,
         prefill_ratio=_median_ratio([s.prefill_tps for s in edgechat_samples], [s.prefill_tps for s in peer_samples]),
         decode_ratio=_median_ratio([s.decode_tps for s in edgechat_samples], [s.decode_tps for s in peer_samples]),
+        gpu=gpu.name if gpu else "",
     )  # fmt: skip
 
 
-def make_workload(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkload:
+def make_workload(model: Path, n_threads: int | None, *, uses_gpu: bool = False, **sizes: int) -> SpeedWorkload:
     """Return a workload for a model file.
 
     Raises ModelFileError, and UsageError if the workload exceeds the context length that the model was trained with.
     """
     header = read_header(model)
-    workload = SpeedWorkload(model=str(model), n_threads=n_threads or count_usable_threads(), **sizes)
+    workload = SpeedWorkload(
+        model=str(model), n_threads=n_threads or count_usable_threads(), uses_gpu=uses_gpu, **sizes
+    )  # fmt: skip
     max_tokens = workload.n_depth + max(workload.n_prompt, workload.n_gen)
     if header.n_ctx_train and max_tokens > header.n_ctx_train:
         raise UsageError(
@@ -106,7 +116,9 @@ def make_workload(model: Path, n_threads: int | None, **sizes: int) -> SpeedWork
     return workload
 
 
-def load_engine(engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threads: bool = False) -> str:
+def load_engine(
+    engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threads: bool = False, n_gpu_layers: int = 0
+) -> str:
     """Load the model of a workload without drafts and prompt cache; return the name of the backend.
 
     With `adapts_n_threads`, decode steps use fewer threads while other programs are busy, as they do in a chat.
@@ -114,7 +126,7 @@ def load_engine(engine: EngineClient, workload: SpeedWorkload, *, adapts_n_threa
     plan = make_manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
-        adapts_n_threads=adapts_n_threads,
+        adapts_n_threads=adapts_n_threads, n_gpu_layers=n_gpu_layers,
     )  # fmt: skip
     return engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
 
@@ -149,22 +161,31 @@ class _LlamaBenchRow(msgspec.Struct):
     n_prompt: int
     n_gen: int
     samples_ts: list[float]
+    backends: str = ""
+    """Kinds of GPU modules that are loaded; "CPU" if there is none."""
 
 
-def measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSample:
-    """Measure a workload once with the llama-bench binary `peer` and the CPU module `module`. Raises EngineError."""
+def measure_peer(peer: Path, module: str, workload: SpeedWorkload, gpu: BenchGpu | None = None) -> SpeedSample:
+    """Measure a workload once with the llama-bench binary `peer`, the CPU module `module` and the module of `gpu`.
+
+    Every layer is on the GPU if there is one. Raises EngineError.
+    """
     command = [
         str(peer.resolve()), "-m", str(Path(workload.model).resolve()), "-t", str(workload.n_threads), "-r", "1",
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),
-        "-b", str(N_BATCH), "-ub", str(N_BATCH), "-lm", "mmap", "-o", "json",
+        "-b", str(N_BATCH), "-ub", str(N_BATCH), "-lm", "mmap", "-o", "json", *(("-ngl", "99") if gpu else ()),
     ]  # fmt: skip
     # GGML_BACKEND_PATH selects the module that edgechat uses. ggml also searches the current directory, so llama-bench
-    # runs in an empty directory.
-    environment = os.environ | {"GGML_BACKEND_PATH": module}
-    with tempfile.TemporaryDirectory() as empty_dir:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty_dir, env=environment)
+    # runs in an empty directory, or beside a GPU in one with the CPU module.
+    environment = os.environ | {"GGML_BACKEND_PATH": gpu.module if gpu else module}
+    with tempfile.TemporaryDirectory() as directory:
+        if gpu:
+            shutil.copy(module, directory)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     try:
         rows = msgspec.json.decode(result.stdout, type=list[_LlamaBenchRow])
+        if gpu and any(row.backends in {"", "CPU"} for row in rows):
+            raise EngineError(f"{peer} did not use {gpu.name}. Build it from the llama.cpp of this edgechat.")
         return SpeedSample(
             prefill_tps=next(r.samples_ts[0] for r in rows if r.n_prompt),
             decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
@@ -185,8 +206,9 @@ def format_table(report: SpeedReport) -> str:
     workload = report.workload
     lines = [
         (
-            f"{Path(workload.model).name}, {report.backend}, {workload.n_threads} threads, depth {workload.n_depth}, "
-            f"{workload.rounds} rounds (medians)"
+            f"{Path(workload.model).name}, {report.backend}, "
+            f"{f'every layer on {report.gpu}, ' if report.gpu else ''}"
+            f"{workload.n_threads} threads, depth {workload.n_depth}, {workload.rounds} rounds (medians)"
         ),
         f"{'':<12}{'edgechat':>12}{'llama-bench':>14}{'ratio':>8}",
     ]

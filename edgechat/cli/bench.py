@@ -11,6 +11,7 @@ from edgechat.cli.bench_agent import agent
 from edgechat.cli.bench_documents import documents
 from edgechat.cli.bench_options import (
     count_option,
+    gpu_option,
     json_option,
     model_option,
     peer_option,
@@ -41,22 +42,24 @@ def bench() -> None:
 @count_option("--gen", "n_gen", "Number of tokens to decode.", default=64, minimum=2)
 @count_option("--depth", "n_depth", "Number of tokens in the context before the measurement.", default=0, minimum=0)
 @rounds_option(5)
+@gpu_option
 @json_option
 def speed(
     model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
-    as_json: bool,
+    *, uses_gpu: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed.
 
     With --peer, runs of edgechat and llama-bench alternate. Compare only their ratios, because absolute speeds vary
-    with the load of the machine.
+    with the load of the machine. With --gpu, both compute every layer on the GPU.
     """
     from edgechat.bench.speed import compare, format_table, make_workload
     from edgechat.catalogue.resolve import find_model
 
     workload = make_workload(
-        find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
-    )
+        find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds,
+        uses_gpu=uses_gpu,
+    )  # fmt: skip
     report = compare(workload, peer, print_progress)
     echo_json(report) if as_json else click.echo(format_table(report))
 

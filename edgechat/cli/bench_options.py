@@ -18,6 +18,9 @@ model_option = click.option(
 threads_option = click.option(
     "--threads", "n_threads", type=IntRange(1, 512), metavar="N", help="Number of compute threads."
 )
+gpu_option = click.option(
+    "--gpu", "uses_gpu", is_flag=True, help="Compute every layer on the GPU, even where the CPU is faster."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgechat.cli.bench_options import json_option, model_option, peer_option, rounds_option, threads_option
+from edgechat.cli.bench_options import gpu_option, json_option, model_option, peer_option, rounds_option, threads_option
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import complete_draft_model
 from edgechat.cli.progress import StderrStatus
@@ -34,10 +34,11 @@ def kinds_option(help_text: str) -> Callable[[Command], Command]:
 @peer_option("llama-server")
 @threads_option
 @rounds_option(3)
+@gpu_option
 @json_option
 def speculation(
     file: Path | None, model: str, draft_model: str | None, kinds: tuple[str, ...], peer: Path | None,
-    n_threads: int | None, rounds: int, *, as_json: bool,
+    n_threads: int | None, rounds: int, *, uses_gpu: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure speculative decoding by kind of conversation.
 
@@ -67,10 +68,14 @@ def speculation(
     from edgechat.bench import speculation as text_drafts
     from edgechat.bench.speculation_report import format_table
     from edgechat.catalogue.resolve import find_model
+    from edgechat.errors import UsageError
     from edgechat.hardware.cpu import count_usable_threads
 
+    if uses_gpu and (peer is not None or draft_model is not None):
+        raise UsageError("With --gpu, only drafts from the text are measured. Omit --peer and --draft-model.")
     options = text_drafts.SpeculationOptions(
-        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds, peer=peer
+        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds, peer=peer,
+        uses_gpu=uses_gpu,
     )  # fmt: skip
     status = StderrStatus()
     cases, report, table = workloads.read_workloads(file), None, ""

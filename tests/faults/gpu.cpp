@@ -80,7 +80,7 @@ static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_
     return ggml_backend_buffer_init(type, iface, memory, size);
 }
 
-static const char * name_of_type(ggml_backend_buffer_type_t) { return "Scripted"; }
+static const char * name_of_type(ggml_backend_buffer_type_t) { return "Scripted0"; }
 static size_t       alignment(ggml_backend_buffer_type_t) { return 64; }
 static bool         is_host(ggml_backend_buffer_type_t) { return false; }
 

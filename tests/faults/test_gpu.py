@@ -165,6 +165,42 @@ def test_own_module_in_a_copy_of_the_bundle_is_tested_like_any_other(
     assert diagnose()[0] == "refused"
 
 
+PEER = """#!/bin/sh
+[ "$GGML_BACKEND_PATH" = "$GPU_MODULE" ] && ls libggml-cpu-*.so >&2 && echo "$@" > "$ARGUMENTS"
+echo '[{"n_prompt": 32, "n_gen": 0, "samples_ts": [100.0], "backends": "'"$KIND"'"},
+       {"n_prompt": 0, "n_gen": 4, "samples_ts": [10.0], "backends": "'"$KIND"'"}]'
+"""
+
+
+def test_speed_of_the_gpu_is_compared_with_llama_bench_on_the_gpu(
+    bundle: Path, gpu_verdicts: Path, home: Path, run_here: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copy(gpu_verdicts, home / "cache")
+    peer = tmp_path / "llama-bench"
+    peer.write_text(PEER)
+    peer.chmod(0o755)
+    monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
+    monkeypatch.setenv("GPU_MODULE", str(bundle / "libggml-vulkan.so"))
+    monkeypatch.setenv("ARGUMENTS", str(tmp_path / "arguments"))
+    options = ("bench", "speed", "--rounds", "1", "--prompt", "32", "--gen", "4", "--peer", str(peer))
+    monkeypatch.setenv("KIND", "Vulkan")
+    report = json.loads(run_here(*options, "--gpu", "--json").stdout)
+    assert report["gpu"] == "a scripted GPU"
+    assert report["decode_ratio"] == report["ours"][0]["decode_tps"] / 10
+    assert "-ngl 99" in (tmp_path / "arguments").read_text()
+    monkeypatch.setenv("KIND", "CPU")
+    done = run_here(*options, "--gpu")
+    assert "llama-bench did not use a scripted GPU" in done.stderr
+    (tmp_path / "arguments").unlink()
+    assert json.loads(run_here(*options, "--json").stdout)["gpu"] == ""
+    assert not (tmp_path / "arguments").exists()
+    monkeypatch.delenv("EDGECHAT_NATIVE_DIR")
+    done = run_here(*options, "--gpu")
+    assert (done.returncode, "No GPU can be measured: none was found" in done.stderr) == (2, True)
+    done = run_here("bench", "speculation", "--gpu", "--draft-model", "auto")
+    assert (done.returncode, "only drafts from the text" in done.stderr) == (2, True)
+
+
 @pytest.fixture
 def open_session(
     bundle: Path, gpu_verdicts: Path, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -208,8 +244,8 @@ def test_model_on_the_gpu_replies_like_on_the_cpu(open_session: OpenSession) -> 
     assert n_gpu_layers(on_gpu) == 31
     assert on_gpu.warnings == []
     memory = on_gpu.model.engine.stats().memory
-    assert memory["Scripted"]["model_bytes"] > 50 * MIB
-    assert memory["Scripted"]["context_bytes"] > 0
+    assert memory["Scripted0"]["model_bytes"] > 50 * MIB
+    assert memory["Scripted0"]["context_bytes"] > 0
     assert reply(on_gpu)[:20] == reply(on_cpu)[:20]
 
 
@@ -218,7 +254,7 @@ def test_layers_that_exceed_gpu_memory_stay_on_the_cpu(open_session: OpenSession
     assert 0 < n_gpu_layers(session) < 30
     assert session.model.plan is not None
     assert "layers fit on the GPU" in session.model.plan.concessions[0]
-    assert 0 < session.model.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
+    assert 0 < session.model.engine.stats().memory["Scripted0"]["model_bytes"] < 90 * MIB
     assert reply(session)
 
 
