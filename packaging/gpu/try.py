@@ -1,260 +1,243 @@
-"""Steps of try.sh: tests, replies and speeds of edgechat on a GPU, each with a time limit, summed up in report.md."""
+"""Program of try.sh: installs edgechat and runs the steps of steps.py, each with a time limit, and sums them up.
+
+Uses the standard library only, because edgechat is installed by the first step. A step is a process group of its own,
+which is killed at the end of its time. Time that a step leaves is added to the next one. The limits of all steps and
+the time to kill them are less than 8 minutes together, whatever hangs.
+
+Environment variables: EDGECHAT_TRY_PYTHON names the Python of an environment that is ready, instead of wheels to
+install; EDGECHAT_TRY_STEPS names the steps to run, separated by commas, which share the whole time.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import datetime as dt
 import json
 import os
+import platform
+import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
-
-from edgechat.chat.session import Session
-from edgechat.config import Settings
-from edgechat.hardware.gpu import Gpu, GpuSpeeds, TypeRates
-from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.models import resources
-from edgechat.planner.machine import choose_gpu
-from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.store import open_ephemeral_store
-
-# Time of all steps, and of single ones, in seconds. A step that would end after the limit is left out. The self-test
-# keeps the types that it has tested when its time is over; DOCTOR_S is for all of the command.
-TOTAL_S = 450.0
-SELFTEST_S = 120.0
-DOCTOR_S = 200.0
-BENCH_S = 90.0
-# Starts `edgechat` with a time limit of the self-test that a busy machine does not extend.
-DOCTOR_CODE = f"""
-from edgechat.cli.main import main
-from edgechat.runtime.backends import probe
-class Deadline(probe._ProgressDeadline):
-    def is_over(self):
-        return super().is_over() or self._clock.read() > {SELFTEST_S}
-probe._ProgressDeadline = Deadline
-main()
-"""
-# Memory of the GPU that is left to a model which does not fit.
-LEFT_BYTES = 200 << 20
-# Names the variable that limits the memory of a stand-in for a GPU, in tests.
-MEMORY_VARIABLE = "EDGECHAT_TRY_MEMORY_VARIABLE"
-# Longer than 32 tokens, the smallest batch of which a GPU computes the prefill with weights in CPU memory.
-PROMPT = f"Continue until 60: {', '.join(map(str, range(1, 41)))}"
-MIB = 1 << 20
+# Time limits in seconds. All models share the time of "replies".
+LIMITS_S = {
+    "install": 70.0, "self-test": 100.0, "replies": 140.0, "exhausted memory": 35.0, "bench speed": 60.0,
+    "bench speculation": 45.0, "doctor": 10.0,
+}  # fmt: skip
+# Time to wait for the end of a killed step.
+KILL_S = 1.0
+REPLY_CHECKS = (
+    "CPU", "GPU", "GPU: memory planned and used", "half and half", "half and half: memory planned and used",
+    "prefill on the GPU", "chosen by speed",
+)  # fmt: skip
+STATES = ("PASS", "FAIL", "CUT", "SKIP")
 
 
-class Report:
-    """Report in Markdown, written after each step, so that an interrupted run leaves what it found."""
+class Step(NamedTuple):
+    """A part of the trial with its own process, and the checks whose results it reports."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lines: list[str] = []
-        self.started_s = time.monotonic()
-        self.backends: list[dict[str, Any]] = []
-        """Tested modules and devices, from the output of `doctor`."""
+    name: str
+    title: str
+    limit_s: float
+    checks: tuple[str, ...]
+    models: tuple[str, ...]
 
-    @property
-    def left_s(self) -> float:
-        """Time that is left for the next steps."""
-        return TOTAL_S - (time.monotonic() - self.started_s)
 
-    def add(self, text: str) -> None:
-        """Append lines to the report."""
-        self.lines.append(text)
-        (self.folder / "report.md").write_text("\n".join(self.lines) + "\n", "utf-8")
+class Result(NamedTuple):
+    """Result of a check; `state` is one of STATES."""
 
-    def run(self, name: str, step: Callable[[], None]) -> None:
-        """Run a step and report its time, or why it failed."""
-        if self.left_s < 10:  # noqa: PLR2004
-            self.add(f"\n## {name}\n\nleft out: the time is over")
-            return
-        self.add(f"\n## {name}\n")
-        started_s = time.monotonic()
+    check: str
+    state: str
+    figures: str
+
+    def __str__(self) -> str:
+        return f"{self.state}  {self.check}: {self.figures}"
+
+
+def list_steps(models: Sequence[str], chosen: Sequence[str] = ()) -> list[Step]:
+    """Return the steps with limits; a choice of steps shares the time of all. Raises ValueError for unknown names."""
+    unknown = set(chosen) - set(LIMITS_S)
+    if unknown:
+        raise ValueError(f"unknown steps {', '.join(sorted(unknown))}; choose from {', '.join(LIMITS_S)}")
+    names = [name for name in LIMITS_S if not chosen or name in chosen or name == "install"]
+    spare = sum(LIMITS_S.values()) - sum(LIMITS_S[name] for name in names)
+    shared_s = sum(LIMITS_S[name] for name in names if name != "install")
+    steps = []
+    for name in names:
+        limit_s = LIMITS_S[name] * (1 if name == "install" or not shared_s else 1 + spare / shared_s)
+        if name == "replies":
+            for model in models:
+                title = f"replies of {Path(model).name}"
+                steps.append(Step(name, title, limit_s / len(models), REPLY_CHECKS, (model,)))
+        else:
+            steps.append(Step(name, name, limit_s, (name,), (models[-1],)))
+    return steps
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[str, Path, Path, list[str], str]:
+    """Return kind of the package, wheels, output, models and llama-bench. Raises ValueError."""
+    kind, wheels, output, *names = arguments
+    end = names.index("--") if "--" in names else len(names)
+    models, benches = names[:end], names[end + 1 :]
+    for name in (wheels, *models, *benches):
+        if not Path(name).exists():
+            raise ValueError(f"{name} does not exist")
+    if not models:
+        raise ValueError("no model is named")
+    bench = str(Path(benches[0]).resolve()) if benches else ""
+    return kind, Path(wheels).resolve(), Path(output), [str(Path(name).resolve()) for name in models], bench
+
+
+def run_limited(command: Sequence[str], log: Path, deadline: float, environment: dict[str, str]) -> int | None:
+    """Run a command and append its output to `log`; return its exit code, None if it was killed at the deadline."""
+    with log.open("ab") as file:
         try:
-            step()
-        except Exception as error:  # noqa: BLE001  (every failure is a result)
-            traceback.print_exc()
-            self.add(f"**failed**: {type(error).__name__}: {error}")
-        self.add(f"\n({time.monotonic() - started_s:.0f} s)")
-
-
-def edgechat(report: Report, name: str, *arguments: str, limit_s: float, code: str = "") -> str:
-    """Run a command of edgechat, started by `code` if given, keep its output in a file, and return it."""
-    command = [sys.executable, "-X", "utf8", *(("-c", code) if code else ("-m", "edgechat")), *arguments]
-    with (report.folder / f"{name}.txt").open("w+", encoding="utf-8") as file:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, stdout=file, stderr=sys.stderr, check=False, timeout=min(limit_s, report.left_s))
-        file.seek(0)
-        return file.read()
-
-
-def run_doctor(report: Report) -> None:
-    """Test every type on every device, as far as the time goes."""
-    output = edgechat(report, "doctor", "doctor", "--json", limit_s=DOCTOR_S, code=DOCTOR_CODE)
-    if not output:
-        steps = (report.folder / "errors.log").read_text("utf-8", "replace").splitlines()[-1:]
-        report.add(f"not finished in {DOCTOR_S:.0f} s, at: {''.join(steps)}")
-    diagnosis = json.loads(output or "{}")
-    report.backends = diagnosis.get("backends", [])
-    for backend in report.backends:
-        report.add(f"- {backend['module']}: {backend['status']}, {backend['reason']}")
-        for device in backend["devices"]:
-            numbers = device["types"] or ()
-            names = [TENSOR_TYPES[number].name if number in TENSOR_TYPES else str(number) for number in numbers]
-            types = "all types" if device["types"] is None else f"types {' '.join(names) or 'none'}"
-            report.add(
-                f"  - {device['name']}: {device['description']}, {device['kind']}, driver {device['driver'] or '?'}; "
-                f"{device['status']}, {types}; {device['speed']}"
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
             )
-    for warning in diagnosis.get("warnings", []):
-        report.add(f"- warning: {warning}")
+        except OSError as error:  # without an installation, there is no Python
+            file.write(f"{error}\n".encode())
+            return 127
+        try:
+            return process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            kill_group(process)
 
 
-def choose_gpu_for(use: str, gpus: Sequence[Gpu]) -> Gpu | None:
-    """Return the GPU with speeds for which plans put layers or only prefill on it; unchanged if `use` is ""."""
-    gpu = choose_gpu(gpus)
-    if gpu is None or not use:
-        return gpu
-    rates = tuple(
-        TypeRates(type_id=n, decode=1.0, prefill=1e9, cpu_decode=1e9, cpu_prefill=1e6) for n in TENSOR_TYPES
-    )  # fmt: skip
-    speeds = GpuSpeeds(rates=rates, copied_bytes_per_s=1e12) if use == "prefill" else GpuSpeeds()
-    return msgspec.structs.replace(gpu, speeds=speeds)
-
-
-@contextlib.contextmanager
-def session(model: Path, *, budget: int | None = None, use: str = "layers", **options: Any) -> Iterator[Session]:
-    """Open a session; `budget` limits the GPU memory that the plan may use, and `use` says for what."""
-    original = resources._compute_gpu_budget_bytes  # noqa: SLF001
-    if budget is not None:
-        resources._compute_gpu_budget_bytes = lambda gpu: budget  # noqa: SLF001
-    resources.choose_gpu = partial(choose_gpu_for, use)
-    opened = Session(open_ephemeral_store(), Settings(n_ctx=2048, temperature=0.0, max_tokens=64, **options), model)
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the process group of a step, and wait for the end of the step for a moment."""
     try:
-        opened.open()
-        yield opened
-    finally:
-        resources._compute_gpu_budget_bytes = original  # noqa: SLF001
-        resources.choose_gpu = choose_gpu
-        opened.close()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(KILL_S)
+    except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+        pass
 
 
-def describe(opened: Session) -> tuple[str, str]:
-    """Send the prompt; return the reply, and a line about the plan, the memory and the speed."""
-    *_, last = opened.send(PROMPT)
-    reply, plan = last.reply, opened.model.plan  # type: ignore[union-attr]
-    if plan is None:
-        raise RuntimeError("the session has no plan")
-    memory = {
-        name: f"{sum(v for k, v in entry.items() if k.endswith('_bytes')) / MIB:.0f} MiB"
-        for name, entry in opened.model.engine.stats().memory.items()
-    }
-    planned = f"planned {plan.estimate.gpu / MIB:.0f} MiB on the GPU, {plan.estimate.total / MIB:.0f} MiB in all"
-    speed = f"prefill {reply.stats.prefill_tps or 0:.1f}, decode {reply.stats.decode_tps or 0:.1f} tokens/s"
-    use = f"{plan.options.n_gpu_layers} layers{' and prefill' if plan.options.prefill_on_gpu else ''}"
-    reason = plan.reasons.get("n_gpu_layers", "")
-    return reply.text, f"{use}; {planned}; used {memory}; {speed}; {opened.warnings}; {reason}"
+class Trial:
+    """Runs steps, and keeps their results in files after each, so that an interrupted run leaves what it found."""
 
-
-def compare_replies(report: Report, model: Path) -> None:
-    """Reply on the GPU, on both, on the CPU, and as chosen by speed. The texts should be equal up to near ties."""
-    texts: dict[str, str] = {}
-    n_planned = 0
-    for name in ("GPU", "half", "prefill", "CPU", "chosen"):
-        variants: dict[str, dict[str, Any]] = {
-            "GPU": {}, "half": {"budget": n_planned // 2}, "prefill": {"use": "prefill"}, "CPU": {"gpu": False},
-            "chosen": {"use": ""},
+    def __init__(self, kind: str, wheels: Path, output: Path, models: Sequence[str], bench: str) -> None:
+        self.kind, self.wheels, self.bench = kind, wheels, bench
+        self.models = models
+        output.mkdir(parents=True, exist_ok=True)
+        self.output = output.resolve()
+        self.python = os.environ.get("EDGECHAT_TRY_PYTHON", "")
+        self.results: list[Result] = []
+        self.started_at = time.monotonic()
+        self.deadline = self.started_at
+        self.environment = os.environ | {
+            "EDGECHAT_HOME": str(self.output / "home"), "EDGECHAT_KEEP_ALIVE": "0", "EDGECHAT_ENGINE": "private",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1",
         }  # fmt: skip
-        options = variants[name]
-        with session(model, **options) as opened:
-            describe(opened)  # compiles kernels
-        with session(model, **options) as opened:
-            texts[name], line = describe(opened)
-            n_planned = n_planned or (opened.model.plan.estimate.gpu if opened.model.plan else 0)
-            report.add(f"- {name}: {line}")
-    for name, text in texts.items():
-        same = next((i for i, (a, b) in enumerate(zip(text, texts["CPU"], strict=False)) if a != b), len(text))
-        report.add(f"- {name}: {'equal' if text == texts['CPU'] else f'equal for {same} characters'}: {text!r}")
+
+    def run(self, step: Step) -> None:
+        """Run a step until its end or its deadline, and add its results."""
+        self.deadline += step.limit_s
+        started_at = time.monotonic()
+        name = step.title.replace(" ", "-")
+        log, results_file = self.output / f"{name}.log", self.output / f"{name}.jsonl"
+        for path in (log, results_file):
+            path.unlink(missing_ok=True)
+        code = self.install(log) if step.name == "install" else self.compute(step, log, results_file)
+        elapsed_s = time.monotonic() - started_at
+        results = {} if not results_file.exists() else read_results(results_file)
+        for number, check in enumerate(step.checks):
+            prefix = f"{step.title}, " if len(step.checks) > 1 else ""
+            state, figures = results.get(check, ("", ""))
+            if not state and step.name == "install" and code == 0:
+                state, figures = "PASS", f"{self.kind} from {self.wheels}" if self.wheels else ""
+            if not state:
+                has_begun = all(earlier in results for earlier in step.checks[:number])
+                state, figures = describe_missing(code, log, elapsed_s, has_begun=has_begun)
+            self.results.append(Result(f"{prefix}{check}", state, figures))
+            print(self.results[-1], flush=True)
+        print(f"      ({step.title}: {elapsed_s:.0f} s)", flush=True)
+        with (self.output / "report.md").open("a", encoding="utf-8") as report:
+            text = log.read_text("utf-8", "replace") if log.exists() else ""
+            report.write(f"\n## {step.title} ({elapsed_s:.0f} s)\n\n```\n{text}\n```\n")
+
+    def compute(self, step: Step, log: Path, results_file: Path) -> int | None:
+        """Run a step of steps.py."""
+        left_s = max(0.0, self.deadline - time.monotonic())
+        request = {
+            "step": step.name, "model": step.models[0], "results": str(results_file), "left_s": left_s,
+            "llama_bench": self.bench,
+        }  # fmt: skip
+        command = [self.python, "-X", "utf8", str(Path(__file__).with_name("steps.py")), json.dumps(request)]
+        return run_limited(command, log, self.deadline, self.environment)
+
+    def install(self, log: Path) -> int | None:
+        """Install the wheels into a new environment, unless one is ready."""
+        if self.python:
+            return run_limited([self.python, "-m", "edgechat", "--version"], log, self.deadline, self.environment)
+        names = [str(path) for path in sorted(self.wheels.glob(f"edgechat_{self.kind}*.whl"))]
+        if not names:
+            log.write_text(f"{self.wheels} has no package edgechat_{self.kind}\n", "utf-8")
+            return 1
+        environment = self.output / "venv"
+        self.python = str(environment / "bin" / "python")
+        pip = [self.python, "-m", "pip", "install", "--quiet", "--no-index"]
+        commands = [
+            [sys.executable, "-m", "venv", "--clear", str(environment)],
+            [*pip, "--find-links", str(self.wheels), "edgechat[starter]"],
+            [*pip, "--no-deps", *names],  # CUDA's libraries are those of the system, or are installed by the user
+            [self.python, "-m", "edgechat", "--version"],
+        ]
+        for command in commands:
+            code = run_limited(command, log, self.deadline, self.environment)
+            if code != 0:
+                return code
+        return 0
+
+    def finish(self) -> int:
+        """Write and print the summary; return the exit code."""
+        seconds = time.monotonic() - self.started_at
+        counts = ", ".join(f"{sum(r.state == s for r in self.results)} {s}" for s in STATES)
+        lines = [*map(str, self.results), "", f"{counts}; {seconds:.0f} s in all"]
+        (self.output / "summary.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        machine = f"{self.kind}, {platform.machine()}, {platform.platform()}, {dt.date.today().isoformat()}"  # noqa: DTZ011
+        rows = [f"| {r.check} | {r.state}: {r.figures.replace('|', '/')} |" for r in self.results]
+        table = [f"{machine}; {seconds:.0f} s:", "", "| check | result |", "|---|---|", *rows]
+        (self.output / "platforms.md").write_text("\n".join(table) + "\n", "utf-8")
+        print("\nLines for docs/platforms.md:\n", *table, "\nSummary:\n", *lines, sep="\n", flush=True)
+        return 0 if all(r.state in {"PASS", "SKIP"} for r in self.results) else 1
 
 
-@contextlib.contextmanager
-def full_gpu(report: Report, model: Path) -> Iterator[str]:
-    """Let another process hold the memory of the GPU. Yields how much, or "" if its memory is that of the machine."""
-    variable = os.environ.get(MEMORY_VARIABLE)
-    if variable:
-        os.environ[variable] = str(model.stat().st_size // 2)
-        try:
-            yield f"{variable}={os.environ[variable]}"
-        finally:
-            del os.environ[variable]
-        return
-    modules = [b["path"] for b in report.backends if [d["kind"] for d in b["devices"][:1]] == ["discrete"]]
-    if not modules:
-        yield ""
-        return
-    command = [sys.executable, str(Path(__file__).parent / "hold.py"), modules[0], str(LEFT_BYTES)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        try:
-            yield f"{int(holder.stdout.readline() or 0) / MIB:.0f} MiB held"  # type: ignore[union-attr]
-        finally:
-            holder.kill()
+def read_results(path: Path) -> dict[str, tuple[str, str]]:
+    """Return state and figures by check; a last line that was cut is left out."""
+    whole, _, _ = path.read_text("utf-8", "replace").rpartition("\n")
+    results = [json.loads(line) for line in whole.splitlines()]
+    return {result["check"]: (result["state"], result["figures"]) for result in results}
 
 
-def exhaust_memory(report: Report, model: Path) -> None:
-    """Load the model while another program has the memory of the GPU, although the plan believes that it is free."""
-    with full_gpu(report, model) as held:
-        if not held:
-            report.add("left out: no discrete GPU; the memory of others is that of the machine")
-            return
-        with session(model, budget=model.stat().st_size * 4) as opened:
-            report.add(f"- {held}: {describe(opened)[1]}")
-
-
-def run_llama_bench(report: Report, program: str, model: Path) -> None:
-    """Run llama-bench with the same module, to compare its speeds with those of the replies."""
-    bundle = find_bundle()
-    module = next((b["path"] for b in report.backends if b["devices"] and b["status"] == "passed"), "")
-    command = [program, "-m", str(model), "-p", "256", "-n", "64", "-ngl", "99", "-r", "2"]
-    # ggml loads the module of the variable, and the best module for the CPU from the current directory.
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=min(BENCH_S, report.left_s), cwd=bundle.directory,
-        env=os.environ | {"GGML_BACKEND_PATH": module},
-    )  # fmt: skip
-    report.add(f"```\n{done.stdout or done.stderr[-1000:]}\n```")
+def describe_missing(code: int | None, log: Path, elapsed_s: float, *, has_begun: bool) -> tuple[str, str]:
+    """Return state and figures of a check without a result, after its step ended with `code` (None: was killed)."""
+    if not has_begun:
+        return "CUT" if code is None else "FAIL", "not reached"
+    if code is None:
+        return "CUT", f"not finished after {elapsed_s:.0f} s, when the time of the step was over"
+    lines = log.read_text("utf-8", "replace").strip().splitlines() if log.exists() else []
+    return "FAIL", f"ended with code {code}: {lines[-1][-200:] if lines else 'no output'}"
 
 
 def main() -> int:
-    """Run all steps."""
-    folder, *names = map(str, sys.argv[1:])
-    models = [Path(name).resolve() for name in names[: names.index("--") if "--" in names else len(names)]]
-    bench = [str(Path(name).resolve()) for name in names[names.index("--") + 1 :]] if "--" in names else []
-    report = Report(Path(folder))
-    report.add(f"# edgechat on a GPU\n\n{' '.join(names)}")
-    report.run("doctor: self-test of every type", lambda: run_doctor(report))
-    for model in models:
-        report.run(f"replies of {model.name}", lambda model=model: compare_replies(report, model))  # type: ignore[misc]
-    report.run("out of memory", lambda: exhaust_memory(report, models[-1]))
-    if bench:
-        report.run("llama-bench with all layers on the GPU", lambda: run_llama_bench(report, bench[0], models[-1]))
-    for name, arguments in {
-        "speed": ["bench", "speed", "-m", str(models[-1]), "--rounds", "2", *(("--peer", bench[0]) if bench else ())],
-        "speculation": ["bench", "speculation", "-m", str(models[-1]), "--rounds", "1", "--kinds", "edit"],
-    }.items():
-        report.run(
-            f"bench {name} on the CPU",
-            lambda name=name, arguments=arguments: report.add(  # type: ignore[misc]
-                f"```\n{edgechat(report, name, *arguments, limit_s=BENCH_S)}\n```"
-            ),
-        )
-    report.add(f"\n{TOTAL_S - report.left_s:.0f} s in all")
-    return 0
+    """Run all steps; return 0 if no check failed and none was cut, 2 for wrong arguments."""
+    try:
+        trial = Trial(*read_arguments(sys.argv[1:]))
+        chosen = [name.strip() for name in os.environ.get("EDGECHAT_TRY_STEPS", "").split(",") if name.strip()]
+        steps = list_steps(trial.models, chosen)
+    except (ValueError, OSError) as error:
+        print(f"try: {error}", file=sys.stderr)
+        return 2
+    (trial.output / "report.md").write_text(f"# edgechat on a GPU\n\n{' '.join(sys.argv[1:])}\n", "utf-8")
+    for step in steps:
+        trial.run(step)
+    return trial.finish()
 
 
 if __name__ == "__main__":
