@@ -13,6 +13,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models.loading import count_weights
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.gpu_device_test import Demand
 
 
 class BenchGpu(msgspec.Struct, frozen=True):
@@ -40,7 +41,7 @@ def find_gpu(engine: EngineClient, model: Path) -> BenchGpu:
         raise UsageError(f"No GPU can be measured: {reasons}. `edgechat doctor` shows the tests.")
     bundle = find_bundle()
     cpu_module, _ = probe.choose_module(bundle)
-    verdicts = gpu_probe.check_gpu_modules(bundle, cpu_module, demand=gpu_probe.Demand(), model_path=profile.path)
+    verdicts = gpu_probe.check_gpu_modules(bundle, cpu_module, demand=Demand(), model_path=profile.path)
     return BenchGpu(
         name=" and ".join(gpu.name for gpu in devices.gpus),
         module=next(module.path for module, verdict in verdicts if verdict.is_usable),

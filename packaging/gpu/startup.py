@@ -20,8 +20,9 @@ MIN_PAIRS = 9
 CHOOSE_BACKEND = """
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.gpu_device_test import Demand
 bundle = find_bundle()
-gpu_probe.check_gpu_modules(bundle, probe.choose_module(bundle)[0], demand=gpu_probe.Demand())
+gpu_probe.check_gpu_modules(bundle, probe.choose_module(bundle)[0], demand=Demand())
 """
 KINDS = {
     "edgechat --version": ("-m", "edgechat", "--version"),

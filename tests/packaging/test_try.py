@@ -208,6 +208,8 @@ def test_untested_types_are_cut_and_wrong_ones_fail(load: Callable[[str], Any]) 
     assert describe(device) == ("PASS", "V0, d, discrete, driver ?: all types right")
     assert describe(device | {"types": [2]})[0] == "CUT"
     assert describe(device, device | {"status": "wrong"})[0] == "FAIL"
+    failed = {"failed_types": [{"type_id": 2, "reason": "r"}]}
+    assert describe(device | failed) == ("FAIL", "V0, d, discrete, driver ?: all types right, not Q4_0")
     assert describe(status="refused") == ("FAIL", "vulkan refused, r")
     assert steps.describe_devices({"backends": []}) == ("FAIL", "no GPU module is installed")
 

@@ -13,6 +13,7 @@ import pytest
 from edgechat.hardware import vulkan
 from edgechat.runtime.backends import gpu_absence, gpu_probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
+from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.verdicts import Status, Verdict
 
 
@@ -73,9 +74,9 @@ def forbid_children_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", refuse)
 
 
-@pytest.mark.parametrize("demand", [gpu_probe.ALL, gpu_probe.Demand(types=(2, 3), n_bytes=1 << 30)])
+@pytest.mark.parametrize("demand", [ALL, Demand(types=(2, 3), n_bytes=1 << 30)])
 def test_refused_module_costs_no_process_and_no_library(
-    demand: gpu_probe.Demand, tmp_path: Path, forbid_children_and_libraries: None
+    demand: Demand, tmp_path: Path, forbid_children_and_libraries: None
 ) -> None:
     """A machine without Vulkan starts as fast with the package: the saved verdict is read, and nothing else happens."""
     bundle = make_bundle(tmp_path, "vulkan")
