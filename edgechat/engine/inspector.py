@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgechat.engine import protocol
@@ -29,12 +29,15 @@ class ModelInspector:
         self._memory_estimator = MemoryEstimator()
         self._bindings: bindings.Bindings | None = None
 
-    def load_backend(self, request_id: int, model_path: str = "") -> bindings.Bindings:
+    def load_backend(self, request_id: int, model_path: str = "", devices: Collection[str] = ()) -> bindings.Bindings:
         """Load the best working backend for the model at `model_path` on the first call; return its bindings.
 
-        Sends BackendTesting and BackendChosen. Raises RuntimeLoadError if no backend works on this machine.
+        `devices` names the GPUs on which models may be placed from now on, as llama.cpp does; without names, an earlier
+        list stays. Sends BackendTesting and BackendChosen. Raises RuntimeLoadError if no backend works on this machine.
         """
         if self._bindings is not None:
+            if devices:
+                _use_devices(self._bindings, devices)
             return self._bindings
         bundle = find_bundle()
         on_progress = self._make_progress_callback(request_id)
@@ -44,7 +47,11 @@ class ModelInspector:
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
         self._bindings = bindings.load(bundle, module, gpus)
-        bindings.exclude_devices(self._bindings, gpu_probe.list_excluded_devices(gpu_verdicts))
+        refused = gpu_probe.list_excluded_devices(gpu_verdicts)
+        if devices:  # another process may have tested them with the weights of the model
+            _use_devices(self._bindings, set(devices).difference(refused))
+        else:
+            bindings.exclude_devices(self._bindings, refused)
         return self._bindings
 
     def check_backend(self, request_id: int, model_path: str) -> None:
@@ -95,11 +102,8 @@ class ModelInspector:
         if any(verdict.is_usable for _, verdict in gpu_verdicts):
             loaded_bindings = self.load_backend(request.id, request.model_path)
             devices = gpu_probe.find_usable_devices(gpu_verdicts)
-            bindings.exclude_devices(loaded_bindings, [])
             # A module that was loaded for another model can be distrusted for this one.
-            used = devices.keys() - slow.keys() - failed.keys()
-            excluded = [name for name in list_gpu_names(loaded_bindings) if name not in used]
-            bindings.exclude_devices(loaded_bindings, excluded)
+            _use_devices(loaded_bindings, devices.keys() - slow.keys() - failed.keys())
             gpus = list_gpus(
                 loaded_bindings, {name: device.speeds for name, (_, device) in devices.items()},
                 {name: module.path for name, (module, _) in devices.items()},
@@ -111,3 +115,10 @@ class ModelInspector:
 
     def _make_progress_callback(self, request_id: int) -> Callable[[str], None]:
         return lambda message: self._send(protocol.BackendTesting(id=request_id, message=message))
+
+
+def _use_devices(loaded_bindings: bindings.Bindings, names: Collection[str]) -> None:
+    """Exclude the GPUs of the loaded modules that are not in `names`."""
+    bindings.exclude_devices(loaded_bindings, [])
+    excluded = [name for name in list_gpu_names(loaded_bindings) if name not in names]
+    bindings.exclude_devices(loaded_bindings, excluded)

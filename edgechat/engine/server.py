@@ -290,7 +290,8 @@ class EngineServer:
         self._inspector.close_model()
         model_path = request.plan.model_path
         self._inspector.check_backend(request.id, model_path)
-        bindings = self._inspector.load_backend(request.id, model_path)
+        devices = [gpu.device for gpu in request.plan.gpus if gpu.device]
+        bindings = self._inspector.load_backend(request.id, model_path, devices)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
         model = Model(

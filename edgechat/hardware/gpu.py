@@ -61,6 +61,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     speeds: GpuSpeeds = GpuSpeeds()
     module: str = ""
     """Path of the module that computes on the GPU; "" if it is unknown."""
+    device: str = ""
+    """Name in llama.cpp, such as `Vulkan0`; "" if it is unknown."""
 
 
 def find_gpu_problem() -> str:

@@ -36,7 +36,8 @@ def current_machine(
     same model file is not subtracted, because its mapped pages are shared. The memory of this program's own engine
     (`own_pid`) is added, because it is freed before a load. `gpus` defaults to `load_saved_gpus()`.
     """
-    gpu = choose_gpu(load_saved_gpus() if gpus is None and settings.gpu else gpus or ())
+    gpus = load_saved_gpus() if gpus is None and settings.gpu else gpus or ()
+    gpu = choose_gpu(gpus)
     running_instances = other_instances(own_pid)
     other_instances_bytes = sum(
         r.reserved_bytes for r in running_instances if r.model_path != model_path or not model_path
@@ -53,7 +54,7 @@ def current_machine(
         n_threads=n_threads, n_threads_batch=n_threads_batch, threads_reason=threads_reason,
         adapts_n_threads=settings.n_threads is None and not settings.strict,
         disk_free_bytes=_read_prefix_disk_free_bytes(settings), max_download_bytes=_read_max_download_bytes(),
-        gpu_name=gpu.name if gpu else "", gpu_module=gpu.module if gpu else "",
+        gpu_name=gpu.name if gpu else "", gpu_module=gpu.module if gpu else "", gpus=tuple(gpus),
         gpu_is_unified=bool(gpu and gpu.is_unified),
         gpu_free_bytes=_compute_gpu_budget_bytes(gpu) if gpu else 0, gpu_speeds=gpu.speeds if gpu else GpuSpeeds(),
         other_instances_text="".join(f"; {describe_instance(r)}" for r in running_instances),

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat.hardware.gpu import Gpu
 from edgechat.planner.context_growth import ContextGrowth
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.memory import LoadOptions, MemoryEstimate
@@ -36,6 +37,9 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Budget of the prefix cache on disk, in bytes."""
     gpu_module: str = ""
     """Path of the module that computes on the GPU; "" without a GPU, or if it is unknown."""
+    gpus: tuple[Gpu, ...] = ()
+    """GPUs that the model may use: those that passed their tests with its weights and are not slow; empty without a
+    GPU, or if they are unknown."""
     speculation: bool
     draft_tokens: int
     """Capacity of the draft corpus (texts of other conversations), in tokens."""

@@ -47,6 +47,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     gpu_name: str = ""
     gpu_module: str = ""
     """Path of the module that computes on the GPU; "" if it is unknown."""
+    gpus: tuple[Gpu, ...] = ()
+    """GPUs that may be used, the one of the fields above among them; empty if they are unknown."""
     rates: DeviceRates = DeviceRates()
     """Speed of the processor, used for models whose kernels were not measured."""
     gpu_rates: DeviceRates = DeviceRates()

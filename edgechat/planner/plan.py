@@ -194,7 +194,7 @@ def _make_load_plan(
         adapts_n_threads=machine.adapts_n_threads and not options.uses_gpu,
         prefix_ram_bytes=prefix_ram_bytes,
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_DIVISOR, MAX_PREFIX_DISK_BYTES),
-        gpu_module=machine.gpu_module if options.uses_gpu else "",
+        gpu_module=machine.gpu_module if options.uses_gpu else "", gpus=machine.gpus if options.uses_gpu else (),
         speculation=drafter is not None, draft_tokens=draft_tokens, drafter=addition.plan, estimate=memory,
         concessions=(*([addition.concession] if addition.concession else []), *variant.concessions), growth=growth,
     )  # fmt: skip

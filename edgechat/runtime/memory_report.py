@@ -83,6 +83,7 @@ def list_gpus(
             total_bytes=entry.total_bytes, free_bytes=entry.free_bytes, is_unified=bool(entry.is_unified),
             speeds=speeds.get(entry.name.decode("utf-8", "replace"), GpuSpeeds()),
             module=modules.get(entry.name.decode("utf-8", "replace"), ""),
+            device=entry.name.decode("utf-8", "replace"),
         )
         for entry in entries[: min(count, len(entries))]
     ]  # fmt: skip

@@ -1,0 +1,75 @@
+"""GPUs on which an engine process places models, with a scripted backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgechat.engine import inspector, protocol
+from edgechat.engine.inspector import ModelInspector
+from edgechat.engine.server import EngineServer
+from edgechat.errors import RuntimeLoadError
+from edgechat.hardware.gpu import Gpu
+from edgechat.planner.load_plan import make_manual_plan
+from edgechat.runtime import bindings
+from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends.bundle import BackendModule
+from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+
+NAMES = ("Vulkan0", "Vulkan1", "Vulkan2")
+
+
+@pytest.fixture
+def excluded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Devices that the backend of three devices excludes; `Vulkan2` has failed its test."""
+    names: list[str] = []
+
+    def exclude(loaded: object, new_names: Sequence[str]) -> None:
+        names[:] = new_names
+
+    devices = tuple(
+        DeviceVerdict(
+            name=name, description=name, kind="discrete", status="wrong" if name == "Vulkan2" else "passed", reason=""
+        )
+        for name in NAMES
+    )
+    module = BackendModule("vulkan", "/bundle/libggml-vulkan.so")
+    verdict = Verdict("vulkan", "passed", "", devices=devices)
+    monkeypatch.setattr(inspector, "find_bundle", lambda: None)
+    monkeypatch.setattr(probe, "choose_module", lambda *_: (BackendModule("cpu-x64", ""), None))
+    monkeypatch.setattr(gpu_probe, "check_gpu_modules", lambda *_: [(module, verdict)])
+    monkeypatch.setattr(bindings, "load", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(bindings, "exclude_devices", exclude)
+    monkeypatch.setattr(inspector, "list_gpu_names", lambda _: [name for name in NAMES if name not in names])
+    return names
+
+
+def test_new_process_uses_only_the_gpus_of_the_plan(excluded: list[str]) -> None:
+    ModelInspector(lambda event: None).load_backend(1, "m.gguf")
+    assert excluded == ["Vulkan2"]
+    loaded = ModelInspector(lambda event: None)
+    loaded.load_backend(1, "m.gguf", ["Vulkan1", "Vulkan2"])
+    assert excluded == ["Vulkan0", "Vulkan2"]
+    loaded.load_backend(2, "other.gguf", ["Vulkan0"])
+    assert excluded == ["Vulkan1", "Vulkan2"]
+    loaded.load_backend(3)
+    assert excluded == ["Vulkan1", "Vulkan2"]
+
+
+def test_load_names_the_gpus_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[object] = []
+
+    def load_backend(request_id: int, model_path: str, devices: Sequence[str]) -> Any:
+        named.append(devices)
+        raise RuntimeLoadError("no backend")
+
+    server = EngineServer()
+    monkeypatch.setattr(server._inspector, "load_backend", load_backend)
+    gpus = tuple(Gpu(name="GPU", total_bytes=1, free_bytes=1, device=device) for device in ("Vulkan1", ""))
+    plan = make_manual_plan("m.gguf", n_threads=1, n_ctx=64, n_gpu_layers=9, gpus=gpus)
+    with pytest.raises(RuntimeLoadError):
+        server._load(protocol.Load(id=1, plan=plan))
+    assert named == [["Vulkan1"]]
