@@ -195,7 +195,7 @@ class LoadedModel:
 
     @property
     def _gpus(self) -> tuple[()] | None:
-        """GPUs for the next load: none, or those that were found last."""
+        """GPUs for the next load: none, or those of the current plan."""
         return () if self._must_use_cpu else None
 
     def take_cpu_notice(self) -> str:

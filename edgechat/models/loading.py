@@ -140,12 +140,13 @@ def reload_model(
 ) -> tuple[LoadPlan, protocol.Loaded]:  # fmt: skip
     """Load the model of `failed_plan` again with a new plan; an empty list of `gpus` means the CPU.
 
-    `gpus` defaults to the GPUs that were found last if `failed_plan` used one that did not fail with this model: others
-    were found for another model and may not have passed their test with the weights of this one. `free_memory` ends an
-    idle engine, as in `load_model`. Raises EdgechatError.
+    `gpus` defaults to those of `failed_plan`, unless its GPU failed with this model: the GPUs that were found last can
+    be those of another model, and untested with the weights of this one. `free_memory` ends an idle engine, as in
+    `load_model`. Raises EdgechatError.
     """
-    if gpus is None and (not failed_plan.options.uses_gpu or is_gpu_distrusted(failed_plan)):
-        gpus = ()
+    if gpus is None:
+        is_failed = failed_plan.options.uses_gpu and is_gpu_distrusted(failed_plan)
+        gpus = () if is_failed else failed_plan.gpus
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     drafter = choose_drafter(profile, settings)
     _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)

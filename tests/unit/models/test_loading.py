@@ -12,6 +12,7 @@ import pytest
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, EngineError, PlanError
+from edgechat.hardware.gpu import Gpu
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.models import context_limits, instances, load_records, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
@@ -133,7 +134,7 @@ def test_engine_that_was_killed_during_a_reply_is_restarted_with_a_new_plan(monk
     assert model.plan.estimate.total <= GIB * 3 // 2
 
 
-def test_model_on_the_cpu_is_reloaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_is_reloaded_on_the_gpus_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved GPUs can be those of another model, whose weights have other types."""
     profile = llama()
     gpus_of_plans: list[object] = []
@@ -145,10 +146,11 @@ def test_model_on_the_cpu_is_reloaded_there(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(loading, "current_machine", current_machine)
     monkeypatch.setattr(loading, "read_header", lambda path: None)
     monkeypatch.setattr(ModelProfile, "from_header", lambda header: profile)
-    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)
+    gpus = (Gpu(name="GPU", total_bytes=64 * GIB, free_bytes=64 * GIB, device="Vulkan1"),)
+    gpu_machine = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB, gpus=gpus)
     for failed_plan in (plan(profile, machine(64 * GIB)), plan(profile, gpu_machine)):
         loading.reload_model(DyingEngine(64 * GIB, 0), failed_plan, Settings())  # type: ignore[arg-type]
-    assert gpus_of_plans == [(), None]
+    assert gpus_of_plans == [(), gpus]
 
 
 def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
