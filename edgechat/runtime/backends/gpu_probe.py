@@ -75,21 +75,29 @@ def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> l
 
 
 def find_failed_devices(results: Sequence[tuple[BackendModule, Verdict]], types: Collection[int]) -> dict[str, str]:
-    """Return the usable devices whose driver failed with one of the weight types `types`, and the reason for each."""
-    return {
-        name: f"{device.description} is not used for a model with {describe_failed_types(failed)}"
-        for name, (_, device) in find_usable_devices(results).items()
-        if (failed := list_failed_types(device, types))
-    }
+    """Return the usable devices that must not be used with the weight types `types`, and the reason for each.
+
+    Their driver failed with one of the types, or their test ended before it came to it.
+    """
+    reasons = {}
+    for name, (_, device) in find_usable_devices(results).items():
+        if failed := list_failed_types(device, types):
+            reasons[name] = f"{device.description} is not used for a model with {describe_failed_types(failed)}"
+        elif missing := list_missing_types(device, Demand(types=tuple(types))):
+            names = ", ".join(_find_type_name(number) for number in missing)
+            reasons[name] = f"{device.description} is not used, because it is not tested yet with {names} weights"
+    return reasons
 
 
 def describe_failed_types(failed_types: Sequence[FailedType]) -> str:
     """Return the names of weight types and why each failed, as a phrase."""
-    names = {number: row.name for number, row in TENSOR_TYPES.items()}
     return "; ".join(
-        f"{names.get(failed.type_id, failed.type_id)} weights, because its test {failed.reason}"
-        for failed in failed_types
+        f"{_find_type_name(failed.type_id)} weights, because its test {failed.reason}" for failed in failed_types
     )
+
+
+def _find_type_name(number: int) -> str:
+    return TENSOR_TYPES[number].name if number in TENSOR_TYPES else str(number)
 
 
 def _load_or_test(

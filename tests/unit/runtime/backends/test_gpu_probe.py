@@ -157,6 +157,25 @@ def test_slow_compiler_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.Monk
     assert check(bundle, monkeypatch, stalled, Demand(types=(Q4_0,))).status == "hung"
 
 
+def test_device_is_not_used_with_types_that_its_test_did_not_reach(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_child(directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object) -> object:
+        on_line("device\t1\tVulkan0\tGraphics 0\tgpu\n")
+        if not arguments[6]:  # decodes
+            on_line("done\t4\t0\n")
+            return PASSED
+        on_line(f"type\t{Q4_0}\n")
+        return ChildResult(was_killed=True, exit_code=-9)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K, Q6_K)))
+    assert gpu_probe.find_failed_devices(results, {Q4_0, Q4_K, Q6_K}) == {
+        "Vulkan0": "Graphics 0 is not used, because it is not tested yet with Q4_K, Q6_K weights"
+    }
+    assert gpu_probe.find_failed_devices(results, {Q4_0}) == {}
+
+
 def test_slow_kernel_of_a_type_that_no_model_needs_is_not_a_failure(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
