@@ -109,7 +109,8 @@ def _load_or_test(
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
     key = gpu_absence.compute_key(bundle, module)
     verdict = verdicts.load_verdict(key, model_path)
-    if verdict is not None and not any(_lacks(device, demand) for device in verdict.devices):
+    is_tested = verdict is None or any(_lacks(device, demand) for device in verdict.devices)
+    if verdict is not None and not is_tested:
         new = verdict
     else:
         earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
@@ -120,7 +121,8 @@ def _load_or_test(
         devices = (gpu_speeds.measure(module, cpu_module, n, device, types) for n, device in enumerate(new.devices))
         new = msgspec.structs.replace(new, devices=tuple(devices))
     if new.status != "untested" and new != verdict:  # an earlier verdict still holds for what it covers
-        verdicts.save_verdict(key, new)
+        # Without the types of the model, a test cannot end the distrust after a crash.
+        verdicts.save_verdict(key, new, model_path, is_tested=is_tested and demand.types != ())
     return new
 
 

@@ -110,7 +110,7 @@ def _load_or_test(
         on_progress(f"Testing the backend {module.name}")
         verdict = run_selftest(module)
         if verdict.status != "untested":
-            verdicts.save_verdict(key, verdict)
+            verdicts.save_verdict(key, verdict, model_path)
     return verdict
 
 

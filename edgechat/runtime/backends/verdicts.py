@@ -186,16 +186,21 @@ def load_verdict(key: str, model_path: str = "") -> Verdict | None:
     return None if record is not None and record.needs_retest else content.verdicts.get(key)
 
 
-def save_verdict(key: str, verdict: Verdict) -> None:
-    """Save a verdict in the cache, which holds the newest hundred verdicts."""
+def save_verdict(key: str, verdict: Verdict, model_path: str = "", *, is_tested: bool = True) -> None:
+    """Save a verdict in the cache, which holds the newest hundred verdicts.
+
+    If `is_tested`, this ends the distrust of the module for the model at `model_path` after a crash; the module must be
+    tested again for other models with which the engine crashed.
+    """
     with _locked():
         content = _read_cache()
         content.verdicts.pop(key, None)
         content.verdicts[key] = verdict
         content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
-        for crash_key, record in content.crashes.items():
-            if crash_key.startswith(key) and record.needs_retest:
-                content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
+        crash_key = _make_crash_key(key, model_path)
+        record = content.crashes.get(crash_key)
+        if is_tested and record is not None and record.needs_retest:
+            content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
         _open_cache_file().save(content)
 
 

@@ -60,8 +60,21 @@ def test_changed_verdict_is_not_a_test_after_a_crash(model: str, now: list[float
     verdicts.change_verdict("key", lambda newest: changed)
     assert verdicts.load_verdict("key") == changed
     assert verdicts.load_verdict("key", model) is None  # must be tested again
-    verdicts.save_verdict("key", changed)
+    verdicts.save_verdict("key", changed, model)
     assert verdicts.load_verdict("key", model) == changed
+
+
+def test_only_a_test_for_the_model_ends_its_distrust(model: str, tmp_path: Path, now: list[float]) -> None:
+    other = str(tmp_path / "other.gguf")
+    for path in (model, other):
+        crash("key", path, 2)
+    now[0] += DAY_S + 1
+    verdicts.save_verdict("key", PASSED, model, is_tested=False)  # such as a speed
+    assert [status("key", path) for path in (model, other)] == [None, None]
+    verdicts.save_verdict("key", PASSED, other)
+    assert [status("key", path) for path in (model, other)] == [None, "passed"]
+    verdicts.save_verdict("key", PASSED, model)
+    assert [status("key", path) for path in (model, other)] == ["passed", "passed"]
 
 
 def test_changes_of_several_threads_are_all_saved() -> None:
@@ -142,7 +155,7 @@ def test_distrusted_module_is_tested_again_after_a_day(model: str, now: list[flo
     assert status("key", model) == "distrusted"
     now[0] += 2
     assert status("key", model) is None  # the self-test decides
-    verdicts.save_verdict("key", PASSED)
+    verdicts.save_verdict("key", PASSED, model)
     assert status("key", model) == "passed"
     assert verdicts.list_crash_records() == []
 
@@ -150,7 +163,7 @@ def test_distrusted_module_is_tested_again_after_a_day(model: str, now: list[flo
 def test_failed_retest_leaves_the_module_unused(model: str, now: list[float]) -> None:
     crash("key", model, 2)
     now[0] += DAY_S + 1
-    verdicts.save_verdict("key", msgspec.structs.replace(PASSED, status="crashed"))
+    verdicts.save_verdict("key", msgspec.structs.replace(PASSED, status="crashed"), model)
     assert status("key", model) == "crashed"
 
 
@@ -162,7 +175,7 @@ def test_time_until_the_next_retest_doubles_up_to_a_month(model: str, now: list[
         assert status("key", model) == "distrusted"
         now[0] += 2
         assert status("key", model) is None
-        verdicts.save_verdict("key", PASSED)
+        verdicts.save_verdict("key", PASSED, model)
         crash("key", model)
 
 
