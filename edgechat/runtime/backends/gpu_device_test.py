@@ -135,11 +135,13 @@ def test_device(
 ) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
     """Test what `demand` asks for; return the last child's report with all checks, and the extended verdict.
 
+    A device without a verdict, or with one that covers no type, also decodes with a tiny model.
     A type with which the child crashes or hangs is left out, and another child tests what is left. A device that fails
     with more than `MAX_FAILED_TYPES` of them in one go, or at another step, is not usable.
     """
     clock, n_checks, n_failed, device, note = AwakeClock(), 0, 0, previous, ""
-    types, n_bytes, decodes = list_missing_types(previous, demand), demand.n_bytes, previous is None
+    types, n_bytes = list_missing_types(previous, demand), demand.n_bytes
+    decodes = previous is None or previous.types == ()
     while True:
         test = run_test(module, cpu_module, number, Work(types, n_bytes, decodes), on_progress)
         report, result = test.report, test.result

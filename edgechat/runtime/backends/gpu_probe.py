@@ -110,11 +110,13 @@ def _load_or_test(
     key = gpu_absence.compute_key(bundle, module)
     verdict = verdicts.load_verdict(key, model_path)
     is_tested = verdict is None or any(_lacks(device, demand) for device in verdict.devices)
+    # Before a test after a crash with the model, what an earlier test refused stays refused.
+    saved = verdicts.load_saved_verdict(key) if verdict is None else verdict
     if verdict is not None and not is_tested:
         new = verdict
     else:
-        earlier = {} if verdict is None else {device.name: device for device in verdict.devices}
-        new = _test_devices(module, cpu_module, on_progress, demand, earlier)
+        earlier = saved.devices if saved is not None else ()
+        new = _test_devices(module, cpu_module, on_progress, demand, earlier, tests_again=verdict is None)
     types = demand.types or ()
     if new.is_usable and any(gpu_speeds.list_unmeasured_types(device, types) for device in new.devices):
         on_progress(f"Measuring the speed of the backend {module.name}")
@@ -228,16 +230,20 @@ def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
 
 def _test_devices(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
-    earlier: dict[str, DeviceVerdict],
+    earlier: Sequence[DeviceVerdict], *, tests_again: bool,
 ) -> Verdict:  # fmt: skip
-    """Test each device of a module that `earlier` does not already reject or cover."""
+    """Test each device of a module that `earlier` does not already reject or cover.
+
+    With `tests_again`, usable devices are tested as if they had no verdict, except with types that failed.
+    """
     clock = AwakeClock()
-    known = list(earlier.values())
-    n_devices, n_checks = max(1, len(known)), 0
+    n_devices, n_checks = max(1, len(earlier)), 0
     devices: list[DeviceVerdict] = []
     while len(devices) < min(n_devices, _MAX_DEVICES):
-        previous = known[len(devices)] if known else None
-        if previous is not None and not _lacks(previous, demand):
+        previous = earlier[len(devices)] if len(devices) < len(earlier) else None
+        if previous is not None and tests_again and previous.is_usable:
+            previous = msgspec.structs.replace(previous, types=())
+        elif previous is not None and not _lacks(previous, demand):
             devices.append(previous)
             continue
         report, device = test_device(module, cpu_module, on_progress, demand, len(devices), previous)

@@ -186,6 +186,11 @@ def load_verdict(key: str, model_path: str = "") -> Verdict | None:
     return None if record is not None and record.needs_retest else content.verdicts.get(key)
 
 
+def load_saved_verdict(key: str) -> Verdict | None:
+    """Return the verdict that was saved for `key`, whatever crashed since; None without one."""
+    return _read_cache().verdicts.get(key)
+
+
 def save_verdict(key: str, verdict: Verdict, model_path: str = "", *, is_tested: bool = True) -> None:
     """Save a verdict in the cache, which holds the newest hundred verdicts.
 

@@ -17,7 +17,7 @@ from edgechat.runtime.backends import gpu_absence, gpu_probe, gpu_speeds, probe,
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.probe import ChildResult
-from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
 
 CPU_MODULE = BackendModule("cpu-x64", "/bundle/libggml-cpu-x64.so")
 PASSED = ChildResult(was_killed=False, exit_code=0)
@@ -307,6 +307,33 @@ def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
     assert not gpu_probe.is_distrusted(bundle, "/models/good.gguf")
     [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/good.gguf")
     assert verdict.is_usable
+
+
+def test_test_after_a_crash_keeps_what_was_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    devices = Devices(PASSED, PASSED)
+    devices.failures[0] = "product of q4_0 in Vulkan0, batch 1: row 0, column 0 is 1, should be 2"
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    failed_type = FailedType(Q6_K, "crashed")
+
+    def add_failed_type(newest: Verdict) -> Verdict:
+        wrong, right = newest.devices
+        return msgspec.structs.replace(
+            newest, devices=(wrong, msgspec.structs.replace(right, failed_types=(failed_type,)))
+        )
+
+    verdicts.change_verdict(gpu_absence.compute_key(bundle, bundle.gpu_modules[0]), add_failed_type)
+    devices.failures = {}
+    gpu_probe.record_failure(bundle, "SIGSEGV (signal 11)", "/models/bad.gguf")
+    now += 86_401
+    for _ in range(2):
+        [(_, verdict)] = gpu_probe.check_gpu_modules(
+            bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K)), model_path="/models/bad.gguf"
+        )
+        assert devices.calls[2:] == [(1, "2 12", 0, True)]
+        assert [device.status for device in verdict.devices] == ["wrong", "passed"]
+        assert verdict.devices[1].failed_types == (failed_type,)
 
 
 @pytest.mark.parametrize("names", [("cuda", "vulkan"), ("cuda13/cuda", "cuda12/cuda")])
