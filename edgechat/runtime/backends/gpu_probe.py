@@ -27,6 +27,7 @@ from edgechat.runtime.backends.gpu_device_test import (
     run_test,
     test_device,
 )
+from edgechat.runtime.backends.gpu_merging import combine_devices, merge_verdicts
 from edgechat.runtime.backends.probe import OnProgress
 from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
 
@@ -111,21 +112,29 @@ def _load_or_test(
     verdict = verdicts.load_verdict(key, model_path)
     is_tested = verdict is None or any(_lacks(device, demand) for device in verdict.devices)
     # Before a test after a crash with the model, what an earlier test refused stays refused.
-    saved = verdicts.load_saved_verdict(key) if verdict is None else verdict
+    known = verdicts.load_saved_verdict(key) if verdict is None else verdict
     if verdict is not None and not is_tested:
         new = verdict
     else:
-        earlier = saved.devices if saved is not None else ()
+        earlier = known.devices if known is not None else ()
         new = _test_devices(module, cpu_module, on_progress, demand, earlier, tests_again=verdict is None)
     types = demand.types or ()
     if new.is_usable and any(gpu_speeds.list_unmeasured_types(device, types) for device in new.devices):
         on_progress(f"Measuring the speed of the backend {module.name}")
         devices = (gpu_speeds.measure(module, cpu_module, n, device, types) for n, device in enumerate(new.devices))
         new = msgspec.structs.replace(new, devices=tuple(devices))
-    if new.status != "untested" and new != verdict:  # an earlier verdict still holds for what it covers
-        # Without the types of the model, a test cannot end the distrust after a crash.
-        verdicts.save_verdict(key, new, model_path, is_tested=is_tested and demand.types != ())
-    return new
+    if new.status == "untested" or new == verdict:  # an earlier verdict still holds for what it covers
+        return new
+    # Without the types of the model, a test cannot end the distrust after a crash.
+    merged = verdicts.save_verdict(
+        key, new, model_path, is_tested=is_tested and demand.types != (), merge=merge_verdicts
+    )
+    if not new.devices:
+        return new
+    # A device that could not be tested now must not be used, although it keeps an earlier verdict.
+    pairs = zip(new.devices, merged.devices, strict=True)
+    found = [device if device.status == "untested" else saved for device, saved in pairs]
+    return combine_devices(module.name, found, new.checks, new.elapsed_s)
 
 
 def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: Callable[[], bool]) -> None:
@@ -164,7 +173,7 @@ def _test_unused_types(
             if number >= len(devices) or devices[number].name != device.name or not devices[number].is_usable:
                 return newest  # it was tested again meanwhile
             devices[number] = change_device(devices[number])
-            return _combine(module, devices, newest.checks + n_checks, newest.elapsed_s)
+            return combine_devices(module.name, devices, newest.checks + n_checks, newest.elapsed_s)
 
         verdicts.change_verdict(key, change_newest)
 
@@ -253,11 +262,4 @@ def _test_devices(
         elif not devices:  # the module cannot be loaded, or crashes before it names its first device
             return Verdict(module.name, device.status, device.reason, report.n_checks, round(clock.read(), 3))
         devices.append(device)
-    return _combine(module, devices, n_checks, round(clock.read(), 3))
-
-
-def _combine(module: BackendModule, devices: Sequence[DeviceVerdict], n_checks: int, elapsed_s: float) -> Verdict:
-    """Return the verdict of a module, which is usable if one of its devices is."""
-    status = next((d.status for d in devices if d.is_usable), devices[0].status)
-    reasons = [d.reason if len(devices) == 1 else f"{d.name} ({d.description}): {d.reason}" for d in devices]
-    return Verdict(module.name, status, "; ".join(reasons), n_checks, elapsed_s, tuple(devices))
+    return combine_devices(module.name, devices, n_checks, round(clock.read(), 3))

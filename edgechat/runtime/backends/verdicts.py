@@ -191,15 +191,20 @@ def load_saved_verdict(key: str) -> Verdict | None:
     return _read_cache().verdicts.get(key)
 
 
-def save_verdict(key: str, verdict: Verdict, model_path: str = "", *, is_tested: bool = True) -> None:
-    """Save a verdict in the cache, which holds the newest hundred verdicts.
+def save_verdict(
+    key: str, verdict: Verdict, model_path: str = "", *, is_tested: bool = True,
+    merge: Callable[[Verdict, Verdict], Verdict] = lambda newest, new: new,
+) -> Verdict:  # fmt: skip
+    """Save a verdict in the cache, which holds the newest hundred verdicts; return what is saved.
 
+    That is the result of `merge`, which gets the saved verdict, perhaps one of another process, and `verdict`.
     If `is_tested`, this ends the distrust of the module for the model at `model_path` after a crash; the module must be
     tested again for other models with which the engine crashed.
     """
     with _locked():
         content = _read_cache()
-        content.verdicts.pop(key, None)
+        newest = content.verdicts.pop(key, None)
+        verdict = merge(newest, verdict) if newest is not None else verdict
         content.verdicts[key] = verdict
         content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
         crash_key = _make_crash_key(key, model_path)
@@ -207,6 +212,7 @@ def save_verdict(key: str, verdict: Verdict, model_path: str = "", *, is_tested:
         if is_tested and record is not None and record.needs_retest:
             content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
         _open_cache_file().save(content)
+    return verdict
 
 
 def change_verdict(key: str, change: Callable[[Verdict], Verdict]) -> None:

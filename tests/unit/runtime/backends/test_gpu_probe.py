@@ -13,7 +13,7 @@ import pytest
 from edgechat.hardware import vulkan
 from edgechat.hardware.gpu import TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_absence, gpu_probe, gpu_speeds, probe, verdicts
+from edgechat.runtime.backends import gpu_absence, gpu_merging, gpu_probe, gpu_speeds, probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.probe import ChildResult
@@ -550,6 +550,31 @@ def test_idle_test_does_not_replace_a_newer_verdict(bundle: Bundle, monkeypatch:
     gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
     assert len(products.calls) == 1
     assert verdicts.load_verdict(key) == newer
+
+
+def test_test_keeps_what_another_process_saves_meanwhile(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    products = Products({})
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
+    key = gpu_absence.compute_key(bundle, bundle.gpu_modules[0])
+    changes: dict[str, object] = {"types": (Q4_0, Q6_K), "failed_types": (FailedType(BF16, "crashed"),)}
+
+    def save(_number: int) -> None:
+        def change(newest: Verdict) -> Verdict:
+            devices = [msgspec.structs.replace(device, **changes) for device in newest.devices]
+            return gpu_merging.combine_devices(newest.module, devices, newest.checks, newest.elapsed_s)
+
+        verdicts.change_verdict(key, change)
+
+    products.on_type = save
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_K,)))
+    assert verdict.devices[0].types == (Q4_0, Q4_K, Q6_K)
+    assert [failed.type_id for failed in verdict.devices[0].failed_types] == [BF16]
+    assert verdicts.load_verdict(key) == verdict
+    changes = {"status": "wrong", "reason": "computes wrong numbers"}
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q8_0,)))
+    assert (verdict.status, verdict.reason) == ("wrong", "computes wrong numbers")
+    assert verdicts.load_verdict(key) == verdict
 
 
 @pytest.mark.parametrize(("exit_code", "is_usable"), [(10, False), (-signal.SIGABRT, True), (1, True)])
