@@ -12,7 +12,7 @@ from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
 
 def combine_devices(module: str, devices: Sequence[DeviceVerdict], n_checks: int, elapsed_s: float) -> Verdict:
     """Return the verdict of a module, which is usable if one of its devices is."""
-    status = next((d.status for d in devices if d.is_usable), devices[0].status)
+    status = min(devices, key=lambda device: (not device.is_usable, device.status == "untested")).status
     reasons = [d.reason if len(devices) == 1 else f"{d.name} ({d.description}): {d.reason}" for d in devices]
     return Verdict(module, status, "; ".join(reasons), n_checks, elapsed_s, tuple(devices))
 

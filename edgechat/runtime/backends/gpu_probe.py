@@ -226,11 +226,11 @@ def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
 
 
 def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
-    """Return whether the verdict of a usable device does not cover what `demand` asks for.
+    """Return whether a device that may be usable has not been tested for what `demand` asks for.
 
     A device that cannot be used with one of the types needs no further test for the model.
     """
-    return (
+    return device.status == "untested" or (
         device.is_usable
         and not list_failed_types(device, demand.types or ())
         and (bool(list_missing_types(device, demand) != ()) or demand.n_bytes > _MEMORY_STEP * device.asked_bytes)
@@ -255,6 +255,8 @@ def _test_devices(
         elif previous is not None and not _lacks(previous, demand):
             devices.append(previous)
             continue
+        if previous is not None and previous.status == "untested":
+            previous = None
         report, device = test_device(module, cpu_module, on_progress, demand, len(devices), previous)
         n_checks += report.n_checks
         if report.device:

@@ -148,6 +148,23 @@ def test_memory_that_other_programs_take_is_not_a_failure(bundle: Bundle, monkey
     assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
 
 
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_only_a_device_that_could_not_be_tested_is_tested_again(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, is_wrong: bool
+) -> None:
+    devices = Devices(PASSED, PASSED)
+    devices.failures[0] = "product of q4_0 in Vulkan0, batch 1: its buffer can't be allocated"
+    if is_wrong:
+        devices.failures[1] = "product of q4_0 in Vulkan1, batch 1: row 0, column 0 is 1, should be 2"
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    status = "wrong" if is_wrong else "passed"
+    assert (verdict.status, [device.status for device in verdict.devices]) == (status, ["untested", status])
+    devices.failures = {}
+    verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    assert devices.calls[2:] == [(0, "2", 0, True)]
+    assert [device.status for device in verdict.devices] == ["passed", status]
+
+
 def test_slow_compiler_is_not_a_failure(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(ChildResult(was_killed=True, exit_code=-9, was_stalled=False))
     verdict = check(bundle, monkeypatch, devices)
