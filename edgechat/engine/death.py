@@ -1,4 +1,4 @@
-"""Deaths of the engine process: the errors for its requests, and records of crashes in the kernels of a CPU module.
+"""Deaths of the engine process: the errors for its requests, and records of crashes on the CPU and on a GPU.
 
 The last activities of the engine decide. A crash in a computation is recorded for the module and the model, and a crash
 with a model drafter for the drafter and the model. A crash while loading is attributed to the model file, and so is an
