@@ -15,6 +15,7 @@ import msgspec
 
 from edgechat.hardware.contention import AwakeClock
 from edgechat.hardware.cpu import count_usable_threads
+from edgechat.humanize import format_count
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import BackendModule
@@ -136,8 +137,8 @@ def test_device(
     """Test what `demand` asks for; return the last child's report with all checks, and the extended verdict.
 
     A device without a verdict, or with one that covers no type, also decodes with a tiny model.
-    A type with which the child crashes or hangs is left out, and another child tests what is left. A device that fails
-    with more than `MAX_FAILED_TYPES` of them in one go, or at another step, is not usable.
+    A type with which the child crashes or hangs is left out, and another child tests what is left. A device is not
+    usable if more than `MAX_FAILED_TYPES` types fail during one call, or if another step fails.
     """
     clock, n_checks, n_failed, device, note = AwakeClock(), 0, 0, previous, ""
     types, n_bytes = list_missing_types(previous, demand), demand.n_bytes
@@ -146,7 +147,7 @@ def test_device(
         test = run_test(module, cpu_module, number, Work(types, n_bytes, decodes), on_progress)
         report, result = test.report, test.result
         report.n_checks = n_checks = n_checks + report.n_checks
-        # A type that the module cannot multiply is as good as tested.
+        # A type that the module cannot multiply counts as tested, because the CPU multiplies it.
         covered = [*report.types, *(types or () if report.is_done else ())]
         has_all = demand.types is None and report.is_done and not note
         device = _make_verdict(test, demand, number, device, covered, has_all=has_all)
@@ -155,11 +156,13 @@ def test_device(
             return report, msgspec.structs.replace(device, reason=reason)
         if report.failures:
             return report, device
-        # The time is over, not the patience, or a driver compiles the kernel of a type for minutes that no model needs
-        # now: what was tested so far is right, and the rest follows before its use.
+        # The child made progress until its total time ended, or the driver compiled a kernel for minutes in a test of
+        # all types. The types that were tested are right; the others are tested before a model needs them.
         is_late = result.was_killed and (not result.was_stalled or demand.types is None)
         if is_late and report.types:
-            note = f"; {len(device.types or ())} weight types are tested so far, not {report.stage}"
+            note = (
+                f"; {format_count(len(device.types or ()), 'weight type')} tested; the test stopped at {report.stage}"
+            )
             left: set[int] = set()
         elif (failed := test.failed_type) is not None:
             others = [other for other in device.failed_types if other.type_id != failed.type_id]

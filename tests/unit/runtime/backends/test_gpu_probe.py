@@ -183,6 +183,7 @@ def test_device_is_not_used_with_types_that_its_test_did_not_reach(
             on_line("done\t4\t0\n")
             return PASSED
         on_line(f"type\t{Q4_0}\n")
+        on_line("stage\tproduct of q4_K in Vulkan0, batch 4\n")
         return ChildResult(was_killed=True, exit_code=-9)
 
     monkeypatch.setattr(probe, "run_child", run_child)
@@ -191,6 +192,8 @@ def test_device_is_not_used_with_types_that_its_test_did_not_reach(
         "Vulkan0": "Graphics 0 is not used, because it is not tested yet with Q4_K, Q6_K weights"
     }
     assert gpu_probe.find_failed_devices(results, {Q4_0}) == {}
+    words = "; 1 weight type tested; the test stopped at product of q4_K in Vulkan0, batch 4"
+    assert results[0][1].reason.endswith(words)
 
 
 def test_slow_kernel_of_a_type_that_no_model_needs_is_not_a_failure(
