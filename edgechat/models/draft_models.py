@@ -108,7 +108,9 @@ def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
     path = find_draft_file(name)
     label, model = library.find_display_name(path), Path(target.path).name
     if _is_same_file(path, Path(target.path)):
-        if target.heads is not None and not _find_own_heads_problem(target):
+        if problem := _find_own_heads_problem(target):
+            return DrafterChoice(reason=f"{label} is the model itself, and {problem}")
+        if target.heads is not None:
             return _make_own_heads_choice(target, is_required=True)
         return DrafterChoice(reason=f"{label} is the model itself, whose drafts take as long as its own tokens")
     header = read_header(path)

@@ -184,8 +184,13 @@ def test_drafter_with_which_the_engine_died_is_not_chosen_again(folder: Path) ->
         assert choice.kind is None
         assert name in choice.reason
         assert "doctor --retest" in choice.reason
+    named = choose(target, draft_model="target").reason
+    assert "its MTP heads are not used: the engine died with SIGSEGV" in named
+    assert "doctor --retest" in named
     drafter_crashes.clear()
     assert choose(target).kind == "mtp"
+    two_heads = make_qwen35(n_heads=2).write(folder / "two-heads.gguf")
+    assert "its file has 2 MTP heads" in choose(two_heads, draft_model="two-heads").reason
 
 
 def test_small_targets_are_not_searched_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
