@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.heads import read_heads
 from edgechat.modelfile.heads_check import find_pair_problem
 from edgechat.modelfile.shared_vocabulary import find_vocabulary_difference
 from edgechat.modelfile.vocabulary import check_vocabulary
@@ -35,7 +36,8 @@ def _find_problem(header: ModelHeader, target: ModelHeader) -> str:
 def find_kind_problem(header: ModelHeader) -> str:
     """Return why a file cannot draft for any target, as a predicate; "" if it is a model or heads that can draft."""
     if header.kind == "heads":
-        return ""
+        heads = read_heads(header)
+        return heads.problem if heads is not None else "contains no heads with which edgechat can draft"
     if header.kind != "model":
         return f"is no model, but of the kind {header.kind!r}"
     if header.is_embedding:

@@ -15,7 +15,7 @@ from edgechat import config, paths
 from edgechat.cli import config as config_commands
 from edgechat.errors import SettingsError
 from tests.conftest import Cli
-from tests.draft_models import make_llama
+from tests.draft_models import make_eagle3, make_llama
 
 
 @pytest.mark.slow
@@ -43,7 +43,13 @@ def test_validate_names_the_variable_of_an_unknown_theme(cli: Cli, home: Path, m
 def test_validate_checks_the_draft_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft = make_llama().write(tmp_path / "draft.gguf")
     (tmp_path / "text.gguf").write_text("no model")
+    dflash = make_eagle3()
+    dflash.architecture = "dflash"
+    dflash.write(tmp_path / "dflash.gguf")
+    make_eagle3(layers=(1, 2)).write(tmp_path / "two-layers.gguf")
     for name, problem in (
+        (str(tmp_path / "dflash.gguf"), "contains a DFlash head, with which edgechat cannot draft"),
+        (str(tmp_path / "two-layers.gguf"), "names 2 layers of its target; EAGLE-3 reads 3"),
         ("no-such-model", "EDGECHAT_DRAFT_MODEL: No model with the name 'no-such-model'"),
         (str(tmp_path / "gone.gguf"), "gone.gguf does not exist"),
         (str(tmp_path / "text.gguf"), "text.gguf"),
@@ -51,7 +57,7 @@ def test_validate_checks_the_draft_model(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("EDGECHAT_DRAFT_MODEL", name)
         with pytest.raises(SettingsError, match=re.escape(problem)):
             config_commands._check_settings()
-    for name in (str(draft), "off", "NONE", "auto"):
+    for name in (str(draft), str(make_eagle3().write(tmp_path / "eagle3.gguf")), "off", "NONE", "auto"):
         monkeypatch.setenv("EDGECHAT_DRAFT_MODEL", name)
         config_commands._check_settings()
 
