@@ -155,7 +155,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Replace another word for the values `off` and `auto` of `draft_model`."""
-        word = _DRAFT_MODEL_WORDS.get(self.draft_model.strip().lower(), self.draft_model)
+        # A file may contain the value false, which `check` accepts, instead of the word.
+        word = _DRAFT_MODEL_WORDS.get(str(self.draft_model).strip().lower(), self.draft_model)
         if word != self.draft_model:
             msgspec.structs.force_setattr(self, "draft_model", word)
 
@@ -314,6 +315,8 @@ def check(name: str, value: object) -> str:
         from edgechat.route_settings import parse_route
 
         return parse_route(value)[1]
+    if name == "draft_model" and value is False:
+        return ""
     low, high = BOUNDS.get(name, (-math.inf, math.inf))
     try:
         parsed_value = msgspec.convert(value, types[name])

@@ -118,6 +118,12 @@ def test_words_for_no_draft_model(tmp_path: Path, text: str, value: str) -> None
     assert msgspec.structs.replace(Settings(), draft_model=text).draft_model == value
 
 
+def test_false_in_the_settings_file_means_no_draft_model(tmp_path: Path) -> None:
+    settings, problems = load(write(tmp_path / "c.toml", "draft_model = false\n"), {})
+    assert (settings.draft_model, problems) == ("off", [])
+    assert load(write(tmp_path / "c.toml", "draft_model = true\n"), {})[1]
+
+
 def test_names_of_collections_are_read_from_file_environment_and_conversation(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", 'docs = ["manuals", "my notes"]\n')
     assert load(file, {}) == (Settings(docs=("manuals", "my notes")), [])
