@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+import edgechat
 from edgechat import paths
 from edgechat.catalogue import curated, library, resolve
 from edgechat.catalogue.library import InstalledModel
@@ -259,11 +260,14 @@ def _count_bytes_per_token(profile: ModelProfile) -> int:
 
 
 def _can_draft(header: ModelHeader, target: ModelProfile) -> bool:
-    """Return whether a model can draft for the target. The result is saved, because the check reads vocabularies."""
+    """Return whether a model can draft for the target.
+
+    The result is saved for this version of edgechat, because the check reads vocabularies.
+    """
     file = JsonFile(paths.cache_dir() / "draft-models.json", dict[str, bool], max_bytes=_MAX_FILE_BYTES)
     results = file.read() or {}
     target_path, path = Path(target.path), Path(header.path)
-    stamps = f"{target_path} {read_stamp(target_path)} {path} {read_stamp(path)}"
+    stamps = f"{edgechat.__version__} {target_path} {read_stamp(target_path)} {path} {read_stamp(path)}"
     key = hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()[:32]
     if key not in results:
         can_draft = not find_draft_problem(header, read_header(target_path))
