@@ -153,12 +153,16 @@ class EngineDiedError(EngineError):
 
     max_chars = 4 * MAX_MESSAGE_CHARS
 
-    def __init__(self, message: str, code: int | None = None, *, is_gpu_failure: bool = False) -> None:
+    def __init__(
+        self, message: str, code: int | None = None, *, is_gpu_failure: bool = False, died_on_gpu: bool = False
+    ) -> None:
         super().__init__(message)
         self.code = code
         """Exit code, or a negative signal number; None if the process did not start or the code is unknown."""
         self.is_gpu_failure = is_gpu_failure
         """True if the kernels or the driver of the GPU may have caused the end, and nothing else."""
+        self.died_on_gpu = died_on_gpu or is_gpu_failure
+        """True if the GPU may have caused the end, or something else that the process did at the same time."""
 
 
 class StoreError(EdgechatError):

@@ -47,6 +47,8 @@ _END_MESSAGES: Final = {
     EXIT_STALLED: "The engine process ended, because a step of its work took too long. Send the request again.",
 }
 _N_SEARCHED_LINES: Final = 40
+# Activities that use the GPU of a model with layers there.
+_GPU_ACTIVITIES: Final = frozenset({Activity.COMPUTING, Activity.DRAFTING, Activity.RESIZING})
 
 
 class Death(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +99,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     def find_error(self) -> EngineDiedError:
         """Return the error for later requests, with the cause of the death and the last lines of the engine log."""
         code = None if self.hang_reason else self.exit_code
-        return EngineDiedError(self._describe(), code, is_gpu_failure=self.is_gpu_failure)
+        return EngineDiedError(self._describe(), code, is_gpu_failure=self.is_gpu_failure, died_on_gpu=self.died_on_gpu)
 
     def _describe(self) -> str:
         if self.hang_reason:
@@ -158,9 +160,18 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
         A lost device aborts the process, a driver may never return, and a resident engine ends after a failure.
         """
-        is_failure = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
-        is_failure = is_failure and self.state.activities == {Activity.COMPUTING}
-        return self._is_on_gpu and (is_failure or self.exit_code == EXIT_GPU_FAILED)
+        return self.died_on_gpu and (self.exit_code == EXIT_GPU_FAILED or self.state.activities == {Activity.COMPUTING})
+
+    @property
+    def died_on_gpu(self) -> bool:
+        """True if the process crashed or stalled while a GPU worked for it, also beside other activities.
+
+        The other activity can be the cause, such as a grammar that another thread compiled; replies can go on with the
+        CPU in either case.
+        """
+        is_crash = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
+        uses_gpu = bool(self.state.activities & _GPU_ACTIVITIES)
+        return self._is_on_gpu and ((is_crash and uses_gpu) or self.exit_code == EXIT_GPU_FAILED)
 
     @property
     def _is_on_gpu(self) -> bool:

@@ -22,6 +22,14 @@ def is_gpu_failure(error: EdgechatError) -> bool:
     return isinstance(error, ComputeError) or (isinstance(error, EngineDiedError) and error.is_gpu_failure)
 
 
+def can_continue_on_cpu(error: EdgechatError) -> bool:
+    """Return whether the replies of a request with this error can go on with the CPU, if the model used a GPU.
+
+    This includes crashes that are not held against the GPU, because the process did something else at the same time.
+    """
+    return is_gpu_failure(error) or (isinstance(error, EngineDiedError) and error.died_on_gpu)
+
+
 def may_be_gpu_failure(error: EdgechatError) -> bool:
     """Return whether an error of a load on the GPU is one of the GPU if the model can then be loaded with the CPU."""
     is_crash = isinstance(error, EngineDiedError) and error.code in {*CRASH_CODES, EXIT_STALLED}

@@ -218,7 +218,7 @@ class LoadedModel:
                 record.add(event)
                 yield event
         except EngineError as error:
-            if not self._is_gpu_failure(error):
+            if not self._can_continue_on_cpu(error, self.plan):
                 raise
             failure = error
         else:
@@ -241,24 +241,25 @@ class LoadedModel:
 
         return is_gpu_distrusted(plan)
 
-    def _is_gpu_failure(self, error: EdgechatError) -> bool:
-        if self.plan is None or not self.plan.options.uses_gpu:
+    def _can_continue_on_cpu(self, error: EdgechatError, plan: LoadPlan | None) -> bool:
+        if plan is None or not plan.options.uses_gpu:
             return False
-        from edgechat.models.gpu_failures import is_gpu_failure
+        from edgechat.models.gpu_failures import can_continue_on_cpu
 
-        return is_gpu_failure(error)
+        return can_continue_on_cpu(error)
 
     def fall_back_to_cpu(self, error: EngineError) -> bool:
-        """Load the model with the CPU if `error` is a GPU failure; return whether the model was loaded again.
+        """Load the model with the CPU if `error` can be a GPU failure; return whether the model was loaded again.
 
-        The failure is recorded, so that later loads use the CPU, too. If the model cannot be loaded, the reason is
-        appended to the text of `error`; only `restart_if_dead` then tries again.
+        A failure that nothing but the GPU can have caused is recorded, so that later loads use the CPU. If the model
+        cannot be loaded, the reason is appended to the text of `error`; only `restart_if_dead` then tries again.
         """
-        if self.plan is None or self.plan is self._failed_plan or not self._is_gpu_failure(error):
+        if self.plan is None or self.plan is self._failed_plan or not self._can_continue_on_cpu(error, self.plan):
             return False
-        from edgechat.models.gpu_failures import record_gpu_failure
+        from edgechat.models.gpu_failures import is_gpu_failure, record_gpu_failure
 
-        record_gpu_failure(error, self.plan)
+        if is_gpu_failure(error):
+            record_gpu_failure(error, self.plan)
         try:
             if self.engine.is_shared:  # its memory must be free before the next plan is made
                 self.engine.wait_for_failed_engine(_FAILED_ENGINE_TIMEOUT_S)

@@ -13,6 +13,7 @@ from edgechat import paths
 from edgechat.engine.death import Death
 from edgechat.engine.protocol import Load
 from edgechat.errors import EngineDiedError, ModelCrashError, PlanError
+from edgechat.models.gpu_failures import can_continue_on_cpu, is_gpu_failure
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.process import EXIT_STALLED
@@ -86,6 +87,29 @@ def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.Monke
     make_death("SIGKILL", COMPUTING, n_gpu_layers=9).record_crash()
     make_death("SIGABRT", LOADING, n_gpu_layers=9).record_crash()
     assert len(causes) == 3
+
+
+@pytest.mark.parametrize("n_gpu_layers", [0, 9])
+@pytest.mark.parametrize(
+    ("activities", "can_continue"),
+    [
+        ({Activity.COMPUTING, Activity.COMPILING_GRAMMAR}, True),
+        ({Activity.DRAFTING}, True),
+        ({Activity.RESIZING}, True),
+        ({Activity.COMPILING_GRAMMAR}, False),
+    ],
+)
+def test_reply_can_go_on_after_a_crash_that_is_not_held_against_the_gpu(
+    activities: set[Activity], can_continue: bool, n_gpu_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda *_: pytest.fail("recorded"))
+    state = ActivityState(frozenset(activities), has_computed=True)
+    death = make_death("SIGABRT", state, n_gpu_layers=n_gpu_layers)
+    death.record_crash()
+    error = death.find_request_error()
+    assert isinstance(error, EngineDiedError)
+    assert can_continue_on_cpu(error) == (can_continue and n_gpu_layers > 0)
+    assert not is_gpu_failure(error)
 
 
 def test_assertion_while_loading_is_an_error_of_the_model_file() -> None:
