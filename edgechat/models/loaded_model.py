@@ -213,19 +213,21 @@ class LoadedModel:
         self.restart_if_dead()
         if notice := self.take_cpu_notice():
             yield CpuFallback(notice=notice)
+        plan = self.plan  # another thread can replace it after a failure
         try:
             for event in self.engine.generate(request):
                 record.add(event)
                 yield event
         except EngineError as error:
-            if not self._can_continue_on_cpu(error, self.plan):
+            if not self._can_continue_on_cpu(error, plan):
                 raise
             failure = error
         else:
             return
-        yield ModelLoadProgressed(phase="loading", message="The GPU failed. Loading the model with the CPU")
-        if not self.fall_back_to_cpu(failure):
-            raise failure
+        if self.plan is None or self.plan.options.uses_gpu:  # no other thread has loaded the model with the CPU
+            yield ModelLoadProgressed(phase="loading", message="The GPU failed. Loading the model with the CPU")
+            if not self.fall_back_to_cpu(failure):
+                raise failure
         yield CpuFallback(notice=f"The GPU failed ({_find_cause(failure)}). The reply continues on the CPU.")
         try:
             yield from self.engine.generate(record.make_request())
