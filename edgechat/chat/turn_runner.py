@@ -20,6 +20,7 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.errors import (
     ContextOverflowError,
+    EngineDiedError,
     GrammarError,
     RequestCancelledError,
     TemplateError,
@@ -224,7 +225,11 @@ class TurnRunner:
         source, replies, options = self._source, turn.replies, turn.options
         yield from source.prepare_turn()
         path = conversation.tree.path_to(replies[0].id)
-        prompt = self._build_prompt(path, options)
+        try:
+            prompt = self._build_prompt(path, options)
+        except EngineDiedError:  # for example with the reply of another program that shares the engine
+            yield from source.prepare_turn()
+            prompt = self._build_prompt(path, options)
         if prompt is not None and prompt.start_id is not None:
             replies = [msgspec.structs.replace(r, context_start_id=prompt.start_id) for r in replies]
             yield events.TurnsDropped(n_messages=prompt.start, context_start_id=prompt.start_id)

@@ -183,7 +183,6 @@ class ModelQueue:
 
     async def build_prompt(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
-        await self._ensure_engine()
 
         def build(cancellation: Cancellation) -> BuiltPrompt:
             return self.prompt_builder.build(apply_prompt_rules(messages, self._prompt_rules), options, cancellation)
@@ -192,18 +191,18 @@ class ModelQueue:
 
     async def tokenize(self, text: str) -> list[int]:
         """Tokenise `text`, parsing the control tokens in it. Raises EdgechatError."""
-        await self._ensure_engine()
-        return await self._run(functools.partial(self.prompt_builder.tokenize_text, text, ""))
+        return await self._run(lambda cancellation: self.prompt_builder.tokenize_text(text, "", cancellation))
 
     async def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokenise `text` as llama.cpp does; `protocol.Tokenize` describes the arguments. Raises EdgechatError."""
-        await self._ensure_engine()
-        tokenize = functools.partial(self.prompt_builder.tokenize_text, text, "")
-        return await self._run(functools.partial(tokenize, add_special=add_special, parse_special=parse_special))
+        return await self._run(
+            lambda cancellation: self.prompt_builder.tokenize_text(
+                text, "", cancellation, add_special=add_special, parse_special=parse_special
+            )
+        )
 
     async def detokenize(self, tokens: Sequence[int]) -> list[bytes]:
         """Return the UTF-8 bytes of each token, which can be a part of a character. Raises EdgechatError."""
-        await self._ensure_engine()
         pieces: list[bytes] = []
         for start in range(0, len(tokens), _DETOKENIZED_TOKENS):
             part = list(tokens[start : start + _DETOKENIZED_TOKENS])
@@ -211,7 +210,18 @@ class ModelQueue:
         return pieces
 
     async def _run(self, function: Callable[[Cancellation], T]) -> T:
-        """Run a function on a thread of this queue; if the task is cancelled, cancel the function."""
+        """Run a function on a thread of this queue, with a running engine; if the task is cancelled, cancel it.
+
+        If the engine dies meanwhile, for example with a reply of another request, the function runs once more.
+        """
+        await self._ensure_engine()
+        try:
+            return await self._run_once(function)
+        except EngineDiedError:
+            await self._ensure_engine()
+            return await self._run_once(function)
+
+    async def _run_once(self, function: Callable[[Cancellation], T]) -> T:
         cancellation = Cancellation()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function, cancellation)

@@ -15,7 +15,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.generation import DrafterState
-from edgechat.errors import ContextOverflowError, NotFoundError
+from edgechat.errors import ContextOverflowError, EngineDiedError, NotFoundError
 from edgechat.store import open_ephemeral_store, open_store
 
 
@@ -72,6 +72,23 @@ def test_prompt_is_built_again_if_the_context_cannot_grow(monkeypatch: pytest.Mo
     path = session.tree.path
     assert finished.reply.context_start_id in {m.id for m in path[1:]}
     assert path[-1].context_start_id == finished.reply.context_start_id
+    session.close()
+
+
+def test_prompt_is_built_again_after_the_engine_died_with_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["word"]))
+    session.open()
+    build, failures = session._turn_runner._build_prompt, [EngineDiedError("The engine died.")]
+
+    def die_once(*args: object) -> object:
+        if failures:
+            raise failures.pop()
+        return build(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session._turn_runner, "_build_prompt", die_once)
+    *_, finished = session.send("Hi")
+    assert isinstance(finished, TurnFinished)
+    assert finished.reply.text == "word"
     session.close()
 
 

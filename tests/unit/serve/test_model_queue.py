@@ -274,6 +274,32 @@ async def test_cancelled_task_cancels_its_prompt() -> None:
     assert was_cancelled.is_set()
 
 
+async def test_prompt_is_built_again_after_the_engine_died_with_another_request() -> None:
+    queue: Any = make_queue(1)
+    model = queue._model = _SlowModel(CPU_PLAN)
+    model.may_end.set()
+    calls: list[bool] = []
+    died = EngineDiedError("The engine died with another request.")
+
+    def build(_cancellation: Cancellation) -> str:
+        calls.append(model.needs_restart)
+        if len(calls) == 1:
+            model.needs_restart = True
+            raise died
+        return "built"
+
+    assert await queue._run(build) == "built"
+    assert (calls, model.n_loads) == ([False, False], 1)
+
+    def fail(_cancellation: Cancellation) -> None:
+        calls.append(True)
+        raise died
+
+    with pytest.raises(EngineDiedError):
+        await queue._run(fail)
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize("name", ChatRequest.__struct_fields__)
 async def test_numbers_of_any_size_are_used_or_refused(name: str) -> None:
     queue: Any = make_queue(1)
