@@ -39,6 +39,7 @@ pytestmark = [
 Q4_0, Q4_1, Q8_0, Q4_K = 2, 3, 8, 12
 MIB = 1 << 20
 OpenSession = Callable[..., Session]
+ON_CPU = Settings(n_ctx=512, temperature=0.0, max_tokens=12, gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def open_session(machine: None, monkeypatch: pytest.MonkeyPatch, request: pytest
     def start(settings: Settings | None = None, **environment: object) -> Session:
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        settings = settings or Settings(n_ctx=512, temperature=0.0, max_tokens=12)
+        settings = settings or msgspec.structs.replace(ON_CPU, gpu=True)
         session = Session(open_ephemeral_store(), settings, starter_model())
         request.addfinalizer(session.close)
         session.open()
@@ -191,7 +192,7 @@ def test_reply_equals_that_of_the_cpu(open_session: OpenSession) -> None:
     on_gpu = open_session()
     assert (n_gpu_layers(on_gpu), on_gpu.warnings) == (31, [])
     assert on_gpu.model.engine.stats().memory["Vulkan0"]["model_bytes"] > 50 * MIB
-    on_cpu = open_session(Settings(n_ctx=512, temperature=0.0, max_tokens=12, gpu=False))
+    on_cpu = open_session(ON_CPU)
     assert n_gpu_layers(on_cpu) == 0
     assert reply(on_gpu) == reply(on_cpu)
 
@@ -203,14 +204,15 @@ def test_layers_that_exceed_the_memory_stay_on_the_cpu(
     session = open_session()
     assert 0 < n_gpu_layers(session) < 31
     assert 0 < session.model.engine.stats().memory["Vulkan0"]["model_bytes"] < 80 * MIB
-    assert reply(session)
+    assert reply(session) == reply(open_session(ON_CPU))
 
 
 def test_exhausted_memory_at_load_falls_back_to_the_cpu(open_session: OpenSession) -> None:
     session = open_session(VULKAN_BYTES=60 * MIB)
-    assert n_gpu_layers(session) < 31
+    assert n_gpu_layers(session) == 0
     assert any("The GPU could not be used" in words for words in session.warnings)
-    assert reply(session)
+    assert "Vulkan0" not in session.model.engine.stats().memory
+    assert reply(session) == reply(open_session(ON_CPU))
 
 
 def test_stopped_reply_is_followed_by_a_right_one(open_session: OpenSession) -> None:
