@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from edgechat.planner.drafter_plan import DrafterPlan
-from edgechat.runtime.context import Context
+from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.speculation.model_source import ModelSource
+
+# Number of loads of a waking drafter that requests may end before its trial is postponed: a client that sends requests
+# all the time would keep the engine reading the file.
+_MAX_ABORTED_WAKES: Final = 3
 
 
 class DrafterWork:
@@ -20,12 +25,14 @@ class DrafterWork:
         """Numbers of sequences for which the costs of drafts are measured."""
         self._seqs_to_read: list[int] = []
         """Sequences whose texts are read, after the measurements."""
+        self._n_aborted_wakes = 0
 
     def wake(self, has_memory: Callable[[int], bool], allow_abort: Callable[[bool], None]) -> bool:
         """Wake the drafter if its next trial is due; return False if none is due.
 
         If `has_memory` refuses the number of bytes that the drafter needs, postpone the trial and return True. Loading
-        the weights can take seconds: a request ends it, with DecodeAborted, and the next idle time loads them again.
+        the weights can take seconds: a request ends it, with DecodeAborted, and the next idle time loads them again;
+        after three such loads in succession, the trial is postponed.
         Calls `allow_abort` as `DraftManager.idle_step` does.
         """
         if not self._model.wants_wake:
@@ -35,6 +42,13 @@ class DrafterWork:
         allow_abort(True)
         try:
             self._model.wake(lambda: has_memory(self._plan.total + copied_bytes))
+            self._n_aborted_wakes = 0
+        except DecodeAborted:
+            self._n_aborted_wakes += 1
+            if self._n_aborted_wakes >= _MAX_ABORTED_WAKES:
+                self._n_aborted_wakes = 0
+                self._model.profile.schedule.postpone()
+            raise
         finally:
             allow_abort(False)
         return True
