@@ -110,7 +110,6 @@ def plan(
     from edgechat.planner.picks import choose_picks
     from edgechat.planner.report import make_plan_row, make_plan_rows
 
-    _note_missing_drafters([e for e in evaluations if e.candidate.name in models], json_facts.pop("draft_model"))
     picks = choose_picks(evaluations, defaults_only=not models)
     rows = make_plan_rows(evaluations, choice, picks)
     if as_json:
@@ -151,6 +150,8 @@ def _evaluate_candidates(
     settings_from_flags(budget=budget)
     flags = settings_from_flags(n_ctx=n_ctx, min_speed=min_speed, draft_model=draft_model)
     settings = config.with_overrides(load_settings(), flags)
+    if settings.draft_model not in {config.AUTO, config.OFF}:
+        find_draft_file(settings.draft_model)  # raises an error for an unknown name, before anything is measured
     profile = _read_profile(machine_file) if machine_file is not None else None
     if models:
         status.show("Reading the headers of the models ...")
@@ -159,8 +160,7 @@ def _evaluate_candidates(
             candidates = _measure_quants(engine, candidates, scratch_dir, status)
     else:
         candidates = selection.list_installed_candidates()
-    if settings.draft_model not in {config.AUTO, config.OFF}:
-        find_draft_file(settings.draft_model)  # raises an error for an unknown name
+    named = {candidate.name for candidate in candidates} if models else set()
     candidates = add_drafters(candidates, settings)
     if profile is None and settings.gpu and _has_gpu_modules():
         _find_gpus(engine, candidates if measure and len(candidates) <= _MAX_EXACT_MODELS else [], status)
@@ -177,10 +177,12 @@ def _evaluate_candidates(
         candidates, machine, settings, speeds, engine if is_exact else None,
         on_candidate=lambda name: status.show(f"Computing the memory of {name} ..."),
     )  # fmt: skip
+    status.clear()
+    _note_missing_drafters([e for e in evaluations if e.candidate.name in named], settings.draft_model)
     choice = choose_evaluation(evaluations, defaults_only=not models)
     json_facts = {
         "available_bytes": machine.available_bytes, "reserved_bytes": machine.reserved_bytes,
-        "backend": speeds.backend if speeds else None, "draft_model": settings.draft_model,
+        "backend": speeds.backend if speeds else None,
         "choice": choice.candidate.name if choice else None,
     }  # fmt: skip
     return evaluations, choice, json_facts
@@ -194,8 +196,9 @@ def _note_missing_drafters(evaluations: Sequence[Evaluation], draft_model: str) 
         return
     for evaluation in evaluations:
         load_plan = evaluation.plan
-        if load_plan is not None and load_plan.drafter is None and "drafter" in load_plan.reasons:
-            text = f"{evaluation.candidate.name} decodes without the draft model: {load_plan.reasons['drafter']}."
+        if load_plan is not None and load_plan.drafter is None:
+            reason = load_plan.reasons.get("drafter", "its file is not installed")
+            text = f"{evaluation.candidate.name} decodes without the draft model: {reason}."
             echo_note(escape_controls(f"edgechat: {text}"))
 
 

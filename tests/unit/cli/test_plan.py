@@ -191,5 +191,7 @@ def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
     unused = cli("plan", str(target), "--draft-model", str(target), "--no-measure")
     assert unused.returncode == 0
     assert "decodes without the draft model: target is the model itself" in unused.stderr
+    absent = cli("plan", "qwen3.5-4b", "--draft-model", str(draft), "--no-measure")
+    assert "qwen3.5-4b:Q4_K_M decodes without the draft model: its file is not installed." in absent.stderr
     unknown = cli("plan", str(target), "--draft-model", "no-such-model", "--no-measure")
     assert (unknown.returncode, "no-such-model" in unknown.stderr) == (3, True)
