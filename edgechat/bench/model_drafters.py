@@ -95,10 +95,18 @@ def plan_drafter(profile: ModelProfile, name: str, options: LoadOptions) -> Draf
     return estimate_drafter(choice.kind, choice.profile, profile, options)
 
 
-def check_named_drafter(model: str, name: str) -> None:
-    """Raise EdgechatError if `name` is no drafter for the model file `model`; `auto` and `off` always are."""
-    if Settings(draft_model=name).draft_model not in {AUTO, OFF}:
-        plan_drafter(ModelProfile.from_header(read_header(Path(model))), name, make_load_options())
+def find_drafter_file(model: str, name: str) -> str:
+    """Return the file of the drafter `name` for the model file `model`; `off` if `auto` finds none, or for `off`.
+
+    The file of heads that are part of the model is that of the model. Raises UsageError if a named drafter does not
+    exist or does not fit, and EdgechatError if the model cannot be read.
+    """
+    settings = Settings(draft_model=name)
+    profile = ModelProfile.from_header(read_header(Path(model)))
+    if settings.draft_model not in {AUTO, OFF}:
+        return plan_drafter(profile, name, make_load_options()).model_path or model
+    drafter = choose_drafter(profile, settings).profile
+    return drafter.path if drafter is not None else OFF
 
 
 def run(

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from edgechat.bench.edgechat_server import EdgechatServer
-from edgechat.bench.model_drafters import check_named_drafter, select_kinds
+from edgechat.bench.model_drafters import find_drafter_file, select_kinds
 from edgechat.bench.prefix import PAUSE_S
 from edgechat.bench.serve import N_CLIENTS, StreamingClient
 from edgechat.bench.workloads import Workloads
@@ -65,10 +65,11 @@ def run(
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> ServeDraftsReport:  # fmt: skip
     """Measure four clients of a server with drafts and of one without, in turn. Raises EdgechatError."""
-    check_named_drafter(options.model, options.draft_model)  # a server would decode without it
+    # The servers have a home of their own, in which no other model is installed.
+    draft_file = find_drafter_file(options.model, options.draft_model)
     prompts = {kind: make_prompts(select_kinds(workloads, [kind])) for kind in kinds}
     speeds: dict[tuple[str, str], list[float]] = {}
-    flags = {_WITH: ("--draft-model", options.draft_model), _WITHOUT: ("--no-speculation",)}
+    flags = {_WITH: ("--draft-model", draft_file), _WITHOUT: ("--no-speculation",)}
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch_dir, contextlib.ExitStack() as stack:
         clients = {}
         for name, variant_flags in flags.items():
@@ -87,7 +88,7 @@ def run(
                         speeds.setdefault((kind, name), []).append(tps)
                     time.sleep(PAUSE_S)
     return ServeDraftsReport(
-        model=options.model, draft_model=options.draft_model, n_threads=options.n_threads, n_clients=N_CLIENTS,
+        model=options.model, draft_model=draft_file, n_threads=options.n_threads, n_clients=N_CLIENTS,
         n_reply=options.n_reply, rounds=options.rounds,
         rows=[make_row(kind, speeds[kind, _WITH], speeds[kind, _WITHOUT]) for kind in prompts],
     )  # fmt: skip

@@ -7,10 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgechat import paths
 from edgechat.bench import serve_drafts
 from edgechat.bench.model_drafters import (
     DraftReport,
     DraftRow,
+    find_drafter_file,
     format_table,
     make_peer_arguments,
     plan_drafter,
@@ -67,6 +69,18 @@ def test_a_server_is_not_measured_without_its_named_drafter(tmp_path: Path) -> N
     options = ServeDraftsOptions(model=str(target), n_threads=1, draft_model="missing")
     with pytest.raises(UsageError, match="No model with the name 'missing'"):
         serve_drafts.run(options, read_workloads())
+
+
+def test_server_gets_the_file_of_an_installed_drafter(tmp_path: Path, home: Path) -> None:
+    """Its home has no installed models, so a name would mean nothing there."""
+    target = make_llama().write(tmp_path / "target.gguf")
+    models = paths.models_dir()
+    models.mkdir(parents=True, exist_ok=True)
+    draft = make_llama().write(models / "small.gguf")
+    assert find_drafter_file(str(target), "small") == str(draft)
+    heads = make_qwen35().write(tmp_path / "heads.gguf")
+    assert find_drafter_file(str(heads), "auto") == str(heads)
+    assert find_drafter_file(str(target), "auto") == find_drafter_file(str(heads), "off") == "off"
 
 
 def test_table_names_the_gain_and_the_accepted_drafts() -> None:
