@@ -150,7 +150,7 @@ def format_title(title: str, n_chars: int = 200) -> str:
 
 
 def format_draft_gain(stats: GenerationStats) -> str:
-    """Describe the gain from the drafts of a reply: `1.5x speed`, or `1.5x speed, 40 of 52 by the draft model`.
+    """Describe the gain from the drafts of a reply: `1.5x speed`, or `1.5x speed, 40 of 52 by the drafter`.
 
     The second form counts the accepted draft tokens of a model drafter, if it drafted. The speed is left out if the
     accepted drafts were no noticeable share of the reply. Returns "" without drafts.
@@ -160,24 +160,24 @@ def format_draft_gain(stats: GenerationStats) -> str:
         parts.append(f"{stats.speculation_gain:.1f}x speed")
     counts = stats.drafts_by_source.get("model") if stats.drafts_by_source is not msgspec.UNSET else None
     if counts is not None and counts.n_drafted:
-        parts.append(f"{counts.n_accepted} of {counts.n_drafted} by the draft model")
+        parts.append(f"{counts.n_accepted} of {counts.n_drafted} by the drafter")
     return ", ".join(parts)
 
 
 def format_live_gain(gain: float, source: str) -> str:
-    """Describe what the drafts of a reply in progress have gained: `1.5x by the draft model`; "" without a gain.
+    """Describe what the drafts of a reply in progress have gained: `1.5x by the drafter`; "" without a gain.
 
     `source` is the source of most of the accepted draft tokens.
     """
     if not source or gain < _MIN_LIVE_GAIN:
         return ""
-    return f"{gain:.1f}x by {'the draft model' if source == 'model' else 'repeated text'}"
+    return f"{gain:.1f}x by {'the drafter' if source == 'model' else 'repeated text'}"
 
 
 def format_speed(stats: GenerationStats) -> str:
     """Describe the speed of a reply, and what a model drafter added: `42 tokens/s`, or `42 tokens/s ...`."""
     gain = format_draft_gain(stats)
-    return f"{stats.decode_tps:.0f} tokens/s" + (f" ({gain})" if "draft model" in gain else "")
+    return f"{stats.decode_tps:.0f} tokens/s" + (f" ({gain})" if "drafter" in gain else "")
 
 
 def format_performance(message: Message) -> str:

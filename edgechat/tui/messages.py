@@ -117,7 +117,7 @@ class TextArrived(Message):
     pick: str = ""
     """Status text of the replies of which one is picked; "" if no reply is picked."""
     drafts: str = ""
-    """What the drafts have gained so far, such as `1.5x by the draft model`; "" without a gain."""
+    """What the drafts have gained so far, such as `1.5x by the drafter`; "" without a gain."""
 
 
 @dataclass(repr=False, eq=False)

@@ -298,7 +298,7 @@ async def test_speed_is_not_carried_into_another_conversation() -> None:
 
 @pytest.mark.parametrize(
     ("gain", "source", "shown"),
-    [(1.52, "model", "tokens/s (1.5x by the draft model)"), (2.0, "corpus", "tokens/s (2.0x by repeated text)")],
+    [(1.52, "model", "tokens/s (1.5x by the drafter)"), (2.0, "corpus", "tokens/s (2.0x by repeated text)")],
 )
 async def test_gain_from_drafts_is_shown_during_a_reply(gain: float, source: str, shown: str) -> None:
     script = Script(["word " * 2000, "Short."], token_interval_s=0.02)

@@ -25,13 +25,13 @@ def stats(n_drafted: int, n_tokens: int = 50, **sources: tuple[int, int]) -> Gen
         (stats(4, 300, context=(4, 2)), "", "42 tokens/s"),
         (
             stats(20, 300, model=(20, 10)),
-            "10 of 20 by the draft model",
-            "42 tokens/s (10 of 20 by the draft model)",
+            "10 of 20 by the drafter",
+            "42 tokens/s (10 of 20 by the drafter)",
         ),
         (
             stats(72, context=(20, 10), model=(52, 40)),
-            "1.5x speed, 40 of 52 by the draft model",
-            "42 tokens/s (1.5x speed, 40 of 52 by the draft model)",
+            "1.5x speed, 40 of 52 by the drafter",
+            "42 tokens/s (1.5x speed, 40 of 52 by the drafter)",
         ),
     ],
 )
