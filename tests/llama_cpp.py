@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from edgechat.files import FileLock
+from tests.archives import unpack
 from tests.conftest import ROOT
 
 _COMPILE_TIMEOUT_S = 3600
@@ -105,8 +106,7 @@ def read_chat_cases() -> list[dict[str, Any]]:
 
 
 def _print_cases(compiler: str, scratch: Path) -> str:
-    with tarfile.open(sdist()) as archive:
-        archive.extractall(scratch, filter="data")
+    unpack(sdist(), scratch)
     source = next(scratch.glob("*/vendor/llama.cpp"))
     test = source / "tests" / "test-chat.cpp"
     text = test.read_text(encoding="utf-8").replace("static void test_peg_parser(", _DUMP, 1)

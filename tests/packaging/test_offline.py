@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.archives import unpack
 from tests.conftest import ROOT
 from tests.models import write_parrot
 from tests.packaging.conftest import as_newcomer, bare_path, can_cut_off, cut_off, mounted, pretend, recipe_with
@@ -30,8 +30,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, wheelhouse: Path) -> Path
     model = write_parrot(folder / "parrot.gguf", "Hello.")
     options = ("--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder))
     recipe_with(wheelhouse, "offline.py", *options, folder)
-    with tarfile.open(next(folder.glob("*.tar.gz"))) as tar:
-        tar.extractall(folder / "unpacked", filter="data")
+    unpack(next(folder.glob("*.tar.gz")), folder / "unpacked")
     return next((folder / "unpacked").iterdir())
 
 

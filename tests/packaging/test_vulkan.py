@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import find_bundle
+from tests.archives import unpack
 from tests.conftest import ROOT
 from tests.packaging.conftest import as_newcomer, recipe_with, toolchain
 from tests.packaging.test_offline import PYTHON, QUESTION, edgechat, sh, tools
@@ -123,8 +123,7 @@ def test_package_in_an_environment_changes_nothing_without_vulkan(
 
 def test_bundle_installs_the_package(wheel: Path, wheelhouse: Path, tools: Path, tmp_path: Path) -> None:
     recipe_with(wheelhouse, "offline.py", "--python", PYTHON, "--with-wheel", wheel, tmp_path / "dist")
-    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(next((tmp_path / "dist").glob("*.tar.gz")), tmp_path)
     home, no_driver = tmp_path / "user", {"VK_DRIVER_FILES": "/none.json", "VK_ICD_FILENAMES": "/none.json"}
     done = sh(next(tmp_path.glob("edgechat-*")) / "install.sh", home, tools)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.archives import unpack
 from tests.conftest import ROOT
 from tests.llama_cpp import sdist
 
@@ -42,9 +42,7 @@ def run(
 
     Of a parametrized test, at most `max_cases` cases run. With `runs_all`, tests that do not apply run, too.
     """
-    with tarfile.open(sdist()) as archive:
-        members = [member for member in archive if any(part in member.name for part in _PARTS)]
-        archive.extractall(directory, members, filter="data")
+    unpack(sdist(), directory, _PARTS)
     tests = next(directory.glob("*/vendor/llama.cpp/tools/server/tests"))
     home = directory / "home"
     (home / "cache").mkdir(parents=True)
