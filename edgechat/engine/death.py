@@ -166,11 +166,13 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     def died_on_gpu(self) -> bool:
         """True if the process crashed or stalled while a GPU worked for it, also beside other activities.
 
+        That may have been between two steps, when a thread of the driver can still crash.
+
         The other activity can be the cause, such as a grammar that another thread compiled; replies can go on with the
         CPU in either case.
         """
         is_crash = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
-        uses_gpu = bool(self.state.activities & _GPU_ACTIVITIES)
+        uses_gpu = not self.state.activities or bool(self.state.activities & _GPU_ACTIVITIES)
         return self._is_on_gpu and ((is_crash and uses_gpu) or self.exit_code == EXIT_GPU_FAILED)
 
     @property

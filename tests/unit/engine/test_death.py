@@ -96,6 +96,7 @@ def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.Monke
         ({Activity.COMPUTING, Activity.COMPILING_GRAMMAR}, True),
         ({Activity.DRAFTING}, True),
         ({Activity.RESIZING}, True),
+        (set(), True),
         ({Activity.COMPILING_GRAMMAR}, False),
     ],
 )
