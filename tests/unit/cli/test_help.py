@@ -11,6 +11,8 @@ from edgechat.cli.root import edgechat
 from tests.conftest import Cli
 
 MAX_SUMMARY = 60
+# A command keeps the help option of its first context, also for the tests that run later in the same process.
+HELP_OPTIONS = edgechat.context_settings["help_option_names"]
 
 
 def commands(command: click.Command, path: str = "edgechat") -> Iterator[tuple[str, click.Command]]:
@@ -59,13 +61,13 @@ def test_model_is_named_with_one_option(path: str) -> None:
 )  # fmt: skip
 def test_model_as_argument_still_works(path: str, arguments: list[str]) -> None:
     command = ALL[path]
-    context = command.make_context(path, list(arguments))
+    context = command.make_context(path, list(arguments), help_option_names=HELP_OPTIONS)
     assert sum(len(context.params[name]) for name in ("names", "files", "models") if name in context.params) == 1
 
 
 @pytest.mark.parametrize("path", ALL)
 def test_help_has_80_columns_and_describes_ranges_in_words(path: str) -> None:
-    context = click.Context(ALL[path], info_name=path, terminal_width=80)
+    context = click.Context(ALL[path], info_name=path, terminal_width=80, help_option_names=HELP_OPTIONS)
     lines = ALL[path].get_help(context).splitlines()
     assert max(map(len, lines)) <= 80
     assert not [line for line in lines if "<=" in line or ">=" in line or "…" in line]
