@@ -12,6 +12,7 @@ from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import EdgechatError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.serve.errors import ApiError
+from edgechat.serve.tasks import silence_exception
 
 E = TypeVar("E", bound=protocol.Event)
 OnOutcome = Callable[[protocol.AnyEvent | EdgechatError], None]
@@ -164,7 +165,6 @@ class EventStream:
         if self._recovery is not None:
             task, self._recovery = self._recovery[1], None
             task.cancel()  # which only ends the wait for a load
-            # asyncio logs the exception of a task unless something retrieves it.
-            task.add_done_callback(lambda done_task: done_task.cancelled() or done_task.exception())
+            silence_exception(task)
         self._owner.release(self)
         self._unfinished_id_by_index.clear()

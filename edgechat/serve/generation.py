@@ -12,6 +12,7 @@ from edgechat.errors import GrammarError
 from edgechat.serve import errors
 from edgechat.serve.choices import Choice, Delta, UsageTotals, stream_deltas
 from edgechat.serve.response_builder import ResponseBuilder
+from edgechat.serve.tasks import silence_exception
 
 
 class Generation:
@@ -78,6 +79,5 @@ async def cancel_task(task: asyncio.Future[Any]) -> None:
     Raises CancelledError if the caller is cancelled while it waits.
     """
     task.cancel()
-    # asyncio logs the exception of a task unless something retrieves it.
-    task.add_done_callback(lambda done_task: done_task.cancelled() or done_task.exception())
+    silence_exception(task)
     await asyncio.wait({task})

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from edgechat.serve.tasks import silence_exception
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,5 @@ class SharedLoad:
         Call this right after `wait`, without another `await` in between. Raises the exceptions of `load`.
         """
         task = self._task = asyncio.create_task(asyncio.to_thread(load))
-        # asyncio logs the exception of a task unless something retrieves it.
-        task.add_done_callback(lambda done_task: done_task.cancelled() or done_task.exception())
+        silence_exception(task)
         return await asyncio.shield(task)
