@@ -94,6 +94,17 @@ class _Owner:
         pass
 
 
+class _LoadingOwner(_Owner):
+    """Owner that loads the model until `has_loaded` is set, before a request can be sent again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_loaded = asyncio.Event()
+
+    async def recover_from(self, error: object, plan: object) -> bool:
+        return await self.has_loaded.wait()
+
+
 FAILURE = ComputeError("The GPU failed.")
 GPU_PLAN, CPU_PLAN = (SimpleNamespace(options=SimpleNamespace(uses_gpu=uses_gpu)) for uses_gpu in (True, False))
 
@@ -145,13 +156,7 @@ async def test_second_failure_and_other_errors_end_a_stream() -> None:
 
 
 async def test_stream_has_heartbeats_while_the_model_is_loaded_again() -> None:
-    can_recover = asyncio.Event()
-
-    class LoadingOwner(_Owner):
-        async def recover_from(self, error: object, plan: object) -> bool:
-            return await can_recover.wait()
-
-    owner = LoadingOwner()
+    owner = _LoadingOwner()
     stream = EventStream(owner, [protocol.Generate(id=5, tokens=[1])], heartbeat_s=0.01)
     handler = stream.make_event_handler(0)
     handler(FAILURE)
@@ -160,7 +165,7 @@ async def test_stream_has_heartbeats_while_the_model_is_loaded_again() -> None:
         assert event is not None
         assert event.event is None
     assert not owner.resubmitted
-    can_recover.set()
+    owner.has_loaded.set()
     while not owner.resubmitted:
         await stream.next()
     owner.resubmitted[0][1](protocol.TokensGenerated(id=5, text="b", tokens=[8]))
@@ -171,19 +176,13 @@ async def test_stream_has_heartbeats_while_the_model_is_loaded_again() -> None:
 
 
 async def test_stream_that_is_closed_during_a_load_submits_nothing() -> None:
-    can_recover = asyncio.Event()
-
-    class LoadingOwner(_Owner):
-        async def recover_from(self, error: object, plan: object) -> bool:
-            return await can_recover.wait()
-
-    owner = LoadingOwner()
+    owner = _LoadingOwner()
     stream = EventStream(owner, [protocol.Generate(id=5, tokens=[1])], heartbeat_s=0.01)
     stream.make_event_handler(0)(FAILURE)
     await stream.next()
     await stream.next()
     stream.close()
-    can_recover.set()
+    owner.has_loaded.set()
     for _ in range(9):
         await asyncio.sleep(0)
     assert not owner.resubmitted
