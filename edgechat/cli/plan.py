@@ -189,7 +189,7 @@ def _evaluate_candidates(
 
 
 def _note_missing_drafters(evaluations: Sequence[Evaluation], draft_model: str) -> None:
-    """Say for each model that the user named why it would decode without the draft model that the user named."""
+    """Print, for each planned model that would not use the named draft model, the reason."""
     from edgechat.config import AUTO, OFF
 
     if draft_model in {AUTO, OFF}:

@@ -164,12 +164,10 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def died_on_gpu(self) -> bool:
-        """True if the process crashed or stalled while a GPU worked for it, also beside other activities.
+        """True if the process crashed or stalled while a GPU worked for it, or between two steps.
 
-        That may have been between two steps, when a thread of the driver can still crash.
-
-        The other activity can be the cause, such as a grammar that another thread compiled; replies can go on with the
-        CPU in either case.
+        A thread of the driver can crash between two steps. Another activity at the same time can be the cause, such as
+        a grammar that another thread compiled. Replies can continue on the CPU in all these cases.
         """
         is_crash = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
         uses_gpu = not self.state.activities or bool(self.state.activities & _GPU_ACTIVITIES)

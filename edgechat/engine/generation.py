@@ -13,7 +13,7 @@ _MIN_NOTICEABLE_SHARE: Final = 0.05
 
 
 def are_drafts_noticeable(n_accepted: int, n_tokens: int) -> bool:
-    """Return whether so many of a reply's tokens were accepted drafts that their gain can be shown."""
+    """Return whether accepted drafts are a large enough share of a reply's tokens for their gain to be shown."""
     return n_accepted >= max(1, _MIN_NOTICEABLE_SHARE * n_tokens)
 
 

@@ -190,7 +190,7 @@ class TextModel(EngineModel):
         if self._draft_manager is not None:
             self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._speed_recorder.add(request.speeds)
-        # A model on the CPU goes on, because another load would use the same CPU.
+        # A model on the CPU stays in use, because another load would use the same CPU.
         if isinstance(event, protocol.RequestFailed) and event.error_type == ComputeError.__name__ and self._uses_gpu:
             self.has_failed, self._failure = True, event.message
             self._cache.drop_lost_sequences()  # the failed computation may have damaged all of them

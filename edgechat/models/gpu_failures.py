@@ -23,7 +23,7 @@ def is_gpu_failure(error: EdgechatError) -> bool:
 
 
 def can_continue_on_cpu(error: EdgechatError) -> bool:
-    """Return whether the replies of a request with this error can go on with the CPU, if the model used a GPU.
+    """Return whether the replies of a request with this error can continue on the CPU, if the model used a GPU.
 
     This includes crashes that are not held against the GPU, because the process did something else at the same time.
     """

@@ -210,7 +210,7 @@ class ModelQueue:
         return pieces
 
     async def _run(self, function: Callable[[Cancellation], T]) -> T:
-        """Run a function on a thread of this queue, with a running engine; if the task is cancelled, cancel it.
+        """Restart a dead engine, then run a function on a thread of this queue; cancel it if the task is cancelled.
 
         If the engine dies meanwhile, for example with a reply of another request, the function runs once more.
         """

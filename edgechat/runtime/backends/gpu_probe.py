@@ -141,8 +141,8 @@ def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: C
     """Test the weight types that no model has needed yet on all usable devices, until `is_cancelled`.
 
     Each result is added to the newest saved verdict at once. A type with which the test crashes or hangs is left to the
-    test before its next use, because the memory that a loaded model takes can be the reason, and the test goes on with
-    the others; so are failures that are not due to one type. Raises RuntimeLoadError if edgechat was upgraded.
+    test before its next use, because the memory that a loaded model takes can be the reason, and the test continues
+    with the others; so are failures that are not due to one type. Raises RuntimeLoadError if edgechat was upgraded.
     """
     for module in bundle.gpu_modules:
         key = gpu_absence.compute_key(bundle, module)
