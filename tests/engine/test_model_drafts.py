@@ -162,6 +162,7 @@ class ModelWithDrafter(SteppedModel):
         return manager
 
 
+@pytest.mark.usefixtures("eager_model")
 @pytest.mark.parametrize("behaviour", ["perfect", "half", "wrong", "raising"])
 @pytest.mark.parametrize("kind", ["llama", "sliding", "hybrid"])
 def test_tiny_models_generate_the_same_with_drafts_of_a_model(
