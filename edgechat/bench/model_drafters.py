@@ -86,9 +86,9 @@ def plan_drafter(profile: ModelProfile, name: str, options: LoadOptions) -> Draf
     """
     settings = Settings(draft_model=name)
     choice = choose_drafter(profile, settings)
+    if choice.refusal:
+        raise UsageError(f"{choice.refusal}. Choose another drafter with --draft-model, or --draft-model auto.")
     if choice.kind is None or choice.profile is None:
-        if settings.draft_model not in {AUTO, OFF}:
-            raise UsageError(f"{choice.reason}. Choose another model with --draft-model, or --draft-model auto.")
         raise UsageError(
             f"There is no drafter for {Path(profile.path).name}: {choice.reason}. Name one with --draft-model."
         )

@@ -211,7 +211,7 @@ class ReplyGeneration:
                 streaming_reply.finish_reason = event.finish_reason
                 yield from self._append_text(index, streaming_reply.parser.finish(), 0)
         if failure := self._model.find_drafter_failure(event.drafter):
-            yield events.DrafterFailed(notice=f"Decoding without the model drafter: {failure}")
+            yield events.DrafterFailed(notice=f"Decoding without the drafter: {failure}")
 
     def _finish_reply(self, event: protocol.SequenceFinished) -> Iterator[events.SessionEvent]:
         """Complete one of several replies, and end the others if the picker needs no more."""

@@ -189,17 +189,22 @@ def _evaluate_candidates(
 
 
 def _note_missing_drafters(evaluations: Sequence[Evaluation], draft_model: str) -> None:
-    """Print, for each planned model that would not use the named draft model, the reason."""
+    """Print, for each planned model that would not use the named drafter, the reason."""
     from edgechat.config import AUTO, OFF
 
     if draft_model in {AUTO, OFF}:
         return
     for evaluation in evaluations:
         load_plan = evaluation.plan
-        if load_plan is not None and load_plan.drafter is None:
-            reason = load_plan.reasons.get("drafter", "its file is not installed")
-            text = f"{evaluation.candidate.name} decodes without the draft model: {reason}."
-            echo_note(escape_controls(f"edgechat: {text}"))
+        if load_plan is None or (load_plan.drafter is not None and load_plan.drafter.is_named):
+            continue
+        name = evaluation.candidate.name
+        reason = load_plan.reasons.get("draft_model") or load_plan.reasons.get("drafter", "its file is not installed")
+        if load_plan.drafter is not None:
+            text = f"{name} drafts with {load_plan.drafter.name} of the model, not with the named drafter: {reason}."
+        else:
+            text = f"{name} decodes without the drafter: {reason}."
+        echo_note(escape_controls(f"edgechat: {text}"))
 
 
 def _find_gpus(engine: EngineClient, candidates: list[Candidate], status: StderrStatus) -> None:

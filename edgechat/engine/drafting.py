@@ -139,7 +139,7 @@ class DraftManager:
 
     def _report_failure(self, message: str) -> None:
         self.drafter_error = message
-        print(f"Decoding without the model drafter: {message}", file=sys.stderr, flush=True)  # noqa: T201  (the log)
+        print(f"Decoding without the drafter: {message}", file=sys.stderr, flush=True)  # noqa: T201  (the log)
 
     def open_request(self, params: Generate) -> Callable[[], Speculator] | None:
         """Return a function that creates a speculator for each output sequence of a request.

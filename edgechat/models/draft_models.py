@@ -46,8 +46,9 @@ def choose_drafter(
 ) -> DrafterChoice:
     """Return the drafter for the model `target`, or the reason why there is none.
 
-    A named model that does not exist or does not fit is no error, because each model can decode without it: a chat may
-    load models of several vocabularies with one setting. `installed_models` defaults to the result of `library.scan`,
+    If a named model does not exist or does not fit, these are the heads of the target itself, or none, with the reason
+    in `DrafterChoice.refusal`. It is no error, because each model can decode without it: a chat may load models of
+    several vocabularies with one setting. `installed_models` defaults to the result of `library.scan`,
     which is called only if needed. Raises ModelFileError if the file of `target` cannot be read.
     """
     if target.is_embedding:
@@ -58,9 +59,13 @@ def choose_drafter(
         return DrafterChoice(reason="turned off by the user")
     if settings.draft_model != AUTO:
         try:
-            return _choose_named_drafter(target, settings.draft_model)
+            choice = _choose_named_drafter(target, settings.draft_model)
         except EdgechatError as error:
-            return DrafterChoice(reason=str(error).rstrip("."))
+            choice = DrafterChoice(reason=str(error).rstrip("."))
+        own_heads = find_own_heads(target)
+        if choice.kind is not None:
+            return msgspec.structs.replace(choice, fallback=own_heads)
+        return msgspec.structs.replace(own_heads or choice, refusal=choice.reason)
     return _choose_drafter_automatically(target, installed_models)
 
 
@@ -143,6 +148,13 @@ def _find_own_heads_problem(target: ModelProfile) -> str:
     return f"its file {target.heads.problem}" if target.heads.problem else ""
 
 
+def find_own_heads(target: ModelProfile) -> DrafterChoice | None:
+    """Return the heads in the target's own file as its drafter; None if it has none that can be used."""
+    if target.heads is None or _find_own_heads_problem(target):
+        return None
+    return _make_own_heads_choice(target, is_required=False)
+
+
 def _make_own_heads_choice(target: ModelProfile, *, is_required: bool) -> DrafterChoice:
     return DrafterChoice(
         kind="mtp", name="the MTP heads", profile=target, is_required=is_required, reason="in the file of the model"
@@ -162,9 +174,9 @@ def _find_kind(header: ModelHeader) -> DrafterKind:
 def _choose_drafter_automatically(
     target: ModelProfile, installed_models: Iterable[InstalledModel] | None
 ) -> DrafterChoice:
+    if (own_heads := find_own_heads(target)) is not None:
+        return own_heads
     heads_problem = _find_own_heads_problem(target)
-    if target.heads is not None and not heads_problem:
-        return _make_own_heads_choice(target, is_required=False)
     note = f"; {heads_problem}" if heads_problem else ""
     target_bytes = _count_bytes_per_token(target)
     if target_bytes < _MIN_TARGET_BYTES:

@@ -88,11 +88,13 @@ def find_load_warnings(
         warnings.append(
             f"This machine has {n_cpus} hardware threads; edgechat uses {n_cpus} instead of {settings.n_threads}."
         )
-    is_drafter_named = settings.draft_model not in {AUTO, OFF}
-    if is_drafter_named and load_plan.speculation and load_plan.drafter is None and "drafter" in load_plan.reasons:
-        warnings.append(f"Decoding without the draft model: {load_plan.reasons['drafter']}.")
+    refusal = load_plan.reasons.get("draft_model") if settings.draft_model not in {AUTO, OFF} else None
+    if refusal and load_plan.drafter is not None:
+        warnings.append(f"Drafting with {load_plan.drafter.name} of the model, not with the named drafter: {refusal}.")
+    elif refusal:
+        warnings.append(f"Decoding without the drafter: {refusal}.")
     if model_properties.drafter_error:
-        warnings.append(f"Decoding without the model drafter: {model_properties.drafter_error}")
+        warnings.append(f"Decoding without the drafter: {model_properties.drafter_error}")
     if model_properties.chat_template is None and not model_properties.is_embedding:
         warnings.append(
             f"{model_path.name} has no chat template; edgechat uses the format {renderer.PLAIN_TEMPLATE_NAME!r}, which "

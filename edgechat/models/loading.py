@@ -64,7 +64,8 @@ def load_model(
     `start_renderer` starts the render process while the engine process starts. As long as the plan needs concessions,
     `free_memory` ends another engine that is idle; it returns False if there is none. If memory runs out in spite of
     the plan, retries with a smaller plan; with a GPU, first with fewer GPU layers, then without the GPU. If the engine
-    crashes when it opens the model drafter, loads without it. A GPU on which the engine crashes is remembered.
+    cannot open the drafter that the user named, loads with the heads of the model itself, or without a drafter; if it
+    crashes when it opens another drafter, loads without it. A GPU on which the engine crashes is remembered.
     """
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
@@ -79,16 +80,18 @@ def load_model(
     for attempt in range(_MAX_RETRIES):
         try:
             model_properties = _load(engine, profile, load_plan, on_event)
-            break
+            problem = model_properties.drafter_error.rstrip(".")
+            if not problem or not _is_named(load_plan) or drafter.fallback is None:
+                break
+            model_properties = None
+            drafter = _replace_drafter(load_plan, drafter, problem, warnings)
+            load_plan = _make_plan(engine, profile, machine, settings, drafter)
         except (PlanError, EngineDiedError, ModelFileError) as error:
             if _is_out_of_memory(error):  # other programs may have taken memory since the plan was made
                 machine = current_machine(settings, profile.path, engine.pid, gpus)
             if reason := _find_drafter_crash(load_plan):
-                if not drafter.is_required:  # `find_load_warnings` reports a drafter that the user named
-                    warnings.append(f"Decoding without the model drafter: {reason}.")
-                reasons = load_plan.reasons | {"drafter": reason}
-                load_plan = msgspec.structs.replace(load_plan, drafter=None, reasons=reasons)
-                drafter = DrafterChoice(reason=reason)
+                drafter = _replace_drafter(load_plan, drafter, reason, warnings)
+                load_plan = _make_plan(engine, profile, machine, settings, drafter)
                 continue
             retry_plan = _make_retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt, drafter)
             if retry_plan is None:
@@ -284,6 +287,22 @@ def _make_retry_plan(
             longest_n_ctx=context_limits.read_limit(profile.path), drafter=drafter,
         )  # fmt: skip
     return make_smaller_plan(profile, machine, failed_plan, n_ctx) if _is_out_of_memory(error) else None
+
+
+def _is_named(load_plan: LoadPlan) -> bool:
+    """Return whether a plan uses the drafter that the user named."""
+    return load_plan.drafter is not None and load_plan.drafter.is_named
+
+
+def _replace_drafter(load_plan: LoadPlan, drafter: DrafterChoice, reason: str, warnings: list[str]) -> DrafterChoice:
+    """Return the choice for the plan after `load_plan`, whose drafter cannot be used for a `reason`.
+
+    Adds a warning, except about a drafter that the user named, which `find_load_warnings` reports.
+    """
+    if _is_named(load_plan):
+        return msgspec.structs.replace(drafter.fallback or DrafterChoice(reason=reason), refusal=reason)
+    warnings.append(f"Decoding without the drafter: {reason}.")
+    return DrafterChoice(reason=reason, refusal=load_plan.reasons.get("draft_model", ""))
 
 
 def _find_drafter_crash(failed_plan: LoadPlan) -> str:

@@ -46,6 +46,10 @@ class DrafterChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Profile of the draft model or of the heads; that of the target for heads in its own file."""
     is_required: bool = False
     """True if the user named the drafter: it may take all free memory, and its absence is a concession."""
+    refusal: str = ""
+    """Why the drafter that the user named is not used, as a clause; "" if it is used, or if the user named none."""
+    fallback: DrafterChoice | None = None
+    """Heads of the model itself, which are used if a drafter that the user named has no room."""
 
 
 NO_DRAFTER: Final = DrafterChoice(reason="")
@@ -59,6 +63,8 @@ class AddedDrafter(msgspec.Struct, frozen=True):
     reason: str
     concession: str = ""
     """Concession of the plan if the drafter that the user named has no room; otherwise ""."""
+    refusal: str = ""
+    """Why the drafter that the user named is not used, as a clause; "" if it is used, or if the user named none."""
 
 
 class RemainingMemory(NamedTuple):
@@ -93,8 +99,24 @@ def add_drafter(
     """Return the plan of the chosen drafter, or why it is left out.
 
     The drafter is the first concession of a plan: it is left out if the plan of the target alone `has_concessions`.
-    `options` are those of the target, and `free` is the memory that its plan leaves.
+    If a drafter that the user named has no room, the heads of the model itself are tried. `options` are those of the
+    target, and `free` is the memory that its plan leaves.
     """
+    added = _add_one_drafter(choice, target, options, free, has_concessions=has_concessions)
+    if added.plan is not None or not choice.is_required:
+        return msgspec.structs.replace(added, refusal=choice.refusal)
+    heads = None
+    if choice.fallback is not None:
+        heads = _add_one_drafter(choice.fallback, target, options, free, has_concessions=has_concessions)
+    return AddedDrafter(
+        heads.plan if heads is not None else None, heads.reason if heads is not None else added.reason,
+        added.concession, refusal=added.reason,
+    )  # fmt: skip
+
+
+def _add_one_drafter(
+    choice: DrafterChoice, target: ModelProfile, options: LoadOptions, free: RemainingMemory, *, has_concessions: bool
+) -> AddedDrafter:
     if choice.kind is None or choice.profile is None:
         return AddedDrafter(None, choice.reason)
     if target.n_state_layers and not options.n_rs_seq:
@@ -109,7 +131,10 @@ def add_drafter(
         needed_bytes, free_bytes = shortage
         reason = f"{choice.name} needs {format_size(needed_bytes)}, and only {format_size(free_bytes)} are left for it"
         return AddedDrafter(None, reason, _make_concession(choice))
-    return AddedDrafter(plan, f"{choice.name}, {choice.reason}; needs {format_size(plan.total)}")
+    return AddedDrafter(
+        msgspec.structs.replace(plan, name=choice.name, is_named=choice.is_required),
+        f"{choice.name}, {choice.reason}; needs {format_size(plan.total)}",
+    )
 
 
 def _make_concession(choice: DrafterChoice) -> str:

@@ -26,6 +26,10 @@ MAX_DRAFTED_SEQS: Final = 4
 class DrafterPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Options for loading a model drafter beside its target, the model that verifies the drafts, and its memory."""
 
+    name: str = ""
+    """Name of the draft model or of the heads for the user; "" if it is unknown."""
+    is_named: bool = False
+    """True if the user named this drafter."""
     kind: DrafterKind
     """`mtp`: prediction heads in the target's own file; `eagle3` and `assistant`: heads in a file of their own."""
     model_path: str = ""

@@ -52,7 +52,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     concessions: tuple[str, ...] = ()
     """Short texts about the options that were reduced to make the model fit."""
     reasons: dict[str, str] = {}
-    """Reason for each value, by name of the field or option."""
+    """Reason for each value, by name of the field or option; for `draft_model`, why the drafter that this setting names
+    is not used."""
 
     @property
     def initial_n_ctx(self) -> int:

@@ -43,7 +43,7 @@ _N_RS_SEQ_CHOICES: Final = (7, 3, 1)
 # plan.
 _RETRY_FRACTION: Final = 0.8
 
-_NO_MEMORY_DRAFTER: Final = DrafterChoice(reason="memory ran out with the model drafter")
+_NO_MEMORY: Final = "memory ran out with the drafter"
 
 Estimator = Callable[[LoadOptions], BufferSizes]
 """Function that returns the buffer sizes of a model for the load options in its argument."""
@@ -112,9 +112,12 @@ def make_smaller_plan(
     """
     failed_estimate, growth = failed_plan.estimate, failed_plan.growth
     failed_bytes = growth.compute_bytes(growth.initial_n_ctx) if growth is not None else failed_estimate.total
-    drafter = _NO_MEMORY_DRAFTER
-    if failed_plan.drafter is None:
-        drafter = DrafterChoice(reason=failed_plan.reasons.get("drafter", ""))
+    reasons, failed_drafter = failed_plan.reasons, failed_plan.drafter
+    is_named = failed_drafter is not None and failed_drafter.is_named
+    drafter = DrafterChoice(
+        reason=reasons.get("drafter", "") if failed_drafter is None else _NO_MEMORY,
+        refusal=_NO_MEMORY if is_named else reasons.get("draft_model", ""),
+    )
     fallback: LoadPlan | None = None
     for variant in map(_read_weights, list_load_variants(profile, machine, n_ctx)):
         buffers = estimate_buffers(profile, variant.options)
@@ -199,9 +202,11 @@ def _make_load_plan(
         concessions=(*([addition.concession] if addition.concession else []), *variant.concessions), growth=growth,
     )  # fmt: skip
     reasons = explain.explain_plan(profile, machine, load_plan, n_ctx)
-    return msgspec.structs.replace(
-        load_plan, reasons=reasons | ({"drafter": addition.reason} if addition.reason else {})
-    )
+    if addition.refusal:
+        reasons |= {"draft_model": addition.refusal}
+    if addition.reason and addition.reason != addition.refusal:
+        reasons |= {"drafter": addition.reason}
+    return msgspec.structs.replace(load_plan, reasons=reasons)
 
 
 def _count_free_memory(machine: Machine, memory: MemoryEstimate, options: LoadOptions) -> RemainingMemory:

@@ -327,7 +327,7 @@ class ModelSource:
     def _fail(self, error: Exception) -> None:
         self._has_failed = True
         message = str(error) or "memory ran out"
-        _log.warning("Decoding continues without the model drafter: %s", message)
+        _log.warning("Decoding continues without the drafter: %s", message)
         self._on_failure(message)
         with contextlib.suppress(EdgechatError, MemoryError, OSError):
             self._drafter.sleep()  # free its memory, for which the rest of the program may be waiting

@@ -43,6 +43,11 @@ def test_replies_are_decoded_without_a_model_that_cannot_draft(cli: Cli, tmp_pat
         output = cli("ask", "-m", str(target), "--draft-model", str(name), *flags, "Hello")
         assert output.returncode == 0
         assert output.stdout
-        assert "Decoding without the draft model: " in output.stderr
+        assert "Decoding without the drafter: " in output.stderr
         assert reason in output.stderr
+    hybrid = make_qwen35().write(tmp_path / "hybrid.gguf")
+    output = cli("ask", "-m", str(hybrid), "--draft-model", "missing", *flags, "Hello")
+    assert output.returncode == 0
+    notice = "Drafting with the MTP heads of the model, not with the named drafter: No model with the name 'missing'."
+    assert notice in output.stderr
     assert cli("ask", "-m", str(target), "--draft-model", "", "Hello").returncode == 2

@@ -218,5 +218,5 @@ def test_model_works_without_a_drafter_that_cannot_be_opened(
     assert model.model.drafter is None
     assert "Memory ran out" in model.model.drafter_error
     assert len(model.ask([1, 20, 21])[0]) == 30
-    assert "without the model drafter" in capfd.readouterr().err
+    assert "without the drafter" in capfd.readouterr().err
     model.model.close()

@@ -42,7 +42,7 @@ def test_memory_runs_out_when_a_drafter_is_opened(kind: DrafterKind, tmp_path: P
     """The model is loaded without the drafter, and one sentence says so."""
     error, log = exhaust(kind, "open", tmp_path)
     assert error
-    assert log.count(f"Decoding without the model drafter: {error}") == 1
+    assert log.count(f"Decoding without the drafter: {error}") == 1
 
 
 @pytest.mark.parametrize("kind", _WITH_CELLS)
@@ -58,4 +58,4 @@ def test_memory_runs_out_when_a_drafter_is_woken(kind: DrafterKind, tmp_path: Pa
 def test_memory_runs_out_in_a_draft(kind: DrafterKind, n_free: int, tmp_path: Path) -> None:
     error, log = exhaust(kind, f"draft {n_free}", tmp_path)
     assert "memory may have run out" in error
-    assert log.count(f"Decoding without the model drafter: {error}") == 1
+    assert log.count(f"Decoding without the drafter: {error}") == 1

@@ -57,7 +57,7 @@ def test_crash_while_drafting_is_recorded_and_the_next_message_has_no_drafter(as
     reply = ask(f"draft {signal.SIGSEGV:d}")
     assert reply.returncode == 0, reply.stderr
     assert reply.stdout.startswith(crashed.stdout.strip())
-    assert reply.stderr.count("Decoding without the draft model") == 1
+    assert reply.stderr.count("Decoding without the drafter") == 1
     assert "SIGSEGV" in reply.stderr
 
 
@@ -86,7 +86,7 @@ def test_killed_engine_blames_no_drafter(ask: Ask) -> None:
 def test_out_of_memory_continues_the_reply_without_the_drafter(ask: Ask, when: str) -> None:
     reply = ask(f"{when} MemoryError", "--json")
     assert reply.returncode == 0, reply.stderr
-    assert reply.stderr.count("Decoding without the model drafter") == 1
+    assert reply.stderr.count("Decoding without the drafter") == 1
     plain = ask("", "--json", "--draft-model", "off")
     assert json.loads(reply.stdout)["text"] == json.loads(plain.stdout)["text"]
 

@@ -60,7 +60,7 @@ def test_drafter_of_a_measurement_is_that_of_a_load(tmp_path: Path) -> None:
     assert (drafter.kind, drafter.model_path) == ("draft-model", str(draft))
     with pytest.raises(UsageError, match=r"no drafter for target.gguf: .*Name one with --draft-model"):
         plan_drafter(profile(target), "auto", make_load_options())
-    with pytest.raises(UsageError, match=r"No model with the name 'missing'.*Choose another model with --draft-model"):
+    with pytest.raises(UsageError, match=r"No model with the name 'missing'.*Choose another drafter with"):
         plan_drafter(profile(target), "missing", make_load_options())
 
 

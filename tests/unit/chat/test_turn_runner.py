@@ -109,7 +109,7 @@ def test_failed_drafter_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(session._scripted_engine, "generate", add_state)
     notices = [[n for n in map(format_notice, session.send("Hi")) if n] for _ in range(5)]
-    failure = ["Decoding without the model drafter: Memory ran out."]
+    failure = ["Decoding without the drafter: Memory ran out."]
     assert notices == [[], failure, [], [], failure]
     session.close()
 

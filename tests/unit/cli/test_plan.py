@@ -190,8 +190,8 @@ def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
     assert row["plan"]["drafter"]["kind"] == "draft-model", "the user's choice replaces the heads"
     unused = cli("plan", str(target), "--draft-model", str(target), "--no-measure")
     assert unused.returncode == 0
-    assert "decodes without the draft model: target is the model itself" in unused.stderr
+    assert "decodes without the drafter: target is the model itself" in unused.stderr
     absent = cli("plan", "qwen3.5-4b", "--draft-model", str(draft), "--no-measure")
-    assert "qwen3.5-4b:Q4_K_M decodes without the draft model: its file is not installed." in absent.stderr
+    assert "qwen3.5-4b:Q4_K_M decodes without the drafter: its file is not installed." in absent.stderr
     unknown = cli("plan", str(target), "--draft-model", "no-such-model", "--no-measure")
     assert (unknown.returncode, "no-such-model" in unknown.stderr) == (3, True)

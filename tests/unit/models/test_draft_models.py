@@ -165,6 +165,27 @@ def test_named_models_that_do_not_exist_are_no_errors(folder: Path) -> None:
         assert not choice.reason.endswith(".")
 
 
+def test_a_target_with_heads_uses_them_in_place_of_a_named_model_that_cannot_draft(folder: Path) -> None:
+    target = make_qwen35().write(folder / "target.gguf")
+    (folder / "text.gguf").write_text("no model")
+    make_llama(n_layer=LARGE).write(folder / "other.gguf")
+    vocabulary, _ = make_other_vocabularies()["200 more tokens"]
+    make_llama(vocabulary=vocabulary).write(folder / "foreign.gguf")
+    for name, reason in (
+        ("missing", "No model with the name 'missing'"), (str(folder / "text.gguf"), "text.gguf"),
+        ("foreign", "foreign cannot draft for target.gguf: it has a vocabulary"),
+    ):  # fmt: skip
+        choice = choose(target, draft_model=name)
+        assert reason in choice.refusal
+        assert msgspec.structs.replace(choice, refusal="") == choose(target), "as with auto"
+    assert choose(target, draft_model="other").kind == "draft-model"
+    assert choose(target, draft_model="other").fallback == choose(target)
+    assert choose(target, draft_model="off").kind is None
+    assert choose(target).refusal == choose(target, draft_model="off").refusal == ""
+    without = make_qwen35(n_heads=0).write(folder / "without.gguf")
+    assert choose(without, draft_model="missing").kind is None, "not another draft model, which auto would choose"
+
+
 def test_a_model_does_not_draft_for_itself(folder: Path) -> None:
     """Its drafts would take as long as its replies; heads in its file are used."""
     target, hybrid = make_llama().write(folder / "target.gguf"), make_qwen35().write(folder / "hybrid.gguf")
@@ -184,7 +205,7 @@ def test_drafter_with_which_the_engine_died_is_not_chosen_again(folder: Path) ->
     record_crash(str(target), DrafterPlan(kind="draft-model", model_path=str(small)), "SIGABRT")
     for settings, name in (({}, "MTP heads"), ({"draft_model": str(small)}, "small")):
         choice = choose(target, **settings)
-        assert choice.kind is None
+        assert choice.kind is None, "both crashed"
         assert name in choice.reason
         assert "doctor --retest" in choice.reason
     named = choose(target, draft_model="target").reason

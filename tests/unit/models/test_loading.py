@@ -20,7 +20,8 @@ from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.plan import plan
-from tests.unit.planner.profiles import GIB, llama, machine
+from edgechat.runtime import drafter_crashes
+from tests.unit.planner.profiles import GIB, llama, machine, with_heads
 
 MIB = 1 << 20
 KILLED = EngineDiedError("The engine process died: SIGKILL (signal 9)", -9)
@@ -55,7 +56,7 @@ class DyingEngine:
         if memory.engine - memory.observed_excess + self._unknown_bytes > self._real_bytes:
             self._was_killed = True
             raise KILLED
-        return "loaded"
+        return SimpleNamespace(drafter_error="")
 
     def take_memory_kill(self) -> bool:
         was_killed, self._was_killed = self._was_killed, False
@@ -208,7 +209,7 @@ def test_a_named_draft_model_without_room_is_a_warning(name: str, is_told: bool)
         n_ctx=4096, n_ctx_train=4096, chat_template="", is_embedding=False, drafter_error=""
     )
     warnings = load_records.find_load_warnings(Settings(draft_model=name), Path("m.gguf"), properties, load_plan)
-    assert any("Decoding without the draft model: small needs" in warning for warning in warnings) == is_told
+    assert any("Decoding without the drafter: small needs" in warning for warning in warnings) == is_told
 
 
 @pytest.mark.parametrize("name", ["small", "auto"])
@@ -218,7 +219,72 @@ def test_a_drafter_that_the_engine_could_not_open_is_a_warning(name: str) -> Non
     )
     load_plan = plan(llama(), machine(64 * GIB))
     warnings = load_records.find_load_warnings(Settings(draft_model=name), Path("m.gguf"), properties, load_plan)
-    assert warnings == ["Decoding without the model drafter: small.gguf is damaged. Download it again."]
+    assert warnings == ["Decoding without the drafter: small.gguf is damaged. Download it again."]
+
+
+@pytest.mark.parametrize("failure", ["error", "crash"])
+@pytest.mark.parametrize("has_heads", [True, False])
+def test_own_heads_replace_a_named_drafter_that_the_engine_cannot_open(
+    monkeypatch: pytest.MonkeyPatch, failure: str, *, has_heads: bool
+) -> None:
+    target = with_heads(llama())
+    heads = DrafterChoice(kind="mtp", name="the MTP heads", profile=target, reason="in the file of the model")
+    choice = DrafterChoice(
+        kind="draft-model", name="small", profile=llama(GIB // 8, path="small.gguf"), reason="chosen by the user",
+        is_required=True, fallback=heads if has_heads else None,
+    )  # fmt: skip
+    monkeypatch.setattr(loading, "current_machine", lambda *_: machine(64 * GIB))
+    monkeypatch.setattr(loading, "choose_drafter", lambda *_: choice)
+    engine = DyingEngine(real_bytes=64 * GIB, unknown_bytes=0)
+    load_in_engine = engine.load
+
+    def refuse_draft_models(request: protocol.Load, on_event: object) -> Any:
+        loaded = load_in_engine(request, on_event)
+        drafter = request.plan.drafter
+        if drafter is None or drafter.kind != "draft-model":
+            return loaded
+        if failure == "crash":
+            drafter_crashes.record_crash(request.plan.model_path, drafter, "SIGABRT")
+            raise EngineDiedError("The engine process died: SIGABRT (signal 6)", -6)
+        return SimpleNamespace(drafter_error="small.gguf is damaged. Download it again.")
+
+    monkeypatch.setattr(engine, "load", refuse_draft_models)
+    client: Any = engine
+    load_plan, loaded, warnings = loading.load_model(client, target, Settings(), lambda event: None, lambda: None)
+    assert warnings == []
+    assert engine.plans[0].drafter is not None
+    assert engine.plans[0].drafter.kind == "draft-model"
+    expected = "the engine died with SIGABRT" if failure == "crash" else "small.gguf is damaged. Download it again"
+    if has_heads:
+        assert engine.plans[-1].drafter is not None
+        assert (len(engine.plans), engine.plans[-1].drafter.kind) == (2, "mtp")
+        assert load_plan.reasons["draft_model"].startswith(expected)
+        assert load_plan.reasons["drafter"].startswith("the MTP heads, in the file of the model")
+    elif failure == "crash":
+        assert (len(engine.plans), engine.plans[-1].drafter) == (2, None)
+        assert load_plan.reasons["draft_model"].startswith(expected)
+    else:  # the loaded model decodes without it
+        assert (len(engine.plans), loaded.drafter_error) == (1, f"{expected}.")
+
+
+@pytest.mark.parametrize(
+    ("has_room", "start"),
+    [(True, "Drafting with the MTP heads of the model, not with the named drafter: No model"), (False, "Decoding wit")],
+)
+def test_a_notice_says_what_drafts_in_place_of_a_named_drafter(*, has_room: bool, start: str) -> None:
+    target = with_heads(llama())
+    choice = DrafterChoice(
+        kind="mtp", name="the MTP heads", profile=target, reason="in the file", refusal="No model with the name 'x'"
+    )
+    n_bytes = 64 * GIB if has_room else plan(target, machine(64 * GIB)).estimate.total
+    load_plan = plan(target, machine(n_bytes), drafter=choice)
+    properties: Any = SimpleNamespace(
+        n_ctx=4096, n_ctx_train=4096, chat_template="", is_embedding=False, drafter_error=""
+    )
+    [warning] = load_records.find_load_warnings(Settings(draft_model="x"), Path("m.gguf"), properties, load_plan)
+    assert warning.startswith(start)
+    assert warning.endswith("No model with the name 'x'.")
+    assert load_records.find_load_warnings(Settings(), Path("m.gguf"), properties, load_plan) == []
 
 
 def test_cpu_plan_after_a_gpu_failure_has_the_drafter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from edgechat.modelfile.header import ModelHeader, Tensor
+from edgechat.modelfile.heads import DraftingHeads
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
@@ -100,3 +103,15 @@ def make_evaluation(name: str, *, points: float, seconds: float | None, weights:
         candidate=candidate, plan=load_plan, memory=memory, speed=None, points=points, verdict="fits",
         ranking_s=seconds,
     )  # fmt: skip
+
+
+def with_heads(profile: ModelProfile, n_heads: int = 1) -> ModelProfile:
+    """Return the profile of a model of 16 layers whose last `n_heads` layers predict further tokens."""
+    layers = [
+        msgspec.structs.replace(layer, cache_kind="none") if i >= 16 - n_heads else layer
+        for i, layer in enumerate(profile.layers)
+    ]
+    heads = DraftingHeads(kind="mtp", n_layers=n_heads, size_bytes=1, is_separate=False)
+    return msgspec.structs.replace(
+        with_layers(profile, 64 << 20), layers=tuple(layers), n_skipped_layers=n_heads, heads=heads
+    )

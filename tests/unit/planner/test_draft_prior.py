@@ -15,8 +15,7 @@ from edgechat.planner.plan import plan
 from edgechat.planner.quality import Quality
 from edgechat.planner.ranking import Candidate, evaluate
 from edgechat.planner.throughput import KernelSpeeds
-from tests.unit.planner.profiles import GIB, Q8_0, WITH_AMX, ZEN4, llama, machine
-from tests.unit.planner.test_drafter_choice import with_heads
+from tests.unit.planner.profiles import GIB, Q8_0, WITH_AMX, ZEN4, llama, machine, with_heads
 
 MIB = 1 << 20
 COMPUTE_BOUND = msgspec.structs.replace(WITH_AMX, product_rates={"Q8_0": {1: 17e9, 4: 5e9, 32: 1e9}})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgechat.modelfile.heads import DraftingHeads
 from edgechat.modelfile.layers import Layer
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.drafter_choice import DrafterChoice, RemainingMemory, estimate_drafter, make_heads_profile
@@ -14,7 +13,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import make_smaller_plan, plan
 from edgechat.planner.report import format_plan_lines
-from tests.unit.planner.profiles import GIB, I8, llama, machine, with_layers
+from tests.unit.planner.profiles import GIB, I8, llama, machine, with_heads, with_layers
 
 MIB = 1 << 20
 DRAFT_BYTES = GIB // 8
@@ -26,18 +25,6 @@ def draft_model(*, is_required: bool = False) -> DrafterChoice:
         kind="draft-model", name="small", profile=llama(DRAFT_BYTES, path="small.gguf"), reason="the smallest",
         is_required=is_required,
     )  # fmt: skip
-
-
-def with_heads(profile: ModelProfile, n_heads: int = 1) -> ModelProfile:
-    """Return the profile of a model of 16 layers whose last `n_heads` layers predict further tokens."""
-    layers = [
-        msgspec.structs.replace(layer, cache_kind="none") if i >= 16 - n_heads else layer
-        for i, layer in enumerate(profile.layers)
-    ]
-    heads = DraftingHeads(kind="mtp", n_layers=n_heads, size_bytes=1, is_separate=False)
-    return msgspec.structs.replace(
-        with_layers(profile, 64 * MIB), layers=tuple(layers), n_skipped_layers=n_heads, heads=heads
-    )
 
 
 def with_states(profile: ModelProfile) -> ModelProfile:
@@ -91,7 +78,7 @@ def test_drafts_for_recurrent_states_are_limited_by_their_copies() -> None:
     without_copies = plan(target, machine(total_without_states(target)), drafter=draft_model(is_required=True))
     assert without_copies.options.n_rs_seq == 0
     assert without_copies.drafter is None
-    assert "copies of recurrent states" in without_copies.reasons["drafter"]
+    assert "copies of recurrent states" in without_copies.reasons["draft_model"]
 
 
 def total_without_states(profile: ModelProfile) -> int:
@@ -139,7 +126,22 @@ def test_the_drafter_is_the_first_concession() -> None:
         expected = ("small is not loaded for drafts",) if is_required and not is_added else ()
         assert load_plan.concessions == expected
         if not is_added:
-            assert "small needs" in load_plan.reasons["drafter"]
+            assert "small needs" in load_plan.reasons["draft_model" if is_required else "drafter"]
+            assert ("draft_model" in load_plan.reasons) == is_required
+
+
+def test_heads_of_the_model_itself_replace_a_named_drafter_without_room() -> None:
+    target = with_heads(llama())
+    heads = DrafterChoice(kind="mtp", name="the MTP heads", profile=target, reason="in the file of the model")
+    choice = msgspec.structs.replace(
+        draft_model(is_required=True), profile=llama(64 * GIB, path="small.gguf"), fallback=heads
+    )
+    load_plan = plan(target, machine(8 * GIB), drafter=choice)
+    assert load_plan.drafter is not None
+    assert (load_plan.drafter.kind, load_plan.drafter.name, load_plan.drafter.is_named) == ("mtp", heads.name, False)
+    assert load_plan.drafter == plan(target, machine(8 * GIB), drafter=heads).drafter
+    assert load_plan.reasons["draft_model"].startswith("small needs")
+    assert load_plan.reasons["drafter"].startswith("the MTP heads, in the file of the model; needs")
 
 
 def test_no_drafter_beside_other_concessions() -> None:
@@ -148,7 +150,7 @@ def test_no_drafter_beside_other_concessions() -> None:
     assert load_plan.drafter is None
     assert load_plan.concessions[0] == "small is not loaded for drafts"
     assert len(load_plan.concessions) > 1
-    assert "the model itself does not have enough memory" in load_plan.reasons["drafter"]
+    assert "the model itself does not have enough memory" in load_plan.reasons["draft_model"]
 
 
 def test_the_memory_of_other_programs_is_left_to_them() -> None:
@@ -214,14 +216,21 @@ def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
     assert second.options.n_ctx == first.options.n_ctx
     assert second.options.kv_type == "f16"
     assert "memory ran out" in second.reasons["drafter"]
+    named = msgspec.structs.replace(large_draft_model(), is_required=True)
+    third = make_smaller_plan(llama(), machine(64 * GIB), plan(llama(), machine(64 * GIB), drafter=named))
+    assert third is not None
+    assert third.reasons["draft_model"] == "memory ran out with the drafter"
 
 
 def test_the_reason_for_no_drafter_remains_in_a_smaller_plan() -> None:
-    choice = DrafterChoice(reason="small needs 9 GB, and only 1 GB are left for it")
+    choice = DrafterChoice(
+        reason="the MTP heads need 9 GB, and only 1 GB are left for them", refusal="No model with the name 'small'"
+    )
     small_machine = machine(GIB * 3 // 2)
     smaller_plan = make_smaller_plan(llama(), small_machine, plan(llama(), small_machine, drafter=choice))
     assert smaller_plan is not None
     assert smaller_plan.reasons["drafter"] == choice.reason
+    assert smaller_plan.reasons["draft_model"] == choice.refusal
 
 
 def large_draft_model() -> DrafterChoice:
