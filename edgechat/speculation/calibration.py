@@ -102,14 +102,19 @@ class Calibration:
         rates = self._buckets.lower_bounds if is_cautious else self._buckets.values
         return rates[find_bucket(probability)]
 
-    def estimate_accepted(self, n_tokens: int) -> list[float]:
-        """Return the expected number of accepted tokens of a new draft of 0, 1, ... `n_tokens` tokens."""
+    def estimate_accepted(self, n_tokens: int, *, is_optimistic: bool = False) -> list[float]:
+        """Return the expected number of accepted tokens of a new draft of 0, 1, ... `n_tokens` tokens.
+
+        With `is_optimistic`, every acceptance rate is one standard error higher.
+        """
         expected, probability, rate, sums = 0.0, 1.0, _PRIOR_POSITION_RATE, [0.0]
+        error = 0.0
         for i in range(n_tokens):
             if i < N_POSITIONS:
                 # The rate of the position before is the prior: acceptance hardly depends on the position.
-                rate, _ = self._positions.combine(i, rate)
-            probability *= rate
+                rate, weight = self._positions.combine(i, rate)
+                error = math.sqrt(rate * (1 - rate) / weight) if is_optimistic else 0.0
+            probability *= min(1.0, rate + error)
             expected += probability
             sums.append(expected)
         return sums

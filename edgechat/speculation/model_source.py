@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from edgechat.draft_request import NO_WINDOW, DraftRequest, TokenChain
 from edgechat.errors import EdgechatError
-from edgechat.speculation.calibration import Calibration, CalibrationCounts
+from edgechat.speculation.calibration import CalibrationCounts
 from edgechat.speculation.drafter import FROM_MODEL, Draft, ModelDrafter
 from edgechat.speculation.drafter_costs import FIRST_PENDING_TOKENS, DrafterCosts
+from edgechat.speculation.model_choice import ModelCandidate, ModelChoice, find_best_length
 from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, StepCosts
 from edgechat.speculation.trial_schedule import TrialSchedule
 
 _log = logging.getLogger(__name__)
 # Minimum expected gain of a draft of the model over the best draft from a text and over no draft.
 MIN_MODEL_GAIN: Final = 1.05
-# Number of pending tokens whose time counts in the expected gain of a draft. More tokens, as after a prompt, are
-# computed only once, for many drafts.
-_MAX_COUNTED_PENDING: Final = 4
+# Cost, in steps, that no draft reaches.
+_UNLIMITED_COST: Final = 1e6
 # In idle time, a model restarts if it could then read at least this many times as much text as it has read.
 _RESTART_FACTOR: Final = 2
 # Number of steps for which a model that does not pay is not considered again: its costs and calibration change only
@@ -44,31 +45,6 @@ class DrafterProfile(msgspec.Struct):
     schedule: TrialSchedule = msgspec.field(default_factory=TrialSchedule)
 
 
-class ModelCandidate(NamedTuple):
-    """A sequence for which the model can draft."""
-
-    seq: int
-    next_token: int
-    """Last token of the text, which the sequence does not contain yet."""
-    max_tokens: int
-    calibration: Calibration
-    ends_at_eog: bool = True
-    """True if a draft ends before an end-of-generation token."""
-
-
-class ModelChoice(NamedTuple):
-    """Decision to ask the model for drafts."""
-
-    n_tokens: int
-    """Number of tokens to ask for, for each sequence."""
-    max_pending: int
-    """Maximum number of tokens of each sequence that the model may compute before it drafts."""
-    gain: float
-    """Expected speed relative to decoding without drafts."""
-    pays: bool
-    """False for a trial."""
-
-
 class ModelSource:
     """A model drafter with its costs and its schedule of trials. All sequences share it."""
 
@@ -88,6 +64,8 @@ class ModelSource:
         self._has_failed = False
         self._n_skipped_steps = 0
         """Number of next steps in which the model is not considered unless a trial is due."""
+        self._trial_rate = 0.0
+        """Estimated acceptance rate of a token before the last draft of a trial, added up over the sequences."""
         self.profile = profile
         self.is_asleep = is_asleep
         """True if the memory of the drafter is freed."""
@@ -121,41 +99,35 @@ class ModelSource:
         if self._n_skipped_steps and not self.profile.schedule.is_due:
             self._n_skipped_steps -= 1
             return None
-        n_seqs, single_step_s = len(candidates), costs.single_step_s(depth)
-        drafter_costs = self.profile.costs
-        step_cost = drafter_costs.step_cost(n_seqs, single_step_s)
-        max_step_cost = drafter_costs.max_step_cost(n_seqs, single_step_s)
         windows = [self._drafter.find_window(c.seq) if c.max_tokens > 0 else NO_WINDOW for c in candidates]
-        n_pending = sum(window.n_pending for window in windows)
-        n_counted = min(n_pending, _MAX_COUNTED_PENDING * n_seqs)
-        counted_cost = drafter_costs.pending_cost(n_counted, n_seqs, single_step_s)
-        max_tokens = self._drafter.max_tokens
-        estimates = [
-            c.calibration.estimate_accepted(min(c.max_tokens, max_tokens) if window.n_pending else 0)
-            for c, window in zip(candidates, windows, strict=True)
-        ]
-        best: ModelChoice | None = None
-        for n_tokens in (size - 1 for size in STEP_SIZES):
-            if n_tokens > max_tokens:
-                break
-            n_drafted = sum(min(n_tokens, len(sums) - 1) for sums in estimates)
-            if not n_drafted:
-                return None
-            ratio = costs.ratio(1 + n_drafted, depth)
-            all_expected = [1 + sums[min(n_tokens, len(sums) - 1)] for sums in estimates]
-            free_cost = max_cost - (reserve if min(all_expected) < ratio else 0.0) - ratio - n_tokens * max_step_cost
-            max_pending = drafter_costs.max_pending(free_cost, n_seqs, single_step_s)
-            if free_cost < 0 or max_pending < min(n_pending, FIRST_PENDING_TOKENS * n_seqs):
-                break
-            gain = sum(all_expected) / n_seqs / (ratio + n_tokens * step_cost + counted_cost)
-            if best is None or gain > best.gain:
-                best = ModelChoice(n_tokens, max(1, max_pending // n_seqs), gain, pays=False)
+        candidates = [c._replace(max_tokens=min(c.max_tokens, self._drafter.max_tokens)) for c in candidates]
+        find_best = functools.partial(find_best_length, candidates, windows, costs, self.profile.costs, depth)
+        best = find_best(max_cost=max_cost, reserve=reserve)
         if best is None:
             return None
-        best = best._replace(pays=best.gain > MIN_MODEL_GAIN * max(1.0, other_gain))
+        if best.gain > MIN_MODEL_GAIN * max(1.0, other_gain):
+            return best._replace(pays=True)
         if best.gain <= MIN_MODEL_GAIN:
             self._n_skipped_steps = _N_SKIPPED_STEPS
-        return best if best.pays or (self.profile.schedule.is_due and other_gain <= 1.0) else None
+        if not self.profile.schedule.is_due or other_gain > 1.0:
+            return None
+        rate = sum(c.calibration.estimate_accepted(1)[1] for c in candidates)
+        optimistic = find_best(max_cost=_UNLIMITED_COST, is_optimistic=True)
+        return best if self._allows_trial(rate, optimistic) else None
+
+    def _allows_trial(self, rate: float, optimistic: ModelChoice | None) -> bool:
+        """Return whether the trial begins or continues; end it if its last draft was rejected and there is no hope.
+
+        `rate` is the estimated acceptance rate of a token, added up over the sequences. `optimistic` is the best choice
+        with higher rates.
+        """
+        schedule = self.profile.schedule
+        has_hope = optimistic is not None and optimistic.gain > MIN_MODEL_GAIN
+        if schedule.n_trial_drafts and rate <= self._trial_rate and not has_hope:
+            schedule.postpone()
+            return False
+        self._trial_rate = rate
+        return True
 
     def draft(
         self, choice: ModelChoice, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int

@@ -8,7 +8,8 @@ import msgspec
 
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH, DraftController, sum_by_size
 from edgechat.speculation.drafter import FROM_MODEL, NO_DRAFT, SOURCE_NAMES, Draft, Drafter
-from edgechat.speculation.model_source import ModelCandidate, ModelSource
+from edgechat.speculation.model_choice import ModelCandidate
+from edgechat.speculation.model_source import ModelSource
 from edgechat.speculation.reply_budget import ReplyBudget
 
 

@@ -17,7 +17,8 @@ from edgechat.runtime.model_drafter import open_model_drafter
 from edgechat.speculation.batch_speculator import BatchSpeculator
 from edgechat.speculation.calibration import Calibration
 from edgechat.speculation.drafter import FROM_MODEL, SOURCE_NAMES
-from edgechat.speculation.model_source import ModelCandidate, ModelChoice, ModelSource
+from edgechat.speculation.model_choice import ModelCandidate, ModelChoice
+from edgechat.speculation.model_source import ModelSource
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import StepCosts
 from tests.draft_models import copy_truth_to_eagle3, copy_truth_to_heads, make_eagle3, make_llama, turn_into_chain

@@ -36,6 +36,21 @@ def test_later_positions_have_the_rate_of_the_position_before_until_they_are_mea
     assert calibration.estimate_accepted(7)[7] < 1.3
 
 
+def test_optimistic_estimate_is_higher_the_less_is_known() -> None:
+    calibration = Calibration()
+
+    def compute_margin() -> float:
+        return calibration.estimate_accepted(1, is_optimistic=True)[1] - calibration.estimate_accepted(1)[1]
+
+    margin = compute_margin()
+    assert margin > 0.1
+    for _ in range(20):
+        calibration.record(draft(0.9), 1, [0])
+        calibration.record(draft(0.9), 1, [9])
+    assert 0 < compute_margin() < margin / 2
+    assert calibration.estimate_accepted(7, is_optimistic=True)[7] <= 7
+
+
 def test_draft_that_ends_early_counts_as_rejected_in_the_expected_tokens_only() -> None:
     calibration = Calibration()
     before = calibration.estimate_rate(0.9)
