@@ -9,6 +9,7 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.cache_use import format_cache_use, make_cache_object
+from edgechat.cli.doctor_gpus import MAX_TEST_S, check_gpus, describe_device, make_device_object
 from edgechat.cli.drafter_state import format_drafter, make_drafter_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
     """Describe this machine and test every backend.
 
-    Shows the test result of each backend and the backend that edgechat uses. Exits with code 4 if no backend works.
+    Shows the test result of each backend and the backend that edgechat uses. GPUs are tested for at most a minute, at
+    first with the kinds of weights of the installed models. Exits with code 4 if no backend works.
     """
     if retest:
         from edgechat.runtime import drafter_crashes
@@ -70,10 +72,11 @@ def _measure_speeds() -> None:
         click.echo("edgechat: Other programs were busy, so the saved measurement is better and is kept.", err=True)
 
 
-def diagnose(*, shows_prompts: bool = True) -> dict[str, Any]:
+def diagnose(*, shows_prompts: bool = True, max_gpu_test_s: float = MAX_TEST_S) -> dict[str, Any]:
     """Return the diagnosis of this machine as JSON-compatible values; problems are reported in it, not raised.
 
-    Without `shows_prompts`, it contains no text of prompts.
+    Without `shows_prompts`, it contains no text of prompts. GPUs are tested for at most `max_gpu_test_s` seconds. Call
+    this in the main thread. Raises KeyboardInterrupt after Ctrl-C.
     """
     import platform
 
@@ -95,7 +98,7 @@ def diagnose(*, shows_prompts: bool = True) -> dict[str, Any]:
             products_per_s=speeds.products_per_s,
         )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
-    backends, bundle, problem = _test_backends()
+    backends, bundle, problem = _test_backends(max_gpu_test_s)
     _, problems = config.load()
     return {
         "version": __version__,
@@ -133,11 +136,10 @@ def _describe_speeds(speeds: KernelSpeeds | None) -> dict[str, Any] | None:
     }
 
 
-def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
+def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
     from edgechat.runtime.backends.bundle import find_bundle
-    from edgechat.runtime.backends.gpu_probe import check_gpu_modules
     from edgechat.runtime.backends.probe import check_cpu_modules
 
     try:
@@ -148,10 +150,11 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 
     status = StderrStatus(print_lines=True)
     try:
-        results = list(check_cpu_modules(bundle, status.show))
-        cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
-        if cpu_module is not None:
-            results += check_gpu_modules(bundle, cpu_module, status.show)
+        with status.announce_wait(), status.show_elapsed():
+            results = list(check_cpu_modules(bundle, status.show))
+            cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
+            if cpu_module is not None:
+                results += check_gpus(bundle, cpu_module, status, max_gpu_test_s)
     finally:
         status.clear()
     backends = [_make_backend_object(module, verdict) for module, verdict in results]
@@ -165,14 +168,9 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 def _make_backend_object(module: BackendModule, verdict: Verdict) -> dict[str, Any]:
     import msgspec
 
-    from edgechat.runtime.backends.gpu_probe import describe_failed_types
-    from edgechat.runtime.backends.gpu_speeds import describe_speed
-
     backend: dict[str, Any] = {**msgspec.to_builtins(verdict), "path": module.path}
-    for device, device_verdict in zip(backend["devices"], verdict.devices, strict=True):
-        device["is_slower"], device["speed"] = describe_speed(device_verdict)
-        device["failed"] = describe_failed_types([f for f in device_verdict.failed_types if f.is_final])
-    return backend
+    devices = zip(backend["devices"], verdict.devices, strict=True)
+    return backend | {"devices": [make_device_object(device, device_verdict) for device, device_verdict in devices]}
 
 
 def _list_distrusted_backends() -> list[dict[str, Any]]:
@@ -260,7 +258,7 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
         mark = "*" if backend["module"] == diagnosis["backend"] else " "
         click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{escape_controls(backend['reason'])}")
         for device in backend["devices"]:
-            click.echo(f"      {device['name']:<20}{device['status']:<12}{escape_controls(_describe_device(device))}")
+            click.echo(f"      {device['name']:<20}{device['status']:<12}{escape_controls(describe_device(device))}")
     for record in diagnosis["distrusted"]:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
     click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
@@ -279,25 +277,6 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     for problem in diagnosis["settings_problems"]:
         click.echo(f"settings error {problem}")
     click.echo(diagnosis["problem"] or f"edgechat uses {diagnosis['backend']}")
-
-
-def _describe_device(device: dict[str, Any]) -> str:
-    """Return the name, kind and driver of a GPU, and what its test covered."""
-    from edgechat.modelfile.tensor_types import TENSOR_TYPES
-
-    driver = f", driver {device['driver']}" if device["driver"] else ""
-    text = f"{device['description']} ({device['kind']}{driver})"
-    if device["status"] != "passed":
-        return text
-    names = [TENSOR_TYPES[number].name for number in device["types"] or () if number in TENSOR_TYPES]
-    all_types = "all other" if device["failed"] else "all"
-    types = all_types if device["types"] is None else ", ".join(names) or "no"
-    memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
-    speed = f"; {device['speed']}{', so it is left alone' if device['is_slower'] else ''}" if device["speed"] else ""
-    unmeasured = ", ".join(TENSOR_TYPES[number].name for number in device["unmeasured_types"] if number in TENSOR_TYPES)
-    speed += f"; its speed with {unmeasured} could not be measured" if unmeasured else ""
-    failed = f"; not used for models with {device['failed']}" if device["failed"] else ""
-    return f"{text}; {types} weight types tested{failed}{memory}{speed}"
 
 
 def _format_speed(speed: dict[str, Any] | None) -> str:

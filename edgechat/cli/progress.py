@@ -54,17 +54,21 @@ class StderrStatus:
         def tick() -> None:
             while not is_over.wait(_TICK_S):
                 with self._lock:
-                    self._draw()
+                    if self.is_active:
+                        self._draw()
+                    elif self._text and self._is_line_due():
+                        echo_note(escape_controls(self._text) + self._format_elapsed())
 
         self._elapsed_started_at = time.monotonic()
         thread = threading.Thread(target=tick, name="status-line", daemon=True)
-        if self.is_active:
+        is_ticking = self.is_active or self._print_lines
+        if is_ticking:
             thread.start()
         try:
             yield
         finally:
             is_over.set()
-            if self.is_active:
+            if is_ticking:
                 thread.join()
             self._elapsed_started_at = None
 
@@ -98,16 +102,27 @@ class StderrStatus:
             self._print_status()
         if self.is_active:
             return
-        if self._print_lines and text and time.monotonic() >= self._next_line_at:
-            self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
-            echo_note(escape_controls(text))
+        with self._lock:
+            if text and self._is_line_due():
+                echo_note(escape_controls(text) + self._format_elapsed())
+
+    def _is_line_due(self) -> bool:
+        """Return whether the status is to be printed as a line now; if so, the next line is due after an interval."""
+        if not self._print_lines or time.monotonic() < self._next_line_at:
+            return False
+        self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
+        return True
+
+    def _format_elapsed(self) -> str:
+        """Return the elapsed time in parentheses; "" outside `show_elapsed`."""
+        started_at = self._elapsed_started_at
+        return "" if started_at is None else f" ({time.monotonic() - started_at:.0f} s)"
 
     def _draw(self) -> None:
         if not self._text:
             return
         text = escape_controls(self._text)
-        if self._elapsed_started_at is not None:
-            elapsed_text = f" ({time.monotonic() - self._elapsed_started_at:.0f} s)"
+        if elapsed_text := self._format_elapsed():
             # A wrapped line cannot be cleared, and would be printed again below the old line at each tick.
             text = text[: max(0, shutil.get_terminal_size().columns - 1 - len(elapsed_text))] + elapsed_text
         echo_note(f"\r\x1b[2K{text}", nl=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from edgechat.errors import EdgechatError
-from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends import gpu_type_tests, probe
 from edgechat.runtime.backends.bundle import find_bundle
 
 IDLE_S: Final = 60.0
@@ -17,7 +17,7 @@ IDLE_S: Final = 60.0
 def _test_gpus(is_cancelled: Callable[[], bool]) -> None:
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
-    gpu_probe.test_unused_types(bundle, module, is_cancelled)
+    gpu_type_tests.test_unused_types(bundle, module, is_cancelled)
 
 
 class IdleSelftests:

@@ -12,6 +12,7 @@ from typing import Final
 from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.layers import MAX_LAYERS
+from edgechat.modelfile.tensor_types import NON_MATRIX_TYPES
 
 _MAX_EXPERTS: Final = 1024
 """LLAMA_MAX_EXPERTS of llama.cpp."""
@@ -39,13 +40,11 @@ _DEFAULT_TOKEN_IDS: Final = {
 _TOKENS_ADDED_BY_DEFAULT: Final = {"bert": ("bos", "seperator"), "llama": ("bos",), "t5": ("eos",)}
 _ADD_KEYS: Final = {"bos": "add_bos_token", "eos": "add_eos_token", "seperator": "add_sep_token"}
 
-# Types that a matrix product does not accept for its weights: the types of activations, integers and doubles.
-_NON_MATRIX_TYPES: Final = frozenset(("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"))
 # Names of tensors that contain indices instead of weights.
 _INDEX_TABLES: Final = ("ffn_gate_tid2eid.weight", "d2t", "t2d", "masked_embd_ordering")
 # Parts of the names of weights that are added, multiplied or convolved element by element; llama.cpp computes with
 # these weights only in F32. The same applies to all tensors that are not weights (biases, states). Other weights can
-# have any type except `_NON_MATRIX_TYPES`, even if they are vectors (the gate of a shared expert).
+# have any type except `NON_MATRIX_TYPES`, even if they are vectors (the gate of a shared expert).
 _ELEMENTWISE_WEIGHTS: Final = (
     "norm", "rope_freqs", "rope_factors", "attn_sinks", "ssm_conv1d", "shortconv.conv.weight", "time_mix_first",
     "time_mix_lerp", "channel_mix_lerp", "altup_correct_scale", "layer_output_scale", "res_score",
@@ -147,6 +146,6 @@ def _check_tensors(header: ModelHeader) -> str:
         if not name.endswith(".weight") or any(part in name for part in _ELEMENTWISE_WEIGHTS):
             if type_name != "F32":
                 return f"has the tensor {name!r} of type {type_name}; llama.cpp computes with it only in F32"
-        elif type_name in _NON_MATRIX_TYPES:
+        elif type_name in NON_MATRIX_TYPES:
             return f"has the weights {name!r} of type {type_name}, with which llama.cpp cannot compute"
     return ""

@@ -21,7 +21,7 @@ from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.models import resources
-from edgechat.runtime.backends import gpu_probe, gpu_speeds, probe
+from edgechat.runtime.backends import gpu_probe, gpu_speeds, gpu_type_tests, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.verdicts import Verdict
@@ -181,8 +181,8 @@ def test_device_passes_with_the_types_of_a_model(machine: None) -> None:
 def test_types_that_the_model_does_not_use_are_tested_in_idle_time(
     machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_probe, "TENSOR_TYPES", {n: TENSOR_TYPES[n] for n in (Q4_0, Q4_1, Q8_0)})
-    gpu_probe.test_unused_types(find_bundle(), probe.choose_module(find_bundle())[0], lambda: False)
+    monkeypatch.setattr(gpu_type_tests, "TENSOR_TYPES", {n: TENSOR_TYPES[n] for n in (Q4_0, Q4_1, Q8_0)})
+    gpu_type_tests.test_unused_types(find_bundle(), probe.choose_module(find_bundle())[0], lambda: False)
     verdict = check(Demand())
     assert verdict.is_usable, verdict.reason
     assert verdict.devices[0].types == (Q4_0, Q4_1, Q8_0)

@@ -196,7 +196,10 @@ def test_replies_are_equal_up_to_near_ties(load: Callable[[str], Any], monkeypat
 
 def test_untested_types_are_cut_and_wrong_ones_fail(load: Callable[[str], Any]) -> None:
     steps = load("steps")
-    device = {"name": "V0", "description": "d", "kind": "discrete", "driver": "", "status": "passed", "types": None}
+    device: dict[str, Any] = {
+        "name": "V0", "description": "d", "kind": "discrete", "driver": "", "status": "passed", "types": None,
+        "untested_types": [],
+    }  # fmt: skip
     backend = {"module": "vulkan", "status": "passed", "reason": "r", "devices": [device]}
 
     def describe(*devices: dict[str, Any], status: str = "passed") -> tuple[str, str]:
@@ -206,7 +209,7 @@ def test_untested_types_are_cut_and_wrong_ones_fail(load: Callable[[str], Any]) 
         return found
 
     assert describe(device) == ("PASS", "V0, d, discrete, driver ?: all types right")
-    assert describe(device | {"types": [2]})[0] == "CUT"
+    assert describe(device | {"types": [2], "untested_types": ["Q8_0"]})[0] == "CUT"
     assert describe(device, device | {"status": "wrong"})[0] == "FAIL"
     failed = {"failed_types": [{"type_id": 2, "reason": "r"}]}
     assert describe(device | failed) == ("FAIL", "V0, d, discrete, driver ?: all types right, not Q4_0")

@@ -23,6 +23,8 @@ from edgechat.runtime.backends.gpu_speeds import MAX_COMPILE_S, STALL_TIMEOUT_S
 from edgechat.runtime.backends.probe import ChildResult, OnProgress, SelftestReport
 from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Status
 
+IsCancelled = Callable[[], bool]
+"""Callback that returns True as soon as a test is to be ended."""
 MAX_FAILED_TYPES: Final = 3
 """Weight types with which a driver may crash or hang; with more, it is not tested any further."""
 _TIMEOUT_S: Final = 600.0
@@ -94,7 +96,7 @@ def list_failed_types(device: DeviceVerdict, types: Collection[int]) -> list[Fai
 def run_test(
     module: BackendModule, cpu_module: BackendModule, number: int, work: Work,
     on_progress: OnProgress = lambda status: None, *, on_type: Callable[[int], None] = lambda type_id: None,
-    is_cancelled: Callable[[], bool] = lambda: False,
+    is_cancelled: IsCancelled = lambda: False,
 ) -> DeviceTest:  # fmt: skip
     """Test device `number` of a module in a child process.
 
@@ -132,11 +134,12 @@ def run_test(
 
 def test_device(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand, number: int,
-    previous: DeviceVerdict | None,
+    previous: DeviceVerdict | None, is_cancelled: IsCancelled,
 ) -> tuple[SelftestReport, DeviceVerdict]:  # fmt: skip
     """Test what `demand` asks for; return the last child's report with all checks, and the extended verdict.
 
-    A device without a verdict, or with one that covers no type, also decodes with a tiny model.
+    A device without a verdict, or with one that covers no type, also decodes with a tiny model. It is `untested` if
+    `is_cancelled` ended the test.
     A type with which the child crashes or hangs is left out, and another child tests what is left. A device is not
     usable if more than `MAX_FAILED_TYPES` types fail during one call, or if another step fails.
     """
@@ -144,7 +147,8 @@ def test_device(
     types, n_bytes = list_missing_types(previous, demand), demand.n_bytes
     decodes = previous is None or previous.types == ()
     while True:
-        test = run_test(module, cpu_module, number, Work(types, n_bytes, decodes), on_progress)
+        work = Work(types, n_bytes, decodes)
+        test = run_test(module, cpu_module, number, work, on_progress, is_cancelled=is_cancelled)
         report, result = test.report, test.result
         report.n_checks = n_checks = n_checks + report.n_checks
         # A type that the module cannot multiply counts as tested, because the CPU multiplies it.
@@ -154,7 +158,7 @@ def test_device(
         if device.is_usable:
             reason = f"passed {n_checks} checks in {clock.read():.1f} s{note}"
             return report, msgspec.structs.replace(device, reason=reason)
-        if report.failures:
+        if report.failures or result.was_cancelled:
             return report, device
         # The child made progress until its total time ended, or the driver compiled a kernel for minutes in a test of
         # all types. The types that were tested are right; the others are tested before a model needs them.

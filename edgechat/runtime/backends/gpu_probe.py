@@ -6,7 +6,7 @@ with the types of the model that is about to be loaded; the verdict grows when a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +18,10 @@ from edgechat.runtime.backends import gpu_absence, gpu_speeds, verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.gpu_device_test import (
     ALL,
-    MAX_FAILED_TYPES,
     Demand,
-    Work,
-    add_types,
+    IsCancelled,
     list_failed_types,
     list_missing_types,
-    run_test,
     test_device,
 )
 from edgechat.runtime.backends.gpu_merging import combine_devices, merge_verdicts
@@ -42,13 +39,14 @@ def check_gpu_modules(
     on_progress: OnProgress = lambda status: None,
     demand: Demand = ALL,
     model_path: str = "",
+    is_cancelled: IsCancelled = lambda: False,
 ) -> list[tuple[BackendModule, Verdict]]:
     """Return the GPU modules and their verdicts; `cpu_module` computes operations that a GPU module does not implement.
 
     A module on which the engine failed with the model at `model_path` is distrusted.
-    Tests what `demand` asks for and no earlier test has covered. After a module of a kind (such as CUDA) has passed,
-    other modules of that kind are skipped, because they would list the same devices. So is the Vulkan module after a
-    module for the same GPUs.
+    Tests what `demand` asks for and no earlier test has covered, until `is_cancelled`. After a module of a kind (such
+    as CUDA) has passed, other modules of that kind are skipped, because they would list the same devices. So is the
+    Vulkan module after a module for the same GPUs.
     """
     if not bundle.gpu_modules:
         return []
@@ -56,7 +54,8 @@ def check_gpu_modules(
     for module in bundle.gpu_modules:
         usable = [other.name for other, verdict in results if verdict.is_usable]
         if module.name not in usable and not (module.name == "vulkan" and usable):
-            results.append((module, _load_or_test(bundle, module, cpu_module, on_progress, demand, model_path)))
+            verdict = _load_or_test(bundle, module, cpu_module, on_progress, demand, model_path, is_cancelled)
+            results.append((module, verdict))
     return results
 
 
@@ -103,7 +102,7 @@ def _find_type_name(number: int) -> str:
 
 def _load_or_test(
     bundle: Bundle, module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
-    model_path: str,
+    model_path: str, is_cancelled: IsCancelled,
 ) -> Verdict:  # fmt: skip
     """Return the cached verdict of a module, extended by tests of what `demand` asks for and it does not cover."""
     if not Path(module.path).is_file():
@@ -117,7 +116,7 @@ def _load_or_test(
         new = verdict
     else:
         earlier = known.devices if known is not None else ()
-        new = _test_devices(module, cpu_module, on_progress, demand, earlier, tests_again=verdict is None)
+        new = _test_devices(module, cpu_module, on_progress, demand, earlier, is_cancelled, tests_again=verdict is None)
     types = demand.types or ()
     if new.is_usable and any(gpu_speeds.list_unmeasured_types(device, types) for device in new.devices):
         on_progress(f"Measuring the speed of the backend {module.name}")
@@ -135,63 +134,6 @@ def _load_or_test(
     pairs = zip(new.devices, merged.devices, strict=True)
     found = [device if device.status == "untested" else saved for device, saved in pairs]
     return combine_devices(module.name, found, new.checks, new.elapsed_s)
-
-
-def test_unused_types(bundle: Bundle, cpu_module: BackendModule, is_cancelled: Callable[[], bool]) -> None:
-    """Test the weight types that no model has needed yet on all usable devices, until `is_cancelled`.
-
-    Each result is added to the newest saved verdict at once. A type with which the test crashes or hangs is left to the
-    test before its next use, because the memory that a loaded model takes can be the reason, and the test continues
-    with the others; so are failures that are not due to one type. Raises RuntimeLoadError if edgechat was upgraded.
-    """
-    for module in bundle.gpu_modules:
-        key = gpu_absence.compute_key(bundle, module)
-        verdict = verdicts.load_verdict(key)
-        n_devices = len(verdict.devices) if verdict is not None and verdict.is_usable else 0
-        for number in range(n_devices):
-            for _ in range(MAX_FAILED_TYPES + 1):
-                if is_cancelled() or not _test_unused_types(module, cpu_module, key, number, is_cancelled):
-                    break
-
-
-def _test_unused_types(
-    module: BackendModule, cpu_module: BackendModule, key: str, number: int, is_cancelled: Callable[[], bool]
-) -> bool:
-    """Test the remaining weight types of a device; return whether one of them failed, so that others may be left."""
-    verdict = verdicts.load_verdict(key)
-    device = verdict.devices[number] if verdict is not None and number < len(verdict.devices) else None
-    if device is None or not device.is_usable or device.types is None:
-        return False
-    failed = {failed.type_id for failed in device.failed_types}
-    missing = sorted(TENSOR_TYPES.keys() - {*device.types, *failed})
-    if not missing or len(failed) > MAX_FAILED_TYPES:
-        return False
-
-    def change(change_device: Callable[[DeviceVerdict], DeviceVerdict], n_checks: int = 0) -> None:
-        def change_newest(newest: Verdict) -> Verdict:
-            devices = list(newest.devices)
-            if number >= len(devices) or devices[number].name != device.name or not devices[number].is_usable:
-                return newest  # it was tested again meanwhile
-            devices[number] = change_device(devices[number])
-            return combine_devices(module.name, devices, newest.checks + n_checks, newest.elapsed_s)
-
-        verdicts.change_verdict(key, change_newest)
-
-    def add(types: Sequence[int]) -> None:
-        change(lambda newest: msgspec.structs.replace(newest, types=add_types(newest, types)))
-
-    test = run_test(
-        module, cpu_module, number, Work(missing), on_type=lambda type_id: add([type_id]), is_cancelled=is_cancelled
-    )  # fmt: skip
-    failed_type = None if is_cancelled() else test.failed_type
-    if test.status == "passed":
-        add(missing)  # also types that the module cannot multiply, which the CPU multiplies
-    elif test.status == "wrong":
-        change(lambda newest: msgspec.structs.replace(newest, status="wrong", reason=test.reason), test.report.n_checks)
-    elif failed_type is not None:
-        failure = msgspec.structs.replace(failed_type, is_final=False)
-        change(lambda newest: msgspec.structs.replace(newest, failed_types=(*newest.failed_types, failure)))
-    return failed_type is not None
 
 
 def record_failure(bundle: Bundle, cause: str, model_path: str, module_path: str = "") -> None:
@@ -239,7 +181,7 @@ def _lacks(device: DeviceVerdict, demand: Demand) -> bool:
 
 def _test_devices(
     module: BackendModule, cpu_module: BackendModule, on_progress: OnProgress, demand: Demand,
-    earlier: Sequence[DeviceVerdict], *, tests_again: bool,
+    earlier: Sequence[DeviceVerdict], is_cancelled: IsCancelled, *, tests_again: bool,
 ) -> Verdict:  # fmt: skip
     """Test each device of a module that `earlier` does not already reject or cover.
 
@@ -257,7 +199,8 @@ def _test_devices(
             continue
         if previous is not None and previous.status == "untested":
             previous = None
-        report, device = test_device(module, cpu_module, on_progress, demand, len(devices), previous)
+        number = len(devices)
+        report, device = test_device(module, cpu_module, on_progress, demand, number, previous, is_cancelled)
         n_checks += report.n_checks
         if report.device:
             n_devices = int(report.device[0])

@@ -173,6 +173,8 @@ class ChildResult(msgspec.Struct, frozen=True):
     """True if the child was killed although other programs, or a stop signal, may have delayed it."""
     was_stalled: bool = False
     """True if the child was killed because it made no progress, not because its total time was over."""
+    was_cancelled: bool = False
+    """True if the child was killed because its caller no longer needed it."""
 
 
 def run_child(
@@ -195,7 +197,14 @@ def run_child(
     assert child.stdin is not None  # noqa: S101  (it is a pipe)
     with child.stdin:  # the child ends when it is closed
         deadline = _ProgressDeadline(child.pid, n_threads, timeout_s, stall_timeout_s, max_compile_s)
-        was_killed = not _read_lines(child, on_line, lambda: is_cancelled() or deadline.is_over(), deadline.record_line)
+        was_cancelled = False
+
+        def is_over() -> bool:
+            nonlocal was_cancelled
+            was_cancelled = is_cancelled()
+            return was_cancelled or deadline.is_over()
+
+        was_killed = not _read_lines(child, on_line, is_over, deadline.record_line)
         if was_killed:
             child.kill()
         exit_code = child.wait()
@@ -203,7 +212,7 @@ def run_child(
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
     return ChildResult(
         was_killed, exit_code, was_disturbed=was_killed and deadline.was_disturbed,
-        was_stalled=was_killed and deadline.was_stalled,
+        was_stalled=was_killed and deadline.was_stalled, was_cancelled=was_killed and was_cancelled,
     )  # fmt: skip
 
 
@@ -309,7 +318,7 @@ def interpret_report(
     """Return the status and the reason of a verdict, from the report and the exit code of a self-test."""
     exit_code = result.exit_code
     if result.was_killed:
-        return _interpret_timeout(report, stall_timeout_s, was_disturbed=result.was_disturbed)
+        return _interpret_timeout(report, stall_timeout_s, result)
     if exit_code in CRASH_CODES:
         return "crashed", f"crashed with {describe_exit(exit_code)} at step: {report.stage}"
     if exit_code == EXIT_WRONG and report.failures:
@@ -332,11 +341,13 @@ def _interpret_failures(failures: list[str]) -> tuple[verdicts.Status, str]:
 
 
 def _interpret_timeout(
-    report: SelftestReport, stall_timeout_s: float, *, was_disturbed: bool
+    report: SelftestReport, stall_timeout_s: float, result: ChildResult
 ) -> tuple[verdicts.Status, str]:
+    if result.was_cancelled:
+        return "untested", f"its self-test was ended at step: {report.stage}"
     # A time limit that was reached while other programs were busy says nothing about the module, so the module is
     # tested again at the next start.
-    if was_disturbed:
+    if result.was_disturbed:
         return "untested", f"its self-test was too slow while other programs were busy, at step: {report.stage}"
     return "hung", f"made no progress for {stall_timeout_s:g} s at step: {report.stage}"
 

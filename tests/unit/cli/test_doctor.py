@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from edgechat.cli.doctor import _describe_device, _make_backend_object
-from edgechat.runtime.backends.bundle import BackendModule
+from edgechat.cli.doctor import _make_backend_object
+from edgechat.cli.doctor_gpus import check_gpus, describe_device
+from edgechat.cli.progress import StderrStatus
+from edgechat.runtime.backends import gpu_type_tests
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
 from tests.conftest import Cli
 
@@ -36,10 +42,72 @@ def test_device_names_the_types_that_failed_and_those_that_were_not_measured() -
     def describe(device: DeviceVerdict) -> str:
         verdict = Verdict("vulkan", "passed", "passed 4 checks", devices=(device,))
         [found] = _make_backend_object(BackendModule("vulkan", "/v.so"), verdict)["devices"]
-        return _describe_device(found)
+        return describe_device(found)
 
     assert describe(device) == (
-        "Graphics 0 (integrated); Q4_0, Q4_K weight types tested; not used for models with BF16 weights, because its "
-        "test crashed with SIGSEGV; its speed with Q4_K could not be measured"
+        "Graphics 0 (integrated); Q4_0, Q4_K weight types tested; the other 25 are tested while edgechat is idle, "
+        "before a model needs them, or by another `edgechat doctor`; not used for models with BF16 weights, because "
+        "its test crashed with SIGSEGV; its speed with Q4_K could not be measured"
     )
-    assert "; all other weight types tested; not used" in describe(msgspec.structs.replace(device, types=None))
+    device = msgspec.structs.replace(device, types=None, failed_types=device.failed_types[:1])
+    assert "; all other weight types tested; not used" in describe(device)
+
+
+MODULE = BackendModule("vulkan", "/v.so")
+BUNDLE = Bundle(
+    directory="/", build_id="1", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=(),
+    gpu_modules=(MODULE,),
+)  # fmt: skip
+
+
+def run_gpu_tests(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], bool]], None], max_s: float = 60.0
+) -> list[tuple[BackendModule, Verdict]]:
+    """Let `run` take the place of the tests of all GPUs; it gets the function that ends them."""
+
+    def run_tests(
+        bundle: Bundle, cpu_module: BackendModule, needed: list[int], on_progress: Callable[[str], None],
+        is_cancelled: Callable[[], bool],
+    ) -> list[tuple[BackendModule, Verdict]]:  # fmt: skip
+        run(is_cancelled)
+        return [(MODULE, Verdict("vulkan", "passed", "passed 4 checks"))]
+
+    monkeypatch.setattr(gpu_type_tests, "test_all_types", run_tests)
+    return check_gpus(BUNDLE, MODULE, StderrStatus(), max_s)
+
+
+def test_interrupt_ends_the_tests_of_gpus_and_keeps_their_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = []
+
+    def interrupt(is_cancelled: Callable[[], bool]) -> None:
+        assert not is_cancelled()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert is_cancelled()
+        saved.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_gpu_tests(monkeypatch, interrupt)
+    assert saved
+    assert "interrupted. The results so far are saved." in capsys.readouterr().err
+
+
+def test_second_interrupt_does_not_wait_for_a_test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def hang(_is_cancelled: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_gpu_tests(monkeypatch, hang)
+    assert not ended
+
+
+def test_tests_of_gpus_end_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    results = run_gpu_tests(monkeypatch, lambda is_cancelled: seen.append(is_cancelled()), max_s=0.0)
+    assert seen == [True]
+    assert results[0][1].is_usable

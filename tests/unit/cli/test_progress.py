@@ -55,6 +55,24 @@ def test_status_line_shows_the_elapsed_time_until_the_end_of_the_block(
     assert capsys.readouterr().err.endswith("\r\rDone")  # click removes the escape sequences
 
 
+def test_long_step_outside_a_terminal_is_a_line_with_its_time_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=itertools.count(100, 5).__next__))
+    status, output = progress.StderrStatus(print_lines=True), ""
+
+    def shown_lines() -> list[str]:
+        nonlocal output
+        output += capsys.readouterr().err
+        return output.splitlines()
+
+    with status.show_elapsed():
+        status.show("Compiling")
+        until(lambda: len(shown_lines()) > 1)
+    assert all(re.fullmatch(r"Compiling \(\d+ s\)", line) for line in shown_lines())
+
+
 def test_elapsed_time_is_not_shown_outside_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     status = progress.StderrStatus()
     with status.show_elapsed():

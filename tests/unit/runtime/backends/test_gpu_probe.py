@@ -13,7 +13,15 @@ import pytest
 from edgechat.hardware import vulkan
 from edgechat.hardware.gpu import TypeRates
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
-from edgechat.runtime.backends import gpu_absence, gpu_merging, gpu_probe, gpu_speeds, probe, verdicts
+from edgechat.runtime.backends import (
+    gpu_absence,
+    gpu_merging,
+    gpu_probe,
+    gpu_speeds,
+    gpu_type_tests,
+    probe,
+    verdicts,
+)
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_device_test import ALL, Demand
 from edgechat.runtime.backends.probe import ChildResult
@@ -144,7 +152,7 @@ def test_memory_that_other_programs_take_is_not_a_failure(bundle: Bundle, monkey
     failures, devices.failures = devices.failures, {}
     assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
     devices.failures = failures
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     assert check(bundle, monkeypatch, devices, Demand(types=(Q4_0,))).is_usable
 
 
@@ -387,12 +395,12 @@ def test_failure_is_recorded_for_the_module_in_use(
 def test_types_that_no_model_uses_are_tested_in_idle_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(PASSED)
     check(bundle, monkeypatch, devices, Demand(types=(Q4_0,), n_bytes=1000))
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     _, (number, types, n_bytes, is_first) = devices.calls
     assert (number, n_bytes, is_first) == (0, 0, False)
     assert set(map(int, types.split())) == TENSOR_TYPES.keys() - {Q4_0}
     verdict = check(bundle, monkeypatch, devices, Demand(types=(Q6_K,), n_bytes=1000))
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     assert verdict.is_usable
     assert len(devices.calls) == 2  # nothing is tested twice
     assert verdict.devices[0].asked_bytes == 1000
@@ -413,7 +421,7 @@ def test_idle_test_that_a_request_ends_keeps_what_it_has_tested(
         return ChildResult(was_killed=True, exit_code=-9)
 
     monkeypatch.setattr(probe, "run_child", run_child)
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: is_requested)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: is_requested)
     verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0, Q4_K)))
     assert verdict.is_usable
     assert verdict.devices[0].types == (Q4_0, Q4_K)
@@ -515,7 +523,7 @@ def test_type_that_failed_beside_a_loaded_model_is_tested_before_its_use(
     monkeypatch.setattr(probe, "run_child", products.run_child)
     gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
     products.results = {Q6_K: CRASHED}
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     products.results = {}
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q6_K,)))
     assert products.calls[-1] == [Q6_K]
@@ -544,7 +552,7 @@ def test_idle_test_leaves_out_a_type_that_fails_and_keeps_the_others(
     monkeypatch.setattr(probe, "run_child", products.run_child)
     products.on_type = check_saved
     for _ in range(2):
-        gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+        gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
         assert [types[0] for types in products.calls] == [0, Q6_K + 1]
     assert load_device().types == tuple(sorted({Q4_0, *others}))
     [failed_type] = load_device().failed_types
@@ -567,7 +575,7 @@ def test_idle_test_does_not_replace_a_newer_verdict(bundle: Bundle, monkeypatch:
 
     products.on_type = test_again
     monkeypatch.setattr(probe, "run_child", products.run_child)
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     assert len(products.calls) == 1
     assert verdicts.load_verdict(key) == newer
 
@@ -611,7 +619,7 @@ def test_only_wrong_numbers_in_idle_time_refuse_a_device(
         return ChildResult(was_killed=False, exit_code=exit_code)
 
     monkeypatch.setattr(probe, "run_child", run_child)
-    gpu_probe.test_unused_types(bundle, CPU_MODULE, lambda: False)
+    gpu_type_tests.test_unused_types(bundle, CPU_MODULE, lambda: False)
     verdict = check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
     assert verdict.is_usable == is_usable
     assert len(devices.calls) == 1
