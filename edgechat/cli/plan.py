@@ -338,7 +338,7 @@ def _print_picks(picks: list[Pick], evaluations: list[Evaluation], *, explain: b
 
 
 def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
-    from edgechat.planner.report import BAR_LABELS, BAR_WIDTH, format_memory_bar
+    from edgechat.planner.report import BAR_LABELS, BAR_WIDTH, format_memory_bar, format_verdict
     from edgechat.planner.turn import PROMPT_TOKENS, REPLY_TOKENS
 
     if not rows:
@@ -366,7 +366,7 @@ def _print_table(rows: list[PlanRow], available_bytes: int) -> None:
         ))  # fmt: skip
         bar = format_memory_bar(row.memory, available_bytes)
         bars += bar
-        _echo_wrapped(f"  {bar:<{BAR_WIDTH}}  ", row.verdict, columns)
+        _echo_wrapped(f"  {bar:<{BAR_WIDTH}}  ", format_verdict(row), columns)
     marks = {
         "* automatic choice": any(row.is_chosen for row in rows),
         "? estimated quality": any(not row.quality_is_measured for row in rows),

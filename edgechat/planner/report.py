@@ -25,7 +25,7 @@ MEMORY_PARTS: Final = (
     ("output", "c", "logits"),
     ("vocabulary", "p", "vocabulary and graphs"),
     ("speculation", "s", "speculation"),
-    ("drafter", "d", "model drafter"),
+    ("drafter", "d", "drafter"),
     ("process", "p", "processes"),
     ("observed_excess", "p", "excess measured in earlier loads"),
     ("loading", "#", "mapped file while loading"),
@@ -35,7 +35,7 @@ FILE_CACHE_LABEL: Final = "reclaimable page cache"
 """Label of `MemoryEstimate.file_cache`, which is not part of the total."""
 BAR_LABELS: Final = {
     "#": "weights", "+": "repacked weights", "k": "KV cache", "c": "compute buffers", "s": "speculation",
-    "d": "model drafter", "p": "processes",
+    "d": "drafter", "p": "processes",
 }  # fmt: skip
 """Label of each character in a memory bar."""
 
@@ -146,12 +146,21 @@ def _sort_key(row: PlanRow) -> tuple[bool, int, bool, float]:
 
 def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:
     options: dict[str, Any] = msgspec.structs.asdict(plan.options)
+    drafter = plan.drafter
     return options | {
         "n_threads": plan.n_threads, "n_threads_batch": plan.n_threads_batch, "n_batch": plan.n_batch,
         "prefix_ram_bytes": plan.prefix_ram_bytes, "prefix_disk_bytes": plan.prefix_disk_bytes,
         "draft_tokens": plan.draft_tokens, "max_n_ctx": plan.max_n_ctx,
-        "drafter": msgspec.structs.asdict(plan.drafter) if plan.drafter is not None else None,
+        "drafter": msgspec.structs.asdict(drafter) | {"total_bytes": drafter.total} if drafter is not None else None,
     }  # fmt: skip
+
+
+def format_verdict(row: PlanRow) -> str:
+    """Format the verdict of a table row with the drafter of its plan: `fits; drafts with the MTP heads (28 MB)`."""
+    drafter = row.plan["drafter"] if row.plan is not None else None
+    if drafter is None:
+        return row.verdict
+    return f"{row.verdict}; drafts with {drafter['name']} ({format_size(drafter['total_bytes'])})"
 
 
 def _finite_or_none(value: float | None) -> float | None:
@@ -193,7 +202,7 @@ def format_plan_lines(plan: LoadPlan) -> list[str]:
 
 def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     """Format a table row as lines of text: verdict, memory, speed and quality."""
-    lines = [row.name if row.name.endswith(row.quant) else f"{row.name}  {row.quant}", row.verdict]
+    lines = [row.name if row.name.endswith(row.quant) else f"{row.name}  {row.quant}", format_verdict(row)]
     if available_bytes:
         bar = format_memory_bar(row.memory, available_bytes)
         memory = f"{format_size(row.total_bytes)} of {format_size(available_bytes)}"

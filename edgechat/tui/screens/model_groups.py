@@ -29,7 +29,7 @@ MARK_WIDTH: Final = 2
 _SLOW_TPS: Final = 9.5
 # Labels of the characters in a memory bar, shorter than those of the planner, so that they fit into one row.
 _BAR_LABELS: Final = {
-    "#": "weights", "+": "copied weights", "k": "KV cache", "c": "compute", "s": "speculation", "d": "model drafter",
+    "#": "weights", "+": "copied weights", "k": "KV cache", "c": "compute", "s": "speculation", "d": "drafter",
     "p": "processes",
 }  # fmt: skip
 

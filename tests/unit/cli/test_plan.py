@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgechat.humanize import format_size
 from tests.conftest import Cli
 from tests.draft_models import make_llama, make_qwen35
 from tests.hub import FakeRepo, local_hub
@@ -182,9 +183,13 @@ def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
     assert (row["plan"]["drafter"], row["memory"]["drafter"]) == (None, 0)
     assert row["reasons"]["drafter"] == "turned off by the user"
     _, [row] = rows(cli, str(hybrid), "--budget", "2GB")
-    assert row["plan"]["drafter"]["kind"] == "mtp"
+    drafter = row["plan"]["drafter"]
+    assert (drafter["kind"], drafter["name"], drafter["is_named"]) == ("mtp", "the MTP heads", False)
+    assert drafter["total_bytes"] == row["memory"]["drafter"]
+    text = cli("plan", str(hybrid), "--budget", "2GB", "--no-measure").stdout
+    assert f"fits; drafts with the MTP heads ({format_size(drafter['total_bytes'])})" in " ".join(text.split())
     text = cli("plan", str(hybrid), "--budget", "2GB", "--no-measure", "--explain").stdout
-    assert "model drafter" in text
+    assert "\n  drafter  " in text
     assert "drafter: the MTP heads, in the file of the model" in " ".join(text.split())
     _, [row] = rows(cli, str(hybrid), "--draft-model", str(target), "--budget", "2GB")
     assert row["plan"]["drafter"]["kind"] == "draft-model", "the user's choice replaces the heads"

@@ -93,7 +93,7 @@ def test_a_plan_with_room_has_the_drafter_and_counts_it() -> None:
     assert load_plan.estimate.total == without.estimate.total + load_plan.drafter.total
     assert load_plan.options == without.options
     assert load_plan.reasons["drafter"].startswith("small, the smallest; needs")
-    assert any("model drafter" in line for line in format_plan_lines(load_plan))
+    assert any(line.startswith("  drafter  ") for line in format_plan_lines(load_plan))
     assert not load_plan.concessions
 
 
