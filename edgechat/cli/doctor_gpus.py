@@ -99,7 +99,7 @@ def describe_device(device: dict[str, Any]) -> str:
     else:
         types = f"{'all other' if device['failed'] else 'all'} weight types tested"
     memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
-    speed = f"; {device['speed']}{', so it is left alone' if device['is_slower'] else ''}" if device["speed"] else ""
+    speed = f"; {'not used: ' if device['is_slower'] else ''}{device['speed']}" if device["speed"] else ""
     unmeasured = ", ".join(TENSOR_TYPES[number].name for number in device["unmeasured_types"] if number in TENSOR_TYPES)
     speed += f"; its speed with {unmeasured} could not be measured" if unmeasured else ""
     failed = f"; not used for models with {device['failed']}" if device["failed"] else ""

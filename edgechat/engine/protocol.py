@@ -360,7 +360,7 @@ class DevicesListed(Event, frozen=True):
     problems: list[str] = []
     """Error messages, one for each GPU that cannot be used."""
     slow_gpus: list[str] = []
-    """Reasons, one for each GPU that works but is left alone because the CPU is faster."""
+    """Reasons, one for each GPU that works but is not used because the CPU is faster."""
 
 
 class QuantTypesListed(Event, frozen=True):

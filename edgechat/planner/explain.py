@@ -63,9 +63,12 @@ def _explain_gpu(profile: ModelProfile, machine: Machine, options: LoadOptions, 
     if options.prefill_on_gpu:
         use_text = "computes the prefill with copies of the weights, and the CPU decodes"
     text = f"{machine.gpu_name} {use_text} and uses {format_size(memory.gpu)} of {format_size(budget_bytes)} of memory"
-    if not options.uses_gpu:
-        text = f"{machine.gpu_name} is left alone"
     speeds_text = explain_measured_speeds(profile, options, machine.gpu_speeds)
+    if not options.uses_gpu:
+        cause = f"no layer of the model fits into the {format_size(budget_bytes)} of memory that are free for it"
+        if profile.is_embedding:
+            cause = "embedding models use the CPU"
+        return f"{machine.gpu_name} is not used: {speeds_text or cause}"
     return f"{text}; {speeds_text}" if speeds_text else text
 
 

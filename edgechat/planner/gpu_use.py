@@ -71,8 +71,8 @@ def predict_turn_s(profile: ModelProfile, options: LoadOptions, speeds: GpuSpeed
 def explain_measured_speeds(profile: ModelProfile, options: LoadOptions, speeds: GpuSpeeds) -> str:
     """Return the measured speeds of the GPU and the CPU, and the time of a typical turn for each use of the GPU.
 
-    `options` are those of a load plan, which determine the other uses with which it is compared. Returns "" if the
-    speeds were not measured.
+    `options` are those of a load plan, which determine the other uses with which it is compared. If they do not use the
+    GPU, the text begins with the reason. Returns "" if the speeds were not measured.
     """
     cpu = msgspec.structs.replace(
         options, n_gpu_layers=0, experts_on_cpu=False, prefill_on_gpu=False, use_extra_bufts=True
@@ -86,7 +86,20 @@ def explain_measured_speeds(profile: ModelProfile, options: LoadOptions, speeds:
         uses["as planned"] = options
     turns = {use: predict_turn_s(profile, o, speeds) for use, o in uses.items()}
     times = ", ".join(f"{turn_s:.1f} s {use}" for use, turn_s in turns.items() if math.isfinite(turn_s))
+    if not options.uses_gpu:
+        is_slower = gpu_speed.prefill_tps <= cpu_speed.prefill_tps and gpu_speed.decode_tps <= cpu_speed.decode_tps
+        if is_slower:
+            return (
+                f"slower than the CPU in prefill ({gpu_speed.prefill_tps:.3g} against {cpu_speed.prefill_tps:.3g} "
+                f"tokens/s) and decoding ({gpu_speed.decode_tps:.3g} against {cpu_speed.decode_tps:.3g} tokens/s); a "
+                f"typical turn takes {times}"
+            )
+        is_faster = min(turns.values()) < turns["on the CPU"]
+        cause = "its faster uses need more memory than is free" if is_faster else "no use of it shortens a typical turn"
+        prefix = f"{cause}; measured: "
+    else:
+        prefix = "measured: "
     return (
-        f"measured: prefill {gpu_speed.prefill_tps:.3g} and decoding {gpu_speed.decode_tps:.3g} tokens/s on the GPU, "
+        f"{prefix}prefill {gpu_speed.prefill_tps:.3g} and decoding {gpu_speed.decode_tps:.3g} tokens/s on the GPU, "
         f"{cpu_speed.prefill_tps:.3g} and {cpu_speed.decode_tps:.3g} on the CPU; a typical turn takes {times}"
     )

@@ -114,7 +114,7 @@ def show_doctor(request: Request) -> None:
     """Show the verdicts and speeds that the earlier steps left, without further tests."""
     diagnosis = diagnose(max_gpu_test_s=0.0)
     devices = [device for backend in diagnosis["backends"] for device in backend["devices"]]
-    texts = [f"{d['name']}: {d['speed']}{', so it is left alone' * d['is_slower']}" for d in devices if d["speed"]]
+    texts = [f"{d['name']}: {'not used: ' * d['is_slower']}{d['speed']}" for d in devices if d["speed"]]
     texts += [f"warning: {text}" for text in diagnosis["warnings"]]
     is_measured = any(device["speed"] for device in devices)
     report(request, request.step, "PASS" if is_measured else "FAIL", "; ".join(texts) or "no speed was measured")

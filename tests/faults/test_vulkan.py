@@ -266,7 +266,7 @@ def test_reply_goes_on_after_a_driver_that_kills_the_engine(open_session: OpenSe
     assert n_gpu_layers(session) == 0
 
 
-def test_driver_on_the_cpu_is_left_alone_by_its_speed(
+def test_driver_on_the_cpu_is_not_used_because_of_its_speed(
     machine: None, open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, home: Path, cli: Cli
 ) -> None:
     monkeypatch.delenv("EDGECHAT_TEST_IGNORE_GPU_SPEED")
@@ -278,10 +278,11 @@ def test_driver_on_the_cpu_is_left_alone_by_its_speed(
     assert session.model.plan is not None
     assert (session.model.plan.options.uses_gpu, session.warnings) == (False, [])
     reason = session.model.plan.reasons["n_gpu_layers"]
-    assert reason.startswith(f"{device.description} is left alone; measured: prefill ")
+    words = f"{device.description} is not used: slower than the CPU in prefill ("
+    assert reason.startswith(words)
     assert "with only prefill on the GPU" in reason
     plan = " ".join(cli("plan", "starter", "--explain", "--no-measure").stdout.split())
-    assert f"n_gpu_layers = 0: {device.description} is left alone; measured: prefill " in plan
+    assert f"n_gpu_layers = 0: {words}" in plan
     assert reply(session)
 
 

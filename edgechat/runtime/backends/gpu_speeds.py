@@ -43,7 +43,7 @@ def find_slow_devices(results: Sequence[tuple[BackendModule, Verdict]], n_weight
     for device in devices:
         is_slower, text = describe_speed(device, n_weights)
         if is_slower:
-            slow[device.name] = f"{device.description} is left alone, because the CPU is faster: {text}"
+            slow[device.name] = f"{device.description} is not used: {text}"
     return slow if len(slow) < len(devices) else {}
 
 
@@ -65,10 +65,16 @@ def describe_speed(device: DeviceVerdict, n_weights: Mapping[int, int] | None = 
     is_slower = token_s["prefill"] >= token_s["cpu_prefill"] and token_s["decode"] >= token_s["cpu_decode"]
     names = ", ".join(TENSOR_TYPES[r.type_id].name for r, n in pairs if n and r.type_id in TENSOR_TYPES)
     tps = {name: f"{1 / seconds:.3g}" for name, seconds in token_s.items()}
-    text = (
-        f"prefill {tps['prefill']} and decoding {tps['decode']} tokens/s with a billion weights in {names}; the CPU "
-        f"{tps['cpu_prefill']} and {tps['cpu_decode']}"
-    )
+    if is_slower:
+        text = (
+            f"slower than the CPU in prefill ({tps['prefill']} against {tps['cpu_prefill']} tokens/s) and decoding "
+            f"({tps['decode']} against {tps['cpu_decode']} tokens/s), with a billion weights in {names}"
+        )
+    else:
+        text = (
+            f"prefill {tps['prefill']} and decoding {tps['decode']} tokens/s with a billion weights in {names}; the "
+            f"CPU {tps['cpu_prefill']} and {tps['cpu_decode']}"
+        )
     return is_slower, text
 
 

@@ -205,7 +205,6 @@ def test_output_matrix_is_not_part_of_prefill() -> None:
     [
         (2.0, 20.0, "a GPU computes 16 of 16 layers"),
         (0.5, 20.0, "a GPU computes the prefill with copies of the weights, and the CPU decodes"),
-        (0.5, 0.5, "a GPU is left alone"),
     ],
 )
 def test_reason_shows_what_was_measured(decode: float, prefill: float, words: str) -> None:
@@ -216,6 +215,28 @@ def test_reason_shows_what_was_measured(decode: float, prefill: float, words: st
     assert f"decoding {decode * CPU_DECODE / N_WEIGHTS:.3g} tokens/s on the GPU" in reason
     assert "23.8 and 4.66 on the CPU; a typical turn takes" in reason
     assert "89.6 s on the CPU" in reason
+
+
+def test_reason_says_why_a_measured_gpu_is_not_used() -> None:
+    def explain(decode: float, prefill: float, free_bytes: int = 24 * GIB) -> str:
+        resources = machine(
+            64 * GIB, gpu_free_bytes=free_bytes, gpu_name="a GPU", gpu_speeds=make_speeds(decode, prefill)
+        )
+        return plan(PROFILE, resources).reasons["n_gpu_layers"]
+
+    assert explain(0.5, 0.5).startswith(
+        "a GPU is not used: slower than the CPU in prefill (11.9 against 23.8 tokens/s) and decoding (2.33 against "
+        "4.66 tokens/s); a typical turn takes "
+    )
+    assert explain(1.2, 0.2).startswith("a GPU is not used: no use of it shortens a typical turn; measured: prefill ")
+    words = "a GPU is not used: its faster uses need more memory than is free; measured: prefill "
+    assert explain(2.0, 20.0, free_bytes=1 << 20).startswith(words)
+
+
+def test_reason_says_that_no_layer_fits_on_an_unmeasured_gpu() -> None:
+    resources = machine(64 * GIB, gpu_free_bytes=1 << 20, gpu_name="a GPU")
+    reason = plan(PROFILE, resources).reasons["n_gpu_layers"]
+    assert reason == "a GPU is not used: no layer of the model fits into the 1 MB of memory that are free for it"
 
 
 def test_model_on_a_measured_gpu_is_ranked_by_its_speed_there() -> None:

@@ -227,7 +227,7 @@ def test_module_that_cannot_be_loaded_is_tested_once(bundle: Bundle, monkeypatch
     assert len(n_calls) == 1
 
 
-def test_vulkan_is_left_alone_beside_a_module_for_the_same_gpus(
+def test_vulkan_is_not_used_beside_a_module_for_the_same_gpus(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     devices = Devices(PASSED)
@@ -262,14 +262,14 @@ def test_speeds_of_the_types_of_a_model_are_measured_once(bundle: Bundle, monkey
     assert devices.timed == ["2 12", "14", "8"]
 
 
-def test_only_a_slower_one_of_several_devices_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_slower_one_of_several_devices_is_not_used(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(PASSED, PASSED)
     devices.rates, devices.faster = {"q4_0": 50.0, "q4_K": 400.0}, {0: 1.0, 1: 3.0}
     monkeypatch.setattr(probe, "run_child", devices.run_child)
     results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0, Q4_K)))
     slow = gpu_speeds.find_slow_devices(results, {Q4_0: 1000, Q4_K: 10})
     assert list(slow) == ["Vulkan0"]
-    assert "Graphics 0 is left alone, because the CPU is faster: prefill " in slow["Vulkan0"]
+    assert slow["Vulkan0"].startswith("Graphics 0 is not used: slower than the CPU in prefill (")
     assert gpu_speeds.find_slow_devices(results, {Q4_0: 10, Q4_K: 1000}) == {}
     assert gpu_speeds.find_slow_devices(results, {Q6_K: 1000}) == {}  # was not measured
     devices.faster[1] = 1.0
@@ -280,7 +280,8 @@ def test_only_a_slower_one_of_several_devices_is_left_alone(bundle: Bundle, monk
         is_slower, text = gpu_speeds.describe_speed(device)
         assert is_slower
         assert text == (
-            "prefill 0.00328 and decoding 5e-08 tokens/s with a billion weights in Q4_0; the CPU 0.00655 and 1e-07"
+            "slower than the CPU in prefill (0.00328 against 0.00655 tokens/s) and decoding (5e-08 against 1e-07 "
+            "tokens/s), with a billion weights in Q4_0"
         )
 
 
