@@ -372,6 +372,8 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
         "message_id": reply.id,
         "model": session.reply_model if session.source.is_remote else str(session.model_path),
         "backend": model_properties.backend if model_properties and not is_remote else "",
+        "drafter": model_properties.drafter if model_properties and not is_remote else None,
+        "drafter_refusal": session.model.drafter_refusal if not is_remote else "",
         "stats": stats,
     }
     result |= make_source_fields(session, reply)

@@ -19,10 +19,12 @@ def make_drafter_object(status: EngineStatus | None, model_path: str) -> dict[st
 
     loaded = status.loaded if status is not None else None
     state = status.drafter if status is not None else None
+    load = status.load if status is not None else None
     has_failed = state is not None and not state.is_open
     return {
         "drafter": loaded.drafter if loaded is not None and not has_failed else None,
         "drafter_file": _find_file(status, model_path) if loaded is not None and not has_failed else None,
+        "drafter_refusal": load.plan.reasons.get("draft_model", "") if load is not None else "",
         "drafter_error": (state.error if state is not None else "") or (loaded.drafter_error if loaded else ""),
         "drafter_is_asleep": state.is_asleep if state is not None else False,
         "draft_costs": {str(n): round(cost, 3) for n, cost in state.draft_costs.items()} if state is not None else {},
@@ -39,7 +41,7 @@ def _find_file(status: EngineStatus | None, model_path: str) -> str | None:
 
 
 def format_drafter(drafter_object: dict[str, Any]) -> list[str]:
-    """Return lines for users: the drafter and its file, its sleep, the cost of a draft, and what failed."""
+    """Return lines for users: the drafter and its file, its sleep, the cost of a draft, and what cannot be used."""
     lines = []
     if drafter_object["drafter"]:
         line = f"drafts with {_NAMES.get(drafter_object['drafter'], drafter_object['drafter'])}"
@@ -52,6 +54,8 @@ def format_drafter(drafter_object: dict[str, Any]) -> list[str]:
         lines.append(line)
     elif drafter_object["drafter_error"]:
         lines.append(f"drafts without a model: {drafter_object['drafter_error']}")
+    if drafter_object["drafter_refusal"]:
+        lines.append(f"does not draft with the named drafter: {drafter_object['drafter_refusal']}")
     lines += [
         f"does not draft with {name}: the engine died with {cause} in it"
         for name, cause in drafter_object["crashed_drafters"].items()

@@ -110,25 +110,42 @@ def check_draft_file(name: str) -> None:
         raise ModelFileError(f"{library.find_display_name(path)} cannot draft for a model: it {problem}.")
 
 
+def find_named_problem(target: ModelProfile, name: str) -> str:
+    """Return why a named draft model or heads cannot be used with the target, as a clause; "" if they can.
+
+    Crashes of the engine with both are not considered.
+    """
+    try:
+        return _find_pair_problem(target, find_draft_file(name))
+    except EdgechatError as error:
+        return str(error).rstrip(".")
+
+
 def _choose_named_drafter(target: ModelProfile, name: str) -> DrafterChoice:
     path = find_draft_file(name)
-    label, model = library.find_display_name(path), Path(target.path).name
+    if problem := _find_pair_problem(target, path):
+        return DrafterChoice(reason=problem)
     if _is_same_file(path, Path(target.path)):
-        if problem := _find_own_heads_problem(target):
-            return DrafterChoice(reason=f"{label} is the model itself, and {problem}")
-        if target.heads is not None:
-            return _make_own_heads_choice(target, is_required=True)
-        return DrafterChoice(reason=f"{label} is the model itself, whose drafts take as long as its own tokens")
-    header = read_header(path)
-    check_header(header)
-    problem = find_draft_problem(header, read_header(Path(target.path)))
-    if problem:
-        return DrafterChoice(reason=f"{label} cannot draft for {model}: it {problem}")
+        return _make_own_heads_choice(target, is_required=True)
+    header, label = read_header(path), library.find_display_name(path)
     if crash := _describe_crash(target, _find_kind(header), str(path)):
-        return DrafterChoice(reason=f"{label} is not used with {model}: {crash}")
+        return DrafterChoice(reason=f"{label} is not used with {Path(target.path).name}: {crash}")
     return DrafterChoice(
         kind=_find_kind(header), name=label, profile=ModelProfile.from_header(header), is_required=True,
         reason="chosen by the user",
+    )  # fmt: skip
+
+
+def _find_pair_problem(target: ModelProfile, path: Path) -> str:
+    """Return why a file cannot draft for the target, as a clause; "" if it can. Raises EdgechatError for a bad file."""
+    label = library.find_display_name(path)
+    if not _is_same_file(path, Path(target.path)):
+        problem = _find_draft_problem(path, target)
+        return f"{label} cannot draft for {Path(target.path).name}: it {problem}" if problem else ""
+    if problem := _find_own_heads_problem(target):
+        return f"{label} is the model itself, and {problem}"
+    return "" if target.heads is not None else (
+        f"{label} is the model itself, whose drafts take as long as its own tokens"
     )  # fmt: skip
 
 
@@ -232,10 +249,9 @@ def _find_draft_model(
         try:
             if _describe_crash(target, "draft-model", str(model.path)):
                 continue
-            header = read_header(model.path)
-            check_header(header)
-            if not _can_draft(header, target):
+            if _find_draft_problem(model.path, target):
                 continue
+            header = read_header(model.path)
         except EdgechatError:
             continue
         ratio = target_bytes / max(1, model.facts.size_bytes)
@@ -271,18 +287,20 @@ def _count_bytes_per_token(profile: ModelProfile) -> int:
     return profile.loaded_bytes - expert_bytes + expert_bytes * n_used // profile.n_experts
 
 
-def _can_draft(header: ModelHeader, target: ModelProfile) -> bool:
-    """Return whether a model can draft for the target.
+def _find_draft_problem(path: Path, target: ModelProfile) -> str:
+    """Return why a file cannot draft for the target, as a predicate; "" if it can. Raises EdgechatError for a bad file.
 
     The result is saved for this version of edgechat, because the check reads vocabularies.
     """
-    file = JsonFile(paths.cache_dir() / "draft-models.json", dict[str, bool], max_bytes=_MAX_FILE_BYTES)
+    file = JsonFile(paths.cache_dir() / "draft-models.json", dict[str, str], max_bytes=_MAX_FILE_BYTES)
     results = file.read() or {}
-    target_path, path = Path(target.path), Path(header.path)
+    target_path, path = Path(target.path), path.absolute()
     stamps = f"{edgechat.__version__} {target_path} {read_stamp(target_path)} {path} {read_stamp(path)}"
     key = hashlib.sha256(stamps.encode(errors="surrogateescape")).hexdigest()[:32]
     if key not in results:
-        can_draft = not find_draft_problem(header, read_header(target_path))
-        results = dict([*results.items(), (key, can_draft)][-_MAX_SAVED_CHECKS:])
+        header = read_header(path)
+        check_header(header)
+        problem = find_draft_problem(header, read_header(target_path))
+        results = dict([*results.items(), (key, problem)][-_MAX_SAVED_CHECKS:])
         file.save(results)
     return results[key]

@@ -68,6 +68,11 @@ def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
         observed_memory.record(load_plan.model_path, planned_bytes, peak_bytes)
 
 
+def find_drafter_refusal(settings: Settings, load_plan: LoadPlan) -> str:
+    """Return why a plan does not use the drafter that `settings` name, as a clause; "" if it does or they name none."""
+    return load_plan.reasons.get("draft_model", "") if settings.draft_model not in {AUTO, OFF} else ""
+
+
 def find_load_warnings(
     settings: Settings, model_path: Path, model_properties: protocol.Loaded, load_plan: LoadPlan
 ) -> list[str]:
@@ -88,7 +93,7 @@ def find_load_warnings(
         warnings.append(
             f"This machine has {n_cpus} hardware threads; edgechat uses {n_cpus} instead of {settings.n_threads}."
         )
-    refusal = load_plan.reasons.get("draft_model") if settings.draft_model not in {AUTO, OFF} else None
+    refusal = find_drafter_refusal(settings, load_plan)
     if refusal and load_plan.drafter is not None:
         warnings.append(f"Drafting with {load_plan.drafter.name} of the model, not with the named drafter: {refusal}.")
     elif refusal:

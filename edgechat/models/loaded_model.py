@@ -26,6 +26,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.models.events import CpuFallback, LoadCallback, ModelLoadProgressed
 from edgechat.models.load_records import (
+    find_drafter_refusal,
     find_load_warnings,
     prepare_unload,
     record_memory_kill,
@@ -137,6 +138,15 @@ class LoadedModel:
     def needs_restart(self) -> bool:
         """True if a model was loaded, but the engine has died since, or has failed to load the model again."""
         return self.engine.needs_restart or (self._needs_new_plan and self.engine.model_properties is None)
+
+    @property
+    def drafter_refusal(self) -> str:
+        """Why the drafter that the settings name is not used, as a clause; "" if it is, or if they name none."""
+        if self.plan is None or self.model_properties is None:
+            return ""
+        is_named = self.plan.drafter is not None and self.plan.drafter.is_named
+        error = self.model_properties.drafter_error.rstrip(".") if is_named else ""  # the engine could not open it
+        return find_drafter_refusal(self._settings, self.plan) or error
 
     def find_drafter_failure(self, state: DrafterState | None) -> str:
         """Return the error of a model drafter in this `state`; "" without one, or if it has been reported before."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from edgechat import paths
 from edgechat.config import AUTO, OFF, Settings, parse_size
@@ -27,16 +30,14 @@ from edgechat.planner.load_plan import LoadPlan
 LoadResult = tuple[LoadPlan, protocol.Loaded, list[str]]
 
 
-def make_share_request(header: ModelHeader, settings: Settings, client_name: str) -> ShareRequest | None:
-    """Return what a client needs of a shared engine; None if the user wants a private engine process."""
-    if resident_client.is_private():
-        return None
+def make_share_request(header: ModelHeader, settings: Settings, client_name: str, drafter: str) -> ShareRequest:
+    """Return what a client needs of a shared engine; `drafter` is the identity from `identify_drafter`."""
     stamps = [f"{os.path.realpath(file)} {read_stamp(file)}" for file in list_model_files(Path(header.path))]
     options = (settings.gpu, settings.n_threads, settings.prefix_cache, settings.speculation, settings.strict)
     parts = [
         *stamps,
         repr(options),
-        _describe_draft_model(settings.draft_model),
+        drafter,
         str(paths.prefix_dir()),
         *_describe_surroundings(),
     ]
@@ -50,17 +51,26 @@ def make_share_request(header: ModelHeader, settings: Settings, client_name: str
     )
 
 
-def _describe_draft_model(name: str) -> str:
-    """Return the setting `draft_model`, with the path and the version of a file that it names."""
-    if name in {AUTO, OFF}:
-        return name
-    from edgechat.models.draft_models import find_draft_file
+def identify_drafter(profile: ModelProfile, settings: Settings) -> tuple[str, str]:
+    """Return what the engines that clients with these settings can share have in common as to drafts, and a refusal.
 
-    try:
-        path = find_draft_file(name)
-    except EdgechatError:  # loading the model reports the error
-        return name
-    return f"{os.path.realpath(path)} {read_stamp(path)}"
+    This is `auto`, `off`, or the path and the version of the file that the setting `draft_model` names. If that file
+    cannot be used, the second value says why, as a clause; such an engine is that with the heads of the model itself,
+    which `auto` chooses, too, or that without a drafter.
+    """
+    name = settings.draft_model
+    if name in {AUTO, OFF}:
+        return name, ""
+    if settings.strict or not settings.speculation or profile.is_embedding:
+        return OFF, ""
+    from edgechat.models.draft_models import find_draft_file, find_named_problem, find_own_heads
+
+    problem = find_named_problem(profile, name)
+    if not problem:
+        with contextlib.suppress(EdgechatError):  # the file was deleted meanwhile; loading the model reports it
+            path = find_draft_file(name)
+            return f"{os.path.realpath(path)} {read_stamp(path)}", ""
+    return AUTO if find_own_heads(profile) is not None else OFF, problem
 
 
 def _describe_surroundings() -> list[str]:
@@ -89,7 +99,10 @@ def open_model(
     calls `replace`. Raises EdgechatError.
     """
     profile = ModelProfile.from_header(header)
-    request = make_share_request(header, settings, client_name)
+    request, refusal = None, ""
+    if not resident_client.is_private():
+        drafter, refusal = identify_drafter(profile, settings)
+        request = make_share_request(header, settings, client_name, drafter)
     engine.leave(request, replace if request is not None else None)
 
     def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
@@ -101,7 +114,7 @@ def open_model(
     if request is None:
         return load()
     try:
-        return _attach(engine, start_renderer) or _load_shared(engine, load, on_event, start_renderer)
+        return _attach(engine, refusal, start_renderer) or _load_shared(engine, load, refusal, on_event, start_renderer)
     except LocalSocketError as error:
         engine.leave(None)
         plan, loaded, warnings = load()
@@ -123,15 +136,16 @@ def replace_engine(
         plan, loaded = reload_model(engine, failed_plan, settings, gpus, free_memory)
         return plan, loaded, []
 
+    refusal = failed_plan.reasons.get("draft_model", "")
     try:
-        return _attach(engine) or _load_shared(engine, load)
+        return _attach(engine, refusal) or _load_shared(engine, load, refusal)
     except LocalSocketError:
         engine.leave(None)
         return load()
 
 
 def _load_shared(
-    engine: EngineClient, load: Callable[[Callable[[], bool]], LoadResult],
+    engine: EngineClient, load: Callable[[Callable[[], bool]], LoadResult], refusal: str,
     on_event: LoadCallback = lambda event: None, on_attach: Callable[[], None] = lambda: None,
 ) -> LoadResult:  # fmt: skip
     """Call `load` while no other program loads a model, unless such a program has loaded this one meanwhile.
@@ -144,7 +158,7 @@ def _load_shared(
         on_event(ModelLoadProgressed(phase="loading", message=message))
 
     with resident_client.lock_loading(report_wait, engine.check_not_closed):
-        if (attached := _attach(engine, on_attach)) is not None:
+        if (attached := _attach(engine, refusal, on_attach)) is not None:
             return attached
         try:
             return load(lambda: resident_client.stop_idle_engine(engine.pid))
@@ -153,9 +167,17 @@ def _load_shared(
             raise PlanError(" ".join([str(error), *users])) from error
 
 
-def _attach(engine: EngineClient, on_attach: Callable[[], None] = lambda: None) -> LoadResult | None:
+def _attach(engine: EngineClient, refusal: str, on_attach: Callable[[], None] = lambda: None) -> LoadResult | None:
+    """Attach to an engine that has the model loaded; return None if there is none.
+
+    `refusal` is the reason why the drafter that this client names is not used; the client that loaded the model can
+    have named another one.
+    """
     load = engine.attach()
     if load is None or engine.model_properties is None:
         return None
     on_attach()
-    return load.plan, engine.model_properties, []
+    plan = load.plan
+    if refusal and (plan.drafter is None or not plan.drafter.is_named):
+        plan = msgspec.structs.replace(plan, reasons=plan.reasons | {"draft_model": refusal})
+    return plan, engine.model_properties, []

@@ -74,6 +74,21 @@ def test_status_names_the_model_drafter_and_those_that_crashed(cli: Cli, tmp_pat
     assert read_engines(cli)[0]["crashed_drafters"] == {"head.gguf": "SIGSEGV (signal 11)"}
 
 
+def test_refused_drafters_share_an_engine_and_each_program_says_why(cli: Cli, tmp_path: Path) -> None:
+    target = make_llama(n_layer=4).write(tmp_path / "target.gguf")
+    flags = ("--ctx", "1024", "--max-tokens", "4", "--json", "Hi")
+    for name in ("missing", "absent", "off"):
+        reply = cli("ask", "-m", str(target), "--draft-model", name, *flags)
+        fields = json.loads(reply.stdout)
+        refusal = f"No model with the name {name!r}" if name != "off" else ""
+        assert (fields["drafter"], fields["drafter_refusal"][: len(refusal)]) == (None, refusal)
+        assert bool(fields["drafter_refusal"]) == bool(refusal)
+        assert (f"Decoding without the drafter: {refusal}" in reply.stderr) == bool(refusal)
+    engine = read_idle_engine(cli)  # the only one
+    assert engine["drafter_refusal"].startswith("No model with the name 'missing'")
+    assert "does not draft with the named drafter: No model with the name 'missing'" in cli("engine", "status").stdout
+
+
 def test_doctor_explains_why_more_of_the_last_prompt_was_not_cached(cli: Cli) -> None:
     rules = " ".join(f"Rule {i}: be kind to the owl." for i in range(30))
     for header in ("apple", "melon"):

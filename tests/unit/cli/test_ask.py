@@ -244,9 +244,14 @@ def test_reply_that_repeats_itself_is_reported_before_other_limits(capsys: pytes
     assert capsys.readouterr().err == f"edgechat: {note}\n"
 
 
-@pytest.mark.parametrize(("is_remote", "backend"), [(True, ""), (False, "cpu-zen4")])
-def test_backend_is_that_of_the_reply(
-    is_remote: bool, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("is_remote", "fields"), [(True, ("", None, "")), (False, ("cpu-zen4", "mtp", "small is damaged"))]
+)
+def test_backend_and_drafter_are_those_of_the_reply(
+    is_remote: bool,
+    fields: tuple[str, str | None, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ask, "make_source_fields", lambda *_arguments: {})
     stats = GenerationStats(
@@ -256,11 +261,14 @@ def test_backend_is_that_of_the_reply(
     reply = Message(id="a", role="assistant", model="box/big", stats=stats)
     engine = SimpleNamespace(stats=lambda: SimpleNamespace(peak_rss_bytes=1))
     session = SimpleNamespace(  # of a route, whose other model is in the engine
-        model_properties=SimpleNamespace(backend="cpu-zen4", load_s=0.1), source=SimpleNamespace(is_remote=False),
-        model=SimpleNamespace(is_open=True, engine=engine), conversation=SimpleNamespace(id="c"), model_path="a",
+        model_properties=SimpleNamespace(backend="cpu-zen4", drafter="mtp", load_s=0.1),
+        source=SimpleNamespace(is_remote=False),
+        model=SimpleNamespace(is_open=True, engine=engine, drafter_refusal="small is damaged"),
+        conversation=SimpleNamespace(id="c"), model_path="a",
     )  # fmt: skip
     ask._print_json(session, finished(reply))  # type: ignore[arg-type]
-    assert json.loads(capsys.readouterr().out)["backend"] == backend
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["backend"], printed["drafter"], printed["drafter_refusal"]) == fields
 
 
 def test_reply_cut_by_a_context_that_could_not_grow_names_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,11 @@ def describe(state: DrafterState | None, drafter: str | None = "eagle3", error: 
     return format_drafter(make_drafter_object(make_status(state, drafter, error), "m.gguf"))
 
 
-def make_status(state: DrafterState | None, drafter: Any, error: str = "", file: str = "/heads.gguf") -> Any:
-    plan = SimpleNamespace(drafter=DrafterPlan(kind=drafter, model_path=file) if drafter else None)
+def make_status(
+    state: DrafterState | None, drafter: Any, error: str = "", file: str = "/heads.gguf", refusal: str = ""
+) -> Any:
+    planned_drafter = DrafterPlan(kind=drafter, model_path=file) if drafter else None
+    plan = SimpleNamespace(drafter=planned_drafter, reasons={"draft_model": refusal} if refusal else {})
     loaded = SimpleNamespace(drafter=drafter, drafter_error=error)
     return SimpleNamespace(loaded=loaded, load=SimpleNamespace(plan=plan), drafter=state)
 
@@ -54,6 +57,16 @@ def test_file_of_the_drafter_is_named() -> None:
 def test_a_drafter_that_was_not_opened_or_not_planned() -> None:
     assert describe(None, drafter=None, error="It is damaged.") == ["drafts without a model: It is damaged."]
     assert describe(None, drafter=None) == []
+
+
+def test_a_named_drafter_that_is_not_used() -> None:
+    refused = make_drafter_object(make_status(None, None, refusal="No model with the name 'x'"), "m.gguf")
+    assert refused["drafter_refusal"] == "No model with the name 'x'"
+    assert format_drafter(refused) == ["does not draft with the named drafter: No model with the name 'x'"]
+    with_heads = make_drafter_object(make_status(None, "mtp", file="", refusal="It is damaged"), "m.gguf")
+    assert format_drafter(with_heads) == [
+        "drafts with the MTP heads of the model", "does not draft with the named drafter: It is damaged",
+    ]  # fmt: skip
 
 
 def test_an_engine_that_does_not_answer() -> None:

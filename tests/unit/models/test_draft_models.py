@@ -12,12 +12,13 @@ import pytest
 from edgechat.catalogue import library
 from edgechat.config import Settings
 from edgechat.modelfile.draft_check import find_draft_problem
+from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import draft_models
 from edgechat.models.draft_models import add_drafters, add_own_heads, choose_drafter
 from edgechat.models.selection import list_catalogue_candidates, make_candidate
-from edgechat.models.sharing import make_share_request
+from edgechat.models.sharing import identify_drafter, make_share_request
 from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.drafter_plan import DrafterPlan
 from edgechat.runtime import drafter_crashes
@@ -107,6 +108,8 @@ def test_vocabularies_are_compared_once_for_each_version_of_the_files(
     other_vocabulary, _ = make_other_vocabularies()["other BOS"]
     make_llama(n_layer=SMALL, vocabulary=other_vocabulary).write(folder / "small.gguf")
     assert [choose(target).kind for _ in range(2)] == [None] * 2
+    assert len(calls) == 3
+    assert [choose(target, draft_model="small").refusal[:18] for _ in range(2)] == ["small cannot draft"] * 2
     assert len(calls) == 3
 
 
@@ -238,15 +241,24 @@ def test_engines_are_shared_only_with_the_same_draft_model(
 ) -> None:
     monkeypatch.delenv("EDGECHAT_ENGINE", raising=False)
     header = read_header(make_llama().write(folder / "target.gguf"))
+    with_heads = read_header(make_qwen35().write(folder / "hybrid.gguf"))
     draft = make_llama(seed=1).write(folder / "draft.gguf")
 
-    def key(name: str) -> str:
-        request = make_share_request(header, Settings(draft_model=name), "test")
-        assert request is not None
-        return request.key
+    def key(name: str, header: ModelHeader = header, **settings: Any) -> str:
+        named = Settings(draft_model=name, **settings)
+        return make_share_request(
+            header, named, "test", identify_drafter(ModelProfile.from_header(header), named)[0]
+        ).key
 
-    names = ("auto", "off", "draft", "missing")
+    names = ("auto", "off", "draft")
     assert len({key(name) for name in names}) == len(names)
+    assert key("missing") == key("absent") == key("off")
+    assert key("missing", with_heads) == key("auto", with_heads) != key("off", with_heads)
+    assert key("draft", speculation=False) == key("missing", speculation=False)
+    assert (
+        "No model with the name 'missing'"
+        in identify_drafter(ModelProfile.from_header(header), Settings(draft_model="missing"))[1]
+    )
     assert key("draft") == key(str(draft))
     monkeypatch.chdir(folder)
     assert key("draft") == key("./draft.gguf")
