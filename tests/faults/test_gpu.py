@@ -119,7 +119,8 @@ def test_one_of_two_gpu_packages_is_used_and_mismatched_ones_are_reported(site_p
     ]
     (site_packages / "edgechat_cuda13" / "libggml-cuda.so").write_bytes(b"no library")
     results = gpu_probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
-    assert [verdict.status for _, verdict in results] == ["refused", "passed"]
+    assert [verdict.status for _, verdict in results] == ["damaged", "passed"]
+    assert results[0][1].reason.startswith("its file is no shared library (10 bytes). Install the module again: ")
     for name, change in (("edgechat_cuda13", '"0c1e57098"'), ("edgechat_cuda12", "{")):
         path = site_packages / name / "manifest.json"
         path.write_text(path.read_text().replace(change, '"1234567"'))
@@ -162,7 +163,20 @@ def test_own_module_in_a_copy_of_the_bundle_is_tested_like_any_other(
     assert status == "wrong"
     assert "computes wrong numbers: product of" in reason
     module.write_bytes(b"no library")
-    assert diagnose()[0] == "refused"
+    assert diagnose()[0] == "damaged"
+    for code, reason in (
+        (b"int other;", "it is no backend module of llama.cpp"),
+        (
+            b"void *ggml_backend_init(void) { static int registry[64] = {1}; return registry; }",
+            "it was built for another version of llama.cpp (interface 1 instead of 2)",
+        ),
+        (
+            b"extern int ggml_newer; void *ggml_backend_init(void) { return &ggml_newer; }",
+            "it was built for another version of llama.cpp or of its own libraries: ggml_newer is missing there",
+        ),
+    ):
+        subprocess.run(["cc", "-shared", "-fPIC", "-xc", "-", "-o", module], input=code, check=True)
+        assert diagnose() == ("refused", f"cannot be loaded: {reason}")
 
 
 PEER = """#!/bin/sh

@@ -15,7 +15,7 @@ import msgspec
 from edgechat.hardware.contention import AwakeClock
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import gpu_absence, gpu_speeds, verdicts
-from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.gpu_device_test import (
     ALL,
     Demand,
@@ -106,7 +106,9 @@ def _load_or_test(
 ) -> Verdict:  # fmt: skip
     """Return the cached verdict of a module, extended by tests of what `demand` asks for and it does not cover."""
     if not Path(module.path).is_file():
-        return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
+        return Verdict(
+            module=module.name, status="missing", reason=f"its file is missing. Install the module again: {module.path}"
+        )
     key = gpu_absence.compute_key(bundle, module)
     verdict = verdicts.load_verdict(key, model_path)
     is_tested = verdict is None or any(_lacks(device, demand) for device in verdict.devices)

@@ -21,6 +21,7 @@ from edgechat.hardware.cpu import Cpu, count_usable_threads, read_cpu
 from edgechat.hardware.memory import is_process_stopped, read_own_cpu_time_s
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
+from edgechat.runtime.backends.module_file import find_module_damage
 from edgechat.runtime.backends.selftest import EXIT_PASSED, EXIT_REFUSED, EXIT_WRONG
 from edgechat.runtime.backends.verdicts import Verdict
 
@@ -144,6 +145,13 @@ class SelftestReport:
         self.physical_devices: list[tuple[str, ...]] = []
         """Kind, driver and name of each device that the driver lists."""
         self.allocated_bytes = 0
+        self.refusal = ""
+        """Why a GPU module cannot be loaded; "" if no driver or device was found."""
+
+    @property
+    def is_loading(self) -> bool:
+        """True until the module is loaded."""
+        return not self.device and self.stage in {"starting", "loading the module"}
 
     def read_line(self, line: str) -> None:
         kind, _, text = line.rstrip("\n").partition("\t")
@@ -158,6 +166,8 @@ class SelftestReport:
             self.device = tuple(text.split("\t"))
         elif kind == "physical":
             self.physical_devices.append(tuple(text.split("\t", 2)))
+        elif kind == "refused":
+            self.refusal = text
         elif kind == "memory":
             self.allocated_bytes = int(text)
         elif kind == "done":
@@ -316,6 +326,17 @@ def interpret_report(
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> tuple[verdicts.Status, str]:  # fmt: skip
     """Return the status and the reason of a verdict, from the report and the exit code of a self-test."""
+    status, reason = _interpret_exit(module, report, result, elapsed_s, stall_timeout_s)
+    if status in {"crashed", "refused", "untested"} and report.is_loading and not result.was_killed:
+        damage = find_module_damage(Path(module.path))
+        if damage:
+            return "damaged", f"{damage}. Install the module again: {module.path}"
+    return status, reason
+
+
+def _interpret_exit(
+    module: BackendModule, report: SelftestReport, result: ChildResult, elapsed_s: float, stall_timeout_s: float
+) -> tuple[verdicts.Status, str]:
     exit_code = result.exit_code
     if result.was_killed:
         return _interpret_timeout(report, stall_timeout_s, result)
@@ -324,13 +345,23 @@ def interpret_report(
     if exit_code == EXIT_WRONG and report.failures:
         return _interpret_failures(report.failures)
     if exit_code == EXIT_REFUSED:
-        is_cpu = module.name.startswith("cpu-")
-        cause = "this CPU lacks required instructions" if is_cpu else "no driver or no supported device was found"
-        return "refused", f"cannot be loaded: {cause}"
+        return "refused", f"cannot be loaded: {_find_refusal(module, report)}"
     if exit_code == EXIT_PASSED and report.is_done:
         return "passed", f"passed {report.n_checks} checks in {elapsed_s:.1f} s"
     # The cause is outside the module (no memory, no temporary file), so the module is tested again at the next start.
     return "untested", f"its self-test ended with {describe_exit(exit_code)} at step: {report.stage}"
+
+
+def _find_refusal(module: BackendModule, report: SelftestReport) -> str:
+    """Return why a module without a fault cannot be used on this machine."""
+    if module.name.startswith("cpu-"):
+        return "this CPU lacks required instructions"
+    if report.refusal:
+        return report.refusal
+    names = [device[2] for device in report.physical_devices if len(device) == 3]  # noqa: PLR2004
+    if names and all(device[0] == "cpu" for device in report.physical_devices):
+        return f"no GPU was found: the only driver, {names[0]}, computes on the CPU"
+    return "no driver or no supported device was found"
 
 
 def _interpret_failures(failures: list[str]) -> tuple[verdicts.Status, str]:

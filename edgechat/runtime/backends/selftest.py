@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         ctypes.CDLL(str(find_bundle().library_path("ggml"))).ggml_backend_load(os.fsencode(cpu_module))
     library = ctypes.CDLL(str(find_bundle().library_path("edgechat")))
     if gpu_arguments and not _prepare_devices(module):
+        _report_refusal("the only driver computes on the CPU, so it is of no use")
         return EXIT_REFUSED
     if gpu_arguments:
         device, types, n_bytes, decodes, n_speed_threads = gpu_arguments
@@ -65,6 +66,8 @@ def main(arguments: list[str]) -> int:
         library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
         library.edgechat_selftest.restype = ctypes.c_int
         n_failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
+    if n_failures < 0 and gpu_arguments:
+        _report_refusal(_find_load_problem(module, cpu_module))
     return EXIT_PASSED if n_failures == 0 else EXIT_WRONG if n_failures > 0 else EXIT_REFUSED
 
 
@@ -78,6 +81,46 @@ def _prepare_devices(module: str) -> bool:
     for device in devices:
         os.write(1, f"physical\t{device.kind}\t{device.driver}\t{' '.join(device.name.split())}\n".encode())
     return vulkan.hide_cpu_devices(devices)
+
+
+def _report_refusal(reason: str) -> None:
+    os.write(1, f"refused\t{' '.join(reason.split())}\n".encode())
+
+
+def _find_load_problem(module: str, cpu_module: str) -> str:
+    """Return why the system or llama.cpp cannot load a GPU module; "" if it can, and only a device is missing."""
+    try:
+        library = ctypes.CDLL(module)
+    except OSError as error:
+        return _explain_system_error(str(error))
+    try:
+        versions = [_read_interface_version(each) for each in (library, ctypes.CDLL(cpu_module))]
+    except AttributeError:
+        return "it is no backend module of llama.cpp"
+    if None not in versions and versions[0] != versions[1]:
+        found, expected = versions
+        return f"it was built for another version of llama.cpp (interface {found} instead of {expected})"
+    return ""
+
+
+def _explain_system_error(text: str) -> str:
+    """Return the reason for which the system does not load a library, from its message."""
+    if "undefined symbol" in text:
+        symbol = text.rpartition("undefined symbol:")[2].strip()
+        return f"it was built for another version of llama.cpp or of its own libraries: {symbol} is missing there"
+    if "cannot open shared object file" in text:
+        name = text.partition(":")[0]
+        if name.startswith("libvulkan"):
+            return f"the Vulkan loader ({name}) is not installed; on Debian and Ubuntu, it is the package libvulkan1"
+        return f"the library {name}, which it needs, is not installed"
+    return text
+
+
+def _read_interface_version(library: ctypes.CDLL) -> int | None:
+    """Return the version of llama.cpp's interface for backends of a module; None if it has no driver."""
+    library.ggml_backend_init.restype = ctypes.c_void_p
+    address = library.ggml_backend_init()
+    return ctypes.c_int.from_address(address).value if address else None
 
 
 def disable_core_dumps() -> None:

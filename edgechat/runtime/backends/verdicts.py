@@ -40,9 +40,10 @@ _MAX_FILE_BYTES: Final = 1 << 20
 _LOCK_TIMEOUT_S: Final = 2.0
 
 
-Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
-"""Outcome of a self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`: the
-engine failed with this module and one model. `untested`: the self-test failed for a reason outside the module."""
+Status = Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "damaged", "distrusted", "untested"]
+"""Outcome of a self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `damaged`: the file
+is not a whole library for this system. `distrusted`: the engine failed with this module and one model. `untested`: the
+self-test failed for a reason outside the module."""
 
 
 class FailedType(msgspec.Struct, frozen=True):

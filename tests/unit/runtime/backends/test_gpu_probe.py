@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ctypes
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -80,7 +82,7 @@ class Devices:
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    (tmp_path / "libggml-vulkan.so").write_bytes(b"")
+    shutil.copy(_ctypes.__file__, tmp_path / "libggml-vulkan.so")  # a whole library
     monkeypatch.setattr(vulkan, "read_driver_stamp", lambda: "driver 1")
     return Bundle(
         directory=str(tmp_path), build_id="1", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=(),
@@ -225,6 +227,32 @@ def test_module_that_cannot_be_loaded_is_tested_once(bundle: Bundle, monkeypatch
         [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
         assert (verdict.status, verdict.devices) == ("refused", ())
     assert len(n_calls) == 1
+    Path(bundle.gpu_modules[0].path).write_bytes(b"")
+    for _ in range(2):
+        [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
+        path = bundle.gpu_modules[0].path
+        assert verdict.status == "damaged"
+        assert verdict.reason == f"its file is empty (0 bytes). Install the module again: {path}"
+    assert len(n_calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("refused\tit was built for another version of llama.cpp", "it was built for another version of llama.cpp"),
+        ("physical\tcpu\t10005:0000 0x1\tllvmpipe", "no GPU was found: the only driver, llvmpipe, computes on the CPU"),
+        ("stage\tloading the module", "no driver or no supported device was found"),
+    ],
+)
+def test_refusal_has_its_reason(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, line: str, reason: str) -> None:
+    def run_child(directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object) -> object:
+        on_line(f"{line}\n")
+        return ChildResult(was_killed=False, exit_code=11)
+
+    monkeypatch.setattr(probe, "run_child", run_child)
+    [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE)
+    assert (verdict.status, verdict.reason.startswith("cannot be loaded: ")) == ("refused", True)
+    assert verdict.reason.endswith(reason)
 
 
 def test_vulkan_is_not_used_beside_a_module_for_the_same_gpus(
