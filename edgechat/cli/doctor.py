@@ -9,7 +9,13 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.cache_use import format_cache_use, make_cache_object
-from edgechat.cli.doctor_gpus import MAX_TEST_S, check_gpus, describe_device, make_device_object
+from edgechat.cli.doctor_gpus import (
+    MAX_TEST_S,
+    check_gpus,
+    describe_device,
+    describe_gpu_setup,
+    make_device_object,
+)
 from edgechat.cli.drafter_state import format_drafter, make_drafter_object
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
@@ -19,7 +25,7 @@ from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.planner.throughput import KernelSpeeds
-    from edgechat.runtime.backends.bundle import BackendModule
+    from edgechat.runtime.backends.bundle import BackendModule, Bundle
     from edgechat.runtime.backends.verdicts import Verdict
 
 
@@ -83,6 +89,7 @@ def diagnose(*, shows_prompts: bool = True, max_gpu_test_s: float = MAX_TEST_S) 
     import msgspec
 
     from edgechat import config, paths
+    from edgechat.hardware.graphics_cards import list_graphics_cards
     from edgechat.hardware.profile import read_profile
     from edgechat.models.resources import load_measured_speeds, load_saved_gpus
 
@@ -98,8 +105,9 @@ def diagnose(*, shows_prompts: bool = True, max_gpu_test_s: float = MAX_TEST_S) 
             products_per_s=speeds.products_per_s,
         )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
+    settings, problems = config.load()
+    cards = list_graphics_cards()
     backends, bundle, problem = _test_backends(max_gpu_test_s)
-    _, problems = config.load()
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -107,8 +115,10 @@ def diagnose(*, shows_prompts: bool = True, max_gpu_test_s: float = MAX_TEST_S) 
         "cpu": {"model": cpu.model, "microcode": cpu.microcode, "threads": profile.n_threads, "flags": cpu.flags},
         "memory": {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes},
         "profile": msgspec.to_builtins(profile),
-        "warnings": [*profile.warnings(), *(bundle["left_out"] if bundle else ())],
-        "bundle": bundle,
+        "warnings": [*profile.warnings(), *(bundle.warnings if bundle is not None else ())],
+        "bundle": _make_bundle_object(bundle) if bundle is not None else None,
+        "graphics_cards": cards,
+        "gpu_note": describe_gpu_setup(bundle, cards, is_enabled=settings.gpu),
         "backends": backends,
         "speed": _describe_speeds(speeds),
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
@@ -136,9 +146,14 @@ def _describe_speeds(speeds: KernelSpeeds | None) -> dict[str, Any] | None:
     }
 
 
-def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
+def _make_bundle_object(bundle: Bundle) -> dict[str, Any]:
     import msgspec
 
+    fields = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
+    return fields | {"left_out": bundle.warnings}
+
+
+def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], Bundle | None, str]:
     from edgechat.runtime.backends.bundle import find_bundle
     from edgechat.runtime.backends.probe import check_cpu_modules
 
@@ -158,11 +173,9 @@ def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], dict[st
     finally:
         status.clear()
     backends = [_make_backend_object(module, verdict) for module, verdict in results]
-    bundle_info = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
-    bundle_info["left_out"] = bundle.warnings
     has_usable_backend = any(b["status"] == "passed" for b in backends)
     problem = "No backend works on this machine. The list of backends shows the reason for each backend."
-    return backends, bundle_info, "" if has_usable_backend else problem
+    return backends, bundle, "" if has_usable_backend else problem
 
 
 def _make_backend_object(module: BackendModule, verdict: Verdict) -> dict[str, Any]:
@@ -261,6 +274,8 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
             click.echo(f"      {device['name']:<20}{device['status']:<12}{escape_controls(describe_device(device))}")
     for record in diagnosis["distrusted"]:
         click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
+    if diagnosis["gpu_note"]:
+        click.echo(f"GPU            {escape_controls(diagnosis['gpu_note'])}")
     click.echo(f"speed          {_format_speed(diagnosis['speed'])}")
     for engine in diagnosis["engines"]:
         lines = [f"{engine['pid']}: {engine['model']}", *format_drafter(engine)]

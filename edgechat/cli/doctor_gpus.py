@@ -59,6 +59,25 @@ def _list_needed_types() -> list[int]:
     return sorted({type_id for c in list_installed_candidates() for type_id in count_weights(c.profile)})
 
 
+def describe_gpu_setup(bundle: Bundle | None, cards: list[str], *, is_enabled: bool) -> str:
+    """Return why edgechat uses no GPU before any test, and what to do; "" if a GPU module is installed and enabled.
+
+    `cards` are the GPUs that the kernel lists; `is_enabled` is the setting `gpu`.
+    """
+    if bundle is None:
+        return ""
+    if not is_enabled:
+        return "not used, because the setting `gpu` is false"
+    if bundle.gpu_modules:
+        return ""
+    packages = sorted({"edgechat-cuda" if card.startswith("NVIDIA") else "edgechat-vulkan" for card in cards})
+    machine = f"the kernel lists {', '.join(cards)}, but " if cards else ""
+    # A package for another version of edgechat has a warning of its own.
+    found = "no matching GPU module is installed" if bundle.warnings else "no GPU module is installed"
+    advice = f"docs/install.md says how to add {' or '.join(packages) or 'one'}."
+    return f"{machine}{found}, so edgechat uses the CPU; {advice}"
+
+
 def make_device_object(device: dict[str, Any], verdict: DeviceVerdict) -> dict[str, Any]:
     """Return the JSON object of a GPU: `device`, the fields of its verdict, and texts about its speed and weight types.
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from edgechat.cli.doctor import _make_backend_object
-from edgechat.cli.doctor_gpus import check_gpus, describe_device
+from edgechat.cli.doctor_gpus import check_gpus, describe_device, describe_gpu_setup
 from edgechat.cli.progress import StderrStatus
 from edgechat.runtime.backends import gpu_type_tests
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
@@ -111,3 +111,35 @@ def test_tests_of_gpus_end_when_their_time_is_over(monkeypatch: pytest.MonkeyPat
     results = run_gpu_tests(monkeypatch, lambda is_cancelled: seen.append(is_cancelled()), max_s=0.0)
     assert seen == [True]
     assert results[0][1].is_usable
+
+
+@pytest.mark.parametrize(
+    ("cards", "start", "end"),
+    [
+        ([], "", "one"),
+        (["Intel (i915)"], "the kernel lists Intel (i915), but ", "edgechat-vulkan"),
+        (
+            ["NVIDIA (nvidia)", "AMD (amdgpu)"],
+            "the kernel lists NVIDIA (nvidia), AMD (amdgpu), but ",
+            "edgechat-cuda or edgechat-vulkan",
+        ),
+    ],
+)
+def test_missing_gpu_module_is_reported_with_what_to_do(cards: list[str], start: str, end: str) -> None:
+    bundle = msgspec.structs.replace(BUNDLE, gpu_modules=())
+    note = describe_gpu_setup(bundle, cards, is_enabled=True)
+    advice = f"so edgechat uses the CPU; docs/install.md says how to add {end}."
+    assert note == f"{start}no GPU module is installed, {advice}"
+    bundle = msgspec.structs.replace(bundle, warnings=("edgechat_vulkan is for llama.cpp 1",))
+    note = describe_gpu_setup(bundle, cards, is_enabled=True)
+    assert note == f"{start}no matching GPU module is installed, {advice}"
+    assert describe_gpu_setup(BUNDLE, cards, is_enabled=True) == ""
+    assert describe_gpu_setup(BUNDLE, cards, is_enabled=False) == "not used, because the setting `gpu` is false"
+    assert describe_gpu_setup(None, cards, is_enabled=True) == ""
+
+
+@pytest.mark.usefixtures("warm")
+def test_doctor_shows_that_no_gpu_module_is_installed(cli: Cli) -> None:
+    [line] = [line for line in cli("doctor").stdout.splitlines() if line.startswith("GPU ")]
+    assert "no GPU module is installed" in line
+    assert json.loads(cli("doctor", "--json").stdout)["gpu_note"] == line.partition(" ")[2].strip()
