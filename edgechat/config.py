@@ -165,6 +165,10 @@ class Settings(Sampling, frozen=True, kw_only=True):
         return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
+LOAD_SETTINGS: Final = frozenset((
+    "model", "n_ctx", "budget", "n_threads", "keep_alive", "gpu", "prefix_cache", "speculation", "draft_model",
+))  # fmt: skip
+"""Settings that are used when a model is loaded, and not changed for a loaded one."""
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "keep_alive": (-1, 31_536_000),
     "max_tokens": (1, 1 << 24),
@@ -345,7 +349,7 @@ def describe_valid_values(name: str) -> str:
             "such as 30s"
         )
     if name == "draft_model":
-        return "auto, off, or the name or file of a model"
+        return "auto, off, or the name or file of a draft model or of heads"
     if name == "remotes":
         return "a table of remotes, such as [remotes.box] with a url"
     if name == "route":

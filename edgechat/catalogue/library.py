@@ -50,6 +50,11 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
         """True if the model can be loaded: its header is valid, and it is no projector, adapter or file of heads."""
         return not self.facts.problem and self.facts.kind == "model"
 
+    @property
+    def may_draft(self) -> bool:
+        """True if the file can be a draft model, or has heads that draft for another model."""
+        return not self.facts.problem and (self.facts.kind == "heads" or self.facts.purpose == "chat")
+
 
 def starter_model() -> Path:
     """Return the path of the starter model. Raises ModelFileError if its package is not installed."""

@@ -17,7 +17,7 @@ from edgechat.chat.reply_source import ModelTarget, ReplySource, SingleTarget
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
-from edgechat.config import Settings, check, with_overrides
+from edgechat.config import LOAD_SETTINGS, Settings, check, with_overrides
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.models.events import LoadCallback
@@ -256,6 +256,12 @@ class SessionBase:
         for name, value in values.items():
             if name in PERSONA_SETTINGS:
                 problem = check(name, value)
+            elif name in LOAD_SETTINGS and name in self._flags:
+                problem = "was set on the command line. To change it, start edgechat again with another value."
+            elif name in LOAD_SETTINGS:
+                problem = (
+                    "is used when a model is loaded. Change it in /settings, then load the model with /model NAME."
+                )
             else:
                 problem = "is not a conversation setting. /set and Tab list those; /settings changes the others."
             if problem:

@@ -49,10 +49,15 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
     return [name for name in names if name.lower().startswith(incomplete.lower())]
 
 
-def complete_draft_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the values of `--draft-model` that start with `incomplete`: auto, off, and the names of models."""
-    values = [value for value in ("auto", "off") if value.startswith(incomplete.lower())]
-    return [*values, *complete_model(context, parameter, incomplete)]
+def complete_draft_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the values of `--draft-model` that start with `incomplete`: auto, off, and installed models and heads."""
+    from edgechat.catalogue import library
+
+    try:
+        names = sorted(name for entry in library.scan() if entry.may_draft for name in (entry.name, *entry.aliases))
+    except EdgechatError:
+        names = []
+    return [name for name in ("auto", "off", *names) if name.lower().startswith(incomplete.lower())]
 
 
 def complete_conversation(

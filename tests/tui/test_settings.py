@@ -157,6 +157,13 @@ async def test_flags_without_a_default_and_models_are_chosen_from_lists() -> Non
         await until_async(lambda: is_open(app, "SettingsScreen"))
         await pilot.press("ctrl+u", *str(first), "enter")
         await until_async(lambda: load()[0].model == str(first))
+        await pilot.press("ctrl+u", *"draft_model")
+        await until_async(lambda: option_ids(app)[0] == "draft_model")
+        await pilot.press("enter")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_ids(app)[:2] == ["auto", "off"])
+        assert "bird" in option_ids(app)
+        await pilot.press("down", "enter")
+        await until_async(lambda: load()[0].draft_model == "off")
 
 
 async def test_conversation_settings_override_the_general_ones() -> None:
@@ -168,7 +175,8 @@ async def test_conversation_settings_override_the_general_ones() -> None:
             ("/set temperature 0.1", "temperature = 0.1"),
             ("/system Be brief.", "System prompt changed"),
             ("/reasoning off", "Reasoning: off"),
-            ("/set n_ctx 5", "n_ctx is not a conversation setting"),
+            ("/set draft_model off", "draft_model is used when a model is loaded. Change it in /settings, then load"),
+            ("/set theme nord", "theme is not a conversation setting"),
             ("/set temperature hot", "temperature must be"),
         ):
             app.pane.prompt.load(command)
@@ -177,7 +185,10 @@ async def test_conversation_settings_override_the_general_ones() -> None:
         overrides = session(app).store.conversation(session(app).conversation.id).settings
         assert overrides == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
-        session(app)._flags = {"temperature": 0.3}  # as if given on the command line
+        session(app)._flags = {"temperature": 0.3, "n_ctx": 512}  # as if given on the command line
+        app.pane.prompt.load("/set n_ctx 5")
+        app.pane.prompt.action_send()
+        await until_async(lambda: "n_ctx was set on the command line" in app.pane.footer.notice)
         app.actions.run("set", "temperature 0.7")
         await until_async(lambda: session(app).settings.temperature == 0.7)
         app.actions.run("new", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -31,8 +31,11 @@ _FLAGS: Final = {"yes": True, "no": False}
 _SCOPE: Final = "Defaults of all conversations; /set NAME VALUE changes only the open one."
 # ID of the option in the list of models that lets the user type a name.
 _OTHER_MODEL: Final = ""
-# Settings that are used when a model is loaded.
-_LOAD_SETTINGS: Final = ("model", "n_ctx", "budget", "n_threads", "gpu", "draft_model")
+_AUTO_LABEL: Final = "auto  (the best installed model that fits and is fast enough)"
+_DRAFTER_LABELS: Final = {
+    config.AUTO: "auto  (heads of the model, installed heads, or a small model)",
+    config.OFF: "off  (drafts from repeated text only)",
+}  # fmt: skip
 
 
 class SettingsScreen(FilterListScreen[None]):
@@ -161,6 +164,8 @@ class SettingsScreen(FilterListScreen[None]):
             self._choose_theme(value)
         elif name == "model":
             self._choose_model()
+        elif name == "draft_model":
+            self._choose_drafter()
         elif name == "remotes":
             self._show_notice("`edgechat remotes` adds, tests and removes servers.", name)
         elif name == "route":
@@ -192,16 +197,27 @@ class SettingsScreen(FilterListScreen[None]):
             from edgechat.remote.model_lists import list_names
 
             names += list_names(self._settings.remotes)
-        self.app.call_from_thread(self._show_models, names)
+        labels = {config.AUTO: _AUTO_LABEL} | {name: name for name in names}
+        self.app.call_from_thread(self._show_models, "model", "Models", labels)
 
-    def _show_models(self, names: Sequence[str]) -> None:
+    def _show_drafter_problem(self, text: str) -> None:
+        self._show_notice(text, "draft_model", is_error=True)
+
+    @thread_worker(_show_drafter_problem, group="models")
+    def _choose_drafter(self) -> None:
+        """Find the installed models and heads that can draft in a thread, and let the user choose one."""
+        from edgechat.catalogue import library
+
+        labels = _DRAFTER_LABELS | {entry.name: entry.name for entry in library.scan() if entry.may_draft}
+        self.app.call_from_thread(self._show_models, "draft_model", "Draft models and heads", labels)
+
+    def _show_models(self, setting: str, title: str, labels: Mapping[str, str]) -> None:
         def save(name: str) -> None:
-            self._edit_value("model") if name == _OTHER_MODEL else self._save("model", name)
+            self._edit_value(setting) if name == _OTHER_MODEL else self._save(setting, name)
 
         if self.is_current:
-            auto_label = "auto  (the best installed model that fits and is fast enough)"
-            options = [(config.AUTO, auto_label), *((n, n) for n in names), (_OTHER_MODEL, "Type a name or a file ...")]
-            pick(self.app, "Models", options, save, current=self._settings.model)
+            options = [*labels.items(), (_OTHER_MODEL, "Type a name or a file ...")]
+            pick(self.app, title, options, save, current=getattr(self._settings, setting))
 
     def _edit_value(self, name: str) -> None:
         self._edited_name = name
@@ -232,7 +248,7 @@ class SettingsScreen(FilterListScreen[None]):
         self._on_changed(self._settings)
         self._close_value_input()
         self._fill_list(name)
-        suffix = "; used when a model is loaded next" if name in _LOAD_SETTINGS else ""
+        suffix = "; used when a model is loaded next" if name in config.LOAD_SETTINGS else ""
         self._show_notice(f"{name} = {setting_rows.format_value(value)}, saved to {config_file()}{suffix}", name)
 
     def _close_value_input(self) -> None:

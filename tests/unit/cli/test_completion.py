@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from edgechat import paths
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli.options import complete_draft_model
 from edgechat.store import open_store
 from tests.conftest import Cli, edgechat_command
+from tests.draft_models import make_eagle3, make_llama
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -55,6 +58,16 @@ def complete(line: str) -> list[str]:
     }  # fmt: skip
     result = subprocess.run(edgechat_command(), env=environment, capture_output=True, text=True, check=True)
     return [line.partition(",")[2] for line in result.stdout.split()]
+
+
+def test_drafters_are_installed_models_and_heads() -> None:
+    """Neither models of the catalogue or of a remote, which cannot draft."""
+    paths.models_dir().mkdir(parents=True)
+    make_llama().write(paths.models_dir() / "small.gguf")
+    make_eagle3().write(paths.models_dir() / "eagle.gguf")
+    names = complete_draft_model(None, None, "")  # type: ignore[arg-type]
+    assert [name for name in names if name != "starter"] == ["auto", "off", "eagle", "small"]
+    assert complete_draft_model(None, None, "E") == ["eagle"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("command", ["ask -m", "-m", "plan -m", "models info"])
