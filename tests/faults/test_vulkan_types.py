@@ -30,11 +30,11 @@ BUDGET_S = 75.0
 Q4_K, BF16 = 12, 30
 # Types from the one whose kernels lavapipe compiles fastest to the slowest.
 ORDER = (
-    "Q4_K", "Q5_K", "Q4_1", "Q5_1", "F32", "Q8_0", "Q6_K", "Q4_0", "Q3_K", "Q2_K", "Q5_0", "IQ4_XS", "F16", "IQ3_XXS",
-    "IQ2_XXS", "IQ2_XS", "IQ3_S", "IQ4_NL", "IQ1_S",
+    "Q4_K", "Q5_K", "Q4_1", "Q5_1", "F32", "Q8_0", "Q6_K", "Q4_0", "Q3_K", "Q2_K", "Q5_0", "TQ1_0", "TQ2_0", "Q2_0",
+    "Q1_0", "IQ4_XS", "F16", "IQ3_XXS", "MXFP4", "IQ2_XXS", "IQ2_XS", "IQ3_S", "IQ4_NL", "IQ1_M", "IQ1_S",
+    "NVFP4", "IQ2_S",
 )  # fmt: skip
-# Left out of all tests: lavapipe did not compile a kernel of IQ2_S within minutes. BF16, with which it crashes, has its
-# own test.
+# BF16, with which lavapipe crashes, has its own test.
 # Processor time that the compiler may take for a kernel, in the exhaustive test.
 MAX_COMPILE_S = 900.0
 
