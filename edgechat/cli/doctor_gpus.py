@@ -107,8 +107,11 @@ def describe_device(device: dict[str, Any]) -> str:
     text = f"{device['description']} ({device['kind']}{driver})"
     if device["status"] != "passed":
         return text
-    names = [TENSOR_TYPES[number].name for number in device["types"] or () if number in TENSOR_TYPES]
-    names = [name for name in names if name not in NON_MATRIX_TYPES]
+    names, unsupported = (
+        [TENSOR_TYPES[n].name for n in numbers if n in TENSOR_TYPES and TENSOR_TYPES[n].name not in NON_MATRIX_TYPES]
+        for numbers in (device["types"] or (), device["unsupported_types"])
+    )
+    names = [name for name in names if name not in unsupported]
     if device["untested_types"]:
         n_left = len(device["untested_types"])
         types = (
@@ -116,7 +119,9 @@ def describe_device(device: dict[str, Any]) -> str:
             "before a model needs them, or by another `edgechat doctor`"
         )
     else:
-        types = f"{'all other' if device['failed'] else 'all'} weight types tested"
+        types = f"{'all other' if device['failed'] or unsupported else 'all'} weight types tested"
+    if unsupported:
+        types += f"; {', '.join(unsupported)} not supported on this GPU, computed on the CPU"
     memory = f"; {format_size(device['allocated_bytes'])} allocated" if device["allocated_bytes"] else ""
     speed = f"; {'not used: ' if device['is_slower'] else ''}{device['speed']}" if device["speed"] else ""
     unmeasured = ", ".join(TENSOR_TYPES[number].name for number in device["unmeasured_types"] if number in TENSOR_TYPES)

@@ -95,12 +95,13 @@ def list_failed_types(device: DeviceVerdict, types: Collection[int]) -> list[Fai
 
 def run_test(
     module: BackendModule, cpu_module: BackendModule, number: int, work: Work,
-    on_progress: OnProgress = lambda status: None, *, on_type: Callable[[int], None] = lambda type_id: None,
+    on_progress: OnProgress = lambda status: None, *, on_type: Callable[[int, bool], None] = lambda *_: None,
     is_cancelled: IsCancelled = lambda: False,
 ) -> DeviceTest:  # fmt: skip
     """Test device `number` of a module in a child process.
 
-    `on_type` is called with each type whose numbers are right, and `on_progress` before each step. Raises
+    `on_type` is called with each type whose numbers are right, and whether the module supports it; `on_progress` before
+    each step. Raises
     RuntimeLoadError if edgechat was upgraded.
     """
     report, clock, shown = SelftestReport(), AwakeClock(), ""
@@ -110,7 +111,7 @@ def run_test(
         n_types = len(report.types)
         report.read_line(line)
         if len(report.types) > n_types and not report.failures:
-            on_type(report.types[-1])
+            on_type(report.types[-1], report.types[-1] not in report.unsupported_types)
         stage = report.stage.partition(" in ")[0]  # a product is tested in several batch sizes
         if stage != shown:
             shown = stage
@@ -199,6 +200,7 @@ def _make_verdict(
         verdict, name=name, description=description, kind=_find_kind(kind, physical),
         driver=physical[1] if physical else "", status=test.status, reason=test.reason, types=types,
         failed_types=tuple(failed for failed in verdict.failed_types if failed.type_id not in covered),
+        unsupported_types=tuple(sorted({*verdict.unsupported_types, *report.unsupported_types})),
         allocated_bytes=max(report.allocated_bytes, verdict.allocated_bytes),
         asked_bytes=max(demand.n_bytes, verdict.asked_bytes),
     )  # fmt: skip

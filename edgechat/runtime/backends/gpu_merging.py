@@ -51,6 +51,7 @@ def _merge_devices(newest: DeviceVerdict, new: DeviceVerdict) -> DeviceVerdict:
         types=None if newest.types is None or new.types is None
         else tuple(sorted({*newest.types, *new.types} - final.keys())),
         failed_types=tuple((unclear | final).values()),
+        unsupported_types=tuple(sorted({*newest.unsupported_types, *new.unsupported_types})),
         allocated_bytes=max(newest.allocated_bytes, new.allocated_bytes),
         asked_bytes=max(newest.asked_bytes, new.asked_bytes),
         speeds=GpuSpeeds(

@@ -77,12 +77,17 @@ def list_excluded_devices(results: Sequence[tuple[BackendModule, Verdict]]) -> l
 def find_failed_devices(results: Sequence[tuple[BackendModule, Verdict]], types: Collection[int]) -> dict[str, str]:
     """Return the usable devices that must not be used with the weight types `types`, and the reason for each.
 
-    Their driver failed with one of the types, or their test ended before it came to it.
+    Their driver failed with one of the types or does not support it, or their test ended before it came to it.
     """
     reasons = {}
     for name, (_, device) in find_usable_devices(results).items():
         if failed := list_failed_types(device, types):
             reasons[name] = f"{device.description} is not used for a model with {describe_failed_types(failed)}"
+        elif unsupported := sorted(set(device.unsupported_types).intersection(types)):
+            names = ", ".join(map(_find_type_name, unsupported))
+            reasons[name] = (
+                f"{device.description} is not used for a model with {names} weights, which it does not support"
+            )
         elif missing := list_missing_types(device, Demand(types=tuple(types))):
             names = ", ".join(_find_type_name(number) for number in missing)
             reasons[name] = f"{device.description} is not used, because it is not tested yet with {names} weights"

@@ -90,7 +90,7 @@ def list_unmeasured_types(device: DeviceVerdict, types: Sequence[int]) -> list[i
     # A time in the future was recorded with a wrong clock.
     if device.unmeasured_at <= time.time() < device.unmeasured_at + _RETRY_S:
         known |= set(device.unmeasured_types)
-    return sorted(set(types) - known)
+    return sorted(set(types) - known - set(device.unsupported_types))
 
 
 def measure(

@@ -116,17 +116,19 @@ def _test_types(
 
         verdicts.change_verdict(key, change_newest)
 
-    def add(types: Sequence[int]) -> None:
+    def add(types: Sequence[int], *, is_supported: bool = True) -> None:
+        unsupported = [] if is_supported else types
         change(
             lambda newest: msgspec.structs.replace(
                 newest, types=add_types(newest, types),
+                unsupported_types=tuple(sorted({*newest.unsupported_types, *unsupported})),
                 failed_types=tuple(failed for failed in newest.failed_types if failed.type_id not in types),
             )
         )  # fmt: skip
 
     test = run_test(
-        module, cpu_module, number, Work(missing), tests.on_progress, on_type=lambda type_id: add([type_id]),
-        is_cancelled=is_cancelled,
+        module, cpu_module, number, Work(missing), tests.on_progress,
+        on_type=lambda type_id, is_supported: add([type_id], is_supported=is_supported), is_cancelled=is_cancelled,
     )  # fmt: skip
     failed_type = None if is_cancelled() else test.failed_type
     if test.status == "passed":

@@ -140,6 +140,9 @@ class SelftestReport:
         self.is_done = False
         self.types: list[int] = []
         """Weight types whose products were all tested."""
+        self.unsupported_types: list[int] = []
+        """Those of `types` of which the module computes no product, so that nothing could be tested."""
+        self._has_product = False
         self.device: tuple[str, ...] = ()
         """Number of devices of the module, then name, description and kind of the tested one; empty at first."""
         self.physical_devices: list[tuple[str, ...]] = []
@@ -158,10 +161,13 @@ class SelftestReport:
         if kind == "stage":
             self.stage = text
             self.n_checks += 1
+            self._has_product |= "product of" in text
         elif kind == "fail":
             self.failures.append(text)
         elif kind == "type":
             self.types.append(int(text))
+            self.unsupported_types += [] if self._has_product else [int(text)]
+            self._has_product = False
         elif kind == "device":
             self.device = tuple(text.split("\t"))
         elif kind == "physical":

@@ -72,6 +72,8 @@ class DeviceVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Weight types that were tested and are right, as ggml's numbers, in increasing order; None for all but those in
     `failed_types`."""
     failed_types: tuple[FailedType, ...] = ()
+    unsupported_types: tuple[int, ...] = ()
+    """Those of `types` that the module cannot multiply, in increasing order; the CPU computes with them."""
     allocated_bytes: int = 0
     """Memory that was allocated on the device, written and read back."""
     asked_bytes: int = 0

@@ -69,6 +69,7 @@ class Devices:
         on_line("stage\tloading the module\n")
         on_line(f"device\t{len(self.results)}\tVulkan{device}\tGraphics {device}\tgpu\n")
         for number in self.types if types == "all" else types.split():
+            on_line(f"stage\tproduct of {number} in Vulkan{device}, batch 1\n")
             on_line(f"type\t{number}\n")
         if int(device) in self.failures:
             on_line(f"fail\t{self.failures[int(device)]}\n")
@@ -192,6 +193,7 @@ def test_device_is_not_used_with_types_that_its_test_did_not_reach(
         if not arguments[6]:  # decodes
             on_line("done\t4\t0\n")
             return PASSED
+        on_line("stage\tproduct of q4_0 in Vulkan0, batch 4\n")
         on_line(f"type\t{Q4_0}\n")
         on_line("stage\tproduct of q4_K in Vulkan0, batch 4\n")
         return ChildResult(was_killed=True, exit_code=-9)

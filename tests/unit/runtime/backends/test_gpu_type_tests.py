@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgechat.cli.doctor import _make_backend_object
+from edgechat.cli.doctor_gpus import describe_device
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from edgechat.runtime.backends import gpu_probe, gpu_type_tests, probe
 from edgechat.runtime.backends.bundle import Bundle
@@ -114,3 +116,42 @@ def test_device_that_crashes_with_many_types_is_refused(run_tests: RunTests) -> 
     assert verdict.status == "crashed"
     assert verdict.reason.startswith("fails with 4 weight types: crashed with SIGSEGV")
     assert len(products.calls) == 5  # the first one tests no type
+
+
+class PartialSupport(Products):
+    """Script of a module that computes no product with the weight types `unsupported`."""
+
+    def __init__(self, *unsupported: int) -> None:
+        super().__init__({})
+        self.unsupported = unsupported
+
+    def run_child(
+        self, directory: Path, arguments: list[str], on_line: Callable[[str], None], **limits: object
+    ) -> ChildResult:
+        names = [f"product of {TENSOR_TYPES[number].name.lower()} in" for number in self.unsupported]
+
+        def on_other_line(line: str) -> None:
+            if not any(name in line for name in names):
+                on_line(line)
+
+        return super().run_child(directory, arguments, on_other_line, **limits)
+
+
+@pytest.mark.parametrize("tests_all", [False, True])
+def test_type_without_a_kernel_is_not_a_failure_and_left_to_the_cpu(
+    bundle: Bundle, run_tests: RunTests, monkeypatch: pytest.MonkeyPatch, *, tests_all: bool
+) -> None:
+    products = PartialSupport(Q6_K)
+    if tests_all:
+        [device] = run_tests(products).devices
+    monkeypatch.setattr(probe, "run_child", products.run_child)
+    results = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_K, Q6_K)))
+    [device] = results[0][1].devices
+    assert (device.status, device.failed_types, device.unsupported_types) == ("passed", (), (Q6_K,))
+    assert device.unmeasured_types == (Q4_K,)  # the script measures nothing
+    assert gpu_probe.find_failed_devices(results, {Q4_K}) == {}
+    assert gpu_probe.find_failed_devices(results, {Q4_K, Q6_K}) == {
+        "Vulkan0": "Graphics 0 is not used for a model with Q6_K weights, which it does not support"
+    }
+    text = describe_device(_make_backend_object(bundle.gpu_modules[0], results[0][1])["devices"][0])
+    assert "; Q6_K not supported on this GPU, computed on the CPU" in text
