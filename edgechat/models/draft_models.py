@@ -98,7 +98,13 @@ def add_own_heads(candidate: Candidate, settings: Settings) -> Candidate:
 
 def find_draft_file(name: str) -> Path:
     """Return the absolute path of the draft model or heads with this name. Raises EdgechatError."""
-    return resolve.find_model(name, _FILE_KINDS).absolute()
+    path = resolve.find_model(name, _FILE_KINDS).absolute()
+    if not os.path.exists(path):  # noqa: PTH110  (Path.exists raises OSError for long names)
+        raise ModelFileError(
+            f"{path} does not exist. Correct its name, or download it again with `edgechat models pull`; "
+            "`edgechat models list` shows the installed models and heads."
+        )
+    return path
 
 
 def check_draft_file(name: str) -> None:

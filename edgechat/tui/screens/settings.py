@@ -33,7 +33,7 @@ _SCOPE: Final = "Defaults of all conversations; /set NAME VALUE changes only the
 _OTHER_MODEL: Final = ""
 _AUTO_LABEL: Final = "auto  (the best installed model that fits and is fast enough)"
 _DRAFTER_LABELS: Final = {
-    config.AUTO: "auto  (heads of the model, installed heads, or a small model)",
+    config.AUTO: "auto  (own heads, installed heads, or a small model)",
     config.OFF: "off  (drafts from repeated text only)",
 }  # fmt: skip
 

@@ -158,7 +158,7 @@ def test_named_models_that_do_not_exist_are_no_errors(folder: Path) -> None:
     (folder / "text.gguf").write_text("no model")
     for name, message in (
         ("missing", "No model with the name 'missing'"),
-        (str(folder / "missing.gguf"), "does not exist"),
+        (str(folder / "missing.gguf"), "missing.gguf does not exist. Correct its name, or download it again with"),
         (str(folder / "text.gguf"), "text.gguf"),
         (" ", "The name of the model is empty"),
     ):
