@@ -55,7 +55,7 @@ def speculation(
 
     The other columns show static draft policies and llama-server.
 
-    With --draft-model, measures the model's own replies with a model drafter, in turn with llama-server and the same
+    With --draft-model, measures the model's own replies with a drafter, in turn with llama-server and the same
     drafter (--peer), and the prompt speed with the drafter loaded.
 
     \b

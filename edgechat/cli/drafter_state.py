@@ -53,7 +53,7 @@ def format_drafter(drafter_object: dict[str, Any]) -> list[str]:
             line += "; asleep until its next trial: no gain, or no free memory"
         lines.append(line)
     elif drafter_object["drafter_error"]:
-        lines.append(f"drafts without a model: {drafter_object['drafter_error']}")
+        lines.append(f"decodes without the drafter: {drafter_object['drafter_error']}")
     if drafter_object["drafter_refusal"]:
         lines.append(f"does not draft with the named drafter: {drafter_object['drafter_refusal']}")
     lines += [

@@ -115,7 +115,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         elif self.is_kernel_crash:
             message += ". Try again; after repeated crashes, edgechat uses another backend for this model."
         elif self.is_drafter_crash:
-            message += ". Send the request again; edgechat does not use this model drafter with this model any more."
+            message += ". Send the request again; edgechat does not use this drafter with this model any more."
         if assertion := self._find_assertion():
             return f"{message}\nllama.cpp reported: {assertion}"
         # The log says nothing about a process that was killed.

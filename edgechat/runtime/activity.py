@@ -38,7 +38,7 @@ class Activity(enum.IntEnum):
             Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
             Activity.RESIZING: "resizing the context", Activity.DRAFTING: "drafting with a model",
-            Activity.OPENING_DRAFTER: "opening the model drafter",
+            Activity.OPENING_DRAFTER: "opening the drafter",
         }[self]  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_crash_while_drafting_is_recorded_and_the_next_message_has_no_drafter(as
     crashed = ask(f"draft {signal.SIGSEGV:d}")
     assert crashed.returncode == 4
     assert "while drafting with a model" in crashed.stderr
-    assert "does not use this model drafter" in crashed.stderr
+    assert "does not use this drafter" in crashed.stderr
     assert crashed.stdout.strip(), "the text before the crash is kept"
     reply = ask(f"draft {signal.SIGSEGV:d}")
     assert reply.returncode == 0, reply.stderr

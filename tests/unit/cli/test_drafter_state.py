@@ -37,7 +37,7 @@ def make_status(
             DrafterState(is_open=True, is_asleep=True),
             "drafts with an EAGLE-3 head (/heads.gguf); asleep until its next trial: no gain, or no free memory",
         ),
-        (DrafterState(is_open=False, error="It failed."), "drafts without a model: It failed."),
+        (DrafterState(is_open=False, error="It failed."), "decodes without the drafter: It failed."),
     ],
 )
 def test_states_of_a_drafter(state: DrafterState | None, text: str) -> None:
@@ -55,7 +55,7 @@ def test_file_of_the_drafter_is_named() -> None:
 
 
 def test_a_drafter_that_was_not_opened_or_not_planned() -> None:
-    assert describe(None, drafter=None, error="It is damaged.") == ["drafts without a model: It is damaged."]
+    assert describe(None, drafter=None, error="It is damaged.") == ["decodes without the drafter: It is damaged."]
     assert describe(None, drafter=None) == []
 
 

@@ -143,7 +143,7 @@ def test_crash_with_a_drafter_is_recorded_for_it(activity: Activity, monkeypatch
     death.record_crash()
     assert records == [("/models/bad.gguf", drafter, "SIGSEGV (signal 11)")]
     assert isinstance(death.find_request_error(), EngineDiedError)
-    assert "does not use this model drafter" in str(death.find_request_error())
+    assert "does not use this drafter" in str(death.find_request_error())
     make_death("SIGKILL", state, drafter=drafter).record_crash()
     make_death("SIGSEGV", COMPUTING, drafter=drafter)
     write_log("  what():  std::bad_alloc")
