@@ -47,8 +47,9 @@ _END_MESSAGES: Final = {
     EXIT_STALLED: "The engine process ended, because a step of its work took too long. Send the request again.",
 }
 _N_SEARCHED_LINES: Final = 40
-# Activities that use the GPU of a model with layers there.
-_GPU_ACTIVITIES: Final = frozenset({Activity.COMPUTING, Activity.DRAFTING, Activity.RESIZING})
+# Computations on the GPU of a model with layers there.
+_GPU_COMPUTATIONS: Final = frozenset({Activity.COMPUTING, Activity.DRAFTING_ON_GPU})
+_GPU_ACTIVITIES: Final = _GPU_COMPUTATIONS | {Activity.RESIZING}
 
 
 class Death(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +146,7 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_drafter_crash(self) -> bool:
-        """True if the process crashed while it opened or used a model drafter, and memory did not run out."""
+        """True if the process crashed while it opened a model drafter or drafted on the CPU, with sufficient memory."""
         return (
             self.exit_code in CRASH_CODES
             and bool(self.state.activities & {Activity.OPENING_DRAFTER, Activity.DRAFTING})
@@ -160,7 +161,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
 
         A lost device aborts the process, a driver may never return, and a resident engine ends after a failure.
         """
-        return self.died_on_gpu and (self.exit_code == EXIT_GPU_FAILED or self.state.activities == {Activity.COMPUTING})
+        is_computing = len(self.state.activities) == 1 and self.state.activities <= _GPU_COMPUTATIONS
+        return self.died_on_gpu and (self.exit_code == EXIT_GPU_FAILED or is_computing)
 
     @property
     def died_on_gpu(self) -> bool:

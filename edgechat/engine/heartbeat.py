@@ -21,7 +21,8 @@ from edgechat.runtime.activity import Activity
 
 # Work that may take long: it computes, or reads or copies much memory.
 LONG_ACTIVITIES: Final = frozenset({
-    Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING, Activity.OPENING_DRAFTER,
+    Activity.LOADING, Activity.COMPUTING, Activity.RESIZING, Activity.DRAFTING, Activity.DRAFTING_ON_GPU,
+    Activity.OPENING_DRAFTER,
 })  # fmt: skip
 # Limits for the time without progress, in ticks: for all work, and for work other than `LONG_ACTIVITIES`. On a
 # Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s and reading 4 GB of saved prefixes from its card 200 s.

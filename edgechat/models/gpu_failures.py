@@ -37,13 +37,15 @@ def may_be_gpu_failure(error: EdgechatError) -> bool:
 
 
 def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:
-    """Record a failure of the GPU with a plan, unless a crash was recorded for its model drafter."""
+    """Record a failure of the GPU with a plan, unless it is a crash that was recorded for the model drafter."""
     drafter, cause = failed_plan.drafter, "a failed computation"
     if isinstance(error, ModelCrashError):
         cause = "a crash while it loaded the model"
     if isinstance(error, EngineDiedError) and error.code is not None:
         cause = describe_exit(error.code)
-        if drafter is not None and drafter_crashes.find_crash(failed_plan.model_path, drafter.kind, drafter.model_path):
+        if drafter is not None and not error.is_gpu_failure and drafter_crashes.find_crash(
+            failed_plan.model_path, drafter.kind, drafter.model_path
+        ):  # fmt: skip
             return
     with contextlib.suppress(EdgechatError):  # the bundle may have been removed
         gpu_probe.record_failure(find_bundle(), cause, failed_plan.model_path, failed_plan.gpu_module)

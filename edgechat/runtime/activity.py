@@ -30,6 +30,7 @@ class Activity(enum.IntEnum):
     RESIZING = 4
     DRAFTING = 5
     OPENING_DRAFTER = 6
+    DRAFTING_ON_GPU = 7
 
     @property
     def description(self) -> str:
@@ -39,6 +40,7 @@ class Activity(enum.IntEnum):
             Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
             Activity.RESIZING: "resizing the context", Activity.DRAFTING: "drafting with a model",
             Activity.OPENING_DRAFTER: "opening the drafter",
+            Activity.DRAFTING_ON_GPU: "drafting with a model on the GPU",
         }[self]  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class DrafterContext:
         self._shape = shape
         bindings = model.bindings
         self._llama, self._native = bindings.llama, bindings.edgechat
+        self._activity = Activity.DRAFTING_ON_GPU if target.options.n_gpu_layers else Activity.DRAFTING
         bindings.log.take_errors()
         with activity.during(Activity.OPENING_DRAFTER):
             pointer = self._llama.llama_init_from_model(model.pointer, self._create_params())
@@ -128,7 +129,7 @@ class DrafterContext:
         arrays = [_Arrays(d) for d in drafts]
         native_drafts = (SequenceDraft * len(drafts))(*(a.to_native(d) for a, d in zip(arrays, drafts, strict=True)))
         self._llama.llama_set_n_threads(self.pointer, *self._target.thread_counts)
-        with activity.during(Activity.DRAFTING):
+        with activity.during(self._activity):
             code = self._native.edgechat_draft_tokens(self.pointer, ctypes.byref(layout), native_drafts, len(drafts))
         self._check(code, "draft")
         return [a.read(d.n_tokens) for a, d in zip(arrays, native_drafts, strict=True)]
@@ -141,7 +142,7 @@ class DrafterContext:
         count = len(features) // (n_features * ctypes.sizeof(ctypes.c_float))
         source = (ctypes.c_float * (count * n_features)).from_buffer_copy(features)
         rows = (ctypes.c_float * (count * n_row))()
-        with activity.during(Activity.DRAFTING):
+        with activity.during(self._activity):
             code = self._native.edgechat_encode_rows(
                 self.pointer, source, n_features, count, self._shape.n_outputs, rows
             )

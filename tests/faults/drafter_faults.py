@@ -61,7 +61,7 @@ def install() -> None:
         if n_calls <= _N_GOOD_DRAFTS:
             return draft(context, layout, drafts)
         if what != "forever":
-            _fail(what, Activity.DRAFTING)
+            _fail(what, context._activity)
         if marker.exists():
             return draft(context, layout, drafts)
         marker.touch()

@@ -94,7 +94,8 @@ def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.Monke
     ("activities", "can_continue"),
     [
         ({Activity.COMPUTING, Activity.COMPILING_GRAMMAR}, True),
-        ({Activity.DRAFTING}, True),
+        ({Activity.DRAFTING_ON_GPU, Activity.COMPILING_GRAMMAR}, True),
+        ({Activity.DRAFTING}, False),  # the drafter of a model of which only the prefill is on the GPU
         ({Activity.RESIZING}, True),
         (set(), True),
         ({Activity.COMPILING_GRAMMAR}, False),
@@ -149,6 +150,30 @@ def test_crash_with_a_drafter_is_recorded_for_it(activity: Activity, monkeypatch
     write_log("  what():  std::bad_alloc")
     make_death("SIGABRT", state, drafter=drafter).record_crash()
     assert len(records) == 1
+
+
+@pytest.mark.parametrize(("n_gpu_layers", "is_on_gpu"), [(9, True), (0, False)])
+def test_crash_while_a_drafter_computes_on_the_gpu_counts_against_the_gpu_alone(
+    n_gpu_layers: int, is_on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With only the prefill on the GPU, the drafter computes on the CPU."""
+    blamed: list[str] = []
+    monkeypatch.setattr(drafter_crashes, "record_crash", lambda *_: blamed.append("drafter"))
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda *_: blamed.append("gpu"))
+    activity = Activity.DRAFTING_ON_GPU if is_on_gpu else Activity.DRAFTING
+    plan = make_manual_plan(
+        "/models/bad.gguf", n_threads=1, n_ctx=64, n_gpu_layers=n_gpu_layers, prefill_on_gpu=not n_gpu_layers,
+        drafter=DrafterPlan(kind="draft-model", model_path="/models/small.gguf"),
+    )  # fmt: skip
+    death = Death(
+        exit_code=-signal.SIGSEGV, state=ActivityState(frozenset({activity}), has_computed=True), backend="cpu-x64",
+        load=Load(id=1, plan=plan), opened_path="", log_start=0,
+    )  # fmt: skip
+    death.record_crash()
+    error = death.find_request_error()
+    assert blamed == ["gpu" if is_on_gpu else "drafter"]
+    assert ("does not use this drafter" in str(error)) != is_on_gpu
+    assert is_gpu_failure(error) == can_continue_on_cpu(error) == is_on_gpu
 
 
 def test_crash_while_resizing_is_not_an_error_of_the_model_file() -> None:
