@@ -127,6 +127,9 @@ class RuntimeLoadError(EdgechatError):
 class EngineError(EdgechatError):
     """Raised when the engine rejects a request, or a request fails. The engine process usually keeps running."""
 
+    process_number = 0
+    """Number of the engine process of the request, see `EngineProcess.number`; 0 if none had the request."""
+
 
 class BackendMismatchError(EngineError):
     """Raised when a model needs another backend than the engine process has loaded. A new process can load it."""

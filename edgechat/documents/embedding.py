@@ -271,11 +271,12 @@ def _get_properties(model: LoadedModel) -> protocol.Loaded:
 
 def _retry(model: LoadedModel, compute: Callable[[], _ResultT]) -> _ResultT:
     """Call `compute`, once more if the engine has ended, for example because memory was short, or if the GPU failed."""
+    model.restart_if_dead()
+    plan = model.plan  # another thread can replace it after a failure
     try:
-        model.restart_if_dead()
         return compute()
     except (ComputeError, EngineDiedError) as error:
-        if not model.fall_back_to_cpu(error) and not isinstance(error, EngineDiedError):
+        if not model.fall_back_to_cpu(error, plan) and not isinstance(error, EngineDiedError):
             raise
     model.restart_if_dead()
     return compute()

@@ -18,7 +18,8 @@ from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.engine_link import StartedEngine
 from edgechat.engine.engine_process import EXIT_TIMEOUT_S, EngineProcess, OnOutcome
 from edgechat.engine.resident_client import ShareRequest
-from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, find_error_class
+from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, EngineError, find_error_class
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.requantize import QuantModel
 from edgechat.process import EXIT_VERSION_CHANGED, KILL_SIGNAL
 
@@ -47,9 +48,11 @@ class EngineClient:
         """Loaded event of the current model; None before the first load and after a failed load."""
         self._is_closed = False
         self._share: ShareRequest | None = None
-        self._replace: Callable[[], object] | None = None
+        self._replace: Callable[[LoadPlan], object] | None = None
         self._lock = threading.Lock()
-        self._restart_lock = threading.Lock()  # several threads can notice a crash at the same time
+        # Several threads can notice a crash at the same time. The thread that loads the model again can call `leave`.
+        self._restart_lock = threading.RLock()
+        self._is_restarting = False
 
     def start(self) -> None:
         """Start an engine process, unless one is running. Raises EngineDiedError after `close`."""
@@ -67,23 +70,27 @@ class EngineClient:
         return protocol.Attach(id=self.next_id(), client=share.client, keep_alive_s=share.keep_alive_s)
 
     def leave(
-        self, share: ShareRequest | None, replace: Callable[[], object] | None = None, timeout_s: float = EXIT_TIMEOUT_S
+        self,
+        share: ShareRequest | None,
+        replace: Callable[[LoadPlan], object] | None = None,
+        timeout_s: float = EXIT_TIMEOUT_S,
     ) -> None:
         """Leave the current engine, and use one that `share` describes from now on: None for a private process.
 
-        `restart_if_dead` calls `replace` after the end of a shared engine, which other clients may have replaced. A
-        private process is killed after `timeout_s`.
+        After the end of the engine, `restart_if_dead` calls `replace` with the plan of the last load, to load the model
+        again; without `replace`, it repeats the load. A private process is killed after `timeout_s`. Waits for a
+        restart in another thread.
         """
-        with self._lock:
+        with self._restart_lock, self._lock:
             process, self._process = self._process, None
             self._share, self._replace, self._last_load, self.model_properties = share, replace, None, None
         if process is not None:
             process.stop(timeout_s)
 
-    def attach(self) -> protocol.Load | None:
+    def attach(self, accepts: Callable[[LoadPlan], bool] = lambda plan: True) -> protocol.Load | None:
         """Attach to a running engine with the right model; return the request that loaded it, None if there is none.
 
-        Raises LocalSocketError.
+        `accepts` returns whether an engine with a load plan can be used. Raises LocalSocketError.
         """
         share = self._share
         if share is None:
@@ -91,23 +98,38 @@ class EngineClient:
         for link in resident_client.attach(share):
             process = EngineProcess(link)
             attached = _attach_to(process, self._make_attach(share))
-            with self._lock:
-                # An engine without a model is one whose starter has not loaded it.
-                if attached is not None and attached.load and attached.loaded and not self._is_closed:
-                    self._process, self._last_load = process, attached.load
-                    self.model_properties = msgspec.structs.replace(attached.loaded, load_s=0.0)
-                    return attached.load
+            # An engine without a model is one whose starter has not loaded it.
+            if attached is not None and attached.load and attached.loaded and accepts(attached.load.plan):
+                with self._lock:
+                    if not self._is_closed:
+                        self._process, self._last_load = process, attached.load
+                        self.model_properties = msgspec.structs.replace(attached.loaded, load_s=0.0)
+                        return attached.load
             process.stop(EXIT_TIMEOUT_S)
         return None
 
-    def wait_for_failed_engine(self, timeout_s: float) -> None:
-        """Wait until a shared engine whose GPU failed has ended by itself; it is killed after `timeout_s`.
+    def end_failed_process(self, number: int, timeout_s: float) -> None:
+        """Wait for the end of the process `number`, whose GPU failed, so that `restart_if_dead` replaces it.
 
-        `restart_if_dead` then replaces it.
+        A shared process ends by itself, and is killed after `timeout_s`; a private one is killed at once. Does nothing
+        if another process has replaced it: that one works.
         """
         process = self._process
+        if process is not None and process.number == number:
+            process.end_after_failure(timeout_s)
+
+    def end_process(self) -> None:
+        """Kill the private engine process, if there is one; the next load starts another."""
+        with self._lock:
+            process, self._process = self._process, None
         if process is not None:
-            process.wait_for_end(timeout_s)
+            process.stop(0)
+
+    @property
+    def died_on_gpu(self) -> bool:
+        """True if the engine process has ended and the GPU may have caused it, as `EngineDiedError.died_on_gpu`."""
+        process = self._process
+        return process is not None and process.error is not None and process.error.died_on_gpu
 
     def check_not_closed(self) -> None:
         """Raise EngineDiedError after `close`."""
@@ -201,7 +223,7 @@ class EngineClient:
         process = self._process
         if process is None:
             raise EngineDiedError("The engine is not running. Load a model first.")
-        process.send(request, lambda outcome: on_outcome(_convert_failure(outcome)))
+        process.send(request, lambda outcome: on_outcome(_convert_failure(outcome, process.number)))
 
     def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = _ignore_event) -> protocol.MemoryProbed:
         """Measure the sizes of llama.cpp's buffers for a model file.
@@ -306,26 +328,41 @@ class EngineClient:
 
     @property
     def needs_restart(self) -> bool:
-        """True if a model was loaded, but the engine has died since, or has failed to reload the model."""
+        """True if a model was loaded, but the engine has died since, is restarted, or has failed to load it again."""
+        return self._is_restarting or self._has_lost_model
+
+    @property
+    def _has_lost_model(self) -> bool:
         process = self._process
         return self._last_load is not None and (
             process is None or process.error is not None or self.model_properties is None
         )
 
     def restart_if_dead(self) -> None:
-        """If `needs_restart`, start a new process and load the last model again, or replace a shared engine."""
+        """If `needs_restart`, start a new process and load the last model again, or replace a shared engine.
+
+        Waits for a restart in another thread. Raises the errors of the load.
+        """
         with self._restart_lock:
             last_load = self._last_load
-            if not self.needs_restart or last_load is None:
+            if not self._has_lost_model or last_load is None:
                 return
-            if self._replace is None:
-                self._load_once(msgspec.structs.replace(last_load, id=self.next_id()), _ignore_event)
-                return
+            self._is_restarting = True
             self.model_properties = None  # if that fails, a new process can be running without a model
             try:
-                self._replace()
+                self.check_not_closed()
+                if self._replace is None:
+                    self.load_again()
+                else:
+                    self._replace(last_load.plan)
             finally:
                 self._last_load = self._last_load or last_load  # after a failure, the next request tries again
+                self._is_restarting = False
+
+    def load_again(self) -> None:
+        """Repeat the last load, in a new process if the engine has died. Raises the same exceptions as `load`."""
+        if self._last_load is not None:
+            self._load_once(msgspec.structs.replace(self._last_load, id=self.next_id()), _ignore_event)
 
     def _iterate_events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
@@ -357,8 +394,15 @@ def _attach_to(process: EngineProcess, request: protocol.Attach) -> protocol.Att
     return event if isinstance(event, protocol.Attached) else None
 
 
-def _convert_failure(outcome: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
-    """Return the exception that a RequestFailed event describes; return any other outcome unchanged."""
+def _convert_failure(
+    outcome: protocol.AnyEvent | EdgechatError, process_number: int
+) -> protocol.AnyEvent | EdgechatError:
+    """Return the exception that a RequestFailed event describes; return any other outcome unchanged.
+
+    An exception gets the number of the process that failed.
+    """
     if isinstance(outcome, protocol.RequestFailed):
-        return find_error_class(outcome.error_type)(outcome.message)
+        outcome = find_error_class(outcome.error_type)(outcome.message)
+    if isinstance(outcome, EngineError):
+        outcome.process_number = process_number
     return outcome

@@ -6,6 +6,7 @@ A reader thread passes each event to the callback of its request.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import queue
 import threading
@@ -27,6 +28,8 @@ EXIT_TIMEOUT_S: Final = 2.0
 # Time after which an unanswered Cancel means that the engine cannot exit by itself either.
 _CANCEL_TIMEOUT_S: Final = 0.3
 
+_numbers: Final = itertools.count(1)
+
 OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
@@ -36,6 +39,8 @@ class EngineProcess:
     def __init__(self, link: EngineLink) -> None:
         """Use the process behind `link`, which `stop` closes."""
         self.link = link
+        self.number = next(_numbers)
+        """Identity of the process among all that this program has used; process ids are used again."""
         self._log_start = logs.size()
         self.n_loads = 0
         """Number of Load requests sent to this process."""
@@ -204,12 +209,18 @@ class EngineProcess:
         self._frames.put(None)
         self.link.close()
 
-    def wait_for_end(self, timeout_s: float) -> None:
-        """Wait until a process whose GPU failed has ended and its memory is free; kill it after `timeout_s`."""
+    def end_after_failure(self, timeout_s: float) -> None:
+        """Wait until a process whose GPU failed has ended and its memory is free.
+
+        A shared one ends by itself, or is killed after `timeout_s`. A private one is killed at once: it can hang or
+        crash when it frees the memory of a lost device, and what it would save may be wrong.
+        """
         try:
+            if not self.link.is_shared:
+                timeout_s = 0
             self.link.wait(timeout_s)
         except TimeoutError:
-            self._hang_reason = "its GPU failed and it did not end"
+            self._hang_reason = "its GPU failed" + (" and it did not end" if self.link.is_shared else "")
             self.link.kill()
             with contextlib.suppress(TimeoutError):
                 self.link.wait(EXIT_TIMEOUT_S)

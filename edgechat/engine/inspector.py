@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgechat.engine import protocol
-from edgechat.errors import BackendMismatchError
+from edgechat.errors import BackendMismatchError, PlanError
 from edgechat.runtime import bindings, quantize
 from edgechat.runtime.backends import gpu_probe, gpu_speeds, kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
@@ -53,6 +53,12 @@ class ModelInspector:
         else:
             bindings.exclude_devices(self._bindings, refused)
         return self._bindings
+
+    def check_devices(self, names: Collection[str]) -> None:
+        """Raise PlanError if models cannot be placed on one of the GPUs `names`; llama.cpp would use the CPU."""
+        available = list_gpu_names(self._bindings) if self._bindings is not None else []
+        if missing := sorted(set(names).difference(available)):
+            raise PlanError(f"The GPU {' or '.join(missing)} cannot be used any more: it has failed or is missing.")
 
     def check_backend(self, request_id: int, model_path: str) -> None:
         """Raise BackendMismatchError if the loaded backend is not the best working one for the model."""

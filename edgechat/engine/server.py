@@ -292,6 +292,8 @@ class EngineServer:
         self._inspector.check_backend(request.id, model_path)
         devices = [gpu.device for gpu in request.plan.gpus if gpu.device]
         bindings = self._inspector.load_backend(request.id, model_path, devices)
+        if request.plan.options.uses_gpu:
+            self._inspector.check_devices(devices)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
         model = Model(

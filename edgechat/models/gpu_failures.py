@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, ModelCrashError
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.modelfile.split import read_header
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import EXIT_STALLED
 from edgechat.runtime import drafter_crashes
@@ -51,9 +54,21 @@ def record_gpu_failure(error: EdgechatError, failed_plan: LoadPlan) -> None:
         gpu_probe.record_failure(find_bundle(), cause, failed_plan.model_path, failed_plan.gpu_module)
 
 
-def is_gpu_distrusted(plan: LoadPlan) -> bool:
-    """Return whether the GPU of a plan failed with its model, so that the CPU must be used for now."""
+def is_gpu_refused(plan: LoadPlan) -> bool:
+    """Return whether a GPU of a plan failed since it was made, in use or in a test, so that the CPU must be used.
+
+    Tests of further weight types run in idle time.
+    """
     try:
-        return gpu_probe.is_distrusted(find_bundle(), plan.model_path, plan.gpu_module)
-    except EdgechatError:  # the bundle may have been removed; loading the model reports the error
+        bundle = find_bundle()
+        if gpu_probe.is_distrusted(bundle, plan.model_path, plan.gpu_module):
+            return True
+        types = list_matrix_types(ModelProfile.from_header(read_header(Path(plan.model_path))))
+        return gpu_probe.is_refused(bundle, plan.gpu_module, [gpu.device for gpu in plan.gpus], types)
+    except EdgechatError:  # the bundle or the file may have been removed; loading the model reports the error
         return False
+
+
+def list_matrix_types(profile: ModelProfile) -> tuple[int, ...]:
+    """Return the weight types of the matrices of a model, as ggml's numbers, in increasing order."""
+    return tuple(sorted({tensor.type_id for tensor in profile.tensors if len(tensor.shape) > 1}))

@@ -48,6 +48,14 @@ def _find_cause(error: EdgechatError) -> str:
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
+def _has_drafter_crashed(plan: LoadPlan) -> bool:
+    if plan.drafter is None:
+        return False
+    from edgechat.runtime import drafter_crashes
+
+    return bool(drafter_crashes.find_crash(plan.model_path, plan.drafter.kind, plan.drafter.model_path))
+
+
 class LoadedModel:
     """Owner of the processes of one loaded model. `open` loads or replaces the model; `close` ends the processes."""
 
@@ -109,16 +117,16 @@ class LoadedModel:
             )
         check_header(header)
         self._settings = settings
-        self._must_use_cpu, self.cpu_notice = False, ""
         prepare_unload(self.engine, self.plan)
         try:
             self.plan, model_properties, warnings = open_model(
                 self.engine, header, settings, on_event, lambda: self._renderer.prepare(header.chat_template),
-                self.client_name, self._replace_engine,
+                self.client_name, self._restart_engine,
             )  # fmt: skip
         except ModelCrashError:
             check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
             raise
+        self._must_use_cpu, self.cpu_notice = False, ""
         self.warnings += warnings + find_load_warnings(settings, path, model_properties, self.plan)
         self.set_model_properties(model_properties)
         return model_properties
@@ -136,8 +144,8 @@ class LoadedModel:
 
     @property
     def needs_restart(self) -> bool:
-        """True if a model was loaded, but the engine has died since, or has failed to load the model again."""
-        return self.engine.needs_restart or (self._needs_new_plan and self.engine.model_properties is None)
+        """True if a model was loaded, but the engine has died since, is restarted, or has failed to load it again."""
+        return self.engine.needs_restart
 
     @property
     def drafter_refusal(self) -> str:
@@ -162,51 +170,64 @@ class LoadedModel:
         less memory. If the GPU has failed, or the model cannot be loaded on it any more, the CPU is used;
         `take_cpu_notice` then returns a sentence about it.
         """
-        if not self.needs_restart:
-            return
-        failed_plan = self.plan
+        if self.needs_restart:
+            self.engine.restart_if_dead()  # calls `_restart_engine`
+
+    def _restart_engine(self, failed_plan: LoadPlan) -> None:
+        """Load the model of `failed_plan` again, whose engine process has ended, on the GPU or the CPU.
+
+        The engine client calls this for the first request after the end, whatever the request is, and in one thread at
+        a time. Raises EdgechatError.
+        """
+        if self.plan is not None and self.plan.model_path == failed_plan.model_path:
+            failed_plan = self.plan  # with the reasons for this client, which shares the engine with others
+        if failed_plan.options.uses_gpu and self.engine.died_on_gpu:
+            self._must_use_cpu = True
         try:
-            self._restart()
+            self._load_again(failed_plan)
         except (EngineDiedError, ModelFileError, PlanError) as error:
-            if failed_plan is None or not failed_plan.options.uses_gpu or self._must_use_cpu:
+            if not failed_plan.options.uses_gpu or self._must_use_cpu:
                 raise
+            self.engine.check_not_closed()
             from edgechat.models.gpu_failures import may_be_gpu_failure, record_gpu_failure
 
-            self._load_on_cpu(failed_plan)
+            self._must_use_cpu = True
+            if not self.engine.is_shared:
+                self.engine.end_process()
+            self._load_again(failed_plan)
             if may_be_gpu_failure(error):  # not the model file, which the CPU has loaded
                 record_gpu_failure(error, failed_plan)
             self.cpu_notice = f"The model could not be loaded on the GPU again ({_find_cause(error)}). It uses the CPU."
 
-    def _restart(self) -> None:
+    def _load_again(self, failed_plan: LoadPlan) -> None:
+        """Load the model of `failed_plan`, with the same plan or, if something speaks against it, with a new one."""
+        gpus = () if self._must_use_cpu else None
         if self.engine.is_shared:
-            self.engine.restart_if_dead()  # calls `_replace_engine`
-            return
-        if self.plan is not None and (record_memory_kill(self.engine, self.plan) or self._is_gpu_distrusted(self.plan)):
-            self._needs_new_plan = True
-        if self.plan is not None and self._needs_new_plan:
+            plan, model_properties, _ = replace_engine(
+                self.engine, failed_plan, self._settings, self._restart_engine, gpus
+            )  # fmt: skip
+        else:
+            if record_memory_kill(self.engine, failed_plan):
+                self._needs_new_plan = True
+            if not (self._needs_new_plan or self._must_leave_gpu(failed_plan) or _has_drafter_crashed(failed_plan)):
+                self.engine.load_again()
+                register_loaded_model(self.engine, failed_plan)
+                return
             from edgechat.models.loading import reload_model
 
-            self._use_plan(*reload_model(self.engine, self.plan, self._settings, self._gpus))
-            return
-        self.engine.restart_if_dead()
-        register_loaded_model(self.engine, self.plan)
-
-    def _replace_engine(self) -> None:
-        """Replace a shared engine that has ended. Raises EdgechatError."""
-        if self.plan is not None:
-            self._use_plan(*replace_engine(self.engine, self.plan, self._settings, self._gpus)[:2])
-
-    def _use_plan(self, plan: LoadPlan, model_properties: protocol.Loaded) -> None:
-        """Save the result of loading the model again; set `cpu_notice` if it uses the CPU because the GPU failed."""
-        failed_plan, self.plan = self.plan, plan
+            plan, model_properties = reload_model(self.engine, failed_plan, self._settings, gpus)
+        self.plan = plan
         self.set_model_properties(model_properties)
-        if failed_plan is not None and not plan.options.uses_gpu and self._is_gpu_distrusted(failed_plan):
+        if not plan.options.uses_gpu and self._must_leave_gpu(failed_plan):
             self.cpu_notice = "The GPU failed. The model uses the CPU from now on."
 
-    @property
-    def _gpus(self) -> tuple[()] | None:
-        """GPUs for the next load: none, or those of the current plan."""
-        return () if self._must_use_cpu else None
+    def _must_leave_gpu(self, plan: LoadPlan) -> bool:
+        """Return whether a plan uses a GPU that failed, in use or in a test."""
+        if not plan.options.uses_gpu or self._must_use_cpu:
+            return plan.options.uses_gpu
+        from edgechat.models.gpu_failures import is_gpu_refused
+
+        return is_gpu_refused(plan)
 
     def take_cpu_notice(self) -> str:
         """Return a sentence about a restart with the CPU in place of the GPU; "" for none, and in a later call."""
@@ -236,8 +257,9 @@ class LoadedModel:
             return
         if self.plan is None or self.plan.options.uses_gpu:  # no other thread has loaded the model with the CPU
             yield ModelLoadProgressed(phase="loading", message="The GPU failed. Loading the model with the CPU")
-            if not self.fall_back_to_cpu(failure):
+            if not self.fall_back_to_cpu(failure, plan):
                 raise failure
+        self.cpu_notice = ""
         yield CpuFallback(notice=f"The GPU failed ({_find_cause(failure)}). The reply continues on the CPU.")
         try:
             yield from self.engine.generate(record.make_request())
@@ -246,13 +268,6 @@ class LoadedModel:
                 raise
             raise EngineError(str(error)) from error  # the text so far must be kept
 
-    def _is_gpu_distrusted(self, plan: LoadPlan) -> bool:
-        if not plan.options.uses_gpu:
-            return False
-        from edgechat.models.gpu_failures import is_gpu_distrusted
-
-        return is_gpu_distrusted(plan)
-
     def _can_continue_on_cpu(self, error: EdgechatError, plan: LoadPlan | None) -> bool:
         if plan is None or not plan.options.uses_gpu:
             return False
@@ -260,43 +275,31 @@ class LoadedModel:
 
         return can_continue_on_cpu(error)
 
-    def fall_back_to_cpu(self, error: EngineError) -> bool:
-        """Load the model with the CPU if `error` can be a GPU failure; return whether the model was loaded again.
+    def fall_back_to_cpu(self, error: EngineError, plan: LoadPlan | None = None) -> bool:
+        """Load the model with the CPU if `error` can be a GPU failure; return whether the CPU has the model now.
 
-        A failure that nothing but the GPU can have caused is recorded, so that later loads use the CPU. If the model
-        cannot be loaded, the reason is appended to the text of `error`; only `restart_if_dead` then tries again.
+        `plan` is the load plan at the time of the failed request; it defaults to the current one. A failure that
+        nothing but the GPU can have caused is recorded, so that later loads use the CPU. If the model cannot be loaded,
+        the reason is appended to the text of `error`; only `restart_if_dead` then tries again.
         """
-        if self.plan is None or self.plan is self._failed_plan or not self._can_continue_on_cpu(error, self.plan):
+        failed_plan = plan or self.plan
+        if failed_plan is None or failed_plan is self._failed_plan or not self._can_continue_on_cpu(error, failed_plan):
             return False
         from edgechat.models.gpu_failures import is_gpu_failure, record_gpu_failure
 
         if is_gpu_failure(error):
-            record_gpu_failure(error, self.plan)
+            record_gpu_failure(error, failed_plan)
+        self._must_use_cpu = True  # also if another thread is the first to notice the end of the process
         try:
-            if self.engine.is_shared:  # its memory must be free before the next plan is made
-                self.engine.wait_for_failed_engine(_FAILED_ENGINE_TIMEOUT_S)
-            self._load_on_cpu(self.plan)
+            # Its memory must be free before the next plan is made.
+            self.engine.end_failed_process(error.process_number, _FAILED_ENGINE_TIMEOUT_S)
+            self.engine.restart_if_dead()
         except EdgechatError as load_error:
-            self._failed_plan = self.plan
+            self._failed_plan = failed_plan
             error.args = (f"{error}\nThe model could not be loaded with the CPU: {load_error}",)
             return False
         self.cpu_notice = ""  # the caller reports the failure
-        return True
-
-    def _load_on_cpu(self, failed_plan: LoadPlan) -> None:
-        """Load the model of `failed_plan` with the CPU, or attach to a shared engine that has it.
-
-        A private engine process is replaced. Raises EdgechatError; the next `restart_if_dead` then tries again.
-        """
-        self._must_use_cpu = self._needs_new_plan = True
-        if self.engine.is_shared:
-            self.engine.restart_if_dead()  # calls `_replace_engine`
-            return
-        from edgechat.models.loading import reload_model
-
-        # It can hang or crash when it frees the memory of a lost device, and what it would save may be wrong.
-        self.engine.leave(None, timeout_s=0)
-        self._use_plan(*reload_model(self.engine, failed_plan, self._settings, ()))
+        return self.plan is not None and not self.plan.options.uses_gpu
 
     def unload(self, *, ends_engine: bool = False) -> None:
         """Leave the engine, which frees its memory if no other client uses it, and end the render process.

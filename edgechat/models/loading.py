@@ -23,7 +23,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
 from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.gpu_failures import is_gpu_distrusted, may_be_gpu_failure, record_gpu_failure
+from edgechat.models.gpu_failures import is_gpu_refused, may_be_gpu_failure, record_gpu_failure
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.drafter_choice import DrafterChoice
@@ -143,13 +143,13 @@ def reload_model(
 ) -> tuple[LoadPlan, protocol.Loaded]:  # fmt: skip
     """Load the model of `failed_plan` again with a new plan; an empty list of `gpus` means the CPU.
 
-    `gpus` defaults to those of `failed_plan`, unless its GPU failed with this model: the GPUs that were found last can
-    be those of another model, and untested with the weights of this one. `free_memory` ends an idle engine, as in
+    `gpus` defaults to those of `failed_plan`, unless one of them failed with this model: the GPUs that were found last
+    can be those of another model, and untested with the weights of this one. `free_memory` ends an idle engine, as in
     `load_model`. Raises EdgechatError.
     """
     if gpus is None:
-        is_failed = failed_plan.options.uses_gpu and is_gpu_distrusted(failed_plan)
-        gpus = () if is_failed else failed_plan.gpus
+        is_refused = failed_plan.options.uses_gpu and is_gpu_refused(failed_plan)
+        gpus = () if is_refused else failed_plan.gpus
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     drafter = choose_drafter(profile, settings)
     _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)

@@ -83,6 +83,15 @@ def _describe_surroundings() -> list[str]:
     return surroundings
 
 
+def _is_plan_usable(load_plan: LoadPlan) -> bool:
+    """Return whether an engine with this plan may get new requests: its GPU has not failed with the model since."""
+    if not load_plan.options.uses_gpu:
+        return True
+    from edgechat.models.gpu_failures import is_gpu_refused
+
+    return not is_gpu_refused(load_plan)
+
+
 def open_model(
     engine: EngineClient,
     header: ModelHeader,
@@ -90,20 +99,20 @@ def open_model(
     on_event: LoadCallback,
     start_renderer: Callable[[], None],
     client_name: str,
-    replace: Callable[[], object],
+    replace: Callable[[LoadPlan], object],
 ) -> LoadResult:
     """Attach to an engine that has the model loaded, or load it; return the plan, the engine's response and warnings.
 
     If engines cannot be shared, for example because the folder of the sockets belongs to another user, the model is
-    loaded into a private engine process, with a warning. After the end of a shared engine, the client's next request
-    calls `replace`. Raises EdgechatError.
+    loaded into a private engine process, with a warning. After the end of the engine, the client's next request calls
+    `replace` with the last plan. Raises EdgechatError.
     """
     profile = ModelProfile.from_header(header)
     request, refusal = None, ""
     if not resident_client.is_private():
         drafter, refusal = identify_drafter(profile, settings)
         request = make_share_request(header, settings, client_name, drafter)
-    engine.leave(request, replace if request is not None else None)
+    engine.leave(request, replace)
 
     def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
         engine.start()  # starts while this process imports the planner, which a client that attaches does not need
@@ -116,18 +125,23 @@ def open_model(
     try:
         return _attach(engine, refusal, start_renderer) or _load_shared(engine, load, refusal, on_event, start_renderer)
     except LocalSocketError as error:
-        engine.leave(None)
+        engine.leave(None, replace)
         plan, loaded, warnings = load()
         return plan, loaded, [*warnings, f"The model is not shared with other edgechat programs: {error}"]
 
 
 def replace_engine(
-    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, gpus: Sequence[Gpu] | None = None
-) -> LoadResult:
+    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, replace: Callable[[LoadPlan], object],
+    gpus: Sequence[Gpu] | None = None,
+) -> LoadResult:  # fmt: skip
     """Attach to the engine with which another client has replaced an ended one, or load the model with a new plan.
 
-    The memory can be less than at the last load. `reload_model` describes `gpus`. Raises EdgechatError.
+    The memory can be less than at the last load. `reload_model` describes `gpus`, and `open_model` `replace`. Raises
+    EdgechatError.
     """
+
+    def accepts(load_plan: LoadPlan) -> bool:
+        return _is_plan_usable(load_plan) and (gpus is None or bool(gpus) or not load_plan.options.uses_gpu)
 
     def load(free_memory: Callable[[], bool] = lambda: False) -> LoadResult:
         from edgechat.models.loading import reload_model
@@ -138,19 +152,20 @@ def replace_engine(
 
     refusal = failed_plan.reasons.get("draft_model", "")
     try:
-        return _attach(engine, refusal) or _load_shared(engine, load, refusal)
+        return _attach(engine, refusal, accepts=accepts) or _load_shared(engine, load, refusal, accepts=accepts)
     except LocalSocketError:
-        engine.leave(None)
+        engine.leave(None, replace)
         return load()
 
 
 def _load_shared(
     engine: EngineClient, load: Callable[[Callable[[], bool]], LoadResult], refusal: str,
     on_event: LoadCallback = lambda event: None, on_attach: Callable[[], None] = lambda: None,
+    accepts: Callable[[LoadPlan], bool] = _is_plan_usable,
 ) -> LoadResult:  # fmt: skip
     """Call `load` while no other program loads a model, unless such a program has loaded this one meanwhile.
 
-    Raises LocalSocketError and EdgechatError.
+    `accepts` returns whether an engine with a plan can be used. Raises LocalSocketError and EdgechatError.
     """
 
     def report_wait() -> None:
@@ -158,7 +173,7 @@ def _load_shared(
         on_event(ModelLoadProgressed(phase="loading", message=message))
 
     with resident_client.lock_loading(report_wait, engine.check_not_closed):
-        if (attached := _attach(engine, refusal, on_attach)) is not None:
+        if (attached := _attach(engine, refusal, on_attach, accepts)) is not None:
             return attached
         try:
             return load(lambda: resident_client.stop_idle_engine(engine.pid))
@@ -167,13 +182,16 @@ def _load_shared(
             raise PlanError(" ".join([str(error), *users])) from error
 
 
-def _attach(engine: EngineClient, refusal: str, on_attach: Callable[[], None] = lambda: None) -> LoadResult | None:
+def _attach(
+    engine: EngineClient, refusal: str, on_attach: Callable[[], None] = lambda: None,
+    accepts: Callable[[LoadPlan], bool] = _is_plan_usable,
+) -> LoadResult | None:  # fmt: skip
     """Attach to an engine that has the model loaded; return None if there is none.
 
     `refusal` is the reason why the drafter that this client names is not used; the client that loaded the model can
     have named another one.
     """
-    load = engine.attach()
+    load = engine.attach(accepts)
     if load is None or engine.model_properties is None:
         return None
     on_attach()

@@ -312,10 +312,8 @@ class ModelQueue:
     async def _ensure_engine(self) -> None:
         await self._load.wait()
         if self._model.needs_restart:
-            await self._load.run(self._restart_engine)
-
-    def _restart_engine(self) -> None:
-        self._model.restart_if_dead()
+            await self._load.run(self._model.restart_if_dead)
+        # A thread that tokenises a prompt can have restarted the engine, too.
         if notice := self._model.take_cpu_notice():
             _log.warning("%s", notice)
 

@@ -24,8 +24,9 @@ from edgechat.chat.events import ReplyTextGenerated, SessionEvent, TurnFinished,
 from edgechat.chat.session import Session
 from edgechat.cli.output_schema import make_schema_rule
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.errors import EngineError
+from edgechat.errors import EngineDiedError, EngineError
 from edgechat.hardware.gpu import Gpu
 from edgechat.models import loading, resources
 from edgechat.models.events import ModelLoadProgressed
@@ -34,6 +35,8 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.verdicts import FailedType, Verdict
 from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
+from tests.draft_models import make_llama, turn_into_chain
+from tests.faults import drafter_faults
 from tests.faults.test_backends import copy_bundle, headers
 from tests.serve.client import CERTAIN_PROMPT, ServerProcess
 from tests.waiting import until
@@ -42,7 +45,7 @@ __all__ = ["headers"]  # fixture
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripted GPU is built for Linux")
 MIB = 1 << 20
-Q4_1 = 3
+F16, Q4_1 = 1, 3
 OpenSession = Callable[..., Session]
 
 
@@ -223,7 +226,7 @@ def open_session(
 
     has_verdicts = False
 
-    def start(settings: Settings | None = None, **environment: object) -> Session:
+    def start(settings: Settings | None = None, model: Path | None = None, **environment: object) -> Session:
         nonlocal has_verdicts
         if not has_verdicts and not {"GPU_WRONG", "GPU_GONE"}.intersection(environment):
             shutil.copy(gpu_verdicts, home / "cache")
@@ -232,7 +235,9 @@ def open_session(
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
         session = Session(
-            open_ephemeral_store(), settings or Settings(n_ctx=1024, temperature=0.0, max_tokens=12), starter_model()
+            open_ephemeral_store(),
+            settings or Settings(n_ctx=1024, temperature=0.0, max_tokens=12),
+            model or starter_model(),
         )
         request.addfinalizer(session.close)
         session.open()
@@ -334,9 +339,11 @@ def test_second_failure_ends_the_reply_with_an_error(open_session: OpenSession, 
     fails.write_text("fail 10")
 
     def kill_second_engine() -> None:
+        was_killed = False
         for event in session.send(CERTAIN_PROMPT):
-            if isinstance(event, ReplyTextGenerated) and not n_gpu_layers(session):
+            if not was_killed and isinstance(event, ReplyTextGenerated) and not n_gpu_layers(session):
                 os.kill(session.model.engine.pid, signal.SIGSEGV)  # type: ignore[arg-type]
+                was_killed = True
 
     with pytest.raises(EngineError, match="SIGSEGV"):
         kill_second_engine()
@@ -418,6 +425,84 @@ def check_restart_with_cpu(session: Session) -> None:
     assert re.fullmatch(r"The model could not be loaded on the GPU again \(.+\)\. It uses the CPU\.", notice), notice
     assert n_gpu_layers(session) == 0
     assert Turn(session.send("And then?")).notices == []
+
+
+def test_gpu_that_is_missing_when_the_engine_restarts_is_not_used(
+    open_session: OpenSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session()
+    monkeypatch.setenv("GPU_GONE", "1")
+    os.kill(session.model.engine.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    until(lambda: session.model.needs_restart)
+    check_restart_with_cpu(session)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_every_request_after_a_failure_moves_the_model_to_the_cpu(
+    open_session: OpenSession, fails: Path, request: pytest.FixtureRequest, *, is_shared: bool
+) -> None:
+    """Not only the reply that failed: a title or a count of tokens can be the first."""
+    if is_shared:
+        request.getfixturevalue("resident")
+    session = open_session(GPU_FAILS_IF=fails)
+    engine = session.model.engine
+    fails.write_text("die 0")
+    with pytest.raises(EngineDiedError):
+        list(engine.generate(protocol.Generate(id=engine.next_id(), tokens=[1, 2, 3], max_tokens=4)))
+    fails.unlink()
+    assert engine.tokenize("a word")
+    assert n_gpu_layers(session) == 0
+    turn = Turn(session.send(CERTAIN_PROMPT))
+    assert turn.notices == ["The GPU failed. The model uses the CPU from now on."]
+    assert Turn(session.send("And then?")).notices == []
+
+
+@pytest.mark.usefixtures("resident")
+def test_new_client_does_not_share_an_engine_whose_gpu_has_failed_with_the_model(open_session: OpenSession) -> None:
+    """It failed in another engine, for example one with another context length."""
+    first = open_session()
+    assert first.model.plan is not None
+    assert open_session().model.engine.pid == first.model.engine.pid
+    plan = first.model.plan
+    gpu_probe.record_failure(find_bundle(), "SIGSEGV (signal 11)", plan.model_path, plan.gpu_module)
+    later = open_session()
+    assert n_gpu_layers(later) == 0
+    assert later.model.engine.pid != first.model.engine.pid
+
+
+def test_reply_continues_after_a_crash_while_a_draft_is_computed_on_the_gpu(
+    open_session: OpenSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = turn_into_chain(make_llama(n_layer=4)).write(tmp_path / "target.gguf")
+    draft = turn_into_chain(make_llama(seed=1)).write(tmp_path / "draft.gguf")
+    settings = Settings(n_ctx=1024, temperature=0.0, max_tokens=60, draft_model=str(draft))
+    faults = drafter_faults.arrange(tmp_path, f"draft {signal.SIGSEGV:d}")
+    session = open_session(settings, target, **faults)
+    assert n_gpu_layers(session) > 0
+    assert session.model.plan is not None
+    assert session.model.plan.drafter is not None
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the next engine has no fault
+    turn = Turn(session.send("Hello"))
+    assert isinstance(turn.last, TurnFinished)
+    [notice] = turn.notices
+    assert "while drafting with a model on the GPU: SIGSEGV" in notice
+    assert turn.last.reply.stats is not None
+    assert turn.last.reply.stats.completion_tokens == 60
+    assert session.model.plan.drafter is not None, "the GPU is to blame, not the drafter"
+    assert n_gpu_layers(open_session(settings, target)) == 0
+
+
+def fail_types(*types: int) -> None:
+    """Change the verdict of the scripted GPU as if its test had crashed with these weight types."""
+    [module] = find_bundle().gpu_modules
+    reason = "crashed with SIGSEGV (signal 11) at step: product of a type in CUDA0, batch 1"
+    failed = tuple(FailedType(type_id, reason) for type_id in types)
+
+    def fail(newest: Verdict) -> Verdict:
+        devices = [msgspec.structs.replace(device, failed_types=failed) for device in newest.devices]
+        return msgspec.structs.replace(newest, devices=tuple(devices))
+
+    verdicts.change_verdict(gpu_absence.compute_key(find_bundle(), module), fail)
 
 
 @pytest.mark.usefixtures("resident")
@@ -523,13 +608,7 @@ def test_model_with_a_weight_type_that_crashed_the_test_uses_the_cpu(open_sessio
     [module] = find_bundle().gpu_modules
     assert session.model.plan is not None
     assert session.model.plan.gpu_module == module.path
-    failed = FailedType(Q4_1, "crashed with SIGSEGV (signal 11) at step: product of q4_1 in CUDA0, batch 1")
-
-    def fail(newest: Verdict) -> Verdict:
-        devices = [msgspec.structs.replace(device, failed_types=(failed,)) for device in newest.devices]
-        return msgspec.structs.replace(newest, devices=tuple(devices))
-
-    verdicts.change_verdict(gpu_absence.compute_key(find_bundle(), module), fail)
+    fail_types(Q4_1)
     session = open_session()
     [warning] = session.warnings
     assert warning.startswith("a scripted GPU is not used for a model with Q4_1 weights, because its test crashed with")

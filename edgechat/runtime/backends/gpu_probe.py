@@ -169,6 +169,19 @@ def is_distrusted(bundle: Bundle, model_path: str, module_path: str = "") -> boo
     return any(verdict is not None and verdict.status == "distrusted" for verdict in found)
 
 
+def is_refused(bundle: Bundle, module_path: str, devices: Collection[str], types: Collection[int]) -> bool:
+    """Return whether a test has refused one of `devices` of the GPU module at `module_path`, or one of the `types`.
+
+    If `module_path` is "", any GPU module counts. A device without a verdict is not refused: a load tests it.
+    """
+    found = (verdicts.load_verdict(gpu_absence.compute_key(bundle, m)) for m in _list_modules(bundle, module_path))
+    tested = [device for verdict in found if verdict is not None for device in verdict.devices]
+    return any(
+        device.status not in {"passed", "untested"} or list_failed_types(device, types)
+        for device in tested if device.name in devices
+    )  # fmt: skip
+
+
 def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
     """Return the GPU module at `module_path`; all GPU modules if that is ""."""
     return [module for module in bundle.gpu_modules if module_path in {"", module.path}]

@@ -11,7 +11,7 @@ import pytest
 from edgechat.engine import inspector, protocol
 from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.server import EngineServer
-from edgechat.errors import RuntimeLoadError
+from edgechat.errors import PlanError, RuntimeLoadError
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime import bindings
@@ -57,6 +57,16 @@ def test_new_process_uses_only_the_gpus_of_the_plan(excluded: list[str]) -> None
     assert excluded == ["Vulkan1", "Vulkan2"]
     loaded.load_backend(3)
     assert excluded == ["Vulkan1", "Vulkan2"]
+
+
+def test_load_on_a_gpu_that_is_refused_or_missing_is_an_error(excluded: list[str]) -> None:
+    """llama.cpp would place the model on the CPU, and the plan and the user would know nothing of it."""
+    server = EngineServer()
+    server._inspector = ModelInspector(lambda event: None)
+    gpus = tuple(Gpu(name="GPU", total_bytes=1, free_bytes=1, device=device) for device in ("Vulkan1", "Vulkan2"))
+    plan = make_manual_plan("m.gguf", n_threads=1, n_ctx=64, n_gpu_layers=9, gpus=gpus)
+    with pytest.raises(PlanError, match="The GPU Vulkan2 cannot be used any more"):
+        server._load(protocol.Load(id=1, plan=plan))
 
 
 def test_load_names_the_gpus_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -510,6 +510,30 @@ def test_type_that_fails_refuses_only_models_with_it(
     assert gpu_speeds.list_unmeasured_types(device, (Q4_0, Q6_K)) == [Q4_0, Q6_K]
 
 
+def test_a_test_since_the_load_can_refuse_the_gpu_of_a_plan(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, module = Devices(PASSED, PASSED), bundle.gpu_modules[0].path
+
+    def is_refused(*names: str, types: tuple[int, ...] = (Q4_0,)) -> bool:
+        return gpu_probe.is_refused(bundle, module, names, types)
+
+    assert not is_refused("Vulkan0"), "without a verdict, a load tests"
+    check(bundle, monkeypatch, devices, Demand(types=(Q4_0,)))
+    assert not is_refused("Vulkan0", "Vulkan1")
+    devices.failures[1] = "product\tQ8_0\tVulkan1\twrong"
+    check(bundle, monkeypatch, devices, Demand(types=(Q8_0,)))
+    assert not is_refused("Vulkan0")
+    assert is_refused("Vulkan0", "Vulkan1")
+    [key] = [gpu_absence.compute_key(bundle, bundle.gpu_modules[0])]
+
+    def fail(newest: Verdict) -> Verdict:
+        failed = [msgspec.structs.replace(d, failed_types=(FailedType(Q4_0, "crashed"),)) for d in newest.devices]
+        return msgspec.structs.replace(newest, devices=tuple(failed))
+
+    verdicts.change_verdict(key, fail)
+    assert is_refused("Vulkan0")
+    assert not is_refused("Vulkan0", types=(Q8_0,))
+
+
 def test_all_types_are_tested_but_those_that_crash(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     products = Products({BF16: CRASHED, Q4_K: CRASHED})
     monkeypatch.setattr(probe, "run_child", products.run_child)
