@@ -78,7 +78,7 @@ class ModelInspector:
             loaded_bindings = self.load_backend(request.id)
             ggml_types = quantize.choose_quant_types(loaded_bindings.edgechat, request.model, request.preset)
             return protocol.QuantTypesListed(id=request.id, ggml_types=ggml_types)
-        loaded_bindings = self.load_backend(request.id, request.model_path)
+        loaded_bindings = self.load_backend(request.id, request.model_path, request.devices)
         memory = self._memory_estimator.estimate(loaded_bindings, Path(request.model_path), request.options)
         return protocol.MemoryProbed(id=request.id, backend=self.backend, memory=memory)
 

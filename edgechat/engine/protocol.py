@@ -58,6 +58,8 @@ class ProbeMemory(Request, frozen=True):
     model_path: str
     """Path of a model file. Only the header is read, so the download of the file may be incomplete."""
     options: LoadOptions
+    devices: list[str] = []
+    """GPUs on which the model may be placed, as llama.cpp names them; without names, an earlier list stays."""
 
 
 class ListDevices(Request, frozen=True):

@@ -158,11 +158,17 @@ def reload_model(
     return load_plan, model_properties
 
 
-def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimator:
-    """Return an estimator that asks llama.cpp for buffer sizes, or uses formulas for a file that llama.cpp rejects."""
+def make_exact_estimator(engine: EngineClient, profile: ModelProfile, gpus: Sequence[Gpu] = ()) -> Estimator:
+    """Return an estimator that asks llama.cpp for buffer sizes, or uses formulas for a file that llama.cpp rejects.
+
+    `gpus` are those on which the model may be placed; without them, those that the engine process listed last.
+    """
+    devices = [gpu.device for gpu in gpus if gpu.device]
 
     def compute_buffers(options: LoadOptions) -> BufferSizes:
-        request = protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options)
+        request = protocol.ProbeMemory(
+            id=engine.next_id(), model_path=profile.path, options=options, devices=devices
+        )  # fmt: skip
         try:
             return convert_reported_buffers(profile, options, engine.probe_memory(request).memory)
         except ModelCrashError:  # a load would crash the engine again
@@ -222,7 +228,7 @@ def _make_plan(
         )
         if rough_plan.estimate.total <= _EXACT_SIZES_FRACTION * machine.available_bytes and not fills_gpu:
             return rough_plan
-    return make_plan(estimator=make_exact_estimator(engine, profile))
+    return make_plan(estimator=make_exact_estimator(engine, profile, machine.gpus))
 
 
 def list_ranges_to_remove(

@@ -274,7 +274,7 @@ def evaluate_for_machine(
         on_candidate(candidate.name)
         if engine is None or not Path(candidate.profile.path).exists():
             return None
-        return make_exact_estimator(engine, candidate.profile)
+        return make_exact_estimator(engine, candidate.profile, machine.gpus)
 
     think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
     return [

@@ -14,6 +14,7 @@ from edgechat.engine.server import EngineServer
 from edgechat.errors import PlanError, RuntimeLoadError
 from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import make_manual_plan
+from edgechat.planner.memory import LoadOptions
 from edgechat.runtime import bindings
 from edgechat.runtime.backends import gpu_probe, probe
 from edgechat.runtime.backends.bundle import BackendModule
@@ -57,6 +58,15 @@ def test_new_process_uses_only_the_gpus_of_the_plan(excluded: list[str]) -> None
     assert excluded == ["Vulkan1", "Vulkan2"]
     loaded.load_backend(3)
     assert excluded == ["Vulkan1", "Vulkan2"]
+
+
+def test_memory_is_estimated_on_the_gpus_of_the_plan(excluded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a new process, for which nobody has listed the GPUs."""
+    inspected = ModelInspector(lambda event: None)
+    monkeypatch.setattr(inspected._memory_estimator, "estimate", lambda *_: {})
+    options = LoadOptions(n_ctx=64, n_seqs=1, n_gpu_layers=9)
+    inspected.execute(protocol.ProbeMemory(id=1, model_path="m.gguf", options=options, devices=["Vulkan1"]))
+    assert excluded == ["Vulkan0", "Vulkan2"]
 
 
 def test_load_on_a_gpu_that_is_refused_or_missing_is_an_error(excluded: list[str]) -> None:

@@ -159,6 +159,24 @@ def test_model_is_reloaded_on_the_gpus_of_its_plan(monkeypatch: pytest.MonkeyPat
     assert gpus_of_plans == [(), gpus]
 
 
+def test_memory_of_a_plan_is_measured_on_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new engine process has listed no GPUs, and would also place the model on those that were left out."""
+    requests: list[protocol.ProbeMemory] = []
+    engine: Any = DyingEngine(64 * GIB, 0)
+
+    def probe_memory(request: protocol.ProbeMemory) -> protocol.MemoryProbed:
+        requests.append(request)
+        raise EngineError("formulas are used")
+
+    monkeypatch.setattr(engine, "probe_memory", probe_memory)
+    gpus = (Gpu(name="GPU", total_bytes=GIB, free_bytes=GIB, device="Vulkan1"),)
+    needed = plan(llama(), machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB)).estimate.gpu
+    full = machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=needed, gpus=gpus)  # exact sizes are worth their time
+    monkeypatch.setattr(loading, "current_machine", lambda *_: full)
+    load(engine)
+    assert {tuple(request.devices) for request in requests} == {("Vulkan1",)}
+
+
 def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
     observed_memory.record_kill("m.gguf", 800 * MIB)
     assert observed_memory.extra_bytes("m.gguf") == 100 * MIB
