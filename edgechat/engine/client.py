@@ -235,7 +235,7 @@ class EngineClient:
 
     def list_devices(
         self, *, benchmark: bool, remeasure: bool = False, n_weights: dict[int, int] | None = None,
-        n_bytes: int = 0, model_path: str = "",
+        n_bytes: int = 0, model_path: str = "", drafter_types: Collection[int] = (),
         on_event: OnEvent = _ignore_event,
     ) -> protocol.DevicesListed:  # fmt: skip
         """Return the usable GPUs and the kernel speeds; `protocol.ListDevices` describes the arguments."""
@@ -247,6 +247,7 @@ class EngineClient:
             n_weights=n_weights or {},
             n_bytes=n_bytes,
             model_path=model_path,
+            drafter_types=list(drafter_types),
         )
         return self._call(request, protocol.DevicesListed, on_event)
 

@@ -95,6 +95,13 @@ class ModelInspector:
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress) or speeds
         demand = Demand(types=tuple(sorted(request.n_weights)), n_bytes=request.n_bytes)
         gpu_verdicts = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand, request.model_path)
+        if request.drafter_types and any(verdict.is_usable for _, verdict in gpu_verdicts):
+            demand = Demand(types=tuple(request.drafter_types))
+            later = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand, request.model_path)
+            # A device that could not be tested now is still right for the model.
+            states = {verdict.status for _, verdict in later}
+            states |= {device.status for _, verdict in later for device in verdict.devices}
+            gpu_verdicts = gpu_verdicts if "untested" in states else later
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
             f"{gpu.name}: {verdict.reason}"

@@ -79,6 +79,9 @@ class ListDevices(Request, frozen=True):
     than the CPU with them, to be listed."""
     n_bytes: int = 0
     """GPU memory that the model would take if all of it was on the GPU; a test allocates it."""
+    drafter_types: list[int] = []
+    """Weight types of the model drafter, as ggml's numbers, which are tested after those of the model. They decide only
+    whether the drafter may be placed on a GPU (`gpu_probe.find_type_problem`)."""
 
 
 class ListQuantTypes(Request, frozen=True):

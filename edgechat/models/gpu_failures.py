@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, ModelCrashError
+from edgechat.hardware.gpu import Gpu
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import EXIT_STALLED
 from edgechat.runtime import drafter_crashes
@@ -67,6 +72,21 @@ def is_gpu_refused(plan: LoadPlan) -> bool:
         return gpu_probe.is_refused(bundle, plan.gpu_module, [gpu.device for gpu in plan.gpus], types)
     except EdgechatError:  # the bundle or the file may have been removed; loading the model reports the error
         return False
+
+
+def check_drafter(drafter: DrafterChoice, gpus: Sequence[Gpu]) -> DrafterChoice:
+    """Return a drafter with the reason why plans must not place it on `gpus`, if they failed with its weight types.
+
+    Heads in the file of the model itself were tested with the model.
+    """
+    if drafter.profile is None or drafter.kind == "mtp" or not gpus:
+        return drafter
+    devices = [(gpu.module, gpu.device) for gpu in gpus]
+    try:
+        problem = gpu_probe.find_type_problem(find_bundle(), devices, list_matrix_types(drafter.profile))
+    except EdgechatError:  # the bundle may have been removed; loading the model reports the error
+        return drafter
+    return msgspec.structs.replace(drafter, gpu_problem=problem)
 
 
 def list_matrix_types(profile: ModelProfile) -> tuple[int, ...]:

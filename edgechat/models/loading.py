@@ -23,7 +23,13 @@ from edgechat.modelfile.split import read_header
 from edgechat.models import context_limits, observed_memory
 from edgechat.models.draft_models import choose_drafter
 from edgechat.models.events import LoadCallback, ModelLoadProgressed
-from edgechat.models.gpu_failures import is_gpu_refused, may_be_gpu_failure, record_gpu_failure
+from edgechat.models.gpu_failures import (
+    check_drafter,
+    is_gpu_refused,
+    list_matrix_types,
+    may_be_gpu_failure,
+    record_gpu_failure,
+)
 from edgechat.models.load_records import record_memory_kill, register_loaded_model
 from edgechat.models.resources import current_machine, load_measured_speeds, load_saved_gpus, save_gpus
 from edgechat.planner.drafter_choice import DrafterChoice
@@ -70,8 +76,9 @@ def load_model(
     engine.start()  # `start` does not wait until the engine process is ready
     start_renderer()
     bundle = find_bundle()
-    gpus, warnings = _find_gpus(engine, profile, settings, bundle, on_event)
     drafter = choose_drafter(profile, settings)
+    gpus, warnings = _find_gpus(engine, profile, settings, bundle, on_event, drafter)
+    drafter = check_drafter(drafter, gpus)
     with _append_to_plan_error(warnings):  # the model may fit on a GPU that is not used
         machine, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
     warnings += bundle.warnings
@@ -151,7 +158,7 @@ def reload_model(
         is_refused = failed_plan.options.uses_gpu and is_gpu_refused(failed_plan)
         gpus = () if is_refused else failed_plan.gpus
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
-    drafter = choose_drafter(profile, settings)
+    drafter = check_drafter(choose_drafter(profile, settings), gpus)
     _, load_plan = _plan_in_free_memory(engine, profile, settings, gpus, free_memory, drafter)
     model_properties = _load(engine, profile, load_plan, lambda event: None)
     register_loaded_model(engine, load_plan)
@@ -180,9 +187,13 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile, gpus: Sequ
 
 
 def _find_gpus(
-    engine: EngineClient, profile: ModelProfile, settings: Settings, bundle: Bundle, on_event: LoadCallback
-) -> tuple[list[Gpu], list[str]]:
-    """Return the GPUs that work with this model, and warnings about others; without a GPU, ask no engine."""
+    engine: EngineClient, profile: ModelProfile, settings: Settings, bundle: Bundle, on_event: LoadCallback,
+    drafter: DrafterChoice,
+) -> tuple[list[Gpu], list[str]]:  # fmt: skip
+    """Return the GPUs that work with this model, and warnings about others; without a GPU, ask no engine.
+
+    They are also tested with the weights of `drafter`, if it is in a file of its own.
+    """
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     earlier_gpus = load_saved_gpus()
@@ -190,6 +201,7 @@ def _find_gpus(
         return [], []
     devices = engine.list_devices(
         benchmark=False, n_weights=count_weights(profile), n_bytes=profile.tensor_bytes, model_path=profile.path,
+        drafter_types=list_matrix_types(drafter.profile) if drafter.profile is not None else (),
         on_event=lambda event: _forward_progress(event, on_event),
     )  # fmt: skip
     save_gpus(devices.gpus)

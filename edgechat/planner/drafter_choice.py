@@ -48,6 +48,8 @@ class DrafterChoice(msgspec.Struct, frozen=True, kw_only=True):
     """True if the user named the drafter: it may take all free memory, and its absence is a concession."""
     refusal: str = ""
     """Why the drafter that the user named is not used, as a clause; "" if it is used, or if the user named none."""
+    gpu_problem: str = ""
+    """Why the drafter must not be placed on the GPUs, as a sentence without a full stop; "" if it may."""
     fallback: DrafterChoice | None = None
     """Heads of the model itself, which are used if a drafter that the user named has no room."""
 
@@ -122,6 +124,8 @@ def _add_one_drafter(
     if target.n_state_layers and not options.n_rs_seq:
         reason = f"{choice.name} is not used, because no memory is left for copies of recurrent states"
         return AddedDrafter(None, reason, _make_concession(choice))
+    if choice.gpu_problem and options.n_gpu_layers:
+        return AddedDrafter(None, f"{choice.name} is left out: {choice.gpu_problem}")
     plan = estimate_drafter(choice.kind, choice.profile, target, options)
     if has_concessions:
         reason = f"{choice.name} needs {format_size(plan.total)}, and the model itself does not have enough memory"

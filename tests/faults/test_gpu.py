@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
@@ -490,6 +491,26 @@ def test_reply_continues_after_a_crash_while_a_draft_is_computed_on_the_gpu(
     assert turn.last.reply.stats.completion_tokens == 60
     assert session.model.plan.drafter is not None, "the GPU is to blame, not the drafter"
     assert n_gpu_layers(open_session(settings, target)) == 0
+
+
+def test_draft_model_whose_weights_crashed_the_test_of_the_gpu_is_left_out(
+    open_session: OpenSession, tmp_path: Path
+) -> None:
+    target, small = make_llama(n_layer=4).write(tmp_path / "target.gguf"), make_llama(seed=1)
+    name = "blk.0.ffn_up.weight"
+    small.tensors[name] = small.tensors[name].astype(np.float16)
+    settings = Settings(n_ctx=1024, draft_model=str(small.write(tmp_path / "draft.gguf")))
+    session = open_session(settings, target)
+    assert session.model.plan is not None
+    assert session.model.plan.drafter is not None
+    fail_types(F16)
+    session = open_session(settings, target)
+    assert n_gpu_layers(session) > 0
+    assert session.model.plan is not None
+    assert session.model.plan.drafter is None
+    [warning] = session.warnings
+    start = "Decoding without the drafter: draft is left out: a scripted GPU is not used for a model with F16 weights"
+    assert warning.startswith(start)
 
 
 def fail_types(*types: int) -> None:

@@ -182,6 +182,23 @@ def is_refused(bundle: Bundle, module_path: str, devices: Collection[str], types
     )  # fmt: skip
 
 
+def find_type_problem(bundle: Bundle, devices: Collection[tuple[str, str]], types: Collection[int]) -> str:
+    """Return why weights of `types` must not be placed on one of `devices`, as a sentence; "" if they may.
+
+    Each device is the path of its module and its name. Only saved verdicts are read; what has none is not tested.
+    """
+    for module_path, name in devices:
+        found = [
+            (m, verdicts.load_verdict(gpu_absence.compute_key(bundle, m))) for m in _list_modules(bundle, module_path)
+        ]
+        results = [(module, verdict) for module, verdict in found if verdict is not None]
+        if name not in find_usable_devices(results):
+            return f"{name} is not used, because it is not tested"
+        if problem := find_failed_devices(results, types).get(name):
+            return problem
+    return ""
+
+
 def _list_modules(bundle: Bundle, module_path: str) -> list[BackendModule]:
     """Return the GPU module at `module_path`; all GPU modules if that is ""."""
     return [module for module in bundle.gpu_modules if module_path in {"", module.path}]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from edgechat.engine import inspector, protocol
 from edgechat.engine.inspector import ModelInspector
@@ -16,9 +17,10 @@ from edgechat.hardware.gpu import Gpu
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime import bindings
-from edgechat.runtime.backends import gpu_probe, probe
+from edgechat.runtime.backends import gpu_probe, kernel_benchmark, probe
 from edgechat.runtime.backends.bundle import BackendModule
-from edgechat.runtime.backends.verdicts import DeviceVerdict, Verdict
+from edgechat.runtime.backends.gpu_device_test import Demand
+from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
 
 NAMES = ("Vulkan0", "Vulkan1", "Vulkan2")
 
@@ -77,6 +79,30 @@ def test_load_on_a_gpu_that_is_refused_or_missing_is_an_error(excluded: list[str
     plan = make_manual_plan("m.gguf", n_threads=1, n_ctx=64, n_gpu_layers=9, gpus=gpus)
     with pytest.raises(PlanError, match="The GPU Vulkan2 cannot be used any more"):
         server._load(protocol.Load(id=1, plan=plan))
+
+
+def test_weights_of_the_drafter_are_tested_after_those_of_the_model(
+    excluded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demands: list[tuple[int, ...] | None] = []
+    module = BackendModule("vulkan", "/bundle/libggml-vulkan.so")
+    device = DeviceVerdict(name="Vulkan0", description="GPU", kind="discrete", status="passed", reason="", types=(2,))
+
+    def check(_bundle: object, _module: object, _report: object, demand: Demand, *_: object) -> Any:
+        demands.append(demand.types)
+        if demand.types == (3,):  # the driver crashes with this type
+            failed = (FailedType(3, "crashed"),)
+            return [(module, Verdict("vulkan", "passed", "", devices=(structs.replace(device, failed_types=failed),)))]
+        return [(module, Verdict("vulkan", "passed", "", devices=(device,)))]
+
+    monkeypatch.setattr(gpu_probe, "check_gpu_modules", check)
+    monkeypatch.setattr(kernel_benchmark, "load_speeds", lambda *_: None)
+    monkeypatch.setattr(inspector, "list_gpus", lambda *_: [Gpu(name="GPU", total_bytes=1, free_bytes=1)])
+    request = protocol.ListDevices(id=1, n_weights={2: 1}, drafter_types=[3])
+    listed: Any = ModelInspector(lambda event: None).execute(request)
+    assert demands[:2] == [(2,), (3,)]
+    assert listed.problems == []
+    assert "Vulkan0" not in excluded, "the model itself can use the GPU"
 
 
 def test_load_names_the_gpus_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:

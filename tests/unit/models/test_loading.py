@@ -14,13 +14,14 @@ from edgechat.engine import protocol
 from edgechat.errors import EngineDiedError, EngineError, PlanError
 from edgechat.hardware.gpu import Gpu
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.models import context_limits, instances, load_records, loading, observed_memory
+from edgechat.models import context_limits, gpu_failures, instances, load_records, loading, observed_memory
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.plan import plan
 from edgechat.runtime import drafter_crashes
+from edgechat.runtime.backends import gpu_probe
 from tests.unit.planner.profiles import GIB, llama, machine, with_heads
 
 MIB = 1 << 20
@@ -175,6 +176,47 @@ def test_memory_of_a_plan_is_measured_on_its_gpus(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(loading, "current_machine", lambda *_: full)
     load(engine)
     assert {tuple(request.devices) for request in requests} == {("Vulkan1",)}
+
+
+def test_the_gpu_is_tested_with_the_weights_of_the_drafter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the model is loaded again, without a test."""
+    small = llama(GIB // 8, path="small.gguf")
+    choice = DrafterChoice(kind="draft-model", name="small", profile=small, reason="chosen by the user")
+    problem = "GPU is not used, because it is not tested yet with Q4_1 weights"
+    gpus = [Gpu(name="GPU", total_bytes=64 * GIB, free_bytes=64 * GIB, device="Vulkan1", module="/vulkan.so")]
+    engine: Any = DyingEngine(64 * GIB, 0)
+    asked: list[Any] = []
+
+    def list_devices(**arguments: Any) -> Any:
+        asked.append(arguments["drafter_types"])
+        return SimpleNamespace(gpus=gpus, problems=[])
+
+    def find_type_problem(_bundle: object, devices: object, types: object) -> str:
+        asked.append((devices, types))
+        return problem
+
+    engine.list_devices = list_devices
+    monkeypatch.setattr(loading, "find_bundle", lambda: SimpleNamespace(gpu_modules=("vulkan",), warnings=[]))
+    monkeypatch.setattr(loading, "choose_drafter", lambda *_: choice)
+    monkeypatch.setattr(loading, "current_machine", lambda *_: machine(
+        64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB, gpus=tuple(gpus)
+    ))  # fmt: skip
+    monkeypatch.setattr(loading, "load_saved_gpus", lambda: gpus)
+    monkeypatch.setattr(gpu_failures, "find_bundle", lambda: None)
+    monkeypatch.setattr(gpu_probe, "find_type_problem", find_type_problem)
+    monkeypatch.setattr(loading, "read_header", lambda path: None)
+    monkeypatch.setattr(loading, "is_gpu_refused", lambda plan: False)
+    target = llama()
+    monkeypatch.setattr(ModelProfile, "from_header", lambda header: target)
+    load_plan, _, _ = loading.load_model(engine, target, Settings(), lambda event: None, lambda: None)
+    types = gpu_failures.list_matrix_types(small)
+    assert types
+    assert asked == [types, ([("/vulkan.so", "Vulkan1")], types)]
+    assert load_plan.options.n_gpu_layers
+    assert load_plan.drafter is None
+    assert problem in load_plan.reasons["drafter"]
+    new_plan, _ = loading.reload_model(engine, load_plan, Settings())
+    assert (bool(new_plan.options.n_gpu_layers), new_plan.drafter) == (True, None)
 
 
 def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:

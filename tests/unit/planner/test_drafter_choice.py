@@ -207,6 +207,19 @@ def test_either_memory_can_be_too_small_for_a_drafter(cpu: int, gpu: int, name: 
     assert shared.divide(2) == RemainingMemory(64 * MIB, 32 * GIB, is_unified=True)
 
 
+def test_a_drafter_whose_weights_the_gpu_must_not_compute_drafts_only_on_the_cpu() -> None:
+    choice = DrafterChoice(
+        kind="draft-model", name="small", profile=llama(GIB // 8), reason="chosen by the user", is_required=True,
+        gpu_problem="GPU is not used for a model with Q4_1 weights",
+    )  # fmt: skip
+    on_gpu = plan(llama(), machine(64 * GIB, gpu_name="GPU", gpu_free_bytes=64 * GIB), drafter=choice)
+    assert on_gpu.options.n_gpu_layers
+    assert on_gpu.drafter is None
+    assert on_gpu.reasons["draft_model"] == "small is left out: GPU is not used for a model with Q4_1 weights"
+    assert on_gpu.concessions == ()  # more memory would not help
+    assert plan(llama(), machine(64 * GIB), drafter=choice).drafter is not None
+
+
 def test_plans_after_memory_ran_out_start_without_the_drafter() -> None:
     first = plan(llama(), machine(64 * GIB), drafter=large_draft_model())
     assert first.drafter is not None

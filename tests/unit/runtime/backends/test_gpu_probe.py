@@ -510,6 +510,22 @@ def test_type_that_fails_refuses_only_models_with_it(
     assert gpu_speeds.list_unmeasured_types(device, (Q4_0, Q6_K)) == [Q4_0, Q6_K]
 
 
+def test_a_drafter_is_refused_for_types_that_failed_or_were_not_tested(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "run_child", Products({Q4_K: CRASHED}).run_child)
+    devices = [(bundle.gpu_modules[0].path, "Vulkan0")]
+    assert gpu_probe.find_type_problem(bundle, devices, {Q4_0}) == "Vulkan0 is not used, because it is not tested"
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_0,)))
+    assert gpu_probe.find_type_problem(bundle, devices, {Q4_0}) == ""
+    untested = "Graphics 0 is not used, because it is not tested yet with Q4_K weights"
+    assert gpu_probe.find_type_problem(bundle, devices, {Q4_0, Q4_K}) == untested
+    gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(types=(Q4_K,)))
+    failed = "Graphics 0 is not used for a model with Q4_K weights, because its test crashed with SIGSEGV"
+    assert gpu_probe.find_type_problem(bundle, devices, {Q4_0, Q4_K}).startswith(failed)
+    assert gpu_probe.find_type_problem(bundle, devices, {Q4_0}) == ""
+
+
 def test_a_test_since_the_load_can_refuse_the_gpu_of_a_plan(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     devices, module = Devices(PASSED, PASSED), bundle.gpu_modules[0].path
 
