@@ -123,9 +123,11 @@ def more_parts(scratch: Path) -> Iterator[contents.Part]:
     # PyInstaller's list of collected files: (target, source, kind) tuples in an undocumented format.
     (collected,) = (scratch / "work").rglob("COLLECT-00.toc")
     files = [Path(source) for _, source, kind in ast.literal_eval(collected.read_text("utf-8"))[0] if kind == "BINARY"]
-    scratch_dir, python_dir = scratch.resolve(), Path(sys.base_prefix).resolve()
+    # Not all of the directory where Python is installed: it can be /usr.
+    parts_of_python = [library, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    listed = [scratch.resolve(), *(path.resolve() for path in parts_of_python)]
     for file in sorted({file.resolve() for file in files}):
-        if not file.is_relative_to(scratch_dir) and not file.is_relative_to(python_dir):
+        if not any(file.is_relative_to(path) for path in listed):
             yield system_library(file)
 
 
