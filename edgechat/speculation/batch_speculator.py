@@ -96,7 +96,8 @@ class BatchSpeculator:
             return False
         candidates = [member.speculator.make_candidate(member.max_tokens) for member in members]
         choice = model.choose(
-            candidates, costs, depth, other_gain=gain, max_cost=max_cost, reserve=_RESERVED_BUDGET
+            candidates, costs, depth, other_gain=gain, max_cost=max_cost, reserve=_RESERVED_BUDGET,
+            max_trial_cost=1 + min(member.speculator.budget.remaining_for_trial for member in members),
         )  # fmt: skip
         if choice is None:
             return False

@@ -85,18 +85,19 @@ class ModelSource:
 
     def choose(
         self, candidates: Sequence[ModelCandidate], costs: StepCosts, depth: int, *, other_gain: float, max_cost: float,
-        reserve: float = 0.0,
+        max_trial_cost: float, reserve: float = 0.0,
     ) -> ModelChoice | None:  # fmt: skip
         """Choose how many tokens to ask for; return None if no draft of the model is worth its time now.
 
         `costs` are those of steps for as many sequences as there are `candidates`: a step of size 1 has one token of
         each. `other_gain` is the expected gain of the best other draft. The draft and its step must cost at most
         `max_cost` even if all tokens are rejected, less `reserve` if a sequence is not expected to gain from the step.
-        Occasionally returns a trial, to learn whether the model pays now.
+        Occasionally returns a trial, to learn whether the model pays now; it costs at most `max_trial_cost`.
         """
         if self._has_failed or self.is_asleep:
             return None
-        if self._n_skipped_steps and not self.profile.schedule.is_due:
+        is_trial_due = self.profile.schedule.is_due and max_trial_cost > 1.0
+        if self._n_skipped_steps and not is_trial_due:
             self._n_skipped_steps -= 1
             return None
         windows = [self._drafter.find_window(c.seq) if c.max_tokens > 0 else NO_WINDOW for c in candidates]
@@ -109,18 +110,18 @@ class ModelSource:
             return best._replace(pays=True)
         if best.gain <= MIN_MODEL_GAIN:
             self._n_skipped_steps = _N_SKIPPED_STEPS
-        if not self.profile.schedule.is_due or other_gain > 1.0:
+        trial = find_best(max_cost=max_trial_cost) if is_trial_due and other_gain <= 1.0 else None
+        if trial is None:
             return None
-        rate = sum(c.calibration.estimate_accepted(1)[1] for c in candidates)
         optimistic = find_best(max_cost=_UNLIMITED_COST, is_optimistic=True)
-        return best if self._allows_trial(rate, optimistic) else None
+        return trial if self._allows_trial(candidates, optimistic) else None
 
-    def _allows_trial(self, rate: float, optimistic: ModelChoice | None) -> bool:
+    def _allows_trial(self, candidates: Sequence[ModelCandidate], optimistic: ModelChoice | None) -> bool:
         """Return whether the trial begins or continues; end it if its last draft was rejected and there is no hope.
 
-        `rate` is the estimated acceptance rate of a token, added up over the sequences. `optimistic` is the best choice
-        with higher rates.
+        `optimistic` is the best choice with higher acceptance rates.
         """
+        rate = sum(c.calibration.estimate_accepted(1)[1] for c in candidates)
         schedule = self.profile.schedule
         has_hope = optimistic is not None and optimistic.gain > MIN_MODEL_GAIN
         if schedule.n_trial_drafts and rate <= self._trial_rate and not has_hope:

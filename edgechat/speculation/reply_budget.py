@@ -9,6 +9,9 @@ from typing import Final
 # decoding, if the costs are right.
 _LOSS_SHARE: Final = 0.025
 _MIN_TOKENS: Final = 100
+_INITIAL_BUDGET: Final = _LOSS_SHARE * _MIN_TOKENS
+# Number of tokens that a reply without gains must have before the trial of a model.
+_MIN_TRIAL_TOKENS: Final = 48
 # Gains that later losses may use up, in steps of one token. Without a limit, a long repetitive text would pay for
 # useless drafts in thousands of following tokens.
 _MAX_SAVINGS: Final = 64.0
@@ -30,6 +33,19 @@ class ReplyBudget:
     def remaining(self) -> float:
         """Loss that the next draft may cause, in decode steps of one token; never negative."""
         return max(0.0, self._balance + _LOSS_SHARE * max(self._n_tokens, _MIN_TOKENS))
+
+    @property
+    def remaining_for_trial(self) -> float:
+        """Loss that a trial of a model may cause, in decode steps of one token.
+
+        A trial that uses up the budget ends the drafts from texts, too. So it may only use a few steps of what these
+        have gained, or, if they have gained nothing in many tokens, the budget; half of a large budget is left to them.
+        """
+        if self._balance > 0:
+            return min(self._balance, _INITIAL_BUDGET)
+        if self._n_tokens < _MIN_TRIAL_TOKENS:
+            return 0.0
+        return max(min(self.remaining, _INITIAL_BUDGET), self.remaining / 2)
 
     @property
     def gain(self) -> float:

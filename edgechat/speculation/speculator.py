@@ -121,7 +121,10 @@ class Speculator:
         n_tokens, gain, self._draft = self._choose_text_draft(max_length, depth, max_cost)
         if self.model is not None and max_length > 0 and not costs.needs_single_step:
             candidate = self.make_candidate(max_length)
-            choice = self.model.choose([candidate], costs, depth, other_gain=gain, max_cost=max_cost)
+            choice = self.model.choose(
+                [candidate], costs, depth, other_gain=gain, max_cost=max_cost,
+                max_trial_cost=1 + self.budget.remaining_for_trial,
+            )  # fmt: skip
             if choice is not None:
                 drafts = self.model.draft(choice, [candidate], costs, depth)
                 self.set_model_draft(drafts.get(self.seq), choice.n_tokens, self.model.draft_s)

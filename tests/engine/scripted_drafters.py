@@ -77,7 +77,7 @@ class EagerSource(ModelSource):
 
     def choose(self, candidates: Sequence[Any], costs: Any, depth: int, **_options: float) -> Any:
         self.profile.schedule.interval = 0
-        return super().choose(candidates, costs, depth, other_gain=1.0, max_cost=1e6)
+        return super().choose(candidates, costs, depth, other_gain=1.0, max_cost=1e6, max_trial_cost=1e6)
 
 
 def make_source(drafter: ScriptedDrafter, on_failure: Callable[[str], None] = lambda _message: None) -> ModelSource:

@@ -9,10 +9,11 @@ import pytest
 
 from edgechat.draft_request import TextWindow
 from edgechat.speculation.calibration import CalibrationCounts
-from edgechat.speculation.drafter import FROM_MODEL
+from edgechat.speculation.drafter import FROM_MODEL, NO_DRAFT, Draft
 from edgechat.speculation.trial_schedule import TrialSchedule
+from tests.unit.speculation import replies
 from tests.unit.speculation.costs import STAIRCASE
-from tests.unit.speculation.replies import IsRight, Replay
+from tests.unit.speculation.replies import IsRight, Replay, ScriptedText
 
 
 def test_drafts_that_are_not_possible_do_not_count_as_rejected() -> None:
@@ -171,7 +172,27 @@ def test_trials_without_hope_slow_down_few_replies(share: float) -> None:
 def test_drafter_that_was_wrong_first_is_used_later(seed: int) -> None:
     rng, n_replies = random.Random(seed), 0
     replay = make_measured_replay(_MEDIUM_SLOPE, lambda _position: n_replies > 1 and rng.random() < 0.95)
-    for _ in range(60):
+    for _ in range(80):
         replay.run(100)
         n_replies += 1
     assert sum(replay.costs_of_replies[-20:]) / 20 < 0.9
+
+
+def test_trial_does_not_end_the_drafts_from_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tokens of each reply do not repeat, so that a trial could use the budget before the texts do."""
+
+    class RepeatingText(ScriptedText):
+        def draft(self, max_tokens: int) -> Draft:
+            return super().draft(max_tokens) if self.reader.position % 24 >= 4 else NO_DRAFT
+
+    monkeypatch.setattr(replies, "ScriptedText", RepeatingText)
+    replay = Replay(STAIRCASE)
+    replay.add_model(lambda _position: False, step_cost=0.3, token_cost=0.05)
+    replay.reader.reply, replay.reader.position = [1] * 100, 10
+    assert replay.source is not None
+    replay.source.measure({0: 1})
+    for _ in range(20):
+        replay.run(100, [(lambda _position: True, 30)])
+    assert replay.profile.schedule.interval > TrialSchedule().interval  # trials were made
+    fastest = min(replay.costs_of_replies)
+    assert max(replay.costs_of_replies) < fastest + 0.05  # 1.02 if a trial used the whole budget first

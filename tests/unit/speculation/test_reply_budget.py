@@ -31,6 +31,23 @@ def test_gains_can_be_lost_again_up_to_a_limit() -> None:
     assert budget.gain == 64.0
 
 
+def test_trial_uses_gains_or_the_budget_of_a_reply_that_has_gained_nothing() -> None:
+    budget = ReplyBudget()
+    assert budget.remaining_for_trial == 0.0
+    budget.record(2, 1.5)
+    assert budget.remaining_for_trial == pytest.approx(0.5)
+    budget.record(20, 3.0)
+    assert budget.remaining_for_trial == pytest.approx(2.5)
+    budget = ReplyBudget()
+    budget.record(1, 1.5)
+    for _ in range(50):
+        budget.record(1, 1.0)
+    assert budget.remaining_for_trial == pytest.approx(2.0)
+    for _ in range(1000):
+        budget.record(1, 1.0)
+    assert budget.remaining_for_trial == pytest.approx(budget.remaining / 2)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_steps_within_the_budget_keep_the_law(seed: int) -> None:
     rng, budget, n_tokens, cost = random.Random(seed), ReplyBudget(), 0, 0.0
