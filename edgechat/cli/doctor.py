@@ -107,7 +107,7 @@ def diagnose(*, shows_prompts: bool = True, max_gpu_test_s: float = MAX_TEST_S) 
     cpu, memory = profile.cpu, profile.memory
     settings, problems = config.load()
     cards = list_graphics_cards()
-    backends, bundle, problem = _test_backends(max_gpu_test_s)
+    backends, bundle, problem = _test_backends(max_gpu_test_s if settings.gpu else None)
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -153,7 +153,8 @@ def _make_bundle_object(bundle: Bundle) -> dict[str, Any]:
     return fields | {"left_out": bundle.warnings}
 
 
-def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], Bundle | None, str]:
+def _test_backends(max_gpu_test_s: float | None) -> tuple[list[dict[str, Any]], Bundle | None, str]:
+    """Return the tested backends, the bundle, and a problem; without `max_gpu_test_s`, no driver of a GPU is run."""
     from edgechat.runtime.backends.bundle import find_bundle
     from edgechat.runtime.backends.probe import check_cpu_modules
 
@@ -168,7 +169,7 @@ def _test_backends(max_gpu_test_s: float) -> tuple[list[dict[str, Any]], Bundle 
         with status.announce_wait(), status.show_elapsed():
             results = list(check_cpu_modules(bundle, status.show))
             cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
-            if cpu_module is not None:
+            if cpu_module is not None and max_gpu_test_s is not None:
                 results += check_gpus(bundle, cpu_module, status, max_gpu_test_s)
     finally:
         status.clear()

@@ -67,7 +67,7 @@ def describe_gpu_setup(bundle: Bundle | None, cards: list[str], *, is_enabled: b
     if bundle is None:
         return ""
     if not is_enabled:
-        return "not used, because the setting `gpu` is false"
+        return "not tested and not used, because the setting `gpu` is false"
     if bundle.gpu_modules:
         return ""
     packages = sorted({"edgechat-cuda" if card.startswith("NVIDIA") else "edgechat-vulkan" for card in cards})

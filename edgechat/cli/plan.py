@@ -217,10 +217,12 @@ def _find_gpus(engine: EngineClient, candidates: list[Candidate], status: Stderr
     for candidate in candidates:
         for type_id, count in count_weights(candidate.profile).items():
             n_weights[type_id] = n_weights.get(type_id, 0) + count
-    devices = engine.list_devices(
-        benchmark=False, n_weights=n_weights,
-        on_event=lambda event: status.show(event.message) if isinstance(event, protocol.BackendTesting) else None,
-    )  # fmt: skip
+    # A driver can compile a kernel for seconds to minutes.
+    with status.announce_wait(), status.show_elapsed():
+        devices = engine.list_devices(
+            benchmark=False, n_weights=n_weights,
+            on_event=lambda event: status.show(event.message) if isinstance(event, protocol.BackendTesting) else None,
+        )  # fmt: skip
     save_gpus(devices.gpus)
     for reason in devices.slow_gpus:
         status.note(reason)

@@ -69,7 +69,7 @@ def _explain_gpu(profile: ModelProfile, machine: Machine, options: LoadOptions, 
         if profile.is_embedding:
             cause = "embedding models use the CPU"
         return f"{machine.gpu_name} is not used: {speeds_text or cause}"
-    return f"{text}; {speeds_text}" if speeds_text else text
+    return f"{text}; {speeds_text or 'its speed with this model was not measured'}"
 
 
 def _explain_mapping(memory: MemoryEstimate) -> str:

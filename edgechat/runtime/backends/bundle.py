@@ -99,9 +99,11 @@ def find_bundle() -> Bundle:
     try:
         manifest = _read_manifest(directory)
     except (OSError, msgspec.MsgspecError) as error:
-        raise RuntimeLoadError(
-            f"Cannot find a native bundle in {directory} ({format_reason(error)}). {INSTALL_HINT}"
-        ) from error
+        where, hint = f"in {directory}", INSTALL_HINT
+        if override_dir:
+            where += ", which the environment variable EDGECHAT_NATIVE_DIR names"
+            hint = "Correct or unset the variable."
+        raise RuntimeLoadError(f"Cannot find a native bundle {where} ({format_reason(error)}). {hint}") from error
     modules = _list_modules(directory, manifest.files)
     gpu_package_modules, package_messages = _find_gpu_package_modules(manifest.llama_cpp_commit)
     return Bundle(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from edgechat.cli.doctor import _make_backend_object
+from edgechat.cli.doctor import _make_backend_object, diagnose
 from edgechat.cli.doctor_gpus import check_gpus, describe_device, describe_gpu_setup
 from edgechat.cli.progress import StderrStatus
 from edgechat.runtime.backends import gpu_type_tests
@@ -53,6 +53,7 @@ def test_device_names_the_types_that_failed_and_those_that_were_not_measured() -
     assert "; all other weight types tested; not used" in describe(device)
 
 
+TURNED_OFF = "not tested and not used, because the setting `gpu` is false"
 MODULE = BackendModule("vulkan", "/v.so")
 BUNDLE = Bundle(
     directory="/", build_id="1", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=(),
@@ -134,7 +135,7 @@ def test_missing_gpu_module_is_reported_with_what_to_do(cards: list[str], start:
     note = describe_gpu_setup(bundle, cards, is_enabled=True)
     assert note == f"{start}no matching GPU module is installed, {advice}"
     assert describe_gpu_setup(BUNDLE, cards, is_enabled=True) == ""
-    assert describe_gpu_setup(BUNDLE, cards, is_enabled=False) == "not used, because the setting `gpu` is false"
+    assert describe_gpu_setup(BUNDLE, cards, is_enabled=False) == TURNED_OFF
     assert describe_gpu_setup(None, cards, is_enabled=True) == ""
 
 
@@ -143,3 +144,29 @@ def test_doctor_shows_that_no_gpu_module_is_installed(cli: Cli) -> None:
     [line] = [line for line in cli("doctor").stdout.splitlines() if line.startswith("GPU ")]
     assert "no GPU module is installed" in line
     assert json.loads(cli("doctor", "--json").stdout)["gpu_note"] == line.partition(" ")[2].strip()
+
+
+@pytest.mark.usefixtures("warm")
+def test_no_driver_is_run_if_gpus_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def check(*_arguments: object) -> list[object]:
+        checked.append(1)
+        return []
+
+    monkeypatch.setattr("edgechat.cli.doctor.check_gpus", check)
+    monkeypatch.setenv("EDGECHAT_GPU", "false")
+    diagnosis = diagnose()
+    assert (checked, diagnosis["gpu_note"]) == ([], TURNED_OFF)
+    monkeypatch.setenv("EDGECHAT_GPU", "true")
+    assert diagnose()["gpu_note"] != TURNED_OFF
+    assert checked == [1]
+
+
+def test_wrong_directory_in_the_environment_is_named_with_its_variable(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECHAT_NATIVE_DIR", "/none")
+    done = cli("doctor")
+    assert done.returncode == 4
+    assert "in /none, which the environment variable EDGECHAT_NATIVE_DIR names (" in done.stdout

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from edgechat.cli.plan import _find_gpus
+from edgechat.cli.progress import StderrStatus
 from edgechat.humanize import format_size
 from tests.conftest import Cli
 from tests.draft_models import make_llama, make_qwen35
@@ -200,3 +203,16 @@ def test_draft_model_is_planned_and_explained(cli: Cli, tmp_path: Path) -> None:
     assert "qwen3.5-4b:Q4_K_M decodes without the drafter: its file is not installed." in absent.stderr
     unknown = cli("plan", str(target), "--draft-model", "no-such-model", "--no-measure")
     assert (unknown.returncode, "no-such-model" in unknown.stderr) == (3, True)
+
+
+def test_time_of_the_measurement_of_a_gpu_is_shown() -> None:
+    """A driver can compile kernels for a minute without an event."""
+    status, shown = StderrStatus(), []
+
+    class Engine:
+        def list_devices(self, **_arguments: object) -> SimpleNamespace:
+            shown.append(status._elapsed_started_at is not None)
+            return SimpleNamespace(gpus=[], slow_gpus=[])
+
+    _find_gpus(cast("Any", Engine()), [], status)
+    assert shown == [True]

@@ -236,6 +236,12 @@ def test_reason_says_why_a_measured_gpu_is_not_used() -> None:
 def test_reason_says_that_no_layer_fits_on_an_unmeasured_gpu() -> None:
     resources = machine(64 * GIB, gpu_free_bytes=1 << 20, gpu_name="a GPU")
     reason = plan(PROFILE, resources).reasons["n_gpu_layers"]
+    words = "; its speed with this model was not measured"
+    assert (
+        plan(PROFILE, machine(64 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a GPU"))
+        .reasons["n_gpu_layers"]
+        .endswith(words)
+    )
     assert reason == "a GPU is not used: no layer of the model fits into the 1 MB of memory that are free for it"
 
 
