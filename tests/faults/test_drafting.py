@@ -20,7 +20,7 @@ from edgechat.errors import EngineDiedError
 from edgechat.planner.drafter_plan import DrafterKind
 from edgechat.store import open_store
 from tests.conftest import Cli, edgechat_command
-from tests.draft_models import make_llama, turn_into_chain
+from tests.draft_models import make_llama, make_qwen35, turn_into_chain
 from tests.engine.chats import OpenChat
 from tests.engine.test_model_drafter import DRAFTERS, write_pair
 from tests.faults import drafter_faults
@@ -70,6 +70,16 @@ def test_crash_while_a_drafter_is_opened_ends_no_reply(ask: Ask, *, is_full: boo
     assert "when it opened the drafter" in reply.stderr
     if not is_full:
         assert ask("", "--draft-model", "off").stdout == reply.stdout
+
+
+@pytest.mark.parametrize("what", ["MemoryError", f"{signal.SIGABRT:d}"])
+def test_own_heads_replace_a_named_drafter_that_cannot_be_opened(ask: Ask, tmp_path: Path, what: str) -> None:
+    hybrid = make_qwen35().write(tmp_path / "hybrid.gguf")
+    reply = ask(f"open {what}", "-m", str(hybrid), "--json")
+    assert reply.returncode == 0, reply.stderr
+    assert reply.stderr.count("Drafting with the MTP heads of the model, not with the named drafter: ") == 1
+    fields = json.loads(reply.stdout)
+    assert (fields["drafter"], bool(fields["drafter_refusal"])) == ("mtp", True)
 
 
 def test_killed_engine_blames_no_drafter(ask: Ask) -> None:
