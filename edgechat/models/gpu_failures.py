@@ -14,6 +14,7 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.planner.drafter_choice import DrafterChoice
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.machine import Machine
 from edgechat.process import EXIT_STALLED
 from edgechat.runtime import drafter_crashes
 from edgechat.runtime.backends import gpu_probe
@@ -66,12 +67,23 @@ def is_gpu_refused(plan: LoadPlan) -> bool:
     """
     try:
         bundle = find_bundle()
-        if gpu_probe.is_distrusted(bundle, plan.model_path, plan.gpu_module):
+        if gpu_probe.find_distrust(bundle, plan.model_path, plan.gpu_module):
             return True
         types = list_matrix_types(ModelProfile.from_header(read_header(Path(plan.model_path))))
         return gpu_probe.is_refused(bundle, plan.gpu_module, [gpu.device for gpu in plan.gpus], types)
     except EdgechatError:  # the bundle or the file may have been removed; loading the model reports the error
         return False
+
+
+def leave_out_failed_gpu(machine: Machine, model_path: str) -> tuple[Machine, str]:
+    """Return the machine without its GPUs and the reason, if they failed with a model; otherwise the machine and ""."""
+    if not machine.gpus:
+        return machine, ""
+    try:
+        reason = gpu_probe.find_distrust(find_bundle(), model_path, machine.gpu_module)
+    except EdgechatError:  # the bundle may have been removed
+        return machine, ""
+    return (machine.without_gpus(), f"{machine.gpu_name} is {reason}") if reason else (machine, "")
 
 
 def check_drafter(drafter: DrafterChoice, gpus: Sequence[Gpu]) -> DrafterChoice:

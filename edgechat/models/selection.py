@@ -24,13 +24,13 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import observed_memory
 from edgechat.models.draft_models import add_own_heads
+from edgechat.models.gpu_failures import leave_out_failed_gpu
 from edgechat.models.loading import make_exact_estimator
 from edgechat.models.resources import current_machine, load_measured_speeds
 from edgechat.planner import requantize
 from edgechat.planner.machine import Machine
 from edgechat.planner.observed_speed import ObservedSpeed
 from edgechat.planner.picks import BALANCED, choose_evaluation, choose_picks
-from edgechat.planner.plan import Estimator
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, Evaluation, evaluate
 from edgechat.planner.synthetic_profile import compute_file_sizes, make_synthetic_profiles
@@ -269,21 +269,24 @@ def evaluate_for_machine(
 
     `on_candidate` receives the name of each candidate before its evaluation.
     """
-
-    def make_estimator(candidate: Candidate) -> Estimator | None:
-        on_candidate(candidate.name)
-        if engine is None or not Path(candidate.profile.path).exists():
-            return None
-        return make_exact_estimator(engine, candidate.profile, machine.gpus)
-
     think = is_thinking_on(reasoning=settings.reasoning, thinking=settings.thinking, decode_tps=None)
-    return [
-        evaluate(
-            add_own_heads(candidate, settings), machine, speeds=speeds, n_ctx=settings.n_ctx,
-            min_tps=settings.min_speed, think=think, estimator=make_estimator(candidate),
-        )
-        for candidate in candidates
-    ]  # fmt: skip
+
+    def evaluate_candidate(candidate: Candidate) -> Evaluation:
+        on_candidate(candidate.name)
+        own_machine, gpu_problem = leave_out_failed_gpu(machine, candidate.profile.path)
+        estimator = None
+        if engine is not None and Path(candidate.profile.path).exists():
+            estimator = make_exact_estimator(engine, candidate.profile, own_machine.gpus)
+        evaluation = evaluate(
+            add_own_heads(candidate, settings), own_machine, speeds=speeds, n_ctx=settings.n_ctx,
+            min_tps=settings.min_speed, think=think, estimator=estimator,
+        )  # fmt: skip
+        if not gpu_problem or evaluation.plan is None:
+            return evaluation
+        reasons = evaluation.plan.reasons | {"n_gpu_layers": gpu_problem}
+        return msgspec.structs.replace(evaluation, plan=msgspec.structs.replace(evaluation.plan, reasons=reasons))
+
+    return [evaluate_candidate(candidate) for candidate in candidates]
 
 
 def measure_speeds(cancellation: Cancellation, on_progress: Callable[[str], object] = lambda message: None) -> None:

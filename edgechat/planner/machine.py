@@ -56,6 +56,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     other_instances_text: str = ""
     """Text about the memory of other edgechat processes, for the error message about a model that does not fit."""
 
+    def without_gpus(self) -> Machine:
+        """Return a copy of the machine whose GPUs are not used."""
+        return msgspec.structs.replace(
+            self, gpu_free_bytes=0, gpu_is_unified=False, gpu_name="", gpu_module="", gpus=(), gpu_speeds=GpuSpeeds()
+        )
+
     def leave_reserve(self) -> Machine:
         """Return a copy of the machine whose memory budget excludes `reserved_bytes`."""
         available_bytes = max(0, self.available_bytes - self.reserved_bytes)

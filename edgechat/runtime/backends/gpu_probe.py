@@ -149,7 +149,7 @@ def record_failure(bundle: Bundle, cause: str, model_path: str, module_path: str
     `cause` describes the failure, such as a signal. The module in use is at `module_path`; if that is "", it is the
     first usable one. Clients of the same engine record its failure only once.
     """
-    if is_distrusted(bundle, model_path, module_path):
+    if find_distrust(bundle, model_path, module_path):
         return
     for module in _list_modules(bundle, module_path):
         key = gpu_absence.compute_key(bundle, module)
@@ -159,14 +159,14 @@ def record_failure(bundle: Bundle, cause: str, model_path: str, module_path: str
             return
 
 
-def is_distrusted(bundle: Bundle, model_path: str, module_path: str = "") -> bool:
-    """Return whether the GPU module at `module_path` is distrusted for the model at `model_path`.
+def find_distrust(bundle: Bundle, model_path: str, module_path: str = "") -> str:
+    """Return why the GPU module at `module_path` is distrusted for the model at `model_path`; "" if it is not.
 
     If `module_path` is "", any GPU module counts.
     """
     modules = _list_modules(bundle, module_path)
     found = (verdicts.load_verdict(gpu_absence.compute_key(bundle, module), model_path) for module in modules)
-    return any(verdict is not None and verdict.status == "distrusted" for verdict in found)
+    return next((v.reason for v in found if v is not None and v.status == "distrusted"), "")
 
 
 def is_refused(bundle: Bundle, module_path: str, devices: Collection[str], types: Collection[int]) -> bool:

@@ -17,12 +17,14 @@ from edgechat.engine import protocol
 from edgechat.errors import CatalogueError, PlanError
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
+from edgechat.hardware.gpu import Gpu
 from edgechat.models import resources, selection
 from edgechat.models.selection import choose_installed_model
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.ranking import Evaluation
 from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed
-from edgechat.runtime.backends import observed_speeds, verdicts
+from edgechat.runtime.backends import gpu_probe, observed_speeds, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.observed_speeds import Work
 from edgechat.tui.screens.first_run import make_offer
@@ -77,6 +79,32 @@ def test_chat_plan_and_first_run_screen_agree_on_a_model_that_needs_the_reserved
     assert {e.candidate.name: e.verdict.partition(";")[0] for e in evaluations}["starter"] == (
         "fits only without the 2.14 GB reserved for other programs"
     )
+
+
+def test_plan_uses_no_gpu_that_failed_with_the_model(monkeypatch: pytest.MonkeyPatch, starter: Path) -> None:
+    """A start of the chat would not, either."""
+    gpu = Gpu(name="a GPU", total_bytes=8 << 30, free_bytes=8 << 30, module="/gpu.so", device="Vulkan0")
+    machine = Machine(
+        available_bytes=8 << 30,
+        n_threads=2,
+        gpu_name=gpu.name,
+        gpu_module=gpu.module,
+        gpus=(gpu,),
+        gpu_free_bytes=8 << 30,
+    )
+    candidates = [c for c in selection.list_installed_candidates() if c.name == "starter"]
+    failures: dict[tuple[str, str], str] = {}
+    monkeypatch.setattr(gpu_probe, "find_distrust", lambda _bundle, path, module: failures.get((path, module), ""))
+
+    def plan() -> LoadPlan:
+        (evaluation,) = selection.evaluate_for_machine(candidates, machine, Settings(), None)
+        assert evaluation.plan is not None
+        return evaluation.plan
+
+    assert plan().options.uses_gpu
+    failures[candidates[0].profile.path, "/gpu.so"] = "not used with starter: the engine failed on it"
+    assert not plan().options.uses_gpu
+    assert plan().reasons["n_gpu_layers"] == "a GPU is not used with starter: the engine failed on it"
 
 
 def test_starter_is_chosen_if_the_registry_is_damaged(starter: Path) -> None:

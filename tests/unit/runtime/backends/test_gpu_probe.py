@@ -356,14 +356,14 @@ def test_failure_of_the_engine_makes_the_module_distrusted_for_the_model(
 ) -> None:
     devices = Devices(PASSED)
     check(bundle, monkeypatch, devices)
-    assert not gpu_probe.is_distrusted(bundle, "/models/bad.gguf")
+    assert not gpu_probe.find_distrust(bundle, "/models/bad.gguf")
     for _ in range(2):  # two clients of one engine
         gpu_probe.record_failure(bundle, "SIGSEGV (signal 11)", "/models/bad.gguf")
         [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/bad.gguf")
         assert verdict.status == "distrusted"
     assert "not used with bad.gguf: the engine failed on it 1 time" in verdict.reason
-    assert gpu_probe.is_distrusted(bundle, "/models/bad.gguf")
-    assert not gpu_probe.is_distrusted(bundle, "/models/good.gguf")
+    assert gpu_probe.find_distrust(bundle, "/models/bad.gguf")
+    assert not gpu_probe.find_distrust(bundle, "/models/good.gguf")
     [(_, verdict)] = gpu_probe.check_gpu_modules(bundle, CPU_MODULE, demand=Demand(), model_path="/models/good.gguf")
     assert verdict.is_usable
 
@@ -416,9 +416,9 @@ def test_failure_is_recorded_for_the_module_in_use(
     for _ in range(2):  # two clients of one engine
         gpu_probe.record_failure(both, "SIGSEGV (signal 11)", "/models/bad.gguf", first.path)
         assert find_used("/models/bad.gguf") == [second]
-    assert not gpu_probe.is_distrusted(both, "/models/bad.gguf", second.path)
+    assert not gpu_probe.find_distrust(both, "/models/bad.gguf", second.path)
     gpu_probe.record_failure(both, "SIGSEGV (signal 11)", "/models/bad.gguf", second.path)
-    assert gpu_probe.is_distrusted(both, "/models/bad.gguf", second.path)
+    assert gpu_probe.find_distrust(both, "/models/bad.gguf", second.path)
     assert find_used("/models/bad.gguf") == []
     assert find_used("/models/good.gguf") == [first]
 
