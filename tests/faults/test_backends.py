@@ -160,13 +160,17 @@ def test_missing_module_gives_a_verdict_and_missing_library_an_error(
     assert "libllama.so is missing" in result.stderr
 
 
-def test_missing_bundle_error_explains_the_installation(
+def test_error_of_a_variable_without_a_bundle_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(tmp_path))
     result = cli("ask", "Hi")
     assert result.returncode == 4
-    assert "Install a wheel" in result.stderr
+    assert (
+        f"Cannot find a native bundle in {tmp_path}, which the environment variable EDGECHAT_NATIVE_DIR names"
+        in result.stderr
+    )
+    assert "Correct or unset the variable." in result.stderr
     assert cli("doctor").returncode == 4
 
 

@@ -145,7 +145,8 @@ def test_cache_directory_that_cannot_be_written_is_reported(tmp_path: Path, cli:
 def test_json_output_has_the_documented_keys(cli: Cli) -> None:
     output = json.loads(cli("ask", "Hi", "--json", "--max-tokens", "5", "--temperature", "0").stdout)
     assert set(output) == {
-        "text", "reasoning", "finish_reason", "conversation_id", "message_id", "model", "backend", "stats",
+        "text", "reasoning", "finish_reason", "conversation_id", "message_id", "model", "backend", "drafter",
+        "drafter_refusal", "stats",
     }  # fmt: skip
     stats = output["stats"]
     # These two are there only if other programs were busy, and if anything was drafted.
