@@ -44,7 +44,7 @@ def find_best_length(
     candidates: Sequence[ModelCandidate], windows: Sequence[TextWindow], costs: StepCosts, drafter_costs: DrafterCosts,
     depth: int, *, max_cost: float, reserve: float = 0.0, is_optimistic: bool = False,
 ) -> ModelChoice | None:  # fmt: skip
-    """Return the number of tokens from which most speed is expected; None if none is allowed.
+    """Return the number of tokens with the highest expected speed; None if no draft is allowed.
 
     `costs` are those of a decode step for as many sequences as there are `candidates`, at position `depth`; `windows`
     are the parts of their texts that the model reads. A draft and its step must cost at most `max_cost` decode steps

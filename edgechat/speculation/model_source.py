@@ -65,7 +65,7 @@ class ModelSource:
         self._n_skipped_steps = 0
         """Number of next steps in which the model is not considered unless a trial is due."""
         self._trial_rate = 0.0
-        """Estimated acceptance rate of a token before the last draft of a trial, added up over the sequences."""
+        """Estimated acceptance rate of a token before the last draft of a trial, the mean over its sequences."""
         self.profile = profile
         self.is_asleep = is_asleep
         """True if the memory of the drafter is freed."""
@@ -117,14 +117,14 @@ class ModelSource:
         return trial if self._allows_trial(candidates, optimistic) else None
 
     def _allows_trial(self, candidates: Sequence[ModelCandidate], optimistic: ModelChoice | None) -> bool:
-        """Return whether the trial begins or continues; end it if its last draft was rejected and there is no hope.
+        """Return whether the trial begins or continues; end it if its last draft was rejected and the model cannot pay.
 
-        `optimistic` is the best choice with higher acceptance rates.
+        `optimistic` is the best choice with higher acceptance rates: if even that one does not pay, the model cannot.
         """
-        rate = sum(c.calibration.estimate_accepted(1)[1] for c in candidates)
+        rate = sum(c.calibration.estimate_accepted(1)[1] for c in candidates) / len(candidates)
         schedule = self.profile.schedule
-        has_hope = optimistic is not None and optimistic.gain > MIN_MODEL_GAIN
-        if schedule.n_trial_drafts and rate <= self._trial_rate and not has_hope:
+        may_pay = optimistic is not None and optimistic.gain > MIN_MODEL_GAIN
+        if schedule.n_trial_drafts and rate < self._trial_rate and not may_pay:
             schedule.postpone()
             return False
         self._trial_rate = rate

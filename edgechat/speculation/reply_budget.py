@@ -39,12 +39,11 @@ class ReplyBudget:
         """Loss that a trial of a model may cause, in decode steps of one token.
 
         A trial that uses up the budget ends the drafts from texts, too. So it may only use a few steps of what these
-        have gained, or, if they have gained nothing in many tokens, the budget; half of a large budget is left to them.
+        have gained, or, if they have gained little in many tokens, the budget; half of a large budget is left to them.
         """
-        if self._balance > 0:
-            return min(self._balance, _INITIAL_BUDGET)
-        if self._n_tokens < _MIN_TRIAL_TOKENS:
-            return 0.0
+        gains = min(max(0.0, self._balance), _INITIAL_BUDGET)
+        if self._n_tokens < _MIN_TRIAL_TOKENS or self._balance > _INITIAL_BUDGET:
+            return gains
         return max(min(self.remaining, _INITIAL_BUDGET), self.remaining / 2)
 
     @property

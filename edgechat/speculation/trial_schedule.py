@@ -46,8 +46,8 @@ class TrialSchedule(msgspec.Struct):
     def wait(self, n_tokens: int) -> None:
         """Count tokens that were generated without the model.
 
-        A trial whose next draft has to wait as long as the trial itself had to ends without success: its first drafts
-        cost so much that no further one is allowed in these replies.
+        A trial whose next draft has to wait as long as the trial itself had to ends without success: these replies are
+        too short for another draft, or its first drafts cost too much.
         """
         self.n_waited = min(self.n_waited + n_tokens, MAX_INTERVAL)
         if self.n_trial_drafts and self.n_waited >= self.interval:

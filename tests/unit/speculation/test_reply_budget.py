@@ -31,13 +31,16 @@ def test_gains_can_be_lost_again_up_to_a_limit() -> None:
     assert budget.gain == 64.0
 
 
-def test_trial_uses_gains_or_the_budget_of_a_reply_that_has_gained_nothing() -> None:
+def test_trial_uses_gains_or_the_budget_of_a_reply_that_has_gained_little() -> None:
     budget = ReplyBudget()
     assert budget.remaining_for_trial == 0.0
     budget.record(2, 1.5)
     assert budget.remaining_for_trial == pytest.approx(0.5)
     budget.record(20, 3.0)
     assert budget.remaining_for_trial == pytest.approx(2.5)
+    budget = ReplyBudget()
+    budget.record(60, 59.9)
+    assert budget.remaining_for_trial == pytest.approx(2.5)  # a small gain does not end the trials
     budget = ReplyBudget()
     budget.record(1, 1.5)
     for _ in range(50):
