@@ -38,7 +38,7 @@ def doctor(as_json: bool, report: bool, retest: bool, measure: bool) -> None:
     """Describe this machine and test every backend.
 
     Shows the test result of each backend and the backend that edgechat uses. GPUs are tested for at most a minute, at
-    first with the kinds of weights of the installed models. Exits with code 4 if no backend works.
+    first with the weight types of the installed models. Exits with code 4 if no backend works.
     """
     if retest:
         from edgechat.runtime import drafter_crashes

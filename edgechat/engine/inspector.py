@@ -58,7 +58,9 @@ class ModelInspector:
         """Raise PlanError if models cannot be placed on one of the GPUs `names`; llama.cpp would use the CPU."""
         available = list_gpu_names(self._bindings) if self._bindings is not None else []
         if missing := sorted(set(names).difference(available)):
-            raise PlanError(f"The GPU {' or '.join(missing)} cannot be used any more: it has failed or is missing.")
+            names = " and ".join(missing)
+            state = "it has failed or is missing" if len(missing) == 1 else "they have failed or are missing"
+            raise PlanError(f"{names} cannot be used any more: {state}.")
 
     def check_backend(self, request_id: int, model_path: str) -> None:
         """Raise BackendMismatchError if the loaded backend is not the best working one for the model."""
@@ -98,7 +100,7 @@ class ModelInspector:
         if request.drafter_types and any(verdict.is_usable for _, verdict in gpu_verdicts):
             demand = Demand(types=tuple(request.drafter_types))
             later = gpu_probe.check_gpu_modules(bundle, module, on_progress, demand, request.model_path)
-            # A device that could not be tested now is still right for the model.
+            # A device that could not be tested now can still be used.
             states = {verdict.status for _, verdict in later}
             states |= {device.status for _, verdict in later for device in verdict.devices}
             gpu_verdicts = gpu_verdicts if "untested" in states else later

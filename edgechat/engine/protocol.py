@@ -59,7 +59,7 @@ class ProbeMemory(Request, frozen=True):
     """Path of a model file. Only the header is read, so the download of the file may be incomplete."""
     options: LoadOptions
     devices: list[str] = []
-    """GPUs on which the model may be placed, as llama.cpp names them; without names, an earlier list stays."""
+    """GPUs on which the model may be placed, as llama.cpp names them; without names, those of the last such request."""
 
 
 class ListDevices(Request, frozen=True):

@@ -46,10 +46,10 @@ def choose_drafter(
 ) -> DrafterChoice:
     """Return the drafter for the model `target`, or the reason why there is none.
 
-    If a named model does not exist or does not fit, these are the heads of the target itself, or none, with the reason
-    in `DrafterChoice.refusal`. It is no error, because each model can decode without it: a chat may load models of
-    several vocabularies with one setting. `installed_models` defaults to the result of `library.scan`,
-    which is called only if needed. Raises ModelFileError if the file of `target` cannot be read.
+    If a named model does not exist or does not fit, returns the heads of the target itself, or no drafter, with the
+    reason in `DrafterChoice.refusal`. It is no error, because each model can decode without it: a chat may load models
+    of several vocabularies with one setting. `installed_models` defaults to the result of `library.scan`, which is
+    called only if needed. Raises ModelFileError if the file of `target` cannot be read.
     """
     if target.is_embedding:
         return DrafterChoice(reason="an embedding model generates no text")
