@@ -350,11 +350,14 @@ def _print_alternatives(final_event: TurnFinished | TurnInterrupted) -> None:
 def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -> None:
     import msgspec
 
+    from edgechat.cli.drafter_state import describe_used_drafter
     from edgechat.hardware.memory import read_peak_rss_bytes
 
     model_properties, reply = session.model_properties, final_event.reply
     stats = msgspec.to_builtins(reply.stats) if reply.stats is not None else {}
     stats.pop("context_hash", None)  # used by edgechat itself
+    drafter: str | None = None
+    drafter_refusal = ""
     is_remote = session.source.is_remote or (reply.stats is not None and reply.stats.is_remote is True)
     if is_remote or not session.model.is_open:
         # The other statistics are those of an engine, or the server did not report them.
@@ -364,6 +367,7 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
         stats["load_s"] = model_properties.load_s if model_properties else 0.0
         engine_stats = session.model.engine.stats()
         stats["peak_rss_bytes"] = {"engine": engine_stats.peak_rss_bytes, "client": read_peak_rss_bytes()}
+        drafter, drafter_refusal = describe_used_drafter(session.model, engine_stats.drafter)
     result: dict[str, Any] = {
         "text": reply.text,
         "reasoning": reply.reasoning,
@@ -372,8 +376,8 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
         "message_id": reply.id,
         "model": session.reply_model if session.source.is_remote else str(session.model_path),
         "backend": model_properties.backend if model_properties and not is_remote else "",
-        "drafter": model_properties.drafter if model_properties and not is_remote else None,
-        "drafter_refusal": session.model.drafter_refusal if not is_remote else "",
+        "drafter": drafter,
+        "drafter_refusal": drafter_refusal,
         "stats": stats,
     }
     result |= make_source_fields(session, reply)

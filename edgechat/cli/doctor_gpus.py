@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from edgechat import signals
+from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def check_gpus(
         is_interrupted.set()
 
     with signals.handle_signals((signal.SIGINT,), interrupt):
-        needed = _list_needed_types()
+        needed = list_needed_types()
         results = test_all_types(
             bundle, cpu_module, needed, status.show, lambda: is_interrupted.is_set() or time.monotonic() >= ends_at
         )
@@ -51,12 +52,16 @@ def check_gpus(
     return results
 
 
-def _list_needed_types() -> list[int]:
-    """Return the weight types of the installed models, as ggml's numbers."""
+def list_needed_types() -> list[int]:
+    """Return the weight types of the installed models, as ggml's numbers; none if the models cannot be listed."""
     from edgechat.models.loading import count_weights
     from edgechat.models.selection import list_installed_candidates
 
-    return sorted({type_id for c in list_installed_candidates() for type_id in count_weights(c.profile)})
+    try:
+        candidates = list_installed_candidates()
+    except EdgechatError:  # doctor reports the problem
+        return []
+    return sorted({type_id for c in candidates for type_id in count_weights(c.profile)})
 
 
 def describe_gpu_setup(bundle: Bundle | None, cards: list[str], *, is_enabled: bool) -> str:
@@ -114,8 +119,9 @@ def describe_device(device: dict[str, Any]) -> str:
     names = [name for name in names if name not in unsupported]
     if device["untested_types"]:
         n_left = len(device["untested_types"])
+        others = f"the other {n_left}" if names else f"all {n_left}"
         types = (
-            f"{', '.join(names) or 'no'} weight types tested; the other {n_left} are tested while edgechat is idle, "
+            f"{', '.join(names) or 'no'} weight types tested; {others} are tested while edgechat is idle, "
             "before a model needs them, or by another `edgechat doctor`"
         )
     else:

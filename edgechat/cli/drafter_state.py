@@ -1,11 +1,13 @@
-"""State of the model drafter of a running engine, for `edgechat engine status` and `edgechat doctor`."""
+"""State of the model drafter of a running engine, for the output of commands."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from edgechat.engine.generation import DrafterState
     from edgechat.engine.protocol import EngineStatus
+    from edgechat.models.loaded_model import LoadedModel
 
 _NAMES: Final = {
     "draft-model": "a draft model", "mtp": "the MTP heads of the model", "eagle3": "an EAGLE-3 head",
@@ -30,6 +32,17 @@ def make_drafter_object(status: EngineStatus | None, model_path: str) -> dict[st
         "draft_costs": {str(n): round(cost, 3) for n, cost in state.draft_costs.items()} if state is not None else {},
         "crashed_drafters": list_crashes(model_path),
     }
+
+
+def describe_used_drafter(model: LoadedModel, state: DrafterState | None) -> tuple[str | None, str]:
+    """Return the kind of the drafter in use (None without one), and why the named one is not used ("" if it is).
+
+    `state` is that of the drafter after the reply, in which it can have failed.
+    """
+    loaded = model.model_properties
+    if state is not None and not state.is_open:
+        return None, model.drafter_refusal or state.error.rstrip(".")
+    return loaded.drafter if loaded is not None else None, model.drafter_refusal
 
 
 def _find_file(status: EngineStatus | None, model_path: str) -> str | None:

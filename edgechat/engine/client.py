@@ -348,6 +348,8 @@ class EngineClient:
             last_load = self._last_load
             if not self._has_lost_model or last_load is None:
                 return
+            if self._is_restarting:  # in this thread, which uses the model while it is loaded again
+                raise EngineDiedError("The engine ended while the model was loaded again. Send the request again.")
             self._is_restarting = True
             self.model_properties = None  # if that fails, a new process can be running without a model
             try:

@@ -69,6 +69,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     """Size of the engine log, in bytes, before the events that led to the death."""
     hang_reason: str = ""
     """Reason why the client killed the process, which was hanging; "" if the client did not kill it."""
+    is_gpu_failure_known: bool = False
+    """True if the client killed the process because a request had failed on the GPU."""
 
     def find_request_error(self) -> EdgechatError:
         """Return the error for the requests in progress: a model that cannot be used, too little memory, or a crash."""
@@ -162,18 +164,20 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         A lost device aborts the process, a driver may never return, and a resident engine ends after a failure.
         """
         is_computing = len(self.state.activities) == 1 and self.state.activities <= _GPU_COMPUTATIONS
-        return self.died_on_gpu and (self.exit_code == EXIT_GPU_FAILED or is_computing)
+        is_failure = self.exit_code == EXIT_GPU_FAILED or is_computing
+        return self.died_on_gpu and is_failure and not self.is_gpu_failure_known  # which was recorded already
 
     @property
     def died_on_gpu(self) -> bool:
-        """True if the process crashed or stalled while a GPU worked for it, or between two steps.
+        """True if the process crashed or stalled while a GPU worked for it or between two steps, or was killed then.
 
         A thread of the driver can crash between two steps. Another activity at the same time can be the cause, such as
         a grammar that another thread compiled. Replies can continue on the CPU in all these cases.
         """
         is_crash = self.exit_code in CRASH_CODES or self.exit_code == EXIT_STALLED
         uses_gpu = not self.state.activities or bool(self.state.activities & _GPU_ACTIVITIES)
-        return self._is_on_gpu and ((is_crash and uses_gpu) or self.exit_code == EXIT_GPU_FAILED)
+        is_known = self.exit_code == EXIT_GPU_FAILED or self.is_gpu_failure_known
+        return self._is_on_gpu and ((is_crash and uses_gpu) or is_known)
 
     @property
     def _is_on_gpu(self) -> bool:

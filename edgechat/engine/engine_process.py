@@ -40,7 +40,7 @@ class EngineProcess:
         """Use the process behind `link`, which `stop` closes."""
         self.link = link
         self.number = next(_numbers)
-        """Identity of the process among all that this program has used; process ids are used again."""
+        """Identity of the process among all that this program has used; the system reuses process ids."""
         self._log_start = logs.size()
         self.n_loads = 0
         """Number of Load requests sent to this process."""
@@ -59,6 +59,8 @@ class EngineProcess:
         """Number of clients of the engine at its last heartbeat."""
         self._detector = HangDetector()
         self._hang_reason = ""
+        self._has_gpu_failed = False
+        """True if the process was killed after a request failed on the GPU."""
         self._n_memory_kills = count_memory_kills()
         self._callbacks: dict[int, OnOutcome] = {}
         self._cancelled_at: dict[int, float] = {}
@@ -189,6 +191,7 @@ class EngineProcess:
             opened_path=self._opened_path,
             log_start=self._log_start,
             hang_reason=self._hang_reason,
+            is_gpu_failure_known=self._has_gpu_failed,
         )
         if not self._is_stopping:
             death.record_crash()  # before the requests fail, because the next engine process chooses another backend
@@ -221,6 +224,7 @@ class EngineProcess:
             self.link.wait(timeout_s)
         except TimeoutError:
             self._hang_reason = "its GPU failed" + (" and it did not end" if self.link.is_shared else "")
+            self._has_gpu_failed = True
             self.link.kill()
             with contextlib.suppress(TimeoutError):
                 self.link.wait(EXIT_TIMEOUT_S)

@@ -15,7 +15,6 @@ from edgechat.engine.resumption import RequestRecord
 from edgechat.errors import (
     ContextOverflowError,
     EdgechatError,
-    EngineDiedError,
     EngineError,
     ModelCrashError,
     ModelFileError,
@@ -129,13 +128,14 @@ class LoadedModel:
         self._must_use_cpu, self.cpu_notice = False, ""
         self.warnings += warnings + find_load_warnings(settings, path, model_properties, self.plan)
         self.set_model_properties(model_properties)
+        self._drafter_error = model_properties.drafter_error  # one of the warnings
         return model_properties
 
     def set_model_properties(self, model_properties: protocol.Loaded) -> None:
         """Save the engine's response to a load, and create the prompt builder for the loaded model."""
         self.model_properties = model_properties
         self._needs_new_plan = False
-        self._drafter_error = model_properties.drafter_error
+        self._drafter_error = ""
         self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
         if not model_properties.is_embedding:
             settings = self._settings
@@ -185,7 +185,7 @@ class LoadedModel:
             self._must_use_cpu = True
         try:
             self._load_again(failed_plan)
-        except (EngineDiedError, ModelFileError, PlanError) as error:
+        except (EngineError, ModelFileError, PlanError) as error:
             if not failed_plan.options.uses_gpu or self._must_use_cpu:
                 raise
             self.engine.check_not_closed()
@@ -200,7 +200,7 @@ class LoadedModel:
             self.cpu_notice = f"The model could not be loaded on the GPU again ({_find_cause(error)}). It uses the CPU."
 
     def _load_again(self, failed_plan: LoadPlan) -> None:
-        """Load the model of `failed_plan`, with the same plan or, if something speaks against it, with a new one."""
+        """Load the model of `failed_plan`, with the same plan, or with a new one if that plan cannot work."""
         gpus = () if self._must_use_cpu else None
         if self.engine.is_shared:
             plan, model_properties, _ = replace_engine(

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from edgechat.cli.doctor import _make_backend_object, diagnose
-from edgechat.cli.doctor_gpus import check_gpus, describe_device, describe_gpu_setup
+from edgechat.cli.doctor_gpus import check_gpus, describe_device, describe_gpu_setup, list_needed_types
 from edgechat.cli.progress import StderrStatus
+from edgechat.errors import CatalogueError
+from edgechat.models import selection
 from edgechat.runtime.backends import gpu_type_tests
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.verdicts import DeviceVerdict, FailedType, Verdict
@@ -170,3 +172,11 @@ def test_wrong_directory_in_the_environment_is_named_with_its_variable(
     done = cli("doctor")
     assert done.returncode == 4
     assert "in /none, which the environment variable EDGECHAT_NATIVE_DIR names (" in done.stdout
+
+
+def test_models_that_cannot_be_listed_need_no_weight_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> list[object]:
+        raise CatalogueError("The models folder cannot be read.")
+
+    monkeypatch.setattr(selection, "list_installed_candidates", refuse)
+    assert list_needed_types() == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgechat.cli.drafter_state import format_drafter, make_drafter_object
+from edgechat.cli.drafter_state import describe_used_drafter, format_drafter, make_drafter_object
 from edgechat.engine.generation import DrafterState
 from edgechat.planner.drafter_plan import DrafterPlan
 
@@ -71,3 +71,18 @@ def test_a_named_drafter_that_is_not_used() -> None:
 
 def test_an_engine_that_does_not_answer() -> None:
     assert format_drafter(make_drafter_object(None, "m.gguf")) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "refusal", "expected"),
+    [
+        (DrafterState(is_open=True), "", ("draft-model", "")),
+        (None, "small.gguf is missing", ("draft-model", "small.gguf is missing")),
+        (DrafterState(is_open=False, error="It failed in this reply."), "", (None, "It failed in this reply")),
+    ],
+)
+def test_output_of_a_reply_names_the_drafter_that_still_works(
+    state: DrafterState | None, refusal: str, expected: tuple[str | None, str]
+) -> None:
+    model: Any = SimpleNamespace(model_properties=SimpleNamespace(drafter="draft-model"), drafter_refusal=refusal)
+    assert describe_used_drafter(model, state) == expected

@@ -77,6 +77,19 @@ def test_every_request_after_a_death_asks_the_owner_how_to_load_the_model(work: 
     assert not client.needs_restart
 
 
+def test_engine_that_dies_again_while_its_owner_uses_it_ends_the_restart() -> None:
+    client = make_client(Process(7, EngineDiedError("died")))
+
+    def replace(plan: LoadPlan) -> None:
+        client._process, client.model_properties = Process(8, EngineDiedError("died again")), object()
+        client.tokenize("a text of the chat template")
+
+    client._replace = replace
+    with pytest.raises(EngineDiedError, match="ended while the model was loaded again"):
+        client.restart_if_dead()
+    assert client.needs_restart
+
+
 def test_other_threads_wait_for_a_restart() -> None:
     """An engine needs a restart until that has ended, so that nobody sends requests to a process without a model."""
     client = make_client(Process(7, EngineDiedError("died")))

@@ -89,6 +89,18 @@ def test_deaths_in_a_computation_count_against_the_gpu(monkeypatch: pytest.Monke
     assert len(causes) == 3
 
 
+def test_other_replies_of_a_process_that_is_killed_after_a_gpu_failure_can_continue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_probe, "record_failure", lambda *_: pytest.fail("recorded twice"))
+    killed = msgspec.structs.replace(
+        make_death("SIGKILL", COMPUTING, n_gpu_layers=9), hang_reason="its GPU failed", is_gpu_failure_known=True
+    )
+    killed.record_crash()
+    assert can_continue_on_cpu(killed.find_request_error())
+    assert not can_continue_on_cpu(make_death("SIGKILL", COMPUTING, n_gpu_layers=9).find_request_error())
+
+
 @pytest.mark.parametrize("n_gpu_layers", [0, 9])
 @pytest.mark.parametrize(
     ("activities", "can_continue"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgechat.engine import protocol
+from edgechat.engine.generation import DrafterState
 from edgechat.errors import ComputeError, EngineDiedError, PlanError
 from edgechat.models import gpu_failures, loaded_model, loading
 from edgechat.models.events import CpuFallback
@@ -151,3 +153,14 @@ def test_fallback_names_the_process_that_failed(make_model: Any) -> None:
     assert model.fall_back_to_cpu(error, GPU_PLAN)
     assert model.engine.calls == ["record", ("end", 7), ()]
     assert (model.plan, model.take_cpu_notice()) == (CPU_PLAN, "")
+
+
+def test_drafter_that_cannot_be_opened_after_a_restart_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warnings of a start report it only then."""
+    monkeypatch.setattr(loaded_model, "PromptBuilder", lambda *_: None)
+    model, state = LoadedModel(), DrafterState(is_open=False, error="small.gguf is damaged.")
+    properties: Any = SimpleNamespace(drafter_error=state.error, is_embedding=True)
+    model.set_model_properties(properties)
+    assert model.find_drafter_failure(state) == state.error
+    assert model.find_drafter_failure(state) == ""
+    model.close()
