@@ -22,7 +22,7 @@ from edgechat.chat.messages import Message
 from edgechat.cli import ask, plain_chat
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
-from edgechat.engine.generation import GenerationStats
+from edgechat.engine.generation import DrafterState, GenerationStats
 from edgechat.errors import ContextOverflowError, UsageError
 from edgechat.planner.load_variants import MANY_SEQS
 from edgechat.prompt.agreement.picker import MAX_PICKED_REPLIES
@@ -259,11 +259,14 @@ def test_backend_and_drafter_are_those_of_the_reply(
         is_remote=is_remote or msgspec.UNSET,
     )  # fmt: skip
     reply = Message(id="a", role="assistant", model="box/big", stats=stats)
-    engine = SimpleNamespace(stats=lambda: SimpleNamespace(peak_rss_bytes=1))
+    engine = SimpleNamespace(stats=lambda: SimpleNamespace(peak_rss_bytes=1, drafter=DrafterState(is_open=True)))
+    properties = SimpleNamespace(backend="cpu-zen4", drafter="mtp", load_s=0.1)
     session = SimpleNamespace(  # of a route, whose other model is in the engine
-        model_properties=SimpleNamespace(backend="cpu-zen4", drafter="mtp", load_s=0.1),
+        model_properties=properties,
         source=SimpleNamespace(is_remote=False),
-        model=SimpleNamespace(is_open=True, engine=engine, drafter_refusal="small is damaged"),
+        model=SimpleNamespace(
+            is_open=True, engine=engine, model_properties=properties, drafter_refusal="small is damaged"
+        ),
         conversation=SimpleNamespace(id="c"), model_path="a",
     )  # fmt: skip
     ask._print_json(session, finished(reply))  # type: ignore[arg-type]
